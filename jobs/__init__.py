@@ -1,0 +1,1 @@
+"""Entry points that run the label job, with Ray or without."""

@@ -1,0 +1,1 @@
+"""Offline teacher labels for hard distillation: views, pairs, labels, stores, replay."""

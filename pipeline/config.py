@@ -1,0 +1,237 @@
+"""Frozen configuration: how views are drawn and mixed, and what a store's identity is.
+
+A configuration is checked when it is built, and never reads the environment. Each field's
+docstring is its help text on the command line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from pipeline.errors import ConfigError, StoreError
+
+__all__ = [
+    "FORMAT_VERSION",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "PRESETS",
+    "AugmentConfig",
+    "MixConfig",
+    "Precision",
+    "Preset",
+    "StoreIdentity",
+    "TeacherIdentity",
+    "canonical_json",
+    "different_fields",
+    "mixing_of_preset",
+]
+
+FORMAT_VERSION = 1
+"""Version of the store's layout and of everything that a seed determines."""
+
+TRIPLE_VIEWS = 3
+"""Views that repeated augmentation shows together, and that share one pairing."""
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Preset: TypeAlias = Literal["deit", "crop-flip", "three-augment", "center"]
+Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
+Triple: TypeAlias = tuple[float, float, float]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AugmentConfig:
+    """How a view is drawn. The defaults are DeiT's (`--preset deit`)."""
+
+    image_size: int = 224
+    """Side of the square view, in pixels."""
+    crop: Literal["random-resized", "center"] = "random-resized"
+    """How the crop is chosen."""
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """Smallest and largest share of the image's area (random-resized)."""
+    crop_ratio: tuple[float, float] = (0.75, 4 / 3)
+    """Smallest and largest width / height of the crop (random-resized)."""
+    center_fraction: float = 0.875
+    """Share of the shorter side that a center crop keeps."""
+    hflip: float = 0.5
+    """Probability of a horizontal flip."""
+    policy: Literal["none", "rand-augment", "three-augment"] = "rand-augment"
+    """Operations after crop and flip: RandAugment as timm's rand-m9-mstd0.5-inc1, or
+    DeiT III's 3-Augment."""
+    rand_ops: int = 2
+    """RandAugment: operations per view."""
+    rand_probability: float = 0.5
+    """RandAugment: probability of each operation."""
+    rand_magnitude: float = 9.0
+    """RandAugment: mean magnitude, 0 to 10."""
+    rand_magnitude_std: float = 0.5
+    """RandAugment: standard deviation of the magnitude, which is clipped to 0..10."""
+    color_jitter: float = 0.3
+    """3-Augment: brightness, contrast and colour factors are uniform in 1 -/+ this."""
+    erase_probability: float = 0.25
+    """Probability of erasing one box with per-pixel noise."""
+    erase_area: tuple[float, float] = (0.02, 1 / 3)
+    """Smallest and largest share of the view that is erased."""
+    erase_ratio: tuple[float, float] = (0.3, 1 / 0.3)
+    """Smallest and largest height / width of the erased box."""
+    mean: Triple = IMAGENET_MEAN
+    """Per-channel mean of pixels in [0, 1]: normalisation, fill colour, erasing noise."""
+    std: Triple = IMAGENET_STD
+    """Per-channel standard deviation of pixels in [0, 1]."""
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.image_size <= 4096, f"image_size is {self.image_size}; use 1..4096")
+        for name in ("hflip", "rand_probability", "erase_probability"):
+            value = getattr(self, name)
+            _require(0 <= value <= 1, f"{name} is {value}; a probability is in 0..1")
+        for name in ("crop_scale", "erase_area"):
+            low, high = getattr(self, name)
+            _require(0 < low <= high <= 1, f"{name} is {low}..{high}; use 0 < low <= high <= 1")
+        for name in ("crop_ratio", "erase_ratio"):
+            low, high = getattr(self, name)
+            _require(0 < low <= high, f"{name} is {low}..{high}; use 0 < low <= high")
+        _require(0 < self.center_fraction <= 1, "center_fraction must be in (0, 1]")
+        _require(0 <= self.rand_ops <= 16, f"rand_ops is {self.rand_ops}; use 0..16")
+        _require(0 <= self.rand_magnitude <= 10, "rand_magnitude must be in 0..10")
+        _require(self.rand_magnitude_std >= 0, "rand_magnitude_std must not be negative")
+        _require(0 <= self.color_jitter <= 1, "color_jitter must be in 0..1")
+        _require(all(0 <= value <= 1 for value in self.mean), "mean must be in 0..1")
+        _require(all(value > 0 for value in self.std), "std must be positive")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixConfig:
+    """How samples are grouped and paired, and how the members of a pair are mixed."""
+
+    probability: float = 1.0
+    """Probability that a pair is mixed at a view; 0 switches mixing off."""
+    mixup_alpha: float = 0.8
+    """Mixup's share is drawn from Beta(alpha, alpha), alpha in (0, 1]; 0 for CutMix only."""
+    cutmix_alpha: float = 1.0
+    """CutMix's area is drawn from Beta(alpha, alpha), alpha in (0, 1]; 0 for mixup only."""
+    switch_probability: float = 0.5
+    """Probability of CutMix where both are on."""
+    group_size: int = 16
+    """Samples that are decoded and labelled together (G)."""
+    block_views: int = 15
+    """Consecutive views that share one grouping, a multiple of 3 (K)."""
+
+    def __post_init__(self) -> None:
+        for name in ("probability", "switch_probability"):
+            value = getattr(self, name)
+            _require(0 <= value <= 1, f"{name} is {value}; a probability is in 0..1")
+        for name in ("mixup_alpha", "cutmix_alpha"):
+            _require(0 <= getattr(self, name) <= 1, f"{name} must be in 0..1")
+        _require(
+            self.probability == 0 or self.mixup_alpha > 0 or self.cutmix_alpha > 0,
+            "mixup_alpha and cutmix_alpha are both 0; set probability=0 to switch mixing off",
+        )
+        _require(
+            4 <= self.group_size <= 256 and self.group_size % 2 == 0,
+            f"group_size is {self.group_size}; use an even number in 4..256",
+        )
+        _require(
+            self.block_views > 0 and self.block_views % TRIPLE_VIEWS == 0,
+            f"block_views is {self.block_views}; use a multiple of {TRIPLE_VIEWS}",
+        )
+
+
+PRESETS: Mapping[Preset, AugmentConfig] = {
+    "deit": AugmentConfig(),
+    "crop-flip": AugmentConfig(policy="none", erase_probability=0.0),
+    "three-augment": AugmentConfig(policy="three-augment", erase_probability=0.0),
+    "center": AugmentConfig(crop="center", hflip=0.0, policy="none", erase_probability=0.0),
+}
+
+
+def mixing_of_preset(preset: Preset) -> bool:
+    """Return whether views of this preset are mixed unless the user says otherwise."""
+    return preset != "center"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherIdentity:
+    """What makes two teachers the same for a store."""
+
+    architecture: str  # timm's name
+    weights: str  # SHA-256 over names, types, shapes and bytes of the state dict
+    classes: int
+    precision: Precision
+    batch_views: int  # views of a group in one teacher batch: with G, the batch's shape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreIdentity:
+    """What must match for two label jobs to write one store."""
+
+    root_seed: int
+    augment: AugmentConfig
+    mix: MixConfig
+    teacher: TeacherIdentity
+    format_version: int = field(default=FORMAT_VERSION)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON."""
+        return hashlib.sha256(canonical_json(self.to_json())).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values; ``from_json`` is the inverse."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any]) -> StoreIdentity:
+        """Build an identity from ``to_json``'s values.
+
+        Raises ``StoreError`` for a version or field that this release does not know.
+        """
+        version = values.get("format_version")
+        if version != FORMAT_VERSION:
+            raise StoreError(
+                f"the store has format version {version!r}, this release reads "
+                f"{FORMAT_VERSION}; install the release that wrote it, or a newer one"
+            )
+        try:
+            return StoreIdentity(
+                root_seed=values["root_seed"],
+                augment=AugmentConfig(**_tuples(values["augment"])),
+                mix=MixConfig(**values["mix"]),
+                teacher=TeacherIdentity(**values["teacher"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise StoreError(f"the store's identity is malformed: {error!r}") from error
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+    }
+
+
+def canonical_json(value: object) -> bytes:
+    """Return the one JSON text of ``value``: sorted keys, no spaces, ASCII."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return text.encode("ascii")
+
+
+def different_fields(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Return ``path: ours / theirs`` for each leaf in which two JSON objects differ."""
+    lines: list[str] = []
+    for name in sorted({*ours, *theirs}):
+        left, right = ours.get(name), theirs.get(name)
+        if isinstance(left, Mapping) and isinstance(right, Mapping):
+            lines += [f"{name}.{line}" for line in different_fields(left, right)]
+        elif canonical_json(left) != canonical_json(right):
+            lines.append(f"{name}: {left!r} / {right!r}")
+    return lines

@@ -1,0 +1,69 @@
+"""The exceptions that this project raises on purpose.
+
+Every message says what is wrong, where, and what to do about it.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CheckpointError",
+    "ChecksumError",
+    "ConfigError",
+    "DecodeError",
+    "IdentityError",
+    "IncompleteStoreError",
+    "PipelineError",
+    "RejectionError",
+    "ReplayError",
+    "ShardError",
+    "StoreError",
+    "TeacherError",
+]
+
+
+class PipelineError(Exception):
+    """The base of all errors a user can cause or cure."""
+
+
+class ConfigError(PipelineError):
+    """A setting is out of range, or two settings contradict each other."""
+
+
+class ShardError(PipelineError):
+    """A shard is missing, malformed, or not the one that was expected."""
+
+
+class DecodeError(PipelineError):
+    """An image does not decode; the label job turns this into a rejection."""
+
+
+class RejectionError(PipelineError):
+    """Too many images were rejected, or parts disagree about which ones are."""
+
+
+class TeacherError(PipelineError):
+    """The teacher cannot be built, or cannot label these shards."""
+
+
+class StoreError(PipelineError):
+    """A label store is missing, malformed, or of an unknown version."""
+
+
+class ChecksumError(StoreError):
+    """Bytes on disk are not the bytes that were committed."""
+
+
+class IdentityError(StoreError):
+    """A store belongs to another configuration than the one at hand."""
+
+
+class IncompleteStoreError(StoreError):
+    """A store lacks parts, or its manifest."""
+
+
+class ReplayError(PipelineError):
+    """A replayed view is not the view that the teacher labelled."""
+
+
+class CheckpointError(PipelineError):
+    """A checkpoint is unreadable, or belongs to another model or run."""

@@ -1,0 +1,260 @@
+"""The records that pass between stages. Nothing here knows PyTorch.
+
+Fixed-point numbers are integers in units of 2**-16 (``FIXED_ONE`` is 1.0).
+Boxes are in pixels, and end before ``top + height`` and ``left + width``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "FIXED_BITS",
+    "FIXED_ONE",
+    "NO_PARTNER",
+    "AppliedOp",
+    "AugmentedGroup",
+    "Box",
+    "ImageSize",
+    "MixKind",
+    "MixParams",
+    "Op",
+    "PartKey",
+    "PartRows",
+    "Pixels",
+    "Rejection",
+    "Sample",
+    "ShardInfo",
+    "TeacherLabels",
+    "ViewMix",
+    "ViewParams",
+]
+
+Pixels: TypeAlias = NDArray[np.uint8]
+"""An image or view, (height, width, 3), RGB."""
+
+FIXED_BITS = 16
+FIXED_ONE = 1 << FIXED_BITS
+
+NO_PARTNER = -1
+"""Stands for "unmixed" wherever a partner's index is expected."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageSize:
+    """The size of a decoded image, in pixels."""
+
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Box:
+    """A rectangle of pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @property
+    def area(self) -> int:
+        """The number of pixels inside."""
+        return self.height * self.width
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One image of a shard, and where its bytes lie in the tar file."""
+
+    key: str
+    target: int  # true class
+    image_name: str  # member name, for messages
+    image_offset: int  # bytes from the start of the shard
+    image_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardInfo:
+    """What a store remembers of a shard, to know it again."""
+
+    number: int  # place in the job's list of shards
+    name: str  # file name without directory, for messages
+    key_hash: str  # SHA-256 of the ordered keys: the shard's name in every stream
+    content_hash: str  # SHA-256 of key, target and byte length of each member
+    samples: int  # indexed samples, rejected ones included
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejection:
+    """A sample whose image does not decode."""
+
+    key: str
+    reason: str
+
+
+class Op(StrEnum):
+    """An operation on pixels, applied after crop and flip."""
+
+    AUTO_CONTRAST = "auto-contrast"  # no argument
+    EQUALIZE = "equalize"  # no argument
+    INVERT = "invert"  # no argument
+    ROTATE = "rotate"  # degrees, counter-clockwise, fixed-point
+    POSTERIZE = "posterize"  # bits to keep, 0..8
+    SOLARIZE = "solarize"  # threshold, 0..256
+    SOLARIZE_ADD = "solarize-add"  # amount added below 128
+    COLOR = "color"  # factor, fixed-point; 1 changes nothing
+    CONTRAST = "contrast"  # factor
+    BRIGHTNESS = "brightness"  # factor
+    SHARPNESS = "sharpness"  # factor
+    SHEAR_X = "shear-x"  # horizontal pixels a row, fixed-point
+    SHEAR_Y = "shear-y"  # vertical pixels a column
+    TRANSLATE_X = "translate-x"  # share of the width, fixed-point
+    TRANSLATE_Y = "translate-y"  # share of the height
+    GRAYSCALE = "grayscale"  # no argument
+    GAUSSIAN_BLUR = "gaussian-blur"  # sigma in pixels, fixed-point
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppliedOp:
+    """An operation with its drawn argument, an integer (see ``Op``)."""
+
+    op: Op
+    argument: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewParams:
+    """All that was drawn for one view: plain integers, no pixels."""
+
+    crop: Box  # in the decoded image
+    hflip: bool
+    ops: tuple[AppliedOp, ...]  # in order
+    erase: Box | None  # in the view
+    erase_noise: int  # 64-bit seed of the erased pixels; 0 without erasing
+
+
+class MixKind(StrEnum):
+    """How a view is mixed with its partner's."""
+
+    NONE = "none"
+    MIXUP = "mixup"
+    CUTMIX = "cutmix"
+
+    @property
+    def code(self) -> int:
+        """A stable small integer for arrays and digests: 0, 1 or 2."""
+        return ("none", "mixup", "cutmix").index(self.value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixParams:
+    """How the two members of a pair are mixed at one view; both share it."""
+
+    kind: MixKind
+    lam: int  # fixed-point share of a member's own image
+    box: Box | None  # cutmix: where the partner's pixels go
+
+    @staticmethod
+    def none() -> MixParams:
+        """Return the parameters of an unmixed view."""
+        return MixParams(kind=MixKind.NONE, lam=FIXED_ONE, box=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewMix:
+    """Mix parameters of N rows, as arrays that travel to the device."""
+
+    partner: NDArray[np.int64]  # (N,), row of the partner; the row itself if unmixed
+    kind: NDArray[np.uint8]  # (N,), ``MixKind.code``
+    lam: NDArray[np.int32]  # (N,), fixed-point share of the own image
+    box: NDArray[np.int32]  # (N, 4), top, left, height, width; zeros unless cutmix
+
+    @staticmethod
+    def unmixed(rows: int) -> ViewMix:
+        """Return parameters that leave every row as it is."""
+        return ViewMix(
+            partner=np.arange(rows, dtype=np.int64),
+            kind=np.zeros(rows, np.uint8),
+            lam=np.full(rows, FIXED_ONE, np.int32),
+            box=np.zeros((rows, 4), np.int32),
+        )
+
+    def set_row(self, row: int, partner: int, params: MixParams) -> None:
+        """Mix ``row`` with ``partner`` by ``params``."""
+        self.partner[row] = partner
+        self.kind[row] = params.kind.code
+        self.lam[row] = params.lam
+        if params.box is not None:
+            box = params.box
+            self.box[row] = (box.top, box.left, box.height, box.width)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AugmentedGroup:
+    """The views of one group at V consecutive views: the teacher's input.
+
+    P is the group size of the configuration; places beyond the group's members, and
+    rejected members, hold zeros and are not ``valid``. Rows are numbered
+    ``place * V + view - first_view``; a row's partner is a row of the same view.
+    """
+
+    shard: int
+    members: tuple[int, ...]  # sample indices in the shard, by place
+    first_view: int
+    pixels: Pixels  # (P, V, S, S, 3)
+    valid: NDArray[np.bool_]  # (P, V)
+    mix: ViewMix  # P * V rows
+    digest: NDArray[np.uint32]  # (P, V)
+    has_digest: NDArray[np.bool_]  # (P, V)
+    rejections: tuple[Rejection, ...]
+    decode_seconds: float
+    augment_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherLabels:
+    """Labels of N rows."""
+
+    label: NDArray[np.uint16]  # (N,), argmax of the logits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class PartKey:
+    """One shard x one range of views: the unit of planning, retry and commit."""
+
+    shard: int
+    first_view: int
+    views: int
+
+    @property
+    def end_view(self) -> int:
+        """One past the last view."""
+        return self.first_view + self.views
+
+    @property
+    def path(self) -> str:
+        """Where the part lies in the store, relative, with ``/``."""
+        return f"shard={self.shard}/view-{self.first_view:05d}-{self.end_view:05d}.parquet"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartRows:
+    """All that one part stores. N labelled samples, in shard order; V views."""
+
+    part: PartKey
+    identity: str  # digest of the store's identity
+    shard: ShardInfo
+    rejections: tuple[Rejection, ...]  # in shard order
+    keys: tuple[str, ...]  # (N,)
+    target: NDArray[np.int32]  # (N,)
+    seed: NDArray[np.int64]  # (N,)
+    label: NDArray[np.uint16]  # (N, V)
+    digest: NDArray[np.uint32]  # (N, V), 0 where there is none
+    has_digest: NDArray[np.bool_]  # (N, V)

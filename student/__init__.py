@@ -1,0 +1,1 @@
+"""A student trainer that replays a label store's views."""
