@@ -50,17 +50,18 @@ def decode(data: bytes | memoryview, name: str) -> Pixels:
         try:
             height, width, space, _ = simplejpeg.decode_jpeg_header(data)
             if space in ("YCbCr", "Gray", "RGB") and height * width <= MAX_PIXELS:
-                return simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False)
+                rgb: Pixels = simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False)
+                return rgb
         except ValueError:
             pass
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a bomb between warning and error still decodes
             with Image.open(io.BytesIO(data)) as image:
-                rgb = _without_alpha(image).convert("RGB")
+                converted = _without_alpha(image).convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DecodeError(f"{name}: {type(error).__name__}: {error}") from error
-    return np.ascontiguousarray(np.asarray(rgb))
+    return np.ascontiguousarray(np.asarray(converted))
 
 
 def _without_alpha(image: Image.Image) -> Image.Image:
@@ -92,7 +93,7 @@ def view_digest(pixels: Pixels, partner: str | None, mix: MixParams) -> int:
     """
     box = mix.box or Box(top=0, left=0, height=0, width=0)
     values = [partner, mix.kind.code, mix.lam, box.top, box.left, box.height, box.width]
-    return binascii.crc32(canonical_json(values), binascii.crc32(np.ascontiguousarray(pixels)))
+    return binascii.crc32(canonical_json(values), binascii.crc32(pixels.tobytes()))
 
 
 def warm_up() -> None:
@@ -240,7 +241,12 @@ def _affine_weights() -> NDArray[np.int32]:
     rows = []
     for step in range(steps):
         d = step / steps  # a dyadic fraction: all that follows is exact
-        cubic = (d * (-1 + d * (2 - d)), 1 + d * d * (d - 2), d * (1 + d * (1 - d)), d * d * (d - 1))
+        cubic = (
+            d * (-1 + d * (2 - d)),
+            1 + d * d * (d - 2),
+            d * (1 + d * (1 - d)),
+            d * d * (d - 1),
+        )
         row = [math.floor(value * 4096 + 0.5) for value in cubic]
         row[1 if d <= 0.5 else 2] += 4096 - sum(row)
         rows.append(row)

@@ -34,7 +34,7 @@ _AFFINE_WEIGHT_BITS = 12
 
 
 @njit(cache=True, nogil=True)
-def _cubic(distance):  # type: ignore[no-untyped-def]
+def _cubic(distance):
     """Keys' cubic with a = -1/2 at a distance in 2**-16, in units of 2**-32."""
     d = np.int64(distance)
     if d >= 2 << 16:
@@ -48,7 +48,7 @@ def _cubic(distance):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def resize_weights(source, target):  # type: ignore[no-untyped-def]
+def resize_weights(source, target):
     """Return (starts, weights) of an antialiased bicubic resize along one axis.
 
     ``starts`` is (target,), ``weights`` (target, taps); output i is the sum over t of
@@ -83,7 +83,7 @@ def resize_weights(source, target):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def resample(image, rows, row_weights, columns, column_weights, hflip):  # type: ignore[no-untyped-def]
+def resample(image, rows, row_weights, columns, column_weights, hflip):
     """Return the image resampled along both axes, rows first, rounded to uint8 in between.
 
     ``rows`` and ``columns`` are starts as ``resize_weights`` returns them. The inner loops
@@ -127,7 +127,7 @@ def resample(image, rows, row_weights, columns, column_weights, hflip):  # type:
 
 
 @njit(cache=True, nogil=True)
-def apply_affine(image, matrix, weights, fill):  # type: ignore[no-untyped-def]
+def apply_affine(image, matrix, weights, fill):
     """Return the image moved by a 2x3 matrix of 2**-16 pixels, bicubic, same size.
 
     As Pillow's ``transform(AFFINE, BICUBIC)``: output centre (x + 1/2, y + 1/2) is looked
@@ -175,7 +175,7 @@ def apply_affine(image, matrix, weights, fill):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def histogram(image):  # type: ignore[no-untyped-def]
+def histogram(image):
     """Return how often each value occurs in each channel, (3, 256)."""
     counts = np.zeros((3, 256), np.int64)
     for y in range(image.shape[0]):
@@ -187,7 +187,7 @@ def histogram(image):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def apply_table(image, table):  # type: ignore[no-untyped-def]
+def apply_table(image, table):
     """Return the image with each channel looked up in its row of ``table``, (3, 256)."""
     result = np.empty_like(image)
     for y in range(image.shape[0]):
@@ -199,14 +199,14 @@ def apply_table(image, table):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _gray(pixel):  # type: ignore[no-untyped-def]
+def _gray(pixel):
     """ITU-R 601 luma, with Pillow's integer weights."""
     total = np.int32(pixel[0]) * 19595 + np.int32(pixel[1]) * 38470 + np.int32(pixel[2]) * 7471
     return (total + 0x8000) >> 16
 
 
 @njit(cache=True, nogil=True)
-def to_gray(image):  # type: ignore[no-untyped-def]
+def to_gray(image):
     """Return the image in grey, three equal channels."""
     result = np.empty_like(image)
     for y in range(image.shape[0]):
@@ -219,7 +219,7 @@ def to_gray(image):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def gray_sum(image):  # type: ignore[no-untyped-def]
+def gray_sum(image):
     """Return the sum of the image's grey values."""
     total = np.int64(0)
     for y in range(image.shape[0]):
@@ -229,14 +229,14 @@ def gray_sum(image):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _blend(base, value, factor):  # type: ignore[no-untyped-def]
+def _blend(base, value, factor):
     """``base + factor * (value - base)``, rounded down and clipped; factor in 2**-16."""
     mixed = (np.int64(base) * 65536 + factor * (np.int64(value) - np.int64(base))) >> 16
     return min(max(mixed, 0), 255)
 
 
 @njit(cache=True, nogil=True)
-def blend_with_gray(image, factor):  # type: ignore[no-untyped-def]
+def blend_with_gray(image, factor):
     """Return the image moved from (or, above 1, away from) its own grey version."""
     result = np.empty_like(image)
     for y in range(image.shape[0]):
@@ -248,7 +248,7 @@ def blend_with_gray(image, factor):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def blend_with_smooth(image, factor):  # type: ignore[no-untyped-def]
+def blend_with_smooth(image, factor):
     """Return the image moved from its smoothed version, as Pillow's ``Sharpness``.
 
     The smoothing is 3x3 with weight 5 in the middle, over 13, rounded; borders keep.

@@ -62,9 +62,7 @@ def draw_partners(
     rounds = stream("pairs", root_seed, key_hash, block, group).permutation(seats - 1)
     triple = view % config.block_views // TRIPLE_VIEWS
     opponents = _round_robin(seats, rounds[triple % len(rounds)])
-    return tuple(
-        opponent if opponent < members else NO_PARTNER for opponent in opponents[:members]
-    )
+    return tuple(opponent if opponent < members else NO_PARTNER for opponent in opponents[:members])
 
 
 def _round_robin(seats: int, round_: int) -> list[int]:

@@ -30,6 +30,7 @@ __all__ = [
     "Rejection",
     "Sample",
     "ShardInfo",
+    "ShardView",
     "TeacherLabels",
     "ViewMix",
     "ViewParams",
@@ -95,6 +96,7 @@ class ShardInfo:
 class Rejection:
     """A sample whose image does not decode."""
 
+    index: int  # place in the shard
     key: str
     reason: str
 
@@ -258,3 +260,22 @@ class PartRows:
     label: NDArray[np.uint16]  # (N, V)
     digest: NDArray[np.uint32]  # (N, V), 0 where there is none
     has_digest: NDArray[np.bool_]  # (N, V)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardView:
+    """What a store knows of one shard at one view, by the samples' place in the shard.
+
+    N counts the indexed samples, rejected ones included; theirs are not ``accepted`` and
+    hold zeros.
+    """
+
+    shard: int
+    view: int
+    keys: tuple[str, ...]  # (N,)
+    accepted: NDArray[np.bool_]  # (N,)
+    target: NDArray[np.int32]  # (N,)
+    seed: NDArray[np.int64]  # (N,)
+    label: NDArray[np.uint16]  # (N,)
+    digest: NDArray[np.uint32]  # (N,)
+    has_digest: NDArray[np.bool_]  # (N,)

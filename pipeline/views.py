@@ -100,7 +100,9 @@ def _centred(size: ImageSize, height: int, width: int) -> Box:
 
 
 def _draw_rand_augment(words: Stream, config: AugmentConfig) -> tuple[AppliedOp, ...]:
-    chosen = [RAND_AUGMENT_OPS[words.integer(len(RAND_AUGMENT_OPS))] for _ in range(config.rand_ops)]
+    chosen = [
+        RAND_AUGMENT_OPS[words.integer(len(RAND_AUGMENT_OPS))] for _ in range(config.rand_ops)
+    ]
     applied = []
     for op in chosen:
         if words.happens(config.rand_probability):

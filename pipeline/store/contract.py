@@ -1,0 +1,37 @@
+"""What every label store can do, whatever its format."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+from pipeline.config import StoreIdentity
+from pipeline.records import ShardView
+from pipeline.store.manifest import Manifest
+
+__all__ = ["LabelStore"]
+
+
+class LabelStore(ABC):
+    """A finished store, open for reading.
+
+    Opening reads the manifest alone. A store may be pickled to worker processes and read
+    from several; every part's checksum is verified when a process first reads it.
+    """
+
+    def __init__(self, root: Path, manifest: Manifest) -> None:
+        self.root = root
+        self.manifest = manifest
+
+    @property
+    def identity(self) -> StoreIdentity:
+        """What the store's labels depend on."""
+        return self.manifest.identity
+
+    @abstractmethod
+    def read_view(self, shard: int, view: int) -> ShardView:
+        """Return the labels of one shard at one view.
+
+        Raises ``IncompleteStoreError`` if the store has none, ``ChecksumError`` if the
+        bytes are not those that were committed.
+        """

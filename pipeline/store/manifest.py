@@ -1,0 +1,203 @@
+"""The manifest: every part with its checksum, every shard, every rejection.
+
+It is written last, in canonical JSON that carries its own checksum, so a store either has
+a whole and true manifest or is unfinished.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import FORMAT_VERSION, StoreIdentity, canonical_json
+from pipeline.errors import ChecksumError, IncompleteStoreError, StoreError
+from pipeline.files import replace, sha256
+from pipeline.records import PartKey, Rejection, ShardInfo
+
+__all__ = [
+    "IDENTITY_PATH",
+    "MANIFEST_PATH",
+    "Manifest",
+    "PartEntry",
+    "read_manifest",
+    "write_manifest",
+]
+
+MANIFEST_PATH = "_manifest.json"
+IDENTITY_PATH = "_meta/identity.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartEntry:
+    """One committed part file."""
+
+    part: PartKey
+    bytes: int
+    sha256: str
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a finished store holds. Shards are ordered by number, parts by (shard, view)."""
+
+    identity: StoreIdentity
+    fingerprints: Mapping[str, int]  # see ``pipeline.augment.fingerprints``
+    shards: tuple[ShardInfo, ...]
+    rejections: Mapping[int, tuple[Rejection, ...]]  # by shard number, where there are any
+    parts: tuple[PartEntry, ...]
+
+    @cached_property
+    def by_shard(self) -> Mapping[int, ShardInfo]:
+        """Shards by number."""
+        return {shard.number: shard for shard in self.shards}
+
+    @cached_property
+    def view_range(self) -> range:
+        """The views that every shard has: from the first on, without a gap."""
+        common: set[int] | None = None
+        for views in self.views_of_shards.values():
+            common = views if common is None else common & views
+        if not common:
+            return range(0)
+        first = end = min(common)
+        while end in common:
+            end += 1
+        return range(first, end)
+
+    @cached_property
+    def views_of_shards(self) -> Mapping[int, set[int]]:
+        """The labelled views of each shard, by its number."""
+        views: dict[int, set[int]] = {shard.number: set() for shard in self.shards}
+        for entry in self.parts:
+            views[entry.part.shard].update(range(entry.part.first_view, entry.part.end_view))
+        return views
+
+    @property
+    def rows(self) -> int:
+        """Labels in the store."""
+        return sum(entry.rows for entry in self.parts)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all parts."""
+        return sum(entry.bytes for entry in self.parts)
+
+    def accepted_samples(self, shard: int) -> int:
+        """Return how many samples of a shard have labels."""
+        return self.by_shard[shard].samples - len(self.rejections.get(shard, ()))
+
+    def find_part(self, shard: int, view: int) -> PartEntry:
+        """Return the part that holds a view of a shard."""
+        for entry in self._parts_of_shards.get(shard, ()):
+            if entry.part.first_view <= view < entry.part.end_view:
+                return entry
+        raise IncompleteStoreError(
+            f"the store has no labels for shard {shard} at view {view}; run the label job "
+            f"again with --first-view and --views that include {view}"
+        )
+
+    @cached_property
+    def _parts_of_shards(self) -> Mapping[int, list[PartEntry]]:
+        parts: dict[int, list[PartEntry]] = {}
+        for entry in self.parts:
+            parts.setdefault(entry.part.shard, []).append(entry)
+        return parts
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values; ``from_json`` is the inverse."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "identity": self.identity.to_json(),
+            "identity_digest": self.identity.digest,
+            "fingerprints": dict(self.fingerprints),
+            "shards": [dataclasses.asdict(shard) for shard in self.shards],
+            "rejections": {
+                str(shard): [dataclasses.asdict(one) for one in rejections]
+                for shard, rejections in self.rejections.items()
+            },
+            "parts": [
+                {
+                    "path": entry.part.path,
+                    **dataclasses.asdict(entry.part),
+                    "bytes": entry.bytes,
+                    "sha256": entry.sha256,
+                    "rows": entry.rows,
+                }
+                for entry in self.parts
+            ],
+        }
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any]) -> Manifest:
+        """Build a manifest from ``to_json``'s values; raises ``StoreError`` if malformed."""
+        identity = StoreIdentity.from_json({**values, **values.get("identity", {})})
+        try:
+            manifest = Manifest(
+                identity=identity,
+                fingerprints=dict(values["fingerprints"]),
+                shards=tuple(ShardInfo(**shard) for shard in values["shards"]),
+                rejections={
+                    int(shard): tuple(Rejection(**one) for one in rejections)
+                    for shard, rejections in values["rejections"].items()
+                },
+                parts=tuple(_part_entry(entry) for entry in values["parts"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreError(f"the manifest is malformed: {error!r}") from error
+        unknown = {entry.part.shard for entry in manifest.parts} - set(manifest.by_shard)
+        if unknown:
+            raise StoreError(f"the manifest has parts of unknown shards {sorted(unknown)}")
+        return manifest
+
+
+def _part_entry(values: Mapping[str, Any]) -> PartEntry:
+    part = PartKey(
+        shard=int(values["shard"]),
+        first_view=int(values["first_view"]),
+        views=int(values["views"]),
+    )
+    if values["path"] != part.path:
+        raise ValueError(f"path {values['path']!r} should be {part.path!r}")
+    return PartEntry(
+        part=part,
+        bytes=int(values["bytes"]),
+        sha256=str(values["sha256"]),
+        rows=int(values["rows"]),
+    )
+
+
+def write_manifest(root: Path, manifest: Manifest) -> None:
+    """Write the manifest with its own checksum, in one step."""
+    values = manifest.to_json()
+    checksum = sha256(canonical_json(values))
+    replace(root / MANIFEST_PATH, canonical_json({**values, "sha256": checksum}) + b"\n")
+
+
+def read_manifest(root: Path) -> Manifest:
+    """Read a store's manifest and check it.
+
+    Raises ``IncompleteStoreError`` if there is none, ``ChecksumError`` if it was changed.
+    """
+    path = root / MANIFEST_PATH
+    if not path.exists():
+        what = "an unfinished store" if (root / IDENTITY_PATH).exists() else "no store"
+        raise IncompleteStoreError(
+            f"{root} is {what}: it has no {MANIFEST_PATH}; give the path of a finished store, "
+            "or run the label job again with the same settings, it does only what is missing"
+        )
+    cure = "restore the file, or run the label job again to write it anew"
+    try:
+        values = json.loads(path.read_bytes())
+        checksum = values.pop("sha256")
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ChecksumError(f"{path} is not a manifest ({error!r}); {cure}") from error
+    actual = sha256(canonical_json(values))
+    if actual != checksum:
+        raise ChecksumError(f"{path}: sha256 is {actual}, it says {checksum}; {cure}")
+    return Manifest.from_json(values)
