@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from braceexpand import UnbalancedBracesError, braceexpand
+from braceexpand import braceexpand
 
 from pipeline.errors import PipelineError, ShardError
 
@@ -31,7 +31,7 @@ def expand_shards(patterns: Sequence[str]) -> tuple[Path, ...]:
     for pattern in patterns:
         try:
             names = list(braceexpand(pattern))
-        except UnbalancedBracesError as error:
+        except ValueError as error:
             raise ShardError(f"--shards {pattern!r}: braces do not match") from error
         missing = []
         for name in names:

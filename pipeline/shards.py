@@ -1,0 +1,154 @@
+"""A WebDataset shard (one tar file) as an index of samples, with bytes read by offset."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import re
+import tarfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.config import canonical_json
+from pipeline.errors import ShardError
+from pipeline.records import Sample, ShardInfo
+
+__all__ = ["IMAGE_EXTENSIONS", "Shard", "open_shard"]
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+TARGET_EXTENSIONS = ("cls", "json")
+
+_BLOCK = 512  # bytes; a tar file ends with two empty blocks
+_KEY = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # WebDataset's rule: up to the first dot
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """An open shard: its samples in file order, and its bytes, mapped into memory."""
+
+    path: Path
+    info: ShardInfo
+    samples: tuple[Sample, ...]
+    _data: mmap.mmap = field(repr=False)
+
+    def image_bytes(self, index: int) -> memoryview:
+        """Return the encoded image of the sample at ``index``."""
+        sample = self.samples[index]
+        start = sample.image_offset
+        return memoryview(self._data)[start : start + sample.image_bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    name: str
+    offset: int
+    size: int
+
+
+def open_shard(path: Path, number: int) -> Shard:
+    """Map a shard and index it; ``number`` is its place in the job's list of shards.
+
+    Each sample needs exactly one image and one target, ``<key>.cls`` (an integer as text)
+    or ``<key>.json`` (field ``label``). Raises ``ShardError`` naming the shard and sample.
+    """
+    try:
+        with path.open("rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        raise ShardError(f"{path}: cannot read the shard: {error}") from error
+    members = _read_members(path, data)
+    samples = tuple(_sample(path, data, key, parts) for key, parts in members.items())
+    if not samples:
+        raise ShardError(f"{path}: the shard holds no samples")
+    keys = canonical_json([sample.key for sample in samples])
+    content = canonical_json(
+        [
+            [sample.key, sample.target, [[ext, part.size] for ext, part in parts.items()]]
+            for sample, parts in zip(samples, members.values(), strict=True)
+        ]
+    )
+    info = ShardInfo(
+        number=number,
+        name=path.name,
+        key_hash=hashlib.sha256(keys).hexdigest(),
+        content_hash=hashlib.sha256(content).hexdigest(),
+        samples=len(samples),
+        bytes=len(data),
+    )
+    return Shard(path=path, info=info, samples=samples, _data=data)
+
+
+def _read_members(path: Path, data: mmap.mmap) -> dict[str, dict[str, _Member]]:
+    """Return key -> extension -> member, in file order."""
+    cure = "fetch or pack the shard again"
+    members: dict[str, dict[str, _Member]] = {}
+    last_key: str | None = None
+    try:
+        with tarfile.open(fileobj=data, mode="r:") as tar:
+            for info in tar:
+                if info.offset_data + info.size > len(data):
+                    raise ShardError(
+                        f"{path}: truncated inside {info.name} (at byte {len(data)}); {cure}"
+                    )
+                match = _KEY.match(info.name)
+                special = info.name.startswith("__") and info.name.endswith("__")
+                if not info.isreg() or match is None or special:
+                    continue
+                key, extension = match[1], match[2].lower()
+                if key in members and key != last_key:
+                    raise ShardError(
+                        f"{path}: two samples have the key {key!r}; seeds and labels go by "
+                        "key, so pack the shard with unique keys"
+                    )
+                parts = members.setdefault(key, {})
+                if extension in parts:
+                    raise ShardError(
+                        f"{path}: two members are named {key}.{extension}; seeds and labels go "
+                        "by key, so pack the shard with unique keys"
+                    )
+                parts[extension] = _Member(info.name, info.offset_data, info.size)
+                last_key = key
+            end = tar.offset
+    except tarfile.TarError as error:
+        raise ShardError(f"{path}: not a whole tar file ({error}); {cure}") from error
+    if data[end : end + _BLOCK] != bytes(_BLOCK):
+        raise ShardError(f"{path}: truncated, the end-of-archive mark is missing; {cure}")
+    return members
+
+
+def _sample(path: Path, data: mmap.mmap, key: str, parts: Mapping[str, _Member]) -> Sample:
+    images = [extension for extension in IMAGE_EXTENSIONS if extension in parts]
+    if len(images) != 1:
+        found = ", ".join(sorted(parts))
+        raise ShardError(
+            f"{path}: sample {key!r} has {len(images)} images (members: {found}); each sample "
+            f"needs exactly one of {', '.join('.' + name for name in IMAGE_EXTENSIONS)}"
+        )
+    image = parts[images[0]]
+    return Sample(
+        key=key,
+        target=_target(path, data, key, parts),
+        image_name=image.name,
+        image_offset=image.offset,
+        image_bytes=image.size,
+    )
+
+
+def _target(path: Path, data: mmap.mmap, key: str, parts: Mapping[str, _Member]) -> int:
+    cure = "each sample needs <key>.cls with its class index, or <key>.json with a label field"
+    present = [extension for extension in TARGET_EXTENSIONS if extension in parts]
+    if not present:
+        raise ShardError(f"{path}: sample {key!r} has no .cls and no .json member; {cure}")
+    member = parts[present[0]]
+    text = data[member.offset : member.offset + member.size]
+    try:
+        target = int(text) if present[0] == "cls" else json.loads(text)["label"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ShardError(
+            f"{path}: {member.name} holds no class index ({error!r}); {cure}"
+        ) from error
+    if not isinstance(target, int) or isinstance(target, bool) or not 0 <= target < 1 << 16:
+        raise ShardError(f"{path}: {member.name} holds {target!r}, not a class index; {cure}")
+    return target
