@@ -111,7 +111,7 @@ def _read_members(path: Path, data: mmap.mmap) -> dict[str, dict[str, _Member]]:
                 parts[extension] = _Member(info.name, info.offset_data, info.size)
                 last_key = key
             end = tar.offset
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError) as error:  # mmap: "seek out of range"
         raise ShardError(f"{path}: not a whole tar file ({error}); {cure}") from error
     if data[end : end + _BLOCK] != bytes(_BLOCK):
         raise ShardError(f"{path}: truncated, the end-of-archive mark is missing; {cure}")

@@ -1,0 +1,60 @@
+"""Normalises and mixes a batch on the device: one code for teacher and student.
+
+Each step is one elementwise operation, rounded on its own in float32, so results do not
+depend on the batch's size, its order, or the device's instruction set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.records import FIXED_ONE, MixKind, Pixels, ViewMix
+
+__all__ = ["mix_images", "normalise", "to_device"]
+
+
+def to_device(pixels: Pixels | Tensor, device: torch.device) -> Tensor:
+    """Move uint8 rows to a device; the copy does not block if the memory is pinned."""
+    tensor = torch.from_numpy(pixels) if isinstance(pixels, np.ndarray) else pixels
+    return tensor.to(device, non_blocking=True)
+
+
+def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Return (N, S, S, 3) uint8 pixels as (N, 3, S, S) float32, channels last in memory.
+
+    ``mean`` and ``std`` are of pixels in [0, 1].
+    """
+    # Constants are rounded to float32 once, on the host: (pixel - 255 mean) * 1 / (255 std).
+    shift = torch.tensor([255 * value for value in mean], dtype=torch.float32)
+    scale = torch.tensor([1 / (255 * value) for value in std], dtype=torch.float32)
+    images = pixels.to(torch.float32).sub_(shift.to(pixels.device)).mul_(scale.to(pixels.device))
+    return images.permute(0, 3, 1, 2)
+
+
+def mix_images(images: Tensor, mix: ViewMix) -> Tensor:
+    """Return (N, 3, S, S) normalised images, each mixed with its partner's row.
+
+    mixup: ``lam * own + (1 - lam) * partner``; CutMix: the partner's pixels in the box.
+    """
+    mixup = np.flatnonzero(mix.kind == MixKind.MIXUP.code)
+    cutmix = np.flatnonzero(mix.kind == MixKind.CUTMIX.code)
+    if len(mixup) == len(cutmix) == 0:
+        return images
+    device = images.device
+    result = images.clone()
+    if len(mixup):
+        rows = torch.from_numpy(mixup).to(device)
+        partners = torch.from_numpy(mix.partner[mixup]).to(device)
+        lam = torch.from_numpy(mix.lam[mixup].astype(np.float32) / np.float32(FIXED_ONE))
+        lam = lam.to(device).view(-1, 1, 1, 1)
+        # 1 - lam is exact: lam is a multiple of 2**-16. No fused multiply-add here.
+        result[rows] = images[rows].mul_(lam).add_(images[partners].mul_(1 - lam))
+    for row in cutmix:
+        top, left, height, width = (int(value) for value in mix.box[row])
+        down, right = slice(top, top + height), slice(left, left + width)
+        result[row, :, down, right] = images[int(mix.partner[row]), :, down, right]
+    return result
