@@ -1,0 +1,154 @@
+"""Fingerprints: short proofs that two machines make the same pixels from the same bytes.
+
+A fingerprint is the CRC-32 of what decoding, resizing, an operation, drawing or pairing
+gives on small odd inputs. A store keeps those of the machine that labelled it; a machine
+whose fingerprints differ must neither add to the store nor replay it.
+"""
+
+from __future__ import annotations
+
+import binascii
+from base64 import b64decode
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+
+import numpy as np
+
+from pipeline.augment import apply_op, apply_view, decode, image_size, resize
+from pipeline.config import PRESETS, AugmentConfig, MixConfig, canonical_json
+from pipeline.pairing import draw_groups, draw_mix, draw_partners
+from pipeline.records import FIXED_ONE, AppliedOp, Box, ImageSize, Op, Pixels, ViewParams
+from pipeline.rng import noise_bytes, sample_seed
+from pipeline.views import draw_view
+
+__all__ = ["different_fingerprints", "fingerprints"]
+
+_SEED = 20201223  # any constant does
+_ARGUMENTS: Mapping[Op, int] = {
+    Op.ROTATE: -17 * FIXED_ONE,
+    Op.POSTERIZE: 1,
+    Op.SOLARIZE: 26,
+    Op.SOLARIZE_ADD: 99,
+    Op.SHEAR_X: FIXED_ONE // 4,
+    Op.SHEAR_Y: -FIXED_ONE // 5,
+    Op.TRANSLATE_X: FIXED_ONE // 3,
+    Op.TRANSLATE_Y: -FIXED_ONE // 7,
+}
+
+
+def fingerprints() -> dict[str, int]:
+    """Return this machine's fingerprints by name."""
+    found = {
+        f"decode.{name}": _crc(decode(b64decode(text), name)) for name, text in _IMAGES.items()
+    }
+    noise = (noise_bytes(_SEED, 41 * 31 * 3) >> 8).astype(np.uint8).reshape(41, 31, 3)
+    found["resize.down"] = _crc(resize(noise, Box(top=3, left=1, height=37, width=29), 13))
+    found["resize.up"] = _crc(resize(noise, Box(top=3, left=1, height=7, width=5), 32, hflip=True))
+    config = AugmentConfig(image_size=31)
+    for op in Op:
+        applied = AppliedOp(op=op, argument=_ARGUMENTS.get(op, FIXED_ONE * 7 // 5))
+        found[f"op.{op}"] = _crc(apply_op(noise, applied, config))
+    for preset, augment in PRESETS.items():
+        drawn = [
+            asdict(draw_view(sample_seed(_SEED, str(view)), view, size, augment))
+            for view in range(24)
+            for size in (ImageSize(height=375, width=500), ImageSize(height=9, width=70))
+        ]
+        found[f"draw.{preset}"] = binascii.crc32(canonical_json(drawn))
+    found["draw.pairs"] = _pairs()
+    params = draw_view(_SEED, 2, image_size(noise), config)
+    erased = Box(top=2, left=3, height=20, width=11)
+    found["erase"] = _crc(apply_view(noise, _with_erase(params, erased), config))
+    return found
+
+
+def different_fingerprints(ours: Mapping[str, int], theirs: Mapping[str, int]) -> list[str]:
+    """Return the names of fingerprints that differ, or that one side lacks."""
+    return sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
+
+
+def _with_erase(params: ViewParams, box: Box) -> ViewParams:
+    return replace(params, erase=box, erase_noise=_SEED)
+
+
+def _pairs() -> int:
+    mix = MixConfig()
+    drawn: list[object] = []
+    for samples in (1, 2, 3, 17, 97):
+        for block in (0, 7):
+            groups = draw_groups(_SEED, "shard", samples, block, mix).groups
+            drawn.append(groups)
+            for group, members in enumerate(groups):
+                view = block * mix.block_views + 4
+                drawn.append(draw_partners(_SEED, "shard", view, group, len(members), mix))
+    drawn += [asdict(draw_mix(_SEED, "shard", view, (3, 8), 224, mix)) for view in range(24)]
+    return binascii.crc32(canonical_json(drawn))
+
+
+def _crc(pixels: Pixels) -> int:
+    shape = np.array(pixels.shape, "<u4")
+    return binascii.crc32(pixels.tobytes(), binascii.crc32(shape.tobytes()))
+
+
+_IMAGES: Mapping[str, str] = {  # made for this purpose: noise, enlarged and compressed
+    "jpeg": (
+        "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAAYEBQYFBAYGBQYHBwYIChAKCgkJChQODwwQFxQYGBcUFhYaHSUf"
+        "GhsjHBYWICwgIyYnKSopGR8tMC0oMCUoKSj/2wBDAQcHBwoIChMKChMoGhYaKCgoKCgoKCgoKCgoKCgoKCgo"
+        "KCgoKCgoKCgoKCgoKCgoKCgoKCgoKCgoKCgoKCgoKCj/wAARCAAlAB0DASIAAhEBAxEB/8QAGgAAAwADAQAA"
+        "AAAAAAAAAAAAAAUGAQMHBP/EACcQAAIBAwMDAwUAAAAAAAAAAAECBAADBQYRIQcSMRRRcSQzQVJh/8QAGgEA"
+        "AgIDAAAAAAAAAAAAAAAAAQUCBAMGB//EACURAAEDAwMEAwEAAAAAAAAAAAECAwQABREGEiEVIjFBFFJhcf/a"
+        "AAwDAQACEQMRAD8AStYbWP0kTlz7VT6btnpvZNnI8M/A3qW6QiZhszbvTUKKCNywq76spa1KbbxyGK/rRvEt"
+        "i6NdKa4QecmgzLchsl18Z/lT2bYZa+0+19s80mbKW7R7SeRWTckwccYwVtgNqkZNuS10ntbmo6ftUiMgtFQw"
+        "PHNTtFzivblTwfzFd11vGjPBYY9FR9vK1BYTPHCh1yIL/NOtN5V8pJW3eO4PvVjN0dhJVgvLdFbb80tS0mW+"
+        "Ik08H6+ay3Bt62n4TA7Tzk1y2bqmHNkEIgANYF+M437BXoz2nMZClN6V1IHjalBCIdlPFWbxbU27amJuxTPT"
+        "XTpyVBY7k+abaHJE5dqe68nyLAUW7jAfw0UUhsyiq7ozVzVIAgqV7qBeXeu8u5J+a195NFFdivDaSlHHqtD0"
+        "8ohKsV//2Q=="
+    ),
+    "jpeg-progressive": (
+        "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAAoHBwgHBgoICAgLCgoLDhgQDg0NDh0VFhEYIx8lJCIfIiEmKzcv"
+        "Jik0KSEiMEExNDk7Pj4+JS5ESUM8SDc9Pjv/2wBDAQoLCw4NDhwQEBw7KCIoOzs7Ozs7Ozs7Ozs7Ozs7Ozs7"
+        "Ozs7Ozs7Ozs7Ozs7Ozs7Ozs7Ozs7Ozs7Ozs7Ozs7Ozv/wgARCAAVACsDAREAAhEBAxEB/8QAGQABAQADAQAA"
+        "AAAAAAAAAAAABAUBAgYD/8QAGQEAAgMBAAAAAAAAAAAAAAAAAwUBAgQG/9oADAMBAAIQAxAAAAGiABmDDBsq"
+        "1xefnRMJPbIUsnoTFY1urNJh7AkJeQITv7CVBk9HbwO+2zMP/8QAGxAAAgIDAQAAAAAAAAAAAAAAAgMAAQQR"
+        "ExL/2gAIAQEAAQUCvHGWiVgzfIckiK/JQmVpjGSmO2k1eXNx6vumcQhVqGNXGBU5DOIz/8QAIhEAAgIBAwQD"
+        "AAAAAAAAAAAAAQIAAwQREzESFCEiMlFS/9oACAEDAQE/AVvYnzFWph7R6qNeYmLrxBUq8zSuDIUQZg40nS7+"
+        "QJXurFAPyM26v1NlZ0BeIcu1PAiZdrcmY1S2D2nZVfU//8QAIhEAAgIBAgcBAAAAAAAAAAAAAgMAAREEIRAS"
+        "ExQiMUFS/9oACAECAQE/ARayLe2perPEY1hXABpToNi3HdzTCN1uUwiq9xxb+NQVsL7idu39xV5uLUPJmMKx"
+        "PFTRDRDvGjVcP//EAB0QAAICAQUAAAAAAAAAAAAAAAABESEQAgMgIjH/2gAIAQEABj8CxJGaKRepo77iKhni"
+        "5//EABsQAQEAAgMBAAAAAAAAAAAAAAEAESEQMWFB/9oACAEBAAE/IcHTMuCBc2FiSPV4XdLP3XQpfbnttDiR"
+        "A0QaEZss+EvG/9oADAMBAAIAAwAAABAmKO4dRwFr/8QAGhEAAwADAQAAAAAAAAAAAAAAAAEREDFhIf/aAAgB"
+        "AwEBPxCWQrWH4RUlOwnUZWDKg2h0PUJx5DiTUPajVAtNLhf/xAAbEQEBAAIDAQAAAAAAAAAAAAABABExIUFh"
+        "EP/aAAgBAgEBPxA7qE1AwS48QmrwsVYU4roi2lXbp7JBGXxWclnwl+D5/8QAHhAAAwABBAMAAAAAAAAAAAAA"
+        "AAERITFBUZFhcYH/2gAIAQEAAT8QRptNjbFiFrOozLsQ7FvHV59FKDfCLeLyh1c4ymxmnYzQ6L0g6jRZSwhQ"
+        "bGFTXs1BN/Tzuz//2Q=="
+    ),
+    "jpeg-gray": (
+        "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAAYEBQYFBAYGBQYHBwYIChAKCgkJChQODwwQFxQYGBcUFhYaHSUf"
+        "GhsjHBYWICwgIyYnKSopGR8tMC0oMCUoKSj/wAALCAATABcBAREA/8QAFgABAQEAAAAAAAAAAAAAAAAABQYH"
+        "/8QAKRAAAQMCAwcFAQAAAAAAAAAAAQIDBQAEBhESBxMUITFBURUiMmFiof/aAAgBAQAAPwChlZizxOjdttPj"
+        "Lyk1MyEPAMIImeJbZHdIyojj8P2Z0Q7jimP31qnRjW6bUPT7S3B76kAUjOS0ZMQ2jFYS0wRzNsPd/Kzp3Z9b"
+        "SKi7hJ15doehfORpLEQDTJLY0n6oPZ24u7xRurlRdbz+K+YrW5oCzdCbUBpPhHKv/9k="
+    ),
+    "jpeg-cmyk": (
+        "/9j/7gAOQWRvYmUAZAAAAAAA/9sAQwAGBAUGBQQGBgUGBwcGCAoQCgoJCQoUDg8MEBcUGBgXFBYWGh0lHxob"
+        "IxwWFiAsICMmJykqKRkfLTAtKDAlKCko/8AAFAgADQALBEMRAE0RAFkRAEsRAP/EABkAAAMBAQEAAAAAAAAA"
+        "AAAAAAAFBgcDCP/EACgQAAEEAgEDBAEFAAAAAAAAAAIBAwQFAAYREyExBxJRYRUUIjJBQv/aAA4EQwBNAFkA"
+        "SwAAPwCOq6mi0N6SuxMRLS1MUSPHiv8AUB0vgiHxlUlMtDKf4v48SoqR68HqmIuK4vnkV7plTT7rGq9zs4Ov"
+        "wI/4FhoSInnen0ufKpz5z1Tl5D1HbrCK1Li7fOrmHhQwiBEExZRf8oq+eMi5noTbbBKdtxtBMZpK+hJx393f"
+        "G7vo5RXbhWf5Y0/Vr1eBQVTv3+cM4bjQ0jG21+vV1PDg+1zlZjI8PLz95qk/0zo3KRyxuBctpUdFMjl/u6v0"
+        "XymZDvkxqFo0Szahx1fIyR5FTs8n9IX1hiWcd7CmPRmNnthaaJQFOonZExtA9OhegsOx9huIjJghBHYdRAbR"
+        "U/iKceExvRV9hMpoclu+sowOtCSMtHwAIqeE+sM//9k="
+    ),
+    "png": (
+        "iVBORw0KGgoAAAANSUhEUgAAAAcAAAALBAMAAABBvoqbAAAAMFBMVEWz3Uq6qlhC41YkqWenjlJve19Mj4Ed"
+        "gFXDZGVkV2bNLXl/NE8xYaI/XDY1NqUZEWy0256yAAAAQklEQVR42gE3AMj/AOUGBPADU9/0LAFNSxIGAQbG"
+        "D8UCEPueQAOgGfcCAkQA0CAAyVEs4AEBRy/5AFiI3SAB28oPTP7+EtLHmYG4AAAAAElFTkSuQmCC"
+    ),
+    "webp": (
+        "UklGRvoAAABXRUJQVlA4IO4AAAAQBwCdASoXABEAPrVQoUwnJKMiKAqo4BaJbACdMoR+MIIsJpXz8fkAcyT+"
+        "oFnb+zIAqlWoZ0AXcdKZfh5gUlDU4AD+5giNx5lZmroponOHFukry6Ayja8v6888kdoLyHsvGzVSClrxCSKY"
+        "V9oCrWfFjcJ6M24ZP6pSIuLB+659rZqiFrXv6VHT3EoYI0XHXgoB1RyzKrRPXayqfaS5tGNyfoY1v4Jx/Vj0"
+        "+l7dRD+j/gZVhH3/aaFBi29+9q+cyHU3eGysuicenH58yhjyLx90xXIPULgcBW0rc6OlDt6D5h/n4RtrL8UH"
+        "q4xcIAAA"
+    ),
+}

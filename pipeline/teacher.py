@@ -1,0 +1,314 @@
+"""The teacher: mixed views in, argmax labels out, in batches of one constant shape."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from numpy.typing import NDArray
+from timm.layers import ConvNormAct
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from pipeline.config import TRIPLE_VIEWS, AugmentConfig, MixConfig, Precision, TeacherIdentity
+from pipeline.errors import ConfigError, TeacherError
+from pipeline.mixing import mix_images, normalise, to_device
+from pipeline.records import AugmentedGroup, TeacherLabels
+
+__all__ = ["Teacher", "TeacherSpec", "choose_device", "load_teacher", "set_threads", "state_digest"]
+
+DTYPES: Mapping[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherSpec:
+    """Which teacher to build. Without a checkpoint, timm's pretrained weights are fetched."""
+
+    architecture: str  # timm's name
+    checkpoint: Path | None = None  # .safetensors, or a .pth with tensors alone
+    random_weights: int | None = None  # seed of untrained weights, for trials of speed
+    classes: int | None = None  # None: the checkpoint's, or the pretrained model's
+    precision: Precision = "fp32"
+    batch_views: int | None = None  # None: a triple on a CPU, a block on a GPU
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device that ``auto``, ``cpu`` or ``cuda`` means here."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: PyTorch sees no GPU here; use --device cpu")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def set_threads(threads: int | None = None) -> None:
+    """Fix PyTorch's CPU threads (all cores by default) and its exactness switches.
+
+    Ray and containers set ``OMP_NUM_THREADS``, so nothing is left to the environment.
+    """
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def state_digest(state: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 over names, types, shapes and bytes of a state dict, by name."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def load_teacher(
+    spec: TeacherSpec, augment: AugmentConfig, mix: MixConfig, device: torch.device
+) -> Teacher:
+    """Build a teacher for views of this configuration.
+
+    Raises ``TeacherError`` for an unknown architecture, weights that cannot be read or do
+    not fit, or a class count that labels (uint16) cannot hold.
+    """
+    state = _read_checkpoint(spec.checkpoint) if spec.checkpoint is not None else None
+    model = _create_model(spec, state, augment.image_size)
+    if state is not None:
+        _load_state(model, state, spec)
+    model = model.eval().requires_grad_(False)
+    classes = int(getattr(model, "num_classes", 0))
+    if not 2 <= classes < 1 << 16:
+        raise TeacherError(f"{spec.architecture} has {classes} classes; labels hold 2..65535")
+    default_views = mix.block_views if device.type == "cuda" else TRIPLE_VIEWS
+    identity = TeacherIdentity(
+        architecture=spec.architecture,
+        weights=state_digest(model.state_dict()),
+        classes=classes,
+        precision=spec.precision,
+        batch_views=spec.batch_views or default_views,
+    )
+    expected = _expected_input(model)
+    return Teacher(_prepare(model, spec.precision, device), identity, augment, mix, expected)
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectedInput:
+    """The pixels a pretrained model was made for, as timm describes it."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    size: int
+
+
+class Teacher:
+    """A frozen network that labels views in padded batches of one shape."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        identity: TeacherIdentity,
+        augment: AugmentConfig,
+        mix: MixConfig,
+        expected: ExpectedInput,
+    ) -> None:
+        self.identity = identity
+        self.expected = expected
+        self._model = model
+        self._augment = augment
+        self._batch_rows = mix.group_size * identity.batch_views
+        parameter = next(model.parameters())
+        self._device, self._dtype = parameter.device, DTYPES[identity.precision]
+
+    def label_group(self, group: AugmentedGroup) -> TeacherLabels:
+        """Label a group's views: P * V rows, those not valid with an arbitrary label.
+
+        Teacher batches are cut at absolute multiples of ``batch_views``, so a view has the
+        same slot and shape whatever range of views a part or a run covers.
+        """
+        places, views = group.valid.shape
+        size = self._augment.image_size
+        pixels = to_device(group.pixels.reshape(-1, size, size, 3), self._device)
+        images = mix_images(normalise(pixels, self._augment.mean, self._augment.std), group.mix)
+        images = images.view(places, views, *images.shape[1:])
+        label = np.zeros((places, views), np.uint16)
+        step = self.identity.batch_views
+        for start in range(group.first_view // step * step, group.first_view + views, step):
+            first = max(start, group.first_view) - group.first_view
+            end = min(start + step, group.first_view + views) - group.first_view
+            batch = images.new_zeros(places, step, *images.shape[2:])
+            slot = first + group.first_view - start
+            batch[:, slot : slot + end - first] = images[:, first:end]
+            found = self._argmax(batch.flatten(0, 1)).reshape(places, step)
+            label[:, first:end] = found[:, slot : slot + end - first]
+        return TeacherLabels(label=label.reshape(-1))
+
+    def label_images(self, images: Tensor) -> TeacherLabels:
+        """Label normalised and mixed images on the device, (N, 3, S, S) float32, any N."""
+        label = np.zeros(len(images), np.uint16)
+        for start in range(0, len(images), self._batch_rows):
+            rows = images[start : start + self._batch_rows]
+            batch = images.new_zeros(self._batch_rows, *images.shape[1:])
+            batch[: len(rows)] = rows
+            label[start : start + len(rows)] = self._argmax(batch)[: len(rows)]
+        return TeacherLabels(label=label)
+
+    def logits(self, batch: Tensor) -> Tensor:
+        """Return the float32 logits, (N, C), of normalised images, (N, 3, S, S) float32."""
+        with torch.inference_mode():
+            batch = batch.to(dtype=self._dtype, memory_format=torch.channels_last)
+            logits: Tensor = self._model(batch)
+        return logits.float()
+
+    def _argmax(self, batch: Tensor) -> NDArray[np.uint16]:
+        logits = self.logits(batch).cpu().numpy()
+        if not np.isfinite(logits).all():
+            raise TeacherError(
+                f"{self.identity.architecture} gives logits that are not finite in "
+                f"{self.identity.precision}; use --precision bf16 or fp32, or check its weights"
+            )
+        label: NDArray[np.uint16] = logits.argmax(axis=1).astype(np.uint16)  # first of equals
+        return label
+
+
+def _create_model(spec: TeacherSpec, state: Mapping[str, Tensor] | None, size: int) -> nn.Module:
+    if not timm.is_model(spec.architecture):
+        close = get_close_matches(spec.architecture, timm.list_models(), n=5)
+        raise TeacherError(
+            f"--teacher {spec.architecture!r} is no model of timm {timm.__version__}"
+            + (f"; similar names: {', '.join(close)}" if close else "")
+        )
+    config = timm.models.get_pretrained_cfg(spec.architecture)
+    if config is None:
+        raise TeacherError(
+            f"--teacher {spec.architecture!r}: timm {timm.__version__} knows no such weights; "
+            f"try one of {', '.join(timm.list_pretrained(spec.architecture.split('.')[0] + '*'))}"
+        )
+    options: dict[str, Any] = {}
+    classes = spec.classes
+    if classes is None and state is not None:
+        classifier = config.classifier
+        weight = state.get(f"{classifier}.weight") if isinstance(classifier, str) else None
+        classes = len(weight) if weight is not None else None
+    if classes is not None:
+        options["num_classes"] = classes
+    if config.fixed_input_size:
+        options["img_size"] = size
+    pretrained = state is None and spec.random_weights is None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(spec.random_weights or 0)
+        try:
+            model: nn.Module = timm.create_model(
+                spec.architecture, pretrained=pretrained, **options
+            )
+        except (OSError, RuntimeError, TypeError, AssertionError) as error:
+            cure = (
+                "give a local file with --teacher-checkpoint, or connect to the model hub"
+                if pretrained
+                else "check --num-classes and --image-size"
+            )
+            raise TeacherError(
+                f"cannot create the teacher {spec.architecture!r}: {error}; {cure}"
+            ) from error
+    return model
+
+
+def _read_checkpoint(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise TeacherError(f"--teacher-checkpoint {path}: no such file")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # each loader raises its own kinds
+        raise TeacherError(
+            f"--teacher-checkpoint {path} cannot be read ({type(error).__name__}: {error}); "
+            "give a .safetensors file, or a .pth that holds tensors alone"
+        ) from error
+    for name in ("state_dict", "model"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(name), dict):
+            loaded = loaded[name]
+    if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
+        raise TeacherError(f"--teacher-checkpoint {path} holds no state dict of tensors")
+    return {name.removeprefix("module."): tensor for name, tensor in loaded.items()}
+
+
+def _load_state(model: nn.Module, state: Mapping[str, Tensor], spec: TeacherSpec) -> None:
+    own = model.state_dict()
+    missing, foreign = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    misshapen = [
+        f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
+        for name in sorted(set(own) & set(state))
+        if state[name].shape != own[name].shape
+    ]
+    if missing or foreign or misshapen:
+        raise TeacherError(
+            f"--teacher-checkpoint {spec.checkpoint} is not a {spec.architecture} with "
+            f"{getattr(model, 'num_classes', '?')} classes: "
+            f"{len(missing)} tensors are missing {missing[:3]}, "
+            f"{len(foreign)} are foreign {foreign[:3]}, "
+            f"{len(misshapen)} have another shape {misshapen[:3]}; check --teacher and "
+            "--num-classes"
+        )
+    model.load_state_dict(state)
+
+
+def _expected_input(model: nn.Module) -> ExpectedInput:
+    config = getattr(model, "pretrained_cfg", {})
+    return ExpectedInput(
+        mean=tuple(config.get("mean", ())),
+        std=tuple(config.get("std", ())),
+        size=int(config.get("input_size", (3, 0, 0))[-1]),
+    )
+
+
+def _prepare(model: nn.Module, precision: Precision, device: torch.device) -> nn.Module:
+    """Fold BatchNorm, cast, and move; the classifier stays in float32.
+
+    In bf16 two close logits are often equal, and the argmax would be the lower class; with
+    features in bf16 and the last layer in float32 ties are as rare as in float32.
+    """
+    _fold_batch_norm(model)
+    model = model.to(device=device, dtype=DTYPES[precision]).to(memory_format=torch.channels_last)
+    get_classifier = getattr(model, "get_classifier", None)
+    classifier = get_classifier() if get_classifier is not None else None
+    if precision != "fp32" and isinstance(classifier, nn.Linear):
+        classifier.float()
+        classifier.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
+    return model
+
+
+def _fold_batch_norm(model: nn.Module) -> None:
+    """Fold each BatchNorm that follows a convolution in timm's ``ConvNormAct`` into it."""
+    for module in model.modules():
+        if not isinstance(module, ConvNormAct):
+            continue
+        conv, norm = module.conv, module.bn
+        if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
+            continue
+        if norm.running_mean is None or norm.running_var is None or not math.isfinite(norm.eps):
+            continue
+        conv.weight, conv.bias = fuse_conv_bn_weights(
+            conv.weight,
+            conv.bias,
+            norm.running_mean,
+            norm.running_var,
+            norm.eps,
+            norm.weight,
+            norm.bias,
+        )
+        rest = [getattr(norm, name, None) for name in ("drop", "act")]
+        module.bn = nn.Sequential(*(layer for layer in rest if isinstance(layer, nn.Module)))
