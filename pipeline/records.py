@@ -252,7 +252,9 @@ class PartRows:
 
     part: PartKey
     identity: str  # digest of the store's identity
-    shard: ShardInfo
+    key_hash: str  # of the shard
+    content_hash: str
+    samples: int  # indexed in the shard: labelled and rejected
     rejections: tuple[Rejection, ...]  # in shard order
     keys: tuple[str, ...]  # (N,)
     target: NDArray[np.int32]  # (N,)

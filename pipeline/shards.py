@@ -7,7 +7,7 @@ import json
 import mmap
 import re
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from pipeline.config import canonical_json
 from pipeline.errors import ShardError
 from pipeline.records import Sample, ShardInfo
 
-__all__ = ["IMAGE_EXTENSIONS", "Shard", "open_shard"]
+__all__ = ["IMAGE_EXTENSIONS", "Shard", "match_shards", "open_known_shard", "open_shard"]
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 TARGET_EXTENSIONS = ("cls", "json")
@@ -78,6 +78,61 @@ def open_shard(path: Path, number: int) -> Shard:
         bytes=len(data),
     )
     return Shard(path=path, info=info, samples=samples, _data=data)
+
+
+def open_known_shard(path: Path, known: ShardInfo) -> Shard:
+    """Open a shard that a store knows; raises ``ShardError`` if it is another one now."""
+    shard = open_shard(path, known.number)
+    cure = "use the very shards that were labelled, or label these"
+    if shard.info.key_hash != known.key_hash:
+        raise ShardError(
+            f"{path} has {shard.info.samples} samples with other keys than the {known.samples} "
+            f"of {known.name} that were labelled; {cure}"
+        )
+    if shard.info.content_hash != known.content_hash:
+        raise ShardError(
+            f"{path} has the keys of {known.name}, but its images were encoded again or its "
+            f"targets changed since they were labelled; {cure}"
+        )
+    return shard
+
+
+def match_shards(known: Sequence[ShardInfo], paths: Sequence[Path]) -> dict[int, Path]:
+    """Return the file of each shard that a store knows, by number.
+
+    Matches by name and size, which costs no reading; only files that were renamed or moved
+    together are opened and told apart by content. Contents of the others are checked when
+    they are opened. Raises ``ShardError`` for a shard that is not among the files, and for
+    a file that the store does not know.
+    """
+    by_name: dict[tuple[str, int], list[Path]] = {}
+    for path in paths:
+        by_name.setdefault((path.name, path.stat().st_size), []).append(path)
+    found: dict[int, Path] = {}
+    for info in known:
+        same = by_name.get((info.name, info.bytes), [])
+        if len(same) == 1:
+            found[info.number] = same[0]
+    used = set(found.values())
+    strangers = {open_shard(path, 0).info.content_hash: path for path in paths if path not in used}
+    for info in known:
+        if info.number in found:
+            continue
+        if info.content_hash not in strangers:
+            raise ShardError(
+                f"no file of --shards is the shard {info.name} ({info.bytes} bytes) that was "
+                f"labelled; {len(strangers)} given files are other shards"
+                + (f", {min(strangers.values())} the first" if strangers else "")
+                + ": shards that were packed, encoded or labelled again do not fit; use the "
+                "very shards that were labelled, or label these"
+            )
+        found[info.number] = strangers.pop(info.content_hash)
+    if strangers:
+        raise ShardError(
+            f"the store has no labels for {len(strangers)} of the given shards, the first is "
+            f"{min(strangers.values())}; leave them out, or run the label job on all shards"
+        )
+    return found
 
 
 def _read_members(path: Path, data: mmap.mmap) -> dict[str, dict[str, _Member]]:

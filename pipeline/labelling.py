@@ -1,0 +1,223 @@
+"""Labels one part: groups are augmented, labelled and gathered, in any order.
+
+``augment_group`` runs anywhere and needs no PyTorch; ``Teacher.label_group`` runs on the
+teacher's device; ``PartBuilder`` gathers what comes back. The result depends on none of the
+order, the number of processes, or what else is labelled.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.augment import apply_view, decode, image_size, view_digest
+from pipeline.config import AugmentConfig, MixConfig, StoreIdentity
+from pipeline.errors import DecodeError
+from pipeline.pairing import block_of, draw_groups, draw_mix, draw_partners
+from pipeline.records import (
+    NO_PARTNER,
+    AugmentedGroup,
+    MixParams,
+    PartKey,
+    PartRows,
+    Pixels,
+    Rejection,
+    ShardInfo,
+    TeacherLabels,
+    ViewMix,
+)
+from pipeline.rng import sample_seed
+from pipeline.shards import Shard, open_known_shard
+from pipeline.views import draw_view, has_digest
+
+if TYPE_CHECKING:
+    from pipeline.teacher import Teacher
+
+__all__ = ["GroupTask", "PartBuilder", "augment_group", "group_tasks", "label_part", "run_task"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupTask:
+    """One group of a shard at the views of one block that a part covers."""
+
+    path: Path
+    shard: ShardInfo
+    group: int
+    members: tuple[int, ...]  # sample indices in the shard, by place
+    first_view: int
+    views: int
+    root_seed: int
+    augment: AugmentConfig
+    mix: MixConfig
+
+
+def group_tasks(
+    path: Path, shard: ShardInfo, part: PartKey, identity: StoreIdentity
+) -> Iterator[GroupTask]:
+    """Yield the tasks of one part, block by block."""
+    mix = identity.mix
+    for block in range(block_of(part.first_view, mix), block_of(part.end_view - 1, mix) + 1):
+        first = max(part.first_view, block * mix.block_views)
+        end = min(part.end_view, (block + 1) * mix.block_views)
+        drawn = draw_groups(identity.root_seed, shard.key_hash, shard.samples, block, mix)
+        for group, members in enumerate(drawn.groups):
+            yield GroupTask(
+                path=path,
+                shard=shard,
+                group=group,
+                members=members,
+                first_view=first,
+                views=end - first,
+                root_seed=identity.root_seed,
+                augment=identity.augment,
+                mix=mix,
+            )
+
+
+def run_task(task: GroupTask) -> AugmentedGroup:
+    """Open the task's shard, check that it is the one that was planned, and augment."""
+    return augment_group(open_known_shard(task.path, task.shard), task)
+
+
+def augment_group(shard: Shard, task: GroupTask) -> AugmentedGroup:
+    """Decode a group's images once, and make all their views of the task."""
+    started = time.perf_counter()
+    images, rejections = _decode_members(shard, task.members)
+    decoded = time.perf_counter()
+    places, views, side = task.mix.group_size, task.views, task.augment.image_size
+    pixels = np.zeros((places, views, side, side, 3), np.uint8)
+    valid = np.zeros((places, views), np.bool_)
+    digest = np.zeros((places, views), np.uint32)
+    digested = np.zeros((places, views), np.bool_)
+    mix = ViewMix.unmixed(places * views)
+    seeds = [sample_seed(task.root_seed, shard.samples[i].key) for i in task.members]
+    for column in range(views):
+        view = task.first_view + column
+        partners = _partners(task, view, images)
+        for place, image in enumerate(images):
+            if image is None:
+                continue
+            params = draw_view(seeds[place], view, image_size(image), task.augment)
+            pixels[place, column] = apply_view(image, params, task.augment)
+            valid[place, column] = True
+            partner, mixing = partners[place]
+            if partner != NO_PARTNER:
+                mix.set_row(place * views + column, partner * views + column, mixing)
+            if has_digest(seeds[place], view):
+                key = None if partner == NO_PARTNER else shard.samples[task.members[partner]].key
+                digest[place, column] = view_digest(pixels[place, column], key, mixing)
+                digested[place, column] = True
+    return AugmentedGroup(
+        shard=task.shard.number,
+        members=task.members,
+        first_view=task.first_view,
+        pixels=pixels,
+        valid=valid,
+        mix=mix,
+        digest=digest,
+        has_digest=digested,
+        rejections=tuple(rejections),
+        decode_seconds=decoded - started,
+        augment_seconds=time.perf_counter() - decoded,
+    )
+
+
+def _decode_members(
+    shard: Shard, members: tuple[int, ...]
+) -> tuple[list[Pixels | None], list[Rejection]]:
+    images: list[Pixels | None] = []
+    rejections = []
+    for index in members:
+        sample = shard.samples[index]
+        try:
+            images.append(decode(shard.image_bytes(index), sample.image_name))
+        except DecodeError as error:
+            images.append(None)
+            rejections.append(Rejection(index=index, key=sample.key, reason=str(error)))
+    return images, rejections
+
+
+def _partners(
+    task: GroupTask, view: int, images: list[Pixels | None]
+) -> list[tuple[int, MixParams]]:
+    """Return each place's partner and mix parameters; a rejected image mixes with nobody."""
+    key_hash, size = task.shard.key_hash, task.augment.image_size
+    drawn = draw_partners(task.root_seed, key_hash, view, task.group, len(task.members), task.mix)
+    result = []
+    for place, partner in enumerate(drawn):
+        mixing = MixParams.none()
+        if partner != NO_PARTNER and images[place] is not None and images[partner] is not None:
+            pair = (task.members[place], task.members[partner])
+            mixing = draw_mix(task.root_seed, key_hash, view, pair, size, task.mix)
+        unmixed = mixing == MixParams.none()
+        result.append((NO_PARTNER if unmixed else partner, mixing))
+    return result
+
+
+class PartBuilder:
+    """Gathers the labelled groups of one part."""
+
+    def __init__(self, shard: Shard, part: PartKey, identity: StoreIdentity) -> None:
+        self._shard = shard
+        self._part = part
+        self._identity = identity
+        shape = (shard.info.samples, part.views)
+        self._label = np.zeros(shape, np.uint16)
+        self._labelled = np.zeros(shape, np.bool_)
+        self._digest = np.zeros(shape, np.uint32)
+        self._has_digest = np.zeros(shape, np.bool_)
+        self._rejections: dict[int, Rejection] = {}
+
+    def add(self, group: AugmentedGroup, labels: TeacherLabels) -> None:
+        """Take in one group's labels; ``labels`` has a row for each of its P * V slots."""
+        first = group.first_view - self._part.first_view
+        columns = slice(first, first + group.valid.shape[1])
+        rows, places = list(group.members), len(group.members)
+        label = labels.label.reshape(group.valid.shape)
+        self._label[rows, columns] = np.where(group.valid, label, 0)[:places]
+        self._labelled[rows, columns] = group.valid[:places]
+        self._digest[rows, columns] = group.digest[:places]
+        self._has_digest[rows, columns] = group.has_digest[:places]
+        for rejection in group.rejections:
+            self._rejections.setdefault(rejection.index, rejection)
+
+    def finish(self) -> PartRows:
+        """Return the part's rows; every sample is labelled at all views or rejected."""
+        samples = self._shard.samples
+        accepted = np.array([index not in self._rejections for index in range(len(samples))])
+        if not (self._labelled == accepted[:, None]).all():
+            raise RuntimeError(f"{self._part}: some views were neither labelled nor rejected")
+        kept = [sample for sample, keep in zip(samples, accepted, strict=True) if keep]
+        root_seed = self._identity.root_seed
+        info = self._shard.info
+        return PartRows(
+            part=self._part,
+            identity=self._identity.digest,
+            key_hash=info.key_hash,
+            content_hash=info.content_hash,
+            samples=info.samples,
+            rejections=tuple(self._rejections[index] for index in sorted(self._rejections)),
+            keys=tuple(sample.key for sample in kept),
+            target=np.array([sample.target for sample in kept], np.int32),
+            seed=np.array([sample_seed(root_seed, sample.key) for sample in kept], np.int64),
+            label=self._label[accepted],
+            digest=self._digest[accepted],
+            has_digest=self._has_digest[accepted],
+        )
+
+
+def label_part(
+    path: Path, info: ShardInfo, part: PartKey, identity: StoreIdentity, teacher: Teacher
+) -> PartRows:
+    """Label one part in this process, group by group."""
+    shard = open_known_shard(path, info)
+    builder = PartBuilder(shard, part, identity)
+    for task in group_tasks(path, info, part, identity):
+        group = augment_group(shard, task)
+        builder.add(group, teacher.label_group(group))
+    return builder.finish()

@@ -1,0 +1,192 @@
+"""Writing a store: claim a directory, commit parts, finish with the manifest.
+
+Any number of processes may commit parts of one store at a time. A part appears whole or
+not at all, and never changes afterwards; ``finish_store`` alone writes the manifest.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.config import StoreIdentity, canonical_json, different_fields
+from pipeline.errors import IdentityError, IncompleteStoreError, RejectionError, StoreError
+from pipeline.files import commit_new, read_bytes, replace, sha256
+from pipeline.records import PartKey, PartRows, Rejection, ShardInfo
+from pipeline.store.manifest import IDENTITY_PATH, Manifest, PartEntry, write_manifest
+from pipeline.store.parquet import decode_part, encode_part
+
+__all__ = ["Committed", "claim_store", "commit_part", "find_parts", "finish_store", "read_entry"]
+
+CARD_PATH = "_README.md"
+
+_PART_PATH = re.compile(r"^shard=(\d+)/view-(\d{5,})-(\d{5,})\.parquet$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Committed:
+    """A part that is in the store, whether by this commit or an earlier one."""
+
+    entry: PartEntry
+    rejections: tuple[Rejection, ...]
+
+
+def claim_store(
+    root: Path, identity: StoreIdentity, fingerprints: Mapping[str, int]
+) -> Mapping[str, int]:
+    """Make ``root`` a store of this identity, or check that it is one.
+
+    Returns the fingerprints that the store was begun with. Raises ``IdentityError`` naming
+    the fields that differ, ``StoreError`` if ``root`` holds something else.
+    """
+    if root.suffix != ".parquet":
+        raise StoreError(f"--out {root}: the name of a store must end in .parquet")
+    if root.exists() and not root.is_dir():
+        raise StoreError(f"--out {root} is a file; give the path of a new or existing directory")
+    path = root / IDENTITY_PATH
+    if not path.exists():
+        if root.exists() and any(not name.name.startswith(".") for name in root.iterdir()):
+            raise StoreError(f"--out {root} is not empty and is no label store; give another path")
+        ours = {"identity": identity.to_json(), "fingerprints": dict(fingerprints)}
+        commit_new(path, canonical_json(ours) + b"\n")
+    try:
+        theirs = json.loads(read_bytes(path))
+        their_fields, their_prints = theirs["identity"], dict(theirs["fingerprints"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(
+            f"{path} is damaged ({error!r}); restore it, or use a new --out"
+        ) from error
+    different = different_fields(identity.to_json(), their_fields)
+    if different:
+        raise IdentityError(
+            f"{root} holds labels of another identity (ours / the store's):\n  "
+            + "\n  ".join(different)
+            + "\nuse the store's settings to add to it, or another --out"
+        )
+    return their_prints
+
+
+def commit_part(root: Path, rows: PartRows) -> Committed:
+    """Commit a part. One that is there already with the same rows is left as it is.
+
+    Raises ``StoreError`` if it is there with other rows.
+    """
+    data = encode_part(rows)
+    path = root / rows.part.path
+    if not commit_new(path, data):
+        committed = read_bytes(path)
+        if committed != data:
+            _require_same_rows(rows, decode_part(committed, rows.part, str(path)), path)
+            data = committed
+    return Committed(entry=_entry(rows.part, data, rows.label.size), rejections=rows.rejections)
+
+
+def _require_same_rows(ours: PartRows, theirs: PartRows, path: Path) -> None:
+    if ours.rejections != theirs.rejections or ours.keys != theirs.keys:
+        raise RejectionError(
+            f"{path}: committed with the rejections {_keys(theirs.rejections)}, now it is "
+            f"{_keys(ours.rejections)}; the shard or the decoder changed in between"
+        )
+    for name in ("identity", "content_hash", "target", "seed", "label", "digest"):
+        mine, other = np.asarray(getattr(ours, name)), np.asarray(getattr(theirs, name))
+        if not np.array_equal(mine, other):
+            raise StoreError(
+                f"{path}: committed with another {name} than this run's "
+                f"({int((mine != other).sum())} of {mine.size} values differ); two machines do "
+                "not agree: run `label-store verify` on the store, and label with one kind of "
+                "hardware"
+            )
+
+
+def _keys(rejections: Sequence[Rejection]) -> str:
+    return ", ".join(repr(one.key) for one in rejections) or "none"
+
+
+def _entry(part: PartKey, data: bytes, rows: int) -> PartEntry:
+    return PartEntry(part=part, bytes=len(data), sha256=sha256(data), rows=rows)
+
+
+def find_parts(root: Path) -> list[PartKey]:
+    """Return the parts that are committed, by (shard, view)."""
+    parts = []
+    for path in root.glob("shard=*/view-*.parquet"):
+        match = _PART_PATH.match(path.relative_to(root).as_posix())
+        if match:
+            shard, first, end = (int(number) for number in match.groups())
+            parts.append(PartKey(shard=shard, first_view=first, views=end - first))
+    return sorted(parts)
+
+
+def read_entry(root: Path, part: PartKey, identity: str, shard: ShardInfo) -> Committed:
+    """Read a committed part and check that it belongs to this store and shard."""
+    path = root / part.path
+    data = read_bytes(path)
+    rows = decode_part(data, part, str(path))
+    if rows.identity != identity:
+        raise IdentityError(f"{path} belongs to another store; move it away and run again")
+    if (rows.key_hash, rows.content_hash) != (shard.key_hash, shard.content_hash):
+        raise IdentityError(
+            f"{path} was labelled from another shard {part.shard} than {shard.name}: the shards "
+            "were renumbered, packed again or relabelled; give --shards in the order of the "
+            "first run, or use another --out"
+        )
+    return Committed(entry=_entry(part, data, rows.label.size), rejections=rows.rejections)
+
+
+def finish_store(
+    root: Path,
+    identity: StoreIdentity,
+    fingerprints: Mapping[str, int],
+    shards: Sequence[ShardInfo],
+    card: Callable[[Manifest], str],
+) -> Manifest:
+    """Verify all parts of these shards and write the manifest and the card, in this order.
+
+    Raises ``RejectionError`` if parts of a shard disagree about which images decode,
+    ``IncompleteStoreError`` if the store has parts of other shards than these.
+    """
+    by_number = {shard.number: shard for shard in shards}
+    parts = find_parts(root)
+    foreign = sorted({part.shard for part in parts} - set(by_number))
+    if foreign:
+        raise IncompleteStoreError(
+            f"{root} has parts of shards {foreign[:8]} that --shards does not name; give all "
+            "shards of the store, in the order of the first run"
+        )
+    committed = [read_entry(root, part, identity.digest, by_number[part.shard]) for part in parts]
+    manifest = Manifest(
+        identity=identity,
+        fingerprints=fingerprints,
+        shards=tuple(sorted(shards, key=lambda shard: shard.number)),
+        rejections=_agreed_rejections(root, committed),
+        parts=tuple(one.entry for one in committed),
+    )
+    write_manifest(root, manifest)
+    replace(root / CARD_PATH, card(manifest).encode())
+    return manifest
+
+
+def _agreed_rejections(
+    root: Path, committed: Sequence[Committed]
+) -> dict[int, tuple[Rejection, ...]]:
+    first: dict[int, Committed] = {}
+    for one in committed:
+        shard = one.entry.part.shard
+        known = first.setdefault(shard, one)
+        ours, theirs = ({r.key for r in x.rejections} for x in (one, known))
+        if ours != theirs:
+            raise RejectionError(
+                f"{root}: parts of shard {shard} disagree whether {min(ours ^ theirs)!r} decodes "
+                f"({known.entry.part.path} and {one.entry.part.path}); delete the part made by "
+                "the machine whose decoder is wrong and run again"
+            )
+    for before, after in pairwise(one.entry.part for one in committed):
+        if before.shard == after.shard and before.end_view > after.first_view:
+            raise StoreError(f"{root}: {before.path} and {after.path} overlap; delete one of them")
+    return {shard: one.rejections for shard, one in first.items() if one.rejections}

@@ -1,0 +1,225 @@
+"""The Parquet store: one file per part, readable by pandas, PyArrow and DuckDB as it is."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.config import FORMAT_VERSION, canonical_json
+from pipeline.errors import ChecksumError, StoreError
+from pipeline.files import read_bytes, sha256
+from pipeline.records import PartKey, PartRows, Rejection, ShardView
+from pipeline.store.contract import LabelStore
+from pipeline.store.manifest import Manifest, PartEntry
+
+__all__ = ["ParquetStore", "decode_part", "encode_part", "read_part_header"]
+
+_METADATA = b"teacher_labels"
+_CACHED_PARTS = 24  # about a megabyte each
+
+_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.dictionary(pa.int32(), pa.string()), nullable=False),
+        pa.field("view", pa.uint32(), nullable=False),
+        pa.field("target", pa.int32(), nullable=False),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("label", pa.uint16(), nullable=False),
+        pa.field("digest", pa.uint32(), nullable=True),
+    ]
+)
+
+
+def encode_part(rows: PartRows) -> bytes:
+    """Return the part's file: the same bytes for the same rows, with one PyArrow release."""
+    samples, views = rows.label.shape
+    keys = pa.DictionaryArray.from_arrays(
+        pa.array(np.repeat(np.arange(samples, dtype=np.int32), views)),
+        pa.array(rows.keys, pa.string()),
+    )
+    view = np.arange(rows.part.first_view, rows.part.end_view, dtype=np.uint32)
+    columns = [
+        keys,
+        pa.array(np.tile(view, samples)),
+        pa.array(np.repeat(rows.target.astype(np.int32), views)),
+        pa.array(np.repeat(rows.seed.astype(np.int64), views)),
+        pa.array(rows.label.reshape(-1).astype(np.uint16)),
+        pa.array(rows.digest.reshape(-1).astype(np.uint32), mask=~rows.has_digest.reshape(-1)),
+    ]
+    header = {
+        "format_version": FORMAT_VERSION,
+        "identity": rows.identity,
+        "key_hash": rows.key_hash,
+        "content_hash": rows.content_hash,
+        "samples": rows.samples,
+        "first_view": rows.part.first_view,
+        "views": rows.part.views,
+        "rejections": [asdict(rejection) for rejection in rows.rejections],
+    }
+    schema = _SCHEMA.with_metadata({_METADATA: canonical_json(header)})
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        pa.Table.from_arrays(columns, schema=schema),
+        sink,
+        row_group_size=max(1, samples * views),
+        version="2.6",
+        compression="zstd",
+        compression_level=9,
+        use_dictionary=["key", "seed", "target"],
+        column_encoding={
+            "view": "DELTA_BINARY_PACKED",
+            "label": "PLAIN",
+            "digest": "PLAIN",
+        },
+        write_page_checksum=True,
+        data_page_size=1 << 20,
+    )
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def read_part_header(data: bytes, part: PartKey, name: str) -> dict[str, Any]:
+    """Return the part's header; ``name`` is for messages.
+
+    Raises ``StoreError`` if this is not the part that its path says.
+    """
+    try:
+        metadata = pq.read_metadata(pa.BufferReader(data)).metadata or {}
+        header = json.loads(metadata[_METADATA])
+        version, views = header["format_version"], (header["first_view"], header["views"])
+    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
+        raise StoreError(
+            f"{name} is not a part of a label store ({error}); delete the file and run the "
+            "label job again, it will redo only this part"
+        ) from error
+    if version != FORMAT_VERSION:
+        raise StoreError(
+            f"{name} has format version {version}, this release reads {FORMAT_VERSION}"
+        )
+    if views != (part.first_view, part.views):
+        raise StoreError(f"{name} holds views {views}, not those of its name; rename it back")
+    return dict(header)
+
+
+def decode_part(data: bytes, part: PartKey, name: str) -> PartRows:
+    """Return what a part file holds, after checking its pages' checksums and its shape."""
+    header = read_part_header(data, part, name)
+    try:
+        table = pq.read_table(
+            pa.BufferReader(data),
+            page_checksum_verification=True,
+            read_dictionary=["key"],
+            use_threads=False,
+        )
+        rejections = tuple(Rejection(**one) for one in header["rejections"])
+        samples = int(header["samples"]) - len(rejections)
+        if table.num_rows != samples * part.views or table.schema.names != _SCHEMA.names:
+            raise ValueError(f"{table.num_rows} rows for {samples} samples, {part.views} views")
+        shape = (samples, part.views)
+        digest = table["digest"].combine_chunks()
+        view = _numbers(table, "view").reshape(shape)
+        if (view != np.arange(part.first_view, part.end_view)).any():
+            raise ValueError("views are out of order")
+        first_rows = table.select(["key"]).take(pa.array(np.arange(samples) * part.views))
+        return PartRows(
+            part=part,
+            identity=header["identity"],
+            key_hash=header["key_hash"],
+            content_hash=header["content_hash"],
+            samples=int(header["samples"]),
+            rejections=rejections,
+            keys=tuple(first_rows["key"].to_pylist()),
+            target=_numbers(table, "target").reshape(shape)[:, 0].copy(),
+            seed=_numbers(table, "seed").reshape(shape)[:, 0].copy(),
+            label=_numbers(table, "label").reshape(shape),
+            digest=digest.fill_null(0).to_numpy(zero_copy_only=False).reshape(shape),
+            has_digest=digest.is_valid().to_numpy(zero_copy_only=False).reshape(shape),
+        )
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        raise ChecksumError(
+            f"{name} is damaged ({error}); delete the file and run the label job again, it "
+            "will redo only this part"
+        ) from error
+
+
+def _numbers(table: pa.Table, name: str) -> Any:
+    return table[name].combine_chunks().to_numpy(zero_copy_only=False)
+
+
+class ParquetStore(LabelStore):
+    """A finished Parquet directory. Decoded parts are kept, the least used go first."""
+
+    def __init__(self, root: Path, manifest: Manifest) -> None:
+        super().__init__(root, manifest)
+        self._parts: OrderedDict[PartKey, PartRows] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> Mapping[str, Any]:
+        return {"root": self.root, "manifest": self.manifest}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__init__(state["root"], state["manifest"])  # type: ignore[misc]
+
+    def read_view(self, shard: int, view: int) -> ShardView:
+        """Return the labels of one shard at one view; see ``LabelStore``."""
+        entry = self.manifest.find_part(shard, view)
+        rows = self._rows(entry)
+        place = np.ones(rows.samples, np.bool_)
+        place[[rejection.index for rejection in rows.rejections]] = False
+        column = view - rows.part.first_view
+
+        def spread(values: Any) -> Any:
+            whole = np.zeros(rows.samples, values.dtype)
+            whole[place] = values
+            return whole
+
+        keys = list(rows.keys)
+        for rejection in rows.rejections:
+            keys.insert(rejection.index, rejection.key)
+        return ShardView(
+            shard=shard,
+            view=view,
+            keys=tuple(keys),
+            accepted=place,
+            target=spread(rows.target),
+            seed=spread(rows.seed),
+            label=spread(rows.label[:, column]),
+            digest=spread(rows.digest[:, column]),
+            has_digest=spread(rows.has_digest[:, column]),
+        )
+
+    def read_part(self, entry: PartEntry) -> PartRows:
+        """Read a part and check it against the manifest: size, SHA-256, pages, identity."""
+        path = self.root / entry.part.path
+        cure = "delete the file and run the label job again, it will redo only this part"
+        try:
+            data = read_bytes(path)
+        except FileNotFoundError as error:
+            raise ChecksumError(f"{path} is missing; run the label job again") from error
+        actual = sha256(data)
+        if actual != entry.sha256:
+            raise ChecksumError(
+                f"{path}: sha256 is {actual}, the manifest says {entry.sha256}; {cure}"
+            )
+        rows = decode_part(data, entry.part, str(path))
+        if rows.identity != self.identity.digest:
+            raise ChecksumError(f"{path} belongs to another store; {cure}")
+        return rows
+
+    def _rows(self, entry: PartEntry) -> PartRows:
+        with self._lock:
+            if entry.part in self._parts:
+                self._parts.move_to_end(entry.part)
+            else:
+                self._parts[entry.part] = self.read_part(entry)
+                if len(self._parts) > _CACHED_PARTS:
+                    self._parts.popitem(last=False)
+            return self._parts[entry.part]
