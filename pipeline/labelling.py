@@ -8,10 +8,11 @@ order, the number of processes, or what else is labelled.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
@@ -34,9 +35,6 @@ from pipeline.records import (
 from pipeline.rng import sample_seed
 from pipeline.shards import Shard, open_known_shard
 from pipeline.views import draw_view, has_digest
-
-if TYPE_CHECKING:
-    from pipeline.teacher import Teacher
 
 __all__ = ["GroupTask", "PartBuilder", "augment_group", "group_tasks", "label_part", "run_task"]
 
@@ -81,7 +79,12 @@ def group_tasks(
 
 def run_task(task: GroupTask) -> AugmentedGroup:
     """Open the task's shard, check that it is the one that was planned, and augment."""
-    return augment_group(open_known_shard(task.path, task.shard), task)
+    return augment_group(_opened(task.path, task.shard), task)
+
+
+@lru_cache(maxsize=4)
+def _opened(path: Path, shard: ShardInfo) -> Shard:
+    return open_known_shard(path, shard)
 
 
 def augment_group(shard: Shard, task: GroupTask) -> AugmentedGroup:
@@ -159,6 +162,13 @@ def _partners(
     return result
 
 
+class Labeller(Protocol):
+    """Whatever labels a group: the teacher, or its process."""
+
+    def label_group(self, group: AugmentedGroup) -> TeacherLabels:
+        """Return a row for each of the group's P * V slots."""
+
+
 class PartBuilder:
     """Gathers the labelled groups of one part."""
 
@@ -212,12 +222,14 @@ class PartBuilder:
 
 
 def label_part(
-    path: Path, info: ShardInfo, part: PartKey, identity: StoreIdentity, teacher: Teacher
+    shard: Shard,
+    part: PartKey,
+    identity: StoreIdentity,
+    groups: Iterable[AugmentedGroup],
+    teacher: Labeller,
 ) -> PartRows:
-    """Label one part in this process, group by group."""
-    shard = open_known_shard(path, info)
+    """Label one part from its augmented groups, in whatever order they come."""
     builder = PartBuilder(shard, part, identity)
-    for task in group_tasks(path, info, part, identity):
-        group = augment_group(shard, task)
+    for group in groups:
         builder.add(group, teacher.label_group(group))
     return builder.finish()

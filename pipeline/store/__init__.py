@@ -7,6 +7,7 @@ from pathlib import Path
 from pipeline.errors import IncompleteStoreError, StoreError
 from pipeline.store.commit import (
     Committed,
+    check_store,
     claim_store,
     commit_part,
     find_parts,
@@ -23,6 +24,7 @@ __all__ = [
     "Manifest",
     "ParquetStore",
     "PartEntry",
+    "check_store",
     "claim_store",
     "commit_part",
     "find_parts",

@@ -22,7 +22,15 @@ from pipeline.records import PartKey, PartRows, Rejection, ShardInfo
 from pipeline.store.manifest import IDENTITY_PATH, Manifest, PartEntry, write_manifest
 from pipeline.store.parquet import decode_part, encode_part
 
-__all__ = ["Committed", "claim_store", "commit_part", "find_parts", "finish_store", "read_entry"]
+__all__ = [
+    "Committed",
+    "check_store",
+    "claim_store",
+    "commit_part",
+    "find_parts",
+    "finish_store",
+    "read_entry",
+]
 
 CARD_PATH = "_README.md"
 
@@ -42,8 +50,22 @@ def claim_store(
 ) -> Mapping[str, int]:
     """Make ``root`` a store of this identity, or check that it is one.
 
-    Returns the fingerprints that the store was begun with. Raises ``IdentityError`` naming
-    the fields that differ, ``StoreError`` if ``root`` holds something else.
+    Returns the fingerprints that the store was begun with; raises what ``check_store`` does.
+    """
+    ours = {"identity": identity.to_json(), "fingerprints": dict(fingerprints)}
+    if check_store(root, identity) is None:
+        commit_new(root / IDENTITY_PATH, canonical_json(ours) + b"\n")
+    claimed = check_store(root, identity)  # another job may have been faster
+    if claimed is None:
+        raise StoreError(f"{root / IDENTITY_PATH} vanished; does another job delete {root}?")
+    return claimed
+
+
+def check_store(root: Path, identity: StoreIdentity) -> Mapping[str, int] | None:
+    """Return the fingerprints of the store at ``root``, None if there is none yet.
+
+    Writes nothing. Raises ``IdentityError`` naming the fields in which its identity
+    differs, ``StoreError`` if ``root`` holds something else or has the wrong suffix.
     """
     if root.suffix != ".parquet":
         raise StoreError(f"--out {root}: the name of a store must end in .parquet")
@@ -53,15 +75,12 @@ def claim_store(
     if not path.exists():
         if root.exists() and any(not name.name.startswith(".") for name in root.iterdir()):
             raise StoreError(f"--out {root} is not empty and is no label store; give another path")
-        ours = {"identity": identity.to_json(), "fingerprints": dict(fingerprints)}
-        commit_new(path, canonical_json(ours) + b"\n")
+        return None
     try:
         theirs = json.loads(read_bytes(path))
         their_fields, their_prints = theirs["identity"], dict(theirs["fingerprints"])
     except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(
-            f"{path} is damaged ({error!r}); restore it, or use a new --out"
-        ) from error
+        raise StoreError(f"{path} is damaged ({error!r}); use another --out") from error
     different = different_fields(identity.to_json(), their_fields)
     if different:
         raise IdentityError(

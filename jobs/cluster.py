@@ -1,0 +1,227 @@
+"""The label job on Ray: teachers pull parts, augmentation feeds teachers. No logic here.
+
+The driver hands out parts and nothing finer, at most two at a time to a teacher. A
+teacher's actor submits augmentation tasks in a bounded window and takes what is ready
+first; what it writes does not depend on that order. A teacher that dies is replaced and its
+parts are handed out again.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError, WorkerCrashedError
+
+from pipeline.config import TeacherIdentity
+from pipeline.errors import PipelineError
+from pipeline.job import IndexedShards, JobPlan, LabelConfig, PartOrder
+from pipeline.labelling import GroupTask, run_task
+from pipeline.records import AugmentedGroup, PartKey
+from pipeline.store import Committed
+from pipeline.worker import Preflight, TeacherWorker, part_tasks
+
+__all__ = ["Cluster"]
+
+PARTS_IN_FLIGHT = 2  # a teacher: one is labelled while the other's first groups are augmented
+DEATHS_PER_PART = 4  # then the part itself is the likely cause
+CRASHES_PER_TASK = 8
+
+
+def connect() -> None:
+    """Join the cluster of ``RAY_ADDRESS``, or start a local one on 127.0.0.1."""
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=False)
+        return
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        log_to_driver=False,
+        _node_ip_address="127.0.0.1",
+    )
+
+
+@ray.remote(num_cpus=1, max_retries=CRASHES_PER_TASK)
+def augment_remotely(task: GroupTask) -> AugmentedGroup:
+    """Make a group's views wherever a CPU is free."""
+    return run_task(task)
+
+
+# Ray counts CPUs to place work, not to limit it. A teacher takes none, or a replacement
+# could find them all taken by the augmentation that waits for it.
+@ray.remote(num_cpus=0)
+class TeacherActor:
+    """A teacher's process."""
+
+    def __init__(self, config: LabelConfig, threads: int, window: int) -> None:
+        self._worker = TeacherWorker(config, threads)
+        self._window = window
+
+    def identity(self) -> TeacherIdentity:
+        """Return the loaded teacher's identity."""
+        return self._worker.identity
+
+    def preflight(self, shards: IndexedShards) -> Preflight:
+        """Try the teacher out on the job's shards."""
+        return self._worker.preflight(shards)
+
+    def label(self, order: PartOrder) -> Committed:
+        """Label and commit one part."""
+        return self._worker.label_part(order, self._augmented(order))
+
+    def _augmented(self, order: PartOrder) -> Iterator[AugmentedGroup]:
+        """Yield a part's groups as they get ready, with a bounded number under way."""
+        tasks = part_tasks(order)
+        under_way: list[Any] = []
+        while True:
+            while len(under_way) < self._window:
+                task = next(tasks, None)
+                if task is None:
+                    break
+                under_way.append(augment_remotely.remote(task))
+            if not under_way:
+                return
+            ready, under_way = ray.wait(under_way, num_returns=1)
+            yield ray.get(ready[0])
+
+
+@dataclass(slots=True)
+class _Seat:
+    """One teacher's place: its actor now, and the parts it was given."""
+
+    actor: Any
+    parts: dict[Any, PartKey] = field(default_factory=dict)  # by the call's reference
+
+
+class Cluster:
+    """The job's teachers on a Ray cluster."""
+
+    def __init__(self, config: LabelConfig) -> None:
+        connect()
+        resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        gpus, cpus = int(resources.get("GPU", 0)), max(1, int(resources.get("CPU", 1)))
+        on_gpu = config.device == "cuda" or (config.device == "auto" and gpus > 0)
+        teachers = config.teachers or (gpus if on_gpu else 1)
+        if on_gpu and teachers > gpus:
+            raise PipelineError(
+                f"{teachers} teachers need as many GPUs, the cluster has {gpus}; use --teachers "
+                f"{gpus} or --device cpu"
+            )
+        self._config = config
+        self._options = {"num_gpus": 1 if on_gpu else 0}
+        self._threads = config.threads or max(1, cpus // teachers)
+        self._window = max(2, 2 * cpus // teachers)
+        self._seats = [_Seat(self._hire()) for _ in range(teachers)]
+
+    def identity(self) -> TeacherIdentity:
+        """Return the teacher's identity, once the first one is loaded."""
+        identity: TeacherIdentity = _get(self._seats[0].actor.identity.remote())
+        return identity
+
+    def preflight(self, shards: IndexedShards) -> Preflight:
+        """Try the teacher out."""
+        report: Preflight = _get(self._seats[0].actor.preflight.remote(shards))
+        return report
+
+    def label(
+        self, plan: JobPlan, stop_at: Callable[[], float | None]
+    ) -> Generator[Committed, None, None]:
+        """Label the job's missing parts, and yield each once committed.
+
+        ``stop_at`` returns None, or the ``time.monotonic()`` until which parts under way
+        may finish; no new ones are handed out then.
+        """
+        waiting = deque(plan.missing)
+        deaths: Counter[PartKey] = Counter()
+        while waiting or any(seat.parts for seat in self._seats):
+            deadline = stop_at()
+            if deadline is None:
+                self._hand_out(plan, waiting)
+            elif time.monotonic() > deadline or not any(seat.parts for seat in self._seats):
+                return
+            calls = {ref: seat for seat in self._seats for ref in seat.parts}
+            ready, _ = ray.wait(list(calls), num_returns=1, timeout=0.5)
+            for ref in ready:
+                seat = calls[ref]
+                part = seat.parts.get(ref)
+                if part is None:
+                    continue  # its teacher died a moment ago
+                try:
+                    committed: Committed = _get(ref)
+                except RayActorError as error:
+                    self._replace(seat, waiting, deaths, error)
+                    continue
+                del seat.parts[ref]
+                yield committed
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for seat in self._seats:
+            ray.kill(seat.actor)
+        ray.shutdown()
+
+    def _hire(self) -> Any:
+        return TeacherActor.options(  # type: ignore[attr-defined]
+            **self._options,
+            max_concurrency=PARTS_IN_FLIGHT,
+            runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}},
+        ).remote(self._config, self._threads, self._window)
+
+    def _hand_out(self, plan: JobPlan, waiting: deque[PartKey]) -> None:
+        for _ in range(PARTS_IN_FLIGHT):  # one round each, so that teachers share evenly
+            for seat in self._seats:
+                if waiting and len(seat.parts) < PARTS_IN_FLIGHT:
+                    part = waiting.popleft()
+                    seat.parts[seat.actor.label.remote(plan.order(part))] = part
+
+    def _replace(
+        self,
+        seat: _Seat,
+        waiting: deque[PartKey],
+        deaths: Counter[PartKey],
+        error: RayActorError,
+    ) -> None:
+        lost = sorted(seat.parts.values())
+        deaths.update(lost)
+        worst = max(lost, key=lambda part: deaths[part])
+        if deaths[worst] >= DEATHS_PER_PART:
+            raise PipelineError(
+                f"the teacher's process died {deaths[worst]} times while it labelled "
+                f"{worst.path}: {error}; is there enough memory for --teachers "
+                f"{len(self._seats)}?"
+            ) from error
+        print(f"a teacher's process died; {len(lost)} parts are handed out again", flush=True)
+        waiting.extendleft(reversed(lost))
+        seat.parts.clear()
+        seat.actor = self._hire()
+
+
+def _get(ref: Any) -> Any:
+    """Return a call's result; errors of ours come out as they were raised."""
+    try:
+        return ray.get(ref)
+    except RayTaskError as error:
+        cause: BaseException | None = error
+        while isinstance(cause, RayTaskError):
+            cause = cause.cause
+        if isinstance(cause, PipelineError):
+            raise cause from None
+        if isinstance(cause, WorkerCrashedError):
+            raise PipelineError(
+                f"an augmentation process crashed {CRASHES_PER_TASK + 1} times on one group: "
+                f"{cause}; an image may crash the decoder, or memory is short"
+            ) from error
+        raise

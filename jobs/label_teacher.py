@@ -1,0 +1,70 @@
+#!/usr/bin/env python
+"""Label augmented views of shards with a teacher: on Ray, or with --serial without."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __name__ == "__main__":  # run by path: the directory above holds the packages
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from pipeline.config import PRESETS, Preset, mixing_of_preset
+from pipeline.errors import PipelineError
+from pipeline.job import LabelConfig
+
+__all__ = ["main", "parse_arguments"]
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> LabelConfig:
+    """Return the settings of a command line; ``--preset`` sets the others' defaults."""
+    import argparse
+
+    import tyro
+
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    peek.add_argument("--preset", default="deit")
+    named = peek.parse_known_args(arguments)[0].preset
+    preset: Preset = named if named in PRESETS else "deit"  # tyro will name the choices
+    defaults = LabelConfig(
+        shards=tyro.MISSING,
+        out=tyro.MISSING,
+        preset=preset,
+        augment=PRESETS[preset],
+        mix=mixing_of_preset(preset),
+    )
+    return tyro.cli(
+        LabelConfig,
+        prog="label-teacher",
+        args=arguments,
+        default=defaults,
+        config=(tyro.conf.OmitSubcommandPrefixes,),
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run ``label-teacher``."""
+    # All three are read when libraries load. Threads that spin while they wait make a
+    # shared machine many times slower; Ray must not report usage, nor ask for a token that
+    # nobody set.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    try:
+        config = parse_arguments(arguments)
+        from jobs.run import run_label_job
+
+        status = run_label_job(config)
+    except PipelineError as error:
+        print(f"label-teacher: error: {error}", file=sys.stderr, flush=True)
+        status = 1
+    except KeyboardInterrupt:
+        print("label-teacher: interrupted; committed parts stay", file=sys.stderr, flush=True)
+        status = 130
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""Runs a label job from its settings to its manifest, on whichever teachers it is given."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import signal
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from types import FrameType
+
+from tqdm import tqdm
+
+from pipeline.job import (
+    JobPlan,
+    LabelConfig,
+    Progress,
+    finish_job,
+    index_shards,
+    plan_job,
+    write_run,
+)
+from pipeline.records import PartKey
+from pipeline.store import Committed, Manifest, claim_store
+from pipeline.worker import Preflight, require_agreement
+
+__all__ = ["EXIT_DRAINED", "run_label_job"]
+
+EXIT_DRAINED = 143  # as of a process ended by SIGTERM
+_LINE_SECONDS = 10.0  # between progress lines in a log
+
+
+class Drain:
+    """Notes SIGTERM, and says until when work under way may go on."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._deadline: float | None = None
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take SIGTERM for as long as this context lasts."""
+        before = signal.signal(signal.SIGTERM, self._on_signal)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def deadline(self) -> float | None:
+        """Return the ``time.monotonic()`` at which to give up, None without a signal."""
+        return self._deadline
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._deadline is None:
+            self._deadline = time.monotonic() + self._seconds
+
+
+def run_label_job(config: LabelConfig) -> int:
+    """Run a label job to its end and return the exit status: 0, or 143 after SIGTERM.
+
+    Raises ``PipelineError`` for whatever the user can cure; parts that are committed stay.
+    """
+    drain = Drain(config.drain_seconds)
+    shards = index_shards(config.shards)
+    say(f"{len(shards.paths)} shards, {shards.samples} samples")
+    if config.serial:
+        from jobs.serial import SerialTeacher as Teachers
+    else:
+        from jobs.cluster import Cluster as Teachers  # type: ignore[assignment]
+    with Teachers(config) as teachers, drain.listening():
+        plan = plan_job(config, shards, teachers.identity())
+        describe_plan(plan)
+        preflight = None
+        if plan.missing:
+            preflight = teachers.preflight(shards)
+            describe_preflight(plan, preflight)
+            require_agreement(config, preflight, plan.identity.teacher.classes)
+        claim_store(config.out, plan.identity, plan.fingerprints)
+        progress = Progress(plan)
+        with contextlib.closing(teachers.label(plan, drain.deadline)) as committed:
+            for one in shown(committed, plan, progress):
+                progress.add(one)
+        run = {
+            "labels": progress.labels,
+            "seconds": round(progress.seconds, 3),
+            "labels_per_second": round(progress.labels_per_second, 3),
+            "parts": {"kept": len(plan.done), "missing": len(plan.missing), "done": progress.parts},
+            "preflight": None if preflight is None else dataclasses.asdict(preflight),
+        }
+        if progress.parts < len(plan.missing):
+            write_run(config.out, config, run)
+            say(
+                f"stopped by SIGTERM with {progress.parts} of {len(plan.missing)} parts done; run "
+                "the same command again, it will do the rest"
+            )
+            return EXIT_DRAINED
+        describe_store(finish_job(plan, run), plan, progress)
+        return 0
+
+
+def shown(committed: Iterable[Committed], plan: JobPlan, progress: Progress) -> Iterator[Committed]:
+    """Pass parts through while showing a bar on a terminal, or lines in a log."""
+    expected = sum(rows_of(plan, part) for part in plan.missing)
+    bar = tqdm(
+        total=expected,
+        unit=" labels",
+        unit_scale=True,
+        disable=not sys.stderr.isatty(),
+    )
+    last = time.monotonic()
+    with bar:
+        for one in committed:
+            yield one
+            bar.update(one.entry.rows)
+            if bar.disable and time.monotonic() - last > _LINE_SECONDS:
+                last = time.monotonic()
+                left = (expected - progress.labels) / max(1e-9, progress.labels_per_second)
+                say(
+                    f"{progress.parts} of {len(plan.missing)} parts, {progress.labels} labels, "
+                    f"{progress.labels_per_second:.0f} labels/s, about {duration(left)} left"
+                )
+
+
+def describe_plan(plan: JobPlan) -> None:
+    """Say what there is to do."""
+    missing = sum(rows_of(plan, part) for part in plan.missing)
+    say(
+        f"{plan.config.out}: {len(plan.done)} parts are there already, {len(plan.missing)} are "
+        f"missing ({missing} labels)"
+    )
+
+
+def describe_preflight(plan: JobPlan, report: Preflight) -> None:
+    """Say what the trial showed, and what the job will cost and save."""
+    for warning in report.warnings:
+        say(f"warning: {warning}")
+    say(
+        f"teacher {plan.identity.teacher.architecture} ({plan.identity.teacher.precision}): "
+        f"agrees with the targets of {report.correct} of {report.images} plain images; "
+        f"{report.rows_per_batch} views take {report.batch_seconds:.3f} s"
+    )
+    if report.flip_rows:
+        say(
+            f"in fp32 {report.flips} of {report.flip_rows} labels of augmented views differ "
+            f"({report.flips / report.flip_rows:.2%})"
+        )
+    labels = sum(rows_of(plan, part) for part in plan.missing)
+    hours = labels / report.rows_per_batch * report.batch_seconds / 3600
+    per_label = 1.3 if plan.identity.mix.probability else 0.75  # measured at 150 views a part
+    say(
+        f"estimate: {hours:.2f} teacher-hours, {labels * per_label / 1e6:.1f} MB; a student that "
+        "runs its teacher in the loop pays as many hours, so the second student is the first gain"
+    )
+
+
+def describe_store(manifest: Manifest, plan: JobPlan, progress: Progress) -> None:
+    """Say what the finished store holds; the counts add up."""
+    rejected = sum(len(rejections) for rejections in manifest.rejections.values())
+    samples = plan.shards.samples
+    views = manifest.view_range
+    say(
+        f"read {samples} samples = {samples - rejected} labelled + {rejected} rejected; "
+        f"{progress.labels} new labels in {duration(progress.seconds)} "
+        f"({progress.labels_per_second:.1f} labels/s)"
+    )
+    for rejections in manifest.rejections.values():
+        for rejection in rejections:
+            say(f"rejected: {rejection.key}: {rejection.reason}")
+    per_label = manifest.bytes / max(1, manifest.rows)
+    say(
+        f"{plan.config.out}: {manifest.rows} labels, views {views.start}..{views.stop - 1}, "
+        f"{len(manifest.parts)} parts, {per_label:.3f} bytes per label"
+    )
+
+
+def rows_of(plan: JobPlan, part: PartKey) -> int:
+    """Return a part's labels if no image is rejected."""
+    return plan.shards.infos[part.shard].samples * part.views
+
+
+def duration(seconds: float) -> str:
+    """Return seconds in words: 42 s, 3 min, 2.5 h."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def say(text: str) -> None:
+    """Print a line that a log shows at once."""
+    tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()

@@ -1,0 +1,71 @@
+"""The label job in one process, without Ray: the reference that others are compared with."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator
+from types import TracebackType
+from typing import Self
+
+from pipeline.config import TeacherIdentity
+from pipeline.job import IndexedShards, JobPlan, LabelConfig, PartOrder
+from pipeline.labelling import run_task
+from pipeline.records import AugmentedGroup
+from pipeline.store import Committed
+from pipeline.worker import Preflight, TeacherWorker, part_tasks
+
+__all__ = ["SerialTeacher"]
+
+
+class SerialTeacher:
+    """One teacher in this process; the same doors as ``jobs.cluster.Cluster``."""
+
+    def __init__(self, config: LabelConfig) -> None:
+        self._worker = TeacherWorker(config, config.threads)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        pass
+
+    def identity(self) -> TeacherIdentity:
+        """Return the teacher's identity."""
+        return self._worker.identity
+
+    def preflight(self, shards: IndexedShards) -> Preflight:
+        """Try the teacher out."""
+        return self._worker.preflight(shards)
+
+    def label(
+        self, plan: JobPlan, stop_at: Callable[[], float | None]
+    ) -> Generator[Committed, None, None]:
+        """Label the job's missing parts one after the other, and yield each once committed.
+
+        ``stop_at`` is as for ``Cluster.label``.
+        """
+        for part in plan.missing:
+            if stop_at() is not None:
+                return
+            order = plan.order(part)
+            try:
+                yield self._worker.label_part(order, _augmented(order, stop_at))
+            except _OutOfTimeError:
+                return
+
+
+class _OutOfTimeError(Exception):
+    """The time to finish parts under way is over."""
+
+
+def _augmented(order: PartOrder, stop_at: Callable[[], float | None]) -> Iterator[AugmentedGroup]:
+    for task in part_tasks(order):
+        deadline = stop_at()
+        if deadline is not None and time.monotonic() > deadline:
+            raise _OutOfTimeError
+        yield run_task(task)

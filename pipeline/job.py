@@ -1,0 +1,400 @@
+"""The label job without its schedule: settings, checks, parts to do, and the end.
+
+``jobs/`` runs it on Ray or in one process; both go through the functions here, so both
+write the same bytes.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from pipeline.card import card_text
+from pipeline.config import (
+    AugmentConfig,
+    MixConfig,
+    Precision,
+    Preset,
+    StoreIdentity,
+    TeacherIdentity,
+    canonical_json,
+)
+from pipeline.errors import ConfigError, IdentityError, RejectionError, ShardError
+from pipeline.files import commit_new, expand_shards
+from pipeline.fingerprints import different_fingerprints, fingerprints
+from pipeline.records import PartKey, ShardInfo
+from pipeline.shards import Shard, open_shard
+from pipeline.store import (
+    Committed,
+    Manifest,
+    check_store,
+    find_parts,
+    finish_store,
+    read_entry,
+)
+
+if TYPE_CHECKING:
+    from pipeline.teacher import TeacherSpec
+
+__all__ = [
+    "IndexedShards",
+    "JobPlan",
+    "LabelConfig",
+    "PartOrder",
+    "Progress",
+    "finish_job",
+    "index_shards",
+    "plan_job",
+    "write_run",
+]
+
+VERSIONED_PACKAGES = ("numba", "numpy", "pillow", "pyarrow", "ray", "simplejpeg", "timm", "torch")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelConfig:
+    """Label augmented views of WebDataset shards with a teacher, once for all students."""
+
+    shards: tuple[str, ...]
+    """Shard files, brace patterns ('x-{000000..001281}.tar') or globs, in quotes."""
+    out: Path
+    """Store to write or to continue; its name ends in .parquet."""
+    teacher: str = "regnety_160.deit_in1k"
+    """timm's name of the teacher; pretrained weights are fetched unless a checkpoint or
+    random weights are given."""
+    teacher_checkpoint: Path | None = None
+    """Local weights: .safetensors, or a .pth that holds tensors alone."""
+    teacher_random_weights: int | None = None
+    """Seed of untrained weights, for trials of speed."""
+    num_classes: int | None = None
+    """The teacher's classes, if not those of its weights."""
+    views: int = 300
+    """Views per sample: one per epoch of a student's run."""
+    first_view: int = 0
+    """First view; give the number of views a store has to extend it."""
+    views_per_part: int = 150
+    """Views per part file: the unit of retry and commit."""
+    seed: int = 0
+    """Root of all seeds."""
+    preset: Preset = "deit"
+    """Augmentation to start from; the flags below override it."""
+    augment: Annotated[AugmentConfig, tyro.conf.arg(name="")] = field(default_factory=AugmentConfig)
+    mix: bool = True
+    """Mix pairs by mixup and CutMix (off by default with --preset center)."""
+    mixing: MixConfig = field(default_factory=MixConfig)
+    precision: Precision = "bf16"
+    """Number format of the teacher; bf16 changes 0.1 to 0.3 % of labels against fp32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the teacher runs."""
+    batch_views: int | None = None
+    """Views of a group in one teacher batch: a triple on a CPU, a block on a GPU."""
+    teachers: int | None = None
+    """Teacher processes: one per GPU of the cluster, or one."""
+    threads: int | None = None
+    """CPU threads of each teacher: the cores divided by the teachers."""
+    serial: bool = False
+    """Run in this process, without Ray; writes the same bytes."""
+    max_rejected: float = 0.01
+    """Share of undecodable images above which the job fails."""
+    drain_seconds: float = 20.0
+    """After SIGTERM, time to finish parts under way before they are abandoned."""
+    allow_low_agreement: bool = False
+    """Go on although the teacher hardly agrees with the shards' targets."""
+
+    def __post_init__(self) -> None:
+        if self.views < 1 or self.first_view < 0 or self.views_per_part < 1:
+            raise ConfigError("--views and --views-per-part start at 1, --first-view at 0")
+        if self.teacher_checkpoint is not None and self.teacher_random_weights is not None:
+            raise ConfigError("give --teacher-checkpoint or --teacher-random-weights, not both")
+        if not 0 <= self.max_rejected <= 1:
+            raise ConfigError(f"--max-rejected is {self.max_rejected}; a share is in 0..1")
+        for name in ("teachers", "threads", "batch_views"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} is {value}; use 1 or more")
+        if self.precision == "fp16" and self.device == "cpu":
+            raise ConfigError("--precision fp16 needs a GPU; use bf16 or fp32 on a CPU")
+
+    @property
+    def effective_mixing(self) -> MixConfig:
+        """The mixing that the store's identity holds."""
+        mixing = self.mixing
+        if not self.mix:
+            mixing = MixConfig(
+                probability=0.0, group_size=mixing.group_size, block_views=mixing.block_views
+            )
+        return mixing
+
+    def identity(self, teacher: TeacherIdentity) -> StoreIdentity:
+        """Return the identity of the store that this job writes with ``teacher``."""
+        return StoreIdentity(
+            root_seed=self.seed,
+            augment=self.augment,
+            mix=self.effective_mixing,
+            teacher=teacher,
+        )
+
+    def teacher_spec(self) -> TeacherSpec:
+        """Return which teacher to build."""
+        from pipeline.teacher import TeacherSpec
+
+        return TeacherSpec(
+            architecture=self.teacher,
+            checkpoint=self.teacher_checkpoint,
+            random_weights=self.teacher_random_weights,
+            classes=self.num_classes,
+            precision=self.precision,
+            batch_views=self.batch_views,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexedShards:
+    """The job's shards and what their indices say."""
+
+    paths: tuple[Path, ...]
+    infos: tuple[ShardInfo, ...]
+    max_target: int
+    max_target_at: str  # "shard, sample" of the highest class, for messages
+    warnings: tuple[str, ...]
+
+    @property
+    def samples(self) -> int:
+        """Indexed samples of all shards."""
+        return sum(info.samples for info in self.infos)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartOrder:
+    """One part to label: where from, as what, and where to."""
+
+    part: PartKey
+    path: Path
+    shard: ShardInfo
+    identity: StoreIdentity
+    out: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobPlan:
+    """A job whose settings, shards and store agree, and what is left to do."""
+
+    config: LabelConfig
+    identity: StoreIdentity
+    fingerprints: Mapping[str, int]
+    shards: IndexedShards
+    done: tuple[Committed, ...]
+    missing: tuple[PartKey, ...]
+
+    def order(self, part: PartKey) -> PartOrder:
+        """Return all that a teacher's process needs to label ``part``."""
+        return PartOrder(
+            part=part,
+            path=self.shards.paths[part.shard],
+            shard=self.shards.infos[part.shard],
+            identity=self.identity,
+            out=self.config.out,
+        )
+
+
+def index_shards(patterns: Sequence[str]) -> IndexedShards:
+    """Index all shards of a job.
+
+    Raises ``ShardError`` for files that are no whole shards, and for two shards with the
+    same keys, whose streams would be the same.
+    """
+    paths = expand_shards(patterns)
+    infos: list[ShardInfo] = []
+    names: dict[str, Path] = {}
+    highest, highest_at, sorted_shards = -1, "", 0
+    for number, path in enumerate(paths):
+        shard = open_shard(path, number)
+        infos.append(shard.info)
+        twin = names.setdefault(shard.info.key_hash, path)
+        if twin != path:
+            raise ShardError(
+                f"{path} and {twin} have the same keys, so their views would be the same; pack "
+                "them with keys that are unique in the data set"
+            )
+        top = max(shard.samples, key=lambda sample: sample.target)
+        if top.target > highest:
+            highest, highest_at = top.target, f"{path}, sample {top.key!r}"
+        sorted_shards += _is_class_sorted(shard)
+    warnings = []
+    if sorted_shards:
+        warnings.append(
+            f"{sorted_shards} of {len(paths)} shards hold their samples sorted by class: pairs "
+            "will be of like classes, and a student's batches too; pack-shards shuffles"
+        )
+    return IndexedShards(
+        paths=paths,
+        infos=tuple(infos),
+        max_target=highest,
+        max_target_at=highest_at,
+        warnings=tuple(warnings),
+    )
+
+
+def _is_class_sorted(shard: Shard) -> bool:
+    targets = [sample.target for sample in shard.samples]
+    return len(targets) >= 16 and targets == sorted(targets)
+
+
+def plan_job(config: LabelConfig, shards: IndexedShards, teacher: TeacherIdentity) -> JobPlan:
+    """Check that shards, teacher and store fit, and list what is missing; writes nothing."""
+    if shards.max_target >= teacher.classes:
+        raise ShardError(
+            f"{shards.max_target_at} has class {shards.max_target}, but the teacher "
+            f"{teacher.architecture} has {teacher.classes} classes (0..{teacher.classes - 1}); "
+            "check --teacher, --num-classes, and that the shards' .cls are its class indices"
+        )
+    identity = config.identity(teacher)
+    ours = fingerprints()
+    theirs = check_store(config.out, identity) or ours
+    different = different_fingerprints(ours, theirs)
+    if different:
+        raise IdentityError(
+            f"{config.out} was begun where these give other pixels: {', '.join(different)}; "
+            f"install the versions named in {config.out}/_meta/runs, or use another --out"
+        )
+    done: list[Committed] = []
+    covered: dict[int, set[int]] = {}
+    infos = {info.number: info for info in shards.infos}
+    for part in find_parts(config.out):
+        if part.shard in infos:
+            done.append(read_entry(config.out, part, identity.digest, infos[part.shard]))
+            covered.setdefault(part.shard, set()).update(range(part.first_view, part.end_view))
+    missing = [
+        part
+        for number in infos
+        for part in _missing_parts(config, number, covered.get(number, set()))
+    ]
+    return JobPlan(
+        config=config,
+        identity=identity,
+        fingerprints=ours,
+        shards=shards,
+        done=tuple(done),
+        missing=tuple(missing),
+    )
+
+
+def _missing_parts(config: LabelConfig, shard: int, covered: set[int]) -> list[PartKey]:
+    """Cut the views that no part covers yet into parts, at multiples of views_per_part."""
+    parts: list[PartKey] = []
+    end = config.first_view + config.views
+    for start in range(config.first_view, end, config.views_per_part):
+        run: int | None = None
+        stop = min(start + config.views_per_part, end)
+        for view in range(start, stop + 1):
+            wanted = view < stop and view not in covered
+            if wanted and run is None:
+                run = view
+            elif not wanted and run is not None:
+                parts.append(PartKey(shard=shard, first_view=run, views=view - run))
+                run = None
+    return parts
+
+
+class Progress:
+    """Counts what a job has done, and stops one that rejects too much."""
+
+    def __init__(self, plan: JobPlan) -> None:
+        self._plan = plan
+        self._rejected: dict[int, int] = {}
+        self.labels = 0
+        self.parts = 0
+        self._started = time.monotonic()
+        for committed in plan.done:
+            self._count_rejections(committed)
+
+    def add(self, committed: Committed) -> None:
+        """Count a part that was just committed; raises ``RejectionError`` over the limit."""
+        self.labels += committed.entry.rows
+        self.parts += 1
+        self._count_rejections(committed)
+
+    @property
+    def rejected(self) -> int:
+        """Samples rejected so far."""
+        return sum(self._rejected.values())
+
+    @property
+    def labels_per_second(self) -> float:
+        """Labels committed per second of this run."""
+        return self.labels / max(1e-9, self.seconds)
+
+    @property
+    def seconds(self) -> float:
+        """Time since labelling began."""
+        return time.monotonic() - self._started
+
+    def _count_rejections(self, committed: Committed) -> None:
+        shard = committed.entry.part.shard
+        self._rejected[shard] = len(committed.rejections)
+        config, samples = self._plan.config, self._plan.shards.samples
+        if self.rejected > config.max_rejected * samples:
+            reasons = "; ".join(one.reason for one in committed.rejections[:3])
+            raise RejectionError(
+                f"{self.rejected} of {samples} images do not decode, more than --max-rejected "
+                f"{config.max_rejected:g} allows; the latest, in "
+                f"{self._plan.shards.infos[shard].name}: {reasons}; mend the shards, or raise "
+                "--max-rejected"
+            )
+
+
+def finish_job(plan: JobPlan, run: Mapping[str, Any]) -> Manifest:
+    """Verify the whole store, write its manifest and card, and this run's provenance."""
+    write_run(plan.config.out, plan.config, run)
+    return finish_store(
+        plan.config.out, plan.identity, plan.fingerprints, plan.shards.infos, card_text
+    )
+
+
+def write_run(root: Path, config: LabelConfig, run: Mapping[str, Any]) -> None:
+    """Record how a run went: settings, versions, hardware, times. Never compared."""
+    now = datetime.now(UTC)
+    record = {
+        "finished": now.isoformat(timespec="seconds"),
+        "settings": {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in asdict(config).items()
+        },
+        "versions": versions(),
+        "python": sys.version.split()[0],
+        "machine": {"platform": platform.platform(), "processor": processor()},
+        **run,
+    }
+    name = f"{now:%Y%m%dT%H%M%S%f}.json"
+    commit_new(root / "_meta" / "runs" / name, canonical_json(record) + b"\n")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of all packages that touch pixels, labels or files."""
+    found = {}
+    for name in VERSIONED_PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def processor() -> str:
+    """Return the CPU's name, as far as the system tells."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"
