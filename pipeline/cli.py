@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 import tyro
 from tqdm import tqdm
 
 from pipeline import packing
-from pipeline.errors import PipelineError
+from pipeline.errors import ConfigError, PipelineError
 
-__all__ = ["pack_shards"]
+__all__ = ["label_store", "pack_shards"]
 
 _LISTED = 20  # names printed before "and N more"
 
@@ -33,6 +37,94 @@ def pack_shards() -> None:
             f"{report.shrunk} images shrunk; {len(report.shards)} shards of "
             f"{report.bytes / 1e6:.1f} MB in {config.out}"
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspect:
+    """Show what a store holds; reads its manifest alone."""
+
+    path: tyro.conf.Positional[Path]
+    """The store (the directory that ends in .parquet)."""
+    json: bool = False
+    """Print JSON for machines instead."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verify:
+    """Check every file of a store; with --shards, redraw views and compare their digests."""
+
+    path: tyro.conf.Positional[Path]
+    """The store (the directory that ends in .parquet)."""
+    shards: tuple[str, ...] = ()
+    """The shards that were labelled: files, brace patterns or globs, in quotes."""
+    all: bool = False
+    """Redraw every digest, not a sample: the proof for a store."""
+    json: bool = False
+    """Print JSON for machines instead."""
+
+
+def label_store() -> None:
+    """Inspect and verify label stores."""
+    with _errors_of("label-store"):
+        command = tyro.extras.subcommand_cli_from_dict(
+            {"inspect": _inspect, "verify": _verify},
+            prog="label-store",
+            description=label_store.__doc__,
+        )
+        if isinstance(command, int) and command:
+            raise SystemExit(command)
+
+
+def _inspect(options: tyro.conf.OmitArgPrefixes[Inspect]) -> int:
+    """Show what a store holds; reads its manifest alone."""
+    from pipeline.card import card_text
+    from pipeline.store import read_manifest
+
+    manifest = read_manifest(options.path)
+    if options.json:
+        print(json.dumps(manifest.to_json(), indent=2, sort_keys=True))
+        return 0
+    print(card_text(manifest))
+    print("| shard | samples | rejected | views | parts | bytes |\n|---|---|---|---|---|---|")
+    for shard in manifest.shards:
+        entries = [entry for entry in manifest.parts if entry.part.shard == shard.number]
+        print(
+            f"| {shard.number}: {shard.name} | {shard.samples} "
+            f"| {len(manifest.rejections.get(shard.number, ()))} "
+            f"| {len(manifest.views_of_shards[shard.number])} | {len(entries)} "
+            f"| {sum(entry.bytes for entry in entries)} |"
+        )
+    return 0
+
+
+def _verify(options: tyro.conf.OmitArgPrefixes[Verify]) -> int:
+    """Check every file of a store; with --shards, redraw views and compare their digests."""
+    from pipeline.verify import verify_store
+
+    if options.all and not options.shards:
+        raise ConfigError("--all redraws views, which needs the shards: give --shards")
+    report = verify_store(options.path, options.shards, every_digest=options.all)
+    if options.json:
+        print(json.dumps(dataclasses.asdict(report), indent=2))
+    else:
+        print(
+            f"{options.path}: {report.parts} parts, {report.labels} labels, {report.bytes} bytes: "
+            "all checksums are right"
+        )
+        print(
+            f"{report.samples} samples = {report.samples - report.rejected} labelled + "
+            f"{report.rejected} rejected"
+        )
+        print(
+            f"{report.digests} views have a digest, {report.redrawn} were redrawn from the shards"
+        )
+        for mismatch in report.mismatches[:_LISTED]:
+            print(
+                f"MISMATCH {mismatch.shard} {mismatch.key} view {mismatch.view}: stored "
+                f"{mismatch.stored}, found {mismatch.found}"
+            )
+        print(f"FAILED: {len(report.mismatches)} differ" if report.mismatches else "passed")
+    return 1 if report.mismatches else 0
 
 
 @contextmanager

@@ -19,11 +19,10 @@ import numpy as np
 from pipeline.augment import apply_view, decode, image_size, view_digest
 from pipeline.config import AugmentConfig, MixConfig, StoreIdentity
 from pipeline.errors import DecodeError
-from pipeline.pairing import block_of, draw_groups, draw_mix, draw_partners
+from pipeline.pairing import GroupPlaces, block_of, draw_group_mixing, draw_groups
 from pipeline.records import (
     NO_PARTNER,
     AugmentedGroup,
-    MixParams,
     PartKey,
     PartRows,
     Pixels,
@@ -98,17 +97,22 @@ def augment_group(shard: Shard, task: GroupTask) -> AugmentedGroup:
     digest = np.zeros((places, views), np.uint32)
     digested = np.zeros((places, views), np.bool_)
     mix = ViewMix.unmixed(places * views)
+    group = GroupPlaces(
+        group=task.group,
+        members=task.members,
+        rejected=frozenset(rejection.index for rejection in rejections),
+    )
     seeds = [sample_seed(task.root_seed, shard.samples[i].key) for i in task.members]
     for column in range(views):
         view = task.first_view + column
-        partners = _partners(task, view, images)
+        mixings = draw_group_mixing(task.root_seed, task.shard, view, group, side, task.mix)
         for place, image in enumerate(images):
             if image is None:
                 continue
             params = draw_view(seeds[place], view, image_size(image), task.augment)
             pixels[place, column] = apply_view(image, params, task.augment)
             valid[place, column] = True
-            partner, mixing = partners[place]
+            partner, mixing = mixings[place]
             if partner != NO_PARTNER:
                 mix.set_row(place * views + column, partner * views + column, mixing)
             if has_digest(seeds[place], view):
@@ -143,23 +147,6 @@ def _decode_members(
             images.append(None)
             rejections.append(Rejection(index=index, key=sample.key, reason=str(error)))
     return images, rejections
-
-
-def _partners(
-    task: GroupTask, view: int, images: list[Pixels | None]
-) -> list[tuple[int, MixParams]]:
-    """Return each place's partner and mix parameters; a rejected image mixes with nobody."""
-    key_hash, size = task.shard.key_hash, task.augment.image_size
-    drawn = draw_partners(task.root_seed, key_hash, view, task.group, len(task.members), task.mix)
-    result = []
-    for place, partner in enumerate(drawn):
-        mixing = MixParams.none()
-        if partner != NO_PARTNER and images[place] is not None and images[partner] is not None:
-            pair = (task.members[place], task.members[partner])
-            mixing = draw_mix(task.root_seed, key_hash, view, pair, size, task.mix)
-        unmixed = mixing == MixParams.none()
-        result.append((NO_PARTNER if unmixed else partner, mixing))
-    return result
 
 
 class Labeller(Protocol):

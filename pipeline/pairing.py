@@ -10,10 +10,18 @@ import math
 from dataclasses import dataclass
 
 from pipeline.config import TRIPLE_VIEWS, MixConfig
-from pipeline.records import FIXED_ONE, NO_PARTNER, Box, MixKind, MixParams
+from pipeline.records import FIXED_ONE, NO_PARTNER, Box, MixKind, MixParams, ShardInfo
 from pipeline.rng import fixed, stream
 
-__all__ = ["BlockGroups", "block_of", "draw_groups", "draw_mix", "draw_partners"]
+__all__ = [
+    "BlockGroups",
+    "GroupPlaces",
+    "block_of",
+    "draw_group_mixing",
+    "draw_groups",
+    "draw_mix",
+    "draw_partners",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +30,15 @@ class BlockGroups:
 
     block: int
     groups: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupPlaces:
+    """One group: its number in the block, its members by place, and who was rejected."""
+
+    group: int
+    members: tuple[int, ...]  # sample indices
+    rejected: frozenset[int]  # sample indices, of members or not
 
 
 def block_of(view: int, config: MixConfig) -> int:
@@ -63,6 +80,32 @@ def draw_partners(
     triple = view % config.block_views // TRIPLE_VIEWS
     opponents = _round_robin(seats, rounds[triple % len(rounds)])
     return tuple(opponent if opponent < members else NO_PARTNER for opponent in opponents[:members])
+
+
+def draw_group_mixing(
+    root_seed: int,
+    shard: ShardInfo,
+    view: int,
+    group: GroupPlaces,
+    size: int,
+    config: MixConfig,
+) -> list[tuple[int, MixParams]]:
+    """Return each place's partner place and mix parameters at one view.
+
+    Whoever has no partner, whose partner is rejected, or whose pair is not mixed at this
+    view has ``NO_PARTNER`` and ``MixParams.none()``.
+    """
+    members, rejected = group.members, group.rejected
+    partners = draw_partners(root_seed, shard.key_hash, view, group.group, len(members), config)
+    result = []
+    for sample, place in zip(members, partners, strict=True):
+        mixing = MixParams.none()
+        if place != NO_PARTNER and rejected.isdisjoint((sample, members[place])):
+            pair = (sample, members[place])
+            mixing = draw_mix(root_seed, shard.key_hash, view, pair, size, config)
+        unmixed = mixing.kind is MixKind.NONE
+        result.append((NO_PARTNER if unmixed else place, mixing))
+    return result
 
 
 def _round_robin(seats: int, round_: int) -> list[int]:

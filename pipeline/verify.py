@@ -1,0 +1,234 @@
+"""Proves that a store is whole, and that its labels belong to the pixels that replay gives."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.augment import apply_view, decode, image_size, view_digest
+from pipeline.errors import ChecksumError, DecodeError, IdentityError, StoreError
+from pipeline.files import expand_shards
+from pipeline.fingerprints import different_fingerprints, fingerprints
+from pipeline.job import versions
+from pipeline.pairing import GroupPlaces, block_of, draw_group_mixing, draw_groups
+from pipeline.records import NO_PARTNER, MixParams, PartRows, Pixels
+from pipeline.shards import Shard, match_shards, open_known_shard
+from pipeline.store import LabelStore, ParquetStore, find_parts, open_store
+from pipeline.views import draw_view
+
+__all__ = ["Mismatch", "VerifyReport", "check_fingerprints", "verify_store"]
+
+SAMPLED_DIGESTS = 512
+"""Digests that are redrawn unless all are asked for, spread over all parts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mismatch:
+    """A view that is not what the teacher labelled."""
+
+    shard: str
+    key: str
+    view: int
+    stored: str
+    found: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyReport:
+    """What a verification looked at and found; it passed if there are no mismatches."""
+
+    parts: int
+    labels: int
+    bytes: int
+    samples: int
+    rejected: int
+    digests: int  # in the store
+    redrawn: int  # of them
+    mismatches: tuple[Mismatch, ...]
+
+
+def verify_store(
+    path: Path, shards: Sequence[str] = (), *, every_digest: bool = False
+) -> VerifyReport:
+    """Check every part of a store, and with shards redraw views that have a digest.
+
+    Without shards: the manifest, each part's size, SHA-256, page checksums, rows and
+    identity. With shards: their contents too, and digests redrawn from them, a spread
+    sample or all; rejected images must still not decode if all are asked for.
+
+    Raises ``StoreError`` for damage, ``ShardError`` for other shards, ``IdentityError`` if
+    this machine's fingerprints differ. Views that differ are reported, not raised.
+    """
+    store = open_store(path)
+    _check_layout(store)
+    paths = {}
+    if shards:
+        check_fingerprints(store)
+        paths = match_shards(store.manifest.shards, expand_shards(shards))
+    digests = redrawn = 0
+    mismatches: list[Mismatch] = []
+    quota = -(-SAMPLED_DIGESTS // max(1, len(store.manifest.parts)))
+    for entry in store.manifest.parts:
+        rows = store.read_part(entry)
+        _check_part(store, rows)
+        places = np.argwhere(rows.has_digest)
+        digests += len(places)
+        if not shards:
+            continue
+        shard = open_known_shard(paths[entry.part.shard], store.manifest.by_shard[entry.part.shard])
+        if not every_digest and len(places) > quota:
+            places = places[np.linspace(0, len(places) - 1, quota).astype(int)]
+        redrawn += len(places)
+        mismatches += _redraw(store, shard, rows, places)
+        if every_digest:
+            mismatches += _rejections_that_decode(shard, rows)
+    manifest = store.manifest
+    return VerifyReport(
+        parts=len(manifest.parts),
+        labels=manifest.rows,
+        bytes=manifest.bytes,
+        samples=sum(shard.samples for shard in manifest.shards),
+        rejected=sum(len(rejections) for rejections in manifest.rejections.values()),
+        digests=digests,
+        redrawn=redrawn,
+        mismatches=tuple(mismatches),
+    )
+
+
+def check_fingerprints(store: LabelStore) -> None:
+    """Refuse a store whose views this machine would not replay alike.
+
+    Raises ``IdentityError`` naming what differs and the versions on both sides.
+    """
+    different = different_fingerprints(fingerprints(), store.manifest.fingerprints)
+    if not different:
+        return
+    ours, theirs = versions(), _versions_of_runs(store.root)
+    lines = [
+        f"{name} {version} here, {theirs.get(name, 'unknown')} there"
+        for name, version in ours.items()
+        if theirs.get(name) != version
+    ]
+    raise IdentityError(
+        f"{store.root}: this machine makes other pixels than the one that labelled, in "
+        f"{', '.join(different)}; install the versions of the store ("
+        + ("; ".join(lines) or "all versions are equal: do the machines differ?")
+        + ")"
+    )
+
+
+def _versions_of_runs(root: Path) -> Mapping[str, str]:
+    """Return the versions of the store's first run, nothing if none is recorded."""
+    for path in sorted((root / "_meta" / "runs").glob("*.json")):
+        try:
+            return dict(json.loads(path.read_bytes())["versions"])
+        except (ValueError, KeyError, TypeError):
+            continue
+    return {}
+
+
+def _check_layout(store: ParquetStore) -> None:
+    listed = {entry.part for entry in store.manifest.parts}
+    stray = [part.path for part in find_parts(store.root) if part not in listed]
+    if stray:
+        raise StoreError(
+            f"{store.root}: {len(stray)} parts are not in the manifest, the first is {stray[0]}; "
+            "a label job that adds to the store has not finished: run it again"
+        )
+
+
+def _check_part(store: ParquetStore, rows: PartRows) -> None:
+    manifest, part = store.manifest, rows.part
+    shard = manifest.by_shard[part.shard]
+    known = {rejection.key for rejection in manifest.rejections.get(part.shard, ())}
+    same = (
+        (rows.key_hash, rows.content_hash, rows.samples)
+        == (shard.key_hash, shard.content_hash, shard.samples)
+    ) and known == {rejection.key for rejection in rows.rejections}
+    classes = store.identity.teacher.classes
+    if not same or (rows.label.size and int(rows.label.max()) >= classes):
+        raise ChecksumError(
+            f"{store.root / part.path} does not fit its manifest; delete the file and run the "
+            "label job again, it will redo only this part"
+        )
+
+
+def _redraw(
+    store: LabelStore, shard: Shard, rows: PartRows, places: NDArray[np.int64]
+) -> Iterator[Mismatch]:
+    """Redraw views of one part, sample by sample, and yield those that differ."""
+    index_of_key = {sample.key: index for index, sample in enumerate(shard.samples)}
+    mixings = _Mixings(store, shard, rows)
+    last: tuple[int, Pixels] | None = None
+    for row, column in places.tolist():
+        key, view = rows.keys[row], rows.part.first_view + column
+        index = index_of_key[key]
+        stored = f"{int(rows.digest[row, column]):08x}"
+        if last is None or last[0] != index:
+            try:
+                image = decode(shard.image_bytes(index), shard.samples[index].image_name)
+            except DecodeError as error:
+                yield Mismatch(
+                    shard=shard.info.name, key=key, view=view, stored=stored, found=str(error)
+                )
+                continue
+            last = (index, image)
+        augment = store.identity.augment
+        params = draw_view(int(rows.seed[row]), view, image_size(last[1]), augment)
+        partner, mixing = mixings.of(index, view)
+        partner_key = None if partner == NO_PARTNER else shard.samples[partner].key
+        found = f"{view_digest(apply_view(last[1], params, augment), partner_key, mixing):08x}"
+        if found != stored:
+            yield Mismatch(shard=shard.info.name, key=key, view=view, stored=stored, found=found)
+
+
+class _Mixings:
+    """Finds a sample's partner and mix parameters, drawing each block's groups once."""
+
+    def __init__(self, store: LabelStore, shard: Shard, rows: PartRows) -> None:
+        self._identity = store.identity
+        self._shard = shard.info
+        self._rejected = frozenset(rejection.index for rejection in rows.rejections)
+        self._groups: dict[int, dict[int, GroupPlaces]] = {}
+
+    def of(self, index: int, view: int) -> tuple[int, MixParams]:
+        """Return the partner's index, or ``NO_PARTNER``, and the mix parameters."""
+        identity = self._identity
+        block = block_of(view, identity.mix)
+        if block not in self._groups:
+            self._groups[block] = self._draw(block)
+        group = self._groups[block][index]
+        drawn = draw_group_mixing(
+            identity.root_seed, self._shard, view, group, identity.augment.image_size, identity.mix
+        )
+        place, mixing = drawn[group.members.index(index)]
+        return (NO_PARTNER if place == NO_PARTNER else group.members[place]), mixing
+
+    def _draw(self, block: int) -> dict[int, GroupPlaces]:
+        identity, shard = self._identity, self._shard
+        drawn = draw_groups(identity.root_seed, shard.key_hash, shard.samples, block, identity.mix)
+        return {
+            index: GroupPlaces(group=number, members=members, rejected=self._rejected)
+            for number, members in enumerate(drawn.groups)
+            for index in members
+        }
+
+
+def _rejections_that_decode(shard: Shard, rows: PartRows) -> Iterator[Mismatch]:
+    for rejection in rows.rejections:
+        try:
+            decode(shard.image_bytes(rejection.index), rejection.key)
+        except DecodeError:
+            continue
+        yield Mismatch(
+            shard=shard.info.name,
+            key=rejection.key,
+            view=rows.part.first_view,
+            stored=f"rejected ({rejection.reason})",
+            found="decodes",
+        )
