@@ -35,6 +35,8 @@ from pipeline.rng import fixed, noise_bytes
 
 __all__ = ["apply_op", "apply_view", "decode", "image_size", "resize", "view_digest", "warm_up"]
 
+FORMATS = ("JPEG", "PNG", "WEBP")
+
 MAX_PIXELS = 178_956_970
 """Images beyond this are rejected as decompression bombs (Pillow's own error limit)."""
 
@@ -57,11 +59,11 @@ def decode(data: bytes | memoryview, name: str) -> Pixels:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a bomb between warning and error still decodes
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 converted = _without_alpha(image).convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DecodeError(f"{name}: {type(error).__name__}: {error}") from error
-    return np.ascontiguousarray(np.asarray(converted))
+    return np.array(converted)  # a copy that is writable, as the kernels were compiled for
 
 
 def _without_alpha(image: Image.Image) -> Image.Image:

@@ -22,6 +22,7 @@ TARGET_EXTENSIONS = ("cls", "json")
 
 _BLOCK = 512  # bytes; a tar file ends with two empty blocks
 _KEY = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # WebDataset's rule: up to the first dot
+_SPECIAL = re.compile(r"^__[^/]*__($|/)")  # names that WebDataset keeps for itself
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,8 +149,7 @@ def _read_members(path: Path, data: mmap.mmap) -> dict[str, dict[str, _Member]]:
                         f"{path}: truncated inside {info.name} (at byte {len(data)}); {cure}"
                     )
                 match = _KEY.match(info.name)
-                special = info.name.startswith("__") and info.name.endswith("__")
-                if not info.isreg() or match is None or special:
+                if not info.isreg() or match is None or _SPECIAL.match(info.name):
                     continue
                 key, extension = match[1], match[2].lower()
                 if key in members and key != last_key:

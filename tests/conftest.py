@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+
+# Before PyTorch loads: waiting threads that spin make shared cores many times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from pipeline.store import ParquetStore
 from tests.factories import write_shard
 
 # Derandomised, so that a test that passes here passes everywhere.
@@ -25,3 +31,16 @@ def make_shard(tmp_path: Path) -> Callable[[str, Samples], Path]:
         return write_shard(tmp_path / name, samples)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def hash_store(tmp_path_factory: pytest.TempPathFactory) -> ParquetStore:
+    """Return a store of two shards of digits, 6 views in two parts, labelled by hashes."""
+    from tests.labelling import digit_shard, write_hash_store
+
+    folder = tmp_path_factory.mktemp("hash-store")
+    paths = [
+        digit_shard(folder / f"digits-{number}.tar", 17 + number, first=100 * number)
+        for number in range(2)
+    ]
+    return write_hash_store(folder / "labels.parquet", paths, views=6, per_part=3)

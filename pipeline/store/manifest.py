@@ -192,11 +192,15 @@ def read_manifest(root: Path) -> Manifest:
             "or run the label job again with the same settings, it does only what is missing"
         )
     cure = "restore the file, or run the label job again to write it anew"
+    data = path.read_bytes()
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(data)
+        canonical = canonical_json(values) + b"\n"
         checksum = values.pop("sha256")
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ChecksumError(f"{path} is not a manifest ({error!r}); {cure}") from error
+    if data != canonical:
+        raise ChecksumError(f"{path} is not in canonical form, so it was changed; {cure}")
     actual = sha256(canonical_json(values))
     if actual != checksum:
         raise ChecksumError(f"{path}: sha256 is {actual}, it says {checksum}; {cure}")

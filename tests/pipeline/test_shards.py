@@ -111,7 +111,7 @@ def test_directories_links_and_metadata_are_no_samples(tmp_path):
         link = tarfile.TarInfo("link.jpg")
         link.type, link.linkname = tarfile.SYMTYPE, "a.jpg"
         tar.addfile(link)
-        for name in ("__meta__", "README", "a.jpg", "a.cls"):
+        for name in ("__meta__", "__m__/x.jpg", "__m__/x.cls", "README", "a.jpg", "a.cls"):
             info = tarfile.TarInfo(name)
             info.size = 1
             tar.addfile(info, io.BytesIO(b"4"))

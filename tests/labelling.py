@@ -1,0 +1,120 @@
+"""Teachers and label jobs for tests: labels that any changed pixel would change."""
+
+from __future__ import annotations
+
+import binascii
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from safetensors.torch import save_file
+
+from pipeline.config import AugmentConfig, MixConfig, StoreIdentity, TeacherIdentity
+from pipeline.fingerprints import fingerprints
+from pipeline.labelling import augment_group, group_tasks, label_part
+from pipeline.mixing import mix_images, normalise
+from pipeline.records import AugmentedGroup, PartKey, PartRows, ShardInfo, TeacherLabels
+from pipeline.shards import Shard, open_shard
+from pipeline.store import ParquetStore, claim_store, commit_part, finish_store, open_store
+from pipeline.teacher import Teacher, TeacherSpec, load_teacher
+from tests.factories import digit_samples, digits, write_shard
+
+CLASSES = 10
+SMALL = AugmentConfig(image_size=16)
+TEACHER = TeacherIdentity(
+    architecture="hash", weights="0" * 64, classes=65535, precision="fp32", batch_views=3
+)
+
+
+@dataclass(frozen=True, slots=True)
+class HashTeacher:
+    """Labels a mixed view by the CRC of its floats, so equal labels mean equal pixels."""
+
+    augment: AugmentConfig = SMALL
+
+    def label_group(self, group: AugmentedGroup) -> TeacherLabels:
+        side = self.augment.image_size
+        pixels = torch.from_numpy(group.pixels.reshape(-1, side, side, 3))
+        images = mix_images(normalise(pixels, self.augment.mean, self.augment.std), group.mix)
+        rows = images.permute(0, 2, 3, 1).contiguous().numpy()
+        label = [binascii.crc32(row.tobytes()) % TEACHER.classes for row in rows]
+        return TeacherLabels(label=np.array(label, np.uint16))
+
+
+def hash_identity(augment: AugmentConfig = SMALL, mix: MixConfig | None = None) -> StoreIdentity:
+    return StoreIdentity(root_seed=5, augment=augment, mix=mix or MixConfig(), teacher=TEACHER)
+
+
+def part_of(first: int, views: int, shard: int = 0) -> PartKey:
+    return PartKey(shard=shard, first_view=first, views=views)
+
+
+def label_with_hashes(shard: Shard, part: PartKey, identity: StoreIdentity) -> PartRows:
+    groups = (
+        augment_group(shard, task) for task in group_tasks(shard.path, shard.info, part, identity)
+    )
+    return label_part(shard, part, identity, groups, HashTeacher(identity.augment))
+
+
+def write_hash_store(root: Path, paths: list[Path], *, views: int, per_part: int) -> ParquetStore:
+    """Label shards with the hash teacher and finish the store."""
+    identity = hash_identity()
+    prints = claim_store(root, identity, fingerprints())
+    infos: list[ShardInfo] = []
+    for number, path in enumerate(paths):
+        shard = open_shard(path, number)
+        infos.append(shard.info)
+        for first in range(0, views, per_part):
+            part = part_of(first, min(per_part, views - first), number)
+            commit_part(root, label_with_hashes(shard, part, identity))
+    finish_store(root, identity, prints, infos, lambda _: "a card\n")
+    return open_store(root)
+
+
+@lru_cache(maxsize=1)
+def _calibrated_state() -> dict[str, torch.Tensor]:
+    """Return a small RegNetY whose labels on digits vary: BatchNorm has seen digits."""
+    torch.manual_seed(3)
+    model = timm.create_model("regnety_002", num_classes=CLASSES)
+    images, _ = digits()
+    pixels = np.stack([np.kron(one, np.ones((4, 4, 1), np.uint8)) for one in images[:256]])
+    batch = normalise(torch.from_numpy(pixels), SMALL.mean, SMALL.std)
+    model.train()
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = None  # average, not decay
+        for _ in range(3):
+            model(batch)
+        model.eval()
+        features = model.forward_head(model.forward_features(batch), pre_logits=True)
+        fc = model.get_classifier()
+        # Centre the features, so that no class always wins.
+        fc.weight.normal_(std=1.0)
+        fc.bias.copy_(-(fc.weight @ features.mean(dim=0)))
+    return {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+
+
+def write_teacher(path: Path) -> Path:
+    """Write a checkpoint of a small teacher whose labels differ from view to view."""
+    save_file(_calibrated_state(), path)
+    return path
+
+
+def small_teacher(
+    checkpoint: Path, augment: AugmentConfig, mix: MixConfig | None = None
+) -> Teacher:
+    spec = TeacherSpec(architecture="regnety_002", checkpoint=checkpoint, precision="fp32")
+    return load_teacher(spec, augment, mix or MixConfig(), torch.device("cpu"))
+
+
+def digit_shard(path: Path, count: int, *, first: int = 0, broken: tuple[int, ...] = ()) -> Path:
+    """Write a shard of digits; the images at the indices ``broken`` do not decode."""
+    samples = digit_samples(count, first)
+    for index in broken:
+        key, image, target = samples[index]
+        samples[index] = (key, image[: len(image) // 2], target)
+    return write_shard(path, samples)
