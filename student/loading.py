@@ -1,0 +1,69 @@
+"""Runs a map-style data set in worker processes, in order, and raises what goes wrong there."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline.augment import warm_up
+from pipeline.errors import PipelineError
+
+__all__ = ["LoaderOptions", "load"]
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoaderOptions:
+    """How items are fetched; what they hold does not depend on it."""
+
+    workers: int = 0  # processes; 0 does the work in this one
+    prefetch: int = 2  # items ahead, per worker
+    pin: bool = False  # for copies to a GPU that do not block
+
+
+def load(dataset: Dataset[Item], items: range, options: LoaderOptions) -> Iterator[Item]:
+    """Yield the data set's ``items`` in order."""
+    parallel: dict[str, Any] = {}
+    if options.workers:
+        warm_up()  # forked workers inherit the compiled kernels
+        fork = "fork" in multiprocessing.get_all_start_methods()
+        parallel = {
+            "multiprocessing_context": "fork" if fork else None,
+            "prefetch_factor": options.prefetch,
+            "worker_init_fn": _use_one_thread,
+        }
+    loader = DataLoader(
+        _Reporting(dataset),
+        batch_size=None,
+        sampler=items,
+        num_workers=options.workers,
+        pin_memory=options.pin,
+        **parallel,
+    )
+    for item in loader:
+        if isinstance(item, PipelineError):
+            raise item
+        yield item
+
+
+def _use_one_thread(_worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+class _Reporting(Dataset[Any]):
+    """Gives an error instead of raising it, since a worker would wrap it in its traceback."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, item: int) -> Any:
+        try:
+            return self._dataset[item]
+        except PipelineError as error:
+            return error

@@ -1,0 +1,190 @@
+"""What a run reports: sums on the device, JSON lines, TensorBoard, and progress."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from pipeline.errors import PipelineError
+from pipeline.files import replace
+from student.losses import HardDistillation
+
+__all__ = ["METRICS", "Meter", "MetricsLog", "Stopwatch"]
+
+METRICS = "metrics.jsonl"
+
+_NEVER = 1 << 62
+
+
+class Meter:
+    """Sums over an epoch's rows that stay on the device, so that no step waits for them."""
+
+    NAMES = ("loss", "class_loss", "distillation_loss", "agreement")
+
+    def __init__(self, device: torch.device) -> None:
+        self._sums = torch.zeros(len(self.NAMES) + 1, dtype=torch.float64, device=device)
+        self._reported = torch.zeros(len(self.NAMES) + 1, dtype=torch.float64)
+        self._first_bad = torch.full((), _NEVER, dtype=torch.int64, device=device)
+
+    def add(self, step: int, terms: HardDistillation, agreeing: Tensor, rows: int) -> None:
+        """Add one step; ``agreeing`` counts rows whose distillation head is the teacher's."""
+        loss = terms.loss.detach()
+        means = torch.stack([loss, terms.class_loss.detach(), terms.distillation_loss.detach()])
+        self._sums[:3] += means.double() * rows
+        self._sums[3] += agreeing
+        self._sums[4] += rows
+        bad = torch.where(loss.isfinite(), _NEVER, step)
+        self._first_bad = torch.minimum(self._first_bad, bad)
+
+    def check(self) -> None:
+        """Raise ``PipelineError`` naming the first step whose loss was not finite."""
+        step = int(self._first_bad)
+        if step != _NEVER:
+            raise PipelineError(
+                f"the loss is not finite at step {step}; train with a lower --lr, longer "
+                "--warmup-epochs or --clip-grad 1. last.pt and best.pt are older and sound"
+            )
+
+    def take(self) -> dict[str, float]:
+        """Return the means over the rows since the last call."""
+        sums = self._sums.cpu()
+        means = self._means(sums - self._reported)
+        self._reported = sums
+        return means
+
+    def epoch(self) -> dict[str, float]:
+        """Return the means over the epoch so far."""
+        return self._means(self._sums.cpu())
+
+    def _means(self, sums: Tensor) -> dict[str, float]:
+        *values, rows = sums.tolist()
+        return {
+            name: value / max(1.0, rows) for name, value in zip(self.NAMES, values, strict=True)
+        }
+
+    def clear(self) -> None:
+        """Begin another epoch."""
+        self._sums.zero_()
+        self._reported = torch.zeros_like(self._reported)
+
+    def state(self) -> dict[str, float]:
+        """Return the sums, for a checkpoint within an epoch."""
+        return dict(zip((*self.NAMES, "rows"), self._sums.tolist(), strict=True))
+
+    def restore(self, state: Mapping[str, float]) -> None:
+        """Go on from the sums of a checkpoint."""
+        values = [state[name] for name in (*self.NAMES, "rows")]
+        self._sums.copy_(torch.tensor(values, dtype=torch.float64))
+        self._reported = self._sums.cpu()
+
+
+class Stopwatch:
+    """Seconds of an epoch by what they were spent on, as this process sees them.
+
+    A GPU works while this process goes on, so there its time is in ``student`` and
+    ``data`` together; the sum is right.
+    """
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+
+    @contextmanager
+    def on(self, name: str) -> Iterator[None]:
+        """Count the time inside this context as ``name``."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - started
+
+    def take(self) -> dict[str, float]:
+        """Return the seconds so far, and begin again."""
+        seconds, self._seconds = self._seconds, {}
+        return seconds
+
+
+class MetricsLog:
+    """Writes metrics to OUTPUT/metrics.jsonl and TensorBoard, and shows progress on stderr.
+
+    A resumed run keeps the lines up to the step that it starts from.
+    """
+
+    def __init__(self, output: Path, *, start: int, steps: int) -> None:
+        path = output / METRICS
+        kept = _lines_until(path, start)
+        replace(path, kept)
+        self._file = path.open("ab")
+        self._board = SummaryWriter(str(output / "tensorboard"), purge_step=start or None)
+        self._bar = tqdm(
+            total=steps, initial=start, unit="step", disable=not sys.stderr.isatty(), leave=False
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.close()
+        self._board.close()
+        self._file.close()
+
+    def advance(self) -> None:
+        """Show that one more step is done."""
+        self._bar.update()
+
+    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """Record one line; ``step`` counts the steps done."""
+        line = {"kind": kind, "step": step, **values}
+        self._file.write(json.dumps(_finite(line)).encode() + b"\n")
+        self._file.flush()
+        for name, value in _scalars(values):
+            self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def say(self, text: str) -> None:
+        """Print one line, beside the progress bar if there is one."""
+        self._bar.write(f"train-student: {text}", file=sys.stderr)
+
+
+def _lines_until(path: Path, step: int) -> bytes:
+    """Return a log's whole lines up to a step; a torn last line is left out."""
+    if not path.exists() or not step:
+        return b""
+    kept = []
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            break
+    return b"".join(kept)
+
+
+def _finite(value: Any) -> Any:
+    """Replace what JSON has no number for by None."""
+    if isinstance(value, Mapping):
+        return {name: _finite(one) for name, one in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _scalars(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _scalars(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float):
+            yield prefix + name, float(value)

@@ -1,0 +1,226 @@
+"""Replays a store's views: item k of the data set is this rank's slice of global batch k.
+
+Parameters are drawn from the stored seeds and applied by the labeller's own code; rows
+that have a stored digest prove that the pixels are those that the teacher labelled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from pipeline.augment import apply_view, decode, image_size, view_digest
+from pipeline.errors import DecodeError, ReplayError, ShardError
+from pipeline.pairing import draw_mix
+from pipeline.planning import PlannedBatch, TrainingPlan
+from pipeline.records import MixKind, MixParams, Pixels, ShardView, ViewMix
+from pipeline.shards import Shard, open_known_shard
+from pipeline.store import LabelStore
+from pipeline.views import draw_view
+from student.loading import LoaderOptions, load
+
+__all__ = ["ReplayDataset", "StudentBatch", "replay_loader"]
+
+_OPEN_SHARDS = 16
+_OPEN_VIEWS = 96  # two windows of shards, three views each
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudentBatch:
+    """B rows of one step, before normalisation and mixing."""
+
+    step: int
+    keys: tuple[str, ...]  # (B,)
+    shard: NDArray[np.int64]  # (B,), shard numbers
+    sample: NDArray[np.int64]  # (B,), places in the shard
+    view: NDArray[np.int64]  # (B,)
+    seed: NDArray[np.int64]  # (B,)
+    pixels: Tensor  # (B, S, S, 3) uint8
+    target: Tensor  # (B,) int64, true class
+    label: Tensor  # (B,) int64, the teacher's argmax on the mixed view
+    mix: ViewMix  # partners are rows of this batch
+    audited: int  # rows whose stored digest was compared
+
+    def pin_memory(self) -> StudentBatch:
+        """Return the batch with tensors in pinned memory; the loader calls this."""
+        pinned = {name: getattr(self, name).pin_memory() for name in ("pixels", "target", "label")}
+        return dataclasses.replace(self, **pinned)
+
+
+class ReplayDataset(Dataset[StudentBatch]):
+    """The batches of one rank, in the order of a plan; any item may be asked for at any time.
+
+    ``shards`` gives the file of each of the store's shards, by number. Item k does not
+    depend on the items before it or on the process. Raises ``ConfigError`` if the plan's
+    batches cannot be shared out to ``ranks``. Items raise ``ShardError`` if a shard is not
+    the one that was labelled, ``ReplayError`` if a view is not, ``StoreError`` if the store
+    is damaged.
+    """
+
+    def __init__(
+        self,
+        store: LabelStore,
+        shards: Mapping[int, Path],
+        plan: TrainingPlan,
+        *,
+        rank: int = 0,
+        ranks: int = 1,
+        audit: bool = True,
+    ) -> None:
+        plan.check_ranks(ranks)
+        self.store = store
+        self.plan = plan
+        self._paths = dict(shards)
+        self._rank, self._ranks = rank, ranks
+        self._audit = audit
+        self._forget()
+
+    def _forget(self) -> None:
+        self._shard = lru_cache(maxsize=_OPEN_SHARDS)(self._open_shard)
+        self._labels = lru_cache(maxsize=_OPEN_VIEWS)(self._read_view)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in vars(self).items() if k not in ("_shard", "_labels")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._forget()
+
+    def __len__(self) -> int:
+        return self.plan.steps
+
+    def __getitem__(self, step: int) -> StudentBatch:
+        rows = self.plan.slice(step, self._rank, self._ranks)
+        mix, mixing = self._draw_mixing(rows)
+        labels = [
+            self._labels(int(shard), int(view))
+            for shard, view in zip(rows.shard, rows.view, strict=True)
+        ]
+        places = [int(sample) for sample in rows.sample]
+        pairs = list(zip(labels, places, strict=True))
+        keys = tuple(one.keys[place] for one, place in pairs)
+        pixels = self._views(labels, places)
+        audited = self._audit_rows(pairs, keys, pixels, mix, mixing) if self._audit else 0
+        return StudentBatch(
+            step=step,
+            keys=keys,
+            shard=rows.shard,
+            sample=rows.sample,
+            view=rows.view,
+            seed=np.array([one.seed[place] for one, place in pairs], np.int64),
+            pixels=torch.from_numpy(pixels),
+            target=torch.tensor([int(one.target[place]) for one, place in pairs]),
+            label=torch.tensor([int(one.label[place]) for one, place in pairs]),
+            mix=mix,
+            audited=audited,
+        )
+
+    def _open_shard(self, number: int) -> Shard:
+        return open_known_shard(self._paths[number], self.store.manifest.by_shard[number])
+
+    def _read_view(self, number: int, view: int) -> ShardView:
+        """Return a shard's labels at a view, checked against the shard's own targets."""
+        labels, shard = self.store.read_view(number, view), self._shard(number)
+        for index in np.flatnonzero(labels.accepted):
+            sample, stored = shard.samples[index], int(labels.target[index])
+            if sample.key != labels.keys[index] or sample.target != stored:
+                raise ShardError(
+                    f"{shard.path}: sample {sample.key!r} has target {sample.target}, the store "
+                    f"says {labels.keys[index]!r} has {stored}; use the very shards that were "
+                    "labelled, or label these"
+                )
+        return labels
+
+    def _draw_mixing(self, rows: PlannedBatch) -> tuple[ViewMix, list[MixParams]]:
+        """Draw each row's mix parameters; rows that are not mixed are their own partners."""
+        identity = self.store.identity
+        mix = ViewMix.unmixed(len(rows.shard))
+        mixing = [MixParams.none()] * len(rows.shard)
+        for row, partner in enumerate(rows.partner.tolist()):
+            if partner == row:
+                continue
+            pair = (int(rows.sample[row]), int(rows.sample[partner]))
+            key_hash = self.store.manifest.by_shard[int(rows.shard[row])].key_hash
+            params = draw_mix(
+                identity.root_seed,
+                key_hash,
+                int(rows.view[row]),
+                pair,
+                identity.augment.image_size,
+                identity.mix,
+            )
+            if params.kind is not MixKind.NONE:
+                mix.set_row(row, partner, params)
+                mixing[row] = params
+        return mix, mixing
+
+    def _views(self, labels: list[ShardView], places: list[int]) -> Pixels:
+        """Decode each sample once and apply its views, (B, S, S, 3)."""
+        config = self.store.identity.augment
+        side = config.image_size
+        pixels = np.empty((len(places), side, side, 3), np.uint8)
+        images: dict[tuple[int, int], Pixels] = {}
+        for row, (one, place) in enumerate(zip(labels, places, strict=True)):
+            identity = (one.shard, place)
+            if identity not in images:
+                images[identity] = self._decode(*identity)
+            image = images[identity]
+            params = draw_view(int(one.seed[place]), one.view, image_size(image), config)
+            pixels[row] = apply_view(image, params, config)
+        return pixels
+
+    def _decode(self, number: int, place: int) -> Pixels:
+        shard = self._shard(number)
+        sample = shard.samples[place]
+        try:
+            return decode(shard.image_bytes(place), sample.image_name)
+        except DecodeError as error:
+            raise ReplayError(
+                f"{shard.path}: {sample.key!r} does not decode ({error}), but did when it was "
+                "labelled; fetch the shard again, and compare the versions of simplejpeg and "
+                "Pillow with those in the store's _meta/runs"
+            ) from error
+
+    def _audit_rows(
+        self,
+        pairs: list[tuple[ShardView, int]],
+        keys: tuple[str, ...],
+        pixels: Pixels,
+        mix: ViewMix,
+        mixing: list[MixParams],
+    ) -> int:
+        """Compare the rows that have a stored digest with it; return how many have."""
+        audited = 0
+        for row, (labels, place) in enumerate(pairs):
+            if not labels.has_digest[place]:
+                continue
+            partner = keys[mix.partner[row]] if mix.partner[row] != row else None
+            actual = view_digest(pixels[row], partner, mixing[row])
+            stored = int(labels.digest[place])
+            if actual != stored:
+                raise ReplayError(
+                    f"{self._paths[labels.shard]}: view {labels.view} of {keys[row]!r} has "
+                    f"digest {actual:08x} here, and {stored:08x} in the store: these are not "
+                    "the pixels that the teacher labelled; run `label-store verify "
+                    f"{self.store.root} --shards ...`, and install the versions in the store's "
+                    "_meta/runs"
+                )
+            audited += 1
+        return audited
+
+
+def replay_loader(
+    dataset: ReplayDataset, start: int, end: int, options: LoaderOptions
+) -> Iterator[StudentBatch]:
+    """Yield batches ``start`` to ``end`` in order. Errors of workers are raised here."""
+    return load(dataset, range(start, end), options)

@@ -1,0 +1,92 @@
+"""Settings: defaults that depend on one another, and what a resumed run must share."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import ConfigError
+from student.config import TrainConfig, parse_model_args
+
+
+def config(**values: Any) -> TrainConfig:
+    return TrainConfig(
+        **{"labels": Path("l.parquet"), "shards": ("a.tar",), "output": Path("run"), **values}
+    )
+
+
+def test_the_learning_rate_follows_the_batch_size_unless_given() -> None:
+    assert config(batch_size=1024).peak_lr == 1e-3
+    assert config(batch_size=1024, lr=0.5).peak_lr == 0.5
+
+
+def test_warm_up_is_five_epochs_or_a_fifth_of_a_short_run() -> None:
+    assert config(epochs=300).effective_warmup_epochs == 5
+    assert config(epochs=2).effective_warmup_epochs == 0.4
+    assert config(epochs=2, warmup_epochs=2).effective_warmup_epochs == 2
+
+
+def test_the_digest_follows_what_shapes_the_weights_and_nothing_else() -> None:
+    base = config()
+    free = {
+        "labels": Path("m.parquet"),
+        "shards": ("b.tar",),
+        "output": Path("other"),
+        "val_shards": ("v.tar",),
+        "resume": "auto",
+        "workers": 7,
+        "device": "cpu",
+        "threads": 1,
+        "audit": False,
+        "teacher_checkpoint": Path("t.pth"),
+        "eval_batch_size": 1,
+        "log_every": 1,
+        "checkpoint_epochs": 2,
+        "checkpoint_steps": 3,
+    }
+    assert config(**free).digest == base.digest
+    assert config(lr=base.peak_lr).digest == base.digest
+    bound = {field.name for field in dataclasses.fields(TrainConfig)} - set(free)
+    others: dict[str, Any] = {
+        "model": "x", "model_args": ("depth=2",), "epochs": 10, "batch_size": 2, "seed": 1,
+        "repeated_augmentation": True, "teacher_in_loop": True, "teacher_random_weights": 3,
+        "alpha": 0.1, "smoothing": 0.0, "lr": 1.0, "warmup_lr": 0.0, "min_lr": 0.0,
+        "warmup_epochs": 1.0, "weight_decay": 0.0, "drop_path": 0.0, "clip_grad": 1.0,
+        "precision": "bf16", "eval_fraction": 1.0,
+    }  # fmt: skip
+    assert set(others) == bound
+    for name, value in others.items():
+        assert config(**{name: value}).digest != base.digest, name
+
+
+def test_model_arguments_are_literals_or_text() -> None:
+    assert parse_model_args(("depth=2", "act_layer=gelu", "qkv_bias=False")) == {
+        "depth": 2,
+        "act_layer": "gelu",
+        "qkv_bias": False,
+    }
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"alpha": 1.5}, "--alpha is 1.5; use 0..1"),
+        ({"smoothing": 1.0}, "--smoothing is 1.0"),
+        ({"drop_path": -0.1}, "--drop-path is -0.1"),
+        ({"lr": 0.0}, "--lr is 0.0"),
+        ({"workers": -1}, "--workers is -1"),
+        ({"epochs": 3, "warmup_epochs": 4}, "use 0 to 3"),
+        ({"eval_fraction": 0.0}, "--eval-fraction is 0.0"),
+        ({"model_args": ("depth",)}, "write KEY=VALUE"),
+        ({"model_args": ("depth=1", "depth=2")}, "depth twice"),
+        ({"teacher_checkpoint": Path("t"), "teacher_random_weights": 0}, "not both"),
+    ],
+)
+def test_a_setting_out_of_range_is_refused_by_its_flag(values: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config(**values)

@@ -1,0 +1,67 @@
+"""Students of two heads, built at the size of a store's views."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.errors import ConfigError
+from student.config import parse_model_args
+from student.model import StudentSpec, create_student, two_headed
+from tests.student.factories import TINY
+
+NAME = "deit_tiny_distilled_patch16_224"
+
+
+def spec(**values: Any) -> StudentSpec:
+    base = {"name": NAME, "classes": 10, "image_size": 32, "model_args": parse_model_args(TINY)}
+    return StudentSpec(**{**base, **values})
+
+
+def test_a_student_gives_both_heads_in_training_and_when_asked_in_evaluation() -> None:
+    model = create_student(spec(drop_path=0.5))
+    images = torch.randn(4, 3, 32, 32)
+    assert [head.shape for head in model(images)] == [(4, 10)] * 2
+    model.eval()
+    with torch.no_grad(), two_headed(model):
+        class_logits, distillation_logits = model(images)
+        again, _ = model(images)  # no drop path: the layers are in evaluation mode
+        torch.testing.assert_close(class_logits, again, rtol=0, atol=0)
+    assert not model.training
+    with torch.no_grad():
+        expected = (class_logits + distillation_logits) / 2
+        torch.testing.assert_close(model(images), expected, rtol=0, atol=0)
+
+
+def test_weights_follow_from_the_seed_and_leave_the_generator_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    first, second, third = (create_student(spec(seed=seed)) for seed in (0, 0, 1))
+    assert torch.rand(1) == expected
+    states = [torch.cat([p.flatten() for p in m.parameters()]) for m in (first, second, third)]
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], states[2])
+
+
+def test_a_pit_of_two_heads_is_a_student_too() -> None:
+    model = create_student(spec(name="pit_ti_distilled_224", image_size=64, model_args={}))
+    with two_headed(model), torch.no_grad():
+        assert len(model(torch.zeros(1, 3, 64, 64))) == 2
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"name": "deit_tiny_distiled_patch16_224"}, f"similar names: .*{NAME}"),
+        ({"name": "deit_tiny_patch16_224"}, "no distillation head; .*deit_small_distilled"),
+        ({"model_args": {"patch_size": 7}}, "32 pixels: .*patch_size that divides"),
+        ({"model_args": {"embed_dim": 50}}, "num_heads"),
+        ({"model_args": {"colour": 3}}, "colour"),
+    ],
+)
+def test_a_model_that_cannot_be_a_student_is_refused(values: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        create_student(spec(**values))
