@@ -101,37 +101,37 @@ def open_known_shard(path: Path, known: ShardInfo) -> Shard:
 def match_shards(known: Sequence[ShardInfo], paths: Sequence[Path]) -> dict[int, Path]:
     """Return the file of each shard that a store knows, by number.
 
-    Matches by name and size, which costs no reading; only files that were renamed or moved
-    together are opened and told apart by content. Contents of the others are checked when
-    they are opened. Raises ``ShardError`` for a shard that is not among the files, and for
-    a file that the store does not know.
+    Names and sizes are compared first, which costs no reading; contents are then checked
+    as shards are opened. If some do not fit, all files are opened and told apart by content,
+    so renamed and moved shards are recognised. Raises ``ShardError`` for a shard that is not
+    among the files, and for a file that the store does not know.
     """
     by_name: dict[tuple[str, int], list[Path]] = {}
     for path in paths:
         by_name.setdefault((path.name, path.stat().st_size), []).append(path)
-    found: dict[int, Path] = {}
+    found = {
+        info.number: same[0]
+        for info in known
+        if len(same := by_name.get((info.name, info.bytes), [])) == 1
+    }
+    if len(found) == len(known) == len(paths):
+        return found
+    by_content = {open_shard(path, 0).info.content_hash: path for path in paths}
     for info in known:
-        same = by_name.get((info.name, info.bytes), [])
-        if len(same) == 1:
-            found[info.number] = same[0]
-    used = set(found.values())
-    strangers = {open_shard(path, 0).info.content_hash: path for path in paths if path not in used}
-    for info in known:
-        if info.number in found:
-            continue
-        if info.content_hash not in strangers:
+        path_found = by_content.pop(info.content_hash, None)
+        if path_found is None:
             raise ShardError(
-                f"no file of --shards is the shard {info.name} ({info.bytes} bytes) that was "
-                f"labelled; {len(strangers)} given files are other shards"
-                + (f", {min(strangers.values())} the first" if strangers else "")
+                f"no file of --shards is the shard {info.name} ({info.samples} samples) that was "
+                "labelled"
+                + (f"; {min(by_content.values())} is another" if by_content else "")
                 + ": shards that were packed, encoded or labelled again do not fit; use the "
                 "very shards that were labelled, or label these"
             )
-        found[info.number] = strangers.pop(info.content_hash)
-    if strangers:
+        found[info.number] = path_found
+    if by_content:
         raise ShardError(
-            f"the store has no labels for {len(strangers)} of the given shards, the first is "
-            f"{min(strangers.values())}; leave them out, or run the label job on all shards"
+            f"the store has no labels for {len(by_content)} of the given shards, the first is "
+            f"{min(by_content.values())}; leave them out, or run the label job on all shards"
         )
     return found
 
