@@ -117,6 +117,7 @@ def write_digit_shards(
     directory: Path, sizes: Sequence[int], *, torn: Mapping[int, Sequence[int]] | None = None
 ) -> tuple[Path, ...]:
     """Write shards of digits, in which the ``torn`` places hold half a JPEG."""
+    directory.mkdir(parents=True, exist_ok=True)
     paths, first = [], 0
     for number, size in enumerate(sizes):
         samples = digit_samples(size, first)

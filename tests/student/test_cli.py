@@ -1,0 +1,66 @@
+"""The command: help at once, errors in one line, a table at the end."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from student.cli import main
+from tests.student.factories import TINY, make_store, write_digit_shards
+
+
+def arguments(root: Path, *more: str) -> list[str]:
+    return [
+        *("--labels", str(root / "labels.parquet"), "--shards", str(root / "digits-{0..1}.tar")),
+        *("--output", str(root / "run"), "--epochs", "2", "--batch-size", "8", "--workers", "0"),
+        *("--threads", "1", "--device", "cpu", "--model-args", *TINY, *more),
+    ]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("cli")
+    make_store(root / "labels.parquet", write_digit_shards(root, [9, 8]), views=2)
+    return root
+
+
+def test_a_run_ends_with_a_table_of_four_fusions(root: Path, tmp_path: Path, capsys) -> None:
+    output = str(tmp_path / "run")
+    main(arguments(root, "--output", output, "--val-shards", str(root / "digits-0.tar")))
+    table = capsys.readouterr().out
+    for name in ("class head", "distillation head", "mean of logits", "sum of softmaxes"):
+        assert name in table
+    assert "sha256 " in table
+
+
+def test_what_the_user_can_cure_is_one_error_and_exit_status_1(root, tmp_path, capsys) -> None:
+    output = str(tmp_path / "run")
+    with pytest.raises(SystemExit) as caught:
+        main(arguments(root, "--output", output, "--epochs", "3"))
+    assert caught.value.code == 1
+    assert capsys.readouterr().err.startswith("train-student: error: 3 epochs need 3 views")
+    with pytest.raises(SystemExit) as caught:
+        main(arguments(root, "--output", output, "--alpha", "2"))
+    assert caught.value.code == 1
+    assert "train-student: error: --alpha is 2.0; use 0..1" in capsys.readouterr().err
+
+
+def test_a_run_without_validation_shards_is_warned_about(root, tmp_path, capsys) -> None:
+    main(arguments(root, "--output", str(tmp_path / "run")))
+    assert "no --val-shards" in capsys.readouterr().err
+
+
+def test_help_does_not_wait_for_pytorch() -> None:
+    code = (
+        "import sys\n"
+        "from student.cli import main\n"
+        "try:\n    main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for flag in ("--labels", "--teacher-in-loop", "--resume", "--batch-size"):
+        assert flag in done.stdout

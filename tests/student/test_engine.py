@@ -1,0 +1,311 @@
+"""The loop: offline equals in-loop, a resumed run equals one that never stopped."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.config import MixConfig
+from pipeline.errors import (
+    CheckpointError,
+    ConfigError,
+    PipelineError,
+    ReplayError,
+    ShardError,
+    TeacherError,
+)
+from pipeline.store import open_store
+from pipeline.store.manifest import PartEntry, read_manifest, write_manifest
+from pipeline.teacher import load_teacher, state_digest
+from student.config import TrainConfig
+from student.engine import Outcome, Trainer, train
+from student.inputs import open_inputs
+from tests.student.factories import (
+    SMALL_VIEWS,
+    TINY,
+    flip_one_label,
+    make_identity,
+    make_store,
+    write_digit_shards,
+    write_digit_teacher,
+)
+
+VIEWS = 3
+STEPS = 15  # 3 epochs of 40 samples in batches of 8
+
+
+@dataclass(frozen=True)
+class World:
+    """A store labelled by a real teacher, and all that training on it takes."""
+
+    root: Path
+    teacher: Path
+
+    def config(self, output: Path, **changes: Any) -> TrainConfig:
+        values = {
+            "labels": self.root / "labels.parquet",
+            "shards": (str(self.root / "digits-[01].tar"),),
+            "output": output,
+            "model_args": TINY,
+            "epochs": 3,
+            "batch_size": 8,
+            "lr": 1e-3,
+            "workers": 0,
+            "threads": 1,
+            "device": "cpu",
+            "log_every": 4,
+        }
+        return TrainConfig(**{**values, **changes})
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    root = tmp_path_factory.mktemp("world")
+    spec = write_digit_teacher(root / "teacher.safetensors")
+    teacher = load_teacher(spec, SMALL_VIEWS, MixConfig(), torch.device("cpu"))
+    # This root seed puts a digest on five of the 120 rows.
+    identity = replace(make_identity(root_seed=28), teacher=teacher.identity)
+    paths = write_digit_shards(root, [25, 16], torn={0: [7]})
+    make_store(root / "labels.parquet", paths, identity=identity, teacher=teacher, views=VIEWS)
+    write_digit_shards(root / "validation", [9])
+    return World(root, root / "teacher.safetensors")
+
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def run(world: World, tmp_path: Path) -> Run:
+    """Return a function that trains in a fresh directory with some settings changed."""
+    count = iter(range(100))
+
+    def start(*, stop_after: int | None = None, **changes: Any) -> Outcome:
+        changes.setdefault("output", tmp_path / f"run-{next(count)}")
+        config = world.config(**changes)
+        return train(config, open_inputs(config), stop_after=stop_after)
+
+    return start
+
+
+def test_training_from_the_store_equals_training_with_the_teacher_in_the_loop(
+    run: Run, world: World
+) -> None:
+    offline = run()
+    online = run(teacher_in_loop=True, teacher_checkpoint=world.teacher)
+    assert offline.steps == online.steps == STEPS
+    assert offline.weights == online.weights
+
+
+def test_repeated_augmentation_from_the_store_equals_that_in_the_loop(run, world) -> None:
+    repeated = {"repeated_augmentation": True, "batch_size": 12}
+    offline = run(**repeated)
+    online = run(**repeated, teacher_in_loop=True, teacher_checkpoint=world.teacher)
+    assert offline.weights == online.weights
+
+
+def test_one_flipped_label_changes_the_weights(run: Run, world: World, tmp_path: Path) -> None:
+    store = open_store(world.root / "labels.parquet")
+    flip_one_label(store, tmp_path / "flipped.parquet")
+    assert run(labels=tmp_path / "flipped.parquet").weights != run().weights
+
+
+def test_views_shifted_by_one_are_refused_or_change_the_weights(run, world, tmp_path) -> None:
+    """As if the store's labels of view v were given to view v + 1."""
+    from pipeline.store import commit_part, finish_store
+
+    store = open_store(world.root / "labels.parquet")
+    manifest = store.manifest
+    for entry in manifest.parts:
+        rows = store.read_part(entry)
+        shifted = replace(entry.part, first_view=entry.part.first_view + 1)
+        commit_part(tmp_path / "shifted.parquet", replace(rows, part=shifted))
+    finish_store(
+        tmp_path / "shifted.parquet",
+        manifest.identity,
+        manifest.fingerprints,
+        manifest.shards,
+        lambda _: "shifted",
+    )
+    try:
+        weights = run(labels=tmp_path / "shifted.parquet", audit=False).weights
+    except PipelineError:
+        weights = ""
+    straight = run()
+    assert weights != straight.weights
+    assert straight.audited > 0
+    with pytest.raises(ReplayError, match="has digest"):
+        run(labels=tmp_path / "shifted.parquet")
+
+
+def test_weights_do_not_depend_on_workers_or_logging(run: Run) -> None:
+    assert run(workers=2).weights == run(log_every=1, checkpoint_steps=2).weights
+
+
+def test_the_seed_decides_the_weights(run: Run) -> None:
+    assert run(seed=1).weights != run(seed=2).weights
+
+
+@pytest.mark.parametrize("stop_after", [1, 5, 7, 14])
+def test_a_resumed_run_ends_with_the_weights_of_one_that_never_stopped(
+    run: Run, tmp_path: Path, stop_after: int
+) -> None:
+    straight = run(output=tmp_path / "straight", drop_path=0.3)
+    output = tmp_path / "stopped"
+    stopped = run(output=output, drop_path=0.3, stop_after=stop_after)
+    assert stopped.steps == stop_after
+    resumed = run(output=output, drop_path=0.3, resume="auto", workers=1)
+    assert (resumed.steps, resumed.weights) == (STEPS, straight.weights)
+    assert epoch_losses(output) == epoch_losses(tmp_path / "straight")
+
+
+def epoch_losses(output: Path) -> list[tuple[int, float]]:
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"]) for line in lines if line["kind"] == "epoch"]
+
+
+def test_a_run_killed_between_checkpoints_goes_on_from_the_last_one(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight = run()
+    output = tmp_path / "killed"
+    update = Trainer._update
+
+    def dies(self: Trainer, *arguments: Any) -> None:
+        if self.step == 9:
+            raise KeyboardInterrupt
+        update(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "_update", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run(output=output, checkpoint_steps=2)
+    monkeypatch.undo()
+    assert torch.load(output / "last.pt", weights_only=True)["step"] == 8
+    assert run(output=output, resume=str(output / "last.pt")).weights == straight.weights
+    assert [step for step, _ in epoch_losses(output)] == [5, 10, 15]
+
+
+def test_a_finished_run_that_is_resumed_changes_nothing(run: Run, tmp_path: Path) -> None:
+    done = run(output=tmp_path / "run")
+    before = (tmp_path / "run" / "last.pt").read_bytes()
+    assert run(output=tmp_path / "run", resume="auto").weights == done.weights
+    assert (tmp_path / "run" / "last.pt").read_bytes() == before
+
+
+def test_a_directory_that_holds_a_run_is_not_overwritten(run: Run, tmp_path: Path) -> None:
+    run(output=tmp_path / "run", stop_after=1)
+    with pytest.raises(ConfigError, match=r"holds a run \(last.pt, config.json\).*--resume auto"):
+        run(output=tmp_path / "run")
+
+
+def test_a_resume_with_other_settings_lists_them(run: Run, tmp_path: Path) -> None:
+    run(output=tmp_path / "run", stop_after=1)
+    with pytest.raises(CheckpointError) as caught:
+        run(output=tmp_path / "run", resume="auto", alpha=0.75, drop_path=0.0)
+    message = str(caught.value)
+    assert "\n  alpha: 0.75 / 0.5" in message
+    assert "\n  drop_path: 0.0 / 0.1" in message
+    assert "digest" not in message
+
+
+def test_a_torn_checkpoint_is_refused_with_a_cure(run: Run, tmp_path: Path) -> None:
+    run(output=tmp_path / "run", stop_after=1)
+    last = tmp_path / "run" / "last.pt"
+    last.write_bytes(last.read_bytes()[:-1000])
+    with pytest.raises(CheckpointError, match=r"cannot be read, it is torn.*resume from another"):
+        run(output=tmp_path / "run", resume="auto")
+
+
+def test_a_checkpoint_holds_the_final_weights_under_model(run, world, tmp_path) -> None:
+    validation = (str(world.root / "validation" / "digits-0.tar"),)
+    outcome = run(output=tmp_path / "run", val_shards=validation)
+    last = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    assert state_digest(last["model"]) == outcome.weights
+    assert outcome.evaluation is not None
+    assert last["metrics"] == outcome.evaluation.to_json()
+    best = torch.load(tmp_path / "run" / "best.pt", weights_only=True)
+    assert best["best"] == best["metrics"]["mean_of_logits"]["top1"]
+    epochs = [
+        json.loads(line)
+        for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+        if json.loads(line)["kind"] == "epoch"
+    ]
+    top1 = [line["evaluation"]["mean_of_logits"]["top1"] for line in epochs]
+    assert best["best"] == max(top1)
+    assert set(epochs[0]["seconds"]) == {"data", "student", "evaluation", "total"}
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["config"]["batch_size"] == 8
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+def test_evaluating_in_between_changes_no_weights(run: Run, world: World) -> None:
+    validation = (str(world.root / "validation" / "digits-0.tar"),)
+    assert run(val_shards=validation).weights == run().weights
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_step(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match=r"not finite at step \d+; .*lower --lr"):
+        run(output=tmp_path / "run", lr=1e30, warmup_epochs=0.0)
+    last = tmp_path / "run" / "last.pt"
+    if last.exists():
+        state = torch.load(last, weights_only=True)["model"]
+        assert all(tensor.isfinite().all() for tensor in state.values())
+
+
+def test_another_teacher_in_the_loop_is_refused(run: Run, world: World, tmp_path: Path) -> None:
+    with pytest.raises(TeacherError, match=r"not the one that labelled the store.*\n  weights: "):
+        run(teacher_in_loop=True, teacher_random_weights=3)
+
+
+def test_shards_that_are_not_the_stores_are_refused(run: Run, world: World) -> None:
+    with pytest.raises(ShardError, match=r"digits-1\.tar"):
+        run(shards=(str(world.root / "digits-0.tar"),))
+
+
+def test_more_epochs_than_views_are_refused_before_anything_is_written(run, tmp_path) -> None:
+    with pytest.raises(ConfigError, match=r"4 epochs need 4 views.*--first-view 3 --views 1"):
+        run(output=tmp_path / "run", epochs=4)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_without_a_distillation_head_is_refused_before_anything_is_written(run, tmp_path):
+    with pytest.raises(ConfigError, match="no distillation head"):
+        run(output=tmp_path / "run", model="deit_tiny_patch16_224")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_optimiser_decays_neither_biases_nor_norms_nor_tokens(world, tmp_path) -> None:
+    config = world.config(tmp_path / "run")
+    trainer = Trainer(config, open_inputs(config))
+    decayed = {
+        id(parameter)
+        for group in trainer.optimizer.param_groups
+        if group["weight_decay"] > 0
+        for parameter in group["params"]
+    }
+    names = {name for name, one in trainer.model.named_parameters() if id(one) in decayed}
+    assert names
+    assert all(name.endswith("weight") and "norm" not in name for name in names)
+    assert not names & {"cls_token", "dist_token", "pos_embed"}
+
+
+def test_clipping_and_bf16_train(run: Run) -> None:
+    plain = run()
+    assert run(clip_grad=0.01).weights != plain.weights
+    assert run(precision="bf16").weights != plain.weights
+
+
+def test_a_store_without_a_view_is_refused(run: Run, world: World, tmp_path: Path) -> None:
+    copy = tmp_path / "short.parquet"
+    shutil.copytree(world.root / "labels.parquet", copy)
+    manifest = read_manifest(copy)
+    parts: tuple[PartEntry, ...] = manifest.parts[:1]
+    write_manifest(copy, replace(manifest, parts=parts))
+    with pytest.raises(PipelineError, match="views"):
+        run(labels=copy)
