@@ -189,12 +189,14 @@ def _create_model(spec: TeacherSpec, state: Mapping[str, Tensor] | None, size: i
             f"--teacher {spec.architecture!r} is no model of timm {timm.__version__}"
             + (f"; similar names: {', '.join(close)}" if close else "")
         )
-    config = timm.models.get_pretrained_cfg(spec.architecture)
-    if config is None:
+    try:
+        config = timm.models.get_pretrained_cfg(spec.architecture)
+    except RuntimeError as error:
+        known = timm.list_pretrained(f"{spec.architecture.split('.')[0]}.*")
         raise TeacherError(
-            f"--teacher {spec.architecture!r}: timm {timm.__version__} knows no such weights; "
-            f"try one of {', '.join(timm.list_pretrained(spec.architecture.split('.')[0] + '*'))}"
-        )
+            f"--teacher {spec.architecture!r}: timm {timm.__version__} knows no such weights; it "
+            f"knows {', '.join(known) or 'none of this model'}"
+        ) from error
     options: dict[str, Any] = {}
     classes = spec.classes
     if classes is None and state is not None:
@@ -233,9 +235,9 @@ def _read_checkpoint(path: Path) -> dict[str, Tensor]:
 
             return load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # each loader raises its own kinds
+    except Exception as error:  # each loader raises its own kinds, with advice of its own
         raise TeacherError(
-            f"--teacher-checkpoint {path} cannot be read ({type(error).__name__}: {error}); "
+            f"--teacher-checkpoint {path} cannot be read ({type(error).__name__}); "
             "give a .safetensors file, or a .pth that holds tensors alone"
         ) from error
     for name in ("state_dict", "model"):
