@@ -9,23 +9,26 @@ parts are handed out again.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError, WorkerCrashedError
 
 from pipeline.config import TeacherIdentity
 from pipeline.errors import PipelineError
-from pipeline.job import IndexedShards, JobPlan, LabelConfig, PartOrder
+from pipeline.job import IndexedShards, JobPlan, LabelConfig, PartOrder, Preflight
 from pipeline.labelling import GroupTask, run_task
 from pipeline.records import AugmentedGroup, PartKey
 from pipeline.store import Committed
-from pipeline.worker import Preflight, TeacherWorker, part_tasks
+
+if TYPE_CHECKING:
+    from pipeline.worker import TeacherWorker
 
 __all__ = ["Cluster"]
 
@@ -57,27 +60,38 @@ def augment_remotely(task: GroupTask) -> AugmentedGroup:
 # could find them all taken by the augmentation that waits for it.
 @ray.remote(num_cpus=0)
 class TeacherActor:
-    """A teacher's process."""
+    """A teacher's process. It loads at the first call, whose caller then sees the errors."""
 
     def __init__(self, config: LabelConfig, threads: int, window: int) -> None:
-        self._worker = TeacherWorker(config, threads)
+        self._config = config
+        self._threads = threads
         self._window = window
+        self._loading = threading.Lock()
+        self._loaded: TeacherWorker | None = None
 
     def identity(self) -> TeacherIdentity:
-        """Return the loaded teacher's identity."""
-        return self._worker.identity
+        """Return the teacher's identity."""
+        return self._worker().identity
 
     def preflight(self, shards: IndexedShards) -> Preflight:
         """Try the teacher out on the job's shards."""
-        return self._worker.preflight(shards)
+        return self._worker().preflight(shards)
+
+    def _worker(self) -> TeacherWorker:
+        from pipeline.worker import TeacherWorker  # the driver needs no PyTorch
+
+        with self._loading:
+            if self._loaded is None:
+                self._loaded = TeacherWorker(self._config, self._threads)
+            return self._loaded
 
     def label(self, order: PartOrder) -> Committed:
         """Label and commit one part."""
-        return self._worker.label_part(order, self._augmented(order))
+        return self._worker().label_part(order, self._augmented(order))
 
     def _augmented(self, order: PartOrder) -> Iterator[AugmentedGroup]:
         """Yield a part's groups as they get ready, with a bounded number under way."""
-        tasks = part_tasks(order)
+        tasks = order.tasks()
         under_way: list[Any] = []
         while True:
             while len(under_way) < self._window:

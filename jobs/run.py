@@ -15,15 +15,16 @@ from tqdm import tqdm
 from pipeline.job import (
     JobPlan,
     LabelConfig,
+    Preflight,
     Progress,
     finish_job,
     index_shards,
     plan_job,
+    require_agreement,
     write_run,
 )
 from pipeline.records import PartKey
 from pipeline.store import Committed, Manifest, claim_store
-from pipeline.worker import Preflight, require_agreement
 
 __all__ = ["EXIT_DRAINED", "run_label_job"]
 

@@ -8,11 +8,11 @@ from types import TracebackType
 from typing import Self
 
 from pipeline.config import TeacherIdentity
-from pipeline.job import IndexedShards, JobPlan, LabelConfig, PartOrder
+from pipeline.job import IndexedShards, JobPlan, LabelConfig, PartOrder, Preflight
 from pipeline.labelling import run_task
 from pipeline.records import AugmentedGroup
 from pipeline.store import Committed
-from pipeline.worker import Preflight, TeacherWorker, part_tasks
+from pipeline.worker import TeacherWorker
 
 __all__ = ["SerialTeacher"]
 
@@ -64,7 +64,7 @@ class _OutOfTimeError(Exception):
 
 
 def _augmented(order: PartOrder, stop_at: Callable[[], float | None]) -> Iterator[AugmentedGroup]:
-    for task in part_tasks(order):
+    for task in order.tasks():
         deadline = stop_at()
         if deadline is not None and time.monotonic() > deadline:
             raise _OutOfTimeError

@@ -6,10 +6,11 @@ write the same bytes.
 
 from __future__ import annotations
 
+import math
 import platform
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -28,9 +29,10 @@ from pipeline.config import (
     TeacherIdentity,
     canonical_json,
 )
-from pipeline.errors import ConfigError, IdentityError, RejectionError, ShardError
+from pipeline.errors import ConfigError, IdentityError, RejectionError, ShardError, TeacherError
 from pipeline.files import commit_new, expand_shards
 from pipeline.fingerprints import different_fingerprints, fingerprints
+from pipeline.labelling import GroupTask, group_tasks
 from pipeline.records import PartKey, ShardInfo
 from pipeline.shards import Shard, open_shard
 from pipeline.store import (
@@ -50,13 +52,16 @@ __all__ = [
     "JobPlan",
     "LabelConfig",
     "PartOrder",
+    "Preflight",
     "Progress",
     "finish_job",
     "index_shards",
     "plan_job",
+    "require_agreement",
     "write_run",
 ]
 
+_JUDGED_FROM = 32  # images; fewer say nothing about class order
 VERSIONED_PACKAGES = ("numba", "numpy", "pillow", "pyarrow", "ray", "simplejpeg", "timm", "torch")
 
 
@@ -183,6 +188,10 @@ class PartOrder:
     identity: StoreIdentity
     out: Path
 
+    def tasks(self) -> Iterator[GroupTask]:
+        """Yield the augmentation tasks of the part."""
+        return group_tasks(self.path, self.shard, self.part, self.identity)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobPlan:
@@ -303,6 +312,38 @@ def _missing_parts(config: LabelConfig, shard: int, covered: set[int]) -> list[P
                 parts.append(PartKey(shard=shard, first_view=run, views=view - run))
                 run = None
     return parts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preflight:
+    """What a short trial of the teacher on the job's shards shows."""
+
+    images: int  # labelled as they are, without augmentation
+    correct: int  # of them, where the teacher agrees with the target
+    rows_per_batch: int
+    batch_seconds: float
+    flip_rows: int  # augmented views labelled in fp32 too; 0 if that was not done
+    flips: int  # of them, where fp32 gives another label
+    warnings: tuple[str, ...]
+
+
+def require_agreement(config: LabelConfig, report: Preflight, classes: int) -> None:
+    """Refuse a teacher that agrees with the targets no better than chance.
+
+    Its classes are then most likely in another order than the shards'. Raises
+    ``TeacherError``; says nothing of untrained weights or of too few images.
+    """
+    if report.images < _JUDGED_FROM or config.teacher_random_weights is not None:
+        return
+    chance = report.images / classes
+    # Three standard deviations above chance: one good teacher in a thousand would be near.
+    if report.correct > chance + 3 * math.sqrt(chance) or config.allow_low_agreement:
+        return
+    raise TeacherError(
+        f"the teacher agrees with the targets of {report.correct} of {report.images} images, "
+        f"chance is {chance:.1f}: are the shards' classes in the teacher's order, and mean, std "
+        "and size the teacher's? --allow-low-agreement goes on all the same"
+    )
 
 
 class Progress:

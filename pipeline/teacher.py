@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -20,11 +18,12 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from pipeline.config import TRIPLE_VIEWS, AugmentConfig, MixConfig, Precision, TeacherIdentity
-from pipeline.errors import ConfigError, TeacherError
+from pipeline.errors import TeacherError
 from pipeline.mixing import mix_images, normalise, to_device
 from pipeline.records import AugmentedGroup, TeacherLabels
+from pipeline.weights import read_teacher_checkpoint, state_digest
 
-__all__ = ["Teacher", "TeacherSpec", "choose_device", "load_teacher", "set_threads", "state_digest"]
+__all__ = ["Teacher", "TeacherSpec", "load_teacher"]
 
 DTYPES: Mapping[Precision, torch.dtype] = {
     "fp32": torch.float32,
@@ -45,36 +44,6 @@ class TeacherSpec:
     batch_views: int | None = None  # None: a triple on a CPU, a block on a GPU
 
 
-def choose_device(name: str) -> torch.device:
-    """Return the device that ``auto``, ``cpu`` or ``cuda`` means here."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: PyTorch sees no GPU here; use --device cpu")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
-
-
-def set_threads(threads: int | None = None) -> None:
-    """Fix PyTorch's CPU threads (all cores by default) and its exactness switches.
-
-    Ray and containers set ``OMP_NUM_THREADS``, so nothing is left to the environment.
-    """
-    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
-
-
-def state_digest(state: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 over names, types, shapes and bytes of a state dict, by name."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 def load_teacher(
     spec: TeacherSpec, augment: AugmentConfig, mix: MixConfig, device: torch.device
 ) -> Teacher:
@@ -83,7 +52,7 @@ def load_teacher(
     Raises ``TeacherError`` for an unknown architecture, weights that cannot be read or do
     not fit, or a class count that labels (uint16) cannot hold.
     """
-    state = _read_checkpoint(spec.checkpoint) if spec.checkpoint is not None else None
+    state = read_teacher_checkpoint(spec.checkpoint) if spec.checkpoint is not None else None
     model = _create_model(spec, state, augment.image_size)
     if state is not None:
         _load_state(model, state, spec)
@@ -224,28 +193,6 @@ def _create_model(spec: TeacherSpec, state: Mapping[str, Tensor] | None, size: i
                 f"cannot create the teacher {spec.architecture!r}: {error}; {cure}"
             ) from error
     return model
-
-
-def _read_checkpoint(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise TeacherError(f"--teacher-checkpoint {path}: no such file")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # each loader raises its own kinds, with advice of its own
-        raise TeacherError(
-            f"--teacher-checkpoint {path} cannot be read ({type(error).__name__}); "
-            "give a .safetensors file, or a .pth that holds tensors alone"
-        ) from error
-    for name in ("state_dict", "model"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(name), dict):
-            loaded = loaded[name]
-    if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
-        raise TeacherError(f"--teacher-checkpoint {path} holds no state dict of tensors")
-    return {name.removeprefix("module."): tensor for name, tensor in loaded.items()}
 
 
 def _load_state(model: nn.Module, state: Mapping[str, Tensor], spec: TeacherSpec) -> None:

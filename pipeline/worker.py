@@ -6,37 +6,22 @@ import dataclasses
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
 from pipeline.augment import apply_view, decode, image_size
 from pipeline.config import TeacherIdentity
+from pipeline.devices import choose_device, set_threads
 from pipeline.errors import DecodeError, TeacherError
-from pipeline.job import IndexedShards, LabelConfig, PartOrder
-from pipeline.labelling import GroupTask, augment_group, group_tasks, label_part
+from pipeline.job import IndexedShards, LabelConfig, PartOrder, Preflight
+from pipeline.labelling import augment_group, group_tasks, label_part
 from pipeline.records import AugmentedGroup, PartKey, Pixels, TeacherLabels, ViewMix
 from pipeline.shards import open_known_shard
 from pipeline.store import Committed, commit_part
-from pipeline.teacher import Teacher, choose_device, load_teacher, set_threads
+from pipeline.teacher import Teacher, load_teacher
 from pipeline.views import draw_view
 
-__all__ = ["Preflight", "TeacherWorker", "part_tasks", "require_agreement"]
-
-_JUDGED_FROM = 32  # images; fewer say nothing about class order
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Preflight:
-    """What a short trial of the teacher on the job's shards shows."""
-
-    images: int  # labelled as they are, without augmentation
-    correct: int  # of them, where the teacher agrees with the target
-    rows_per_batch: int
-    batch_seconds: float
-    flip_rows: int  # augmented views labelled in fp32 too; 0 if that was not done
-    flips: int  # of them, where fp32 gives another label
-    warnings: tuple[str, ...]
+__all__ = ["TeacherWorker"]
 
 
 class TeacherWorker:
@@ -126,30 +111,6 @@ class TeacherWorker:
                 f"timm's {self.identity.architecture} expects {expected.size} px, the views have "
                 f"{augment.image_size}: see --image-size"
             )
-
-
-def require_agreement(config: LabelConfig, report: Preflight, classes: int) -> None:
-    """Refuse a teacher that agrees with the targets no better than chance.
-
-    Its classes are then most likely in another order than the shards'. Raises
-    ``TeacherError``; says nothing of untrained weights or of too few images.
-    """
-    if report.images < _JUDGED_FROM or config.teacher_random_weights is not None:
-        return
-    chance = report.images / classes
-    # Three standard deviations above chance: one good teacher in a thousand would be near.
-    if report.correct > chance + 3 * np.sqrt(chance) or config.allow_low_agreement:
-        return
-    raise TeacherError(
-        f"the teacher agrees with the targets of {report.correct} of {report.images} images, "
-        f"chance is {chance:.1f}: are the shards' classes in the teacher's order, and mean, std "
-        "and size the teacher's? --allow-low-agreement goes on all the same"
-    )
-
-
-def part_tasks(order: PartOrder) -> Iterator[GroupTask]:
-    """Yield the augmentation tasks of a part."""
-    return group_tasks(order.path, order.shard, order.part, order.identity)
 
 
 def _plain_images(

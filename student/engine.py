@@ -13,11 +13,12 @@ from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
 from pipeline.config import StoreIdentity, canonical_json, different_fields
+from pipeline.devices import choose_device, set_threads
 from pipeline.errors import CheckpointError, ConfigError, TeacherError
 from pipeline.files import replace
 from pipeline.mixing import mix_images, normalise, to_device
 from pipeline.records import FIXED_ONE
-from pipeline.teacher import TeacherSpec, choose_device, load_teacher, set_threads, state_digest
+from pipeline.weights import state_digest
 from student.checkpoint import BEST, LAST, Checkpoint, read_checkpoint, write_checkpoint
 from student.config import TrainConfig, parse_model_args
 from student.evaluate import Evaluation, ValidationDataset, centre_views, evaluate
@@ -327,6 +328,8 @@ def _teacher_in_loop(
     config: TrainConfig, identity: StoreIdentity, device: torch.device
 ) -> TeacherLabels:
     """Build the store's own teacher, to label the student's images instead of the store."""
+    from pipeline.teacher import TeacherSpec, load_teacher  # nothing else needs a teacher
+
     stored = identity.teacher
     spec = TeacherSpec(
         architecture=stored.architecture,

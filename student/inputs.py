@@ -12,6 +12,7 @@ from pipeline.files import expand_shards
 from pipeline.planning import TrainingPlan
 from pipeline.shards import match_shards
 from pipeline.store import LabelStore, open_store
+from pipeline.verify import check_fingerprints
 from student.checkpoint import RunIdentity
 from student.config import TrainConfig
 
@@ -43,10 +44,12 @@ class Inputs:
 def open_inputs(config: TrainConfig) -> Inputs:
     """Open the store and pair its shards with the given files.
 
-    Raises ``StoreError`` if the store is not whole, ``ShardError`` if the shards are not
-    those it labels, ``ConfigError`` if it cannot give the epochs or batches asked for.
+    Raises ``StoreError`` if the store is not whole, ``IdentityError`` if this machine would
+    replay other pixels, ``ShardError`` if the shards are not those it labels,
+    ``ConfigError`` if it cannot give the epochs or batches asked for.
     """
     store = open_store(config.labels)
+    check_fingerprints(store)
     paths = match_shards(store.manifest.shards, expand_shards(config.shards))
     validation = expand_shards(config.val_shards) if config.val_shards else ()
     plan = TrainingPlan(store.manifest, config.plan)

@@ -165,9 +165,9 @@ def test_pandas_pyarrow_and_duckdb_read_the_directory_as_it_stands(
 def test_committing_the_same_rows_again_changes_nothing(tmp_path: Path) -> None:
     rows = make_rows(5, 4)
     first = commit_part(tmp_path, rows)
-    before = (tmp_path / rows.part.path).stat()
+    before = (tmp_path / rows.part.path).stat().st_ino
     assert commit_part(tmp_path, rows) == first
-    assert (tmp_path / rows.part.path).stat() == before
+    assert (tmp_path / rows.part.path).stat().st_ino == before
 
 
 def test_a_part_from_another_pyarrow_release_counts_as_the_same(tmp_path: Path) -> None:

@@ -10,14 +10,16 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.config import AugmentConfig, MixConfig
+from pipeline.devices import choose_device
 from pipeline.errors import ConfigError, TeacherError
-from pipeline.job import LabelConfig, index_shards
+from pipeline.job import LabelConfig, PartOrder, Preflight, index_shards, require_agreement
 from pipeline.labelling import augment_group, group_tasks
 from pipeline.mixing import mix_images, normalise
 from pipeline.records import AugmentedGroup
 from pipeline.shards import open_shard
-from pipeline.teacher import Teacher, TeacherSpec, choose_device, load_teacher, state_digest
-from pipeline.worker import Preflight, TeacherWorker, require_agreement
+from pipeline.teacher import Teacher, TeacherSpec, load_teacher
+from pipeline.weights import state_digest
+from pipeline.worker import TeacherWorker
 from tests.labelling import (
     SMALL,
     TEACHER,
@@ -261,8 +263,6 @@ def test_a_teacher_no_better_than_chance_is_refused_unless_untrained(tmp_path: P
 
 
 def test_another_teacher_than_the_jobs_labels_nothing(tmp_path: Path, checkpoint: Path) -> None:
-    from pipeline.job import PartOrder
-
     worker = worker_of(tmp_path, checkpoint)
     path = tmp_path / "a.tar"
     order = PartOrder(

@@ -23,7 +23,8 @@ from pipeline.errors import (
 )
 from pipeline.store import open_store
 from pipeline.store.manifest import PartEntry, read_manifest, write_manifest
-from pipeline.teacher import load_teacher, state_digest
+from pipeline.teacher import load_teacher
+from pipeline.weights import state_digest
 from student.config import TrainConfig
 from student.engine import Outcome, Trainer, train
 from student.inputs import open_inputs

@@ -1,0 +1,184 @@
+"""Starts and finds processes for tests: a real Ray head on loopback, and label jobs."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+PATIENCE_SECONDS = 150
+
+RAY_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_DISABLE_IMPORT_WARNING": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "PATH": f"{BIN}:{os.environ['PATH']}",  # submitted jobs run the head's `python`
+    # `ray job stop` waits this long before it kills.
+    "RAY_JOB_STOP_WAIT_TIME_S": "60",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RayHead:
+    """A running head: its address for drivers, for submissions, and its process."""
+
+    address: str
+    dashboard: str
+    pid: int
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+@contextmanager
+def ray_head() -> Iterator[RayHead]:
+    """Run a Ray head on 127.0.0.1, and end its own processes alone afterwards."""
+    port, dashboard, client, agent, agent_grpc, env_agent, metrics = free_ports(7)
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: sockets' paths are limited
+    command = [
+        str(BIN / "ray"),
+        "start",
+        "--head",
+        "--block",
+        "--disable-usage-stats",
+        "--node-ip-address=127.0.0.1",
+        f"--port={port}",
+        "--include-dashboard=true",
+        "--dashboard-host=127.0.0.1",
+        f"--dashboard-port={dashboard}",
+        f"--ray-client-server-port={client}",
+        f"--dashboard-agent-listen-port={agent}",
+        f"--dashboard-agent-grpc-port={agent_grpc}",
+        f"--runtime-env-agent-port={env_agent}",
+        f"--metrics-export-port={metrics}",
+        "--num-cpus=2",
+        "--object-store-memory=300000000",
+        f"--temp-dir={folder}",
+    ]
+    log = folder / "head.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            command,
+            env={**os.environ, **RAY_ENVIRONMENT},
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        wait_for(lambda: process.poll() is not None or _listens(dashboard), "Ray's head", log=log)
+        assert process.poll() is None, log.read_text()
+        yield RayHead(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", process.pid)
+    finally:
+        family = [process.pid, *descendants(process.pid)]
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(20)
+        for pid in family:
+            kill(pid)
+        process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(0.2)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def wait_for(condition: Callable[[], object], what: str, *, log: Path | None = None) -> None:
+    end = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        if time.monotonic() > end:
+            raise AssertionError(f"{what}: waited in vain; {log.read_text() if log else ''}")
+        time.sleep(0.02)
+
+
+def descendants(pid: int) -> list[int]:
+    """Return all processes below one, found in /proc."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                stat = (entry / "stat").read_text()
+            except OSError:
+                continue
+            children.setdefault(int(stat.rpartition(")")[2].split()[1]), []).append(int(entry.name))
+    found, todo = [], [pid]
+    while todo:
+        below = children.get(todo.pop(), [])
+        found += below
+        todo += below
+    return found
+
+
+def named(pid: int, title: str) -> list[int]:
+    """Return the descendants of a process whose command line begins with ``title``."""
+    found = []
+    for one in descendants(pid):
+        try:
+            text = Path(f"/proc/{one}/cmdline").read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        if text.startswith(title):
+            found.append(one)
+    return found
+
+
+def kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def start_job(arguments: list[str], *, address: str | None, log: Path) -> subprocess.Popen[bytes]:
+    """Start ``label-teacher`` in a process of its own; its output goes to ``log``."""
+    environment = {**os.environ, **RAY_ENVIRONMENT}
+    environment.pop("RAY_ADDRESS", None)
+    if address is not None:
+        environment["RAY_ADDRESS"] = address
+    with log.open("ab") as out:
+        return subprocess.Popen(
+            [str(BIN / "label-teacher"), *arguments],
+            env=environment,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def run_job(arguments: list[str], *, address: str | None, log: Path) -> str:
+    """Run ``label-teacher`` to its good end and return what it printed."""
+    process = start_job(arguments, address=address, log=log)
+    status = process.wait(PATIENCE_SECONDS)
+    text = log.read_text()
+    assert status == 0, text
+    return text
+
+
+def part_paths(store: Path) -> list[Path]:
+    return sorted(store.glob("shard=*/*.parquet"))
+
+
+def part_hashes(store: Path) -> dict[str, str]:
+    """Return the SHA-256 of every part, and of the manifest."""
+    paths = [*part_paths(store), store / "_manifest.json"]
+    return {
+        path.relative_to(store).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in paths
+    }

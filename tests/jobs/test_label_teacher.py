@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pipeline.store import open_store
+from tests.factories import digit_samples, write_shard
+from tests.jobs.conftest import PARTS, Job
+from tests.jobs.processes import (
+    BIN,
+    PATIENCE_SECONDS,
+    RAY_ENVIRONMENT,
+    ROOT,
+    RayHead,
+    kill,
+    named,
+    part_hashes,
+    part_paths,
+    run_job,
+    start_job,
+    wait_for,
+)
+
+
+@pytest.mark.parametrize("teachers", [1, 2])
+def test_ray_writes_the_serial_bytes(
+    head: RayHead, job: Job, tmp_path: Path, teachers: int
+) -> None:
+    out = tmp_path / "ray.parquet"
+    arguments = job.to(out, "--teachers", str(teachers))
+    run_job(arguments, address=head.address, log=tmp_path / "log")
+    assert part_hashes(out) == job.hashes
+
+
+@pytest.mark.parametrize("victim", ["ray::TeacherActor", "ray::augment_remotely"])
+def test_killed_processes_are_replaced_and_change_no_byte(
+    head: RayHead, job: Job, tmp_path: Path, victim: str
+) -> None:
+    out, log = tmp_path / "ray.parquet", tmp_path / "log"
+    process = start_job(job.to(out, "--teachers", "2"), address=head.address, log=log)
+    for killed in range(2):
+        wait_for(
+            lambda: process.poll() is not None or len(part_paths(out)) > 2 * killed,  # noqa: B023
+            "a part",
+            log=log,
+        )
+        wait_for(lambda: process.poll() is not None or named(head.pid, victim), victim, log=log)
+        assert process.poll() is None, f"the job was over before a kill: {log.read_text()}"
+        kill(named(head.pid, victim)[0])
+    assert process.wait(PATIENCE_SECONDS) == 0, log.read_text()
+    if victim == "ray::TeacherActor":
+        assert "a teacher's process died" in log.read_text()
+    assert part_hashes(out) == job.hashes
+
+
+@pytest.mark.parametrize("serial", [True, False], ids=["serial", "ray"])
+def test_a_killed_job_that_runs_again_does_only_what_was_missing(
+    head: RayHead, job: Job, tmp_path: Path, serial: bool
+) -> None:
+    out, log = tmp_path / "labels.parquet", tmp_path / "log"
+    address = None if serial else head.address
+    arguments = job.to(out, *(["--serial"] if serial else []))
+    process = start_job(arguments, address=address, log=log)
+    wait_for(lambda: process.poll() is not None or len(part_paths(out)) >= 2, "two parts", log=log)
+    process.kill()
+    process.wait()
+    assert not (out / "_manifest.json").exists()
+    # Parts under way on Ray may still be committed until the cluster notices.
+    wait_for(lambda: not named(head.pid, "ray::TeacherActor"), "the teachers' end")
+    before = {path: path.stat().st_ino for path in part_paths(out)}
+    assert 2 <= len(before) < PARTS
+    text = run_job(arguments, address=address, log=tmp_path / "again")
+    assert f"{len(before)} parts are there already, {PARTS - len(before)} are missing" in text
+    assert {path: path.stat().st_ino for path in before} == before
+    assert part_hashes(out) == job.hashes
+
+
+@pytest.mark.parametrize("serial", [True, False], ids=["serial", "ray"])
+def test_sigterm_finishes_parts_under_way_and_says_how_to_go_on(
+    head: RayHead, job: Job, tmp_path: Path, serial: bool
+) -> None:
+    out, log = tmp_path / "labels.parquet", tmp_path / "log"
+    address = None if serial else head.address
+    arguments = job.to(out, "--drain-seconds", "60", *(["--serial"] if serial else []))
+    process = start_job(arguments, address=address, log=log)
+    wait_for(lambda: process.poll() is not None or part_paths(out), "a part", log=log)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(PATIENCE_SECONDS) == 143, log.read_text()
+    done = len(part_paths(out))
+    assert 1 <= done < PARTS
+    assert f"stopped by SIGTERM with {done} of {PARTS} parts done; run the same" in log.read_text()
+    run_job(arguments, address=address, log=log)
+    assert part_hashes(out) == job.hashes
+
+
+def test_a_drain_is_bounded(head: RayHead, job: Job, tmp_path: Path) -> None:
+    out, log = tmp_path / "labels.parquet", tmp_path / "log"
+    arguments = job.to(out, "--drain-seconds", "0", "--views-per-part", "60")
+    process = start_job(arguments, address=head.address, log=log)
+    wait_for(lambda: process.poll() is not None or (out / "_meta").exists(), "the claim", log=log)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 143, log.read_text()
+    assert not (out / "_manifest.json").exists()
+    assert not [path for path in out.rglob(".*") if path.is_file()]
+
+
+@pytest.mark.parametrize("entry", [["python", "jobs/label_teacher.py"], ["jobs/label_teacher.py"]])
+def test_ray_job_submit_writes_the_serial_bytes(
+    head: RayHead, job: Job, tmp_path: Path, entry: list[str]
+) -> None:
+    out = tmp_path / "submitted.parquet"
+    folder = tmp_path / "checkout"  # what a working directory of the project holds
+    for name in ("pipeline", "jobs"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    finished = subprocess.run(
+        [
+            str(BIN / "ray"),
+            "job",
+            "submit",
+            "--address",
+            head.dashboard,
+            "--working-dir",
+            str(folder),
+            "--",
+            *entry,
+            *job.to(out),
+        ],
+        env={**os.environ, **RAY_ENVIRONMENT},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert "97 labelled + 1 rejected" in finished.stdout
+    assert part_hashes(out) == job.hashes
+
+
+def test_more_views_extend_a_store(job: Job, tmp_path: Path) -> None:
+    """Views 60..69 join the store; those that are there stay, byte for byte."""
+    out = tmp_path / "labels.parquet"
+    run_job(job.to(out, "--serial", "--views", "2"), address=None, log=tmp_path / "log")
+    before = part_hashes(out)
+    extended = job.to(out, "--serial", "--views", "3", "--first-view", "2")
+    run_job(extended, address=None, log=tmp_path / "log")
+    assert open_store(out).manifest.view_range == range(5)
+    after = part_hashes(out)
+    assert len(after) == 7
+    assert all(after[name] == digest for name, digest in before.items() if "shard" in name)
+
+
+def test_errors_are_one_line_without_a_traceback(head: RayHead, job: Job, tmp_path: Path) -> None:
+    out, log = tmp_path / "labels.parquet", tmp_path / "log"
+    key, image, _ = digit_samples(1)[0]
+    foreign = write_shard(tmp_path / "foreign.tar", [(key, image, 10)])
+    checkpoint = tmp_path / "empty.pth"
+    checkpoint.write_bytes(b"")
+    cases = [
+        (head.address, ["--shards", str(foreign)], "class 10, but the teacher regnety_002 has 10"),
+        (head.address, ["--teacher-checkpoint", str(checkpoint)], "cannot be read (EOFError)"),
+        (None, ["--shards", str(tmp_path / "none-{0..3}.tar")], "4 of 4 names match no file"),
+        (None, ["--serial", "--num-classes", "7"], "2 have another shape"),
+    ]
+    for address, change, message in cases:
+        log.unlink(missing_ok=True)
+        process = start_job(job.to(out, *change), address=address, log=log)
+        assert process.wait(PATIENCE_SECONDS) == 1
+        text = log.read_text()
+        assert "label-teacher: error: " in text
+        assert message in text
+        assert "Traceback" not in text
+        assert not out.exists()
