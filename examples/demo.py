@@ -39,7 +39,7 @@ BIN = Path(sys.executable).parent
 
 SIDE = 32  # pixels; the digits have 8
 PER_SHARD = 300
-VIEWS = 30  # and epochs
+VIEWS = 25  # and epochs
 # A mirrored digit is another sign, and half of one is none: no flips, mild crops.
 AUGMENTATION = shlex.split("--preset crop-flip --hflip 0 --crop-scale 0.5 1 --image-size 32")
 STUDENT = shlex.split(
@@ -226,19 +226,37 @@ def timed(title: str) -> Iterator[None]:
 def run(name: str, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
     """Run one step to its end. Raises ``StepError`` after printing a failed step's output."""
     log = log_of(name)
-    with timed(f"$ {readable(command)}"), log.open("w") as file:
-        status = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env=dict(environment if environment is not None else base_environment()),
-            cwd=PROJECT,
-            check=False,
-        ).returncode
-        if status:
+    with timed(f"$ {readable(command)}"):
+        with log.open("w") as file:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=dict(environment if environment is not None else base_environment()),
+                cwd=PROJECT,
+            )
+        try:
+            follow(process, log)
+        finally:
+            stop(process)
+        if process.returncode:
             print(log.read_text(), file=sys.stderr)
+            status = process.returncode if process.returncode > 0 else 128 - process.returncode
             raise StepError(f"{name} failed with status {status}; its output is above", status)
+
+
+def follow(process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait for a process; on a terminal, show the latest line of its log meanwhile."""
+    while process.poll() is None:
+        time.sleep(0.2)
+        if sys.stdout.isatty():
+            lines = log.read_text(errors="replace").split("\n")
+            latest = next((line for line in reversed(lines) if line.strip()), "")
+            width = shutil.get_terminal_size().columns - 4
+            print(f"\r\033[K  {latest[:width]}", end="", flush=True)
+    if sys.stdout.isatty():
+        print("\r\033[K", end="")
 
 
 def readable(command: Sequence[str]) -> str:
@@ -318,13 +336,14 @@ def wait_for(process: subprocess.Popen[bytes], address: str, token: str) -> None
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End a Ray head; on SIGTERM it ends the processes that it started."""
-    process.terminate()
-    try:
-        process.wait(timeout=20)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    """End a process if it still runs. On SIGTERM a Ray head ends all that it started."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def free_ports(count: int) -> list[int]:
