@@ -59,7 +59,7 @@ class Meter:
 
     def take(self) -> dict[str, float]:
         """Return the means over the rows since the last call."""
-        sums = self._sums.cpu()
+        sums = self._sums.to("cpu", copy=True)  # on a CPU, too, the sums go on
         means = self._means(sums - self._reported)
         self._reported = sums
         return means
@@ -87,7 +87,7 @@ class Meter:
         """Go on from the sums of a checkpoint."""
         values = [state[name] for name in (*self.NAMES, "rows")]
         self._sums.copy_(torch.tensor(values, dtype=torch.float64))
-        self._reported = self._sums.cpu()
+        self._reported = self._sums.to("cpu", copy=True)
 
 
 class Stopwatch:
