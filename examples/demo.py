@@ -46,6 +46,15 @@ STUDENT = shlex.split(
     "--model deit_tiny_distilled_patch16_224 --drop-path 0 --batch-size 48 --lr 2e-3 --workers 1 "
     "--model-args patch_size=8 embed_dim=128 depth=4 num_heads=4"
 )
+RAY_PORTS = (
+    "port",
+    "dashboard-port",
+    "dashboard-agent-listen-port",
+    "dashboard-agent-grpc-port",
+    "ray-client-server-port",
+    "metrics-export-port",
+    "runtime-env-agent-port",
+)
 COMPARED_EPOCHS = 2  # the second one is timed: the first one also loads
 
 
@@ -185,7 +194,7 @@ def last_epoch(name: str) -> Any:
 
 def found_in(name: str, pattern: str) -> str:
     """Return the last match of a pattern in a step's output."""
-    return re.findall(pattern, log_of(name).read_text())[-1]
+    return str(re.findall(pattern, log_of(name).read_text())[-1])
 
 
 def shards_of(split: str) -> list[str]:
@@ -284,9 +293,7 @@ def ray_head() -> Iterator[Head]:
     Its ports are free ones and its token is new, so it meets no other Ray of this machine,
     and nobody else can use it: Ray's own traffic may take the machine's outer address.
     """
-    names = ("port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port")
-    names += ("ray-client-server-port", "metrics-export-port", "runtime-env-agent-port")
-    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    ports = dict(zip(RAY_PORTS, free_ports(len(RAY_PORTS)), strict=True))
     # Ray's sockets lie in its directory, and a socket's path has about 100 characters.
     place = Path(tempfile.mkdtemp(prefix="demo-ray-", dir="/tmp"))
     environment = {
