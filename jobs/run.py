@@ -69,7 +69,7 @@ def run_label_job(config: LabelConfig) -> int:
         from jobs.serial import SerialTeacher as Teachers
     else:
         from jobs.cluster import Cluster as Teachers  # type: ignore[assignment]
-    with Teachers(config) as teachers, drain.listening():
+    with contextlib.closing(Teachers(config)) as teachers, drain.listening():
         plan = plan_job(config, shards, teachers.identity())
         describe_plan(plan)
         preflight = None

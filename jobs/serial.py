@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator
-from types import TracebackType
-from typing import Self
 
 from pipeline.config import TeacherIdentity
 from pipeline.job import IndexedShards, JobPlan, LabelConfig, PartOrder, Preflight
@@ -23,16 +21,8 @@ class SerialTeacher:
     def __init__(self, config: LabelConfig) -> None:
         self._worker = TeacherWorker(config, config.threads)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        pass
+    def close(self) -> None:
+        """Do nothing: the teacher goes with the process."""
 
     def identity(self) -> TeacherIdentity:
         """Return the teacher's identity."""

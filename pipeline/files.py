@@ -6,7 +6,8 @@ import errno
 import glob
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from braceexpand import braceexpand
@@ -66,49 +67,64 @@ def commit_new(path: Path, data: bytes) -> bool:
     """Write a file that appears whole or not at all; return False if it exists already.
 
     Of two writers one wins, and the other's bytes vanish. Directories are made as needed.
+    Raises ``PipelineError`` if the disk is full or refuses.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = _write_aside(path, data)
-    try:
-        os.link(aside, path)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK):
-            raise
-        # A file system without hard links: a rename is atomic too, but the last one wins.
-        if path.exists():
+    with _writing(path, len(data)):
+        aside = _write_aside(path, data)
+        try:
+            os.link(aside, path)
+        except FileExistsError:
             return False
-        aside.rename(path)
-    finally:
-        aside.unlink(missing_ok=True)
-    _flush_directory(path.parent)
-    return True
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK):
+                raise
+            # A file system without hard links: a rename is atomic too, but the last one wins.
+            if path.exists():
+                return False
+            aside.rename(path)
+        finally:
+            aside.unlink(missing_ok=True)
+        _flush_directory(path.parent)
+        return True
 
 
 def replace(path: Path, data: bytes) -> None:
-    """Write a file in one step over the one that may be there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = _write_aside(path, data)
-    aside.replace(path)
-    _flush_directory(path.parent)
+    """Write a file in one step over the one that may be there.
+
+    Raises ``PipelineError`` if the disk is full or refuses.
+    """
+    with _writing(path, len(data)):
+        _write_aside(path, data).replace(path)
+        _flush_directory(path.parent)
+
+
+@contextmanager
+def _writing(path: Path, size: int) -> Iterator[None]:
+    """Turn the system's refusals into errors that name the file and the cure."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise PipelineError(
+                f"{path}: the disk is full ({size} bytes were to be written); nothing of this "
+                "file is left behind: free space and run again, finished parts are kept"
+            ) from error
+        raise PipelineError(
+            f"{path} cannot be written ({error.strerror}); check the path and its permissions"
+        ) from error
 
 
 def _write_aside(path: Path, data: bytes) -> Path:
     """Write and flush a dot-file beside ``path``; remove it again if that fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}")
     try:
         with aside.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-    except OSError as error:
+    except OSError:
         aside.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise PipelineError(
-                f"{path}: the disk is full ({len(data)} bytes were to be written); nothing of "
-                "this file is left behind: free space and run again, finished parts are kept"
-            ) from error
         raise
     return aside
 

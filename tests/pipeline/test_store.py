@@ -293,6 +293,12 @@ def test_a_full_disk_leaves_no_part_and_no_dot_file(
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "shard=7").write_text("a file where a directory must be")
+    with pytest.raises(PipelineError, match=r"cannot be written .*check the path"):
+        commit_part(tmp_path, make_rows(5, 4))
+
+
 def _commit_repeatedly(root: Path, rows: PartRows) -> None:
     for first in range(1000):
         commit_part(root, replace(rows, part=part_of(first * 4, 4, shard=7)))
