@@ -39,7 +39,7 @@ BIN = Path(sys.executable).parent
 
 SIDE = 32  # pixels; the digits have 8
 PER_SHARD = 300
-VIEWS = 25  # and epochs
+VIEWS = 28  # and epochs
 # A mirrored digit is another sign, and half of one is none: no flips, mild crops.
 AUGMENTATION = shlex.split("--preset crop-flip --hflip 0 --crop-scale 0.5 1 --image-size 32")
 STUDENT = shlex.split(
