@@ -150,8 +150,8 @@ def describe_preflight(plan: JobPlan, report: Preflight) -> None:
     hours = labels / report.rows_per_batch * report.batch_seconds / 3600
     per_label = 1.3 if plan.identity.mix.probability else 0.75  # measured at 150 views a part
     say(
-        f"estimate: {hours:.2f} teacher-hours, {labels * per_label / 1e6:.1f} MB; a student that "
-        "runs its teacher in the loop pays as many hours, so the second student is the first gain"
+        f"estimate: {duration(3600 * hours)} of one teacher, {size(labels * per_label)}; a student "
+        "with its teacher in the loop pays as much, so the second student is the first gain"
     )
 
 
@@ -185,6 +185,14 @@ def duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def size(count: float) -> str:
+    """Return bytes in words: 640 kB, 2.5 MB, 300 GB."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB")):
+        if count >= unit:
+            return f"{count / unit:.1f} {name}"
+    return f"{count / 1e3:.0f} kB"
 
 
 def say(text: str) -> None:
