@@ -301,6 +301,8 @@ def ray_head() -> Iterator[Head]:
     }
     environment |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}
     environment |= {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    # Stopped within a job, it is to end that too at once, and leave no process behind.
+    environment |= {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
     command = [tool("ray"), "start", "--head", "--block", "--node-ip-address", "127.0.0.1"]
     command += ["--include-dashboard", "true", "--dashboard-host", "127.0.0.1"]
     command += ["--temp-dir", str(place), "--disable-usage-stats"]
