@@ -291,7 +291,7 @@ def ray_head() -> Iterator[Head]:
     """Run a Ray head of our own on 127.0.0.1, for as long as this context lasts.
 
     Its ports are free ones and its token is new, so it meets no other Ray of this machine,
-    and nobody else can use it: Ray's own traffic may take the machine's outer address.
+    and nobody else can use it.
     """
     ports = dict(zip(RAY_PORTS, free_ports(len(RAY_PORTS)), strict=True))
     # Ray's sockets lie in its directory, and a socket's path has about 100 characters.
@@ -300,6 +300,8 @@ def ray_head() -> Iterator[Head]:
         name: value for name, value in base_environment().items() if not name.startswith("RAY_")
     }
     environment |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}
+    # Ray's switch for systems without clusters: all listens on 127.0.0.1 alone.
+    environment |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     environment |= {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
     # Stopped within a job, it is to end that too at once, and leave no process behind.
     environment |= {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}

@@ -37,16 +37,12 @@ CRASHES_PER_TASK = 8
 
 
 def connect() -> None:
-    """Join the cluster of ``RAY_ADDRESS``, or start a local one on 127.0.0.1."""
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False)
-        return
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        log_to_driver=False,
-        _node_ip_address="127.0.0.1",
-    )
+    """Join the cluster of ``RAY_ADDRESS``, or start a local one.
+
+    ``jobs.label_teacher.prepare_environment`` keeps a local one on 127.0.0.1.
+    """
+    local = None if os.environ.get("RAY_ADDRESS") else "local"
+    ray.init(address=local, include_dashboard=None if local is None else False, log_to_driver=False)
 
 
 @ray.remote(num_cpus=1, max_retries=CRASHES_PER_TASK)

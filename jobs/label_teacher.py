@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,14 +45,22 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> LabelConfig:
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run ``label-teacher``."""
-    # All three are read when libraries load. Threads that spin while they wait make a
-    # shared machine many times slower; Ray must not report usage, nor ask for a token that
-    # nobody set.
+def prepare_environment() -> None:
+    """Set what libraries read when they load; whatever the user has set stays."""
+    # Threads that spin while they wait make a shared machine many times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    if not os.environ.get("RAY_ADDRESS"):
+        # A Ray of our own: on the loopback interface alone (Ray has this switch for systems
+        # without clusters), and with a token, since other users share that interface.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run ``label-teacher``."""
+    prepare_environment()
     try:
         config = parse_arguments(arguments)
         from jobs.run import run_label_job

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -22,8 +23,9 @@ PATIENCE_SECONDS = 150
 
 RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AUTH_MODE": "disabled",
-    "RAY_DISABLE_IMPORT_WARNING": "1",
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # so that all listens on 127.0.0.1 alone
     "OMP_WAIT_POLICY": "PASSIVE",
     "PATH": f"{BIN}:{os.environ['PATH']}",  # submitted jobs run the head's `python`
     # `ray job stop` waits this long before it kills.
@@ -149,10 +151,10 @@ def kill(pid: int) -> None:
 
 def start_job(arguments: list[str], *, address: str | None, log: Path) -> subprocess.Popen[bytes]:
     """Start ``label-teacher`` in a process of its own; its output goes to ``log``."""
-    environment = {**os.environ, **RAY_ENVIRONMENT}
+    environment = {**os.environ}
     environment.pop("RAY_ADDRESS", None)
     if address is not None:
-        environment["RAY_ADDRESS"] = address
+        environment |= {**RAY_ENVIRONMENT, "RAY_ADDRESS": address}
     with log.open("ab") as out:
         return subprocess.Popen(
             [str(BIN / "label-teacher"), *arguments],
@@ -182,3 +184,21 @@ def part_hashes(store: Path) -> dict[str, str]:
         path.relative_to(store).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in paths
     }
+
+
+def listening_addresses(pid: int) -> set[str]:
+    """Return the IPv4 addresses on which a process listens, from /proc."""
+    try:
+        links = [str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()]
+        tables = [Path(f"/proc/{pid}/net/{name}").read_text() for name in ("tcp", "tcp6")]
+    except OSError:
+        return set()
+    sockets = {link[8:-1] for link in links if link.startswith("socket:[")}
+    found = set()
+    for line in "".join(table.partition("\n")[2] for table in tables).splitlines():
+        fields = line.split()
+        if fields[3] == "0A" and fields[9] in sockets:  # LISTEN
+            # Each group of four bytes is little end first; IPv4 is the last one.
+            last = bytes.fromhex(fields[1].split(":")[0][-8:])[::-1]
+            found.add(".".join(map(str, last)))
+    return found

@@ -17,7 +17,9 @@ from tests.jobs.processes import (
     RAY_ENVIRONMENT,
     ROOT,
     RayHead,
+    descendants,
     kill,
+    listening_addresses,
     named,
     part_hashes,
     part_paths,
@@ -175,3 +177,18 @@ def test_errors_are_one_line_without_a_traceback(head: RayHead, job: Job, tmp_pa
         assert message in text
         assert "Traceback" not in text
         assert not out.exists()
+
+
+def test_a_ray_of_our_own_listens_on_loopback_alone(job: Job, tmp_path: Path) -> None:
+    out, log = tmp_path / "labels.parquet", tmp_path / "log"
+    process = start_job(job.to(out), address=None, log=log)
+    try:
+        wait_for(lambda: process.poll() is not None or part_paths(out), "a part", log=log)
+        family = [process.pid, *descendants(process.pid)]
+        listening = {address for pid in family for address in listening_addresses(pid)}
+    finally:
+        process.kill()
+        process.wait()
+        for pid in family:
+            kill(pid)
+    assert listening == {"127.0.0.1"}
