@@ -105,7 +105,8 @@ class LabelConfig:
     teachers: int | None = None
     """Teacher processes: one per GPU of the cluster, or one."""
     threads: int | None = None
-    """CPU threads of each teacher: the cores divided by the teachers."""
+    """CPU threads of each teacher: the cores divided by the teachers. One is faster for small
+    teachers and views. Labels do not depend on it."""
     serial: bool = False
     """Run in this process, without Ray; writes the same bytes."""
     max_rejected: float = 0.01

@@ -240,7 +240,16 @@ def test_the_preflight_counts_agreement_and_flips(tmp_path: Path, checkpoint: Pa
     assert 0 <= report.correct <= 48
     assert report.flip_rows == 48
     assert 0 < report.flips < 48  # untrained layers amplify bf16's rounding
-    assert any("expects 224 px, the views have 32" in warning for warning in report.warnings)
+    assert report.warnings == ()
+
+
+def test_views_unlike_those_a_published_teacher_expects_get_a_warning(tmp_path: Path) -> None:
+    augment = replace(VIEWS, mean=(0.5, 0.5, 0.5))
+    settings = {"teacher_checkpoint": None, "teacher_random_weights": 0, "augment": augment}
+    worker = worker_of(tmp_path, tmp_path, precision="fp32", **settings)
+    warnings = worker.preflight(index_shards([str(tmp_path / "a.tar")])).warnings
+    assert "expects 224 px, the views have 32" in warnings[-1]
+    assert "expects mean (0.485, 0.456, 0.406)" in warnings[-2]
 
 
 def test_a_teacher_no_better_than_chance_is_refused_unless_untrained(tmp_path: Path) -> None:
