@@ -134,7 +134,7 @@ def apply_op(image: Pixels, applied: AppliedOp, config: AugmentConfig) -> Pixels
         case Op.POSTERIZE:
             result = image & np.uint8(0xFF & ~((1 << (8 - argument)) - 1))
         case Op.SOLARIZE:
-            result = np.where(image < argument, image, 255 - image)
+            result = kernels.apply_table(image, _solarize_table(argument))
         case Op.SOLARIZE_ADD:
             result = kernels.apply_table(image, _solarize_add_table(argument))
         case Op.BRIGHTNESS:
@@ -151,9 +151,17 @@ def apply_op(image: Pixels, applied: AppliedOp, config: AugmentConfig) -> Pixels
             result = kernels.to_gray(image)
         case Op.GAUSSIAN_BLUR:
             result = _gaussian_blur(image, argument)
-        case Op.ROTATE | Op.SHEAR_X | Op.SHEAR_Y | Op.TRANSLATE_X | Op.TRANSLATE_Y:
-            matrix = _affine_matrix(op, argument, image_size(image))
+        case Op.ROTATE:
+            matrix = _rotation(argument, image_size(image))
             result = kernels.apply_affine(image, matrix, _affine_weights(), _fill(config.mean))
+        case Op.SHEAR_X | Op.TRANSLATE_X:
+            slope, offset = (argument, 0) if op is Op.SHEAR_X else (0, argument * image.shape[1])
+            fill = _fill(config.mean)
+            result = kernels.shift_rows(image, slope, offset, _affine_weights(), fill)
+        case Op.SHEAR_Y | Op.TRANSLATE_Y:
+            slope, offset = (argument, 0) if op is Op.SHEAR_Y else (0, argument * image.shape[0])
+            fill = _fill(config.mean)
+            result = kernels.shift_columns(image, slope, offset, _affine_weights(), fill)
     return result
 
 
@@ -179,6 +187,11 @@ def _equalize_table(counts: NDArray[np.int64]) -> Pixels:
             below = np.cumsum(histogram) - histogram
             table[channel] = np.minimum((step // 2 + below) // step, 255)
     return table.astype(np.uint8)
+
+
+def _solarize_table(threshold: int) -> Pixels:
+    values = np.arange(256)
+    return np.tile(np.where(values < threshold, values, 255 - values), (3, 1)).astype(np.uint8)
 
 
 def _solarize_add_table(amount: int) -> Pixels:
@@ -216,24 +229,17 @@ def _blur_weights(length: int, sigma: int) -> tuple[NDArray[np.int32], NDArray[n
     return starts, weights.astype(np.int32)
 
 
-def _affine_matrix(op: Op, argument: int, size: ImageSize) -> NDArray[np.int64]:
-    """Return (a, b, c, d, e, f) in 2**-16 pixels, from output to source coordinates."""
+def _rotation(argument: int, size: ImageSize) -> NDArray[np.int64]:
+    """Return the rotation about the centre as (a, b, c, d, e, f) in 2**-16 pixels.
+
+    It leads from output to source coordinates; ``argument`` is in 2**-16 degrees.
+    """
     one, height, width = FIXED_ONE, size.height, size.width
-    if op is Op.SHEAR_X:
-        values = (one, argument, 0, 0, one, 0)
-    elif op is Op.SHEAR_Y:
-        values = (one, 0, 0, argument, one, 0)
-    elif op is Op.TRANSLATE_X:
-        values = (one, 0, argument * width, 0, one, 0)
-    elif op is Op.TRANSLATE_Y:
-        values = (one, 0, 0, 0, one, argument * height)
-    else:  # about the centre
-        angle = math.radians(argument / FIXED_ONE)
-        cos, sin = fixed(math.cos(angle)), fixed(math.sin(angle))
-        right = (width * (one - cos) + height * sin) // 2
-        down = (height * (one - cos) - width * sin) // 2
-        values = (cos, -sin, right, sin, cos, down)
-    return np.array(values, np.int64)
+    angle = math.radians(argument / FIXED_ONE)
+    cos, sin = fixed(math.cos(angle)), fixed(math.sin(angle))
+    right = (width * (one - cos) + height * sin) // 2
+    down = (height * (one - cos) - width * sin) // 2
+    return np.array((cos, -sin, right, sin, cos, down), np.int64)
 
 
 @lru_cache(maxsize=1)

@@ -172,6 +172,27 @@ def test_apply_affine_equals_the_plain_one(image, matrix):
     )
 
 
+@settings(max_examples=150)
+@given(
+    image=images,
+    slope=st.integers(-FIXED_ONE, FIXED_ONE) | st.just(0),
+    offset=st.integers(-12 * FIXED_ONE, 12 * FIXED_ONE) | st.integers(-2, 2),
+)
+def test_shifting_rows_and_columns_equals_the_plain_affine_move(image, slope, offset):
+    fill = np.array([124, 116, 104], np.uint8)
+    weights = _affine_weights()
+    along_x = np.array([FIXED_ONE, slope, offset, 0, FIXED_ONE, 0], np.int64)
+    along_y = np.array([FIXED_ONE, 0, 0, slope, FIXED_ONE, offset], np.int64)
+    assert_array_equal(
+        kernels.shift_rows(image, slope, offset, weights, fill),
+        affine_plain(image, along_x, weights, fill),
+    )
+    assert_array_equal(
+        kernels.shift_columns(image, slope, offset, weights, fill),
+        affine_plain(image, along_y, weights, fill),
+    )
+
+
 @given(images)
 def test_the_identity_moves_nothing(image):
     identity = np.array([FIXED_ONE, 0, 0, 0, FIXED_ONE, 0], np.int64)
