@@ -26,7 +26,7 @@ from pipeline.errors import ConfigError, DecodeError, PipelineError, ShardError
 from pipeline.files import replace
 from pipeline.rng import stream
 
-__all__ = ["CLASSES_FILE", "PackConfig", "PackReport", "pack_shards"]
+__all__ = ["CLASSES_FILE", "PackConfig", "PackReport", "pack_shards", "shrink"]
 
 CLASSES_FILE = "classes.json"
 """The class names in order of their index; written last, so its absence means an unfinished
@@ -312,13 +312,13 @@ def _encode(path: Path, config: PackConfig) -> _Encoded:
     """Return an image's own bytes, or with ``max_side`` those of a smaller JPEG."""
     with _saying_where(path):
         data = path.read_bytes()
-    smaller = config.max_side and _shrink(path, data, config.max_side, config.quality)
+    smaller = config.max_side and shrink(path, data, config.max_side, config.quality)
     if smaller:
         return _Encoded(extension="jpg", data=smaller, shrunk=True)
     return _Encoded(extension=_EXTENSIONS[path.suffix.lower()], data=data, shrunk=False)
 
 
-def _shrink(path: Path, data: bytes, max_side: int, quality: int) -> bytes | None:
+def shrink(path: Path, data: bytes, max_side: int, quality: int) -> bytes | None:
     """Return the image as a JPEG within ``max_side``, or None if it is small enough.
 
     Orientation and colour profile are dropped, because ``augment.decode`` ignores them.
