@@ -24,7 +24,7 @@ from pipeline.job import (
     write_run,
 )
 from pipeline.records import PartKey
-from pipeline.store import Committed, Manifest, claim_store
+from pipeline.store import Committed, Manifest, check_place, claim_store
 
 __all__ = ["EXIT_DRAINED", "run_label_job"]
 
@@ -63,6 +63,8 @@ def run_label_job(config: LabelConfig) -> int:
     Raises ``PipelineError`` for whatever the user can cure; parts that are committed stay.
     """
     drain = Drain(config.drain_seconds)
+    check_place(config.out)  # a slip of the pen shows before shards are read
+    config.check_checkpoint()
     shards = index_shards(config.shards)
     say(f"{len(shards.paths)} shards, {shards.samples} samples")
     if config.serial:

@@ -29,7 +29,14 @@ from pipeline.config import (
     TeacherIdentity,
     canonical_json,
 )
-from pipeline.errors import ConfigError, IdentityError, RejectionError, ShardError, TeacherError
+from pipeline.errors import (
+    ChecksumError,
+    ConfigError,
+    IdentityError,
+    RejectionError,
+    ShardError,
+    TeacherError,
+)
 from pipeline.files import commit_new, expand_shards
 from pipeline.fingerprints import different_fingerprints, fingerprints
 from pipeline.labelling import GroupTask, group_tasks
@@ -38,9 +45,11 @@ from pipeline.shards import Shard, open_shard
 from pipeline.store import (
     Committed,
     Manifest,
+    PartEntry,
     check_store,
     find_parts,
     finish_store,
+    listed_parts,
     read_entry,
 )
 
@@ -129,6 +138,11 @@ class LabelConfig:
                 raise ConfigError(f"--{name.replace('_', '-')} is {value}; use 1 or more")
         if self.precision == "fp16" and self.device == "cpu":
             raise ConfigError("--precision fp16 needs a GPU; use bf16 or fp32 on a CPU")
+
+    def check_checkpoint(self) -> None:
+        """Raise ``TeacherError`` if a checkpoint is given that is no file."""
+        if self.teacher_checkpoint is not None and not self.teacher_checkpoint.is_file():
+            raise TeacherError(f"--teacher-checkpoint {self.teacher_checkpoint}: no such file")
 
     @property
     def effective_mixing(self) -> MixConfig:
@@ -276,12 +290,15 @@ def plan_job(config: LabelConfig, shards: IndexedShards, teacher: TeacherIdentit
             f"{config.out} was begun where these give other pixels: {', '.join(different)}; "
             f"install the versions named in {config.out}/_meta/runs, or use another --out"
         )
+    listed = listed_parts(config.out)
     done: list[Committed] = []
     covered: dict[int, set[int]] = {}
     infos = {info.number: info for info in shards.infos}
     for part in find_parts(config.out):
         if part.shard in infos:
-            done.append(read_entry(config.out, part, identity.digest, infos[part.shard]))
+            committed = read_entry(config.out, part, identity.digest, infos[part.shard])
+            _require_listed_bytes(config.out, committed, listed)
+            done.append(committed)
             covered.setdefault(part.shard, set()).update(range(part.first_view, part.end_view))
     missing = [
         part
@@ -296,6 +313,19 @@ def plan_job(config: LabelConfig, shards: IndexedShards, teacher: TeacherIdentit
         done=tuple(done),
         missing=tuple(missing),
     )
+
+
+def _require_listed_bytes(
+    root: Path, committed: Committed, listed: Mapping[PartKey, PartEntry]
+) -> None:
+    """Refuse a part that was damaged after a manifest listed it."""
+    entry = committed.entry
+    before = listed.get(entry.part, entry)
+    if before.sha256 != entry.sha256:
+        raise ChecksumError(
+            f"{root / entry.part.path}: sha256 is {entry.sha256}, the manifest says "
+            f"{before.sha256}; delete the file and run again, only this part will be redone"
+        )
 
 
 def _missing_parts(config: LabelConfig, shard: int, covered: set[int]) -> list[PartKey]:
@@ -389,8 +419,8 @@ class Progress:
             raise RejectionError(
                 f"{self.rejected} of {samples} images do not decode, more than --max-rejected "
                 f"{config.max_rejected:g} allows; the latest, in "
-                f"{self._plan.shards.infos[shard].name}: {reasons}; mend the shards, or raise "
-                "--max-rejected"
+                f"{self._plan.shards.infos[shard].name}: {reasons}; raise "
+                "--max-rejected, or mend the shards and give another --out"
             )
 
 

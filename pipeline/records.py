@@ -254,6 +254,7 @@ class PartRows:
     identity: str  # digest of the store's identity
     key_hash: str  # of the shard
     content_hash: str
+    image_hash: str  # SHA-256 of all encoded images, in order
     samples: int  # indexed in the shard: labelled and rejected
     rejections: tuple[Rejection, ...]  # in shard order
     keys: tuple[str, ...]  # (N,)

@@ -9,6 +9,7 @@ import re
 import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from pipeline.config import canonical_json
@@ -39,6 +40,14 @@ class Shard:
         sample = self.samples[index]
         start = sample.image_offset
         return memoryview(self._data)[start : start + sample.image_bytes]
+
+    @cached_property
+    def image_hash(self) -> str:
+        """SHA-256 of all encoded images, one after the other; reads the whole shard."""
+        digest = hashlib.sha256()
+        for index in range(len(self.samples)):
+            digest.update(self.image_bytes(index))
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

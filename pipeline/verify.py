@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.augment import apply_view, decode, image_size, view_digest
-from pipeline.errors import ChecksumError, DecodeError, IdentityError, StoreError
+from pipeline.errors import ChecksumError, DecodeError, IdentityError, ShardError, StoreError
 from pipeline.files import expand_shards
 from pipeline.fingerprints import different_fingerprints, fingerprints
 from pipeline.job import versions
@@ -58,7 +58,7 @@ def verify_store(
     """Check every part of a store, and with shards redraw views that have a digest.
 
     Without shards: the manifest, each part's size, SHA-256, page checksums, rows and
-    identity. With shards: their contents too, and digests redrawn from them, a spread
+    identity. With shards: every byte of their images too, and digests redrawn from them, a spread
     sample or all; rejected images must still not decode if all are asked for.
 
     Raises ``StoreError`` for damage, ``ShardError`` for other shards, ``IdentityError`` if
@@ -72,6 +72,7 @@ def verify_store(
         paths = match_shards(store.manifest.shards, expand_shards(shards))
     digests = redrawn = 0
     mismatches: list[Mismatch] = []
+    hashed: set[int] = set()
     quota = -(-SAMPLED_DIGESTS // max(1, len(store.manifest.parts)))
     for entry in store.manifest.parts:
         rows = store.read_part(entry)
@@ -81,6 +82,9 @@ def verify_store(
         if not shards:
             continue
         shard = open_known_shard(paths[entry.part.shard], store.manifest.by_shard[entry.part.shard])
+        if shard.info.number not in hashed:
+            hashed.add(shard.info.number)
+            _check_images(store, shard)
         if not every_digest and len(places) > quota:
             places = places[np.linspace(0, len(places) - 1, quota).astype(int)]
         redrawn += len(places)
@@ -155,6 +159,15 @@ def _check_part(store: ParquetStore, rows: PartRows) -> None:
         raise ChecksumError(
             f"{store.root / part.path} does not fit its manifest; delete the file and run the "
             "label job again, it will redo only this part"
+        )
+
+
+def _check_images(store: LabelStore, shard: Shard) -> None:
+    """Compare every byte of a shard's images with those that were labelled."""
+    if shard.image_hash != store.manifest.image_hashes.get(shard.info.number):
+        raise ShardError(
+            f"{shard.path}: the bytes of its images are not those that were labelled, though "
+            "keys, targets and lengths are; fetch the shard again, it is damaged or changed"
         )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from pipeline.errors import IncompleteStoreError, StoreError
 from pipeline.store.commit import (
     Committed,
+    check_place,
     check_store,
     claim_store,
     commit_part,
@@ -15,7 +16,7 @@ from pipeline.store.commit import (
     read_entry,
 )
 from pipeline.store.contract import LabelStore
-from pipeline.store.manifest import Manifest, PartEntry, read_manifest
+from pipeline.store.manifest import Manifest, PartEntry, listed_parts, read_manifest
 from pipeline.store.parquet import ParquetStore
 
 __all__ = [
@@ -24,11 +25,13 @@ __all__ = [
     "Manifest",
     "ParquetStore",
     "PartEntry",
+    "check_place",
     "check_store",
     "claim_store",
     "commit_part",
     "find_parts",
     "finish_store",
+    "listed_parts",
     "open_store",
     "read_entry",
     "read_manifest",

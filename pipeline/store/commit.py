@@ -24,6 +24,7 @@ from pipeline.store.parquet import decode_part, encode_part
 
 __all__ = [
     "Committed",
+    "check_place",
     "check_store",
     "claim_store",
     "commit_part",
@@ -42,6 +43,7 @@ class Committed:
     """A part that is in the store, whether by this commit or an earlier one."""
 
     entry: PartEntry
+    image_hash: str  # of the shard it was labelled from
     rejections: tuple[Rejection, ...]
 
 
@@ -61,20 +63,26 @@ def claim_store(
     return claimed
 
 
+def check_place(root: Path) -> None:
+    """Raise ``StoreError`` unless a store is at ``root``, or could be made there."""
+    if root.suffix != ".parquet":
+        raise StoreError(f"--out {root}: the name of a store must end in .parquet")
+    if root.exists() and not root.is_dir():
+        raise StoreError(f"--out {root} is a file; give the path of a new or existing directory")
+    unknown = root.exists() and not (root / IDENTITY_PATH).exists()
+    if unknown and any(not path.name.startswith(".") for path in root.iterdir()):
+        raise StoreError(f"--out {root} is not empty and is no label store; give another path")
+
+
 def check_store(root: Path, identity: StoreIdentity) -> Mapping[str, int] | None:
     """Return the fingerprints of the store at ``root``, None if there is none yet.
 
     Writes nothing. Raises ``IdentityError`` naming the fields in which its identity
     differs, ``StoreError`` if ``root`` holds something else or has the wrong suffix.
     """
-    if root.suffix != ".parquet":
-        raise StoreError(f"--out {root}: the name of a store must end in .parquet")
-    if root.exists() and not root.is_dir():
-        raise StoreError(f"--out {root} is a file; give the path of a new or existing directory")
+    check_place(root)
     path = root / IDENTITY_PATH
     if not path.exists():
-        if root.exists() and any(not name.name.startswith(".") for name in root.iterdir()):
-            raise StoreError(f"--out {root} is not empty and is no label store; give another path")
         return None
     try:
         theirs = json.loads(read_bytes(path))
@@ -103,7 +111,7 @@ def commit_part(root: Path, rows: PartRows) -> Committed:
         if committed != data:
             _require_same_rows(rows, decode_part(committed, rows.part, str(path)), path)
             data = committed
-    return Committed(entry=_entry(rows.part, data, rows.label.size), rejections=rows.rejections)
+    return _committed(rows, data)
 
 
 def _require_same_rows(ours: PartRows, theirs: PartRows, path: Path) -> None:
@@ -112,7 +120,7 @@ def _require_same_rows(ours: PartRows, theirs: PartRows, path: Path) -> None:
             f"{path}: committed with the rejections {_keys(theirs.rejections)}, now it is "
             f"{_keys(ours.rejections)}; the shard or the decoder changed in between"
         )
-    for name in ("identity", "content_hash", "target", "seed", "label", "digest"):
+    for name in ("identity", "content_hash", "image_hash", "target", "seed", "label", "digest"):
         mine, other = np.asarray(getattr(ours, name)), np.asarray(getattr(theirs, name))
         if not np.array_equal(mine, other):
             raise StoreError(
@@ -127,8 +135,9 @@ def _keys(rejections: Sequence[Rejection]) -> str:
     return ", ".join(repr(one.key) for one in rejections) or "none"
 
 
-def _entry(part: PartKey, data: bytes, rows: int) -> PartEntry:
-    return PartEntry(part=part, bytes=len(data), sha256=sha256(data), rows=rows)
+def _committed(rows: PartRows, data: bytes) -> Committed:
+    entry = PartEntry(part=rows.part, bytes=len(data), sha256=sha256(data), rows=rows.label.size)
+    return Committed(entry=entry, image_hash=rows.image_hash, rejections=rows.rejections)
 
 
 def find_parts(root: Path) -> list[PartKey]:
@@ -155,7 +164,7 @@ def read_entry(root: Path, part: PartKey, identity: str, shard: ShardInfo) -> Co
             "were renumbered, packed again or relabelled; give --shards in the order of the "
             "first run, or use another --out"
         )
-    return Committed(entry=_entry(part, data, rows.label.size), rejections=rows.rejections)
+    return _committed(rows, data)
 
 
 def finish_store(
@@ -183,12 +192,26 @@ def finish_store(
         identity=identity,
         fingerprints=fingerprints,
         shards=tuple(sorted(shards, key=lambda shard: shard.number)),
+        image_hashes=_agreed_images(root, committed),
         rejections=_agreed_rejections(root, committed),
         parts=tuple(one.entry for one in committed),
     )
     write_manifest(root, manifest)
     replace(root / CARD_PATH, card(manifest).encode())
     return manifest
+
+
+def _agreed_images(root: Path, committed: Sequence[Committed]) -> dict[int, str]:
+    first: dict[int, Committed] = {}
+    for one in committed:
+        known = first.setdefault(one.entry.part.shard, one)
+        if known.image_hash != one.image_hash:
+            raise StoreError(
+                f"{root}: {known.entry.part.path} and {one.entry.part.path} were labelled from "
+                "different image bytes of one shard; delete the part whose shard was damaged, "
+                "mend the shard, and run again"
+            )
+    return {shard: one.image_hash for shard, one in first.items()}
 
 
 def _agreed_rejections(

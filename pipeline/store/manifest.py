@@ -24,6 +24,7 @@ __all__ = [
     "MANIFEST_PATH",
     "Manifest",
     "PartEntry",
+    "listed_parts",
     "read_manifest",
     "write_manifest",
 ]
@@ -49,6 +50,7 @@ class Manifest:
     identity: StoreIdentity
     fingerprints: Mapping[str, int]  # see ``pipeline.augment.fingerprints``
     shards: tuple[ShardInfo, ...]
+    image_hashes: Mapping[int, str]  # by shard number: SHA-256 of all its encoded images
     rejections: Mapping[int, tuple[Rejection, ...]]  # by shard number, where there are any
     parts: tuple[PartEntry, ...]
 
@@ -117,6 +119,7 @@ class Manifest:
             "identity_digest": self.identity.digest,
             "fingerprints": dict(self.fingerprints),
             "shards": [dataclasses.asdict(shard) for shard in self.shards],
+            "image_hashes": {str(shard): text for shard, text in self.image_hashes.items()},
             "rejections": {
                 str(shard): [dataclasses.asdict(one) for one in rejections]
                 for shard, rejections in self.rejections.items()
@@ -142,6 +145,7 @@ class Manifest:
                 identity=identity,
                 fingerprints=dict(values["fingerprints"]),
                 shards=tuple(ShardInfo(**shard) for shard in values["shards"]),
+                image_hashes={int(n): str(text) for n, text in values["image_hashes"].items()},
                 rejections={
                     int(shard): tuple(Rejection(**one) for one in rejections)
                     for shard, rejections in values["rejections"].items()
@@ -170,6 +174,13 @@ def _part_entry(values: Mapping[str, Any]) -> PartEntry:
         sha256=str(values["sha256"]),
         rows=int(values["rows"]),
     )
+
+
+def listed_parts(root: Path) -> dict[PartKey, PartEntry]:
+    """Return the parts that the store's manifest lists, none if there is no manifest."""
+    if not (root / MANIFEST_PATH).exists():
+        return {}
+    return {entry.part: entry for entry in read_manifest(root).parts}
 
 
 def write_manifest(root: Path, manifest: Manifest) -> None:

@@ -4,11 +4,19 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from jobs.label_teacher import parse_arguments
 from pipeline.config import PRESETS, TeacherIdentity
-from pipeline.errors import ConfigError, IdentityError, RejectionError, ShardError, StoreError
+from pipeline.errors import (
+    ChecksumError,
+    ConfigError,
+    IdentityError,
+    RejectionError,
+    ShardError,
+    StoreError,
+)
 from pipeline.fingerprints import fingerprints
 from pipeline.job import JobPlan, LabelConfig, Progress, finish_job, index_shards, plan_job
 from pipeline.records import PartKey
@@ -159,6 +167,24 @@ def test_a_store_with_other_fingerprints_is_refused_by_operation(
     claim_store(plan.config.out, plan.identity, {**fingerprints(), "op.rotate": 1})
     with pytest.raises(IdentityError, match=r"give other pixels: op\.rotate;"):
         plan_of(plan.config)
+
+
+def test_a_part_damaged_after_the_manifest_listed_it_is_refused(
+    shards: tuple[Path, ...],
+) -> None:
+    plan = plan_of(config_of(shards))
+    run(plan)
+    manifest = finish_job(plan, {})
+    path = plan.config.out / manifest.parts[2].part.path
+    rows = pq.read_table(path)
+    pq.write_table(rows, path, compression="snappy")  # the same rows, in other bytes
+    with pytest.raises(ChecksumError, match=r"the manifest says .*delete the file and run again"):
+        plan_of(plan.config)
+    path.unlink()
+    again = plan_of(plan.config)
+    assert ranges(again.missing) == [(0, 6, 8)]
+    run(again)
+    assert finish_job(again, {}) == manifest
 
 
 def test_a_run_records_versions_and_settings(shards: tuple[Path, ...]) -> None:

@@ -51,6 +51,7 @@ def make_rows(samples: int, views: int, *, seed: int = 0, first: int = 0) -> Par
         identity=hash_identity().digest,
         key_hash="k" * 64,
         content_hash="c" * 64,
+        image_hash="i" * 64,
         samples=samples + 1,
         rejections=(Rejection(index=samples // 2, key="torn", reason="OSError: é"),),
         keys=tuple(f"key/{i:03d}" for i in range(samples)),
@@ -63,7 +64,16 @@ def make_rows(samples: int, views: int, *, seed: int = 0, first: int = 0) -> Par
 
 
 def assert_same(ours: PartRows, theirs: PartRows) -> None:
-    for name in ("part", "identity", "key_hash", "content_hash", "samples", "rejections", "keys"):
+    for name in (
+        "part",
+        "identity",
+        "key_hash",
+        "content_hash",
+        "image_hash",
+        "samples",
+        "rejections",
+        "keys",
+    ):
         assert getattr(ours, name) == getattr(theirs, name), name
     for name in ("target", "seed", "label", "digest", "has_digest"):
         mine, other = getattr(ours, name), getattr(theirs, name)

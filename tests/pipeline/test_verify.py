@@ -104,6 +104,20 @@ def test_a_relabelled_shard_is_refused(hash_store: ParquetStore, tmp_path: Path)
         verify_store(hash_store.root, [str(path) for path in paths])
 
 
+def test_a_damaged_image_of_the_same_length_is_refused(
+    hash_store: ParquetStore, tmp_path: Path
+) -> None:
+    paths = [tmp_path / f"digits-{number}.tar" for number in range(2)]
+    for path in paths:
+        shutil.copy(hash_store.root.parent / path.name, path)
+    sample = open_shard(paths[1], 1).samples[3]
+    data = bytearray(paths[1].read_bytes())
+    data[sample.image_offset + sample.image_bytes // 2] ^= 1
+    paths[1].write_bytes(data)
+    with pytest.raises(ShardError, match=r"digits-1\.tar: the bytes of its images are not those"):
+        verify_store(hash_store.root, [str(path) for path in paths])
+
+
 def test_a_stray_part_is_an_unfinished_job(hash_store: ParquetStore, tmp_path: Path) -> None:
     root = tmp_path / "copy.parquet"
     shutil.copytree(hash_store.root, root)

@@ -96,6 +96,7 @@ def make_manifest(
         identity=identity or make_identity(),
         fingerprints={},
         shards=shards,
+        image_hashes={shard.number: f"images-{shard.number}" for shard in shards},
         rejections=rejections,
         parts=parts,
     )
