@@ -148,6 +148,8 @@ def describe_preflight(plan: JobPlan, report: Preflight) -> None:
             f"in fp32 {report.flips} of {report.flip_rows} labels of augmented views differ "
             f"({report.flips / report.flip_rows:.2%})"
         )
+    elif plan.identity.teacher.precision != "fp32":
+        say("how many labels differ in fp32 was not measured: the weights are untrained")
     labels = sum(rows_of(plan, part) for part in plan.missing)
     hours = labels / report.rows_per_batch * report.batch_seconds / 3600
     per_label = 1.3 if plan.identity.mix.probability else 0.75  # measured at 150 views a part

@@ -64,6 +64,8 @@ def open_shard(path: Path, number: int) -> Shard:
     or ``<key>.json`` (field ``label``). Raises ``ShardError`` naming the shard and sample.
     """
     try:
+        if path.stat().st_size == 0:
+            raise ShardError(f"{path}: the shard is empty; fetch or pack it again")
         with path.open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
@@ -131,10 +133,10 @@ def match_shards(known: Sequence[ShardInfo], paths: Sequence[Path]) -> dict[int,
         if path_found is None:
             raise ShardError(
                 f"no file of --shards is the shard {info.name} ({info.samples} samples) that was "
-                "labelled"
-                + (f"; {min(by_content.values())} is another" if by_content else "")
-                + ": shards that were packed, encoded or labelled again do not fit; use the "
-                "very shards that were labelled, or label these"
+                "labelled; is it left out?"
+                + (f" {min(by_content.values())} is another one." if by_content else "")
+                + " Shards that were packed, encoded or labelled again do not fit: use the very "
+                "shards that were labelled, or label these"
             )
         found[info.number] = path_found
     if by_content:
