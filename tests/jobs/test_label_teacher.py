@@ -51,9 +51,15 @@ def test_killed_processes_are_replaced_and_change_no_byte(
             "a part",
             log=log,
         )
-        wait_for(lambda: process.poll() is not None or named(head.pid, victim), victim, log=log)
+        pids: list[int] = []  # kept: a task may be over when one looks again
+
+        def over_or_found(pids: list[int] = pids) -> bool:
+            pids[:] = named(head.pid, victim)
+            return process.poll() is not None or bool(pids)
+
+        wait_for(over_or_found, victim, log=log)
         assert process.poll() is None, f"the job was over before a kill: {log.read_text()}"
-        kill(named(head.pid, victim)[0])
+        kill(pids[0])
     assert process.wait(PATIENCE_SECONDS) == 0, log.read_text()
     if victim == "ray::TeacherActor":
         assert "a teacher's process died" in log.read_text()
