@@ -21,6 +21,7 @@ __all__ = [
     "IMAGENET_STD",
     "PRESETS",
     "AugmentConfig",
+    "ColumnConfig",
     "MixConfig",
     "Precision",
     "Preset",
@@ -172,6 +173,18 @@ class TeacherIdentity:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ColumnConfig:
+    """What a store keeps of the teacher's probabilities, beside its labels."""
+
+    confidence: bool = False  # probability of the label
+    margin: bool = False  # that, less the second highest probability
+    topk: int = 0  # classes of highest probability; 0 for none
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.topk <= 255, f"topk is {self.topk}; use 1..255, or 0 for none")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoreIdentity:
     """What must match for two label jobs to write one store."""
 
@@ -179,7 +192,12 @@ class StoreIdentity:
     augment: AugmentConfig
     mix: MixConfig
     teacher: TeacherIdentity
+    columns: ColumnConfig = field(default_factory=ColumnConfig)
     format_version: int = field(default=FORMAT_VERSION)
+
+    def __post_init__(self) -> None:
+        topk, classes = self.columns.topk, self.teacher.classes
+        _require(topk <= classes, f"topk is {topk}, but the teacher has {classes} classes")
 
     @property
     def digest(self) -> str:
@@ -208,8 +226,9 @@ class StoreIdentity:
                 augment=AugmentConfig(**_tuples(values["augment"])),
                 mix=MixConfig(**values["mix"]),
                 teacher=TeacherIdentity(**values["teacher"]),
+                columns=ColumnConfig(**values["columns"]),
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ConfigError) as error:
             raise StoreError(f"the store's identity is malformed: {error!r}") from error
 
 

@@ -222,9 +222,13 @@ class AugmentedGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherLabels:
-    """Labels of N rows."""
+    """Labels of N rows, and what was asked for of the probabilities: 255 stands for 1."""
 
     label: NDArray[np.uint16]  # (N,), argmax of the logits
+    confidence: NDArray[np.uint8] | None = None  # (N,), probability of the label
+    margin: NDArray[np.uint8] | None = None  # (N,), top-1 minus top-2 probability
+    topk_label: NDArray[np.uint16] | None = None  # (N, k), by falling probability
+    topk_prob: NDArray[np.uint8] | None = None  # (N, k)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -263,6 +267,10 @@ class PartRows:
     label: NDArray[np.uint16]  # (N, V)
     digest: NDArray[np.uint32]  # (N, V), 0 where there is none
     has_digest: NDArray[np.bool_]  # (N, V)
+    confidence: NDArray[np.uint8] | None = None  # (N, V), None where not stored
+    margin: NDArray[np.uint8] | None = None  # (N, V)
+    topk_label: NDArray[np.uint16] | None = None  # (N, V, k)
+    topk_prob: NDArray[np.uint8] | None = None  # (N, V, k)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -282,3 +290,7 @@ class ShardView:
     label: NDArray[np.uint16]  # (N,)
     digest: NDArray[np.uint32]  # (N,)
     has_digest: NDArray[np.bool_]  # (N,)
+    confidence: NDArray[np.uint8] | None = None  # (N,), None where not stored
+    margin: NDArray[np.uint8] | None = None  # (N,)
+    topk_label: NDArray[np.uint16] | None = None  # (N, k)
+    topk_prob: NDArray[np.uint8] | None = None  # (N, k)

@@ -50,10 +50,14 @@ class StudentBatch:
     label: Tensor  # (B,) int64, the teacher's argmax on the mixed view
     mix: ViewMix  # partners are rows of this batch
     audited: int  # rows whose stored digest was compared
+    topk_label: Tensor | None = None  # (B, k) int64, by falling probability; None: not stored
+    topk_prob: Tensor | None = None  # (B, k) float32 in 0..1
 
     def pin_memory(self) -> StudentBatch:
         """Return the batch with tensors in pinned memory; the loader calls this."""
-        pinned = {name: getattr(self, name).pin_memory() for name in ("pixels", "target", "label")}
+        names = ("pixels", "target", "label", "topk_label", "topk_prob")
+        tensors = {name: getattr(self, name) for name in names}
+        pinned = {name: one.pin_memory() for name, one in tensors.items() if one is not None}
         return dataclasses.replace(self, **pinned)
 
 
@@ -111,6 +115,8 @@ class ReplayDataset(Dataset[StudentBatch]):
         keys = tuple(one.keys[place] for one, place in pairs)
         pixels = self._views(labels, places)
         audited = self._audit_rows(pairs, keys, pixels, mix, mixing) if self._audit else 0
+        topk_label = _rows_of(pairs, "topk_label")
+        topk_prob = _rows_of(pairs, "topk_prob")
         return StudentBatch(
             step=step,
             keys=keys,
@@ -123,6 +129,8 @@ class ReplayDataset(Dataset[StudentBatch]):
             label=torch.tensor([int(one.label[place]) for one, place in pairs]),
             mix=mix,
             audited=audited,
+            topk_label=None if topk_label is None else topk_label.long(),
+            topk_prob=None if topk_prob is None else topk_prob.float() / 255,
         )
 
     def _open_shard(self, number: int) -> Shard:
@@ -217,6 +225,16 @@ class ReplayDataset(Dataset[StudentBatch]):
                 )
             audited += 1
         return audited
+
+
+def _rows_of(pairs: list[tuple[ShardView, int]], name: str) -> Tensor | None:
+    """Return an optional column's rows as a tensor, None where the store has none."""
+    columns = [getattr(one, name) for one, _ in pairs]
+    if not columns or columns[0] is None:
+        return None
+    places = (place for _, place in pairs)
+    stacked = np.stack([column[place] for column, place in zip(columns, places, strict=True)])
+    return torch.from_numpy(stacked.astype(np.int32))
 
 
 def replay_loader(
