@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +17,21 @@ from torch import Tensor
 from pipeline.config import different_fields
 from pipeline.errors import CheckpointError
 from pipeline.files import replace
+from pipeline.weights import state_digest
 
-__all__ = ["BEST", "LAST", "Checkpoint", "RunIdentity", "read_checkpoint", "write_checkpoint"]
+__all__ = [
+    "BEST",
+    "LAST",
+    "PREVIOUS",
+    "Checkpoint",
+    "RunIdentity",
+    "read_checkpoint",
+    "read_sound_checkpoint",
+    "read_values",
+    "write_checkpoint",
+]
 
-LAST, BEST = "last.pt", "best.pt"
+LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 
 _VERSION = 1
 _CURE = "resume from another checkpoint, or start again without --resume in a new --output"
@@ -47,7 +61,10 @@ class Checkpoint:
     """All that a run needs to go on as if it had never stopped."""
 
     model: Mapping[str, Tensor]
+    ema: Mapping[str, Tensor] | None  # averaged weights
     optimizer: Mapping[str, Any]
+    scaler: Mapping[str, Any]  # of the loss, in fp16
+    student: Mapping[str, Any]  # how to build it again, and the views it wants
     step: int  # steps done
     run: RunIdentity
     meter: Mapping[str, float]  # sums over the epoch under way
@@ -58,20 +75,27 @@ class Checkpoint:
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint in one step over the one that may be there.
 
-    The file is a dictionary of plain values and tensors, with the weights under ``model``.
+    A last.pt that is there stays beside it as previous.pt. The file is a dictionary of plain
+    values and tensors, with the weights under ``model``.
     """
-    buffer = io.BytesIO()
     values = {
         "format_version": _VERSION,
         "model": dict(checkpoint.model),
+        "ema": None if checkpoint.ema is None else dict(checkpoint.ema),
         "optimizer": dict(checkpoint.optimizer),
+        "scaler": dict(checkpoint.scaler),
+        "student": dict(checkpoint.student),
         "step": checkpoint.step,
         "run": checkpoint.run.to_json(),
         "meter": dict(checkpoint.meter),
         "metrics": dict(checkpoint.metrics),
         "best": checkpoint.best,
     }
+    values["digest"] = _digest(values)
+    buffer = io.BytesIO()
     torch.save(values, buffer)
+    if path.name == LAST and path.exists():
+        _keep(path, path.with_name(PREVIOUS))
     replace(path, buffer.getvalue())
 
 
@@ -81,8 +105,60 @@ def read_checkpoint(path: Path, run: RunIdentity) -> Checkpoint:
     Raises ``CheckpointError`` if there is none, if it is torn or no checkpoint of this
     project, or if its settings, store or shards are others; it lists what differs.
     """
+    values = read_values(path)
+    theirs = values["run"]
+    different = different_fields(run.to_json(), theirs)
+    lines = [line for line in different if not line.startswith("config_digest:")]
+    if lines:
+        raise CheckpointError(
+            f"{path} belongs to another run (ours / the checkpoint's):\n  "
+            + "\n  ".join(line.removeprefix("config.") for line in lines)
+            + f"\nresume with its settings and store, which its config.json names; or {_CURE}"
+        )
+    return Checkpoint(
+        model=values["model"],
+        ema=values["ema"],
+        optimizer=values["optimizer"],
+        scaler=values["scaler"],
+        student=values["student"],
+        step=int(values["step"]),
+        run=run,
+        meter=values["meter"],
+        metrics=values["metrics"],
+        best=float(values["best"]),
+    )
+
+
+def read_sound_checkpoint(path: Path, run: RunIdentity) -> Checkpoint:
+    """Read a checkpoint, or if it is a torn last.pt, with a warning, the one before.
+
+    Raises ``CheckpointError`` as ``read_checkpoint``, of the given one if both are torn.
+    """
+    before = path.with_name(PREVIOUS)
+    try:
+        read_values(path)
+    except CheckpointError as error:
+        if path.name != LAST or not before.is_file():
+            raise
+        try:
+            checkpoint = read_checkpoint(before, run)
+        except CheckpointError:
+            raise error from None
+        warnings.warn(
+            f"{path} is torn or missing; going on from {PREVIOUS}, at step {checkpoint.step}",
+            stacklevel=2,
+        )
+        return checkpoint
+    return read_checkpoint(path, run)
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """Return the values of a checkpoint, its bytes checked.
+
+    Raises ``CheckpointError`` if there is none, or if it is torn or of another kind.
+    """
     if not path.is_file():
-        raise CheckpointError(f"--resume {path}: no such file; give a last.pt or best.pt")
+        raise CheckpointError(f"{path}: no such file; give a last.pt or best.pt")
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torn files raise a dozen kinds
@@ -96,21 +172,36 @@ def read_checkpoint(path: Path, run: RunIdentity) -> Checkpoint:
             f"{path} is no checkpoint of this trainer (format version {version!r}, expected "
             f"{_VERSION}); {_CURE}"
         )
-    theirs = values["run"]
-    different = different_fields(run.to_json(), theirs)
-    lines = [line for line in different if not line.startswith("config_digest:")]
-    if lines:
-        raise CheckpointError(
-            f"{path} belongs to another run (ours / the checkpoint's):\n  "
-            + "\n  ".join(line.removeprefix("config.") for line in lines)
-            + f"\nresume with its settings and store, which its config.json names; or {_CURE}"
-        )
-    return Checkpoint(
-        model=values["model"],
-        optimizer=values["optimizer"],
-        step=int(values["step"]),
-        run=run,
-        meter=values["meter"],
-        metrics=values["metrics"],
-        best=float(values["best"]),
-    )
+    # PyTorch reads its files without their checksums.
+    if values.pop("digest", None) != _digest(values):
+        raise CheckpointError(f"{path} is damaged: its digest is another; {_CURE}")
+    checked: dict[str, Any] = values
+    return checked
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    """Return the SHA-256 over all tensors of a checkpoint, and its step."""
+    tensors = dict(_tensors(values, ""))
+    return state_digest({**tensors, "step": torch.tensor(int(values["step"]))})
+
+
+def _tensors(values: Any, path: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(values, Tensor):
+        yield path, values
+    elif isinstance(values, Mapping):
+        for name, value in values.items():
+            yield from _tensors(value, f"{path}/{name}")
+
+
+def _keep(path: Path, before: Path) -> None:
+    """Give a file a second name, in one step and without reading it where links work."""
+    aside = before.with_name(f".{before.name}.{os.getpid()}")
+    aside.unlink(missing_ok=True)
+    try:
+        try:
+            aside.hardlink_to(path)
+        except OSError:
+            shutil.copyfile(path, aside)
+        aside.replace(before)
+    finally:
+        aside.unlink(missing_ok=True)

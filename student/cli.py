@@ -2,48 +2,109 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
+from pipeline.config import PRESETS, different_fields
 from pipeline.errors import PipelineError
 from student.config import TrainConfig
+from student.recipes import read_run_file, recipe
+from student.signals import TERMINATED, StopRequest
 
 if TYPE_CHECKING:
     from student.engine import Outcome
+    from student.evaluate import Evaluation
     from student.inputs import Inputs
 
 __all__ = ["main"]
+
+_DESCRIPTION = """Train a distilled student on the augmented views and teacher labels of a store.
+
+Everything about the views comes from the store: size, augmentation, mixing, classes. Settings
+can also come from --recipe deit (DeiT's defaults), --recipe deit-384 (its fine-tuning) and
+--config FILE (the run.toml of an earlier run); flags override a file, a file a recipe.
+Start several processes with torchrun."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``train-student``."""
     # Read when PyTorch loads: threads that spin while they wait slow a shared machine down.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    stop = StopRequest(_stop_before_training)
     try:
-        config = tyro.cli(
-            TrainConfig, prog="train-student", args=arguments, config=(tyro.conf.OmitArgPrefixes,)
-        )
-        _run(config)
+        with stop.listening():
+            _run(*_parse(sys.argv[1:] if arguments is None else arguments), stop)
     except PipelineError as error:
-        print(f"train-student: error: {error}", file=sys.stderr, flush=True)
+        # Rank 0 reports what stops all; torchrun's others report what is theirs alone.
+        if type(error).__name__ != "SilentError":
+            print(f"train-student: error: {error}", file=sys.stderr, flush=True)
         sys.exit(1)
     except KeyboardInterrupt:
         print("train-student: interrupted; continue with --resume auto", file=sys.stderr)
         sys.exit(130)
 
 
-def _run(config: TrainConfig) -> None:
+def _parse(arguments: Sequence[str]) -> tuple[TrainConfig, str | None]:
+    """Return the settings, and the recipe that they began with.
+
+    Defaults lie under a recipe's settings, those under a file's, those under the flags'.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--recipe")
+    first.add_argument("--config", type=Path)
+    given, flags = first.parse_known_args(list(arguments))
+    settings: dict[str, Any] = dict.fromkeys(("labels", "shards", "output"), tyro.MISSING)
+    if given.recipe is not None:
+        settings.update(recipe(given.recipe))
+    if given.config is not None:
+        settings.update(read_run_file(given.config))
+    config = tyro.cli(
+        TrainConfig,
+        prog="train-student",
+        description=_DESCRIPTION,
+        args=flags,
+        default=TrainConfig(**settings),
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    return config, given.recipe
+
+
+def _stop_before_training() -> None:
+    _say("stopped by SIGTERM before the first step; nothing was trained or written")
+    sys.stderr.flush()
+    os._exit(TERMINATED)  # nothing is open yet, and imports may be half done
+
+
+def _run(config: TrainConfig, recipe_name: str | None, stop: StopRequest) -> None:
     # Imported here, so that --help does not wait for PyTorch.
+    from student.distributed import read_ranks
     from student.engine import train
     from student.inputs import open_inputs
 
+    ranks = read_ranks()
     inputs = open_inputs(config)
-    _announce(config, inputs)
-    _summarise(config, train(config, inputs))
+    if ranks.first:
+        _announce(config, inputs)
+        if recipe_name == "deit":
+            _warn_of_other_views(inputs)
+    with stop.training():
+        outcome = train(config, inputs, stop=stop, ranks=ranks)
+    if outcome.asked_to_stop:
+        if ranks.first:
+            _say(
+                f"stopped by SIGTERM after step {outcome.steps}/{inputs.plan.steps}; "
+                f"{config.output / 'last.pt'} is written, continue with --resume auto"
+            )
+        sys.exit(TERMINATED)
+    if ranks.first:
+        _summarise(config, outcome)
 
 
 def _say(text: str) -> None:
@@ -54,9 +115,12 @@ def _announce(config: TrainConfig, inputs: Inputs) -> None:
     """Say what is about to be trained, and warn of what is missing."""
     plan, identity = inputs.plan, inputs.store.identity
     size = identity.augment.image_size
+    resized = (
+        f" resized to {config.student_size}" if config.student_size not in (None, size) else ""
+    )
     labels = "the teacher in the loop" if config.teacher_in_loop else f"labels of {config.labels}"
     _say(
-        f"{config.model} on {plan.rows_per_epoch} samples at {size}x{size} pixels, "
+        f"{config.model} on {plan.rows_per_epoch} samples at {size}x{size} pixels{resized}, "
         f"{identity.teacher.classes} classes, {labels} ({identity.teacher.architecture})"
     )
     _say(
@@ -72,19 +136,41 @@ def _announce(config: TrainConfig, inputs: Inputs) -> None:
         )
 
 
+def _warn_of_other_views(inputs: Inputs) -> None:
+    """Warn if a run of DeiT's recipe replays views that were not drawn by it."""
+    augment = inputs.store.identity.augment
+    deit = replace(
+        PRESETS["deit"], image_size=augment.image_size, mean=augment.mean, std=augment.std
+    )
+    different = different_fields(asdict(augment), asdict(deit))
+    if different:
+        _say(f"warning: the store's views are not DeiT's (store's / DeiT's): {different}")
+
+
+def print_evaluation(title: str, evaluation: Evaluation) -> None:
+    """Print a table of accuracies on stdout."""
+    teacher = evaluation.teacher
+    print(f"{title:20} {'top-1':>8} {'top-5':>8}" + (f" {'teacher':>8}" if teacher else ""))
+    for name in ("class_head", "distillation_head", "mean_of_logits", "sum_of_softmaxes"):
+        accuracy = getattr(evaluation, name)
+        if accuracy is not None:
+            alike = f" {teacher.agreement[name]:8.2%}" if teacher else ""
+            label = name.replace("_", " ")
+            print(f"{label:20} {accuracy.top1:8.2%} {accuracy.top5:8.2%}{alike}")
+    if teacher:
+        print(f"{'the teacher':20} {teacher.accuracy:8.2%}")
+    print(f"{'images':20} {evaluation.samples:8}")
+    print(f"{'images per second':20} {evaluation.images_per_second:8.0f}")
+
+
 def _summarise(config: TrainConfig, outcome: Outcome) -> None:
     """Print the final table on stdout."""
-    evaluation = outcome.evaluation
-    if evaluation is not None:
-        print(f"{'prediction from':20} {'top-1':>8} {'top-5':>8}")
-        for label, accuracy in (
-            ("class head", evaluation.class_head),
-            ("distillation head", evaluation.distillation_head),
-            ("mean of logits", evaluation.mean_of_logits),
-            ("sum of softmaxes", evaluation.sum_of_softmaxes),
-        ):
-            print(f"{label:20} {accuracy.top1:8.2%} {accuracy.top5:8.2%}")
-        print(f"{'images':20} {evaluation.samples:8}")
+    for title, evaluation in (
+        ("prediction from", outcome.evaluation),
+        ("averaged weights", outcome.ema_evaluation),
+    ):
+        if evaluation is not None:
+            print_evaluation(title, evaluation)
     if outcome.epoch_seconds:
         total = sum(seconds["total"] for seconds in outcome.epoch_seconds)
         spent = sum(seconds.get("evaluation", 0.0) for seconds in outcome.epoch_seconds)

@@ -32,6 +32,11 @@ _FREE_FIELDS = frozenset(
         "log_every",
         "checkpoint_epochs",
         "checkpoint_steps",
+        "accumulate",
+        "eval_epochs",
+        "val_labels",
+        "finetune",
+        "finetune_weights",
     }
 )
 """Settings that a resumed run may change: where things are, and how fast they go."""
@@ -53,14 +58,28 @@ class TrainConfig:
     """Directory of this run: last.pt, best.pt, config.json, metrics.jsonl, TensorBoard's log."""
     val_shards: tuple[str, ...] = ()
     """Validation shards; without them nothing is evaluated and there is no best.pt."""
+    val_labels: Path | None = None
+    """Label store of the validation shards (center views, no mixing): shows the teacher's
+    accuracy beside the student's, and how often they agree."""
     model: str = "deit_tiny_distilled_patch16_224"
-    """timm's name of a model with a distillation head; built at the store's view size."""
+    """timm's name of a model, or 'package.module:function' of your own; built at the store's
+    view size."""
     model_args: tuple[str, ...] = ()
     """Changes to the model, as KEY=VALUE: patch_size=4 embed_dim=192 depth=6 num_heads=3."""
+    student_size: int | None = None
+    """Side in pixels to which views are resized on the device, if the student's is not the
+    store's; the teacher saw the store's."""
+    finetune: Path | None = None
+    """Begin from these weights: a checkpoint of train-student, .safetensors or .pth. Position
+    embeddings are resized; heads of other classes begin anew."""
+    finetune_weights: Literal["raw", "ema"] = "raw"
+    """Which of a train-student checkpoint's weights --finetune takes."""
     epochs: int = 300
     """Epochs; each consumes one view of every sample."""
     batch_size: int = 1024
-    """Rows of a global batch."""
+    """Rows of a global batch, over all ranks and accumulated pieces."""
+    accumulate: int = 1
+    """Pieces in which each rank works off its share of a batch, to save memory."""
     seed: int = 0
     """Seed of the order of training, of the weights and of drop path."""
     repeated_augmentation: bool = False
@@ -74,8 +93,18 @@ class TrainConfig:
     """In the loop: the teacher's weights; pretrained ones are fetched without it."""
     teacher_random_weights: int | None = None
     """In the loop: the seed of a teacher that was labelled with --teacher-random-weights."""
+    distillation: Literal["hard", "soft", "none"] = "hard"
+    """Learn the teacher's label, its top-k probabilities (of a store that has them), or
+    nothing of it."""
+    distillation_kind: Literal["token", "classical"] = "token"
+    """token: a distillation head learns from the teacher; classical: a student of one head
+    learns both from it."""
     alpha: float = 0.5
-    """Weight of the distillation head's loss; the class head's is 1 - alpha."""
+    """Hard: weight of the teacher's loss; the truth's is 1 - alpha."""
+    soft_lambda: float = 0.1
+    """Soft: weight of the teacher's loss; the truth's is 1 - this."""
+    tau: float = 3.0
+    """Soft: temperature."""
     smoothing: float = 0.1
     """Label smoothing of the truth; teacher labels are not smoothed."""
     lr: float | None = None
@@ -86,14 +115,25 @@ class TrainConfig:
     """Learning rate at the end; never above the peak."""
     warmup_epochs: float | None = None
     """Epochs of linear warm-up; by default 5, or a fifth of a run under 25 epochs."""
+    optimizer: str = "adamw"
+    """timm's name of the optimiser."""
+    optimizer_eps: float = 1e-8
+    """Epsilon of Adam's kind."""
+    optimizer_betas: tuple[float, float] = (0.9, 0.999)
+    """Betas of Adam's kind."""
     weight_decay: float = 0.05
     """Weight decay, not on biases, norms, tokens and position embeddings."""
     drop_path: float = 0.1
     """Stochastic depth: the last block's probability of being skipped."""
     clip_grad: float | None = None
     """Largest norm of the gradient; no clipping by default."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Number format of the student's forward pass; bf16 by autocast."""
+    ema_decay: float = 0.0
+    """Decay per step of a moving average of the weights, which is evaluated beside them;
+    DeiT's is 0.99996, 0 keeps none."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Number format of the student's forward pass, by autocast; fp16 scales the loss."""
+    compile: bool = False
+    """Compile the student with torch.compile; changes the last bits."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the student trains."""
     threads: int | None = None
@@ -106,6 +146,8 @@ class TrainConfig:
     """Rows of a validation batch."""
     eval_fraction: float = 0.875
     """Share of the shorter side that the validation's centre crop keeps."""
+    eval_epochs: int = 1
+    """Epochs between evaluations; the last epoch always has one."""
     log_every: int = 50
     """Steps between lines of the metrics log."""
     checkpoint_epochs: int = 1
@@ -114,9 +156,15 @@ class TrainConfig:
     """Steps between further checkpoints, for epochs that take hours."""
 
     def __post_init__(self) -> None:
-        for name in ("eval_batch_size", "log_every", "checkpoint_epochs"):
+        for name in (
+            "eval_batch_size",
+            "log_every",
+            "checkpoint_epochs",
+            "accumulate",
+            "eval_epochs",
+        ):
             self._require(name, getattr(self, name) >= 1, "use 1 or more")
-        for name in ("threads", "checkpoint_steps"):
+        for name in ("threads", "checkpoint_steps", "student_size"):
             value = getattr(self, name)
             self._require(name, value is None or value >= 1, "use 1 or more")
         self._require("workers", self.workers >= 0, "use 0 or more")
@@ -125,6 +173,12 @@ class TrainConfig:
         self._require("drop_path", 0 <= self.drop_path < 1, "use 0 or more, less than 1")
         self._require("eval_fraction", 0 < self.eval_fraction <= 1, "use more than 0, at most 1")
         self._require("weight_decay", self.weight_decay >= 0, "use 0 or more")
+        self._require("soft_lambda", 0 <= self.soft_lambda <= 1, "use 0..1")
+        self._require("ema_decay", 0 <= self.ema_decay < 1, "use 0 or more, less than 1")
+        for name in ("tau", "optimizer_eps"):
+            self._require(name, getattr(self, name) > 0, "use a positive number")
+        betas = self.optimizer_betas
+        self._require("optimizer_betas", all(0 <= one < 1 for one in betas), "use 0 to below 1")
         for name in ("lr", "clip_grad"):
             value = getattr(self, name)
             self._require(name, value is None or value > 0, "use a positive number")
@@ -138,6 +192,8 @@ class TrainConfig:
         )
         if self.teacher_checkpoint is not None and self.teacher_random_weights is not None:
             raise ConfigError("give --teacher-checkpoint or --teacher-random-weights, not both")
+        if self.teacher_in_loop and self.distillation == "none":
+            raise ConfigError("--teacher-in-loop with --distillation none: drop one of them")
         parse_model_args(self.model_args)
         _ = self.plan  # checks its own fields
 
@@ -172,6 +228,12 @@ class TrainConfig:
             field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)
         }
         return {**values, "lr": self.peak_lr, "warmup_epochs": self.effective_warmup_epochs}
+
+    @property
+    def losses(self) -> dict[str, Any]:
+        """The fields of ``DistillationConfig``."""
+        names = ("distillation", "smoothing", "alpha", "soft_lambda", "tau")
+        return {name: getattr(self, name) for name in names}
 
     def binding(self) -> dict[str, Any]:
         """Return the settings that a resumed run must share, as plain JSON values."""

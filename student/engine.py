@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
-from timm.optim import create_optimizer_v2
-from torch import Tensor, nn
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
 
 from pipeline.config import StoreIdentity, canonical_json, different_fields
 from pipeline.devices import choose_device, set_threads
@@ -19,23 +23,36 @@ from pipeline.files import replace
 from pipeline.mixing import mix_images, normalise, to_device
 from pipeline.records import FIXED_ONE
 from pipeline.weights import state_digest
-from student.checkpoint import BEST, LAST, Checkpoint, read_checkpoint, write_checkpoint
+from student.audit import audit_store
+from student.checkpoint import (
+    BEST,
+    LAST,
+    PREVIOUS,
+    Checkpoint,
+    read_sound_checkpoint,
+    write_checkpoint,
+)
 from student.config import TrainConfig, parse_model_args
-from student.evaluate import Evaluation, ValidationDataset, centre_views, evaluate
+from student.distributed import Ranks, StopAgreement
+from student.evaluate import Evaluation, evaluate_all
+from student.finetune import load_weights, read_weights
 from student.inputs import Inputs
 from student.loading import LoaderOptions
-from student.losses import MixedTarget, hard_distillation_loss
+from student.losses import DistillationConfig, MixedTarget, TeacherSignal, distillation_loss
 from student.metrics import Meter, MetricsLog, Stopwatch
-from student.model import StudentSpec, create_student, reseed
+from student.model import StudentSpec, create_student, reseed, split_heads
+from student.optimisation import Optimisation
+from student.recipes import to_toml
 from student.replay import ReplayDataset, StudentBatch, replay_loader
 from student.schedule import Schedule
+from student.validation import ValidationDataset, centre_views, read_teacher_labels
 
 __all__ = ["Outcome", "Trainer", "train"]
 
-CONFIG = "config.json"
+CONFIG, RUN = "config.json", "run.toml"
 
-TeacherLabels: TypeAlias = Callable[[StudentBatch, Tensor], Tensor]
-"""Gives the (B,) int64 teacher labels of a batch and its (B, 3, S, S) mixed images."""
+TeacherLabels: TypeAlias = Callable[[StudentBatch, Tensor], TeacherSignal]
+"""Gives what the teacher says of a batch and its (B, 3, S, S) mixed images."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,65 +64,105 @@ class Outcome:
     audited: int  # views whose digest was compared, in this process
     weights: str  # SHA-256 of the student's state
     evaluation: Evaluation | None  # the last one
+    ema_evaluation: Evaluation | None  # of the averaged weights
     epoch_seconds: tuple[dict[str, float], ...]  # of each epoch of this process
+    asked_to_stop: bool  # by ``stop``, before the end
 
 
-def train(config: TrainConfig, inputs: Inputs, *, stop_after: int | None = None) -> Outcome:
+def train(
+    config: TrainConfig,
+    inputs: Inputs,
+    *,
+    stop_after: int | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    ranks: Ranks = Ranks(),  # noqa: B008 - frozen
+) -> Outcome:
     """Train a student to the end, or to ``stop_after`` steps of the run, and checkpoint.
 
+    ``stop`` is asked before each step; once it says so, the run checkpoints and returns.
     Raises ``ConfigError`` if the output directory holds a run that is not to be resumed,
     ``PipelineError`` if the loss becomes infinite, and whatever replay and store raise.
     """
-    return Trainer(config, inputs).run(stop_after)
+    with ranks.joined(choose_device(config.device)):
+        return Trainer(config, inputs, ranks).run(stop_after, stop)
 
 
 class Trainer:
-    """A student, its optimiser and its place in the plan."""
+    """A student, its optimiser and its place in the plan, on one rank."""
 
-    def __init__(self, config: TrainConfig, inputs: Inputs) -> None:
-        resume_from = _checkpoint_to_resume(config)
-        set_threads(config.threads)
-        self.config, self.inputs, self.plan = config, inputs, inputs.plan
+    def __init__(
+        self,
+        config: TrainConfig,
+        inputs: Inputs,
+        ranks: Ranks = Ranks(),  # noqa: B008 - frozen
+    ) -> None:
+        resume_from = ranks.decide(lambda: _checkpoint_to_resume(config))
+        self.config, self.inputs, self.ranks, self.plan = config, inputs, ranks, inputs.plan
+        set_threads(config.threads or _threads_of(ranks))
         self.identity = inputs.store.identity
-        self.device = choose_device(config.device)
-        self._validation = _open_validation(config, inputs)
-        self.model = create_student(
-            StudentSpec(
-                name=config.model,
-                classes=self.identity.teacher.classes,
-                image_size=self.identity.augment.image_size,
-                drop_path=config.drop_path,
-                seed=config.seed,
-                model_args=parse_model_args(config.model_args),
-            )
-        ).to(self.device)
-        self.optimizer = create_optimizer_v2(
-            self.model, "adamw", lr=config.peak_lr, weight_decay=config.weight_decay
+        self.device = ranks.device(choose_device(config.device))
+        self._data = ReplayDataset(
+            inputs.store,
+            inputs.shards,
+            inputs.plan,
+            rank=ranks.rank,
+            ranks=ranks.ranks,
+            accumulate=config.accumulate,
+            audit=config.audit,
         )
+        self._losses = DistillationConfig(**config.losses)
+        self._validation = _open_validation(config, inputs) if ranks.first else None
+        self.spec = _student_spec(config, self.identity)
+        self.model = create_student(self.spec)
+        if config.finetune is not None and resume_from is None:
+            weights = read_weights(config.finetune, config.finetune_weights)
+            self.loaded = load_weights(self.model, weights, str(config.finetune))
+        self.model.to(self.device)
+        self.optimisation = Optimisation(self.model, config, self.device)
         self.schedule = _schedule(config, self.plan.steps, self.plan.epoch_start(1))
         self._teacher_labels = (
             _teacher_in_loop(config, self.identity, self.device)
             if config.teacher_in_loop
             else _stored_labels
         )
-        self._meter = Meter(self.device)
+        self._meter = Meter(self.device, ranks)
         self._watch = Stopwatch()
-        self._evaluation: Evaluation | None = None
+        self._evaluations: dict[str, Evaluation] = {}
         self._best, self._audited, self.step = -1.0, 0, 0
         if resume_from is not None:
             self._resume(resume_from)
+        if config.compile:
+            self.model.compile()  # after copies of it were made
+        self._parallel = ranks.averaging(self.model, unused=config.distillation == "none")
+        ranks.wait()  # all have read what rank 0 now writes over
         self._write_config()
 
-    def run(self, stop_after: int | None = None) -> Outcome:
+    def run(
+        self, stop_after: int | None = None, stop: Callable[[], bool] = lambda: False
+    ) -> Outcome:
         """Train from the current step on; see ``train``."""
         end = min(self.plan.steps, stop_after if stop_after is not None else self.plan.steps)
+        if self.config.audit and self.step < end:
+            self._audited += audit_store(self._data, self._loader_options(), self.ranks)
         seconds: list[dict[str, float]] = []
-        with MetricsLog(self.config.output, start=self.step, steps=self.plan.steps) as log:
-            for batch in self._batches(end):
-                self._train_on(batch)
-                log.advance()
-                self._report(log, seconds)
-            if self.step == self.plan.steps and self._evaluation is None:
+        agreement = StopAgreement(self.ranks, stop)
+        stopping = False
+        with (
+            MetricsLog(
+                self.config.output,
+                start=self.step,
+                steps=self.plan.steps,
+                silent=not self.ranks.first,
+            ) as log,
+            closing(self._batches(end)) as batches,
+        ):
+            while self.step < end and not stopping:
+                stopping = agreement.reached()
+                if not stopping:
+                    self._update(batches)
+                    log.advance()
+                    self._report(log, seconds)
+            if self.step == self.plan.steps and not self._evaluations:
                 self._evaluate()  # a finished run that was resumed
         if self.step < self.plan.steps:
             self._save(LAST)
@@ -114,18 +171,17 @@ class Trainer:
             dropped_rows=self.plan.dropped_rows,
             audited=self._audited,
             weights=state_digest(self.model.state_dict()),
-            evaluation=self._evaluation,
+            evaluation=self._evaluations.get("raw"),
+            ema_evaluation=self._evaluations.get("ema"),
             epoch_seconds=tuple(seconds),
+            asked_to_stop=stopping,
         )
 
-    def _batches(self, end: int) -> Iterator[StudentBatch]:
-        """Yield the batches from the current step on, counting the time spent waiting."""
-        dataset = ReplayDataset(
-            self.inputs.store, self.inputs.shards, self.plan, audit=self.config.audit
-        )
+    def _batches(self, end: int) -> Generator[StudentBatch]:
+        """Yield the pieces of batches from the current step on, timing the wait for them."""
         if self.step >= end:
             return
-        loader = replay_loader(dataset, self.step, end, self._loader_options())
+        loader = replay_loader(self._data, self.step, end, self._loader_options())
         while True:
             with self._watch.on("data"):
                 batch = next(loader, None)
@@ -136,44 +192,42 @@ class Trainer:
     def _loader_options(self) -> LoaderOptions:
         return LoaderOptions(workers=self.config.workers, pin=self.device.type == "cuda")
 
-    def _train_on(self, batch: StudentBatch) -> None:
-        """Take one step."""
-        augment = self.identity.augment
+    def _update(self, batches: Iterator[StudentBatch]) -> None:
+        """Take one step, on all pieces of this rank's slice of the batch."""
+        self.optimisation.begin(self.schedule.lr(self.step))
+        self.model.train()
+        pieces = self.config.accumulate
+        for piece in range(pieces - 1):
+            with self.ranks.without_averaging(self._parallel):
+                self._add_gradients(next(batches), piece)
+        self._add_gradients(next(batches), pieces - 1)
+        with self._watch.on("student"):
+            if self.device.type == "cpu" and not self.ranks.several:
+                self._meter.check()  # elsewhere it would wait for the device, or the others
+            self.optimisation.finish()
+        self.step += 1
+
+    def _add_gradients(self, batch: StudentBatch, piece: int) -> None:
+        """Add the gradients of one piece of a batch."""
+        config, augment = self.config, self.identity.augment
         with self._watch.on("student"):
             pixels = to_device(batch.pixels, self.device)
             images = mix_images(normalise(pixels, augment.mean, augment.std), batch.mix)
-        with self._watch.on("teacher" if self.config.teacher_in_loop else "student"):
-            label = self._teacher_labels(batch, images)
+        with self._watch.on("teacher" if config.teacher_in_loop else "student"):
+            teacher = self._teacher_labels(batch, images)
         with self._watch.on("student"):
-            self._update(images, _mixed_target(batch, self.device), label)
+            if self.spec.image_size != augment.image_size:
+                images = _resize(images, self.spec.image_size)
+            truth = _mixed_target(batch, self.device)
+            reseed("step", config.seed, self.step, self.ranks.rank, piece)
+            with self.optimisation.forward_precision():
+                heads = split_heads(self._parallel(images))
+            terms = distillation_loss(*heads, truth, teacher, self._losses)
+            learner = heads[0] if config.distillation == "none" else heads[1]
+            counts = _counts(learner, truth, teacher)
+            self._meter.add(self.step, terms, counts, len(images))
+            self.optimisation.backward(terms.loss / config.accumulate)
         self._audited += batch.audited
-        self.step += 1
-
-    def _update(self, images: Tensor, truth: MixedTarget, label: Tensor) -> None:
-        config = self.config
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule.lr(self.step)
-        reseed("step", config.seed, self.step, 0)  # 0 is the rank
-        self.model.train()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            class_logits, distillation_logits = self.model(images)
-        terms = hard_distillation_loss(
-            class_logits,
-            distillation_logits,
-            truth,
-            label,
-            smoothing=config.smoothing,
-            alpha=config.alpha,
-        )
-        agreeing = (distillation_logits.detach().argmax(-1) == label).sum()
-        self._meter.add(self.step, terms, agreeing, len(label))
-        if self.device.type == "cpu":  # elsewhere it would wait for the device
-            self._meter.check()
-        self.optimizer.zero_grad(set_to_none=True)
-        terms.loss.backward()  # type: ignore[no-untyped-call]
-        if config.clip_grad is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_grad)
-        self.optimizer.step()
 
     def _report(self, log: MetricsLog, seconds: list[dict[str, float]]) -> None:
         """Log, evaluate and checkpoint where the step just done calls for it."""
@@ -197,61 +251,103 @@ class Trainer:
         self._meter.check()
         means = self._meter.epoch()
         self._meter.clear()
-        improved = self._evaluate()
+        config, last = self.config, self.step == self.plan.steps
+        evaluating = last or (epoch + 1) % config.eval_epochs == 0
+        improved = evaluating and self._evaluate()
         seconds = self._watch.take()
         seconds["total"] = sum(seconds.values())
+        rows = (self.step - self.plan.epoch_start(epoch)) * config.batch_size
+        spent = seconds["total"] - seconds.get("evaluation", 0.0)
         line: dict[str, Any] = {"epoch": epoch, **means, "seconds": seconds}
-        text = f"epoch {epoch + 1}/{self.config.epochs} done, loss {means['loss']:.4f}"
-        if self._evaluation is not None:
-            line["evaluation"] = self._evaluation.to_json()
-            text += f", top-1 {self._evaluation.mean_of_logits.top1:.2%}"
+        line["rows_per_second"] = rows / max(spent, 1e-9)
+        text = f"epoch {epoch + 1}/{config.epochs} done, loss {means['loss']:.4f}"
+        if evaluating:
+            for name, evaluation in self._evaluations.items():
+                line["evaluation" if name == "raw" else "ema_evaluation"] = evaluation.to_json()
+                top1 = evaluation.of(self._headline).top1
+                text += f", {'' if name == 'raw' else 'EMA '}top-1 {top1:.2%}"
         log.write("epoch", self.step, line)
         parts = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
         log.say(f"{text} (seconds: {parts})")
-        if improved:
+        if self.ranks.least(-int(improved)):  # rank 0 alone evaluates, and all count
             self._save(BEST)
-        last = self.step == self.plan.steps
-        if last or (epoch + 1) % self.config.checkpoint_epochs == 0:
+        if last or (epoch + 1) % config.checkpoint_epochs == 0:
             self._save(LAST)
         return seconds
 
+    @property
+    def _headline(self) -> str:
+        """What predictions are taken from to find the best weights."""
+        return "class_head" if self.config.distillation == "none" else "mean_of_logits"
+
     def _evaluate(self) -> bool:
-        """Evaluate if there are validation shards; return whether this is the best so far."""
+        """Evaluate if there are validation shards; return whether this is the best so far.
+
+        The better of the raw and the averaged weights counts.
+        """
         if self._validation is None:
             return False
+        models = {"raw": self.model}
+        if self.optimisation.average is not None:
+            models["ema"] = self.optimisation.average
         with self._watch.on("evaluation"):
-            self._evaluation = evaluate(
-                self.model,
+            self._evaluations = evaluate_all(
+                models,
                 self._validation,
-                self.identity.augment,
                 self._loader_options(),
-                bf16=self.config.precision == "bf16",
+                self.optimisation.forward_precision,
             )
-        top1 = self._evaluation.mean_of_logits.top1
+        top1 = max(one.of(self._headline).top1 for one in self._evaluations.values())
         improved = top1 > self._best
         self._best = max(self._best, top1)
         return improved
 
     def _save(self, name: str) -> None:
         self._meter.check()
+        meter = self._meter.state()
+        if not self.ranks.first:
+            return
+        state = self.optimisation.state()
         write_checkpoint(
             self.config.output / name,
             Checkpoint(
                 model=self.model.state_dict(),
-                optimizer=self.optimizer.state_dict(),
+                ema=state["ema"],
+                optimizer=state["optimizer"],
+                scaler=state["scaler"],
+                student=self._student_json(),
                 step=self.step,
                 run=self.inputs.run_identity(self.config),
-                meter=self._meter.state(),
-                metrics=self._evaluation.to_json() if self._evaluation is not None else {},
+                meter=meter,
+                metrics={name: one.to_json() for name, one in self._evaluations.items()},
                 best=self._best,
             ),
         )
 
+    def _student_json(self) -> dict[str, Any]:
+        """Return how to build the student again, and the views it was trained on."""
+        views = centre_views(self.identity.augment, self.config.eval_fraction, self.spec.image_size)
+        return {
+            "model": self.spec.name,
+            "model_args": list(self.config.model_args),
+            "classes": self.spec.classes,
+            "image_size": self.spec.image_size,
+            "heads": self.spec.heads,
+            "headline": self._headline,
+            "views": asdict(views),
+        }
+
     def _resume(self, path: Path) -> None:
-        checkpoint = read_checkpoint(path, self.inputs.run_identity(self.config))
+        checkpoint = read_sound_checkpoint(path, self.inputs.run_identity(self.config))
         try:
             self.model.load_state_dict(checkpoint.model)
-            self.optimizer.load_state_dict(dict(checkpoint.optimizer))
+            self.optimisation.restore(
+                {
+                    "optimizer": checkpoint.optimizer,
+                    "scaler": checkpoint.scaler,
+                    "ema": checkpoint.ema,
+                }
+            )
         except (RuntimeError, ValueError, KeyError) as error:
             raise CheckpointError(
                 f"{path} does not fit {self.config.model}: {error}; resume with the versions of "
@@ -261,6 +357,8 @@ class Trainer:
         self._best, self.step = checkpoint.best, checkpoint.step
 
     def _write_config(self) -> None:
+        if not self.ranks.first:
+            return
         run = self.inputs.run_identity(self.config)
         values = {
             "config": self.config.to_json(),
@@ -269,13 +367,23 @@ class Trainer:
             "shards": run.shards,
         }
         replace(self.config.output / CONFIG, canonical_json(values) + b"\n")
+        replace(self.config.output / RUN, to_toml(self.config))
+
+
+def _threads_of(ranks: Ranks) -> int | None:
+    """Return this rank's share of the machine's cores, None for all."""
+    if not ranks.several:
+        return None
+    return max(1, len(os.sched_getaffinity(0)) // ranks.local_ranks)
 
 
 def _checkpoint_to_resume(config: TrainConfig) -> Path | None:
     """Return the checkpoint to continue from, None to begin; never overwrites a run."""
     last = config.output / LAST
     if config.resume == "auto":
-        return last if last.exists() else None
+        # Only a file system without links could leave the one before alone.
+        there = last.exists() or last.with_name(PREVIOUS).exists()
+        return last if there else None
     path = Path(config.resume) if config.resume is not None else None
     if config.output.exists() and not config.output.is_dir():
         raise ConfigError(f"--output {config.output} is a file; give a directory")
@@ -293,11 +401,26 @@ def _open_validation(config: TrainConfig, inputs: Inputs) -> ValidationDataset |
     if not inputs.validation:
         return None
     identity = inputs.store.identity
+    labels = config.val_labels
     return ValidationDataset(
         inputs.validation,
-        centre_views(identity.augment, config.eval_fraction),
+        centre_views(identity.augment, config.eval_fraction, config.student_size),
         classes=identity.teacher.classes,
         batch_size=config.eval_batch_size,
+        labels=None if labels is None else read_teacher_labels(labels, inputs.validation),
+    )
+
+
+def _student_spec(config: TrainConfig, identity: StoreIdentity) -> StudentSpec:
+    heads = {"token": 2, "classical": 1}[config.distillation_kind]
+    return StudentSpec(
+        name=config.model,
+        classes=identity.teacher.classes,
+        image_size=config.student_size or identity.augment.image_size,
+        heads=None if config.distillation == "none" else heads,
+        drop_path=config.drop_path,
+        seed=config.seed,
+        model_args=parse_model_args(config.model_args),
     )
 
 
@@ -320,8 +443,37 @@ def _mixed_target(batch: StudentBatch, device: torch.device) -> MixedTarget:
     )
 
 
-def _stored_labels(batch: StudentBatch, images: Tensor) -> Tensor:
-    return to_device(batch.label, images.device)
+def _resize(images: Tensor, side: int) -> Tensor:
+    return F.interpolate(
+        images, size=(side, side), mode="bicubic", antialias=True, align_corners=False
+    )
+
+
+def _counts(logits: Tensor, truth: MixedTarget, teacher: TeacherSignal) -> Tensor:
+    """Return how many rows agree with the teacher, and how many teachers are right, (2,)."""
+    label = teacher.label
+    agreeing = logits.detach().argmax(-1) == label
+    right = (label == truth.target) | (label == truth.partner_target)
+    return torch.stack([agreeing.sum(), right.sum()])
+
+
+def _on(
+    device: torch.device, values: NDArray[Any] | None, dtype: torch.dtype, unit: int = 1
+) -> Tensor | None:
+    """Return an array in multiples of ``unit`` as a tensor, None for None."""
+    if values is None:
+        return None
+    tensor = torch.from_numpy(values.astype(np.int32)).to(dtype)
+    return to_device(tensor if unit == 1 else tensor / unit, device)
+
+
+def _stored_labels(batch: StudentBatch, images: Tensor) -> TeacherSignal:
+    label, probability = batch.topk_label, batch.topk_prob
+    return TeacherSignal(
+        label=to_device(batch.label, images.device),
+        topk_label=None if label is None else to_device(label, images.device),
+        topk_prob=None if probability is None else to_device(probability, images.device),
+    )
 
 
 def _teacher_in_loop(
@@ -348,8 +500,12 @@ def _teacher_in_loop(
             "weights that were used, or --teacher-random-weights the same seed"
         )
 
-    def label(_batch: StudentBatch, images: Tensor) -> Tensor:
-        labels = teacher.label_images(images.detach()).label.astype("int64")
-        return to_device(torch.from_numpy(labels), device)
+    def label(_batch: StudentBatch, images: Tensor) -> TeacherSignal:
+        labels = teacher.label_images(images.detach())
+        return TeacherSignal(
+            label=to_device(torch.from_numpy(labels.label.astype(np.int64)), device),
+            topk_label=_on(device, labels.topk_label, torch.int64),
+            topk_prob=_on(device, labels.topk_prob, torch.float32, 255),
+        )
 
     return label

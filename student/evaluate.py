@@ -1,35 +1,27 @@
-"""Top-1 and top-5 accuracy of a student on validation shards, for all ways to use its heads."""
+"""Top-1 and top-5 accuracy of students on validation shards, for all ways to use their heads."""
 
 from __future__ import annotations
 
-import bisect
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
-from itertools import accumulate
-from pathlib import Path
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
-from pipeline.augment import apply_view, decode, image_size
-from pipeline.config import AugmentConfig
-from pipeline.errors import DecodeError, ShardError
 from pipeline.mixing import normalise, to_device
-from pipeline.shards import Shard, open_shard
-from pipeline.views import draw_view
 from student.loading import LoaderOptions, load
-from student.model import two_headed
+from student.model import split_heads, two_headed
+from student.validation import NO_LABEL, ValidationDataset
 
-__all__ = ["FUSIONS", "Accuracy", "Evaluation", "ValidationDataset", "centre_views", "evaluate"]
+__all__ = ["FUSIONS", "Accuracy", "Evaluation", "TeacherComparison", "evaluate", "evaluate_all"]
 
 FUSIONS = ("class_head", "distillation_head", "mean_of_logits", "sum_of_softmaxes")
 """What a prediction may be taken from; DeiT reports the sum of softmaxes."""
 
-_OPEN_SHARDS = 16
+_ROWS_PER_CLASS = 10  # fewer tell nothing about the order of classes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,146 +33,87 @@ class Accuracy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherComparison:
+    """The teacher beside the student, on the samples that it labelled."""
+
+    samples: int
+    accuracy: float  # of the teacher
+    agreement: Mapping[str, float]  # by fusion: share that the student labels alike
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """The accuracy of each way to fuse the two heads."""
+    """The accuracy of each way to fuse two heads; of a single head that of the class head."""
 
     samples: int
     class_head: Accuracy
-    distillation_head: Accuracy
-    mean_of_logits: Accuracy
-    sum_of_softmaxes: Accuracy
+    distillation_head: Accuracy | None
+    mean_of_logits: Accuracy | None
+    sum_of_softmaxes: Accuracy | None
+    teacher: TeacherComparison | None
+    permuted_top1: float  # if each class were called what it is called most often
+    images_per_second: float  # with decoding, of all students evaluated together
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         return asdict(self)
 
+    def of(self, fusion: str) -> Accuracy:
+        """Return the accuracy of a fusion, that of the class head for one head."""
+        accuracy: Accuracy | None = getattr(self, fusion)
+        return accuracy or self.class_head
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ValidationBatch:
-    """N centre views with their classes."""
-
-    pixels: Tensor  # (N, S, S, 3) uint8
-    target: Tensor  # (N,) int64
-
-    def pin_memory(self) -> ValidationBatch:
-        """Return the batch in pinned memory; the loader calls this."""
-        return ValidationBatch(pixels=self.pixels.pin_memory(), target=self.target.pin_memory())
-
-
-def centre_views(augment: AugmentConfig, fraction: float) -> AugmentConfig:
-    """Return the store's settings without any randomness, for validation.
-
-    ``fraction`` is the share of the shorter side that the centre crop keeps.
-    """
-    return replace(
-        augment,
-        crop="center",
-        center_fraction=fraction,
-        hflip=0.0,
-        policy="none",
-        erase_probability=0.0,
-    )
-
-
-class ValidationDataset(Dataset[ValidationBatch]):
-    """Consecutive batches of all samples of some shards.
-
-    Raises ``ShardError`` for a shard that cannot be read, or a class that the student
-    lacks; an item raises it for an image that does not decode.
-    """
-
-    def __init__(
-        self, paths: Sequence[Path], views: AugmentConfig, *, classes: int, batch_size: int
-    ) -> None:
-        self._paths, self._views, self._batch_size = tuple(paths), views, batch_size
-        self._forget()
-        counts = []
-        for number, path in enumerate(self._paths):
-            shard = self._shard(number)
-            counts.append(len(shard.samples))
-            beyond = [sample for sample in shard.samples if sample.target >= classes]
-            if beyond:
-                raise ShardError(
-                    f"{path}: sample {beyond[0].key!r} has class {beyond[0].target}, the store's "
-                    f"teacher and the student have {classes} classes (0..{classes - 1}); give "
-                    "validation shards whose .cls are the teacher's class indices"
-                )
-        self._ends = list(accumulate(counts))
-
-    def _forget(self) -> None:
-        self._shard = lru_cache(maxsize=_OPEN_SHARDS)(self._open_shard)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_shard"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._forget()
-
-    def __len__(self) -> int:
-        return -(-self._ends[-1] // self._batch_size) if self._ends else 0
-
-    def __getitem__(self, item: int) -> ValidationBatch:
-        start = item * self._batch_size
-        rows = [
-            self._view(place)
-            for place in range(start, min(start + self._batch_size, self._ends[-1]))
-        ]
-        return ValidationBatch(
-            pixels=torch.from_numpy(np.stack([pixels for pixels, _ in rows])),
-            target=torch.tensor([target for _, target in rows]),
-        )
-
-    def _open_shard(self, number: int) -> Shard:
-        return open_shard(self._paths[number], number)
-
-    def _view(self, place: int) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], int]:
-        number = bisect.bisect_right(self._ends, place)
-        shard = self._shard(number)
-        index = place - (self._ends[number - 1] if number else 0)
-        sample = shard.samples[index]
-        try:
-            image = decode(shard.image_bytes(index), sample.image_name)
-        except DecodeError as error:
-            raise ShardError(
-                f"{shard.path}: validation image {sample.key!r} does not decode ({error}); "
-                "mend or remove it, so that accuracies count the same images everywhere"
-            ) from error
-        params = draw_view(0, 0, image_size(image), self._views)
-        return apply_view(image, params, self._views), sample.target
+    def classes_look_permuted(self, classes: int) -> bool:
+        """Return whether the student tells classes apart but calls them otherwise."""
+        enough = self.samples >= _ROWS_PER_CLASS * classes
+        top1 = max(self.of(name).top1 for name in FUSIONS)
+        return enough and self.permuted_top1 > 0.3 and top1 < self.permuted_top1 / 3
 
 
 def evaluate(
     model: nn.Module,
     dataset: ValidationDataset,
-    views: AugmentConfig,
     options: LoaderOptions,
-    *,
-    bf16: bool = False,
+    precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Evaluation:
     """Return the student's accuracies; its training mode is left as it was."""
-    device = next(model.parameters()).device
-    hits = torch.zeros(len(FUSIONS), 2, dtype=torch.int64, device=device)
-    samples = 0
-    with two_headed(model), torch.inference_mode():
+    return evaluate_all({"": model}, dataset, options, precision)[""]
+
+
+def evaluate_all(
+    models: Mapping[str, nn.Module],
+    dataset: ValidationDataset,
+    options: LoaderOptions,
+    precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> dict[str, Evaluation]:
+    """Return the accuracies of several students, of which each sees every view once.
+
+    ``precision`` gives the context in which they run; scores are float32.
+    """
+    device = next(next(iter(models.values())).parameters()).device
+    tallies = {name: _Tally(device) for name in models}
+    views, started = dataset.views, time.perf_counter()
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode())
+        for model in models.values():
+            stack.enter_context(two_headed(model))
         for batch in load(dataset, range(len(dataset)), options):
             images = normalise(to_device(batch.pixels, device), views.mean, views.std)
-            target = to_device(batch.target, device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                class_logits, distillation_logits = model(images)
-            scores = fuse(class_logits.float(), distillation_logits.float())
-            hits += torch.stack([_hits(scores[name], target) for name in FUSIONS])
-            samples += len(batch.target)
-    shares = (hits.double() / max(1, samples)).tolist()
-    accuracies = {
-        name: Accuracy(top1=top1, top5=top5)
-        for name, (top1, top5) in zip(FUSIONS, shares, strict=True)
-    }
-    return Evaluation(samples=samples, **accuracies)
+            target, teacher = to_device(batch.target, device), to_device(batch.teacher, device)
+            for name, model in models.items():
+                with precision():
+                    output = model(images)
+                tallies[name].add(fuse(output), target, teacher)
+        rates = {name: tally.samples for name, tally in tallies.items()}
+    seconds = max(time.perf_counter() - started, 1e-9)
+    return {name: tally.result(rates[name] / seconds) for name, tally in tallies.items()}
 
 
-def fuse(class_logits: Tensor, distillation_logits: Tensor) -> Mapping[str, Tensor]:
-    """Return the scores, (N, C), of each of ``FUSIONS`` from both heads' logits."""
+def fuse(output: Any) -> Mapping[str, Tensor]:
+    """Return the float32 scores, (N, C), of each of ``FUSIONS`` that a model's output allows."""
+    class_logits, distillation_logits = (one.float() for one in split_heads(output))
+    if not isinstance(output, tuple | list):
+        return {"class_head": class_logits}
     return {
         "class_head": class_logits,
         "distillation_head": distillation_logits,
@@ -189,7 +122,69 @@ def fuse(class_logits: Tensor, distillation_logits: Tensor) -> Mapping[str, Tens
     }
 
 
-def _hits(scores: Tensor, target: Tensor) -> Tensor:
-    """Return how many rows have their class first, and among the first five, (2,)."""
-    ranked = scores.topk(min(5, scores.shape[1]), dim=1).indices == target[:, None]
-    return torch.stack([ranked[:, 0].sum(), ranked.any(dim=1).sum()])
+class _Tally:
+    """Counts of hits that stay on the device until all batches are through."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.samples = 0
+        self._names: tuple[str, ...] = ()
+        self._hits = torch.zeros(len(FUSIONS), 3, dtype=torch.int64, device=device)
+        self._teacher = torch.zeros(2, dtype=torch.int64, device=device)
+        self._confusion: Tensor | None = None  # (C, C), true class by the class head's
+
+    def add(self, scores: Mapping[str, Tensor], target: Tensor, teacher: Tensor) -> None:
+        """Count a batch; ``teacher`` (N,) holds -1 where its label is not known."""
+        self._names = tuple(scores)
+        self.samples += len(target)
+        known = teacher != NO_LABEL
+        self._teacher += torch.stack([known.sum(), (known & (teacher == target)).sum()])
+        for row, one in enumerate(scores.values()):
+            first = one.topk(min(5, one.shape[1]), dim=1).indices
+            ranked = first == target[:, None]
+            alike = known & (first[:, 0] == teacher)
+            self._hits[row] += torch.stack([ranked[:, 0].sum(), ranked.any(1).sum(), alike.sum()])
+        own = scores["class_head"]
+        classes = own.shape[1]
+        if self._confusion is None:
+            self._confusion = torch.zeros(
+                classes * classes, dtype=torch.int64, device=target.device
+            )
+        places = target * classes + own.argmax(1)
+        self._confusion.index_add_(0, places, torch.ones_like(places))
+
+    def result(self, images_per_second: float) -> Evaluation:
+        """Return what was counted."""
+        count = max(1, self.samples)
+        known, right = self._teacher.tolist()
+        hits = dict(zip(self._names, self._hits.tolist(), strict=False))
+        accuracies: dict[str, Any] = {
+            name: Accuracy(top1=hits[name][0] / count, top5=hits[name][1] / count)
+            if name in hits
+            else None
+            for name in FUSIONS
+        }
+        comparison = None
+        if known:
+            comparison = TeacherComparison(
+                samples=known,
+                accuracy=right / known,
+                agreement={name: row[2] / known for name, row in hits.items()},
+            )
+        return Evaluation(
+            samples=self.samples,
+            **accuracies,
+            teacher=comparison,
+            permuted_top1=self._most_common() / count,
+            images_per_second=images_per_second,
+        )
+
+    def _most_common(self) -> int:
+        """Return how many samples are called what their class, and no other, mostly is."""
+        if self._confusion is None:
+            return 0
+        classes = round(len(self._confusion) ** 0.5)
+        counts = self._confusion.reshape(classes, classes)
+        most, called = counts.max(dim=1)
+        kept = torch.zeros_like(counts)
+        kept[torch.arange(classes, device=counts.device), called] = most
+        return int(kept.max(dim=0).values.sum())  # of classes called alike, one

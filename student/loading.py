@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline.augment import warm_up
 from pipeline.errors import PipelineError
+from student.signals import outlive_sigterm
 
 __all__ = ["LoaderOptions", "load"]
 
@@ -36,7 +37,7 @@ def load(dataset: Dataset[Item], items: range, options: LoaderOptions) -> Iterat
         parallel = {
             "multiprocessing_context": "fork" if fork else None,
             "prefetch_factor": options.prefetch,
-            "worker_init_fn": _use_one_thread,
+            "worker_init_fn": _prepare,
         }
     loader = DataLoader(
         _Reporting(dataset),
@@ -52,8 +53,9 @@ def load(dataset: Dataset[Item], items: range, options: LoaderOptions) -> Iterat
         yield item
 
 
-def _use_one_thread(_worker: int) -> None:
+def _prepare(_worker: int) -> None:
     torch.set_num_threads(1)
+    outlive_sigterm()
 
 
 class _Reporting(Dataset[Any]):

@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from pipeline.errors import PipelineError
 from pipeline.files import replace
-from student.losses import HardDistillation
+from student.distributed import Ranks
+from student.losses import LossTerms
 
 __all__ = ["METRICS", "Meter", "MetricsLog", "Stopwatch"]
 
@@ -29,28 +30,34 @@ _NEVER = 1 << 62
 
 
 class Meter:
-    """Sums over an epoch's rows that stay on the device, so that no step waits for them."""
+    """Sums over an epoch's rows that stay on the device, so that no step waits for them.
 
-    NAMES = ("loss", "class_loss", "distillation_loss", "agreement")
+    With several ranks all must call the methods that read, at the same steps.
+    ``agreement`` is the share of rows where the student's distillation head says what the
+    teacher does, ``teacher_accuracy`` that where the teacher names a class of the mixed image.
+    """
 
-    def __init__(self, device: torch.device) -> None:
+    NAMES = ("loss", "class_loss", "distillation_loss", "agreement", "teacher_accuracy")
+
+    def __init__(self, device: torch.device, ranks: Ranks = Ranks()) -> None:  # noqa: B008
+        self._ranks = ranks
         self._sums = torch.zeros(len(self.NAMES) + 1, dtype=torch.float64, device=device)
         self._reported = torch.zeros(len(self.NAMES) + 1, dtype=torch.float64)
         self._first_bad = torch.full((), _NEVER, dtype=torch.int64, device=device)
 
-    def add(self, step: int, terms: HardDistillation, agreeing: Tensor, rows: int) -> None:
-        """Add one step; ``agreeing`` counts rows whose distillation head is the teacher's."""
+    def add(self, step: int, terms: LossTerms, counts: Tensor, rows: int) -> None:
+        """Add rows of one step; ``counts`` (2,) are those of agreement and right teachers."""
         loss = terms.loss.detach()
         means = torch.stack([loss, terms.class_loss.detach(), terms.distillation_loss.detach()])
         self._sums[:3] += means.double() * rows
-        self._sums[3] += agreeing
-        self._sums[4] += rows
+        self._sums[3:5] += counts
+        self._sums[5] += rows
         bad = torch.where(loss.isfinite(), _NEVER, step)
         self._first_bad = torch.minimum(self._first_bad, bad)
 
     def check(self) -> None:
         """Raise ``PipelineError`` naming the first step whose loss was not finite."""
-        step = int(self._first_bad)
+        step = self._ranks.least(int(self._first_bad))
         if step != _NEVER:
             raise PipelineError(
                 f"the loss is not finite at step {step}; train with a lower --lr, longer "
@@ -59,14 +66,14 @@ class Meter:
 
     def take(self) -> dict[str, float]:
         """Return the means over the rows since the last call."""
-        sums = self._sums.to("cpu", copy=True)  # on a CPU, too, the sums go on
+        sums = self._ranks.sum(self._sums)
         means = self._means(sums - self._reported)
         self._reported = sums
         return means
 
     def epoch(self) -> dict[str, float]:
         """Return the means over the epoch so far."""
-        return self._means(self._sums.cpu())
+        return self._means(self._ranks.sum(self._sums))
 
     def _means(self, sums: Tensor) -> dict[str, float]:
         *values, rows = sums.tolist()
@@ -81,13 +88,15 @@ class Meter:
 
     def state(self) -> dict[str, float]:
         """Return the sums, for a checkpoint within an epoch."""
-        return dict(zip((*self.NAMES, "rows"), self._sums.tolist(), strict=True))
+        sums = self._ranks.sum(self._sums)
+        return dict(zip((*self.NAMES, "rows"), sums.tolist(), strict=True))
 
     def restore(self, state: Mapping[str, float]) -> None:
         """Go on from the sums of a checkpoint."""
         values = [state[name] for name in (*self.NAMES, "rows")]
-        self._sums.copy_(torch.tensor(values, dtype=torch.float64))
-        self._reported = self._sums.to("cpu", copy=True)
+        self._reported = torch.tensor(values, dtype=torch.float64)
+        if self._ranks.first:  # the others' rows are in these sums
+            self._sums.copy_(self._reported)
 
 
 class Stopwatch:
@@ -118,10 +127,14 @@ class Stopwatch:
 class MetricsLog:
     """Writes metrics to OUTPUT/metrics.jsonl and TensorBoard, and shows progress on stderr.
 
-    A resumed run keeps the lines up to the step that it starts from.
+    A resumed run keeps the lines up to the step that it starts from. A ``silent`` log, of a
+    rank that is not the first, does nothing.
     """
 
-    def __init__(self, output: Path, *, start: int, steps: int) -> None:
+    def __init__(self, output: Path, *, start: int, steps: int, silent: bool = False) -> None:
+        self._silent = silent
+        if silent:
+            return
         path = output / METRICS
         kept = _lines_until(path, start)
         replace(path, kept)
@@ -140,16 +153,21 @@ class MetricsLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self._silent:
+            return
         self._bar.close()
         self._board.close()
         self._file.close()
 
     def advance(self) -> None:
         """Show that one more step is done."""
-        self._bar.update()
+        if not self._silent:
+            self._bar.update()
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Record one line; ``step`` counts the steps done."""
+        if self._silent:
+            return
         line = {"kind": kind, "step": step, **values}
         self._file.write(json.dumps(_finite(line)).encode() + b"\n")
         self._file.flush()
@@ -158,7 +176,8 @@ class MetricsLog:
 
     def say(self, text: str) -> None:
         """Print one line, beside the progress bar if there is one."""
-        self._bar.write(f"train-student: {text}", file=sys.stderr)
+        if not self._silent:
+            self._bar.write(f"train-student: {text}", file=sys.stderr)
 
 
 def _lines_until(path: Path, step: int) -> bytes:

@@ -1,21 +1,25 @@
-"""Students: timm's models with a class head and a distillation head."""
+"""Builds students: timm's models, or the user's own, with one head or two."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
 from pipeline.rng import stream
 
-__all__ = ["StudentSpec", "create_student", "reseed", "two_headed"]
+__all__ = ["StudentSpec", "create_student", "reseed", "split_heads", "two_headed"]
 
 
 def reseed(purpose: str, *identity: int | str) -> None:
@@ -27,40 +31,99 @@ def reseed(purpose: str, *identity: int | str) -> None:
 class StudentSpec:
     """Which student to build."""
 
-    name: str  # timm's
+    name: str  # timm's, or 'package.module:function'
     classes: int
-    image_size: int  # side of the store's views in pixels, whatever the name says
+    image_size: int  # side of its images in pixels, whatever the name says
+    heads: int | None = 2  # with 2 it has a distillation head; None: any
     drop_path: float = 0.0
     seed: int = 0  # of the weights
     model_args: Mapping[str, Any] = field(default_factory=dict)  # over timm's arguments
 
 
 def create_student(spec: StudentSpec) -> nn.Module:
-    """Return an untrained student that gives (class logits, distillation logits) in training.
+    """Return an untrained student, whose output in training ``split_heads`` takes apart.
 
-    Raises ``ConfigError`` for a name timm does not know, a model without a distillation
-    head, or one that cannot be built for these images.
+    A function of the user's own is called with ``num_classes``, ``img_size``,
+    ``drop_path_rate`` and the model arguments; its module returns logits (B, C), or those of
+    the class head and of the distillation head. Raises ``ConfigError`` for a name that is
+    not known, another number of heads, or a model that cannot be built for these images.
     """
+    build = _function(spec.name) if ":" in spec.name else _timm_builder(spec)
+    with torch.random.fork_rng(devices=[]):
+        try:
+            model = _build(build, spec)
+        except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+            raise _misfit(spec, error) from error
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"--model {spec.name} gives a {type(model).__name__}, not a module")
+    if _heads(model):
+        model.set_distilled_training(True)  # type: ignore[operator]
+    elif spec.heads == 2 and ":" not in spec.name:
+        raise ConfigError(
+            f"--model {spec.name} has no distillation head; {_advice()}; or teach its one head "
+            "both with --distillation-kind classical"
+        )
+    _try_out(model, spec)
+    return model
+
+
+def split_heads(output: Any) -> tuple[Tensor, Tensor]:
+    """Return (class logits, distillation logits), each (B, C); the same for one head."""
+    if isinstance(output, tuple | list):
+        class_logits, distillation_logits = output
+        return class_logits, distillation_logits
+    return output, output
+
+
+def _function(name: str) -> Callable[..., Any]:
+    """Return the function that a name means, from the working directory or as installed."""
+    module_name, _, function = name.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:  # a console script does not look where it is started
+        sys.path.append(here)
+    try:
+        found: Callable[..., Any] = getattr(import_module(module_name), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"--model {name!r} cannot be imported ({error}); write 'package.module:function', "
+            "and put the package in the working directory or install it"
+        ) from error
+    return found
+
+
+def _timm_builder(spec: StudentSpec) -> Callable[..., Any]:
     if not timm.is_model(spec.name):
         close = get_close_matches(spec.name, timm.list_models(), n=5)
         raise ConfigError(
             f"--model {spec.name!r} is no model of timm {timm.__version__}; "
             + (f"similar names: {', '.join(close)}" if close else _advice())
         )
-    arguments = {"img_size": spec.image_size, **spec.model_args}
-    with torch.random.fork_rng(devices=[]):
-        reseed("init", spec.seed)
-        try:
-            model: nn.Module = timm.create_model(
-                spec.name, num_classes=spec.classes, drop_path_rate=spec.drop_path, **arguments
-            )
-        except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-            raise _misfit(spec, error) from error
-    if not _heads(model):
-        raise ConfigError(f"--model {spec.name} has no distillation head; {_advice()}")
-    model.set_distilled_training(True)  # type: ignore[operator]
-    _try_out(model, spec)
-    return model
+
+    def build(**arguments: Any) -> Any:
+        model = timm.create_model(spec.name, **arguments)
+        if spec.name.startswith("deit_") and isinstance(model.cls_token, nn.Parameter):
+            # timm draws it with a deviation of 1e-6, DeiT like all its weights.
+            trunc_normal_(model.cls_token, std=0.02)
+        return model
+
+    return build
+
+
+def _build(build: Callable[..., Any], spec: StudentSpec) -> Any:
+    """Call a builder; a model that takes images of any size is not told theirs."""
+    arguments: dict[str, Any] = {"num_classes": spec.classes, "img_size": spec.image_size}
+    if spec.drop_path or ":" in spec.name:
+        arguments["drop_path_rate"] = spec.drop_path
+    arguments.update(spec.model_args)
+    reseed("init", spec.seed)
+    try:
+        return build(**arguments)
+    except TypeError as error:
+        if "'img_size'" not in str(error):
+            raise
+    del arguments["img_size"]
+    reseed("init", spec.seed)
+    return build(**arguments)
 
 
 @contextmanager
@@ -97,20 +160,32 @@ def _try_out(model: nn.Module, spec: StudentSpec) -> None:
             output = model(torch.zeros(1, 3, spec.image_size, spec.image_size))
         except (RuntimeError, ValueError, AssertionError) as error:
             raise _misfit(spec, error) from error
-    heads = output if isinstance(output, tuple) else (output,)
+    heads = output if isinstance(output, tuple | list) else (output,)
     shapes = [tuple(head.shape) for head in heads if isinstance(head, Tensor)]
-    if shapes != [(1, spec.classes)] * 2:
+    if not 1 <= len(shapes) <= 2 or any(shape != (1, spec.classes) for shape in shapes):
         raise ConfigError(
-            f"--model {spec.name} gives {shapes} for one image, not two heads of "
+            f"--model {spec.name} gives {shapes} for one image, not one or two heads of "
             f"{spec.classes} classes; {_advice()}"
+        )
+    if spec.heads == 1 and len(shapes) == 2:
+        raise ConfigError(
+            f"--model {spec.name} has a distillation head, which --distillation-kind classical "
+            "leaves untrained; use --distillation-kind token, or a model of one head "
+            "(deit_tiny_patch16_224)"
+        )
+    if spec.heads == 2 and len(shapes) == 1:
+        raise ConfigError(
+            f"--model {spec.name} gives the logits of one head; return those of the class head "
+            "and of the distillation head, in training and in evaluation mode, or use "
+            "--distillation-kind classical"
         )
 
 
 def _misfit(spec: StudentSpec, error: Exception | str) -> ConfigError:
     return ConfigError(
-        f"--model {spec.name} cannot be built for views of {spec.image_size} pixels: {error}; "
-        "check --model-args (a patch_size that divides the view's side, an embed_dim that "
-        "num_heads divides)"
+        f"--model {spec.name} cannot be built for images of {spec.image_size} pixels: {error}; "
+        "check --model-args (a patch_size that divides the image's side, an embed_dim that "
+        "num_heads divides), and --drop-path 0 for a model without drop path"
     )
 
 

@@ -65,10 +65,12 @@ class ReplayDataset(Dataset[StudentBatch]):
     """The batches of one rank, in the order of a plan; any item may be asked for at any time.
 
     ``shards`` gives the file of each of the store's shards, by number. Item k does not
-    depend on the items before it or on the process. Raises ``ConfigError`` if the plan's
-    batches cannot be shared out to ``ranks``. Items raise ``ShardError`` if a shard is not
-    the one that was labelled, ``ReplayError`` if a view is not, ``StoreError`` if the store
-    is damaged.
+    depend on the items before it or on the process. With ``accumulate`` pieces, items
+    k * accumulate, ... are the pieces of this rank's slice of batch k, in order.
+
+    Raises ``ConfigError`` if the plan's batches cannot be shared out to ``ranks``. Items
+    raise ``ShardError`` if a shard is not the one that was labelled, ``ReplayError`` if a
+    view is not, ``StoreError`` if the store is damaged.
     """
 
     def __init__(
@@ -79,12 +81,14 @@ class ReplayDataset(Dataset[StudentBatch]):
         *,
         rank: int = 0,
         ranks: int = 1,
+        accumulate: int = 1,
         audit: bool = True,
     ) -> None:
-        plan.check_ranks(ranks)
+        plan.check_ranks(ranks * accumulate)
         self.store = store
         self.plan = plan
         self._paths = dict(shards)
+        self.accumulate = accumulate
         self._rank, self._ranks = rank, ranks
         self._audit = audit
         self._forget()
@@ -101,10 +105,17 @@ class ReplayDataset(Dataset[StudentBatch]):
         self._forget()
 
     def __len__(self) -> int:
-        return self.plan.steps
+        return self.plan.steps * self.accumulate
 
-    def __getitem__(self, step: int) -> StudentBatch:
-        rows = self.plan.slice(step, self._rank, self._ranks)
+    def __getitem__(self, item: int) -> StudentBatch:
+        step, piece = divmod(item, self.accumulate)
+        rows = self.plan.slice(
+            step, self._rank * self.accumulate + piece, self._ranks * self.accumulate
+        )
+        return self.replay(rows, step)
+
+    def replay(self, rows: PlannedBatch, step: int = 0) -> StudentBatch:
+        """Return any rows whose partners are among them, as item ``step`` would."""
         mix, mixing = self._draw_mixing(rows)
         labels = [
             self._labels(int(shard), int(view))
@@ -240,5 +251,8 @@ def _rows_of(pairs: list[tuple[ShardView, int]], name: str) -> Tensor | None:
 def replay_loader(
     dataset: ReplayDataset, start: int, end: int, options: LoaderOptions
 ) -> Iterator[StudentBatch]:
-    """Yield batches ``start`` to ``end`` in order. Errors of workers are raised here."""
-    return load(dataset, range(start, end), options)
+    """Yield the batches of steps ``start`` to ``end``, in order, piece by piece.
+
+    Errors of workers are raised here.
+    """
+    return load(dataset, range(start * dataset.accumulate, end * dataset.accumulate), options)

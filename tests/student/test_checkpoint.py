@@ -18,6 +18,9 @@ def checkpoint() -> Checkpoint:
     return Checkpoint(
         model={"weight": torch.arange(1000.0)},
         optimizer={"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 0.1}]},
+        ema={"weight": torch.ones(3)},
+        scaler={"scale": 2.0},
+        student={"model": "deit"},
         step=3,
         run=RUN,
         meter={"loss": 0.5},
@@ -31,7 +34,8 @@ def test_a_checkpoint_reads_back_as_it_was_written(tmp_path: Path) -> None:
     found = read_checkpoint(tmp_path / "last.pt", RUN)
     assert torch.equal(found.model["weight"], checkpoint().model["weight"])
     assert found.optimizer == checkpoint().optimizer
-    for name in ("step", "run", "meter", "metrics", "best"):
+    assert torch.equal(found.ema["weight"], torch.ones(3))
+    for name in ("scaler", "student", "step", "run", "meter", "metrics", "best"):
         assert getattr(found, name) == getattr(checkpoint(), name)
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
 

@@ -46,6 +46,11 @@ def test_the_digest_follows_what_shapes_the_weights_and_nothing_else() -> None:
         "log_every": 1,
         "checkpoint_epochs": 2,
         "checkpoint_steps": 3,
+        "accumulate": 2,
+        "eval_epochs": 2,
+        "val_labels": Path("v.parquet"),
+        "finetune": Path("f.pt"),
+        "finetune_weights": "ema",
     }
     assert config(**free).digest == base.digest
     assert config(lr=base.peak_lr).digest == base.digest
@@ -55,7 +60,10 @@ def test_the_digest_follows_what_shapes_the_weights_and_nothing_else() -> None:
         "repeated_augmentation": True, "teacher_in_loop": True, "teacher_random_weights": 3,
         "alpha": 0.1, "smoothing": 0.0, "lr": 1.0, "warmup_lr": 0.0, "min_lr": 0.0,
         "warmup_epochs": 1.0, "weight_decay": 0.0, "drop_path": 0.0, "clip_grad": 1.0,
-        "precision": "bf16", "eval_fraction": 1.0,
+        "precision": "bf16", "eval_fraction": 1.0, "distillation": "soft",
+        "distillation_kind": "classical", "soft_lambda": 0.5, "tau": 1.0, "ema_decay": 0.5,
+        "optimizer": "sgd", "optimizer_eps": 1e-6, "optimizer_betas": (0.8, 0.9),
+        "compile": True, "student_size": 16,
     }  # fmt: skip
     assert set(others) == bound
     for name, value in others.items():

@@ -238,9 +238,9 @@ def test_a_checkpoint_holds_the_final_weights_under_model(run, world, tmp_path) 
     last = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
     assert state_digest(last["model"]) == outcome.weights
     assert outcome.evaluation is not None
-    assert last["metrics"] == outcome.evaluation.to_json()
+    assert last["metrics"]["raw"] == outcome.evaluation.to_json()
     best = torch.load(tmp_path / "run" / "best.pt", weights_only=True)
-    assert best["best"] == best["metrics"]["mean_of_logits"]["top1"]
+    assert best["best"] == best["metrics"]["raw"]["mean_of_logits"]["top1"]
     epochs = [
         json.loads(line)
         for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
@@ -296,7 +296,7 @@ def test_the_optimiser_decays_neither_biases_nor_norms_nor_tokens(world, tmp_pat
     trainer = Trainer(config, open_inputs(config))
     decayed = {
         id(parameter)
-        for group in trainer.optimizer.param_groups
+        for group in trainer.optimisation.optimizer.param_groups
         if group["weight_decay"] > 0
         for parameter in group["params"]
     }

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from pipeline.config import AugmentConfig
 from pipeline.errors import ShardError
-from student.evaluate import FUSIONS, ValidationDataset, centre_views, evaluate, fuse
+from student.evaluate import FUSIONS, evaluate, fuse
 from student.loading import LoaderOptions
+from student.validation import ValidationDataset, centre_views
 from tests.factories import digit_samples, write_shard
 from tests.student.factories import SMALL_VIEWS, write_digit_shards
 
@@ -51,14 +52,14 @@ def test_accuracies_count_every_sample_once(tmp_path, batch_size: int, workers: 
     paths = write_digit_shards(tmp_path, [17, 1, 12])
     dataset = validation(paths, batch_size)
     model = Brightness()
-    found = evaluate(model, dataset, VIEWS, LoaderOptions(workers=workers))
+    found = evaluate(model, dataset, LoaderOptions(workers=workers))
     assert model.training
     assert found.samples == 30
     whole = validation(paths, 30)[0]
     from pipeline.mixing import normalise
 
     with torch.no_grad():
-        scores = fuse(*model(normalise(whole.pixels, VIEWS.mean, VIEWS.std)))
+        scores = fuse(model(normalise(whole.pixels, VIEWS.mean, VIEWS.std)))
     for name in FUSIONS:
         order = scores[name].argsort(dim=1, descending=True)
         ranks = (order == whole.target[:, None]).int().argmax(1)
@@ -69,7 +70,7 @@ def test_accuracies_count_every_sample_once(tmp_path, batch_size: int, workers: 
 
 def test_fusions_are_those_of_the_paper() -> None:
     one, other = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 1.0]])
-    fused = fuse(one, other)
+    fused = fuse((one, other))
     assert torch.equal(fused["class_head"], one)
     assert torch.equal(fused["distillation_head"], other)
     assert torch.equal(fused["mean_of_logits"], torch.tensor([[1.0, 0.5]]))
@@ -87,7 +88,7 @@ def test_a_validation_image_that_does_not_decode_is_named(tmp_path: Path) -> Non
     paths = write_digit_shards(tmp_path, [12], torn={0: [3]})
     for workers in (0, 1):
         with pytest.raises(ShardError, match="validation image 'digit_0003' does not decode"):
-            evaluate(Brightness(), validation(paths), VIEWS, LoaderOptions(workers=workers))
+            evaluate(Brightness(), validation(paths), LoaderOptions(workers=workers))
 
 
 def test_few_classes_have_a_top_5_of_all(tmp_path: Path) -> None:
@@ -99,5 +100,5 @@ def test_few_classes_have_a_top_5_of_all(tmp_path: Path) -> None:
             return logits, logits
 
     dataset = validation((write_shard(tmp_path / "v.tar", samples),), classes=2)
-    found = evaluate(Binary(), dataset, VIEWS, LoaderOptions())
+    found = evaluate(Binary(), dataset, LoaderOptions())
     assert found.class_head.top5 == 1.0

@@ -2,19 +2,19 @@ from __future__ import annotations
 
 import torch
 
-from student.losses import HardDistillation
+from student.losses import LossTerms
 from student.metrics import Meter
 
 
-def terms(loss: float) -> HardDistillation:
+def terms(loss: float) -> LossTerms:
     one = torch.tensor(loss)
-    return HardDistillation(one, 2 * one, 3 * one)
+    return LossTerms(one, 2 * one, 3 * one)
 
 
 def test_a_meter_takes_means_since_the_last_time_and_keeps_the_epochs() -> None:
     meter = Meter(torch.device("cpu"))
     for step, loss in enumerate((1.0, 2.0, 6.0)):
-        meter.add(step, terms(loss), torch.tensor(1), rows=2)
+        meter.add(step, terms(loss), torch.tensor([1, 2]), rows=2)
         if step == 0:
             assert meter.take()["loss"] == 1.0
     assert meter.take() == {
@@ -22,19 +22,21 @@ def test_a_meter_takes_means_since_the_last_time_and_keeps_the_epochs() -> None:
         "class_loss": 8.0,
         "distillation_loss": 12.0,
         "agreement": 0.5,
+        "teacher_accuracy": 1.0,
     }
     assert meter.epoch()["loss"] == 3.0
 
 
 def test_a_restored_meter_goes_on_where_it_was() -> None:
     meter, other = Meter(torch.device("cpu")), Meter(torch.device("cpu"))
-    meter.add(0, terms(1.0), torch.tensor(0), rows=4)
+    meter.add(0, terms(1.0), torch.tensor([0, 4]), rows=4)
     other.restore(meter.state())
-    other.add(1, terms(3.0), torch.tensor(4), rows=4)
+    other.add(1, terms(3.0), torch.tensor([4, 0]), rows=4)
     assert other.take()["loss"] == 3.0
     assert other.epoch() == {
         "loss": 2.0,
         "class_loss": 4.0,
         "distillation_loss": 6.0,
         "agreement": 0.5,
+        "teacher_accuracy": 0.5,
     }

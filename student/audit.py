@@ -1,0 +1,91 @@
+"""The audit before the first step: stored digests of all shards, redrawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from pipeline.pairing import block_of, draw_groups, draw_partners
+from pipeline.planning import PlannedBatch
+from pipeline.records import NO_PARTNER
+from pipeline.store import LabelStore
+from student.distributed import Ranks
+from student.loading import LoaderOptions, load
+from student.replay import ReplayDataset
+
+__all__ = ["audit_store"]
+
+DIGESTS = 320
+"""Digests that are looked at before training, spread over all shards."""
+
+_VIEWS_TRIED = 8  # of a shard, to find views that have a digest
+
+
+def audit_store(dataset: ReplayDataset, options: LoaderOptions, ranks: Ranks) -> int:
+    """Redraw views of every shard that have a digest; return how many were the same.
+
+    About ``DIGESTS`` in all, a few of each shard, evenly spread shards of a store with more;
+    ranks share them. Raises ``ReplayError`` at the first that differs.
+    """
+    numbers = sorted(dataset.store.manifest.by_shard)
+    if len(numbers) > DIGESTS:
+        chosen = np.linspace(0, len(numbers) - 1, DIGESTS).astype(int)
+        numbers = [numbers[place] for place in chosen]
+    quota = -(-DIGESTS // max(1, len(numbers)))
+    mine = _Audit(dataset, numbers[ranks.rank :: ranks.ranks], quota)
+    return sum(load(mine, range(len(mine)), options))
+
+
+class _Audit(Dataset[int]):
+    """Item k audits some views of the k-th shard and gives their number."""
+
+    def __init__(self, dataset: ReplayDataset, numbers: list[int], quota: int) -> None:
+        self._dataset, self._numbers, self._quota = dataset, numbers, quota
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, item: int) -> int:
+        number = self._numbers[item]
+        views = self._dataset.store.manifest.view_range
+        tried = np.linspace(0, len(views) - 1, min(len(views), _VIEWS_TRIED)).astype(int)
+        audited = 0
+        for view in sorted({views[place] for place in tried.tolist()}):
+            stored = self._dataset.store.read_view(number, view)
+            places = np.flatnonzero(stored.has_digest & stored.accepted)
+            for sample in places[: max(1, -(-self._quota // len(tried)))].tolist():
+                partners = _partners(self._dataset.store, number, view)
+                rows = [sample, partners[sample]] if sample in partners else [sample]
+                audited += self._dataset.replay(_rows(number, view, rows)).audited
+        return audited
+
+
+def _rows(number: int, view: int, samples: list[int]) -> PlannedBatch:
+    """Return one sample, or two that are each other's partners."""
+    count = len(samples)
+    return PlannedBatch(
+        shard=np.full(count, number),
+        sample=np.array(samples, np.int64),
+        view=np.full(count, view),
+        partner=np.arange(count)[::-1].copy(),
+    )
+
+
+def _partners(store: LabelStore, number: int, view: int) -> Mapping[int, int]:
+    """Return the partner of each sample of a shard that has one at a view."""
+    identity, info = store.identity, store.manifest.by_shard[number]
+    rejected = {one.index for one in store.manifest.rejections.get(number, ())}
+    block = block_of(view, identity.mix)
+    drawn = draw_groups(identity.root_seed, info.key_hash, info.samples, block, identity.mix)
+    partners = {}
+    for place, members in enumerate(drawn.groups):
+        seats = draw_partners(
+            identity.root_seed, info.key_hash, view, place, len(members), identity.mix
+        )
+        for seat, opponent in enumerate(seats):
+            if opponent == NO_PARTNER or {members[seat], members[opponent]} & rejected:
+                continue
+            partners[members[seat]] = members[opponent]
+    return partners

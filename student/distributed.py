@@ -1,0 +1,186 @@
+"""The ranks of one run, as torchrun starts them; a run of one rank needs none of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pipeline.errors import ConfigError, PipelineError
+
+__all__ = ["Ranks", "SilentError", "StopAgreement", "read_ranks"]
+
+Decision = TypeVar("Decision")
+
+_WAIT = timedelta(hours=2)
+"""Longest wait for another rank: rank 0 evaluates while the others wait."""
+
+
+class SilentError(PipelineError):
+    """An error that rank 0 reports for all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranks:
+    """The place of this process among the processes of a run."""
+
+    rank: int = 0
+    ranks: int = 1
+    local_rank: int = 0  # on this machine
+    local_ranks: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank logs, evaluates and writes."""
+        return self.rank == 0
+
+    @property
+    def several(self) -> bool:
+        """Whether there is anyone to agree with."""
+        return self.ranks > 1
+
+    def device(self, device: torch.device) -> torch.device:
+        """Return this rank's own device of the kind that was chosen."""
+        if device.type != "cuda" or not self.several:
+            return device
+        if self.local_rank >= torch.cuda.device_count():
+            raise ConfigError(
+                f"torchrun started {self.local_ranks} ranks on a machine with "
+                f"{torch.cuda.device_count()} GPUs; give --nproc-per-node that number"
+            )
+        torch.cuda.set_device(self.local_rank)
+        return torch.device("cuda", self.local_rank)
+
+    @contextmanager
+    def joined(self, device: torch.device) -> Iterator[None]:
+        """Be connected to the other ranks inside this context.
+
+        Losing one of them there is a ``PipelineError``.
+        """
+        if not self.several:
+            yield
+            return
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, rank=self.rank, world_size=self.ranks, timeout=_WAIT)
+        try:
+            yield
+        except RuntimeError as error:
+            if isinstance(error, dist.DistError) or any(
+                name in str(error).lower() for name in ("gloo", "nccl", "connection")
+            ):
+                raise PipelineError(
+                    f"rank {self.rank} lost another rank, whose message says why "
+                    f"({str(error).splitlines()[0]}); then continue with --resume auto"
+                ) from error
+            raise
+        finally:
+            dist.destroy_process_group()
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the sum over ranks, on the CPU; a copy."""
+        total = values.detach().to("cpu", copy=True)
+        if self.several:
+            dist.all_reduce(total)
+        return total
+
+    def least(self, value: int) -> int:
+        """Return the smallest of the ranks' integers."""
+        if not self.several:
+            return value
+        held = torch.tensor(value)
+        dist.all_reduce(held, dist.ReduceOp.MIN)
+        return int(held)
+
+    def decide(self, decision: Callable[[], Decision]) -> Decision:
+        """Let rank 0 decide for all; its ``PipelineError`` stops the others silently."""
+        if not self.several:
+            return decision()
+        answer: list[Any] = [None, False]
+        if self.first:
+            try:
+                answer = [decision(), True]
+            except PipelineError:
+                dist.broadcast_object_list(answer)
+                raise
+        dist.broadcast_object_list(answer)
+        if not answer[1]:
+            raise SilentError("rank 0 stopped, its message says why")
+        decided: Decision = answer[0]
+        return decided
+
+    def wait(self) -> None:
+        """Wait until all ranks are here."""
+        if self.several:
+            dist.barrier()
+
+    def averaging(self, model: nn.Module, *, unused: bool) -> nn.Module:
+        """Return the model with gradients averaged over ranks; the same for one rank.
+
+        ``unused`` says that some of its weights take no part in the loss.
+        """
+        if not self.several:
+            return model
+        return DistributedDataParallel(model, find_unused_parameters=unused)
+
+    @staticmethod
+    def without_averaging(model: nn.Module) -> AbstractContextManager[None]:
+        """Return a context whose gradients stay on this rank, to be averaged later."""
+        if isinstance(model, DistributedDataParallel):
+            held: AbstractContextManager[None] = model.no_sync()
+            return held
+        return nullcontext()
+
+
+class StopAgreement:
+    """Lets all ranks stop before the same step, once any of them was asked to.
+
+    The answer of one step is read at the next, so that no rank waits for the others here.
+    """
+
+    def __init__(self, ranks: Ranks, asked: Callable[[], bool]) -> None:
+        self._ranks, self._asked = ranks, asked
+        self._flag = torch.zeros(1, dtype=torch.int64)
+        self._work: Any = None
+
+    def reached(self) -> bool:
+        """Return whether to stop now; every rank must call this before every step."""
+        if not self._ranks.several:
+            return self._asked()
+        if self._work is not None:
+            self._work.wait()
+            if self._flag.item():
+                return True
+        self._flag = torch.tensor([int(self._asked())])
+        self._work = dist.all_reduce(self._flag, dist.ReduceOp.MAX, async_op=True)
+        return False
+
+
+def read_ranks() -> Ranks:
+    """Return what torchrun says of this process; one rank without torchrun.
+
+    Raises ``ConfigError`` if torchrun's variables are there in part or make no sense.
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    values = {name: os.environ[name] for name in names if name in os.environ}
+    if "RANK" not in values or "WORLD_SIZE" not in values:
+        return Ranks()
+    try:
+        rank, ranks = int(values["RANK"]), int(values["WORLD_SIZE"])
+        local_rank = int(values.get("LOCAL_RANK", rank))
+        local_ranks = int(values.get("LOCAL_WORLD_SIZE", ranks))
+    except ValueError as error:
+        raise ConfigError(
+            f"RANK and WORLD_SIZE are not numbers ({values}); start the trainer with torchrun, "
+            "or unset them"
+        ) from error
+    if not 0 <= rank < ranks:
+        raise ConfigError(f"RANK is {rank} of WORLD_SIZE {ranks}; start the trainer with torchrun")
+    return Ranks(rank=rank, ranks=ranks, local_rank=local_rank, local_ranks=local_ranks)

@@ -1,0 +1,130 @@
+"""Begins from trained weights, at another resolution or with other classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.errors import CheckpointError
+
+__all__ = ["Loaded", "load_weights", "read_weights", "resize_position_embedding"]
+
+_HEADS = ("head.", "head_dist.", "fc.", "classifier.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """What was not taken over as it was."""
+
+    resized: tuple[str, ...]  # position embeddings
+    new: tuple[str, ...]  # heads that begin anew
+
+
+def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> Loaded:
+    """Load weights into a student built for its own images and classes.
+
+    Position embeddings of another grid are resized; heads of other classes keep their fresh
+    weights. Raises ``CheckpointError`` for any other difference, naming the first.
+    """
+    own = model.state_dict()
+    taken, resized, new = dict(own), [], []
+    for name, tensor in state.items():
+        if name not in own:
+            if name.startswith(_HEADS):
+                continue  # a head that the student lacks: a teacher of two for one, say
+            raise _misfit(source, f"{name} is no weight of the student")
+        if tensor.shape == own[name].shape:
+            taken[name] = tensor
+        elif name.endswith("pos_embed"):
+            taken[name] = _fit_positions(model, name, tensor, own[name], source)
+            resized.append(name)
+        elif name.startswith(_HEADS):
+            new.append(name)
+        else:
+            shapes = f"{tuple(tensor.shape)} for {tuple(own[name].shape)}"
+            raise _misfit(source, f"{name} has shape {shapes}")
+    missing = [name for name in own if name not in state]
+    for name in missing:
+        if not name.startswith(_HEADS):
+            raise _misfit(source, f"{name} is missing")
+    model.load_state_dict(taken)
+    return Loaded(resized=tuple(resized), new=(*new, *missing))
+
+
+def resize_position_embedding(embedding: Tensor, grid: tuple[int, int], prefix: int) -> Tensor:
+    """Return (1, prefix + T, D) position embeddings for another grid of patches.
+
+    The first ``prefix`` positions are tokens' and stay. Vectors are interpolated
+    bicubically and scaled to the interpolated lengths of their neighbours, since a mean of
+    vectors is shorter than they are (DeiT, section 3.3). The old grid is square.
+    """
+    tokens, patches = embedding[:, :prefix].float(), embedding[:, prefix:].float()
+    side = round(patches.shape[1] ** 0.5)
+    field = patches.reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    vectors, lengths = (
+        F.interpolate(one, size=grid, mode="bicubic", antialias=True, align_corners=False)
+        for one in (field, field.norm(dim=1, keepdim=True))
+    )
+    vectors = vectors * (lengths / vectors.norm(dim=1, keepdim=True).clamp_min(1e-12))
+    new = vectors.permute(0, 2, 3, 1).reshape(1, grid[0] * grid[1], -1)
+    return torch.cat([tokens, new], dim=1).to(embedding.dtype)
+
+
+def read_weights(path: Path, which: str = "raw") -> dict[str, Tensor]:
+    """Return the weights in a checkpoint of the trainer, a .safetensors or a .pth file.
+
+    ``which`` chooses the raw or the averaged (``ema``) weights of a trainer's checkpoint.
+    Raises ``CheckpointError`` naming the file.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"--finetune {path}: no such file; give best.pt of a run")
+    try:
+        values: Any
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            values = load_file(path)
+        else:
+            values = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # each loader raises its own kinds
+        raise CheckpointError(
+            f"--finetune {path} cannot be read ({type(error).__name__}); give a checkpoint of "
+            "train-student, a .safetensors file, or a .pth that holds tensors alone"
+        ) from error
+    for name in ("ema",) if which == "ema" else ("model", "state_dict"):
+        if isinstance(values, dict) and isinstance(values.get(name), dict):
+            values = values[name]
+            break
+    else:
+        if which == "ema":
+            raise CheckpointError(
+                f"--finetune {path} holds no averaged weights; use --finetune-weights raw"
+            )
+    if not isinstance(values, dict) or not all(isinstance(one, Tensor) for one in values.values()):
+        raise CheckpointError(f"--finetune {path} holds no weights; give best.pt of a run")
+    return {name.removeprefix("module."): tensor for name, tensor in values.items()}
+
+
+def _fit_positions(model: nn.Module, name: str, found: Tensor, own: Tensor, source: str) -> Tensor:
+    """Return the found position embeddings in the shape of the student's own."""
+    grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
+    if grid is None or found.dim() != 3 or found.shape[2] != own.shape[2]:
+        raise _misfit(source, f"{name} has shape {tuple(found.shape)} for {tuple(own.shape)}")
+    prefix = own.shape[1] - grid[0] * grid[1]
+    side = round(max(0, found.shape[1] - prefix) ** 0.5)
+    if side * side != found.shape[1] - prefix or side == 0:
+        raise _misfit(source, f"{name} has {found.shape[1]} positions, not a square and {prefix}")
+    return resize_position_embedding(found, (int(grid[0]), int(grid[1])), prefix)
+
+
+def _misfit(source: str, what: str) -> CheckpointError:
+    return CheckpointError(
+        f"--finetune {source} does not fit the student: {what}; give --model and --model-args "
+        "that it was trained with"
+    )

@@ -1,0 +1,109 @@
+"""Weights, and how a step changes them: optimiser, reduced precision, moving average."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from timm.optim import create_optimizer_v2
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from pipeline.errors import ConfigError
+from student.config import TrainConfig
+
+__all__ = ["Optimisation"]
+
+_AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Optimisation:
+    """The optimiser of a student, its gradient scaler, and the average of its weights.
+
+    ``average`` follows the weights by exponential decay, None where the decay is 0. Raises
+    ``ConfigError`` for an optimiser that timm does not know.
+    """
+
+    def __init__(self, model: nn.Module, config: TrainConfig, device: torch.device) -> None:
+        self._model, self._config, self._device = model, config, device
+        self.optimizer = _create_optimizer(model, config)
+        # Gradients of fp16 underflow unless the loss is scaled up.
+        self._scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+        self._average = (
+            ModelEmaV3(model, decay=config.ema_decay, stochastic_rounding=False)
+            if config.ema_decay
+            else None
+        )
+
+    @property
+    def average(self) -> nn.Module | None:
+        """The student with averaged weights, in evaluation mode."""
+        if self._average is None:
+            return None
+        module: nn.Module = self._average.module
+        return module
+
+    def forward_precision(self) -> AbstractContextManager[Any]:
+        """Return a context in which the student runs in the configured precision."""
+        dtype = _AUTOCAST[self._config.precision]
+        return torch.autocast(self._device.type, dtype, enabled=dtype is not None)
+
+    def begin(self, lr: float) -> None:
+        """Begin a step at this learning rate, without gradients."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a loss."""
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+
+    def finish(self) -> None:
+        """Take the step; in fp16, a step whose gradients overflowed is left out."""
+        if self._config.clip_grad is not None:
+            self._scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self._model.parameters(), self._config.clip_grad)
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+        if self._average is not None:
+            self._average.update(self._model)
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint needs beside the weights."""
+        average = self.average
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "ema": None if average is None else average.state_dict(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state``; raises what PyTorch raises if it does not fit."""
+        self.optimizer.load_state_dict(dict(state["optimizer"]))
+        if self._scaler.is_enabled():
+            self._scaler.load_state_dict(dict(state["scaler"]))
+        if self.average is not None:
+            self.average.load_state_dict(state["ema"])
+
+
+def _create_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """Return timm's optimiser; biases, norms, tokens and position embeddings do not decay."""
+    arguments: dict[str, Any] = {}
+    if config.optimizer.startswith("adam"):
+        arguments = {"eps": config.optimizer_eps, "betas": config.optimizer_betas}
+    try:
+        optimizer: torch.optim.Optimizer = create_optimizer_v2(
+            model,
+            config.optimizer,
+            lr=config.peak_lr,
+            weight_decay=config.weight_decay,
+            **arguments,
+        )
+    except (AssertionError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"--optimizer {config.optimizer!r} is not one that timm builds ({error}); "
+            "DeiT's is adamw"
+        ) from error
+    return optimizer

@@ -1,0 +1,159 @@
+"""Recipes and run files: settings by name or from TOML, under those of the command line."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from pipeline.errors import ConfigError
+from student.config import TrainConfig
+
+__all__ = ["RECIPES", "read_run_file", "recipe", "to_toml"]
+
+RECIPES: Mapping[str, Mapping[str, Any]] = {
+    # DeiT's defaults. 1008 rows, not 1024: triples of pairs on 1, 2, 3, 4, 6, 7 or 8 ranks.
+    "deit": {
+        "epochs": 300,
+        "batch_size": 1008,
+        "repeated_augmentation": True,
+        "distillation": "hard",
+        "alpha": 0.5,
+        "smoothing": 0.1,
+        "optimizer": "adamw",
+        "optimizer_eps": 1e-8,
+        "optimizer_betas": (0.9, 0.999),
+        "weight_decay": 0.05,
+        "warmup_lr": 1e-6,
+        "min_lr": 1e-5,
+        "warmup_epochs": 5.0,
+        "drop_path": 0.1,
+        "ema_decay": 0.99996,
+        "eval_fraction": 0.875,
+    },
+    # DeiT's fine-tuning at 384 pixels, its learning rate of 5e-6 at 512 rows.
+    "deit-384": {
+        "epochs": 30,
+        "batch_size": 504,
+        "repeated_augmentation": True,
+        "distillation": "hard",
+        "alpha": 0.5,
+        "smoothing": 0.1,
+        "optimizer": "adamw",
+        "optimizer_eps": 1e-8,
+        "optimizer_betas": (0.9, 0.999),
+        "weight_decay": 1e-8,
+        "lr": 5e-6,
+        "warmup_lr": 1e-6,
+        "min_lr": 5e-6,
+        "warmup_epochs": 5.0,
+        "drop_path": 0.1,
+        "ema_decay": 0.99996,
+        "eval_fraction": 1.0,
+    },
+}
+"""Settings of the original recipes, as far as they are the trainer's and not the store's."""
+
+_NOT_SAVED = frozenset({"resume"})
+
+
+def recipe(name: str) -> dict[str, Any]:
+    """Return a recipe's settings; raises ``ConfigError`` for a name that there is not."""
+    if name not in RECIPES:
+        raise ConfigError(f"--recipe {name!r} is not known; use {' or '.join(RECIPES)}")
+    return dict(RECIPES[name])
+
+
+def read_run_file(path: Path) -> dict[str, Any]:
+    """Return the settings in a TOML file, with those of its ``recipe`` under them.
+
+    Raises ``ConfigError`` if it cannot be read, for a setting that there is not, or for a
+    value of another type.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--config {path} cannot be read: {error}") from error
+    settings = {}
+    if "recipe" in values:
+        settings = recipe(str(values.pop("recipe")))
+    types_of_fields = get_type_hints(TrainConfig)
+    for name, value in values.items():
+        if name not in types_of_fields:
+            raise ConfigError(
+                f"--config {path}: there is no setting {name!r}; names are those of the flags, "
+                "with _ for -"
+            )
+        settings[name] = _typed(value, types_of_fields[name], f"--config {path}: {name}")
+    return settings
+
+
+def to_toml(config: TrainConfig) -> bytes:
+    """Return a run's settings, defaults resolved, as a file for ``--config``.
+
+    What the run may have continued from is left out.
+    """
+    lines = [
+        "# The settings of a run; train-student --config reads them.",
+        f"# digest {config.digest}",
+    ]
+    for name, value in config.to_json().items():
+        if value is not None and name not in _NOT_SAVED:
+            lines.append(f"{name} = {_toml(value)}")
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _toml(value: Any) -> str:
+    """Return one value; strings, numbers, booleans and lists of them are almost JSON."""
+    if isinstance(value, float):
+        return repr(value)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    """Return a TOML value as a field's type; raises ``ConfigError`` if it is another."""
+    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    for option in options:
+        found = _as(value, option)
+        if found is not None:
+            return found[0]
+    raise ConfigError(f"{where} is {value!r}; write {_in_words(options)}")
+
+
+def _as(value: Any, option: Any) -> tuple[Any] | None:
+    """Return a value converted to a simple type, in a tuple, or None if it is another's."""
+    if get_origin(option) is Literal:
+        return (value,) if value in get_args(option) else None
+    if get_origin(option) is tuple:
+        kinds = get_args(option)
+        if not isinstance(value, list):
+            return None
+        if kinds[-1] is not Ellipsis and len(kinds) != len(value):
+            return None
+        inner = [_as(one, kinds[0]) for one in value]
+        return None if None in inner else (tuple(one[0] for one in inner if one),)
+    if option is Path and isinstance(value, str):
+        return (Path(value),)
+    if option is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return (float(value),)
+    if option in (int, str, bool) and type(value) is option:
+        return (value,)
+    return None
+
+
+def _in_words(options: tuple[Any, ...]) -> str:
+    words = {int: "a whole number", float: "a number", bool: "true or false"}
+    texts = []
+    for option in options:
+        if option is type(None):
+            continue
+        if get_origin(option) is Literal:
+            texts.append(" or ".join(repr(one) for one in get_args(option)))
+        elif get_origin(option) is tuple:
+            texts.append("a list")
+        else:
+            texts.append(words.get(option, "a text in quotes"))
+    return " or ".join(texts)
