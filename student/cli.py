@@ -179,3 +179,7 @@ def _summarise(config: TrainConfig, outcome: Outcome) -> None:
     print(f"views audited        {outcome.audited:8}")
     print(f"steps                {outcome.steps:8}")
     print(f"weights {config.output / 'last.pt'} sha256 {outcome.weights}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""Ranks as real processes: the same rows, the same gradient, no hang, one writer."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.errors import CheckpointError, ConfigError
+from student.distributed import Ranks, read_ranks
+from student.inputs import open_inputs
+from tests.student.factories import TINY
+from tests.student.worlds import World, make_world, run_ranks, train_and_report
+
+SIZES = (25, 16, 7)  # no shard divides by two ranks and a batch
+EPOCHS = 60  # of the run that is stopped by a signal
+STEPS = 12  # 3 epochs of 48 rows in batches of 12
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(tmp_path_factory.mktemp("ranks"), SIZES, views=EPOCHS)
+
+
+def alone(world: World, output: Path, stop_after: int | None = None, **changes):
+    config = world.config(output, **changes)
+    return train_and_report(config, Ranks(), stop_after, lambda: False)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_ranks_take_the_rows_of_one_process_and_end_together(world, tmp_path, count) -> None:
+    expected = alone(world, tmp_path / "alone")
+    reports = run_ranks(world.config(tmp_path / "run"), count)
+    assert [report.outcome.steps for report in reports] == [STEPS] * count
+    share = 12 // count
+    joined = [
+        row
+        for step in range(STEPS)
+        for report in reports
+        for row in report.rows[step * share : (step + 1) * share]
+    ]
+    assert joined == expected.rows
+    assert len({report.outcome.weights for report in reports}) == 1
+
+
+@pytest.mark.parametrize(("count", "accumulate"), [(2, 1), (3, 1), (1, 3), (2, 3)])
+@pytest.mark.parametrize("kind", ["hard", "none"])
+def test_without_drop_path_the_averaged_gradient_is_that_of_one_process(
+    world, tmp_path, count, accumulate, kind
+) -> None:
+    settings = {"drop_path": 0.0, "distillation": kind}
+    expected = alone(world, tmp_path / "alone", stop_after=1, **settings).gradients
+    config = world.config(tmp_path / "run", accumulate=accumulate, **settings)
+    for report in run_ranks(config, count, stop_after=1):
+        assert set(report.gradients) == set(expected)
+        for name, gradient in report.gradients.items():
+            # The same float32 sums in another order; gradients are about 1e-2.
+            torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_resumed_run_of_two_ranks_ends_with_the_weights_of_one_that_never_stopped(
+    world, tmp_path
+) -> None:
+    settings = {"drop_path": 0.3, "ema_decay": 0.9, "checkpoint_steps": 2}
+    straight = run_ranks(world.config(tmp_path / "straight", **settings), 2)
+    output = tmp_path / "stopped"
+    run_ranks(world.config(output, **settings), 2, stop_after=5)
+    resumed = run_ranks(world.config(output, resume="auto", **settings), 2)
+    assert {one.outcome.weights for one in resumed} == {straight[0].outcome.weights}
+    assert epoch_means(output) == epoch_means(tmp_path / "straight")
+
+
+def epoch_means(output: Path) -> list[tuple[int, float, float]]:
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    epochs = [line for line in lines if line["kind"] == "epoch"]
+    # Of the sums that were interrupted, one rank goes on: another order of additions.
+    return [(one["step"], pytest.approx(one["loss"]), one["agreement"]) for one in epochs]
+
+
+def test_metrics_of_two_ranks_are_those_of_all_rows(world, tmp_path) -> None:
+    settings = {"drop_path": 0.0, "lr": 1e-9, "warmup_lr": 0.0, "min_lr": 0.0}
+    alone(world, tmp_path / "alone", **settings)
+    run_ranks(world.config(tmp_path / "run", **settings), 2)
+    for one, other in zip(
+        epoch_means(tmp_path / "run"), epoch_means(tmp_path / "alone"), strict=True
+    ):
+        assert one == other
+    files = sorted(path.name for path in (tmp_path / "run").iterdir())
+    names = ["config.json", "last.pt", "metrics.jsonl", "previous.pt", "run.toml", "tensorboard"]
+    assert files == names
+
+
+def test_all_ranks_stop_before_the_same_step_when_one_is_asked(world, tmp_path) -> None:
+    calls = iter(range(100))
+    stops = (lambda: False, lambda: next(calls) >= 3)
+    reports = run_ranks(world.config(tmp_path / "run"), 2, stops=stops)
+    steps = {report.outcome.steps for report in reports}
+    assert len(steps) == 1
+    assert steps.pop() in (3, 4, 5)
+    assert all(report.outcome.asked_to_stop for report in reports)
+    resumed = run_ranks(world.config(tmp_path / "run", resume="auto"), 2)
+    straight = run_ranks(world.config(tmp_path / "straight"), 2)
+    assert resumed[0].outcome.weights == straight[0].outcome.weights
+
+
+def test_what_rank_0_refuses_stops_all_ranks(world, tmp_path) -> None:
+    alone(world, tmp_path / "run", stop_after=1)
+    with pytest.raises(AssertionError) as caught:
+        run_ranks(world.config(tmp_path / "run"), 2)
+    message = str(caught.value)
+    assert "ConfigError: --output" in message
+    assert "SilentError: rank 0 stopped" in message
+
+
+def test_a_batch_that_ranks_and_pieces_do_not_divide_is_refused(world, tmp_path) -> None:
+    with pytest.raises(ConfigError, match="multiple of 10"):
+        alone(world, tmp_path / "run", accumulate=5)
+
+
+def test_a_checkpoint_of_other_classes_is_refused(world, tmp_path) -> None:
+    alone(world, tmp_path / "run", stop_after=1)
+    config = world.config(tmp_path / "run", resume="auto", model="deit_small_distilled_patch16_224")
+    with pytest.raises(CheckpointError, match="model:"):
+        train_and_report(config, Ranks(), None, lambda: False)
+    assert open_inputs(config).plan.steps == STEPS
+
+
+@pytest.mark.parametrize("values", [{"RANK": "3", "WORLD_SIZE": "2"}, {"RANK": "a"}])
+def test_ranks_that_make_no_sense_are_refused(values, monkeypatch) -> None:
+    for name, value in {"WORLD_SIZE": "2", **values}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="torchrun"):
+        read_ranks()
+
+
+def test_without_torchrun_there_is_one_rank(monkeypatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert read_ranks() == Ranks()
+
+
+@pytest.mark.timeout(300)
+def test_torchrun_trains_stops_at_sigterm_and_goes_on(world: World, tmp_path: Path) -> None:
+    """The whole way once: launcher, loader processes, a signal to all, resume."""
+    output = tmp_path / "run"
+    flags = ("--epochs", str(EPOCHS), "--checkpoint-epochs", "1000")
+    first = start_torchrun(world, output, *flags, "--checkpoint-steps", "3")
+    wait_for(lambda: (output / "last.pt").exists(), first)
+    first.send_signal(signal.SIGTERM)
+    text, _ = first.communicate(timeout=120)
+    stopped = torch.load(output / "last.pt", weights_only=True)["step"]
+    assert f"stopped by SIGTERM after step {stopped}/{4 * EPOCHS}" in text, text
+    second = start_torchrun(world, output, *flags, "--resume", "auto")
+    text, _ = second.communicate(timeout=120)
+    assert second.returncode == 0, text
+    straight = run_ranks(world.config(tmp_path / "straight", epochs=EPOCHS), 2)
+    assert f"sha256 {straight[0].outcome.weights}" in text
+
+
+def start_torchrun(world: World, output: Path, *more: str) -> subprocess.Popen[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
+        *("--master-addr", "127.0.0.1", "--master-port", str(port), "-m", "student.cli"),
+        *("--labels", str(world.root / "labels.parquet")),
+        *("--shards", str(world.root / "digits-*.tar"), "--output", str(output)),
+        *("--batch-size", "12", "--lr", "1e-3", "--device", "cpu", "--threads", "1"),
+        *("--workers", "1", "--model-args", *TINY, *more),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
+
+
+def wait_for(condition, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.02)

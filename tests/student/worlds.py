@@ -1,0 +1,133 @@
+"""A small store with all that training on it takes, and runs on it in processes of their own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import socket
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from student.config import TrainConfig
+from student.distributed import Ranks
+from student.engine import Outcome, Trainer
+from student.inputs import open_inputs
+from student.replay import StudentBatch
+from tests.student.factories import TINY, make_store, write_digit_shards
+
+Row = tuple[int, int, int, int]  # step, shard, sample, view
+
+
+@dataclass(frozen=True)
+class World:
+    """Shards with a store of their labels."""
+
+    root: Path
+
+    def config(self, output: Path, **changes: Any) -> TrainConfig:
+        values = {
+            "labels": self.root / "labels.parquet",
+            "shards": (str(self.root / "digits-*.tar"),),
+            "output": output,
+            "model_args": TINY,
+            "epochs": 3,
+            "batch_size": 12,
+            "lr": 1e-3,
+            "workers": 0,
+            "threads": 1,
+            "device": "cpu",
+            "log_every": 2,
+        }
+        return TrainConfig(**{**values, **changes})
+
+
+def make_world(root: Path, sizes: tuple[int, ...], views: int = 3) -> World:
+    paths = write_digit_shards(root, sizes)
+    make_store(root / "labels.parquet", paths, views=views)
+    return World(root)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one rank did."""
+
+    outcome: Outcome
+    rows: list[Row]
+    gradients: dict[str, torch.Tensor]  # of the last step
+
+
+def train_and_report(
+    config: TrainConfig, ranks: Ranks, stop_after: int | None, stop: Callable[[], bool]
+) -> Report:
+    rows: list[Row] = []
+
+    class Watched(Trainer):
+        def _add_gradients(self, batch: StudentBatch, piece: int) -> None:
+            places = zip(batch.shard, batch.sample, batch.view, strict=True)
+            rows.extend((batch.step, int(a), int(b), int(c)) for a, b, c in places)
+            super()._add_gradients(batch, piece)
+
+    with ranks.joined(torch.device("cpu")):
+        trainer = Watched(config, open_inputs(config), ranks)
+        outcome = trainer.run(stop_after, stop)
+    named = trainer.model.named_parameters()
+    gradients = {name: one.grad.clone() for name, one in named if one.grad is not None}
+    return Report(outcome, rows, gradients)
+
+
+def run_ranks(
+    config: TrainConfig,
+    count: int,
+    *,
+    stop_after: int | None = None,
+    stops: tuple[Callable[[], bool], ...] = (),
+) -> list[Report]:
+    """Train on ``count`` ranks, each a forked process; ``stops`` are the ranks' own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("fork")  # PyTorch is loaded already
+    receiving, processes = [], []
+    for rank in range(count):
+        receiver, sender = context.Pipe(duplex=False)
+        stop = stops[rank] if stops else _never
+        ranks = Ranks(rank=rank, ranks=count, local_rank=rank, local_ranks=count)
+        arguments = (config, ranks, stop_after, stop, port, sender)
+        process = context.Process(target=_run_rank, args=arguments)
+        process.start()
+        sender.close()
+        receiving.append(receiver)
+        processes.append(process)
+    reports = []
+    for receiver in receiving:
+        if not receiver.poll(120):
+            for process in processes:
+                process.kill()
+            raise AssertionError("a rank hangs")
+        reports.append(pickle.loads(receiver.recv_bytes()))
+    for process in processes:
+        process.join(30)
+    failures = [report for report in reports if isinstance(report, str)]
+    if failures:
+        raise AssertionError("\n".join(failures))
+    return reports
+
+
+def _never() -> bool:
+    return False
+
+
+def _run_rank(config, ranks, stop_after, stop, port, sender) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)  # a forked process has none of the parent's threads
+    try:
+        report: Any = train_and_report(config, ranks, stop_after, stop)
+    except BaseException:
+        report = traceback.format_exc()
+    sender.send_bytes(pickle.dumps(report))  # `send` would share tensors
