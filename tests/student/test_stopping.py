@@ -1,0 +1,155 @@
+"""Runs that are stopped, killed or torn lose at most what lies after a checkpoint."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.errors import CheckpointError
+from student.engine import Outcome, train
+from student.inputs import open_inputs
+from tests.student.factories import TINY
+from tests.student.worlds import World, make_world
+
+EPOCHS = 60
+STEPS = 2 * EPOCHS  # 24 rows in batches of 12
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(tmp_path_factory.mktemp("world"), (14, 10), views=EPOCHS)
+
+
+def run(world: World, output: Path, **changes: Any) -> Outcome:
+    stop_after = changes.pop("stop_after", None)
+    stop = changes.pop("stop", lambda: False)
+    config = world.config(output, **changes)
+    return train(config, open_inputs(config), stop_after=stop_after, stop=stop)
+
+
+def start(world: World, output: Path, *more: str) -> subprocess.Popen[str]:
+    command = [
+        *(sys.executable, "-m", "student.cli", "--labels", str(world.root / "labels.parquet")),
+        *("--shards", str(world.root / "digits-*.tar"), "--output", str(output)),
+        *("--epochs", str(EPOCHS), "--batch-size", "12", "--lr", "1e-3", "--device", "cpu"),
+        *("--threads", "1", "--ema-decay", "0.9", "--drop-path", "0.3", "--model-args", *TINY),
+        *more,
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
+
+
+def wait_for_checkpoint(output: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not (output / "last.pt").exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.timeout(300)
+def test_a_run_killed_at_any_moment_ends_with_the_weights_of_one_that_was_not(
+    world: World, tmp_path: Path
+) -> None:
+    """SIGKILL at random moments, another number of workers each time."""
+    straight = run(world, tmp_path / "straight", epochs=EPOCHS, ema_decay=0.9, drop_path=0.3)
+    output, delays = tmp_path / "killed", random.Random(5)
+    for workers in ("2", "0"):
+        more = ("--workers", workers, "--checkpoint-steps", "2", "--resume", "auto")
+        process = start(world, output, *more)
+        wait_for_checkpoint(output, process)
+        time.sleep(delays.uniform(0, 0.3))
+        process.kill()
+        process.communicate()
+    reached = torch.load(output / "last.pt", weights_only=True)["step"]
+    assert 0 < reached < STEPS
+    resumed = run(
+        world, output, epochs=EPOCHS, ema_decay=0.9, drop_path=0.3, resume="auto", workers=1
+    )
+    assert (resumed.steps, resumed.weights) == (STEPS, straight.weights)
+    one, other = (
+        torch.load(path / "last.pt", weights_only=True)["ema"]
+        for path in (output, tmp_path / "straight")
+    )
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.timeout(300)
+def test_sigterm_ends_the_step_checkpoints_and_says_so(world: World, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    process = start(world, output, "--checkpoint-steps", "1", "--workers", "0")
+    wait_for_checkpoint(output, process)
+    process.terminate()
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, text
+    step = torch.load(output / "last.pt", weights_only=True)["step"]
+    assert f"stopped by SIGTERM after step {step}/{STEPS}" in text
+    assert "Traceback" not in text
+
+
+@pytest.mark.timeout(120)
+def test_sigterm_before_the_first_step_says_that_nothing_was_written(world, tmp_path) -> None:
+    script = (
+        "import os, signal, student.cli as cli\n"
+        "def early(*_): os.kill(os.getpid(), signal.SIGTERM)\n"
+        "cli._parse = early\n"
+        "cli.main([])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 143
+    assert "stopped by SIGTERM before the first step; nothing was" in done.stderr
+
+
+def test_a_run_that_is_asked_to_stop_goes_on_as_if_it_never_had(world, tmp_path) -> None:
+    straight = run(world, tmp_path / "straight")
+    calls = iter(range(100))
+    stopped = run(world, tmp_path / "run", stop=lambda: next(calls) == 3)
+    assert (stopped.steps, stopped.asked_to_stop) == (3, True)
+    resumed = run(world, tmp_path / "run", resume="auto")
+    assert (resumed.weights, resumed.asked_to_stop) == (straight.weights, False)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "missing"])
+def test_a_torn_checkpoint_falls_back_to_the_one_before_with_a_warning(
+    world, tmp_path, damage
+) -> None:
+    straight = run(world, tmp_path / "straight")
+    output = tmp_path / "run"
+    run(world, output, checkpoint_steps=1, stop_after=5)
+    tear(output / "last.pt", damage)
+    with pytest.warns(UserWarning, match="last.pt is torn or missing; going on from previous.pt"):
+        resumed = run(world, output, checkpoint_steps=1, resume="auto")
+    assert resumed.weights == straight.weights
+
+
+def test_two_torn_checkpoints_are_refused(world, tmp_path) -> None:
+    output = tmp_path / "run"
+    run(world, output, checkpoint_steps=1, stop_after=5)
+    tear(output / "last.pt", "flip")
+    tear(output / "previous.pt", "cut")
+    with pytest.raises(CheckpointError, match=r"last\.pt is damaged"):
+        run(world, output, resume="auto")
+
+
+def tear(path: Path, damage: str) -> None:
+    data = bytearray(path.read_bytes())
+    if damage == "cut":
+        path.write_bytes(data[:-1000])
+    elif damage == "flip":
+        values = torch.load(path, weights_only=True)
+        weight = values["model"]["blocks.0.mlp.fc1.weight"].numpy().tobytes()
+        data[data.index(weight) + 5] ^= 1
+        path.unlink()  # previous.pt may be the same file
+        path.write_bytes(data)
+    else:
+        path.unlink()
