@@ -20,7 +20,8 @@ __all__ = ["audit_store"]
 DIGESTS = 320
 """Digests that are looked at before training, spread over all shards."""
 
-_VIEWS_TRIED = 8  # of a shard, to find views that have a digest
+_VIEWS_SPREAD = 8  # of a shard, over which its digests are spread if it has enough
+_VIEWS_TRIED = 64  # of a shard, if few rows have a digest
 
 
 def audit_store(dataset: ReplayDataset, options: LoaderOptions, ranks: Ranks) -> int:
@@ -48,18 +49,27 @@ class _Audit(Dataset[int]):
         return len(self._numbers)
 
     def __getitem__(self, item: int) -> int:
-        number = self._numbers[item]
-        views = self._dataset.store.manifest.view_range
-        tried = np.linspace(0, len(views) - 1, min(len(views), _VIEWS_TRIED)).astype(int)
+        number, store = self._numbers[item], self._dataset.store
+        each = -(-self._quota // _VIEWS_SPREAD)
         audited = 0
-        for view in sorted({views[place] for place in tried.tolist()}):
-            stored = self._dataset.store.read_view(number, view)
+        for view in _spread(store.manifest.view_range)[:_VIEWS_TRIED]:
+            if audited >= self._quota:
+                break
+            stored = store.read_view(number, view)
             places = np.flatnonzero(stored.has_digest & stored.accepted)
-            for sample in places[: max(1, -(-self._quota // len(tried)))].tolist():
-                partners = _partners(self._dataset.store, number, view)
+            partners = _partners(store, number, view) if len(places) else {}
+            for sample in places[:each].tolist():
                 rows = [sample, partners[sample]] if sample in partners else [sample]
                 audited += self._dataset.replay(_rows(number, view, rows)).audited
         return audited
+
+
+def _spread(views: range) -> list[int]:
+    """Return all views in an order whose beginnings are spread over them."""
+    count = len(views)
+    bits = max(1, (count - 1).bit_length())
+    reversed_bits = (int(f"{place:0{bits}b}"[::-1], 2) for place in range(1 << bits))
+    return [views[place] for place in reversed_bits if place < count]
 
 
 def _rows(number: int, view: int, samples: list[int]) -> PlannedBatch:

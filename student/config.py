@@ -225,9 +225,11 @@ class TrainConfig:
     def to_json(self) -> dict[str, Any]:
         """Return all settings as plain JSON values, defaults resolved."""
         values = {
-            field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)
+            field.name: _plain(getattr(self, field.name), "float" in str(field.type))
+            for field in dataclasses.fields(self)
         }
-        return {**values, "lr": self.peak_lr, "warmup_epochs": self.effective_warmup_epochs}
+        warmup = float(self.effective_warmup_epochs)
+        return {**values, "lr": float(self.peak_lr), "warmup_epochs": warmup}
 
     @property
     def losses(self) -> dict[str, Any]:
@@ -245,9 +247,12 @@ class TrainConfig:
         return hashlib.sha256(canonical_json(self.binding())).hexdigest()
 
 
-def _plain(value: object) -> object:
+def _plain(value: object, real: bool) -> object:
+    """Return a value as JSON has it; ``real`` numbers are floats, also if given as 1."""
     if isinstance(value, tuple):
-        return [_plain(one) for one in value]
+        return [_plain(one, real) for one in value]
+    if real and isinstance(value, int):
+        return float(value)
     return str(value) if isinstance(value, Path) else value
 
 

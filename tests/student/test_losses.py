@@ -12,7 +12,15 @@ from timm.loss import SoftTargetCrossEntropy
 from timm.task import TokenDistillationTask
 from torch import Tensor, nn
 
-from student.losses import MixedTarget, hard_distillation_loss
+from pipeline.errors import StoreError
+from student.losses import (
+    DistillationConfig,
+    MixedTarget,
+    TeacherSignal,
+    distillation_loss,
+    hard_distillation_loss,
+    soft_distillation_loss,
+)
 
 ROWS, CLASSES = 8, 7
 # Sums of a few float32 terms in two orders: a few units in the last place.
@@ -100,3 +108,114 @@ def test_the_loss_is_that_of_timms_token_distillation_task(alpha: float) -> None
     torch.testing.assert_close(found.loss, expected["loss"], **CLOSE)
     torch.testing.assert_close(found.class_loss, expected["task_loss"], **CLOSE)
     torch.testing.assert_close(found.distillation_loss, expected["distill_loss"], **CLOSE)
+
+
+MIXED = MixedTarget(target=labels(1), partner_target=labels(2), lam=torch.linspace(0, 1, ROWS))
+
+
+def all_probabilities(teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """The teacher's whole distribution as a top-k that leaves nothing out."""
+    probability, label = teacher.softmax(-1).sort(descending=True)
+    return label, probability
+
+
+def plain_soft_loss(student: Tensor, label: Tensor, probability: Tensor, tau: float) -> float:
+    """The definition, one row and one class at a time."""
+    total = 0.0
+    for row in range(len(student)):
+        scaled = [value / tau for value in student[row].tolist()]
+        norm = math.log(sum(math.exp(value) for value in scaled))
+        weights = [value ** (1 / tau) for value in probability[row].tolist()]
+        shares = [weight / sum(weights) for weight in weights]
+        for share, place in zip(shares, label[row].tolist(), strict=True):
+            if share:
+                total += share * (math.log(share) - (scaled[place] - norm))
+    return tau * tau * total / len(student)
+
+
+@pytest.mark.parametrize("tau", [1.0, 3.0])
+@pytest.mark.parametrize("k", [1, 3, CLASSES])
+def test_the_soft_loss_is_its_formula_over_the_renormalised_top_k(tau: float, k: int) -> None:
+    label, probability = (one[:, :k] for one in all_probabilities(logits(6)))
+    found = soft_distillation_loss(logits(4), label, probability, tau)
+    expected = plain_soft_loss(logits(4), label, probability, tau)
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("tau", [1.0, 3.0])
+def test_the_soft_loss_is_deits_but_for_the_division_by_classes(tau: float) -> None:
+    """DeiT: KL of the log-softmaxes at tau, summed, times tau^2, divided by B * C."""
+    student, teacher = logits(4), logits(6)
+    found = soft_distillation_loss(student, *all_probabilities(teacher), tau)
+    ours, theirs = ((one / tau).log_softmax(-1) for one in (student, teacher))
+    deit = (theirs.exp() * (theirs - ours)).sum() * tau**2 / student.numel()
+    torch.testing.assert_close(found / CLASSES, deit, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+def test_each_loss_is_that_of_timms_token_distillation_task(kind: str) -> None:
+    target, teacher = labels(1), logits(6)
+    weight = 0.3
+    task = TokenDistillationTask(
+        student_model=FixedHeads(logits(3), logits(4)),
+        teacher_model=FixedHeads(teacher),
+        criterion=SoftTargetCrossEntropy(),
+        distill_type=kind,
+        task_loss_weight=1 - weight,
+        temperature=3.0,
+        verbose=False,
+    )
+    expected = task(torch.zeros(ROWS, 3, 4, 4), mixup_target(target, CLASSES, 0.75, smoothing=0.1))
+    truth = MixedTarget(target=target, partner_target=target.flip(0), lam=torch.full((ROWS,), 0.75))
+    label, probability = all_probabilities(teacher)
+    signal = TeacherSignal(label=label[:, 0], topk_label=label, topk_prob=probability)
+    config = DistillationConfig(distillation=kind, alpha=weight, soft_lambda=weight, tau=3.0)
+    found = distillation_loss(logits(3), logits(4), truth, signal, config)
+    close = {"rtol": 1e-5, "atol": 1e-5}  # p ** (1 / tau) for a softmax of logits / tau
+    torch.testing.assert_close(found.loss, expected["loss"], **close)
+    torch.testing.assert_close(found.class_loss, expected["task_loss"], **close)
+    torch.testing.assert_close(found.distillation_loss, expected["distill_loss"], **close)
+
+
+def test_classical_distillation_is_the_same_formula_with_one_head_for_both() -> None:
+    signal = TeacherSignal(label=labels(5))
+    one = logits(3)
+    found = distillation_loss(one, one, MIXED, signal, DistillationConfig())
+    assert found.loss.item() == pytest.approx(plain_loss(one, one, MIXED, labels(5), 0.1, 0.5))
+
+
+def test_without_distillation_the_loss_is_the_smoothed_truth_of_the_class_head_alone() -> None:
+    config = DistillationConfig(distillation="none")
+    head = logits(4).requires_grad_()
+    found = distillation_loss(logits(3), head, MIXED, TeacherSignal(label=labels(5)), config)
+    expected = plain_loss(logits(3), logits(4), MIXED, labels(5), 0.1, 0.0)
+    assert found.loss.item() == pytest.approx(expected, rel=2e-6)
+    assert found.distillation_loss.item() == 0
+    assert not found.loss.requires_grad
+
+
+def test_smoothing_touches_the_truth_and_not_the_teacher_under_mixing_too() -> None:
+    signal = TeacherSignal(label=labels(5))
+    terms = [
+        distillation_loss(logits(3), logits(4), MIXED, signal, DistillationConfig(smoothing=one))
+        for one in (0.0, 0.1)
+    ]
+    assert terms[0].distillation_loss == terms[1].distillation_loss
+    assert terms[0].class_loss != terms[1].class_loss
+
+
+def test_probabilities_that_were_rounded_away_count_for_nothing() -> None:
+    label = torch.tensor([[2, 0, 1]])
+    some = torch.tensor([[0.8, 0.2, 0.0]])
+    found = soft_distillation_loss(logits(4)[:1], label, some, 3.0)
+    expected = soft_distillation_loss(logits(4)[:1], label[:, :2], some[:, :2], 3.0)
+    torch.testing.assert_close(found, expected)
+    flat = soft_distillation_loss(logits(4)[:1], label, torch.zeros(1, 3), 3.0)
+    even = soft_distillation_loss(logits(4)[:1], label, torch.full((1, 3), 1 / 3), 3.0)
+    torch.testing.assert_close(flat, even)
+
+
+def test_soft_labels_that_the_store_lacks_are_refused_with_a_cure() -> None:
+    config = DistillationConfig(distillation="soft")
+    with pytest.raises(StoreError, match=r"top-k.*--distillation hard"):
+        distillation_loss(logits(3), logits(4), MIXED, TeacherSignal(label=labels(5)), config)

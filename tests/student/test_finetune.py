@@ -1,0 +1,143 @@
+"""Fine-tuning: weights at another resolution, with other classes, or refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pipeline.errors import CheckpointError
+from student.config import parse_model_args
+from student.engine import Trainer, train
+from student.finetune import load_weights, read_weights, resize_position_embedding
+from student.inputs import open_inputs
+from student.model import StudentSpec, create_student
+from tests.student.factories import TINY
+from tests.student.worlds import World, make_world
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(tmp_path_factory.mktemp("world"), (13,))
+
+
+def student(**changes: Any) -> torch.nn.Module:
+    values = {
+        "name": "deit_tiny_distilled_patch16_224",
+        "classes": 10,
+        "image_size": 32,
+        "model_args": parse_model_args(TINY),
+        "seed": 1,
+    }
+    return create_student(StudentSpec(**{**values, **changes}))
+
+
+def positions(side: int, prefix: int = 2) -> torch.Tensor:
+    torch.manual_seed(side)
+    return torch.randn(1, prefix + side * side, 48)
+
+
+def test_resized_position_embeddings_keep_the_vectors_length() -> None:
+    unit = positions(8)
+    unit = unit / unit.norm(dim=-1, keepdim=True)
+    resized = resize_position_embedding(unit, (14, 14), 2)
+    assert resized.shape == (1, 2 + 14 * 14, 48)
+    lengths = resized.norm(dim=-1)
+    # Bicubic interpolation of a constant is that constant, in float32.
+    torch.testing.assert_close(lengths, torch.ones_like(lengths), rtol=1e-5, atol=1e-5)
+    plain = torch.nn.functional.interpolate(
+        unit[:, 2:].reshape(1, 8, 8, 48).permute(0, 3, 1, 2), size=(14, 14), mode="bicubic"
+    )
+    assert plain.norm(dim=1).mean() < 0.95  # what the scaling makes good
+
+
+def test_tokens_keep_their_positions_and_a_smooth_field_its_shape() -> None:
+    ramp = torch.linspace(1, 2, 16)[None, :, None].expand(1, 16, 48)
+    field = torch.cat([positions(1, 1)[:, :2], ramp], dim=1)
+    resized = resize_position_embedding(field, (8, 8), 2)
+    assert torch.equal(resized[:, :2], field[:, :2])
+    grid = resized[0, 2:, 0].reshape(8, 8)
+    assert (grid[1:] > grid[:-1]).all()
+
+
+def test_weights_of_one_size_and_classes_are_taken_over_bit_for_bit() -> None:
+    source, target = student(seed=3), student()
+    loaded = load_weights(target, source.state_dict(), "x")
+    assert (loaded.resized, loaded.new) == ((), ())
+    for name, weight in source.state_dict().items():
+        assert torch.equal(target.state_dict()[name], weight)
+
+
+def test_other_classes_begin_with_new_heads_and_other_sizes_with_resized_positions() -> None:
+    source, target = student(seed=3), student(classes=7, image_size=48)
+    before = target.state_dict()["head.weight"].clone()
+    loaded = load_weights(target, source.state_dict(), "x")
+    assert loaded.resized == ("pos_embed",)
+    assert set(loaded.new) == {"head.weight", "head.bias", "head_dist.weight", "head_dist.bias"}
+    assert torch.equal(target.state_dict()["head.weight"], before)
+    assert target.state_dict()["pos_embed"].shape == (1, 2 + 36, 48)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_args": {**parse_model_args(TINY), "depth": 3}}, "blocks.2.* no weight"),
+        ({"model_args": {**parse_model_args(TINY), "depth": 1}}, "blocks.1.* is missing"),
+        ({"model_args": {**parse_model_args(TINY), "embed_dim": 24}}, "has shape"),
+    ],
+)
+def test_weights_of_another_student_are_refused(changes, message) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        load_weights(student(), student(**changes).state_dict(), "x")
+
+
+def test_a_run_fine_tunes_a_checkpoint_at_another_size(world: World, tmp_path: Path) -> None:
+    first = world.config(tmp_path / "first", ema_decay=0.5)
+    train(first, open_inputs(first))
+    for which in ("raw", "ema"):
+        config = world.config(
+            tmp_path / which,
+            finetune=tmp_path / "first" / "last.pt",
+            finetune_weights=which,
+            student_size=48,
+            seed=5,
+        )
+        trainer = Trainer(config, open_inputs(config))
+        saved = torch.load(tmp_path / "first" / "last.pt", weights_only=True)
+        source = saved["model" if which == "raw" else "ema"]
+        name = "blocks.0.attn.qkv.weight"
+        assert torch.equal(trainer.model.state_dict()[name], source[name])
+        assert trainer.loaded.resized == ("pos_embed",)
+        assert trainer.run().steps == 3
+
+
+def test_a_fine_tuned_run_resumes_from_its_own_weights(world: World, tmp_path: Path) -> None:
+    first = world.config(tmp_path / "first")
+    train(first, open_inputs(first))
+    changes = {"finetune": tmp_path / "first" / "last.pt", "seed": 5}
+    straight = world.config(tmp_path / "straight", **changes)
+    expected = train(straight, open_inputs(straight)).weights
+    stopped = world.config(tmp_path / "stopped", **changes)
+    train(stopped, open_inputs(stopped), stop_after=1)
+    resumed = world.config(tmp_path / "stopped", resume="auto", **changes)
+    assert train(resumed, open_inputs(resumed)).weights == expected
+
+
+def test_weights_are_read_from_files_of_three_kinds(tmp_path: Path) -> None:
+    state = student().state_dict()
+    save_file(state, tmp_path / "w.safetensors")
+    torch.save(
+        {"model": {f"module.{name}": one for name, one in state.items()}}, tmp_path / "w.pth"
+    )
+    torch.save({"model": {}, "ema": state}, tmp_path / "w.pt")
+    for name, which in (("w.safetensors", "raw"), ("w.pth", "raw"), ("w.pt", "ema")):
+        assert set(read_weights(tmp_path / name, which)) == set(state)
+    with pytest.raises(CheckpointError, match="no averaged weights"):
+        read_weights(tmp_path / "w.safetensors", "ema")
+    (tmp_path / "bad.pt").write_bytes(b"nothing")
+    for name, message in (("bad.pt", "cannot be read"), ("none.pt", "no such file")):
+        with pytest.raises(CheckpointError, match=message):
+            read_weights(tmp_path / name)

@@ -1,0 +1,140 @@
+"""Settings by name and from files: what they give, and that a saved run can be fed back."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import PRESETS
+from pipeline.errors import ConfigError
+from student.cli import _parse, main
+from student.config import TrainConfig
+from student.recipes import RECIPES, read_run_file, recipe, to_toml
+from tests.student.factories import TINY, make_identity, make_store, write_digit_shards
+from tests.student.worlds import World, make_world
+
+NEEDED = ("--labels", "l.parquet", "--shards", "a.tar", "b.tar", "--output", "run")
+
+
+def parse(*arguments: str) -> TrainConfig:
+    return _parse([*NEEDED, *arguments])[0]
+
+
+def test_the_recipe_is_deits_defaults() -> None:
+    config = parse("--recipe", "deit")
+    assert config.peak_lr == 5e-4 * config.batch_size / 512
+    assert (config.epochs, config.weight_decay, config.drop_path) == (300, 0.05, 0.1)
+    assert (config.effective_warmup_epochs, config.warmup_lr, config.min_lr) == (5, 1e-6, 1e-5)
+    assert (config.smoothing, config.alpha, config.ema_decay) == (0.1, 0.5, 0.99996)
+    assert (config.optimizer, config.optimizer_eps, config.clip_grad) == ("adamw", 1e-8, None)
+    assert config.repeated_augmentation
+    assert config.eval_fraction == 0.875
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipes_batch_fits_units_of_one_to_eight_ranks_but_five(name: str) -> None:
+    size = RECIPES[name]["batch_size"]
+    assert all(size % (6 * ranks) == 0 for ranks in (1, 2, 3, 4, 6, 7))
+    TrainConfig(labels=Path("l"), shards=("a",), output=Path("o"), **recipe(name))
+
+
+def test_flags_override_a_file_and_a_file_a_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text("drop_path = 0.2\nepochs = 30\n")
+    config = parse("--recipe", "deit", "--config", str(path), "--epochs", "40")
+    assert (config.epochs, config.drop_path, config.weight_decay) == (40, 0.2, 0.05)
+    path.write_text('recipe = "deit-384"\nepochs = 20\n')
+    config = parse("--config", str(path))
+    assert (config.epochs, config.weight_decay) == (20, 1e-8)
+
+
+def test_every_setting_survives_a_run_file(tmp_path: Path) -> None:
+    config = TrainConfig(
+        labels=Path('a "quoted" \\ path/ü.parquet'),
+        shards=("x-{0..1}.tar", "y.tar"),
+        output=Path("out"),
+        model_args=TINY,
+        lr=1e-7,
+        warmup_epochs=2,
+        clip_grad=1.0,
+        optimizer_betas=(0.8, 0.95),
+        ema_decay=0.99996,
+        precision="bf16",
+        compile=True,
+        student_size=32,
+        resume="auto",
+    )
+    path = tmp_path / "run.toml"
+    path.write_bytes(to_toml(config))
+    again = TrainConfig(**read_run_file(path))
+    assert again.digest == config.digest
+    assert again.to_json() == {**config.to_json(), "resume": None}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epohcs = 3", "no setting 'epohcs'"),
+        ("epochs = 3.5", "epochs is 3.5; write a whole number"),
+        ("epochs = true", "epochs is True; write a whole number"),
+        ("shards = 'a.tar'", "shards is 'a.tar'; write a list"),
+        ("precision = 'fp8'", "write 'fp32' or 'bf16' or 'fp16'"),
+        ("optimizer_betas = [0.9]", "write a list"),
+        ("epochs = ", "cannot be read"),
+        ("recipe = 'vit'", "--recipe 'vit' is not known; use deit or deit-384"),
+        ("alpha = 3", "--alpha is 3.0; use 0..1"),
+    ],
+)
+def test_a_run_file_that_does_not_fit_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        parse("--config", str(path))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(tmp_path_factory.mktemp("world"), (13,), views=2)
+
+
+def test_the_file_that_a_run_saves_gives_the_same_weights(world, tmp_path, capsys) -> None:
+    flags = (
+        *("--labels", str(world.root / "labels.parquet"), "--shards"),
+        *(str(world.root / "digits-0.tar"), "--epochs", "2", "--batch-size", "4"),
+        *("--workers", "0", "--threads", "1", "--device", "cpu", "--ema-decay", "0.9"),
+        *("--model-args", *TINY),
+    )
+    main([*flags, "--output", str(tmp_path / "one")])
+    saved = str(tmp_path / "one" / "run.toml")
+    main(["--config", saved, "--output", str(tmp_path / "two")])
+    weights = [
+        line.split()[-1] for line in capsys.readouterr().out.splitlines() if "sha256" in line
+    ]
+    assert len(weights) == 2
+    assert weights[0] == weights[1]
+    digests = [
+        json.loads((tmp_path / name / "config.json").read_text())["digest"]
+        for name in ("one", "two")
+    ]
+    assert digests[0] == digests[1]
+    assert f"# digest {digests[0]}" in Path(saved).read_text()
+
+
+@pytest.mark.parametrize("preset", ["deit", "crop-flip"])
+def test_a_recipe_on_other_views_than_deits_is_warned_about(tmp_path, capsys, preset) -> None:
+    augment = replace(PRESETS[preset], image_size=16)
+    paths = write_digit_shards(tmp_path, [12])
+    make_store(tmp_path / "l.parquet", paths, identity=make_identity(augment=augment), views=3)
+    main(
+        [
+            *("--recipe", "deit", "--labels", str(tmp_path / "l.parquet"), "--shards"),
+            *(str(paths[0]), "--output", str(tmp_path / "o"), "--model-args", *TINY),
+            *("--epochs", "3", "--batch-size", "12", "--warmup-epochs", "1", "--workers", "0"),
+            *("--threads", "1", "--device", "cpu"),
+        ]
+    )
+    warned = "the store's views are not DeiT's" in capsys.readouterr().err
+    assert warned == (preset != "deit")
