@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -14,16 +15,18 @@ import tyro
 
 from pipeline.config import PRESETS, different_fields
 from pipeline.errors import PipelineError
-from student.config import TrainConfig
+from pipeline.files import replace as replace_file
+from student.config import EvaluateConfig, TrainConfig
 from student.recipes import read_run_file, recipe
 from student.signals import TERMINATED, StopRequest
 
 if TYPE_CHECKING:
+    from student.analysis import Analysis
     from student.engine import Outcome
     from student.evaluate import Evaluation
     from student.inputs import Inputs
 
-__all__ = ["main"]
+__all__ = ["evaluate_main", "main"]
 
 _DESCRIPTION = """Train a distilled student on the augmented views and teacher labels of a store.
 
@@ -49,6 +52,60 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("train-student: interrupted; continue with --resume auto", file=sys.stderr)
         sys.exit(130)
+
+
+def evaluate_main(arguments: Sequence[str] | None = None) -> None:
+    """Run ``evaluate-student``."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        config = tyro.cli(
+            EvaluateConfig,
+            prog="evaluate-student",
+            args=arguments,
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
+        _evaluate(config)
+    except PipelineError as error:
+        print(f"evaluate-student: error: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)
+
+
+def _evaluate(config: EvaluateConfig) -> None:
+    from student.analysis import plot_analysis
+    from student.report import evaluate_checkpoint
+
+    report = evaluate_checkpoint(config)
+    for name, evaluation in report.evaluations.items():
+        print_evaluation("prediction from" if name == "raw" else "averaged weights", evaluation)
+        warn_of_class_order("evaluate-student", evaluation, report.classes)
+    print(f"{'student alone':20} {report.forward_images_per_second:8.0f} images per second")
+    if config.json is not None:
+        replace_file(config.json, json.dumps(report.to_json(), indent=1).encode() + b"\n")
+    if report.analysis is not None:
+        _print_analysis(report.analysis)
+        if config.plot is not None:
+            plot_analysis(report.analysis, config.plot)
+
+
+def _print_analysis(analysis: Analysis) -> None:
+    print(f"{'disagreement':20} " + " ".join(f"{name[:12]:>12}" for name in analysis.names))
+    for name, shares in zip(analysis.names, analysis.disagreement, strict=True):
+        label = name.replace("_", " ")
+        print(f"{label:20} " + " ".join(f"{share:12.4f}" for share in shares))
+    if analysis.token_cosine is not None:
+        layers = " ".join(f"{value:.3f}" for value in analysis.token_cosine)
+        print(f"cosine of class and distillation token, input and layers: {layers}")
+
+
+def warn_of_class_order(program: str, evaluation: Evaluation, classes: int) -> None:
+    """Say so if the student tells the classes apart but calls them by other numbers."""
+    if evaluation.classes_look_permuted(classes):
+        print(
+            f"{program}: warning: the student is right on {evaluation.class_head.top1:.1%}, but "
+            f"would be on {evaluation.permuted_top1:.1%} if the classes were numbered otherwise: "
+            "the validation shards' .cls are in another order than those it was trained with",
+            file=sys.stderr,
+        )
 
 
 def _parse(arguments: Sequence[str]) -> tuple[TrainConfig, str | None]:
@@ -104,7 +161,7 @@ def _run(config: TrainConfig, recipe_name: str | None, stop: StopRequest) -> Non
             )
         sys.exit(TERMINATED)
     if ranks.first:
-        _summarise(config, outcome)
+        _summarise(config, outcome, inputs.store.identity.teacher.classes)
 
 
 def _say(text: str) -> None:
@@ -163,7 +220,7 @@ def print_evaluation(title: str, evaluation: Evaluation) -> None:
     print(f"{'images per second':20} {evaluation.images_per_second:8.0f}")
 
 
-def _summarise(config: TrainConfig, outcome: Outcome) -> None:
+def _summarise(config: TrainConfig, outcome: Outcome, classes: int) -> None:
     """Print the final table on stdout."""
     for title, evaluation in (
         ("prediction from", outcome.evaluation),
@@ -171,6 +228,7 @@ def _summarise(config: TrainConfig, outcome: Outcome) -> None:
     ):
         if evaluation is not None:
             print_evaluation(title, evaluation)
+            warn_of_class_order("train-student", evaluation, classes)
     if outcome.epoch_seconds:
         total = sum(seconds["total"] for seconds in outcome.epoch_seconds)
         spent = sum(seconds.get("evaluation", 0.0) for seconds in outcome.epoch_seconds)

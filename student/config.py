@@ -14,7 +14,7 @@ from pipeline.config import canonical_json
 from pipeline.errors import ConfigError
 from pipeline.planning import PlanConfig
 
-__all__ = ["TrainConfig", "parse_model_args"]
+__all__ = ["EvaluateConfig", "TrainConfig", "parse_model_args"]
 
 _FREE_FIELDS = frozenset(
     {
@@ -245,6 +245,42 @@ class TrainConfig:
     def digest(self) -> str:
         """SHA-256 of the settings that a resumed run must share."""
         return hashlib.sha256(canonical_json(self.binding())).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateConfig:
+    """Evaluate a checkpoint of train-student on validation shards."""
+
+    checkpoint: Path
+    """last.pt or best.pt of a run."""
+    val_shards: tuple[str, ...]
+    """Validation shards: files, brace patterns or globs, in quotes."""
+    val_labels: Path | None = None
+    """Label store of these shards (center views, no mixing), for the teacher's part."""
+    eval_batch_size: int = 256
+    """Rows of a batch."""
+    eval_fraction: float | None = None
+    """Share of the shorter side that the centre crop keeps; by default that of the run."""
+    json: Path | None = None
+    """File for all numbers."""
+    analysis: bool = False
+    """Compare class and distillation token by layer, and teacher, heads and truth."""
+    plot: Path | None = None
+    """Image file for the analysis; needs matplotlib."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the student runs."""
+    threads: int | None = None
+    """CPU threads of PyTorch; all cores by default."""
+    workers: int = 2
+    """Processes that decode; 0 does it in this one."""
+
+    def __post_init__(self) -> None:
+        if self.eval_batch_size < 1 or self.workers < 0 or (self.threads or 1) < 1:
+            raise ConfigError("--eval-batch-size, --workers or --threads is too small; use 1")
+        if self.eval_fraction is not None and not 0 < self.eval_fraction <= 1:
+            raise ConfigError(f"--eval-fraction is {self.eval_fraction}; use more than 0, up to 1")
+        if self.plot is not None and not self.analysis:
+            raise ConfigError("--plot draws the analysis; give --analysis too")
 
 
 def _plain(value: object, real: bool) -> object:

@@ -148,6 +148,11 @@ class ValidationDataset(Dataset[ValidationBatch]):
             teacher=torch.tensor([teacher for _, _, teacher in rows]),
         )
 
+    @property
+    def has_teacher(self) -> bool:
+        """Whether the teacher's labels are known, of all samples that it could decode."""
+        return bool(self._labels)
+
     def _open_shard(self, number: int) -> Shard:
         return open_shard(self._paths[number], number)
 

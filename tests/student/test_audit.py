@@ -66,7 +66,7 @@ def test_stored_digests_of_every_shard_are_redrawn(world, tmp_path, monkeypatch)
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_digest_that_differs_in_any_shard_is_found(world, tmp_path, shard, workers) -> None:
     dataset = drifted(data(world, tmp_path), shard)
-    with pytest.raises(ReplayError, match="has digest.*label-store verify"):
+    with pytest.raises(ReplayError, match=r"has digest.*label-store verify"):
         audit_store(dataset, LoaderOptions(workers=workers), Ranks())
 
 
@@ -98,7 +98,7 @@ def test_a_run_of_one_step_finds_what_only_late_epochs_would_meet(
         return replace(stored, digest=stored.digest ^ np.uint32(view >= 10))
 
     monkeypatch.setattr(type(inputs.store), "read_view", read_view)
-    with pytest.raises(ReplayError, match="view 1[0-4] of"):
+    with pytest.raises(ReplayError, match=r"view 1[0-4] of"):
         train(config, inputs, stop_after=1)
     assert not (tmp_path / "run" / "last.pt").exists()
     unaudited = world.config(tmp_path / "unaudited", epochs=VIEWS, audit=False)
