@@ -34,7 +34,8 @@ Floats = NDArray[np.float64]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelModel:
     """How sure the teacher is, in units of logits. The defaults agree with a sample's class in
-    about four of five unmixed views, and in two of five mixed ones."""
+    about four of five unmixed views, and in two of five mixed ones.
+    """
 
     lead_mean: float = 3.0  # of a sample's own class over its strongest confusion
     lead_std: float = 2.5  # over samples: some are nearly always right, some never
