@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pipeline.config import ColumnConfig
 from pipeline.store import Manifest
 
 __all__ = ["card_text"]
@@ -27,6 +28,7 @@ def card_text(manifest: Manifest) -> str:
         "views": f"{views.start}..{views.stop - 1} of every sample, {augment.image_size} px",
         "augmentation": f"{augment.crop} crop, flip {augment.hflip:g}, {augment.policy}{erasing}",
         "mixing": mixing,
+        "kept of probabilities": _kept(identity.columns),
         "root seed": str(identity.root_seed),
         "shards": str(len(manifest.shards)),
         "samples": f"{samples} = {samples - rejected} labelled + {rejected} rejected",
@@ -36,8 +38,17 @@ def card_text(manifest: Manifest) -> str:
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     return (
         "# Teacher labels\n\n"
-        "Hard labels of a teacher on augmented views, and the seeds that replay those views\n"
+        "Labels of a teacher on augmented views, and the seeds that replay those views\n"
         "from the shards, bit for bit. Made by `label-teacher`; read with pandas, PyArrow or\n"
         "DuckDB, train with `train-student --labels`, check with `label-store verify`.\n\n"
         f"| | |\n|---|---|\n{table}\n"
     )
+
+
+def _kept(columns: ColumnConfig) -> str:
+    named = {
+        "confidence": columns.confidence,
+        "margin": columns.margin,
+        f"top {columns.topk}": columns.topk,
+    }
+    return ", ".join(name for name, there in named.items() if there) or "nothing"

@@ -206,6 +206,9 @@ class ParquetStore(LabelStore):
 
     def read_part(self, entry: PartEntry) -> PartRows:
         """Read a part and check it against the manifest: size, SHA-256, pages, identity."""
+        return self._read(entry, trusted=False)
+
+    def _read(self, entry: PartEntry, *, trusted: bool) -> PartRows:
         path = self.root.at(entry.part.path)
         cure = "delete the file and run the label job again, it will redo only this part"
         try:
@@ -217,7 +220,7 @@ class ParquetStore(LabelStore):
             raise ChecksumError(
                 f"{path}: sha256 is {actual}, the manifest says {entry.sha256}; {cure}"
             )
-        rows = decode_part(data, entry.part, path, trusted=True)
+        rows = decode_part(data, entry.part, path, trusted=trusted)
         if rows.identity != self._digest or columns_of(rows) != self.identity.columns:
             raise ChecksumError(f"{path} belongs to another store; {cure}")
         return rows
@@ -227,7 +230,7 @@ class ParquetStore(LabelStore):
             if entry.part in self._parts:
                 self._parts.move_to_end(entry.part)
             else:
-                self._parts[entry.part] = PartViews(self.read_part(entry))
+                self._parts[entry.part] = PartViews(self._read(entry, trusted=True))
                 if len(self._parts) > _CACHED_PARTS:
                     self._parts.popitem(last=False)
             return self._parts[entry.part]
