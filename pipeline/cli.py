@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import tyro
 from tqdm import tqdm
@@ -43,7 +44,7 @@ def pack_shards() -> None:
 class Inspect:
     """Show what a store holds; reads its manifest alone."""
 
-    path: tyro.conf.Positional[Path]
+    store: tyro.conf.Positional[Path]
     """The store (the directory that ends in .parquet)."""
     json: bool = False
     """Print JSON for machines instead."""
@@ -53,7 +54,7 @@ class Inspect:
 class Verify:
     """Check every file of a store; with --shards, redraw views and compare their digests."""
 
-    path: tyro.conf.Positional[Path]
+    store: tyro.conf.Positional[Path]
     """The store (the directory that ends in .parquet)."""
     shards: tuple[str, ...] = ()
     """The shards that were labelled: files, brace patterns or globs, in quotes."""
@@ -63,27 +64,34 @@ class Verify:
     """Print JSON for machines instead."""
 
 
+StoreCommand: TypeAlias = Inspect | Verify
+
+
 def label_store() -> None:
     """Inspect and verify label stores."""
     with _errors_of("label-store"):
-        command = tyro.extras.subcommand_cli_from_dict(
-            {"inspect": _inspect, "verify": _verify},
+        # A class is its subcommand; its docstring is the help.
+        command: StoreCommand = tyro.cli(
+            StoreCommand,
             prog="label-store",
             description=label_store.__doc__,
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
         )
-        if isinstance(command, int) and command:
-            raise SystemExit(command)
+        match command:
+            case Inspect():
+                _inspect(command)
+            case Verify():
+                _verify(command)
 
 
-def _inspect(options: tyro.conf.OmitArgPrefixes[Inspect]) -> int:
-    """Show what a store holds; reads its manifest alone."""
+def _inspect(options: Inspect) -> None:
     from pipeline.card import card_text
     from pipeline.store import read_manifest
 
-    manifest = read_manifest(options.path)
+    manifest = read_manifest(options.store)
     if options.json:
         print(json.dumps(manifest.to_json(), indent=2, sort_keys=True))
-        return 0
+        return
     print(card_text(manifest))
     print("| shard | samples | rejected | views | parts | bytes |\n|---|---|---|---|---|---|")
     for shard in manifest.shards:
@@ -94,21 +102,19 @@ def _inspect(options: tyro.conf.OmitArgPrefixes[Inspect]) -> int:
             f"| {len(manifest.views_of_shards[shard.number])} | {len(entries)} "
             f"| {sum(entry.bytes for entry in entries)} |"
         )
-    return 0
 
 
-def _verify(options: tyro.conf.OmitArgPrefixes[Verify]) -> int:
-    """Check every file of a store; with --shards, redraw views and compare their digests."""
+def _verify(options: Verify) -> None:
     from pipeline.verify import verify_store
 
     if options.all and not options.shards:
         raise ConfigError("--all redraws views, which needs the shards: give --shards")
-    report = verify_store(options.path, options.shards, every_digest=options.all)
+    report = verify_store(options.store, options.shards, every_digest=options.all)
     if options.json:
         print(json.dumps(dataclasses.asdict(report), indent=2))
     else:
         print(
-            f"{options.path}: {report.parts} parts, {report.labels} labels, {report.bytes} bytes: "
+            f"{options.store}: {report.parts} parts, {report.labels} labels, {report.bytes} bytes: "
             "all checksums are right"
         )
         print(
@@ -124,7 +130,8 @@ def _verify(options: tyro.conf.OmitArgPrefixes[Verify]) -> int:
                 f"{mismatch.stored}, found {mismatch.found}"
             )
         print(f"FAILED: {len(report.mismatches)} differ" if report.mismatches else "passed")
-    return 1 if report.mismatches else 0
+    if report.mismatches:
+        raise SystemExit(1)
 
 
 @contextmanager
