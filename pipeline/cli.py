@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import tyro
 from tqdm import tqdm
@@ -42,7 +42,7 @@ def pack_shards() -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspect:
-    """Show what a store holds; reads its manifest alone."""
+    """Show a store's card: teacher, views, shards, rejections, runs. Reads no part."""
 
     store: tyro.conf.Positional[Path]
     """The store (the directory that ends in .parquet)."""
@@ -85,23 +85,10 @@ def label_store() -> None:
 
 
 def _inspect(options: Inspect) -> None:
-    from pipeline.card import card_text
-    from pipeline.store import read_manifest
+    from pipeline.card import inspect_store
+    from pipeline.store import open_store
 
-    manifest = read_manifest(options.store)
-    if options.json:
-        print(json.dumps(manifest.to_json(), indent=2, sort_keys=True))
-        return
-    print(card_text(manifest))
-    print("| shard | samples | rejected | views | parts | bytes |\n|---|---|---|---|---|---|")
-    for shard in manifest.shards:
-        entries = [entry for entry in manifest.parts if entry.part.shard == shard.number]
-        print(
-            f"| {shard.number}: {shard.name} | {shard.samples} "
-            f"| {len(manifest.rejections.get(shard.number, ()))} "
-            f"| {len(manifest.views_of_shards[shard.number])} | {len(entries)} "
-            f"| {sum(entry.bytes for entry in entries)} |"
-        )
+    _show(inspect_store(open_store(options.store)), as_json=options.json)
 
 
 def _verify(options: Verify) -> None:
@@ -132,6 +119,21 @@ def _verify(options: Verify) -> None:
         print(f"FAILED: {len(report.mismatches)} differ" if report.mismatches else "passed")
     if report.mismatches:
         raise SystemExit(1)
+
+
+class _Report(Protocol):
+    """What a tool found, for machines and for people."""
+
+    def to_json(self) -> dict[str, Any]: ...
+
+    def to_markdown(self) -> str: ...
+
+
+def _show(report: _Report, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(report.to_json(), indent=2, sort_keys=True))
+    else:
+        print(report.to_markdown(), end="")
 
 
 @contextmanager

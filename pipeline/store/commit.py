@@ -19,7 +19,7 @@ from pipeline.config import StoreIdentity, canonical_json, different_fields
 from pipeline.errors import IdentityError, IncompleteStoreError, RejectionError, StoreError
 from pipeline.files import commit_new, read_bytes, replace, sha256
 from pipeline.records import PartKey, PartRows, Rejection, ShardInfo
-from pipeline.store.manifest import IDENTITY_PATH, Manifest, PartEntry, write_manifest
+from pipeline.store.manifest import IDENTITY_PATH, Agreement, Manifest, PartEntry, write_manifest
 from pipeline.store.parquet import decode_part, encode_part
 
 __all__ = [
@@ -45,6 +45,7 @@ class Committed:
     entry: PartEntry
     image_hash: str  # of the shard it was labelled from
     rejections: tuple[Rejection, ...]
+    agreement: Agreement
 
 
 def claim_store(
@@ -137,7 +138,12 @@ def _keys(rejections: Sequence[Rejection]) -> str:
 
 def _committed(rows: PartRows, data: bytes) -> Committed:
     entry = PartEntry(part=rows.part, bytes=len(data), sha256=sha256(data), rows=rows.label.size)
-    return Committed(entry=entry, image_hash=rows.image_hash, rejections=rows.rejections)
+    return Committed(
+        entry=entry,
+        image_hash=rows.image_hash,
+        rejections=rows.rejections,
+        agreement=Agreement.of_rows(rows),
+    )
 
 
 def find_parts(root: Path) -> list[PartKey]:
@@ -195,6 +201,7 @@ def finish_store(
         image_hashes=_agreed_images(root, committed),
         rejections=_agreed_rejections(root, committed),
         parts=tuple(one.entry for one in committed),
+        agreement=Agreement.total(one.agreement for one in committed),
     )
     write_manifest(root, manifest)
     replace(root / CARD_PATH, card(manifest).encode())

@@ -1,0 +1,58 @@
+"""The records of how a store's runs went: read for people, never compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.files import read_bytes
+
+__all__ = ["RUNS_PATH", "Run", "read_runs"]
+
+RUNS_PATH = "_meta/runs"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What one run left beside a store; ``error`` says why a record cannot be read."""
+
+    name: str  # of its file
+    finished: str = ""  # ISO 8601, UTC
+    tool: str = ""  # the command that ran
+    labels: int = 0  # new ones
+    seconds: float = 0.0
+    versions: Mapping[str, str] | None = None
+    processor: str = ""
+    flip_rows: int = 0  # views that were labelled in fp32 too
+    flips: int = 0  # of them, where fp32 gives another label
+    error: str = ""
+
+    @staticmethod
+    def from_json(name: str, values: Mapping[str, Any]) -> Run:
+        """Build a run from its record; raises ``ValueError`` or ``TypeError`` for no record."""
+        preflight = values.get("preflight") or {}
+        return Run(
+            name=name,
+            finished=str(values.get("finished", "")),
+            tool=str(values.get("tool", "label-teacher")),
+            labels=int(values.get("labels", 0)),
+            seconds=float(values.get("seconds", 0.0)),
+            versions={str(key): str(one) for key, one in values.get("versions", {}).items()},
+            processor=str(values.get("machine", {}).get("processor", "")),
+            flip_rows=int(preflight.get("flip_rows", 0)),
+            flips=int(preflight.get("flips", 0)),
+        )
+
+
+def read_runs(root: Path) -> tuple[Run, ...]:
+    """Return the runs of a store, the oldest first; damaged records say so."""
+    runs = []
+    for path in sorted((root / RUNS_PATH).glob("*.json")):
+        try:
+            runs.append(Run.from_json(path.name, json.loads(read_bytes(path))))
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            runs.append(Run(name=path.name, error=repr(error)))
+    return tuple(runs)

@@ -1,0 +1,1 @@
+"""Tools for stores that exist: compare, describe, join, extend and thin them."""
