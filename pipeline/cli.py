@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import tyro
@@ -44,7 +43,7 @@ def pack_shards() -> None:
 class Inspect:
     """Show a store's card: teacher, views, shards, rejections, runs. Reads no part."""
 
-    store: tyro.conf.Positional[Path]
+    store: tyro.conf.Positional[str]
     """The store (the directory that ends in .parquet)."""
     json: bool = False
     """Print JSON for machines instead."""
@@ -54,7 +53,7 @@ class Inspect:
 class Verify:
     """Check every file of a store; with --shards, redraw views and compare their digests."""
 
-    store: tyro.conf.Positional[Path]
+    store: tyro.conf.Positional[str]
     """The store (the directory that ends in .parquet)."""
     shards: tuple[str, ...] = ()
     """The shards that were labelled: files, brace patterns or globs, in quotes."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from pipeline.files import read_bytes
+from pipeline.errors import PipelineError
+from pipeline.files import Folder
 
 __all__ = ["RUNS_PATH", "Run", "read_runs"]
 
@@ -47,12 +47,13 @@ class Run:
         )
 
 
-def read_runs(root: Path) -> tuple[Run, ...]:
+def read_runs(root: Folder) -> tuple[Run, ...]:
     """Return the runs of a store, the oldest first; damaged records say so."""
     runs = []
-    for path in sorted((root / RUNS_PATH).glob("*.json")):
+    for path in root.list(f"{RUNS_PATH}/"):
+        name = path.rpartition("/")[2]
         try:
-            runs.append(Run.from_json(path.name, json.loads(read_bytes(path))))
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            runs.append(Run(name=path.name, error=repr(error)))
+            runs.append(Run.from_json(name, json.loads(root.read_bytes(path))))
+        except (PipelineError, OSError, ValueError, TypeError, AttributeError) as error:
+            runs.append(Run(name=name, error=repr(error)))
     return tuple(runs)
