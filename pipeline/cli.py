@@ -63,11 +63,33 @@ class Verify:
     """Print JSON for machines instead."""
 
 
-StoreCommand: TypeAlias = Inspect | Verify
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """Count a store's labels: classes, agreement with the true class, spread over views."""
+
+    store: tyro.conf.Positional[str]
+    """The store."""
+    json: bool = False
+    """Print JSON for machines instead."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diff:
+    """Compare the labels of two stores on the views that both have."""
+
+    a: tyro.conf.Positional[str]
+    """A store."""
+    b: tyro.conf.Positional[str]
+    """Another of the same root seed, augmentation and mixing, such as another teacher's."""
+    json: bool = False
+    """Print JSON for machines instead."""
+
+
+StoreCommand: TypeAlias = Inspect | Verify | Stats | Diff
 
 
 def label_store() -> None:
-    """Inspect and verify label stores."""
+    """Inspect, verify, compare and reuse label stores."""
     with _errors_of("label-store"):
         # A class is its subcommand; its docstring is the help.
         command: StoreCommand = tyro.cli(
@@ -81,6 +103,10 @@ def label_store() -> None:
                 _inspect(command)
             case Verify():
                 _verify(command)
+            case Stats():
+                _stats(command)
+            case Diff():
+                _diff(command)
 
 
 def _inspect(options: Inspect) -> None:
@@ -118,6 +144,20 @@ def _verify(options: Verify) -> None:
         print(f"FAILED: {len(report.mismatches)} differ" if report.mismatches else "passed")
     if report.mismatches:
         raise SystemExit(1)
+
+
+def _stats(options: Stats) -> None:
+    from pipeline.reuse import store_stats
+    from pipeline.store import open_store
+
+    _show(store_stats(open_store(options.store)), as_json=options.json)
+
+
+def _diff(options: Diff) -> None:
+    from pipeline.reuse import diff_stores
+    from pipeline.store import open_store
+
+    _show(diff_stores(open_store(options.a), open_store(options.b)), as_json=options.json)
 
 
 class _Report(Protocol):

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import platform
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
+from pipeline.config import canonical_json
 from pipeline.errors import PipelineError
 from pipeline.files import Folder
 
-__all__ = ["RUNS_PATH", "Run", "read_runs"]
+__all__ = ["RUNS_PATH", "Run", "processor", "read_runs", "record_run", "versions"]
 
 RUNS_PATH = "_meta/runs"
+VERSIONED_PACKAGES = ("numba", "numpy", "pillow", "pyarrow", "ray", "simplejpeg", "timm", "torch")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,3 +64,40 @@ def read_runs(root: Folder) -> tuple[Run, ...]:
         except (PipelineError, OSError, ValueError, TypeError, AttributeError) as error:
             runs.append(Run(name=name, error=repr(error)))
     return tuple(runs)
+
+
+def record_run(root: Folder, tool: str, run: Mapping[str, Any]) -> None:
+    """Record how a run of ``tool`` went, with versions, hardware and time."""
+    now = datetime.now(UTC)
+    record = {
+        "finished": now.isoformat(timespec="seconds"),
+        "tool": tool,
+        "versions": versions(),
+        "python": sys.version.split()[0],
+        "machine": {"platform": platform.platform(), "processor": processor()},
+        **run,
+    }
+    name = f"{now:%Y%m%dT%H%M%S%f}.json"
+    root.commit_new(f"{RUNS_PATH}/{name}", canonical_json(record) + b"\n")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of all packages that touch pixels, labels or files."""
+    found = {}
+    for name in VERSIONED_PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def processor() -> str:
+    """Return the CPU's name, as far as the system tells."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"
