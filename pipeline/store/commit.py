@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.config import StoreIdentity, canonical_json, different_fields
 from pipeline.errors import IdentityError, IncompleteStoreError, RejectionError, StoreError
 from pipeline.files import Folder, Place, open_folder, sha256
-from pipeline.records import PartKey, PartRows, Rejection, ShardInfo
+from pipeline.records import OPTIONAL_COLUMNS, PartKey, PartRows, Rejection, ShardInfo
 from pipeline.store.manifest import IDENTITY_PATH, Agreement, Manifest, PartEntry, write_manifest
 from pipeline.store.parquet import decode_part, encode_part
 
@@ -123,7 +123,8 @@ def _require_same_rows(ours: PartRows, theirs: PartRows, path: str) -> None:
             f"{path}: committed with the rejections {_keys(theirs.rejections)}, now it is "
             f"{_keys(ours.rejections)}; the shard or the decoder changed in between"
         )
-    for name in ("identity", "content_hash", "image_hash", "target", "seed", "label", "digest"):
+    exact = ("identity", "content_hash", "image_hash", "target", "seed", "label", "digest")
+    for name in (*exact, *OPTIONAL_COLUMNS):
         mine, other = np.asarray(getattr(ours, name)), np.asarray(getattr(theirs, name))
         if not np.array_equal(mine, other):
             raise StoreError(
