@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,8 +12,8 @@ from pipeline.augment import apply_view, decode, image_size, view_digest
 from pipeline.errors import ChecksumError, DecodeError, IdentityError, ShardError, StoreError
 from pipeline.files import Folder, Place, expand_shards, sha256
 from pipeline.fingerprints import different_fingerprints, fingerprints
-from pipeline.job import versions
 from pipeline.pairing import GroupPlaces, block_of, draw_group_mixing, draw_groups
+from pipeline.provenance import read_runs, versions
 from pipeline.records import NO_PARTNER, MixParams, PartRows, Pixels
 from pipeline.shards import Shard, match_shards, open_known_shard
 from pipeline.store import LabelStore, ParquetStore, find_parts, open_store
@@ -129,12 +128,7 @@ def check_fingerprints(store: LabelStore) -> None:
 
 def _versions_of_runs(root: Folder) -> Mapping[str, str]:
     """Return the versions of the store's first run, nothing if none is recorded."""
-    for path in root.list("_meta/runs/"):
-        try:
-            return dict(json.loads(root.read_bytes(path))["versions"])
-        except (ValueError, KeyError, TypeError):
-            continue
-    return {}
+    return next((run.versions for run in read_runs(root) if run.versions), {})
 
 
 def _check_layout(store: ParquetStore) -> None:

@@ -16,10 +16,11 @@ from pipeline.store.commit import (
     read_entry,
 )
 from pipeline.store.contract import LabelStore
-from pipeline.store.manifest import Manifest, PartEntry, listed_parts, read_manifest
+from pipeline.store.manifest import Agreement, Manifest, PartEntry, listed_parts, read_manifest
 from pipeline.store.parquet import ParquetStore
 
 __all__ = [
+    "Agreement",
     "Committed",
     "LabelStore",
     "Manifest",

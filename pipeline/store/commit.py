@@ -22,6 +22,7 @@ from pipeline.records import OPTIONAL_COLUMNS, PartKey, PartRows, Rejection, Sha
 from pipeline.store.manifest import (
     CARD_PATH,
     IDENTITY_PATH,
+    Agreement,
     Manifest,
     PartEntry,
     identity_bytes,
@@ -50,6 +51,7 @@ class Committed:
     entry: PartEntry
     image_hash: str  # of the shard it was labelled from
     rejections: tuple[Rejection, ...]
+    agreement: Agreement
 
 
 def claim_store(
@@ -145,7 +147,12 @@ def _keys(rejections: Sequence[Rejection]) -> str:
 
 def _committed(rows: PartRows, data: bytes) -> Committed:
     entry = PartEntry(part=rows.part, bytes=len(data), sha256=sha256(data), rows=rows.label.size)
-    return Committed(entry=entry, image_hash=rows.image_hash, rejections=rows.rejections)
+    return Committed(
+        entry=entry,
+        image_hash=rows.image_hash,
+        rejections=rows.rejections,
+        agreement=Agreement.of_rows(rows),
+    )
 
 
 def find_parts(root: Place) -> list[PartKey]:
@@ -205,6 +212,7 @@ def finish_store(
         image_hashes=_agreed_images(folder, committed),
         rejections=_agreed_rejections(folder, committed),
         parts=tuple(one.entry for one in committed),
+        agreement=Agreement.total(one.agreement for one in committed),
     )
     text = card(manifest).encode()
     folder.replace(CARD_PATH, text)

@@ -6,8 +6,8 @@ from abc import ABC, abstractmethod
 
 from pipeline.config import StoreIdentity
 from pipeline.files import Folder
-from pipeline.records import ShardView
-from pipeline.store.manifest import Manifest
+from pipeline.records import PartRows, ShardView
+from pipeline.store.manifest import Manifest, PartEntry
 
 __all__ = ["LabelStore"]
 
@@ -34,4 +34,11 @@ class LabelStore(ABC):
 
         Raises ``IncompleteStoreError`` if the store has none, ``ChecksumError`` if the
         bytes are not those that were committed.
+        """
+
+    @abstractmethod
+    def read_part(self, entry: PartEntry) -> PartRows:
+        """Read one part of the manifest and check it whole.
+
+        Raises ``ChecksumError`` if its bytes are not those that were committed.
         """

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,12 +17,13 @@ from typing import Any
 from pipeline.config import FORMAT_VERSION, StoreIdentity, canonical_json
 from pipeline.errors import ChecksumError, IncompleteStoreError, StoreError
 from pipeline.files import Place, open_folder, sha256
-from pipeline.records import PartKey, Rejection, ShardInfo
+from pipeline.records import PartKey, PartRows, Rejection, ShardInfo
 
 __all__ = [
     "CARD_PATH",
     "IDENTITY_PATH",
     "MANIFEST_PATH",
+    "Agreement",
     "Manifest",
     "PartEntry",
     "identity_bytes",
@@ -48,6 +49,29 @@ class PartEntry:
     rows: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """How many labels have a known true class, and how many of those equal it."""
+
+    known: int
+    equal: int
+
+    @staticmethod
+    def of_rows(rows: PartRows) -> Agreement:
+        """Count the labels of one part; a target of -1 is unknown."""
+        known = rows.target >= 0
+        equal = rows.label[known] == rows.target[known, None]
+        return Agreement(known=equal.size, equal=int(equal.sum()))
+
+    @staticmethod
+    def total(counts: Iterable[Agreement]) -> Agreement:
+        """Return the sum of counts."""
+        counts = tuple(counts)
+        return Agreement(
+            known=sum(one.known for one in counts), equal=sum(one.equal for one in counts)
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What a finished store holds. Shards are ordered by number, parts by (shard, view)."""
@@ -58,6 +82,7 @@ class Manifest:
     image_hashes: Mapping[int, str]  # by shard number: SHA-256 of all its encoded images
     rejections: Mapping[int, tuple[Rejection, ...]]  # by shard number, where there are any
     parts: tuple[PartEntry, ...]
+    agreement: Agreement  # of all labels with the true classes
     card: str = ""  # SHA-256 of the card
 
     @cached_property
@@ -109,13 +134,17 @@ class Manifest:
 
     def find_part(self, shard: int, view: int) -> PartEntry:
         """Return the part that holds a view of a shard."""
-        for entry in self._parts_of_shards.get(shard, ()):
+        for entry in self.parts_of_shard(shard):
             if entry.part.first_view <= view < entry.part.end_view:
                 return entry
         raise IncompleteStoreError(
             f"the store has no labels for shard {shard} at view {view}; run the label job "
             f"again with --first-view and --views that include {view}"
         )
+
+    def parts_of_shard(self, shard: int) -> tuple[PartEntry, ...]:
+        """Return the parts of a shard, by view."""
+        return tuple(self._parts_of_shards.get(shard, ()))
 
     @cached_property
     def _parts_of_shards(self) -> Mapping[int, list[PartEntry]]:
@@ -148,6 +177,7 @@ class Manifest:
                 }
                 for entry in self.parts
             ],
+            "agreement": dataclasses.asdict(self.agreement),
         }
 
     @staticmethod
@@ -165,6 +195,7 @@ class Manifest:
                     for shard, rejections in values["rejections"].items()
                 },
                 parts=tuple(_part_entry(entry) for entry in values["parts"]),
+                agreement=Agreement(**values["agreement"]),
                 card=str(values["card"]),
             )
         except (KeyError, TypeError, ValueError) as error:

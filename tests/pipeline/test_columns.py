@@ -261,8 +261,11 @@ def test_the_columns_are_part_of_an_identity(columns: ColumnConfig) -> None:
 
 
 def test_the_card_names_the_columns(soft_store: ParquetStore, hash_store: ParquetStore) -> None:
-    assert "| kept of probabilities | confidence, margin, top 5 |" in card_text(soft_store.manifest)
-    assert "| kept of probabilities | nothing |" in card_text(hash_store.manifest)
+    assert (
+        "| columns | label, confidence, margin, the 5 likeliest classes with probabilities |"
+        in card_text(soft_store.manifest)
+    )
+    assert "| columns | label |" in card_text(hash_store.manifest)
 
 
 def test_the_command_line_names_the_columns() -> None:
