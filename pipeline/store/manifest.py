@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -23,12 +23,14 @@ __all__ = [
     "CARD_PATH",
     "IDENTITY_PATH",
     "MANIFEST_PATH",
+    "RUNS_PATH",
     "Agreement",
     "Manifest",
     "PartEntry",
     "identity_bytes",
     "listed_parts",
     "read_manifest",
+    "read_values",
     "seal",
     "unseal",
     "write_manifest",
@@ -36,7 +38,13 @@ __all__ = [
 
 MANIFEST_PATH = "_manifest.json"
 IDENTITY_PATH = "_meta/identity.json"
+RUNS_PATH = "_meta/runs/"
 CARD_PATH = "_README.md"
+
+MAX_ROWS = 1 << 26
+"""Rows of a part: more are refused, since a part is decoded whole (about 2 GB at this size)."""
+MAX_VIEW = 1 << 31
+_CURE = "restore the file, or run the label job again to write it anew"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,21 +102,10 @@ class Manifest:
     def view_range(self) -> range:
         """The views that every shard has: from the first on, without a gap."""
         common: list[range] | None = None
-        for runs in self._runs_of_shards.values():
+        for shard in self.shards:
+            runs = _runs(entry.part for entry in self._parts_of_shards.get(shard.number, ()))
             common = runs if common is None else _intersection(common, runs)
         return common[0] if common else range(0)
-
-    @cached_property
-    def _runs_of_shards(self) -> Mapping[int, list[range]]:
-        """The labelled views of each shard, as runs without gaps; few, however many views."""
-        runs: dict[int, list[range]] = {shard.number: [] for shard in self.shards}
-        for part in sorted(entry.part for entry in self.parts):
-            known = runs[part.shard]
-            if known and known[-1].stop >= part.first_view:
-                known[-1] = range(known[-1].start, max(known[-1].stop, part.end_view))
-            else:
-                known.append(range(part.first_view, part.end_view))
-        return runs
 
     @cached_property
     def views_of_shards(self) -> Mapping[int, set[int]]:
@@ -188,32 +185,92 @@ class Manifest:
             manifest = Manifest(
                 identity=identity,
                 fingerprints=dict(values["fingerprints"]),
-                shards=tuple(ShardInfo(**shard) for shard in values["shards"]),
+                shards=tuple(_shard_info(shard) for shard in values["shards"]),
                 image_hashes={int(n): str(text) for n, text in values["image_hashes"].items()},
                 rejections={
-                    int(shard): tuple(Rejection(**one) for one in rejections)
+                    int(shard): tuple(_rejection(one) for one in rejections)
                     for shard, rejections in values["rejections"].items()
                 },
                 parts=tuple(_part_entry(entry) for entry in values["parts"]),
                 agreement=Agreement(**values["agreement"]),
                 card=str(values["card"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise StoreError(f"the manifest is malformed: {error!r}") from error
-        unknown = {entry.part.shard for entry in manifest.parts} - set(manifest.by_shard)
-        if unknown:
-            raise StoreError(f"the manifest has parts of unknown shards {sorted(unknown)}")
+        _check_claims(manifest)
         return manifest
 
 
-def _intersection(ours: list[range], theirs: list[range]) -> list[range]:
-    """Return the runs that lie in both lists of ascending runs."""
-    both = (
+def _runs(parts: Iterable[PartKey]) -> list[range]:
+    """Return the views of a shard's parts as ranges with gaps between them, sorted."""
+    runs: list[range] = []
+    for part in sorted(parts):
+        if runs and runs[-1].stop >= part.first_view:
+            runs[-1] = range(runs[-1].start, max(runs[-1].stop, part.end_view))
+        else:
+            runs.append(range(part.first_view, part.end_view))
+    return runs
+
+
+def _intersection(ours: Sequence[range], theirs: Sequence[range]) -> list[range]:
+    common = (
         range(max(one.start, other.start), min(one.stop, other.stop))
         for one in ours
         for other in theirs
     )
-    return [run for run in both if run]
+    return [one for one in common if len(one)]
+
+
+def _check_claims(manifest: Manifest) -> None:
+    """Raise ``StoreError`` for claims that no label job makes, before they size any memory."""
+    numbers = [shard.number for shard in manifest.shards]
+    if numbers != sorted(set(numbers)) or any(number < 0 for number in numbers):
+        raise StoreError("the manifest's shards are not in order")
+    unknown = {
+        *(entry.part.shard for entry in manifest.parts),
+        *manifest.rejections,
+        *manifest.image_hashes,
+    } - set(numbers)
+    if unknown:
+        raise StoreError(f"the manifest has parts of unknown shards {sorted(unknown)}")
+    for shard in manifest.shards:
+        places = [one.index for one in manifest.rejections.get(shard.number, ())]
+        if places != sorted(set(places)) or not all(0 <= one < shard.samples for one in places):
+            raise StoreError(f"the manifest's rejections of shard {shard.number} are not in order")
+    accepted = {number: manifest.accepted_samples(number) for number in numbers}
+    last: PartKey | None = None
+    for entry in manifest.parts:
+        part = entry.part
+        first, end, rows = part.first_view, part.end_view, accepted[part.shard] * part.views
+        if part.views < 1 or not 0 <= first <= end <= MAX_VIEW:
+            raise StoreError(f"the manifest's part {part.path} has impossible views")
+        if entry.rows != rows or rows > MAX_ROWS:
+            raise StoreError(
+                f"the manifest claims {entry.rows} rows for {part.path}; its shard and views give "
+                f"{rows}, and a part has at most {MAX_ROWS}"
+            )
+        if last is not None and (
+            part.shard < last.shard or (part.shard == last.shard and first < last.end_view)
+        ):
+            raise StoreError(f"the manifest's parts {last.path}, {part.path} are not in order")
+        last = part
+
+
+def _shard_info(values: Mapping[str, Any]) -> ShardInfo:
+    shard = ShardInfo(**values)
+    if not all(
+        type(one) is int and 0 <= one < 1 << 40
+        for one in (shard.number, shard.samples, shard.bytes)
+    ):
+        raise ValueError(f"shard {shard.number!r} has {shard.samples!r} samples")
+    return shard
+
+
+def _rejection(values: Mapping[str, Any]) -> Rejection:
+    one = Rejection(**values)
+    if type(one.index) is not int or not isinstance(one.key, str):
+        raise ValueError(f"rejection of {one.key!r} at {one.index!r}")
+    return one
 
 
 def _part_entry(values: Mapping[str, Any]) -> PartEntry:
@@ -258,16 +315,19 @@ def seal(values: Mapping[str, Any]) -> bytes:
     return b'{"sha256":"' + sha256(body).encode() + b'",' + body[1:]
 
 
-def unseal(data: bytes) -> dict[str, Any]:
-    """Return the values of ``seal``'s bytes; raises ``ValueError`` if any was changed."""
+def unseal(data: bytes, name: str) -> dict[str, Any]:
+    """Return the values of ``seal``; raises ``ChecksumError`` if a byte was changed."""
     found = _SEAL.match(data)
     if found is None:
-        raise ValueError("it does not begin with its sha256")
+        raise ChecksumError(f"{name} is no manifest, it does not begin with a sha256; {_CURE}")
     body = b"{" + data[found.end() :]
     actual, expected = sha256(body), found[1].decode()
     if actual != expected:
-        raise ValueError(f"its sha256 is {actual}, it says {expected}")
-    return dict(json.loads(body))
+        raise ChecksumError(f"{name}: sha256 is {actual}, it says {expected}; {_CURE}")
+    try:
+        return dict(json.loads(body))
+    except (ValueError, RecursionError) as error:
+        raise ChecksumError(f"{name} is no manifest ({error!r}); {_CURE}") from error
 
 
 def write_manifest(root: Place, manifest: Manifest) -> None:
@@ -275,13 +335,12 @@ def write_manifest(root: Place, manifest: Manifest) -> None:
     open_folder(root).replace(MANIFEST_PATH, seal(manifest.to_json()))
 
 
-def read_manifest(root: Place) -> Manifest:
-    """Read a store's manifest and check it.
+def read_values(root: Place) -> dict[str, Any]:
+    """Read the manifest of a store in a directory and check its checksum.
 
     Raises ``IncompleteStoreError`` if there is none, ``ChecksumError`` if it was changed.
     """
     folder = open_folder(root)
-    path = folder.at(MANIFEST_PATH)
     try:
         data = folder.read_bytes(MANIFEST_PATH)
     except FileNotFoundError as error:
@@ -290,11 +349,9 @@ def read_manifest(root: Place) -> Manifest:
             f"{folder} is {what}: it has no {MANIFEST_PATH}; give the path of a finished store, "
             "or run the label job again with the same settings, it does only what is missing"
         ) from error
-    try:
-        values = unseal(data)
-    except (ValueError, TypeError) as error:
-        raise ChecksumError(
-            f"{path} is no whole manifest: {error}; restore the file, or run the label job "
-            "again to write it anew"
-        ) from error
-    return Manifest.from_json(values)
+    return unseal(data, folder.at(MANIFEST_PATH))
+
+
+def read_manifest(root: Place) -> Manifest:
+    """Read the manifest of a store in a directory; raises what ``read_values`` does."""
+    return Manifest.from_json(read_values(root))

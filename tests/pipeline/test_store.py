@@ -261,7 +261,7 @@ def test_a_manifest_cannot_point_outside_the_store(
 ) -> None:
     root = tmp_path / "copy.parquet"
     shutil.copytree(hash_store.root.path, root)
-    values = unseal((root / "_manifest.json").read_bytes())
+    values = unseal((root / "_manifest.json").read_bytes(), "the manifest")
     values["parts"][0]["path"] = "../../etc/passwd"
     (root / "_manifest.json").write_bytes(seal(values))
     with pytest.raises(StoreError, match=r"should be 'shard=0/view-00000-00003.parquet'"):
