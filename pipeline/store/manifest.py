@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from pipeline.config import FORMAT_VERSION, StoreIdentity, canonical_json
+from pipeline.config import FORMAT_VERSION, StoreIdentity, canonical_json, check_version
 from pipeline.errors import ChecksumError, IncompleteStoreError, StoreError
 from pipeline.files import Place, open_folder, sha256
 from pipeline.records import PartKey, PartRows, Rejection, ShardInfo
@@ -180,8 +180,9 @@ class Manifest:
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Manifest:
         """Build a manifest from ``to_json``'s values; raises ``StoreError`` if malformed."""
-        identity = StoreIdentity.from_json({**values, **values.get("identity", {})})
+        check_version(values.get("format_version"), "the store")
         try:
+            identity = StoreIdentity.from_json(values["identity"])
             manifest = Manifest(
                 identity=identity,
                 fingerprints=dict(values["fingerprints"]),

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.config import FORMAT_VERSION, ColumnConfig, canonical_json
+from pipeline.config import FORMAT_VERSION, ColumnConfig, canonical_json, check_version
 from pipeline.errors import ChecksumError, ConfigError, StoreError
 from pipeline.files import Folder, sha256
 from pipeline.records import PartKey, PartRows, Rejection, ShardView
@@ -111,10 +111,7 @@ def read_part_header(data: bytes, part: PartKey, name: str) -> dict[str, Any]:
             f"{name} is not a part of a label store ({error}); delete the file and run the "
             "label job again, it will redo only this part"
         ) from error
-    if version != FORMAT_VERSION:
-        raise StoreError(
-            f"{name} has format version {version}, this release reads {FORMAT_VERSION}"
-        )
+    check_version(version, name)
     if views != (part.first_view, part.views):
         raise StoreError(f"{name} holds views {views}, not those of its name; rename it back")
     return dict(header)
