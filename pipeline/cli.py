@@ -5,16 +5,21 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import tyro
 from tqdm import tqdm
 
 from pipeline import packing
 from pipeline.errors import ConfigError, PipelineError
+
+if TYPE_CHECKING:
+    from pipeline.relabel import RelabelReport
+    from pipeline.verify import Mismatch
 
 __all__ = ["label_store", "pack_shards"]
 
@@ -41,9 +46,9 @@ def pack_shards() -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspect:
-    """Show what a store holds; reads its manifest alone."""
+    """Show a store's card: teacher, views, shards, rejections, runs. Reads no part."""
 
-    path: tyro.conf.Positional[Path]
+    store: tyro.conf.Positional[str]
     """The store (the directory that ends in .parquet)."""
     json: bool = False
     """Print JSON for machines instead."""
@@ -53,62 +58,95 @@ class Inspect:
 class Verify:
     """Check every file of a store; with --shards, redraw views and compare their digests."""
 
-    path: tyro.conf.Positional[Path]
+    store: tyro.conf.Positional[str]
     """The store (the directory that ends in .parquet)."""
     shards: tuple[str, ...] = ()
     """The shards that were labelled: files, brace patterns or globs, in quotes."""
     all: bool = False
     """Redraw every digest, not a sample: the proof for a store."""
+    relabel: int = 0
+    """Label so many groups again, with the store's own teacher; needs --shards."""
+    teacher_checkpoint: Path | None = None
+    """Weights of the store's teacher, for --relabel; without, timm's pretrained ones."""
+    teacher_random_weights: int | None = None
+    """Seed of the store's teacher, for --relabel, if its weights are untrained."""
+    allow_flips: float = 0.0
+    """Share of relabelled views whose label may differ, on hardware of another kind."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where --relabel runs the teacher."""
     json: bool = False
     """Print JSON for machines instead."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """Count a store's labels: classes, agreement with the true class, spread over views."""
+
+    store: tyro.conf.Positional[str]
+    """The store."""
+    json: bool = False
+    """Print JSON for machines instead."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diff:
+    """Compare the labels of two stores on the views that both have."""
+
+    a: tyro.conf.Positional[str]
+    """A store."""
+    b: tyro.conf.Positional[str]
+    """Another of the same root seed, augmentation and mixing, such as another teacher's."""
+    json: bool = False
+    """Print JSON for machines instead."""
+
+
+StoreCommand: TypeAlias = Inspect | Verify | Stats | Diff
+
+
 def label_store() -> None:
-    """Inspect and verify label stores."""
+    """Inspect, verify, compare and reuse label stores."""
     with _errors_of("label-store"):
-        command = tyro.extras.subcommand_cli_from_dict(
-            {"inspect": _inspect, "verify": _verify},
+        # A class is its subcommand; its docstring is the help.
+        command: StoreCommand = tyro.cli(
+            StoreCommand,
             prog="label-store",
             description=label_store.__doc__,
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
         )
-        if isinstance(command, int) and command:
-            raise SystemExit(command)
+        match command:
+            case Inspect():
+                _inspect(command)
+            case Verify():
+                _verify(command)
+            case Stats():
+                _stats(command)
+            case Diff():
+                _diff(command)
 
 
-def _inspect(options: tyro.conf.OmitArgPrefixes[Inspect]) -> int:
-    """Show what a store holds; reads its manifest alone."""
-    from pipeline.card import card_text
-    from pipeline.store import read_manifest
+def _inspect(options: Inspect) -> None:
+    from pipeline.card import inspect_store
+    from pipeline.store import open_store
 
-    manifest = read_manifest(options.path)
-    if options.json:
-        print(json.dumps(manifest.to_json(), indent=2, sort_keys=True))
-        return 0
-    print(card_text(manifest))
-    print("| shard | samples | rejected | views | parts | bytes |\n|---|---|---|---|---|---|")
-    for shard in manifest.shards:
-        entries = [entry for entry in manifest.parts if entry.part.shard == shard.number]
-        print(
-            f"| {shard.number}: {shard.name} | {shard.samples} "
-            f"| {len(manifest.rejections.get(shard.number, ()))} "
-            f"| {len(manifest.views_of_shards[shard.number])} | {len(entries)} "
-            f"| {sum(entry.bytes for entry in entries)} |"
-        )
-    return 0
+    _show(inspect_store(open_store(options.store)), as_json=options.json)
 
 
-def _verify(options: tyro.conf.OmitArgPrefixes[Verify]) -> int:
-    """Check every file of a store; with --shards, redraw views and compare their digests."""
+def _verify(options: Verify) -> None:
     from pipeline.verify import verify_store
 
-    if options.all and not options.shards:
-        raise ConfigError("--all redraws views, which needs the shards: give --shards")
-    report = verify_store(options.path, options.shards, every_digest=options.all)
+    if (options.all or options.relabel) and not options.shards:
+        raise ConfigError("--all and --relabel redraw views, which needs the shards: give --shards")
+    report = verify_store(options.store, options.shards, every_digest=options.all)
+    relabelled = _relabel(options) if options.relabel else None
+    failed = bool(report.mismatches) or (relabelled is not None and not relabelled.passed)
     if options.json:
-        print(json.dumps(dataclasses.asdict(report), indent=2))
+        found = dataclasses.asdict(report)
+        if relabelled is not None:
+            found["relabelled"] = dataclasses.asdict(relabelled)
+        print(json.dumps(found | {"passed": not failed}, indent=2))
     else:
         print(
-            f"{options.path}: {report.parts} parts, {report.labels} labels, {report.bytes} bytes: "
+            f"{options.store}: {report.parts} parts, {report.labels} labels, {report.bytes} bytes: "
             "all checksums are right"
         )
         print(
@@ -118,13 +156,69 @@ def _verify(options: tyro.conf.OmitArgPrefixes[Verify]) -> int:
         print(
             f"{report.digests} views have a digest, {report.redrawn} were redrawn from the shards"
         )
-        for mismatch in report.mismatches[:_LISTED]:
+        _print_mismatches("MISMATCH", report.mismatches)
+        if relabelled is not None:
             print(
-                f"MISMATCH {mismatch.shard} {mismatch.key} view {mismatch.view}: stored "
-                f"{mismatch.stored}, found {mismatch.found}"
+                f"{relabelled.rows} views in {relabelled.groups} groups were labelled again: "
+                f"{len(relabelled.flips)} labels differ ({relabelled.flip_share:.3%}, "
+                f"{relabelled.allow_flips:.3%} allowed), {relabelled.changed} more rows have "
+                "other probabilities"
             )
-        print(f"FAILED: {len(report.mismatches)} differ" if report.mismatches else "passed")
-    return 1 if report.mismatches else 0
+            _print_mismatches("FLIP", relabelled.flips)
+        print("FAILED" if failed else "passed")
+    if failed:
+        raise SystemExit(1)
+
+
+def _relabel(options: Verify) -> RelabelReport:
+    from pipeline.relabel import RelabelConfig, relabel_store
+
+    config = RelabelConfig(
+        groups=options.relabel,
+        checkpoint=options.teacher_checkpoint,
+        random_weights=options.teacher_random_weights,
+        device=options.device,
+        allow_flips=options.allow_flips,
+    )
+    return relabel_store(options.store, options.shards, config)
+
+
+def _print_mismatches(what: str, mismatches: Sequence[Mismatch]) -> None:
+    for one in mismatches[:_LISTED]:
+        print(
+            f"{what} {one.shard} {one.key} view {one.view}: stored {one.stored}, found {one.found}"
+        )
+    if len(mismatches) > _LISTED:
+        print(f"{what} ... and {len(mismatches) - _LISTED} more")
+
+
+def _stats(options: Stats) -> None:
+    from pipeline.reuse import store_stats
+    from pipeline.store import open_store
+
+    _show(store_stats(open_store(options.store)), as_json=options.json)
+
+
+def _diff(options: Diff) -> None:
+    from pipeline.reuse import diff_stores
+    from pipeline.store import open_store
+
+    _show(diff_stores(open_store(options.a), open_store(options.b)), as_json=options.json)
+
+
+class _Report(Protocol):
+    """What a tool found, for machines and for people."""
+
+    def to_json(self) -> dict[str, Any]: ...
+
+    def to_markdown(self) -> str: ...
+
+
+def _show(report: _Report, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(report.to_json(), indent=2, sort_keys=True))
+    else:
+        print(report.to_markdown(), end="")
 
 
 @contextmanager

@@ -28,6 +28,7 @@ __all__ = [
     "StoreIdentity",
     "TeacherIdentity",
     "canonical_json",
+    "check_version",
     "different_fields",
     "mixing_of_preset",
 ]
@@ -183,6 +184,28 @@ class ColumnConfig:
     def __post_init__(self) -> None:
         _require(0 <= self.topk <= 255, f"topk is {self.topk}; use 1..255, or 0 for none")
 
+    @staticmethod
+    def from_text(text: str) -> ColumnConfig:
+        """Return what words such as ``confidence,margin,topk=5`` ask for, nothing for none.
+
+        Raises ``ConfigError`` for words that are unknown, doubled or without their number.
+        """
+        found: dict[str, Any] = {}
+        for word in (part.strip() for part in text.split(",") if part.strip()):
+            name, equals, number = word.partition("=")
+            value: bool | int = True
+            if name == "topk" and number.isascii() and number.isdigit() and int(number) > 0:
+                value = int(number)
+            elif name not in ("confidence", "margin") or equals:
+                raise ConfigError(
+                    f"--store {text!r}: {word!r} is not known; use words of confidence, margin "
+                    "and topk=K (K in 1..255), with commas between them"
+                )
+            if name in found:
+                raise ConfigError(f"--store {text!r} names {name} twice; name it once")
+            found[name] = value
+        return ColumnConfig(**found)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreIdentity:
@@ -214,12 +237,7 @@ class StoreIdentity:
 
         Raises ``StoreError`` for a version or field that this release does not know.
         """
-        version = values.get("format_version")
-        if version != FORMAT_VERSION:
-            raise StoreError(
-                f"the store has format version {version!r}, this release reads "
-                f"{FORMAT_VERSION}; install the release that wrote it, or a newer one"
-            )
+        check_version(values.get("format_version"), "the store")
         try:
             return StoreIdentity(
                 root_seed=values["root_seed"],
@@ -230,6 +248,16 @@ class StoreIdentity:
             )
         except (KeyError, TypeError, ConfigError) as error:
             raise StoreError(f"the store's identity is malformed: {error!r}") from error
+
+
+def check_version(version: object, name: str) -> None:
+    """Raise ``StoreError`` unless this release knows the format version of what is named."""
+    if version != FORMAT_VERSION or isinstance(version, bool):
+        raise StoreError(
+            f"{name} has format version {version!r}, this release reads {FORMAT_VERSION}; "
+            "install the release that wrote it (its _meta/runs/*.json name the version of "
+            "teacher-labels), or a newer one"
+        )
 
 
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,13 +7,9 @@ write the same bytes.
 from __future__ import annotations
 
 import math
-import platform
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -22,12 +18,12 @@ import tyro
 from pipeline.card import card_text
 from pipeline.config import (
     AugmentConfig,
+    ColumnConfig,
     MixConfig,
     Precision,
     Preset,
     StoreIdentity,
     TeacherIdentity,
-    canonical_json,
 )
 from pipeline.errors import (
     ChecksumError,
@@ -37,9 +33,10 @@ from pipeline.errors import (
     ShardError,
     TeacherError,
 )
-from pipeline.files import commit_new, expand_shards
+from pipeline.files import Place, expand_shards, open_folder
 from pipeline.fingerprints import different_fingerprints, fingerprints
 from pipeline.labelling import GroupTask, group_tasks
+from pipeline.provenance import record_run
 from pipeline.records import PartKey, ShardInfo
 from pipeline.shards import Shard, open_shard
 from pipeline.store import (
@@ -71,7 +68,6 @@ __all__ = [
 ]
 
 _JUDGED_FROM = 32  # images; fewer say nothing about class order
-VERSIONED_PACKAGES = ("numba", "numpy", "pillow", "pyarrow", "ray", "simplejpeg", "timm", "torch")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +76,7 @@ class LabelConfig:
 
     shards: tuple[str, ...]
     """Shard files, brace patterns ('x-{000000..001281}.tar') or globs, in quotes."""
-    out: Path
+    out: str
     """Store to write or to continue; its name ends in .parquet."""
     teacher: str = "regnety_160.deit_in1k"
     """timm's name of the teacher; pretrained weights are fetched unless a checkpoint or
@@ -105,6 +101,9 @@ class LabelConfig:
     mix: bool = True
     """Mix pairs by mixup and CutMix (off by default with --preset center)."""
     mixing: MixConfig = field(default_factory=MixConfig)
+    store: str = ""
+    """What to keep of the teacher's probabilities beside its labels: words of confidence,
+    margin and topk=K with commas between them, such as 'confidence,topk=5'."""
     precision: Precision = "bf16"
     """Number format of the teacher; bf16 changes 0.1 to 0.3 % of labels against fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -136,6 +135,7 @@ class LabelConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} is {value}; use 1 or more")
+        ColumnConfig.from_text(self.store)
         if self.precision == "fp16" and self.device == "cpu":
             raise ConfigError("--precision fp16 needs a GPU; use bf16 or fp32 on a CPU")
 
@@ -154,6 +154,11 @@ class LabelConfig:
             )
         return mixing
 
+    @property
+    def columns(self) -> ColumnConfig:
+        """The optional columns that the store's identity holds."""
+        return ColumnConfig.from_text(self.store)
+
     def identity(self, teacher: TeacherIdentity) -> StoreIdentity:
         """Return the identity of the store that this job writes with ``teacher``."""
         return StoreIdentity(
@@ -161,6 +166,7 @@ class LabelConfig:
             augment=self.augment,
             mix=self.effective_mixing,
             teacher=teacher,
+            columns=self.columns,
         )
 
     def teacher_spec(self) -> TeacherSpec:
@@ -174,6 +180,7 @@ class LabelConfig:
             classes=self.num_classes,
             precision=self.precision,
             batch_views=self.batch_views,
+            columns=self.columns,
         )
 
 
@@ -201,7 +208,7 @@ class PartOrder:
     path: Path
     shard: ShardInfo
     identity: StoreIdentity
-    out: Path
+    out: str
 
     def tasks(self) -> Iterator[GroupTask]:
         """Yield the augmentation tasks of the part."""
@@ -316,14 +323,14 @@ def plan_job(config: LabelConfig, shards: IndexedShards, teacher: TeacherIdentit
 
 
 def _require_listed_bytes(
-    root: Path, committed: Committed, listed: Mapping[PartKey, PartEntry]
+    root: Place, committed: Committed, listed: Mapping[PartKey, PartEntry]
 ) -> None:
     """Refuse a part that was damaged after a manifest listed it."""
     entry = committed.entry
     before = listed.get(entry.part, entry)
     if before.sha256 != entry.sha256:
         raise ChecksumError(
-            f"{root / entry.part.path}: sha256 is {entry.sha256}, the manifest says "
+            f"{open_folder(root).at(entry.part.path)}: sha256 is {entry.sha256}, the manifest says "
             f"{before.sha256}; delete the file and run again, only this part will be redone"
         )
 
@@ -432,41 +439,10 @@ def finish_job(plan: JobPlan, run: Mapping[str, Any]) -> Manifest:
     )
 
 
-def write_run(root: Path, config: LabelConfig, run: Mapping[str, Any]) -> None:
+def write_run(root: Place, config: LabelConfig, run: Mapping[str, Any]) -> None:
     """Record how a run went: settings, versions, hardware, times. Never compared."""
-    now = datetime.now(UTC)
-    record = {
-        "finished": now.isoformat(timespec="seconds"),
-        "settings": {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in asdict(config).items()
-        },
-        "versions": versions(),
-        "python": sys.version.split()[0],
-        "machine": {"platform": platform.platform(), "processor": processor()},
-        **run,
+    settings = {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in asdict(config).items()
     }
-    name = f"{now:%Y%m%dT%H%M%S%f}.json"
-    commit_new(root / "_meta" / "runs" / name, canonical_json(record) + b"\n")
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of all packages that touch pixels, labels or files."""
-    found = {}
-    for name in VERSIONED_PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "absent"
-    return found
-
-
-def processor() -> str:
-    """Return the CPU's name, as far as the system tells."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or "unknown"
+    record_run(open_folder(root), "label-teacher", {"settings": settings, **run})

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pipeline.errors import IncompleteStoreError, StoreError
+from pipeline.files import Place, open_folder
+from pipeline.store.columns import bytes_per_label
 from pipeline.store.commit import (
     Committed,
     check_place,
@@ -16,15 +16,17 @@ from pipeline.store.commit import (
     read_entry,
 )
 from pipeline.store.contract import LabelStore
-from pipeline.store.manifest import Manifest, PartEntry, listed_parts, read_manifest
+from pipeline.store.manifest import Agreement, Manifest, PartEntry, listed_parts, read_manifest
 from pipeline.store.parquet import ParquetStore
 
 __all__ = [
+    "Agreement",
     "Committed",
     "LabelStore",
     "Manifest",
     "ParquetStore",
     "PartEntry",
+    "bytes_per_label",
     "check_place",
     "check_store",
     "claim_store",
@@ -38,15 +40,16 @@ __all__ = [
 ]
 
 
-def open_store(path: Path) -> ParquetStore:
+def open_store(place: Place) -> ParquetStore:
     """Open a finished store; reads the manifest alone.
 
-    Raises ``StoreError`` if there is none at ``path``.
+    Raises ``StoreError`` if there is none at ``place``.
     """
-    if not path.exists():
-        raise IncompleteStoreError(f"{path}: there is no label store here; check the path")
-    if not path.is_dir() or path.suffix != ".parquet":
+    folder = open_folder(place)
+    if not folder.exists():
+        raise IncompleteStoreError(f"{folder}: there is no label store here; check the path")
+    if folder.is_a_file() or not folder.name.endswith(".parquet"):
         raise StoreError(
-            f"{path} is no label store: give the directory whose name ends in .parquet"
+            f"{folder} is no label store: give the directory whose name ends in .parquet"
         )
-    return ParquetStore(path, read_manifest(path))
+    return ParquetStore(folder, read_manifest(folder))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from pathlib import Path
 
 from pipeline.config import StoreIdentity
-from pipeline.records import ShardView
-from pipeline.store.manifest import Manifest
+from pipeline.files import Folder
+from pipeline.records import PartRows, ShardView
+from pipeline.store.manifest import Manifest, PartEntry
 
 __all__ = ["LabelStore"]
 
@@ -19,7 +19,7 @@ class LabelStore(ABC):
     from several; every part's checksum is verified when a process first reads it.
     """
 
-    def __init__(self, root: Path, manifest: Manifest) -> None:
+    def __init__(self, root: Folder, manifest: Manifest) -> None:
         self.root = root
         self.manifest = manifest
 
@@ -34,4 +34,11 @@ class LabelStore(ABC):
 
         Raises ``IncompleteStoreError`` if the store has none, ``ChecksumError`` if the
         bytes are not those that were committed.
+        """
+
+    @abstractmethod
+    def read_part(self, entry: PartEntry) -> PartRows:
+        """Read one part of the manifest and check it whole.
+
+        Raises ``ChecksumError`` if its bytes are not those that were committed.
         """

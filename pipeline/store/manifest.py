@@ -1,36 +1,50 @@
 """The manifest: every part with its checksum, every shard, every rejection.
 
-It is written last, in canonical JSON that carries its own checksum, so a store either has
-a whole and true manifest or is unfinished.
+It is written last, as JSON that begins with the checksum of all that follows, so a store
+either has a whole and true manifest or is unfinished.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-from pipeline.config import FORMAT_VERSION, StoreIdentity, canonical_json
+from pipeline.config import FORMAT_VERSION, StoreIdentity, canonical_json, check_version
 from pipeline.errors import ChecksumError, IncompleteStoreError, StoreError
-from pipeline.files import replace, sha256
-from pipeline.records import PartKey, Rejection, ShardInfo
+from pipeline.files import Place, open_folder, sha256
+from pipeline.records import PartKey, PartRows, Rejection, ShardInfo
 
 __all__ = [
+    "CARD_PATH",
     "IDENTITY_PATH",
     "MANIFEST_PATH",
+    "RUNS_PATH",
+    "Agreement",
     "Manifest",
     "PartEntry",
+    "identity_bytes",
     "listed_parts",
     "read_manifest",
+    "read_values",
+    "seal",
+    "unseal",
     "write_manifest",
 ]
 
 MANIFEST_PATH = "_manifest.json"
 IDENTITY_PATH = "_meta/identity.json"
+RUNS_PATH = "_meta/runs/"
+CARD_PATH = "_README.md"
+
+MAX_ROWS = 1 << 26
+"""Rows of a part: more are refused, since a part is decoded whole (about 2 GB at this size)."""
+MAX_VIEW = 1 << 31
+_CURE = "restore the file, or run the label job again to write it anew"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +57,29 @@ class PartEntry:
     rows: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """How many labels have a known true class, and how many of those equal it."""
+
+    known: int
+    equal: int
+
+    @staticmethod
+    def of_rows(rows: PartRows) -> Agreement:
+        """Count the labels of one part; a target of -1 is unknown."""
+        known = rows.target >= 0
+        equal = rows.label[known] == rows.target[known, None]
+        return Agreement(known=equal.size, equal=int(equal.sum()))
+
+    @staticmethod
+    def total(counts: Iterable[Agreement]) -> Agreement:
+        """Return the sum of counts."""
+        counts = tuple(counts)
+        return Agreement(
+            known=sum(one.known for one in counts), equal=sum(one.equal for one in counts)
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What a finished store holds. Shards are ordered by number, parts by (shard, view)."""
@@ -53,6 +90,8 @@ class Manifest:
     image_hashes: Mapping[int, str]  # by shard number: SHA-256 of all its encoded images
     rejections: Mapping[int, tuple[Rejection, ...]]  # by shard number, where there are any
     parts: tuple[PartEntry, ...]
+    agreement: Agreement  # of all labels with the true classes
+    card: str = ""  # SHA-256 of the card
 
     @cached_property
     def by_shard(self) -> Mapping[int, ShardInfo]:
@@ -62,15 +101,11 @@ class Manifest:
     @cached_property
     def view_range(self) -> range:
         """The views that every shard has: from the first on, without a gap."""
-        common: set[int] | None = None
-        for views in self.views_of_shards.values():
-            common = views if common is None else common & views
-        if not common:
-            return range(0)
-        first = end = min(common)
-        while end in common:
-            end += 1
-        return range(first, end)
+        common: list[range] | None = None
+        for shard in self.shards:
+            runs = _runs(entry.part for entry in self._parts_of_shards.get(shard.number, ()))
+            common = runs if common is None else _intersection(common, runs)
+        return common[0] if common else range(0)
 
     @cached_property
     def views_of_shards(self) -> Mapping[int, set[int]]:
@@ -96,13 +131,17 @@ class Manifest:
 
     def find_part(self, shard: int, view: int) -> PartEntry:
         """Return the part that holds a view of a shard."""
-        for entry in self._parts_of_shards.get(shard, ()):
+        for entry in self.parts_of_shard(shard):
             if entry.part.first_view <= view < entry.part.end_view:
                 return entry
         raise IncompleteStoreError(
             f"the store has no labels for shard {shard} at view {view}; run the label job "
             f"again with --first-view and --views that include {view}"
         )
+
+    def parts_of_shard(self, shard: int) -> tuple[PartEntry, ...]:
+        """Return the parts of a shard, by view."""
+        return tuple(self._parts_of_shards.get(shard, ()))
 
     @cached_property
     def _parts_of_shards(self) -> Mapping[int, list[PartEntry]]:
@@ -118,6 +157,7 @@ class Manifest:
             "identity": self.identity.to_json(),
             "identity_digest": self.identity.digest,
             "fingerprints": dict(self.fingerprints),
+            "card": self.card,
             "shards": [dataclasses.asdict(shard) for shard in self.shards],
             "image_hashes": {str(shard): text for shard, text in self.image_hashes.items()},
             "rejections": {
@@ -134,30 +174,104 @@ class Manifest:
                 }
                 for entry in self.parts
             ],
+            "agreement": dataclasses.asdict(self.agreement),
         }
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Manifest:
         """Build a manifest from ``to_json``'s values; raises ``StoreError`` if malformed."""
-        identity = StoreIdentity.from_json({**values, **values.get("identity", {})})
+        check_version(values.get("format_version"), "the store")
         try:
+            identity = StoreIdentity.from_json(values["identity"])
             manifest = Manifest(
                 identity=identity,
                 fingerprints=dict(values["fingerprints"]),
-                shards=tuple(ShardInfo(**shard) for shard in values["shards"]),
+                shards=tuple(_shard_info(shard) for shard in values["shards"]),
                 image_hashes={int(n): str(text) for n, text in values["image_hashes"].items()},
                 rejections={
-                    int(shard): tuple(Rejection(**one) for one in rejections)
+                    int(shard): tuple(_rejection(one) for one in rejections)
                     for shard, rejections in values["rejections"].items()
                 },
                 parts=tuple(_part_entry(entry) for entry in values["parts"]),
+                agreement=Agreement(**values["agreement"]),
+                card=str(values["card"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise StoreError(f"the manifest is malformed: {error!r}") from error
-        unknown = {entry.part.shard for entry in manifest.parts} - set(manifest.by_shard)
-        if unknown:
-            raise StoreError(f"the manifest has parts of unknown shards {sorted(unknown)}")
+        _check_claims(manifest)
         return manifest
+
+
+def _runs(parts: Iterable[PartKey]) -> list[range]:
+    """Return the views of a shard's parts as ranges with gaps between them, sorted."""
+    runs: list[range] = []
+    for part in sorted(parts):
+        if runs and runs[-1].stop >= part.first_view:
+            runs[-1] = range(runs[-1].start, max(runs[-1].stop, part.end_view))
+        else:
+            runs.append(range(part.first_view, part.end_view))
+    return runs
+
+
+def _intersection(ours: Sequence[range], theirs: Sequence[range]) -> list[range]:
+    common = (
+        range(max(one.start, other.start), min(one.stop, other.stop))
+        for one in ours
+        for other in theirs
+    )
+    return [one for one in common if len(one)]
+
+
+def _check_claims(manifest: Manifest) -> None:
+    """Raise ``StoreError`` for claims that no label job makes, before they size any memory."""
+    numbers = [shard.number for shard in manifest.shards]
+    if numbers != sorted(set(numbers)) or any(number < 0 for number in numbers):
+        raise StoreError("the manifest's shards are not in order")
+    unknown = {
+        *(entry.part.shard for entry in manifest.parts),
+        *manifest.rejections,
+        *manifest.image_hashes,
+    } - set(numbers)
+    if unknown:
+        raise StoreError(f"the manifest has parts of unknown shards {sorted(unknown)}")
+    for shard in manifest.shards:
+        places = [one.index for one in manifest.rejections.get(shard.number, ())]
+        if places != sorted(set(places)) or not all(0 <= one < shard.samples for one in places):
+            raise StoreError(f"the manifest's rejections of shard {shard.number} are not in order")
+    accepted = {number: manifest.accepted_samples(number) for number in numbers}
+    last: PartKey | None = None
+    for entry in manifest.parts:
+        part = entry.part
+        first, end, rows = part.first_view, part.end_view, accepted[part.shard] * part.views
+        if part.views < 1 or not 0 <= first <= end <= MAX_VIEW:
+            raise StoreError(f"the manifest's part {part.path} has impossible views")
+        if entry.rows != rows or rows > MAX_ROWS:
+            raise StoreError(
+                f"the manifest claims {entry.rows} rows for {part.path}; its shard and views give "
+                f"{rows}, and a part has at most {MAX_ROWS}"
+            )
+        if last is not None and (
+            part.shard < last.shard or (part.shard == last.shard and first < last.end_view)
+        ):
+            raise StoreError(f"the manifest's parts {last.path}, {part.path} are not in order")
+        last = part
+
+
+def _shard_info(values: Mapping[str, Any]) -> ShardInfo:
+    shard = ShardInfo(**values)
+    if not all(
+        type(one) is int and 0 <= one < 1 << 40
+        for one in (shard.number, shard.samples, shard.bytes)
+    ):
+        raise ValueError(f"shard {shard.number!r} has {shard.samples!r} samples")
+    return shard
+
+
+def _rejection(values: Mapping[str, Any]) -> Rejection:
+    one = Rejection(**values)
+    if type(one.index) is not int or not isinstance(one.key, str):
+        raise ValueError(f"rejection of {one.key!r} at {one.index!r}")
+    return one
 
 
 def _part_entry(values: Mapping[str, Any]) -> PartEntry:
@@ -176,43 +290,69 @@ def _part_entry(values: Mapping[str, Any]) -> PartEntry:
     )
 
 
-def listed_parts(root: Path) -> dict[PartKey, PartEntry]:
+def listed_parts(root: Place) -> dict[PartKey, PartEntry]:
     """Return the parts that the store's manifest lists, none if there is no manifest."""
-    if not (root / MANIFEST_PATH).exists():
+    if not open_folder(root).exists(MANIFEST_PATH):
         return {}
     return {entry.part: entry for entry in read_manifest(root).parts}
 
 
-def write_manifest(root: Path, manifest: Manifest) -> None:
+def identity_bytes(identity: StoreIdentity, fingerprints: Mapping[str, int]) -> bytes:
+    """Return the file that says what a job must share with a store to write to it."""
+    values = {"identity": identity.to_json(), "fingerprints": dict(fingerprints)}
+    return canonical_json(values) + b"\n"
+
+
+_SEAL = re.compile(rb'^\{"sha256":"([0-9a-f]{64})",')
+
+
+def seal(values: Mapping[str, Any]) -> bytes:
+    """Return canonical JSON of the values, after a first field with its SHA-256.
+
+    The checksum is of all bytes after its comma, with a brace before them: those of the
+    canonical JSON itself, and its line end.
+    """
+    body = canonical_json(values) + b"\n"
+    return b'{"sha256":"' + sha256(body).encode() + b'",' + body[1:]
+
+
+def unseal(data: bytes, name: str) -> dict[str, Any]:
+    """Return the values of ``seal``; raises ``ChecksumError`` if a byte was changed."""
+    found = _SEAL.match(data)
+    if found is None:
+        raise ChecksumError(f"{name} is no manifest, it does not begin with a sha256; {_CURE}")
+    body = b"{" + data[found.end() :]
+    actual, expected = sha256(body), found[1].decode()
+    if actual != expected:
+        raise ChecksumError(f"{name}: sha256 is {actual}, it says {expected}; {_CURE}")
+    try:
+        return dict(json.loads(body))
+    except (ValueError, RecursionError) as error:
+        raise ChecksumError(f"{name} is no manifest ({error!r}); {_CURE}") from error
+
+
+def write_manifest(root: Place, manifest: Manifest) -> None:
     """Write the manifest with its own checksum, in one step."""
-    values = manifest.to_json()
-    checksum = sha256(canonical_json(values))
-    replace(root / MANIFEST_PATH, canonical_json({**values, "sha256": checksum}) + b"\n")
+    open_folder(root).replace(MANIFEST_PATH, seal(manifest.to_json()))
 
 
-def read_manifest(root: Path) -> Manifest:
-    """Read a store's manifest and check it.
+def read_values(root: Place) -> dict[str, Any]:
+    """Read the manifest of a store in a directory and check its checksum.
 
     Raises ``IncompleteStoreError`` if there is none, ``ChecksumError`` if it was changed.
     """
-    path = root / MANIFEST_PATH
-    if not path.exists():
-        what = "an unfinished store" if (root / IDENTITY_PATH).exists() else "no store"
-        raise IncompleteStoreError(
-            f"{root} is {what}: it has no {MANIFEST_PATH}; give the path of a finished store, "
-            "or run the label job again with the same settings, it does only what is missing"
-        )
-    cure = "restore the file, or run the label job again to write it anew"
-    data = path.read_bytes()
+    folder = open_folder(root)
     try:
-        values = json.loads(data)
-        canonical = canonical_json(values) + b"\n"
-        checksum = values.pop("sha256")
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ChecksumError(f"{path} is not a manifest ({error!r}); {cure}") from error
-    if data != canonical:
-        raise ChecksumError(f"{path} is not in canonical form, so it was changed; {cure}")
-    actual = sha256(canonical_json(values))
-    if actual != checksum:
-        raise ChecksumError(f"{path}: sha256 is {actual}, it says {checksum}; {cure}")
-    return Manifest.from_json(values)
+        data = folder.read_bytes(MANIFEST_PATH)
+    except FileNotFoundError as error:
+        what = "an unfinished store" if folder.exists(IDENTITY_PATH) else "no store"
+        raise IncompleteStoreError(
+            f"{folder} is {what}: it has no {MANIFEST_PATH}; give the path of a finished store, "
+            "or run the label job again with the same settings, it does only what is missing"
+        ) from error
+    return unseal(data, folder.at(MANIFEST_PATH))
+
+
+def read_manifest(root: Place) -> Manifest:
+    """Read the manifest of a store in a directory; raises what ``read_values`` does."""
+    return Manifest.from_json(read_values(root))

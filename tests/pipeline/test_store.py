@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import files
-from pipeline.config import PRESETS, StoreIdentity, canonical_json
+from pipeline.config import PRESETS, StoreIdentity
 from pipeline.errors import (
     ChecksumError,
     IdentityError,
@@ -38,6 +38,7 @@ from pipeline.store import (
     finish_store,
     open_store,
 )
+from pipeline.store.manifest import seal, unseal
 from pipeline.store.parquet import decode_part, encode_part
 from tests.labelling import digit_shard, hash_identity, label_with_hashes, part_of, write_hash_store
 
@@ -93,7 +94,7 @@ def test_any_changed_byte_of_a_store_is_found_before_a_label_is_used(
     tmp_path: Path, hash_store: ParquetStore
 ) -> None:
     root = tmp_path / "copy.parquet"
-    shutil.copytree(hash_store.root, root)
+    shutil.copytree(hash_store.root.path, root)
     parts = [root / entry.part.path for entry in hash_store.manifest.parts]
     random = np.random.default_rng(1)
     for path in [*parts, root / "_manifest.json"]:
@@ -120,8 +121,8 @@ def _read_all(store: ParquetStore) -> None:
 
 def test_page_checksums_find_damage_without_the_manifest(hash_store: ParquetStore) -> None:
     entry = hash_store.manifest.parts[0]
-    data = bytearray((hash_store.root / entry.part.path).read_bytes())
-    column = pq.read_metadata(hash_store.root / entry.part.path).row_group(0).column(4)
+    data = bytearray((hash_store.root.path / entry.part.path).read_bytes())
+    column = pq.read_metadata(hash_store.root.path / entry.part.path).row_group(0).column(4)
     assert column.path_in_schema == "label"
     data[column.data_page_offset + column.total_compressed_size // 2] ^= 1
     with pytest.raises(ChecksumError, match="delete the file and run the label job again"):
@@ -159,7 +160,7 @@ def test_an_open_store_travels_to_other_processes(hash_store: ParquetStore) -> N
 def test_pandas_pyarrow_and_duckdb_read_the_directory_as_it_stands(
     hash_store: ParquetStore,
 ) -> None:
-    root = hash_store.root
+    root = hash_store.root.path
     frame = pd.read_parquet(root)
     assert list(frame.columns)[:6] == ["key", "view", "target", "seed", "label", "digest"]
     table = pyarrow.dataset.dataset(root, partitioning="hive").to_table()
@@ -259,12 +260,10 @@ def test_a_manifest_cannot_point_outside_the_store(
     hash_store: ParquetStore, tmp_path: Path
 ) -> None:
     root = tmp_path / "copy.parquet"
-    shutil.copytree(hash_store.root, root)
-    values = json.loads((root / "_manifest.json").read_bytes())
-    values.pop("sha256")
+    shutil.copytree(hash_store.root.path, root)
+    values = unseal((root / "_manifest.json").read_bytes(), "the manifest")
     values["parts"][0]["path"] = "../../etc/passwd"
-    values["sha256"] = files.sha256(canonical_json(values))
-    (root / "_manifest.json").write_bytes(canonical_json(values) + b"\n")
+    (root / "_manifest.json").write_bytes(seal(values))
     with pytest.raises(StoreError, match=r"should be 'shard=0/view-00000-00003.parquet'"):
         open_store(root)
 
@@ -349,4 +348,4 @@ def test_the_bytes_of_a_store_do_not_depend_on_umask_or_directory(
         "_meta/identity.json",
         *(e.part.path for e in first.manifest.parts),
     ):
-        assert (first.root / name).read_bytes() == (other.root / name).read_bytes()
+        assert (first.root.path / name).read_bytes() == (other.root.path / name).read_bytes()
