@@ -10,48 +10,80 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from student.config import TrainConfig
+    from pipeline.planning import PlanConfig
+    from student.config import EvaluateConfig, TrainConfig
     from student.engine import Outcome, train
     from student.evaluate import Evaluation
-    from student.inputs import Inputs, open_inputs
-    from student.losses import MixedTarget, hard_distillation_loss
+    from student.inputs import Inputs, open_inputs, open_replay
+    from student.losses import (
+        DistillationConfig,
+        MixedTarget,
+        TeacherSignal,
+        distillation_loss,
+        hard_distillation_loss,
+        soft_distillation_loss,
+    )
     from student.model import StudentSpec, create_student
     from student.replay import ReplayDataset, StudentBatch, replay_loader
+    from student.report import CheckpointReport, evaluate_checkpoint, load_student
+    from student.task import StoredLabelTask
 
 __all__ = [
+    "CheckpointReport",
+    "DistillationConfig",
+    "EvaluateConfig",
     "Evaluation",
     "Inputs",
     "MixedTarget",
     "Outcome",
+    "PlanConfig",
     "ReplayDataset",
+    "StoredLabelTask",
     "StudentBatch",
     "StudentSpec",
+    "TeacherSignal",
     "TrainConfig",
     "create_student",
+    "distillation_loss",
+    "evaluate_checkpoint",
     "hard_distillation_loss",
+    "load_student",
     "open_inputs",
+    "open_replay",
     "replay_loader",
+    "soft_distillation_loss",
     "train",
 ]
 
 _MODULES = {
-    "Evaluation": "evaluate",
-    "Inputs": "inputs",
-    "MixedTarget": "losses",
-    "Outcome": "engine",
-    "ReplayDataset": "replay",
-    "StudentBatch": "replay",
-    "StudentSpec": "model",
-    "TrainConfig": "config",
-    "create_student": "model",
-    "hard_distillation_loss": "losses",
-    "open_inputs": "inputs",
-    "replay_loader": "replay",
-    "train": "engine",
+    "CheckpointReport": "student.report",
+    "DistillationConfig": "student.losses",
+    "EvaluateConfig": "student.config",
+    "Evaluation": "student.evaluate",
+    "Inputs": "student.inputs",
+    "MixedTarget": "student.losses",
+    "Outcome": "student.engine",
+    "PlanConfig": "pipeline.planning",
+    "ReplayDataset": "student.replay",
+    "StoredLabelTask": "student.task",
+    "StudentBatch": "student.replay",
+    "StudentSpec": "student.model",
+    "TeacherSignal": "student.losses",
+    "TrainConfig": "student.config",
+    "create_student": "student.model",
+    "distillation_loss": "student.losses",
+    "evaluate_checkpoint": "student.report",
+    "hard_distillation_loss": "student.losses",
+    "load_student": "student.report",
+    "open_inputs": "student.inputs",
+    "open_replay": "student.inputs",
+    "replay_loader": "student.replay",
+    "soft_distillation_loss": "student.losses",
+    "train": "student.engine",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module 'student' has no attribute {name!r}")
-    return getattr(import_module(f"student.{_MODULES[name]}"), name)
+    return getattr(import_module(_MODULES[name]), name)

@@ -10,20 +10,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.config import StoreIdentity, canonical_json, different_fields
+from pipeline.config import StoreIdentity, canonical_json
 from pipeline.devices import choose_device, set_threads
-from pipeline.errors import CheckpointError, ConfigError, TeacherError
+from pipeline.errors import CheckpointError, ConfigError
 from pipeline.files import replace
-from pipeline.mixing import mix_images, normalise, to_device
-from pipeline.records import FIXED_ONE
 from pipeline.weights import state_digest
 from student.audit import audit_store
+from student.batches import (
+    TeacherInLoop,
+    mixed_images,
+    mixed_target,
+    resize_images,
+    stored_signal,
+)
 from student.checkpoint import (
     BEST,
     LAST,
@@ -120,10 +122,10 @@ class Trainer:
         self.model.to(self.device)
         self.optimisation = Optimisation(self.model, config, self.device)
         self.schedule = _schedule(config, self.plan.steps, self.plan.epoch_start(1))
-        self._teacher_labels = (
-            _teacher_in_loop(config, self.identity, self.device)
+        self._teacher_labels: TeacherLabels = (
+            TeacherInLoop(config, self.identity, self.device)
             if config.teacher_in_loop
-            else _stored_labels
+            else stored_signal
         )
         self._meter = Meter(self.device, ranks)
         self._watch = Stopwatch()
@@ -211,14 +213,12 @@ class Trainer:
         """Add the gradients of one piece of a batch."""
         config, augment = self.config, self.identity.augment
         with self._watch.on("student"):
-            pixels = to_device(batch.pixels, self.device)
-            images = mix_images(normalise(pixels, augment.mean, augment.std), batch.mix)
+            images = mixed_images(batch, augment, self.device)
         with self._watch.on("teacher" if config.teacher_in_loop else "student"):
             teacher = self._teacher_labels(batch, images)
         with self._watch.on("student"):
-            if self.spec.image_size != augment.image_size:
-                images = _resize(images, self.spec.image_size)
-            truth = _mixed_target(batch, self.device)
+            images = resize_images(images, self.spec.image_size)
+            truth = mixed_target(batch, self.device)
             reseed("step", config.seed, self.step, self.ranks.rank, piece)
             with self.optimisation.forward_precision():
                 heads = split_heads(self._parallel(images))
@@ -434,78 +434,9 @@ def _schedule(config: TrainConfig, steps: int, epoch_steps: int) -> Schedule:
     )
 
 
-def _mixed_target(batch: StudentBatch, device: torch.device) -> MixedTarget:
-    lam = torch.from_numpy(batch.mix.lam).float() / FIXED_ONE
-    return MixedTarget(
-        target=to_device(batch.target, device),
-        partner_target=to_device(batch.target[torch.from_numpy(batch.mix.partner)], device),
-        lam=lam.to(device),
-    )
-
-
-def _resize(images: Tensor, side: int) -> Tensor:
-    return F.interpolate(
-        images, size=(side, side), mode="bicubic", antialias=True, align_corners=False
-    )
-
-
 def _counts(logits: Tensor, truth: MixedTarget, teacher: TeacherSignal) -> Tensor:
     """Return how many rows agree with the teacher, and how many teachers are right, (2,)."""
     label = teacher.label
     agreeing = logits.detach().argmax(-1) == label
     right = (label == truth.target) | (label == truth.partner_target)
     return torch.stack([agreeing.sum(), right.sum()])
-
-
-def _on(
-    device: torch.device, values: NDArray[Any] | None, dtype: torch.dtype, unit: int = 1
-) -> Tensor | None:
-    """Return an array in multiples of ``unit`` as a tensor, None for None."""
-    if values is None:
-        return None
-    tensor = torch.from_numpy(values.astype(np.int32)).to(dtype)
-    return to_device(tensor if unit == 1 else tensor / unit, device)
-
-
-def _stored_labels(batch: StudentBatch, images: Tensor) -> TeacherSignal:
-    label, probability = batch.topk_label, batch.topk_prob
-    return TeacherSignal(
-        label=to_device(batch.label, images.device),
-        topk_label=None if label is None else to_device(label, images.device),
-        topk_prob=None if probability is None else to_device(probability, images.device),
-    )
-
-
-def _teacher_in_loop(
-    config: TrainConfig, identity: StoreIdentity, device: torch.device
-) -> TeacherLabels:
-    """Build the store's own teacher, to label the student's images instead of the store."""
-    from pipeline.teacher import TeacherSpec, load_teacher  # nothing else needs a teacher
-
-    stored = identity.teacher
-    spec = TeacherSpec(
-        architecture=stored.architecture,
-        checkpoint=config.teacher_checkpoint,
-        random_weights=config.teacher_random_weights,
-        classes=stored.classes,
-        precision=stored.precision,
-        batch_views=stored.batch_views,
-    )
-    teacher = load_teacher(spec, identity.augment, identity.mix, device)
-    different = different_fields(asdict(teacher.identity), asdict(stored))
-    if different:
-        raise TeacherError(
-            "the teacher in the loop is not the one that labelled the store (ours / the "
-            "store's):\n  " + "\n  ".join(different) + "\ngive --teacher-checkpoint the very "
-            "weights that were used, or --teacher-random-weights the same seed"
-        )
-
-    def label(_batch: StudentBatch, images: Tensor) -> TeacherSignal:
-        labels = teacher.label_images(images.detach())
-        return TeacherSignal(
-            label=to_device(torch.from_numpy(labels.label.astype(np.int64)), device),
-            topk_label=_on(device, labels.topk_label, torch.int64),
-            topk_prob=_on(device, labels.topk_prob, torch.float32, 255),
-        )
-
-    return label

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline.config import canonical_json
+from pipeline.errors import StoreError
 from pipeline.files import expand_shards
-from pipeline.planning import TrainingPlan
+from pipeline.planning import PlanConfig, TrainingPlan
 from pipeline.shards import match_shards
 from pipeline.store import LabelStore, open_store
 from pipeline.verify import check_fingerprints
 from student.checkpoint import RunIdentity
 from student.config import TrainConfig
+from student.replay import ReplayDataset
 
-__all__ = ["Inputs", "open_inputs"]
+__all__ = ["Inputs", "open_inputs", "open_replay"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,13 +46,33 @@ class Inputs:
 def open_inputs(config: TrainConfig) -> Inputs:
     """Open the store and pair its shards with the given files.
 
-    Raises ``StoreError`` if the store is not whole, ``IdentityError`` if this machine would
-    replay other pixels, ``ShardError`` if the shards are not those it labels,
-    ``ConfigError`` if it cannot give the epochs or batches asked for.
+    Raises ``StoreError`` if the store is not whole or lacks labels of the kind asked for,
+    ``IdentityError`` if this machine would replay other pixels, ``ShardError`` if the shards
+    are not those it labels, ``ConfigError`` if it cannot give the epochs or batches asked for.
     """
     store = open_store(config.labels)
+    if config.distillation == "soft" and not store.identity.columns.topk:
+        raise StoreError(
+            f"--distillation soft: {config.labels} holds labels alone, no top-k probabilities; "
+            "label again with --store topk=10, or train with --distillation hard"
+        )
     check_fingerprints(store)
     paths = match_shards(store.manifest.shards, expand_shards(config.shards))
     validation = expand_shards(config.val_shards) if config.val_shards else ()
     plan = TrainingPlan(store.manifest, config.plan)
     return Inputs(store=store, shards=paths, validation=validation, plan=plan)
+
+
+def open_replay(
+    labels: str | Path, shards: Sequence[str], plan: PlanConfig, *, rank: int = 0, ranks: int = 1
+) -> ReplayDataset:
+    """Open the batches of a store for a training loop of your own.
+
+    Item k is this rank's slice of global batch k; give it to a ``DataLoader`` with
+    ``batch_size=None``. Raises as ``open_inputs``.
+    """
+    store = open_store(labels)
+    check_fingerprints(store)
+    paths = match_shards(store.manifest.shards, expand_shards(tuple(shards)))
+    order = TrainingPlan(store.manifest, plan)
+    return ReplayDataset(store, paths, order, rank=rank, ranks=ranks)

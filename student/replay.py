@@ -60,6 +60,17 @@ class StudentBatch:
         pinned = {name: one.pin_memory() for name, one in tensors.items() if one is not None}
         return dataclasses.replace(self, **pinned)
 
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> StudentBatch:
+        """Return the batch with tensors on a device; loops of other libraries call this."""
+        names = ("pixels", "target", "label", "topk_label", "topk_prob")
+        tensors = {name: getattr(self, name) for name in names}
+        moved = {
+            name: one.to(device, non_blocking=non_blocking)
+            for name, one in tensors.items()
+            if one is not None
+        }
+        return dataclasses.replace(self, **moved)
+
 
 class ReplayDataset(Dataset[StudentBatch]):
     """The batches of one rank, in the order of a plan; any item may be asked for at any time.

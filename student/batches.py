@@ -1,0 +1,99 @@
+"""From a replayed batch to what the loss takes: images, truth and teacher, on the device."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.config import AugmentConfig, StoreIdentity, different_fields
+from pipeline.errors import TeacherError
+from pipeline.mixing import mix_images, normalise, to_device
+from pipeline.records import FIXED_ONE, TeacherLabels
+from student.config import TrainConfig
+from student.losses import MixedTarget, TeacherSignal
+from student.replay import StudentBatch
+
+__all__ = ["TeacherInLoop", "mixed_images", "mixed_target", "resize_images", "stored_signal"]
+
+
+def mixed_images(batch: StudentBatch, views: AugmentConfig, device: torch.device) -> Tensor:
+    """Return the (B, 3, S, S) normalised and mixed images, which the teacher saw."""
+    pixels = to_device(batch.pixels, device)
+    return mix_images(normalise(pixels, views.mean, views.std), batch.mix)
+
+
+def resize_images(images: Tensor, side: int) -> Tensor:
+    """Return (B, 3, side, side) images, bicubic and antialiased; the same ones if they fit."""
+    if images.shape[-1] == side:
+        return images
+    return F.interpolate(
+        images, size=(side, side), mode="bicubic", antialias=True, align_corners=False
+    )
+
+
+def mixed_target(batch: StudentBatch, device: torch.device) -> MixedTarget:
+    """Return the true classes of the mixed images."""
+    lam = torch.from_numpy(batch.mix.lam).float() / FIXED_ONE
+    return MixedTarget(
+        target=to_device(batch.target, device),
+        partner_target=to_device(batch.target[torch.from_numpy(batch.mix.partner)], device),
+        lam=lam.to(device),
+    )
+
+
+def stored_signal(batch: StudentBatch, images: Tensor) -> TeacherSignal:
+    """Return what the store says that the teacher said of the images."""
+    label, probability = batch.topk_label, batch.topk_prob
+    return TeacherSignal(
+        label=to_device(batch.label, images.device),
+        topk_label=None if label is None else to_device(label, images.device),
+        topk_prob=None if probability is None else to_device(probability, images.device),
+    )
+
+
+class TeacherInLoop:
+    """The store's own teacher, which labels the student's images instead of the store.
+
+    Raises ``TeacherError`` if it is not the one that labelled the store.
+    """
+
+    def __init__(self, config: TrainConfig, identity: StoreIdentity, device: torch.device) -> None:
+        from pipeline.teacher import TeacherSpec, load_teacher  # nothing else needs a teacher
+
+        stored = identity.teacher
+        spec = TeacherSpec(
+            architecture=stored.architecture,
+            checkpoint=config.teacher_checkpoint,
+            random_weights=config.teacher_random_weights,
+            classes=stored.classes,
+            precision=stored.precision,
+            batch_views=stored.batch_views,
+            columns=identity.columns,
+        )
+        self._device = device
+        self._teacher = load_teacher(spec, identity.augment, identity.mix, device)
+        different = different_fields(asdict(self._teacher.identity), asdict(stored))
+        if different:
+            raise TeacherError(
+                "the teacher in the loop is not the one that labelled the store (ours / the "
+                "store's):\n  " + "\n  ".join(different) + "\ngive --teacher-checkpoint the very "
+                "weights that were used, or --teacher-random-weights the same seed"
+            )
+
+    def __call__(self, _batch: StudentBatch, images: Tensor) -> TeacherSignal:
+        """Label (B, 3, S, S) mixed images, as the store keeps labels."""
+        labels: TeacherLabels = self._teacher.label_images(images.detach())
+        label, topk = self._moved(labels.label), labels.topk_label
+        if topk is None or labels.topk_prob is None:
+            return TeacherSignal(label=label)
+        probability = self._moved(labels.topk_prob).float() / 255
+        return TeacherSignal(label=label, topk_label=self._moved(topk), topk_prob=probability)
+
+    def _moved(self, values: NDArray[Any]) -> Tensor:
+        return to_device(torch.from_numpy(values.astype(np.int64)), self._device)

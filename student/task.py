@@ -1,0 +1,75 @@
+"""A training task in timm's manner that takes stored labels instead of a teacher."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.task import TrainingTask
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pipeline.config import AugmentConfig
+from student.batches import mixed_images, mixed_target, resize_images, stored_signal
+from student.losses import DistillationConfig, distillation_loss
+from student.model import split_heads
+from student.replay import StudentBatch
+
+__all__ = ["StoredLabelTask"]
+
+
+class StoredLabelTask(TrainingTask):  # type: ignore[misc]
+    """The forward pass and loss of a student on replayed batches.
+
+    A drop-in for ``timm.task.TokenDistillationTask`` in a loop over a ``ReplayDataset``: the
+    teacher's part comes with the batch. ``views`` are the store's (``identity.augment``),
+    ``image_size`` is the student's side in pixels if it is another. A model with two heads
+    is set to give both in training.
+    """
+
+    def __init__(
+        self,
+        student_model: nn.Module,
+        views: AugmentConfig,
+        config: DistillationConfig = DistillationConfig(),  # noqa: B008 - frozen
+        *,
+        image_size: int | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__(device=device, verbose=False)
+        if hasattr(student_model, "set_distilled_training"):
+            student_model.set_distilled_training(True)  # type: ignore[operator]
+        self.trainable_module = student_model
+        self._views, self._config = views, config
+        self._side = image_size or views.image_size
+
+    def prepare_distributed(
+        self, device_ids: list[int] | None = None, **arguments: Any
+    ) -> StoredLabelTask:
+        """Average gradients over ranks, as timm's tasks do; returns the task."""
+        self.trainable_module = DistributedDataParallel(
+            self.trainable_module, device_ids=device_ids, **arguments
+        )
+        return self
+
+    def compile(
+        self, backend: str = "inductor", mode: str | None = None, **arguments: Any
+    ) -> nn.Module:
+        """Compile the student in place; returns it."""
+        module: nn.Module = self.trainable_module
+        module.compile(backend=backend, mode=mode, **arguments)
+        return module
+
+    def forward(self, batch: StudentBatch) -> dict[str, Tensor]:
+        """Return ``loss``, the class head's logits as ``output``, and both terms."""
+        images = mixed_images(batch, self._views, self.device)
+        teacher = stored_signal(batch, images)
+        heads = split_heads(self.trainable_module(resize_images(images, self._side)))
+        truth = mixed_target(batch, self.device)
+        terms = distillation_loss(*heads, truth, teacher, self._config)
+        return {
+            "loss": terms.loss,
+            "output": heads[0],
+            "task_loss": terms.class_loss,
+            "distill_loss": terms.distillation_loss,
+        }
