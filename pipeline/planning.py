@@ -41,6 +41,7 @@ class PlanConfig:
     epochs: int
     repeated_augmentation: bool = False  # units of three views from one decode
     window_shards: int = 8  # shards whose units are shuffled together
+    cycle_views: bool = False  # begin with the first views again when all were shown
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "epochs", "window_shards"):
@@ -121,6 +122,7 @@ class TrainingPlan:
         self._accepted = {number: manifest.accepted_samples(number) for number in self._shards}
         self.rows_per_epoch = sum(self._accepted.values())
         self.first_view = manifest.view_range.start
+        self._passes = len(manifest.view_range) // config.views_per_unit
         _check_views(manifest.view_range, config)
         _check_batch_size(config, self.rows_per_epoch, ranks=1)
         self._forget()
@@ -157,7 +159,10 @@ class TrainingPlan:
         return ((step + 1) * self.config.batch_size - 1) // self.rows_per_epoch
 
     def check_ranks(self, ranks: int) -> None:
-        """Raise ``ConfigError`` unless every rank gets whole units of every batch."""
+        """Raise ``ConfigError`` unless every rank gets whole units of every batch.
+
+        A rank that works off its share in pieces counts once for each.
+        """
         _check_batch_size(self.config, self.rows_per_epoch, ranks)
 
     def batch(self, step: int) -> PlannedBatch:
@@ -300,7 +305,8 @@ class TrainingPlan:
         return _ShardUnits(tuple(pairs), tuple(singles))
 
     def _view_of(self, pass_: int) -> int:
-        return self.first_view + pass_ * self.config.views_per_unit
+        # Without cycling, no pass is beyond the store's.
+        return self.first_view + pass_ % self._passes * self.config.views_per_unit
 
 
 def _check_views(views: range, config: PlanConfig) -> None:
@@ -312,12 +318,15 @@ def _check_views(views: range, config: PlanConfig) -> None:
             f"{views.start - views.start % each}, or train without repeated augmentation"
         )
     needed = -(-config.epochs // each) * each
+    if config.cycle_views and len(views) >= each:
+        return
     if needed > len(views):
         raise ConfigError(
             f"{config.epochs} epochs need {needed} views of every sample, and the store has "
             f"{len(views)} (from view {views.start}); train for at most "
             f"{len(views) - len(views) % each} epochs, or extend the store by running its label "
-            f"job with --first-view {views.stop} --views {needed - len(views)}"
+            f"job with --first-view {views.stop} --views {needed - len(views)}, or show views "
+            "again with --cycle-views"
         )
 
 
@@ -329,13 +338,13 @@ def _check_batch_size(config: PlanConfig, rows: int, ranks: int) -> None:
     if rows < step:
         raise ConfigError(
             f"the store has {rows} samples, fewer than the smallest batch of {step} rows for "
-            f"{ranks} ranks; label more samples, or train on fewer ranks"
+            f"{ranks} ranks (times pieces of --accumulate); label more samples, or train on fewer"
         )
     below = min(size, rows) // step * step
     valid = [one for one in (below, below + step) if 0 < one <= rows]
     why = "three views of two samples" if config.repeated_augmentation else "two samples"
     raise ConfigError(
         f"batch size {size} does not fit: it must be a multiple of {step} ({why} x {ranks} "
-        f"ranks) and at most the {rows} samples of the store; use "
+        f"ranks, times pieces of --accumulate) and at most the {rows} samples of the store; use "
         + " or ".join(str(one) for one in valid)
     )

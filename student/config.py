@@ -85,6 +85,9 @@ class TrainConfig:
     repeated_augmentation: bool = False
     """Show three views of a sample in one batch, from one decode (DeiT's repeated
     augmentation); three epochs then consume each view once."""
+    cycle_views: bool = False
+    """Begin with the store's first views again when all were shown; the same images then come
+    back as they were."""
     resume: str | None = None
     """'auto' continues from OUTPUT/last.pt if it is there; a path continues from that file."""
     teacher_in_loop: bool = False
@@ -210,6 +213,7 @@ class TrainConfig:
             batch_size=self.batch_size,
             epochs=self.epochs,
             repeated_augmentation=self.repeated_augmentation,
+            cycle_views=self.cycle_views,
         )
 
     @property

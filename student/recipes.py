@@ -52,7 +52,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
         "warmup_epochs": 5.0,
         "drop_path": 0.1,
         "ema_decay": 0.99996,
-        "eval_fraction": 1.0,
+        "eval_fraction": 0.875,
     },
 }
 """Settings of the original recipes, as far as they are the trainer's and not the store's."""

@@ -307,3 +307,38 @@ def test_a_manifest_whose_rejections_do_not_fit_is_refused() -> None:
     )
     with pytest.raises(StoreError, match="other samples than their manifest counts"):
         plan.batch(0)
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+@pytest.mark.parametrize("sizes", [(17, 3, 34), (17, 5, 5)])
+def test_cycling_shows_every_view_again_and_no_other(sizes, repeated: bool) -> None:
+    manifest = make_manifest(sizes, first_view=3, views=6)
+    settings = PlanConfig(
+        seed=1, batch_size=6, epochs=12, repeated_augmentation=repeated, cycle_views=True
+    )
+    plan = TrainingPlan(manifest, settings)
+    rows: Counter[Row] = Counter()
+    for step in range(plan.steps):
+        batch = plan.batch(step)
+        rows.update(
+            (int(a), int(b), int(c))
+            for a, b, c in zip(batch.shard, batch.sample, batch.view, strict=True)
+        )
+    assert {view for _, _, view in rows} == set(range(3, 9))
+    assert sum(2 - count for count in rows.values()) == plan.dropped_rows
+    assert len(rows) == sum(sizes) * 6
+    first = TrainingPlan(manifest, PlanConfig(**{**vars_of(settings), "epochs": 6}))
+    for step in range(first.steps):
+        assert_array_equal(first.batch(step).sample, plan.batch(step).sample)
+
+
+def vars_of(config: PlanConfig) -> dict[str, object]:
+    return {name: getattr(config, name) for name in PlanConfig.__dataclass_fields__}
+
+
+def test_too_few_views_are_refused_with_both_ways_out() -> None:
+    with pytest.raises(ConfigError, match=r"--first-view 6 --views 1, or show .*--cycle-views"):
+        TrainingPlan(make_manifest([17]), PlanConfig(seed=0, batch_size=2, epochs=7))
+    few = PlanConfig(seed=0, batch_size=6, epochs=3, repeated_augmentation=True, cycle_views=True)
+    with pytest.raises(ConfigError, match="need 3 views"):
+        TrainingPlan(make_manifest([17], views=2), few)

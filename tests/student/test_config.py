@@ -63,7 +63,7 @@ def test_the_digest_follows_what_shapes_the_weights_and_nothing_else() -> None:
         "precision": "bf16", "eval_fraction": 1.0, "distillation": "soft",
         "distillation_kind": "classical", "soft_lambda": 0.5, "tau": 1.0, "ema_decay": 0.5,
         "optimizer": "sgd", "optimizer_eps": 1e-6, "optimizer_betas": (0.8, 0.9),
-        "compile": True, "student_size": 16,
+        "compile": True, "student_size": 16, "cycle_views": True,
     }  # fmt: skip
     assert set(others) == bound
     for name, value in others.items():
