@@ -94,6 +94,11 @@ class Manifest:
     card: str = ""  # SHA-256 of the card
 
     @cached_property
+    def identity_digest(self) -> str:
+        """The identity's digest, worked out once."""
+        return self.identity.digest
+
+    @cached_property
     def by_shard(self) -> Mapping[int, ShardInfo]:
         """Shards by number."""
         return {shard.number: shard for shard in self.shards}
@@ -155,7 +160,7 @@ class Manifest:
         return {
             "format_version": FORMAT_VERSION,
             "identity": self.identity.to_json(),
-            "identity_digest": self.identity.digest,
+            "identity_digest": self.identity_digest,
             "fingerprints": dict(self.fingerprints),
             "card": self.card,
             "shards": [dataclasses.asdict(shard) for shard in self.shards],

@@ -28,7 +28,7 @@ from pipeline.store.contract import LabelStore
 from pipeline.store.manifest import Manifest, PartEntry
 from pipeline.store.views import PartViews
 
-__all__ = ["ParquetStore", "decode_part", "encode_part", "read_part_header"]
+__all__ = ["ParquetStore", "decode_part", "encode_part"]
 
 _METADATA = b"teacher_labels"
 _CACHED_PARTS = 24  # about a megabyte each
@@ -97,60 +97,41 @@ def encode_part(rows: PartRows) -> bytes:
     return data
 
 
-def read_part_header(data: bytes, part: PartKey, name: str) -> dict[str, Any]:
-    """Return the part's header; ``name`` is for messages.
-
-    Raises ``StoreError`` if this is not the part that its path says.
-    """
-    try:
-        metadata = pq.read_metadata(pa.BufferReader(data)).metadata or {}
-        header = json.loads(metadata[_METADATA])
-        version, views = header["format_version"], (header["first_view"], header["views"])
-    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
-        raise StoreError(
-            f"{name} is not a part of a label store ({error}); delete the file and run the "
-            "label job again, it will redo only this part"
-        ) from error
-    check_version(version, name)
-    if views != (part.first_view, part.views):
-        raise StoreError(f"{name} holds views {views}, not those of its name; rename it back")
-    return dict(header)
-
-
 def decode_part(data: bytes, part: PartKey, name: str, *, trusted: bool = False) -> PartRows:
-    """Return what a part file holds, after checking its pages' checksums and its shape.
+    """Return what a part file holds, after checking its pages' checksums and its rows.
 
-    ``trusted`` bytes have a SHA-256 that a manifest vouches for, so they were checked when it
-    was written, and page checksums and the numbers of the views are passed over.
+    ``trusted`` bytes have a SHA-256 that a manifest vouches for. They were checked before it
+    was written, so page checksums and the order of rows are not checked again. Raises
+    ``StoreError`` if this is not the part that its path says, ``ChecksumError`` if it is
+    damaged; ``name`` is for messages.
     """
-    header = read_part_header(data, part, name)
+    file, header = _open_part(data, part, name, trusted=trusted)
     try:
         columns = ColumnConfig(**header["columns"])
-        file = pq.ParquetFile(
-            pa.BufferReader(data),
-            page_checksum_verification=not trusted,
-            read_dictionary=["key"],
-        )
         names = _names(columns)
         rejections = tuple(Rejection(**one) for one in header["rejections"])
         samples = int(header["samples"]) - len(rejections)
-        if file.metadata.num_rows != samples * part.views or file.schema_arrow.names != names:
-            raise ValueError(
-                f"{file.metadata.num_rows} rows of {file.schema_arrow.names} for {samples} "
-                f"samples, {part.views} views and {columns}"
-            )
         if trusted:
             names.remove("view")
         table = file.read(columns=names, use_threads=False)
         shape = (samples, part.views)
+        if table.num_rows != samples * part.views or table.column_names != names:
+            raise ValueError(
+                f"{table.num_rows} rows of {table.column_names} for {samples} samples, "
+                f"{part.views} views and {columns}"
+            )
+        key = table["key"].combine_chunks()
+        digest = table["digest"].combine_chunks()
+        places = key.indices.to_numpy().reshape(shape)
+        keys = key.dictionary.to_pylist()
+        target, seed = _numbers(table, "target").reshape(shape), _numbers(table, "seed")
+        seed = seed.reshape(shape)
         if not trusted:
             expected = np.arange(part.first_view, part.end_view, dtype=np.uint32)
             if (_numbers(table, "view").reshape(shape) != expected).any():
                 raise ValueError("views are out of order")
-        key = table["key"].combine_chunks()
-        digest = table["digest"].combine_chunks()
-        places = key.indices.to_numpy()[:: part.views]
-        names_of_places = key.dictionary.to_pylist()
+            if any((one != one[:, :1]).any() for one in (places, target, seed)):
+                raise ValueError("rows of one sample are not together")
         return PartRows(
             part=part,
             identity=header["identity"],
@@ -159,9 +140,9 @@ def decode_part(data: bytes, part: PartKey, name: str, *, trusted: bool = False)
             image_hash=header["image_hash"],
             samples=int(header["samples"]),
             rejections=rejections,
-            keys=tuple(names_of_places[place] for place in places.tolist()),
-            target=_numbers(table, "target").reshape(shape)[:, 0].copy(),
-            seed=_numbers(table, "seed").reshape(shape)[:, 0].copy(),
+            keys=tuple(keys[place] for place in places[:, 0].tolist()),
+            target=target[:, 0].copy(),
+            seed=seed[:, 0].copy(),
             label=_numbers(table, "label").reshape(shape),
             digest=digest.fill_null(0).to_numpy(zero_copy_only=False).reshape(shape),
             has_digest=digest.is_valid().to_numpy(zero_copy_only=False).reshape(shape),
@@ -172,6 +153,29 @@ def decode_part(data: bytes, part: PartKey, name: str, *, trusted: bool = False)
             f"{name} is damaged ({error}); delete the file and run the label job again, it "
             "will redo only this part"
         ) from error
+
+
+def _open_part(
+    data: bytes, part: PartKey, name: str, *, trusted: bool
+) -> tuple[pq.ParquetFile, dict[str, Any]]:
+    """Open a part and return it with its header."""
+    try:
+        file = pq.ParquetFile(
+            pa.BufferReader(data),
+            page_checksum_verification=not trusted,
+            read_dictionary=["key"],
+        )
+        header = json.loads((file.metadata.metadata or {})[_METADATA])
+        version, views = header["format_version"], (header["first_view"], header["views"])
+    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
+        raise StoreError(
+            f"{name} is not a part of a label store ({error}); delete the file and run the "
+            "label job again, it will redo only this part"
+        ) from error
+    check_version(version, name)
+    if views != (part.first_view, part.views):
+        raise StoreError(f"{name} holds views {views}, not those of its name; rename it back")
+    return file, dict(header)
 
 
 def _names(columns: ColumnConfig) -> list[str]:
@@ -187,7 +191,7 @@ class ParquetStore(LabelStore):
 
     def __init__(self, root: Folder, manifest: Manifest) -> None:
         super().__init__(root, manifest)
-        self._digest = manifest.identity.digest
+        self._digest = manifest.identity_digest
         self._parts: OrderedDict[PartKey, PartViews] = OrderedDict()
         self._lock = threading.Lock()
 
