@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from pipeline.config import FORMAT_VERSION, ColumnConfig, canonical_json, check_version
 from pipeline.errors import ChecksumError, ConfigError, StoreError
@@ -145,7 +146,7 @@ def decode_part(data: bytes, part: PartKey, name: str, *, trusted: bool = False)
             seed=seed[:, 0].copy(),
             label=_numbers(table, "label").reshape(shape),
             digest=digest.fill_null(0).to_numpy(zero_copy_only=False).reshape(shape),
-            has_digest=digest.is_valid().to_numpy(zero_copy_only=False).reshape(shape),
+            has_digest=_are_there(digest).reshape(shape),
             **from_arrow(table, columns, shape),
         )
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, ConfigError) as error:
@@ -184,6 +185,15 @@ def _names(columns: ColumnConfig) -> list[str]:
 
 def _numbers(table: pa.Table, name: str) -> Any:
     return table[name].combine_chunks().to_numpy(zero_copy_only=False)
+
+
+def _are_there(values: pa.Array) -> NDArray[np.bool_]:
+    """Return which values are not null: several times faster than ``is_valid``."""
+    bitmap = values.buffers()[0]
+    if bitmap is None:
+        return np.ones(len(values), np.bool_)
+    bits = np.unpackbits(np.frombuffer(bitmap, np.uint8), bitorder="little")
+    return bits[values.offset : values.offset + len(values)].view(np.bool_)
 
 
 class ParquetStore(LabelStore):
