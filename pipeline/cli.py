@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import tyro
 from tqdm import tqdm
@@ -43,7 +42,7 @@ def pack_shards() -> None:
 class Inspect:
     """Show what a store holds; reads its manifest alone."""
 
-    path: tyro.conf.Positional[Path]
+    path: tyro.conf.Positional[str]
     """The store (the directory that ends in .parquet)."""
     json: bool = False
     """Print JSON for machines instead."""
@@ -53,7 +52,7 @@ class Inspect:
 class Verify:
     """Check every file of a store; with --shards, redraw views and compare their digests."""
 
-    path: tyro.conf.Positional[Path]
+    path: tyro.conf.Positional[str]
     """The store (the directory that ends in .parquet)."""
     shards: tuple[str, ...] = ()
     """The shards that were labelled: files, brace patterns or globs, in quotes."""

@@ -9,12 +9,26 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeAlias
 
 from braceexpand import braceexpand
 
 from pipeline.errors import PipelineError, ShardError
+from pipeline.folder import Folder
 
-__all__ = ["commit_new", "expand_shards", "read_bytes", "replace", "sha256"]
+__all__ = [
+    "Folder",
+    "LocalFolder",
+    "Place",
+    "commit_new",
+    "expand_shards",
+    "open_folder",
+    "replace",
+    "sha256",
+]
+
+Place: TypeAlias = str | Path | Folder
+"""Where a store is: a path, or a folder that is open already."""
 
 
 def sha256(data: bytes | memoryview) -> str:
@@ -58,9 +72,57 @@ def expand_shards(patterns: Sequence[str]) -> tuple[Path, ...]:
     return tuple(paths)
 
 
-def read_bytes(path: Path) -> bytes:
-    """Return a file's bytes."""
-    return path.read_bytes()
+class LocalFolder(Folder):
+    """A directory of a file system; it need not exist until something is written."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
+        self.path = path
+
+    def is_a_file(self) -> bool:
+        """Return whether a file is where the directory would be."""
+        return self.path.exists() and not self.path.is_dir()
+
+    def read_bytes(self, path: str) -> bytes:
+        """Return a file's bytes; see ``Folder``."""
+        try:
+            return (self.path / path).read_bytes()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise FileNotFoundError(error.errno, error.strerror, self.at(path)) from error
+        except OSError as error:
+            raise PipelineError(
+                f"{self.at(path)} cannot be read ({error.strerror}); check its permissions and "
+                "the disk"
+            ) from error
+
+    def exists(self, path: str = "") -> bool:
+        """Return whether this file exists; see ``Folder``."""
+        return (self.path / path).exists()
+
+    def list(self, prefix: str = "") -> list[str]:
+        """Return the paths that begin with ``prefix``; see ``Folder``."""
+        above = self.path / prefix.rpartition("/")[0]
+        found = []
+        for directory, folders, names in os.walk(above):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            relative = Path(directory).relative_to(self.path)
+            found += [(relative / name).as_posix() for name in names if not name.startswith(".")]
+        return sorted(path for path in found if path.startswith(prefix))
+
+    def commit_new(self, path: str, data: bytes) -> bool:
+        """Write a new file; see ``Folder``."""
+        return commit_new(self.path / path, data)
+
+    def replace(self, path: str, data: bytes) -> None:
+        """Write a file over the one that may be there; see ``Folder``."""
+        replace(self.path / path, data)
+
+
+def open_folder(place: Place) -> Folder:
+    """Return the folder at a path; it need not exist, and nothing is read or written."""
+    if isinstance(place, Folder):
+        return place
+    return LocalFolder(Path(place))
 
 
 def commit_new(path: Path, data: bytes) -> bool:

@@ -37,7 +37,7 @@ from pipeline.errors import (
     ShardError,
     TeacherError,
 )
-from pipeline.files import commit_new, expand_shards
+from pipeline.files import Place, expand_shards, open_folder
 from pipeline.fingerprints import different_fingerprints, fingerprints
 from pipeline.labelling import GroupTask, group_tasks
 from pipeline.records import PartKey, ShardInfo
@@ -80,7 +80,7 @@ class LabelConfig:
 
     shards: tuple[str, ...]
     """Shard files, brace patterns ('x-{000000..001281}.tar') or globs, in quotes."""
-    out: Path
+    out: str
     """Store to write or to continue; its name ends in .parquet."""
     teacher: str = "regnety_160.deit_in1k"
     """timm's name of the teacher; pretrained weights are fetched unless a checkpoint or
@@ -201,7 +201,7 @@ class PartOrder:
     path: Path
     shard: ShardInfo
     identity: StoreIdentity
-    out: Path
+    out: str
 
     def tasks(self) -> Iterator[GroupTask]:
         """Yield the augmentation tasks of the part."""
@@ -316,14 +316,14 @@ def plan_job(config: LabelConfig, shards: IndexedShards, teacher: TeacherIdentit
 
 
 def _require_listed_bytes(
-    root: Path, committed: Committed, listed: Mapping[PartKey, PartEntry]
+    root: Place, committed: Committed, listed: Mapping[PartKey, PartEntry]
 ) -> None:
     """Refuse a part that was damaged after a manifest listed it."""
     entry = committed.entry
     before = listed.get(entry.part, entry)
     if before.sha256 != entry.sha256:
         raise ChecksumError(
-            f"{root / entry.part.path}: sha256 is {entry.sha256}, the manifest says "
+            f"{open_folder(root).at(entry.part.path)}: sha256 is {entry.sha256}, the manifest says "
             f"{before.sha256}; delete the file and run again, only this part will be redone"
         )
 
@@ -432,7 +432,7 @@ def finish_job(plan: JobPlan, run: Mapping[str, Any]) -> Manifest:
     )
 
 
-def write_run(root: Path, config: LabelConfig, run: Mapping[str, Any]) -> None:
+def write_run(root: Place, config: LabelConfig, run: Mapping[str, Any]) -> None:
     """Record how a run went: settings, versions, hardware, times. Never compared."""
     now = datetime.now(UTC)
     record = {
@@ -447,7 +447,7 @@ def write_run(root: Path, config: LabelConfig, run: Mapping[str, Any]) -> None:
         **run,
     }
     name = f"{now:%Y%m%dT%H%M%S%f}.json"
-    commit_new(root / "_meta" / "runs" / name, canonical_json(record) + b"\n")
+    open_folder(root).commit_new(f"_meta/runs/{name}", canonical_json(record) + b"\n")
 
 
 def versions() -> dict[str, str]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.augment import apply_view, decode, image_size, view_digest
 from pipeline.errors import ChecksumError, DecodeError, IdentityError, ShardError, StoreError
-from pipeline.files import expand_shards
+from pipeline.files import Folder, Place, expand_shards
 from pipeline.fingerprints import different_fingerprints, fingerprints
 from pipeline.job import versions
 from pipeline.pairing import GroupPlaces, block_of, draw_group_mixing, draw_groups
@@ -53,7 +52,7 @@ class VerifyReport:
 
 
 def verify_store(
-    path: Path, shards: Sequence[str] = (), *, every_digest: bool = False
+    place: Place, shards: Sequence[str] = (), *, every_digest: bool = False
 ) -> VerifyReport:
     """Check every part of a store, and with shards redraw views that have a digest.
 
@@ -64,7 +63,7 @@ def verify_store(
     Raises ``StoreError`` for damage, ``ShardError`` for other shards, ``IdentityError`` if
     this machine's fingerprints differ. Views that differ are reported, not raised.
     """
-    store = open_store(path)
+    store = open_store(place)
     _check_layout(store)
     paths = {}
     if shards:
@@ -126,11 +125,11 @@ def check_fingerprints(store: LabelStore) -> None:
     )
 
 
-def _versions_of_runs(root: Path) -> Mapping[str, str]:
+def _versions_of_runs(root: Folder) -> Mapping[str, str]:
     """Return the versions of the store's first run, nothing if none is recorded."""
-    for path in sorted((root / "_meta" / "runs").glob("*.json")):
+    for path in root.list("_meta/runs/"):
         try:
-            return dict(json.loads(path.read_bytes())["versions"])
+            return dict(json.loads(root.read_bytes(path))["versions"])
         except (ValueError, KeyError, TypeError):
             continue
     return {}
@@ -157,7 +156,7 @@ def _check_part(store: ParquetStore, rows: PartRows) -> None:
     classes = store.identity.teacher.classes
     if not same or (rows.label.size and int(rows.label.max()) >= classes):
         raise ChecksumError(
-            f"{store.root / part.path} does not fit its manifest; delete the file and run the "
+            f"{store.root.at(part.path)} does not fit its manifest; delete the file and run the "
             "label job again, it will redo only this part"
         )
 

@@ -44,7 +44,7 @@ class TrainConfig:
     Everything about the views comes from the store: size, augmentation, mixing, classes.
     """
 
-    labels: Path
+    labels: str
     """Label store (the directory that ends in .parquet)."""
     shards: tuple[str, ...]
     """The shards that were labelled: files, brace patterns ('x-{000..127}.tar') or globs, in

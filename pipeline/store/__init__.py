@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pipeline.errors import IncompleteStoreError, StoreError
+from pipeline.files import Place, open_folder
 from pipeline.store.commit import (
     Committed,
     check_place,
@@ -38,15 +37,16 @@ __all__ = [
 ]
 
 
-def open_store(path: Path) -> ParquetStore:
+def open_store(place: Place) -> ParquetStore:
     """Open a finished store; reads the manifest alone.
 
-    Raises ``StoreError`` if there is none at ``path``.
+    Raises ``StoreError`` if there is none at ``place``.
     """
-    if not path.exists():
-        raise IncompleteStoreError(f"{path}: there is no label store here; check the path")
-    if not path.is_dir() or path.suffix != ".parquet":
+    folder = open_folder(place)
+    if not folder.exists():
+        raise IncompleteStoreError(f"{folder}: there is no label store here; check the path")
+    if folder.is_a_file() or not folder.name.endswith(".parquet"):
         raise StoreError(
-            f"{path} is no label store: give the directory whose name ends in .parquet"
+            f"{folder} is no label store: give the directory whose name ends in .parquet"
         )
-    return ParquetStore(path, read_manifest(path))
+    return ParquetStore(folder, read_manifest(folder))

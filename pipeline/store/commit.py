@@ -11,13 +11,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 
 from pipeline.config import StoreIdentity, canonical_json, different_fields
 from pipeline.errors import IdentityError, IncompleteStoreError, RejectionError, StoreError
-from pipeline.files import commit_new, read_bytes, replace, sha256
+from pipeline.files import Folder, Place, open_folder, sha256
 from pipeline.records import PartKey, PartRows, Rejection, ShardInfo
 from pipeline.store.manifest import IDENTITY_PATH, Manifest, PartEntry, write_manifest
 from pipeline.store.parquet import decode_part, encode_part
@@ -48,73 +47,76 @@ class Committed:
 
 
 def claim_store(
-    root: Path, identity: StoreIdentity, fingerprints: Mapping[str, int]
+    root: Place, identity: StoreIdentity, fingerprints: Mapping[str, int]
 ) -> Mapping[str, int]:
     """Make ``root`` a store of this identity, or check that it is one.
 
     Returns the fingerprints that the store was begun with; raises what ``check_store`` does.
     """
     ours = {"identity": identity.to_json(), "fingerprints": dict(fingerprints)}
-    if check_store(root, identity) is None:
-        commit_new(root / IDENTITY_PATH, canonical_json(ours) + b"\n")
-    claimed = check_store(root, identity)  # another job may have been faster
+    folder = open_folder(root)
+    if check_store(folder, identity) is None:
+        folder.commit_new(IDENTITY_PATH, canonical_json(ours) + b"\n")
+    claimed = check_store(folder, identity)  # another job may have been faster
     if claimed is None:
-        raise StoreError(f"{root / IDENTITY_PATH} vanished; does another job delete {root}?")
+        raise StoreError(f"{folder.at(IDENTITY_PATH)} vanished; does another job delete {folder}?")
     return claimed
 
 
-def check_place(root: Path) -> None:
+def check_place(root: Place) -> None:
     """Raise ``StoreError`` unless a store is at ``root``, or could be made there."""
-    if root.suffix != ".parquet":
-        raise StoreError(f"--out {root}: the name of a store must end in .parquet")
-    if root.exists() and not root.is_dir():
-        raise StoreError(f"--out {root} is a file; give the path of a new or existing directory")
-    unknown = root.exists() and not (root / IDENTITY_PATH).exists()
-    if unknown and any(not path.name.startswith(".") for path in root.iterdir()):
-        raise StoreError(f"--out {root} is not empty and is no label store; give another path")
+    folder = open_folder(root)
+    if not folder.name.endswith(".parquet"):
+        raise StoreError(f"--out {folder}: the name of a store must end in .parquet")
+    if folder.is_a_file():
+        raise StoreError(f"--out {folder} is a file; give the path of a new or existing directory")
+    if not folder.exists(IDENTITY_PATH) and folder.list():
+        raise StoreError(f"--out {folder} is not empty and is no label store; give another path")
 
 
-def check_store(root: Path, identity: StoreIdentity) -> Mapping[str, int] | None:
+def check_store(root: Place, identity: StoreIdentity) -> Mapping[str, int] | None:
     """Return the fingerprints of the store at ``root``, None if there is none yet.
 
     Writes nothing. Raises ``IdentityError`` naming the fields in which its identity
     differs, ``StoreError`` if ``root`` holds something else or has the wrong suffix.
     """
     check_place(root)
-    path = root / IDENTITY_PATH
-    if not path.exists():
-        return None
+    folder = open_folder(root)
+    path = folder.at(IDENTITY_PATH)
     try:
-        theirs = json.loads(read_bytes(path))
+        theirs = json.loads(folder.read_bytes(IDENTITY_PATH))
         their_fields, their_prints = theirs["identity"], dict(theirs["fingerprints"])
+    except FileNotFoundError:
+        return None
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{path} is damaged ({error!r}); use another --out") from error
     different = different_fields(identity.to_json(), their_fields)
     if different:
         raise IdentityError(
-            f"{root} holds labels of another identity (ours / the store's):\n  "
+            f"{folder} holds labels of another identity (ours / the store's):\n  "
             + "\n  ".join(different)
             + "\nuse the store's settings to add to it, or another --out"
         )
     return their_prints
 
 
-def commit_part(root: Path, rows: PartRows) -> Committed:
+def commit_part(root: Place, rows: PartRows) -> Committed:
     """Commit a part. One that is there already with the same rows is left as it is.
 
     Raises ``StoreError`` if it is there with other rows.
     """
     data = encode_part(rows)
-    path = root / rows.part.path
-    if not commit_new(path, data):
-        committed = read_bytes(path)
+    folder, path = open_folder(root), rows.part.path
+    if not folder.commit_new(path, data):
+        committed = folder.read_bytes(path)
         if committed != data:
-            _require_same_rows(rows, decode_part(committed, rows.part, str(path)), path)
+            name = folder.at(path)
+            _require_same_rows(rows, decode_part(committed, rows.part, name), name)
             data = committed
     return _committed(rows, data)
 
 
-def _require_same_rows(ours: PartRows, theirs: PartRows, path: Path) -> None:
+def _require_same_rows(ours: PartRows, theirs: PartRows, path: str) -> None:
     if ours.rejections != theirs.rejections or ours.keys != theirs.keys:
         raise RejectionError(
             f"{path}: committed with the rejections {_keys(theirs.rejections)}, now it is "
@@ -140,22 +142,23 @@ def _committed(rows: PartRows, data: bytes) -> Committed:
     return Committed(entry=entry, image_hash=rows.image_hash, rejections=rows.rejections)
 
 
-def find_parts(root: Path) -> list[PartKey]:
+def find_parts(root: Place) -> list[PartKey]:
     """Return the parts that are committed, by (shard, view)."""
     parts = []
-    for path in root.glob("shard=*/view-*.parquet"):
-        match = _PART_PATH.match(path.relative_to(root).as_posix())
+    for path in open_folder(root).list("shard="):
+        match = _PART_PATH.match(path)
         if match:
             shard, first, end = (int(number) for number in match.groups())
             parts.append(PartKey(shard=shard, first_view=first, views=end - first))
     return sorted(parts)
 
 
-def read_entry(root: Path, part: PartKey, identity: str, shard: ShardInfo) -> Committed:
+def read_entry(root: Place, part: PartKey, identity: str, shard: ShardInfo) -> Committed:
     """Read a committed part and check that it belongs to this store and shard."""
-    path = root / part.path
-    data = read_bytes(path)
-    rows = decode_part(data, part, str(path))
+    folder = open_folder(root)
+    path = folder.at(part.path)
+    data = folder.read_bytes(part.path)
+    rows = decode_part(data, part, path)
     if rows.identity != identity:
         raise IdentityError(f"{path} belongs to another store; move it away and run again")
     if (rows.key_hash, rows.content_hash) != (shard.key_hash, shard.content_hash):
@@ -168,7 +171,7 @@ def read_entry(root: Path, part: PartKey, identity: str, shard: ShardInfo) -> Co
 
 
 def finish_store(
-    root: Path,
+    root: Place,
     identity: StoreIdentity,
     fingerprints: Mapping[str, int],
     shards: Sequence[ShardInfo],
@@ -179,29 +182,30 @@ def finish_store(
     Raises ``RejectionError`` if parts of a shard disagree about which images decode,
     ``IncompleteStoreError`` if the store has parts of other shards than these.
     """
+    folder = open_folder(root)
     by_number = {shard.number: shard for shard in shards}
-    parts = find_parts(root)
+    parts = find_parts(folder)
     foreign = sorted({part.shard for part in parts} - set(by_number))
     if foreign:
         raise IncompleteStoreError(
-            f"{root} has parts of shards {foreign[:8]} that --shards does not name; give all "
+            f"{folder} has parts of shards {foreign[:8]} that --shards does not name; give all "
             "shards of the store, in the order of the first run"
         )
-    committed = [read_entry(root, part, identity.digest, by_number[part.shard]) for part in parts]
+    committed = [read_entry(folder, part, identity.digest, by_number[part.shard]) for part in parts]
     manifest = Manifest(
         identity=identity,
         fingerprints=fingerprints,
         shards=tuple(sorted(shards, key=lambda shard: shard.number)),
-        image_hashes=_agreed_images(root, committed),
-        rejections=_agreed_rejections(root, committed),
+        image_hashes=_agreed_images(folder, committed),
+        rejections=_agreed_rejections(folder, committed),
         parts=tuple(one.entry for one in committed),
     )
-    write_manifest(root, manifest)
-    replace(root / CARD_PATH, card(manifest).encode())
+    write_manifest(folder, manifest)
+    folder.replace(CARD_PATH, card(manifest).encode())
     return manifest
 
 
-def _agreed_images(root: Path, committed: Sequence[Committed]) -> dict[int, str]:
+def _agreed_images(root: Folder, committed: Sequence[Committed]) -> dict[int, str]:
     first: dict[int, Committed] = {}
     for one in committed:
         known = first.setdefault(one.entry.part.shard, one)
@@ -215,7 +219,7 @@ def _agreed_images(root: Path, committed: Sequence[Committed]) -> dict[int, str]
 
 
 def _agreed_rejections(
-    root: Path, committed: Sequence[Committed]
+    root: Folder, committed: Sequence[Committed]
 ) -> dict[int, tuple[Rejection, ...]]:
     first: dict[int, Committed] = {}
     for one in committed:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from pathlib import Path
 
 from pipeline.config import StoreIdentity
+from pipeline.files import Folder
 from pipeline.records import ShardView
 from pipeline.store.manifest import Manifest
 
@@ -19,7 +19,7 @@ class LabelStore(ABC):
     from several; every part's checksum is verified when a process first reads it.
     """
 
-    def __init__(self, root: Path, manifest: Manifest) -> None:
+    def __init__(self, root: Folder, manifest: Manifest) -> None:
         self.root = root
         self.manifest = manifest
 

@@ -11,12 +11,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from pipeline.config import FORMAT_VERSION, StoreIdentity, canonical_json
 from pipeline.errors import ChecksumError, IncompleteStoreError, StoreError
-from pipeline.files import replace, sha256
+from pipeline.files import Place, open_folder, sha256
 from pipeline.records import PartKey, Rejection, ShardInfo
 
 __all__ = [
@@ -176,34 +175,37 @@ def _part_entry(values: Mapping[str, Any]) -> PartEntry:
     )
 
 
-def listed_parts(root: Path) -> dict[PartKey, PartEntry]:
+def listed_parts(root: Place) -> dict[PartKey, PartEntry]:
     """Return the parts that the store's manifest lists, none if there is no manifest."""
-    if not (root / MANIFEST_PATH).exists():
+    if not open_folder(root).exists(MANIFEST_PATH):
         return {}
     return {entry.part: entry for entry in read_manifest(root).parts}
 
 
-def write_manifest(root: Path, manifest: Manifest) -> None:
+def write_manifest(root: Place, manifest: Manifest) -> None:
     """Write the manifest with its own checksum, in one step."""
     values = manifest.to_json()
     checksum = sha256(canonical_json(values))
-    replace(root / MANIFEST_PATH, canonical_json({**values, "sha256": checksum}) + b"\n")
+    data = canonical_json({**values, "sha256": checksum}) + b"\n"
+    open_folder(root).replace(MANIFEST_PATH, data)
 
 
-def read_manifest(root: Path) -> Manifest:
+def read_manifest(root: Place) -> Manifest:
     """Read a store's manifest and check it.
 
     Raises ``IncompleteStoreError`` if there is none, ``ChecksumError`` if it was changed.
     """
-    path = root / MANIFEST_PATH
-    if not path.exists():
-        what = "an unfinished store" if (root / IDENTITY_PATH).exists() else "no store"
+    folder = open_folder(root)
+    path = folder.at(MANIFEST_PATH)
+    try:
+        data = folder.read_bytes(MANIFEST_PATH)
+    except FileNotFoundError as error:
+        what = "an unfinished store" if folder.exists(IDENTITY_PATH) else "no store"
         raise IncompleteStoreError(
-            f"{root} is {what}: it has no {MANIFEST_PATH}; give the path of a finished store, "
+            f"{folder} is {what}: it has no {MANIFEST_PATH}; give the path of a finished store, "
             "or run the label job again with the same settings, it does only what is missing"
-        )
+        ) from error
     cure = "restore the file, or run the label job again to write it anew"
-    data = path.read_bytes()
     try:
         values = json.loads(data)
         canonical = canonical_json(values) + b"\n"

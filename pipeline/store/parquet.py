@@ -7,7 +7,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline.config import FORMAT_VERSION, canonical_json
 from pipeline.errors import ChecksumError, StoreError
-from pipeline.files import read_bytes, sha256
+from pipeline.files import Folder, sha256
 from pipeline.records import PartKey, PartRows, Rejection, ShardView
 from pipeline.store.contract import LabelStore
 from pipeline.store.manifest import Manifest, PartEntry
@@ -159,7 +158,7 @@ def _numbers(table: pa.Table, name: str) -> Any:
 class ParquetStore(LabelStore):
     """A finished Parquet directory. Decoded parts are kept, the least used go first."""
 
-    def __init__(self, root: Path, manifest: Manifest) -> None:
+    def __init__(self, root: Folder, manifest: Manifest) -> None:
         super().__init__(root, manifest)
         self._parts: OrderedDict[PartKey, PartRows] = OrderedDict()
         self._lock = threading.Lock()
@@ -200,10 +199,10 @@ class ParquetStore(LabelStore):
 
     def read_part(self, entry: PartEntry) -> PartRows:
         """Read a part and check it against the manifest: size, SHA-256, pages, identity."""
-        path = self.root / entry.part.path
+        path = self.root.at(entry.part.path)
         cure = "delete the file and run the label job again, it will redo only this part"
         try:
-            data = read_bytes(path)
+            data = self.root.read_bytes(entry.part.path)
         except FileNotFoundError as error:
             raise ChecksumError(f"{path} is missing; run the label job again") from error
         actual = sha256(data)
@@ -211,7 +210,7 @@ class ParquetStore(LabelStore):
             raise ChecksumError(
                 f"{path}: sha256 is {actual}, the manifest says {entry.sha256}; {cure}"
             )
-        rows = decode_part(data, entry.part, str(path))
+        rows = decode_part(data, entry.part, path)
         if rows.identity != self.identity.digest:
             raise ChecksumError(f"{path} belongs to another store; {cure}")
         return rows

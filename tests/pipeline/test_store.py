@@ -93,7 +93,7 @@ def test_any_changed_byte_of_a_store_is_found_before_a_label_is_used(
     tmp_path: Path, hash_store: ParquetStore
 ) -> None:
     root = tmp_path / "copy.parquet"
-    shutil.copytree(hash_store.root, root)
+    shutil.copytree(hash_store.root.path, root)
     parts = [root / entry.part.path for entry in hash_store.manifest.parts]
     random = np.random.default_rng(1)
     for path in [*parts, root / "_manifest.json"]:
@@ -120,8 +120,8 @@ def _read_all(store: ParquetStore) -> None:
 
 def test_page_checksums_find_damage_without_the_manifest(hash_store: ParquetStore) -> None:
     entry = hash_store.manifest.parts[0]
-    data = bytearray((hash_store.root / entry.part.path).read_bytes())
-    column = pq.read_metadata(hash_store.root / entry.part.path).row_group(0).column(4)
+    data = bytearray((hash_store.root.path / entry.part.path).read_bytes())
+    column = pq.read_metadata(hash_store.root.path / entry.part.path).row_group(0).column(4)
     assert column.path_in_schema == "label"
     data[column.data_page_offset + column.total_compressed_size // 2] ^= 1
     with pytest.raises(ChecksumError, match="delete the file and run the label job again"):
@@ -159,7 +159,7 @@ def test_an_open_store_travels_to_other_processes(hash_store: ParquetStore) -> N
 def test_pandas_pyarrow_and_duckdb_read_the_directory_as_it_stands(
     hash_store: ParquetStore,
 ) -> None:
-    root = hash_store.root
+    root = hash_store.root.path
     frame = pd.read_parquet(root)
     assert list(frame.columns)[:6] == ["key", "view", "target", "seed", "label", "digest"]
     table = pyarrow.dataset.dataset(root, partitioning="hive").to_table()
@@ -259,7 +259,7 @@ def test_a_manifest_cannot_point_outside_the_store(
     hash_store: ParquetStore, tmp_path: Path
 ) -> None:
     root = tmp_path / "copy.parquet"
-    shutil.copytree(hash_store.root, root)
+    shutil.copytree(hash_store.root.path, root)
     values = json.loads((root / "_manifest.json").read_bytes())
     values.pop("sha256")
     values["parts"][0]["path"] = "../../etc/passwd"
@@ -349,4 +349,4 @@ def test_the_bytes_of_a_store_do_not_depend_on_umask_or_directory(
         "_meta/identity.json",
         *(e.part.path for e in first.manifest.parts),
     ):
-        assert (first.root / name).read_bytes() == (other.root / name).read_bytes()
+        assert (first.root.path / name).read_bytes() == (other.root.path / name).read_bytes()

@@ -19,7 +19,7 @@ from tests.labelling import digit_shard, hash_identity, label_with_hashes, part_
 
 @pytest.fixture
 def shards(hash_store: ParquetStore) -> list[str]:
-    return [str(hash_store.root.parent / "digits-{0..1}.tar")]
+    return [str(hash_store.root.path.parent / "digits-{0..1}.tar")]
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_a_whole_store_passes(torn_store: tuple[ParquetStore, list[str]]) -> Non
 
 
 def test_without_shards_nothing_is_redrawn(hash_store: ParquetStore) -> None:
-    report = verify_store(hash_store.root)
+    report = verify_store(hash_store.root.path)
     assert report.redrawn == 0
     assert report.digests > 0
 
@@ -71,7 +71,7 @@ OTHER_MIX = MixConfig(mixup_alpha=0.3)
 
 def test_other_shards_are_refused(hash_store: ParquetStore, tmp_path: Path) -> None:
     other = digit_shard(tmp_path / "digits-0.tar", 17, first=50)
-    mine = hash_store.root.parent / "digits-1.tar"
+    mine = hash_store.root.path.parent / "digits-1.tar"
     with pytest.raises(ShardError, match=r"digits-0\.tar.*use the very shards"):
         verify_store(hash_store.root, [str(other), str(mine)])
     with pytest.raises(
@@ -83,7 +83,7 @@ def test_other_shards_are_refused(hash_store: ParquetStore, tmp_path: Path) -> N
 def test_renamed_and_moved_shards_are_recognised(hash_store: ParquetStore, tmp_path: Path) -> None:
     names = ["digits-1.tar", "elsewhere.tar"]  # one takes the other's name
     for number, name in enumerate(names):
-        shutil.copy(hash_store.root.parent / f"digits-{number}.tar", tmp_path / name)
+        shutil.copy(hash_store.root.path.parent / f"digits-{number}.tar", tmp_path / name)
     report = verify_store(hash_store.root, [str(tmp_path / "*.tar")], every_digest=True)
     assert report.redrawn == report.digests > 0
     assert report.mismatches == ()
@@ -92,7 +92,7 @@ def test_renamed_and_moved_shards_are_recognised(hash_store: ParquetStore, tmp_p
 def test_a_relabelled_shard_is_refused(hash_store: ParquetStore, tmp_path: Path) -> None:
     paths = [tmp_path / f"digits-{number}.tar" for number in range(2)]
     for path in paths:
-        shutil.copy(hash_store.root.parent / path.name, path)
+        shutil.copy(hash_store.root.path.parent / path.name, path)
     data = bytearray(paths[1].read_bytes())
     sample = open_shard(paths[1], 1).samples[0]
     # The target's block lies before the image's header; its first byte is the digit.
@@ -109,7 +109,7 @@ def test_a_damaged_image_of_the_same_length_is_refused(
 ) -> None:
     paths = [tmp_path / f"digits-{number}.tar" for number in range(2)]
     for path in paths:
-        shutil.copy(hash_store.root.parent / path.name, path)
+        shutil.copy(hash_store.root.path.parent / path.name, path)
     sample = open_shard(paths[1], 1).samples[3]
     data = bytearray(paths[1].read_bytes())
     data[sample.image_offset + sample.image_bytes // 2] ^= 1
@@ -120,7 +120,7 @@ def test_a_damaged_image_of_the_same_length_is_refused(
 
 def test_a_stray_part_is_an_unfinished_job(hash_store: ParquetStore, tmp_path: Path) -> None:
     root = tmp_path / "copy.parquet"
-    shutil.copytree(hash_store.root, root)
+    shutil.copytree(hash_store.root.path, root)
     (root / "shard=0" / "view-00006-00007.parquet").write_bytes(b"x")
     with pytest.raises(StoreError, match=r"not in the manifest.*run it again"):
         verify_store(root)
@@ -153,11 +153,11 @@ def test_the_command_verifies_and_inspects(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert run_cli(monkeypatch, "verify", hash_store.root, "--shards", *shards, "--all") == 0
+    assert run_cli(monkeypatch, "verify", hash_store.root.path, "--shards", *shards, "--all") == 0
     assert "passed" in capsys.readouterr().out
-    assert run_cli(monkeypatch, "inspect", hash_store.root) == 0
+    assert run_cli(monkeypatch, "inspect", hash_store.root.path) == 0
     assert "| 1: digits-1.tar | 18 | 0 | 6 | 2 |" in capsys.readouterr().out
-    assert run_cli(monkeypatch, "inspect", hash_store.root, "--json") == 0
+    assert run_cli(monkeypatch, "inspect", hash_store.root.path, "--json") == 0
     assert '"identity_digest"' in capsys.readouterr().out
 
 
@@ -168,7 +168,7 @@ def test_the_command_fails_on_damage(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     root = tmp_path / "copy.parquet"
-    shutil.copytree(hash_store.root, root)
+    shutil.copytree(hash_store.root.path, root)
     part = root / open_store(root).manifest.parts[0].part.path
     data = bytearray(part.read_bytes())
     data[len(data) // 2] ^= 1
