@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias
 
 from braceexpand import braceexpand
 
@@ -85,8 +85,32 @@ class LocalFolder(Folder):
 
     def read_bytes(self, path: str) -> bytes:
         """Return a file's bytes; see ``Folder``."""
+        with self._reading(path) as file:
+            return file.read()
+
+    def read_range(self, path: str, offset: int, size: int) -> bytes:
+        """Return a part of a file; see ``Folder``."""
+        with self._reading(path) as file:
+            file.seek(offset)
+            return file.read(size)
+
+    def size(self, path: str) -> int:
+        """Return a file's bytes; see ``Folder``."""
+        with self._reading(path) as file:
+            return os.fstat(file.fileno()).st_size
+
+    @contextmanager
+    def _reading(self, path: str) -> Iterator[BinaryIO]:
+        place = self.path / path
         try:
-            return (self.path / path).read_bytes()
+            # A store that was received from others must not name files outside of it.
+            if not place.resolve().is_relative_to(self.path.resolve()):
+                raise PipelineError(
+                    f"{self.at(path)} leads out of {self.name}, to {place.resolve()}; a store's "
+                    "files lie in the store: put the file itself there, not a link"
+                )
+            with place.open("rb") as file:
+                yield file
         except (FileNotFoundError, NotADirectoryError) as error:
             raise FileNotFoundError(error.errno, error.strerror, self.at(path)) from error
         except OSError as error:

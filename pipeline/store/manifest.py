@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -25,11 +25,19 @@ __all__ = [
     "PartEntry",
     "listed_parts",
     "read_manifest",
+    "read_values",
+    "seal",
+    "unseal",
     "write_manifest",
 ]
 
 MANIFEST_PATH = "_manifest.json"
 IDENTITY_PATH = "_meta/identity.json"
+
+MAX_ROWS = 1 << 26
+"""Rows of a part: more are refused, since a part is decoded whole (about 2 GB at this size)."""
+MAX_VIEW = 1 << 31
+_CURE = "restore the file, or run the label job again to write it anew"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,15 +69,11 @@ class Manifest:
     @cached_property
     def view_range(self) -> range:
         """The views that every shard has: from the first on, without a gap."""
-        common: set[int] | None = None
-        for views in self.views_of_shards.values():
-            common = views if common is None else common & views
-        if not common:
-            return range(0)
-        first = end = min(common)
-        while end in common:
-            end += 1
-        return range(first, end)
+        common: list[range] | None = None
+        for shard in self.shards:
+            runs = _runs(entry.part for entry in self._parts_of_shards.get(shard.number, ()))
+            common = runs if common is None else _intersection(common, runs)
+        return common[0] if common else range(0)
 
     @cached_property
     def views_of_shards(self) -> Mapping[int, set[int]]:
@@ -143,20 +147,85 @@ class Manifest:
             manifest = Manifest(
                 identity=identity,
                 fingerprints=dict(values["fingerprints"]),
-                shards=tuple(ShardInfo(**shard) for shard in values["shards"]),
+                shards=tuple(_shard_info(shard) for shard in values["shards"]),
                 image_hashes={int(n): str(text) for n, text in values["image_hashes"].items()},
                 rejections={
-                    int(shard): tuple(Rejection(**one) for one in rejections)
+                    int(shard): tuple(_rejection(one) for one in rejections)
                     for shard, rejections in values["rejections"].items()
                 },
                 parts=tuple(_part_entry(entry) for entry in values["parts"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise StoreError(f"the manifest is malformed: {error!r}") from error
-        unknown = {entry.part.shard for entry in manifest.parts} - set(manifest.by_shard)
-        if unknown:
-            raise StoreError(f"the manifest has parts of unknown shards {sorted(unknown)}")
+        _check_claims(manifest)
         return manifest
+
+
+def _runs(parts: Iterable[PartKey]) -> list[range]:
+    """Return the views of a shard's parts as ranges with gaps between them, sorted."""
+    runs: list[range] = []
+    for part in sorted(parts):
+        if runs and runs[-1].stop >= part.first_view:
+            runs[-1] = range(runs[-1].start, max(runs[-1].stop, part.end_view))
+        else:
+            runs.append(range(part.first_view, part.end_view))
+    return runs
+
+
+def _intersection(ours: Sequence[range], theirs: Sequence[range]) -> list[range]:
+    common = (
+        range(max(one.start, other.start), min(one.stop, other.stop))
+        for one in ours
+        for other in theirs
+    )
+    return [one for one in common if len(one)]
+
+
+def _check_claims(manifest: Manifest) -> None:
+    """Raise ``StoreError`` for claims that no label job makes, before they size any memory."""
+    numbers = [shard.number for shard in manifest.shards]
+    if numbers != sorted(set(numbers)) or any(number < 0 for number in numbers):
+        raise StoreError("the manifest's shards are not in order")
+    unknown = {
+        *(entry.part.shard for entry in manifest.parts),
+        *manifest.rejections,
+        *manifest.image_hashes,
+    } - set(numbers)
+    if unknown:
+        raise StoreError(f"the manifest has parts of unknown shards {sorted(unknown)}")
+    for shard in manifest.shards:
+        places = [one.index for one in manifest.rejections.get(shard.number, ())]
+        if places != sorted(set(places)) or not all(0 <= one < shard.samples for one in places):
+            raise StoreError(f"the manifest's rejections of shard {shard.number} are not in order")
+    for before, entry in zip((None, *manifest.parts), manifest.parts, strict=False):
+        part = entry.part
+        rows = manifest.accepted_samples(part.shard) * part.views
+        if part.views < 1 or not 0 <= part.first_view <= part.end_view <= MAX_VIEW:
+            raise StoreError(f"the manifest's part {part.path} has impossible views")
+        if entry.rows != rows or rows > MAX_ROWS:
+            raise StoreError(
+                f"the manifest claims {entry.rows} rows for {part.path}; its shard and views give "
+                f"{rows}, and a part has at most {MAX_ROWS}"
+            )
+        if before is not None and (
+            before.part >= part
+            or (before.part.shard == part.shard and before.part.end_view > part.first_view)
+        ):
+            raise StoreError(f"the manifest's parts {before.part.path}, {part.path} are not in order")
+
+
+def _shard_info(values: Mapping[str, Any]) -> ShardInfo:
+    shard = ShardInfo(**values)
+    if not all(type(one) is int and one >= 0 for one in (shard.number, shard.samples, shard.bytes)):
+        raise ValueError(f"shard {shard.number!r} has {shard.samples!r} samples")
+    return shard
+
+
+def _rejection(values: Mapping[str, Any]) -> Rejection:
+    one = Rejection(**values)
+    if type(one.index) is not int or not isinstance(one.key, str):
+        raise ValueError(f"rejection of {one.key!r} at {one.index!r}")
+    return one
 
 
 def _part_entry(values: Mapping[str, Any]) -> PartEntry:
@@ -182,21 +251,39 @@ def listed_parts(root: Place) -> dict[PartKey, PartEntry]:
     return {entry.part: entry for entry in read_manifest(root).parts}
 
 
+def seal(values: Mapping[str, Any]) -> bytes:
+    """Return canonical JSON that carries its own SHA-256; ``unseal`` is the inverse."""
+    checksum = sha256(canonical_json(values))
+    return canonical_json({**values, "sha256": checksum}) + b"\n"
+
+
+def unseal(data: bytes, name: str) -> dict[str, Any]:
+    """Return the values of ``seal``; raises ``ChecksumError`` if a byte was changed."""
+    try:
+        values = json.loads(data)
+        canonical = canonical_json(values) + b"\n"
+        checksum = values.pop("sha256")
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise ChecksumError(f"{name} is not a manifest ({error!r}); {_CURE}") from error
+    if data != canonical:
+        raise ChecksumError(f"{name} is not in canonical form, so it was changed; {_CURE}")
+    actual = sha256(canonical_json(values))
+    if actual != checksum:
+        raise ChecksumError(f"{name}: sha256 is {actual}, it says {checksum}; {_CURE}")
+    return dict(values)
+
+
 def write_manifest(root: Place, manifest: Manifest) -> None:
     """Write the manifest with its own checksum, in one step."""
-    values = manifest.to_json()
-    checksum = sha256(canonical_json(values))
-    data = canonical_json({**values, "sha256": checksum}) + b"\n"
-    open_folder(root).replace(MANIFEST_PATH, data)
+    open_folder(root).replace(MANIFEST_PATH, seal(manifest.to_json()))
 
 
-def read_manifest(root: Place) -> Manifest:
-    """Read a store's manifest and check it.
+def read_values(root: Place) -> dict[str, Any]:
+    """Read the manifest of a store in a directory and check its checksum.
 
     Raises ``IncompleteStoreError`` if there is none, ``ChecksumError`` if it was changed.
     """
     folder = open_folder(root)
-    path = folder.at(MANIFEST_PATH)
     try:
         data = folder.read_bytes(MANIFEST_PATH)
     except FileNotFoundError as error:
@@ -205,16 +292,9 @@ def read_manifest(root: Place) -> Manifest:
             f"{folder} is {what}: it has no {MANIFEST_PATH}; give the path of a finished store, "
             "or run the label job again with the same settings, it does only what is missing"
         ) from error
-    cure = "restore the file, or run the label job again to write it anew"
-    try:
-        values = json.loads(data)
-        canonical = canonical_json(values) + b"\n"
-        checksum = values.pop("sha256")
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ChecksumError(f"{path} is not a manifest ({error!r}); {cure}") from error
-    if data != canonical:
-        raise ChecksumError(f"{path} is not in canonical form, so it was changed; {cure}")
-    actual = sha256(canonical_json(values))
-    if actual != checksum:
-        raise ChecksumError(f"{path}: sha256 is {actual}, it says {checksum}; {cure}")
-    return Manifest.from_json(values)
+    return unseal(data, folder.at(MANIFEST_PATH))
+
+
+def read_manifest(root: Place) -> Manifest:
+    """Read the manifest of a store in a directory; raises what ``read_values`` does."""
+    return Manifest.from_json(read_values(root))
