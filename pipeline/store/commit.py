@@ -18,7 +18,13 @@ from pipeline.config import StoreIdentity, canonical_json, different_fields
 from pipeline.errors import IdentityError, IncompleteStoreError, RejectionError, StoreError
 from pipeline.files import Folder, Place, open_folder, sha256
 from pipeline.records import PartKey, PartRows, Rejection, ShardInfo
-from pipeline.store.manifest import IDENTITY_PATH, Manifest, PartEntry, write_manifest
+from pipeline.store.manifest import (
+    CARD_PATH,
+    IDENTITY_PATH,
+    Manifest,
+    PartEntry,
+    write_manifest,
+)
 from pipeline.store.parquet import decode_part, encode_part
 
 __all__ = [
@@ -32,7 +38,6 @@ __all__ = [
     "read_entry",
 ]
 
-CARD_PATH = "_README.md"
 
 _PART_PATH = re.compile(r"^shard=(\d+)/view-(\d{5,})-(\d{5,})\.parquet$")
 

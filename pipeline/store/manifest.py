@@ -19,8 +19,10 @@ from pipeline.files import Place, open_folder, sha256
 from pipeline.records import PartKey, Rejection, ShardInfo
 
 __all__ = [
+    "CARD_PATH",
     "IDENTITY_PATH",
     "MANIFEST_PATH",
+    "RUNS_PATH",
     "Manifest",
     "PartEntry",
     "listed_parts",
@@ -33,6 +35,8 @@ __all__ = [
 
 MANIFEST_PATH = "_manifest.json"
 IDENTITY_PATH = "_meta/identity.json"
+RUNS_PATH = "_meta/runs/"
+CARD_PATH = "_README.md"
 
 MAX_ROWS = 1 << 26
 """Rows of a part: more are refused, since a part is decoded whole (about 2 GB at this size)."""
@@ -106,6 +110,10 @@ class Manifest:
             f"the store has no labels for shard {shard} at view {view}; run the label job "
             f"again with --first-view and --views that include {view}"
         )
+
+    def parts_of(self, shard: int) -> Sequence[PartEntry]:
+        """Return the parts of a shard, by view."""
+        return self._parts_of_shards.get(shard, ())
 
     @cached_property
     def _parts_of_shards(self) -> Mapping[int, list[PartEntry]]:
@@ -216,7 +224,10 @@ def _check_claims(manifest: Manifest) -> None:
 
 def _shard_info(values: Mapping[str, Any]) -> ShardInfo:
     shard = ShardInfo(**values)
-    if not all(type(one) is int and one >= 0 for one in (shard.number, shard.samples, shard.bytes)):
+    if not all(
+        type(one) is int and 0 <= one < 1 << 40
+        for one in (shard.number, shard.samples, shard.bytes)
+    ):
         raise ValueError(f"shard {shard.number!r} has {shard.samples!r} samples")
     return shard
 
