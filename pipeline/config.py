@@ -183,6 +183,28 @@ class ColumnConfig:
     def __post_init__(self) -> None:
         _require(0 <= self.topk <= 255, f"topk is {self.topk}; use 1..255, or 0 for none")
 
+    @staticmethod
+    def from_text(text: str) -> ColumnConfig:
+        """Return what words such as ``confidence,margin,topk=5`` ask for, nothing for none.
+
+        Raises ``ConfigError`` for words that are unknown, doubled or without their number.
+        """
+        found: dict[str, Any] = {}
+        for word in (part.strip() for part in text.split(",") if part.strip()):
+            name, equals, number = word.partition("=")
+            value: bool | int = True
+            if name == "topk" and number.isascii() and number.isdigit() and int(number) > 0:
+                value = int(number)
+            elif name not in ("confidence", "margin") or equals:
+                raise ConfigError(
+                    f"--store {text!r}: {word!r} is not known; use words of confidence, margin "
+                    "and topk=K (K in 1..255), with commas between them"
+                )
+            if name in found:
+                raise ConfigError(f"--store {text!r} names {name} twice; name it once")
+            found[name] = value
+        return ColumnConfig(**found)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreIdentity:

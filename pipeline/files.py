@@ -23,8 +23,10 @@ __all__ = [
     "commit_new",
     "expand_shards",
     "open_folder",
+    "publish",
     "replace",
     "sha256",
+    "writing",
 ]
 
 Place: TypeAlias = str | Path | Folder
@@ -155,7 +157,7 @@ def commit_new(path: Path, data: bytes) -> bool:
     Of two writers one wins, and the other's bytes vanish. Directories are made as needed.
     Raises ``PipelineError`` if the disk is full or refuses.
     """
-    with _writing(path, len(data)):
+    with writing(path, len(data)):
         aside = _write_aside(path, data)
         try:
             os.link(aside, path)
@@ -170,7 +172,7 @@ def commit_new(path: Path, data: bytes) -> bool:
             aside.rename(path)
         finally:
             aside.unlink(missing_ok=True)
-        _flush_directory(path.parent)
+        _flush(path.parent)
         return True
 
 
@@ -179,24 +181,52 @@ def replace(path: Path, data: bytes) -> None:
 
     Raises ``PipelineError`` if the disk is full or refuses.
     """
-    with _writing(path, len(data)):
+    with writing(path, len(data)):
         _write_aside(path, data).replace(path)
-        _flush_directory(path.parent)
+        _flush(path.parent)
+
+
+def publish(aside: Path, path: Path) -> None:
+    """Flush a new file or directory to the disk and give it its name, in one step.
+
+    Raises ``PipelineError`` if that name is taken; ``aside`` then stays where it is.
+    """
+    with writing(path):
+        if aside.is_dir():
+            for directory, _, names in os.walk(aside, topdown=False):
+                for name in names:
+                    _flush(Path(directory) / name)
+                _flush(Path(directory))
+            if os.path.lexists(path):
+                raise PipelineError(f"{path} exists already; give another path, or remove it")
+            aside.rename(path)  # fails if a directory with files has come there meanwhile
+        else:
+            _flush(aside)
+            try:
+                os.link(aside, path)
+            except FileExistsError as error:
+                raise PipelineError(
+                    f"{path} exists already; give another path, or remove it"
+                ) from error
+            aside.unlink()
+        _flush(path.parent)
 
 
 @contextmanager
-def _writing(path: Path, size: int) -> Iterator[None]:
+def writing(path: Path, size: int | None = None) -> Iterator[None]:
     """Turn the system's refusals into errors that name the file and the cure."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            amount = "" if size is None else f" ({size} bytes were to be written)"
             raise PipelineError(
-                f"{path}: the disk is full ({size} bytes were to be written); nothing of this "
-                "file is left behind: free space and run again, finished parts are kept"
+                f"{path}: the disk is full{amount}; nothing of this file is left behind: free "
+                "space and run again, finished parts are kept"
             ) from error
         raise PipelineError(
-            f"{path} cannot be written ({error.strerror}); check the path and its permissions"
+            f"{path} cannot be written ({error.strerror or error}); check the path and its "
+            "permissions"
         ) from error
 
 
@@ -215,7 +245,8 @@ def _write_aside(path: Path, data: bytes) -> Path:
     return aside
 
 
-def _flush_directory(path: Path) -> None:
+def _flush(path: Path) -> None:
+    """Wait until a file, or a directory's list of names, is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -22,6 +22,7 @@ import tyro
 from pipeline.card import card_text
 from pipeline.config import (
     AugmentConfig,
+    ColumnConfig,
     MixConfig,
     Precision,
     Preset,
@@ -105,6 +106,9 @@ class LabelConfig:
     mix: bool = True
     """Mix pairs by mixup and CutMix (off by default with --preset center)."""
     mixing: MixConfig = field(default_factory=MixConfig)
+    store: str = ""
+    """What to keep of the teacher's probabilities beside its labels: words of confidence,
+    margin and topk=K with commas between them, such as 'confidence,topk=5'."""
     precision: Precision = "bf16"
     """Number format of the teacher; bf16 changes 0.1 to 0.3 % of labels against fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -136,6 +140,7 @@ class LabelConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} is {value}; use 1 or more")
+        ColumnConfig.from_text(self.store)
         if self.precision == "fp16" and self.device == "cpu":
             raise ConfigError("--precision fp16 needs a GPU; use bf16 or fp32 on a CPU")
 
@@ -154,6 +159,11 @@ class LabelConfig:
             )
         return mixing
 
+    @property
+    def columns(self) -> ColumnConfig:
+        """The optional columns that the store's identity holds."""
+        return ColumnConfig.from_text(self.store)
+
     def identity(self, teacher: TeacherIdentity) -> StoreIdentity:
         """Return the identity of the store that this job writes with ``teacher``."""
         return StoreIdentity(
@@ -161,6 +171,7 @@ class LabelConfig:
             augment=self.augment,
             mix=self.effective_mixing,
             teacher=teacher,
+            columns=self.columns,
         )
 
     def teacher_spec(self) -> TeacherSpec:
@@ -174,6 +185,7 @@ class LabelConfig:
             classes=self.num_classes,
             precision=self.precision,
             batch_views=self.batch_views,
+            columns=self.columns,
         )
 
 

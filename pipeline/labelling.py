@@ -12,13 +12,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.augment import apply_view, decode, image_size, view_digest
-from pipeline.config import AugmentConfig, MixConfig, StoreIdentity
-from pipeline.errors import DecodeError
+from pipeline.config import AugmentConfig, ColumnConfig, MixConfig, StoreIdentity
+from pipeline.errors import DecodeError, TeacherError
 from pipeline.pairing import GroupPlaces, block_of, draw_group_mixing, draw_groups
 from pipeline.records import (
     NO_PARTNER,
@@ -30,6 +31,7 @@ from pipeline.records import (
     ShardInfo,
     TeacherLabels,
     ViewMix,
+    optional_columns,
 )
 from pipeline.rng import sample_seed
 from pipeline.shards import Shard, open_known_shard
@@ -165,6 +167,7 @@ class PartBuilder:
         self._identity = identity
         shape = (shard.info.samples, part.views)
         self._label = np.zeros(shape, np.uint16)
+        self._columns = _empty_columns(shape, identity.columns)
         self._labelled = np.zeros(shape, np.bool_)
         self._digest = np.zeros(shape, np.uint32)
         self._has_digest = np.zeros(shape, np.bool_)
@@ -177,6 +180,15 @@ class PartBuilder:
         rows, places = list(group.members), len(group.members)
         label = labels.label.reshape(group.valid.shape)
         self._label[rows, columns] = np.where(group.valid, label, 0)[:places]
+        given = optional_columns(labels)
+        if given.keys() != self._columns.keys():
+            raise TeacherError(
+                f"the teacher gives the columns {sorted(given)}, the store holds "
+                f"{sorted(self._columns)}; load it with the columns of the store's identity"
+            )
+        for name, values in given.items():
+            one_each = values.reshape(*group.valid.shape, *values.shape[1:])
+            self._columns[name][rows, columns] = one_each[:places]
         self._labelled[rows, columns] = group.valid[:places]
         self._digest[rows, columns] = group.digest[:places]
         self._has_digest[rows, columns] = group.has_digest[:places]
@@ -206,7 +218,21 @@ class PartBuilder:
             label=self._label[accepted],
             digest=self._digest[accepted],
             has_digest=self._has_digest[accepted],
+            **{name: values[accepted] for name, values in self._columns.items()},
         )
+
+
+def _empty_columns(shape: tuple[int, int], columns: ColumnConfig) -> dict[str, NDArray[Any]]:
+    """Return the optional columns of a part, (N, V) or (N, V, k), all zero."""
+    empty: dict[str, NDArray[Any]] = {}
+    if columns.confidence:
+        empty["confidence"] = np.zeros(shape, np.uint8)
+    if columns.margin:
+        empty["margin"] = np.zeros(shape, np.uint8)
+    if columns.topk:
+        empty["topk_label"] = np.zeros((*shape, columns.topk), np.uint16)
+        empty["topk_prob"] = np.zeros((*shape, columns.topk), np.uint8)
+    return empty
 
 
 def label_part(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ __all__ = [
     "FIXED_BITS",
     "FIXED_ONE",
     "NO_PARTNER",
+    "OPTIONAL_COLUMNS",
     "AppliedOp",
     "AugmentedGroup",
     "Box",
@@ -34,6 +35,7 @@ __all__ = [
     "TeacherLabels",
     "ViewMix",
     "ViewParams",
+    "optional_columns",
 ]
 
 Pixels: TypeAlias = NDArray[np.uint8]
@@ -41,6 +43,9 @@ Pixels: TypeAlias = NDArray[np.uint8]
 
 FIXED_BITS = 16
 FIXED_ONE = 1 << FIXED_BITS
+
+OPTIONAL_COLUMNS = ("confidence", "margin", "topk_label", "topk_prob")
+"""What a store may keep of the teacher's probabilities, as fields of the records below."""
 
 NO_PARTNER = -1
 """Stands for "unmixed" wherever a partner's index is expected."""
@@ -294,3 +299,9 @@ class ShardView:
     margin: NDArray[np.uint8] | None = None  # (N,)
     topk_label: NDArray[np.uint16] | None = None  # (N, k)
     topk_prob: NDArray[np.uint8] | None = None  # (N, k)
+
+
+def optional_columns(record: TeacherLabels | PartRows | ShardView) -> dict[str, NDArray[Any]]:
+    """Return the optional columns that a record has, by name."""
+    columns = {name: getattr(record, name) for name in OPTIONAL_COLUMNS}
+    return {name: values for name, values in columns.items() if values is not None}

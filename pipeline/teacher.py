@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,22 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from numpy.typing import NDArray
 from timm.layers import ConvNormAct
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from pipeline.config import TRIPLE_VIEWS, AugmentConfig, MixConfig, Precision, TeacherIdentity
+from pipeline.config import (
+    TRIPLE_VIEWS,
+    AugmentConfig,
+    ColumnConfig,
+    MixConfig,
+    Precision,
+    TeacherIdentity,
+)
 from pipeline.errors import TeacherError
 from pipeline.mixing import mix_images, normalise, to_device
-from pipeline.records import AugmentedGroup, TeacherLabels
+from pipeline.ranking import rank_logits
+from pipeline.records import AugmentedGroup, TeacherLabels, optional_columns
 from pipeline.weights import read_teacher_checkpoint, state_digest
 
 __all__ = ["Teacher", "TeacherSpec", "load_teacher"]
@@ -42,6 +49,7 @@ class TeacherSpec:
     classes: int | None = None  # None: the checkpoint's, or the pretrained model's
     precision: Precision = "fp32"
     batch_views: int | None = None  # None: a triple on a CPU, a block on a GPU
+    columns: ColumnConfig = field(default_factory=ColumnConfig)  # what to give beside labels
 
 
 def load_teacher(
@@ -60,6 +68,11 @@ def load_teacher(
     classes = int(getattr(model, "num_classes", 0))
     if not 2 <= classes < 1 << 16:
         raise TeacherError(f"{spec.architecture} has {classes} classes; labels hold 2..65535")
+    if spec.columns.topk > classes:
+        raise TeacherError(
+            f"{spec.architecture} has {classes} classes, fewer than topk={spec.columns.topk}; "
+            "ask for no more than there are"
+        )
     default_views = mix.block_views if device.type == "cuda" else TRIPLE_VIEWS
     identity = TeacherIdentity(
         architecture=spec.architecture,
@@ -69,7 +82,8 @@ def load_teacher(
         batch_views=spec.batch_views or default_views,
     )
     expected = _expected_input(model)
-    return Teacher(_prepare(model, spec.precision, device), identity, augment, mix, expected)
+    prepared = _prepare(model, spec.precision, device)
+    return Teacher(prepared, identity, augment, mix, expected, spec.columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +105,11 @@ class Teacher:
         augment: AugmentConfig,
         mix: MixConfig,
         expected: ExpectedInput,
+        columns: ColumnConfig,
     ) -> None:
         self.identity = identity
         self.expected = expected
+        self._columns = columns
         self._model = model
         self._augment = augment
         self._batch_rows = mix.group_size * identity.batch_views
@@ -111,27 +127,38 @@ class Teacher:
         pixels = to_device(group.pixels.reshape(-1, size, size, 3), self._device)
         images = mix_images(normalise(pixels, self._augment.mean, self._augment.std), group.mix)
         images = images.view(places, views, *images.shape[1:])
-        label = np.zeros((places, views), np.uint16)
         step = self.identity.batch_views
+        pieces = []
         for start in range(group.first_view // step * step, group.first_view + views, step):
             first = max(start, group.first_view) - group.first_view
             end = min(start + step, group.first_view + views) - group.first_view
             batch = images.new_zeros(places, step, *images.shape[2:])
-            slot = first + group.first_view - start
-            batch[:, slot : slot + end - first] = images[:, first:end]
-            found = self._argmax(batch.flatten(0, 1)).reshape(places, step)
-            label[:, first:end] = found[:, slot : slot + end - first]
-        return TeacherLabels(label=label.reshape(-1))
+            slots = slice(first + group.first_view - start, end + group.first_view - start)
+            batch[:, slots] = images[:, first:end]
+            found = self._label(batch.flatten(0, 1))
+            pieces.append(
+                {
+                    name: values.reshape(places, step, *values.shape[1:])[:, slots]
+                    for name, values in _arrays(found).items()
+                }
+            )
+        joined = {name: np.concatenate([one[name] for one in pieces], 1) for name in pieces[0]}
+        return TeacherLabels(
+            **{name: values.reshape(-1, *values.shape[2:]) for name, values in joined.items()}
+        )
 
     def label_images(self, images: Tensor) -> TeacherLabels:
-        """Label normalised and mixed images on the device, (N, 3, S, S) float32, any N."""
-        label = np.zeros(len(images), np.uint16)
+        """Label normalised and mixed images on the device, (N, 3, S, S) float32, any N > 0."""
+        pieces = []
         for start in range(0, len(images), self._batch_rows):
             rows = images[start : start + self._batch_rows]
             batch = images.new_zeros(self._batch_rows, *images.shape[1:])
             batch[: len(rows)] = rows
-            label[start : start + len(rows)] = self._argmax(batch)[: len(rows)]
-        return TeacherLabels(label=label)
+            found = _arrays(self._label(batch))
+            pieces.append({name: values[: len(rows)] for name, values in found.items()})
+        return TeacherLabels(
+            **{name: np.concatenate([one[name] for one in pieces]) for name in pieces[0]}
+        )
 
     def logits(self, batch: Tensor) -> Tensor:
         """Return the float32 logits, (N, C), of normalised images, (N, 3, S, S) float32."""
@@ -140,15 +167,18 @@ class Teacher:
             logits: Tensor = self._model(batch)
         return logits.float()
 
-    def _argmax(self, batch: Tensor) -> NDArray[np.uint16]:
-        logits = self.logits(batch).cpu().numpy()
-        if not np.isfinite(logits).all():
+    def _label(self, batch: Tensor) -> TeacherLabels:
+        logits = self.logits(batch)
+        if not bool(logits.isfinite().all()):
             raise TeacherError(
                 f"{self.identity.architecture} gives logits that are not finite in "
                 f"{self.identity.precision}; use --precision bf16 or fp32, or check its weights"
             )
-        label: NDArray[np.uint16] = logits.argmax(axis=1).astype(np.uint16)  # first of equals
-        return label
+        return rank_logits(logits, self._columns)
+
+
+def _arrays(labels: TeacherLabels) -> dict[str, Any]:
+    return {"label": labels.label, **optional_columns(labels)}
 
 
 def _create_model(spec: TeacherSpec, state: Mapping[str, Tensor] | None, size: int) -> nn.Module:

@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.augment import apply_view, decode, image_size, view_digest
-from pipeline.errors import ChecksumError, DecodeError, IdentityError, ShardError, StoreError
-from pipeline.files import Folder, Place, expand_shards
+from pipeline.errors import ChecksumError, DecodeError, IdentityError, ShardError
+from pipeline.files import Place, expand_shards
 from pipeline.fingerprints import different_fingerprints, fingerprints
 from pipeline.job import versions
 from pipeline.pairing import GroupPlaces, block_of, draw_group_mixing, draw_groups
 from pipeline.records import NO_PARTNER, MixParams, PartRows, Pixels
 from pipeline.shards import Shard, match_shards, open_known_shard
-from pipeline.store import LabelStore, ParquetStore, find_parts, open_store
+from pipeline.store import LabelStore, open_store
 from pipeline.views import draw_view
 
 __all__ = ["Mismatch", "VerifyReport", "check_fingerprints", "verify_store"]
@@ -64,7 +64,7 @@ def verify_store(
     this machine's fingerprints differ. Views that differ are reported, not raised.
     """
     store = open_store(place)
-    _check_layout(store)
+    store.check_files()
     paths = {}
     if shards:
         check_fingerprints(store)
@@ -94,7 +94,7 @@ def verify_store(
     return VerifyReport(
         parts=len(manifest.parts),
         labels=manifest.rows,
-        bytes=manifest.bytes,
+        bytes=store.bytes,
         samples=sum(shard.samples for shard in manifest.shards),
         rejected=sum(len(rejections) for rejections in manifest.rejections.values()),
         digests=digests,
@@ -111,7 +111,7 @@ def check_fingerprints(store: LabelStore) -> None:
     different = different_fingerprints(fingerprints(), store.manifest.fingerprints)
     if not different:
         return
-    ours, theirs = versions(), _versions_of_runs(store.root)
+    ours, theirs = versions(), _versions_of_runs(store)
     lines = [
         f"{name} {version} here, {theirs.get(name, 'unknown')} there"
         for name, version in ours.items()
@@ -125,27 +125,19 @@ def check_fingerprints(store: LabelStore) -> None:
     )
 
 
-def _versions_of_runs(root: Folder) -> Mapping[str, str]:
+def _versions_of_runs(store: LabelStore) -> Mapping[str, str]:
     """Return the versions of the store's first run, nothing if none is recorded."""
-    for path in root.list("_meta/runs/"):
+    for path, data in sorted(store.companions().items()):
+        if not path.startswith("_meta/runs/"):
+            continue
         try:
-            return dict(json.loads(root.read_bytes(path))["versions"])
+            return dict(json.loads(data)["versions"])
         except (ValueError, KeyError, TypeError):
             continue
     return {}
 
 
-def _check_layout(store: ParquetStore) -> None:
-    listed = {entry.part for entry in store.manifest.parts}
-    stray = [part.path for part in find_parts(store.root) if part not in listed]
-    if stray:
-        raise StoreError(
-            f"{store.root}: {len(stray)} parts are not in the manifest, the first is {stray[0]}; "
-            "a label job that adds to the store has not finished: run it again"
-        )
-
-
-def _check_part(store: ParquetStore, rows: PartRows) -> None:
+def _check_part(store: LabelStore, rows: PartRows) -> None:
     manifest, part = store.manifest, rows.part
     shard = manifest.by_shard[part.shard]
     known = {rejection.key for rejection in manifest.rejections.get(part.shard, ())}

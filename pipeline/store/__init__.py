@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pipeline.errors import IncompleteStoreError, StoreError
-from pipeline.files import Place, open_folder
 from pipeline.store.commit import (
     Committed,
     check_place,
@@ -15,7 +13,9 @@ from pipeline.store.commit import (
     read_entry,
 )
 from pipeline.store.contract import LabelStore
+from pipeline.store.export import export_store
 from pipeline.store.manifest import Manifest, PartEntry, listed_parts, read_manifest
+from pipeline.store.opening import open_store
 from pipeline.store.parquet import ParquetStore
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "check_store",
     "claim_store",
     "commit_part",
+    "export_store",
     "find_parts",
     "finish_store",
     "listed_parts",
@@ -35,18 +36,3 @@ __all__ = [
     "read_entry",
     "read_manifest",
 ]
-
-
-def open_store(place: Place) -> ParquetStore:
-    """Open a finished store; reads the manifest alone.
-
-    Raises ``StoreError`` if there is none at ``place``.
-    """
-    folder = open_folder(place)
-    if not folder.exists():
-        raise IncompleteStoreError(f"{folder}: there is no label store here; check the path")
-    if folder.is_a_file() or not folder.name.endswith(".parquet"):
-        raise StoreError(
-            f"{folder} is no label store: give the directory whose name ends in .parquet"
-        )
-    return ParquetStore(folder, read_manifest(folder))

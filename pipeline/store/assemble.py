@@ -19,6 +19,7 @@ from pipeline.errors import StoreError
 from pipeline.files import open_folder, sha256
 from pipeline.records import PartRows
 from pipeline.store.contract import LabelStore
+from pipeline.store.headers import HeaderCheck
 from pipeline.store.layout import (
     FILL_LABEL,
     GROUP_METADATA,
@@ -60,7 +61,7 @@ def write_zarr(source: LabelStore, root: Path) -> None:
         key_bytes=parts.key_bytes,
         files=files,
         zero_digests=frozenset(zero_digests),
-        reasons=parts.reasons(),
+        reasons=parts.reasons,
     )
     folder = open_folder(root)
     for path, data in source.companions().items():
@@ -69,25 +70,26 @@ def write_zarr(source: LabelStore, root: Path) -> None:
 
 
 class _Parts:
-    """Reads a store's parts as rows of all indexed samples, rejected ones included."""
+    """Reads a store's parts, after checking that Zarr can hold all of them."""
 
     def __init__(self, source: LabelStore) -> None:
         self.source = source
         self.manifest: Manifest = source.manifest
         self.first = first_samples(self.manifest.shards)
-        self.read = lru_cache(maxsize=_CACHED_PARTS)(self._read)
-        longest = 1
-        self._reasons: dict[str, tuple[str, ...]] = {}
-        seen: dict[int, tuple[object, ...]] = {}
+        self.read = lru_cache(maxsize=_CACHED_PARTS)(source.read_part)
+        self.key_bytes = 1
+        headers = HeaderCheck(source)
         for entry in self.manifest.parts:
-            rows = self.source.read_part(entry)
-            self._check(rows, seen)
-            keys = (*rows.keys, *(one.key for one in rows.rejections))
-            longest = max([longest, *(self._key_bytes(key) for key in keys)])
-        self.key_bytes = longest
-
-    def _read(self, entry: PartEntry) -> PartRows:
-        return self.source.read_part(entry)
+            rows = source.read_part(entry)
+            headers.add(rows)
+            if rows.label.size and int(rows.label.max()) >= FILL_LABEL:
+                raise StoreError(
+                    f"{source.root.at(entry.part.path)} has the label {FILL_LABEL}, which means "
+                    "'missing' in Zarr and is no teacher's class; label its shard again"
+                )
+            for key in (*rows.keys, *(one.key for one in rows.rejections)):
+                self.key_bytes = max(self.key_bytes, self._key_bytes(key))
+        self.reasons = headers.reasons
 
     def _key_bytes(self, key: str) -> int:
         size = len(key.encode())
@@ -97,42 +99,6 @@ class _Parts:
                 f"stores cannot hold (at most {MAX_KEY_BYTES}); export to Parquet instead"
             )
         return size
-
-    def _check(self, rows: PartRows, seen: dict[int, tuple[object, ...]]) -> None:
-        """Check that nothing is lost where an array has one value for all parts of a shard."""
-        part, manifest = rows.part, self.manifest
-        shard = manifest.by_shard[part.shard]
-        known = manifest.rejections.get(part.shard, ())
-        header = (rows.identity, rows.key_hash, rows.content_hash, rows.image_hash, rows.samples)
-        expected = (
-            manifest.identity.digest,
-            shard.key_hash,
-            shard.content_hash,
-            manifest.image_hashes.get(part.shard),
-            shard.samples,
-        )
-        samples = (rows.keys, rows.target.tobytes(), rows.seed.tobytes())
-        if (
-            header != expected
-            or seen.setdefault(part.shard, samples) != samples
-            or [(one.index, one.key) for one in rows.rejections]
-            != [(one.index, one.key) for one in known]
-        ):
-            raise StoreError(
-                f"{self.source.root.at(part.path)} does not fit its manifest, or another part of "
-                "its shard; run `label-store verify` on the store"
-            )
-        if rows.label.size and int(rows.label.max()) >= FILL_LABEL:
-            raise StoreError(
-                f"{self.source.root.at(part.path)} has the label {FILL_LABEL}, which means "
-                "\"missing\" in Zarr and is no teacher's class; label its shard again"
-            )
-        if rows.rejections != known:
-            self._reasons[part.path] = tuple(one.reason for one in rows.rejections)
-
-    def reasons(self) -> Mapping[str, tuple[str, ...]]:
-        """Return the reasons of rejection of those parts that differ from the manifest."""
-        return self._reasons
 
     def in_rows(self, rows: range) -> Iterator[tuple[int, range]]:
         """Yield the shards that have samples in a range of rows, each with all its rows."""
@@ -199,8 +165,11 @@ def _write_samples(
         first_parts.setdefault(entry.part.shard, entry)
     for _, _, rows in chunks_of(0, spec.shape[0], spec.shard[0]):
         blocks = {
-            name: np.full((rows.stop - rows.start, *specs[name].shape[1:]), specs[name].fill,
-                          specs[name].dtype)
+            name: np.full(
+                (rows.stop - rows.start, *specs[name].shape[1:]),
+                specs[name].fill,
+                specs[name].dtype,
+            )
             for name in ("key", "target", "seed")
         }
         for number, own in parts.in_rows(range(rows.start, rows.stop)):
@@ -228,8 +197,11 @@ def _write_views(
         of_shards = list(parts.in_rows(range(rows.start, rows.stop)))
         for views in _labelled_files(parts, [number for number, _ in of_shards], spec):
             blocks = {
-                name: np.full((rows.stop - rows.start, len(views), *specs[name].shape[2:]),
-                              specs[name].fill, specs[name].dtype)
+                name: np.full(
+                    (rows.stop - rows.start, len(views), *specs[name].shape[2:]),
+                    specs[name].fill,
+                    specs[name].dtype,
+                )
                 for name in names
             }
             for number, own in of_shards:
@@ -246,8 +218,10 @@ def _write_views(
                     zero = _spread(part, part.has_digest & (part.digest == 0), 0)
                     for place, column in np.argwhere(zero[inside, columns]).tolist():
                         zeros.append(
-                            (own.start + inside.start + place,
-                             covered.start + columns.start + column)
+                            (
+                                own.start + inside.start + place,
+                                covered.start + columns.start + column,
+                            )
                         )
             for name in names:
                 arrays[name][rows, views.start : views.stop] = blocks[name]
@@ -319,5 +293,3 @@ def _chunked_file(root: Path, path: str, spec: ArraySpec) -> FileEntry:
         ),
         index=place(start, len(data) - start),
     )
-
-

@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.config import StoreIdentity, canonical_json, different_fields
 from pipeline.errors import IdentityError, IncompleteStoreError, RejectionError, StoreError
 from pipeline.files import Folder, Place, open_folder, sha256
-from pipeline.records import PartKey, PartRows, Rejection, ShardInfo
+from pipeline.records import OPTIONAL_COLUMNS, PartKey, PartRows, Rejection, ShardInfo
 from pipeline.store.manifest import (
     CARD_PATH,
     IDENTITY_PATH,
@@ -37,7 +37,6 @@ __all__ = [
     "finish_store",
     "read_entry",
 ]
-
 
 _PART_PATH = re.compile(r"^shard=(\d+)/view-(\d{5,})-(\d{5,})\.parquet$")
 
@@ -127,7 +126,8 @@ def _require_same_rows(ours: PartRows, theirs: PartRows, path: str) -> None:
             f"{path}: committed with the rejections {_keys(theirs.rejections)}, now it is "
             f"{_keys(ours.rejections)}; the shard or the decoder changed in between"
         )
-    for name in ("identity", "content_hash", "image_hash", "target", "seed", "label", "digest"):
+    exact = ("identity", "content_hash", "image_hash", "target", "seed", "label", "digest")
+    for name in (*exact, *OPTIONAL_COLUMNS):
         mine, other = np.asarray(getattr(ours, name)), np.asarray(getattr(theirs, name))
         if not np.array_equal(mine, other):
             raise StoreError(

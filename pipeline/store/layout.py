@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.errors import StoreError
 from pipeline.records import ShardInfo
+from pipeline.store.headers import check_reasons
 from pipeline.store.manifest import Manifest
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "Layout",
     "array_specs",
     "check_array_metadata",
+    "chunks_of",
     "first_samples",
     "index_bytes",
 ]
@@ -229,8 +230,10 @@ class Layout:
             layout = Layout(
                 key_bytes=_count(values["key_bytes"]),
                 files={one.path: one for one in map(FileEntry.from_json, values["files"])},
-                zero_digests=frozenset((int(row), int(view)) for row, view in values["zero_digests"]),
-                reasons={path: tuple(texts) for path, texts in values["reasons"].items()},
+                zero_digests=frozenset(
+                    (int(row), int(view)) for row, view in values["zero_digests"]
+                ),
+                reasons=check_reasons(values["reasons"], manifest),
             )
             layout._check(manifest)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -306,12 +309,6 @@ def check_array_metadata(data: bytes, spec: ArraySpec) -> None:
             raise ValueError(f"its {name} is {found[name]!r}, not {value!r}")
 
 
-def row_blocks(rows: int) -> Iterator[tuple[int, int]]:
-    """Yield first and end of the rows that share a chunk."""
-    for first in range(0, rows, _ROWS):
-        yield first, min(rows, first + _ROWS)
-
-
 def chunks_of(first: int, end: int, size: int) -> Iterator[tuple[int, slice, slice]]:
     """Yield the chunks that hold elements ``first`` to ``end``.
 
@@ -324,10 +321,3 @@ def chunks_of(first: int, end: int, size: int) -> Iterator[tuple[int, slice, sli
             slice(start - chunk * size, stop - chunk * size),
             slice(start - first, stop - first),
         )
-
-
-def accepted_places(samples: int, rejected: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return (N,) whether each indexed sample has labels."""
-    accepted = np.ones(samples, np.bool_)
-    accepted[rejected] = False
-    return accepted

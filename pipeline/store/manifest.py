@@ -219,7 +219,9 @@ def _check_claims(manifest: Manifest) -> None:
             before.part >= part
             or (before.part.shard == part.shard and before.part.end_view > part.first_view)
         ):
-            raise StoreError(f"the manifest's parts {before.part.path}, {part.path} are not in order")
+            raise StoreError(
+                f"the manifest's parts {before.part.path}, {part.path} are not in order"
+            )
 
 
 def _shard_info(values: Mapping[str, Any]) -> ShardInfo:

@@ -13,32 +13,48 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.config import FORMAT_VERSION, canonical_json
-from pipeline.errors import ChecksumError, StoreError
+from pipeline.config import FORMAT_VERSION, ColumnConfig, canonical_json
+from pipeline.errors import ChecksumError, ConfigError, StoreError
 from pipeline.files import Folder, sha256
 from pipeline.records import PartKey, PartRows, Rejection, ShardView
+from pipeline.store.columns import (
+    column_fields,
+    columns_of,
+    from_arrow,
+    storage_options,
+    to_arrow,
+)
 from pipeline.store.contract import LabelStore
 from pipeline.store.manifest import Manifest, PartEntry
+from pipeline.store.pages import check_pages
+from pipeline.store.views import PartViews
 
-__all__ = ["ParquetStore", "decode_part", "encode_part", "read_part_header"]
+__all__ = [
+    "ParquetStore",
+    "decode_part",
+    "encode_part",
+    "part_schema",
+    "read_part_header",
+    "rows_of_table",
+    "table_of",
+    "write_options",
+]
 
 _METADATA = b"teacher_labels"
 _CACHED_PARTS = 24  # about a megabyte each
 
-_SCHEMA = pa.schema(
-    [
-        pa.field("key", pa.dictionary(pa.int32(), pa.string()), nullable=False),
-        pa.field("view", pa.uint32(), nullable=False),
-        pa.field("target", pa.int32(), nullable=False),
-        pa.field("seed", pa.int64(), nullable=False),
-        pa.field("label", pa.uint16(), nullable=False),
-        pa.field("digest", pa.uint32(), nullable=True),
-    ]
+_FIELDS = (
+    pa.field("key", pa.dictionary(pa.int32(), pa.string()), nullable=False),
+    pa.field("view", pa.uint32(), nullable=False),
+    pa.field("target", pa.int32(), nullable=False),
+    pa.field("seed", pa.int64(), nullable=False),
+    pa.field("label", pa.uint16(), nullable=False),
+    pa.field("digest", pa.uint32(), nullable=True),
 )
 
 
-def encode_part(rows: PartRows) -> bytes:
-    """Return the part's file: the same bytes for the same rows, with one PyArrow release."""
+def table_of(rows: PartRows) -> pa.Table:
+    """Return the columns of a part as a table, without metadata."""
     samples, views = rows.label.shape
     keys = pa.DictionaryArray.from_arrays(
         pa.array(np.repeat(np.arange(samples, dtype=np.int32), views)),
@@ -52,7 +68,32 @@ def encode_part(rows: PartRows) -> bytes:
         pa.array(np.repeat(rows.seed.astype(np.int64), views)),
         pa.array(rows.label.reshape(-1).astype(np.uint16)),
         pa.array(rows.digest.reshape(-1).astype(np.uint32), mask=~rows.has_digest.reshape(-1)),
+        *to_arrow(rows),
     ]
+    return pa.Table.from_arrays(columns, schema=part_schema(columns_of(rows)))
+
+
+def write_options(kept: ColumnConfig) -> dict[str, Any]:
+    """Return how columns are encoded, as arguments of PyArrow's writers."""
+    return {
+        "version": "2.6",
+        "compression": "zstd",
+        "compression_level": 9,
+        "use_dictionary": ["key", "seed", "target"],
+        "column_encoding": {
+            "view": "DELTA_BINARY_PACKED",
+            "label": "PLAIN",
+            "digest": "PLAIN",
+            **storage_options(kept),
+        },
+        "write_page_checksum": True,
+        "data_page_size": 1 << 20,
+    }
+
+
+def encode_part(rows: PartRows) -> bytes:
+    """Return the part's file: the same bytes for the same rows, with one PyArrow release."""
+    kept = columns_of(rows)
     header = {
         "format_version": FORMAT_VERSION,
         "identity": rows.identity,
@@ -62,26 +103,12 @@ def encode_part(rows: PartRows) -> bytes:
         "samples": rows.samples,
         "first_view": rows.part.first_view,
         "views": rows.part.views,
+        "columns": asdict(kept),
         "rejections": [asdict(rejection) for rejection in rows.rejections],
     }
-    schema = _SCHEMA.with_metadata({_METADATA: canonical_json(header)})
+    table = table_of(rows).replace_schema_metadata({_METADATA: canonical_json(header)})
     sink = pa.BufferOutputStream()
-    pq.write_table(
-        pa.Table.from_arrays(columns, schema=schema),
-        sink,
-        row_group_size=max(1, samples * views),
-        version="2.6",
-        compression="zstd",
-        compression_level=9,
-        use_dictionary=["key", "seed", "target"],
-        column_encoding={
-            "view": "DELTA_BINARY_PACKED",
-            "label": "PLAIN",
-            "digest": "PLAIN",
-        },
-        write_page_checksum=True,
-        data_page_size=1 << 20,
-    )
+    pq.write_table(table, sink, row_group_size=max(1, len(table)), **write_options(kept))
     data: bytes = sink.getvalue().to_pybytes()
     return data
 
@@ -109,27 +136,34 @@ def read_part_header(data: bytes, part: PartKey, name: str) -> dict[str, Any]:
     return dict(header)
 
 
-def decode_part(data: bytes, part: PartKey, name: str) -> PartRows:
-    """Return what a part file holds, after checking its pages' checksums and its shape."""
+def decode_part(data: bytes, part: PartKey, name: str, *, trusted: bool = False) -> PartRows:
+    """Return what a part file holds, after checking its pages' checksums and its shape.
+
+    ``trusted`` bytes have a SHA-256 that a manifest vouches for, so they were checked when it
+    was written, and page checksums and the numbers of the views are passed over.
+    """
     header = read_part_header(data, part, name)
     try:
-        table = pq.read_table(
+        columns = ColumnConfig(**header["columns"])
+        file = pq.ParquetFile(
             pa.BufferReader(data),
-            page_checksum_verification=True,
+            page_checksum_verification=not trusted,
             read_dictionary=["key"],
-            use_threads=False,
         )
+        names = part_schema(columns).names
         rejections = tuple(Rejection(**one) for one in header["rejections"])
-        samples = int(header["samples"]) - len(rejections)
-        if table.num_rows != samples * part.views or table.schema.names != _SCHEMA.names:
-            raise ValueError(f"{table.num_rows} rows for {samples} samples, {part.views} views")
-        shape = (samples, part.views)
-        digest = table["digest"].combine_chunks()
-        view = _numbers(table, "view").reshape(shape)
-        if (view != np.arange(part.first_view, part.end_view)).any():
-            raise ValueError("views are out of order")
-        first_rows = table.select(["key"]).take(pa.array(np.arange(samples) * part.views))
-        return PartRows(
+        rows = (int(header["samples"]) - len(rejections)) * part.views
+        if file.metadata.num_rows != rows or file.schema_arrow.names != names:
+            raise ValueError(
+                f"{file.metadata.num_rows} rows of {file.schema_arrow.names}, not {rows} of {names}"
+            )
+        for group in range(file.num_row_groups):
+            check_pages(data, 0, file.metadata.row_group(group), rows)
+        if trusted:
+            names.remove("view")
+        return rows_of_table(
+            file.read(columns=names, use_threads=False),
+            columns,
             part=part,
             identity=header["identity"],
             key_hash=header["key_hash"],
@@ -137,18 +171,45 @@ def decode_part(data: bytes, part: PartKey, name: str) -> PartRows:
             image_hash=header["image_hash"],
             samples=int(header["samples"]),
             rejections=rejections,
-            keys=tuple(first_rows["key"].to_pylist()),
-            target=_numbers(table, "target").reshape(shape)[:, 0].copy(),
-            seed=_numbers(table, "seed").reshape(shape)[:, 0].copy(),
-            label=_numbers(table, "label").reshape(shape),
-            digest=digest.fill_null(0).to_numpy(zero_copy_only=False).reshape(shape),
-            has_digest=digest.is_valid().to_numpy(zero_copy_only=False).reshape(shape),
         )
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, ConfigError) as error:
         raise ChecksumError(
             f"{name} is damaged ({error}); delete the file and run the label job again, it "
             "will redo only this part"
         ) from error
+
+
+def rows_of_table(table: pa.Table, columns: ColumnConfig, **header: Any) -> PartRows:
+    """Return a part's rows; ``header`` has those fields that no column holds.
+
+    Raises ``ValueError`` if the number of rows does not fit, or if the table has the numbers
+    of the views and they are not the part's.
+    """
+    part: PartKey = header["part"]
+    shape = (header["samples"] - len(header["rejections"]), part.views)
+    if "view" in table.column_names:
+        expected = np.arange(part.first_view, part.end_view, dtype=np.uint32)
+        if (_numbers(table, "view").reshape(shape) != expected).any():
+            raise ValueError("views are out of order")
+    key = table["key"].combine_chunks()
+    digest = table["digest"].combine_chunks()
+    places = key.indices.to_numpy()[:: part.views]
+    names_of_places = key.dictionary.to_pylist()
+    return PartRows(
+        **header,
+        keys=tuple(names_of_places[place] for place in places.tolist()),
+        target=_numbers(table, "target").reshape(shape)[:, 0].copy(),
+        seed=_numbers(table, "seed").reshape(shape)[:, 0].copy(),
+        label=_numbers(table, "label").reshape(shape),
+        digest=digest.fill_null(0).to_numpy(zero_copy_only=False).reshape(shape),
+        has_digest=digest.is_valid().to_numpy(zero_copy_only=False).reshape(shape),
+        **from_arrow(table, columns, shape),
+    )
+
+
+def part_schema(columns: ColumnConfig) -> pa.Schema:
+    """Return the columns of a part, in order, without metadata."""
+    return pa.schema([*_FIELDS, *column_fields(columns)])
 
 
 def _numbers(table: pa.Table, name: str) -> Any:
@@ -160,7 +221,8 @@ class ParquetStore(LabelStore):
 
     def __init__(self, root: Folder, manifest: Manifest) -> None:
         super().__init__(root, manifest)
-        self._parts: OrderedDict[PartKey, PartRows] = OrderedDict()
+        self._digest = manifest.identity.digest
+        self._parts: OrderedDict[PartKey, PartViews] = OrderedDict()
         self._lock = threading.Lock()
 
     def __getstate__(self) -> Mapping[str, Any]:
@@ -171,37 +233,18 @@ class ParquetStore(LabelStore):
 
     def read_view(self, shard: int, view: int) -> ShardView:
         """Return the labels of one shard at one view; see ``LabelStore``."""
-        entry = self.manifest.find_part(shard, view)
-        rows = self._rows(entry)
-        place = np.ones(rows.samples, np.bool_)
-        place[[rejection.index for rejection in rows.rejections]] = False
-        column = view - rows.part.first_view
-
-        def spread(values: Any) -> Any:
-            whole = np.zeros(rows.samples, values.dtype)
-            whole[place] = values
-            return whole
-
-        keys = list(rows.keys)
-        for rejection in rows.rejections:
-            keys.insert(rejection.index, rejection.key)
-        return ShardView(
-            shard=shard,
-            view=view,
-            keys=tuple(keys),
-            accepted=place,
-            target=spread(rows.target),
-            seed=spread(rows.seed),
-            label=spread(rows.label[:, column]),
-            digest=spread(rows.digest[:, column]),
-            has_digest=spread(rows.has_digest[:, column]),
-        )
+        return self._opened(self.manifest.find_part(shard, view)).at(view)
 
     def read_part(self, entry: PartEntry) -> PartRows:
         """Read a part and check it against the manifest: size, SHA-256, pages, identity."""
         path = self.root.at(entry.part.path)
         cure = "delete the file and run the label job again, it will redo only this part"
         try:
+            size = self.root.size(entry.part.path)
+            if size != entry.bytes:
+                raise ChecksumError(
+                    f"{path} has {size} bytes, the manifest says {entry.bytes}; {cure}"
+                )
             data = self.root.read_bytes(entry.part.path)
         except FileNotFoundError as error:
             raise ChecksumError(f"{path} is missing; run the label job again") from error
@@ -210,17 +253,27 @@ class ParquetStore(LabelStore):
             raise ChecksumError(
                 f"{path}: sha256 is {actual}, the manifest says {entry.sha256}; {cure}"
             )
-        rows = decode_part(data, entry.part, path)
-        if rows.identity != self.identity.digest:
+        rows = decode_part(data, entry.part, path, trusted=True)
+        if rows.identity != self._digest or columns_of(rows) != self.identity.columns:
             raise ChecksumError(f"{path} belongs to another store; {cure}")
         return rows
 
-    def _rows(self, entry: PartEntry) -> PartRows:
+    def check_files(self) -> None:
+        """Find parts that the manifest does not list; ``read_part`` reads all of the others."""
+        listed = {entry.part.path for entry in self.manifest.parts}
+        stray = [path for path in self.root.list("shard=") if path not in listed]
+        if stray:
+            raise StoreError(
+                f"{self.root}: {len(stray)} parts are not in the manifest, the first is "
+                f"{stray[0]}; a label job that adds to the store has not finished: run it again"
+            )
+
+    def _opened(self, entry: PartEntry) -> PartViews:
         with self._lock:
             if entry.part in self._parts:
                 self._parts.move_to_end(entry.part)
             else:
-                self._parts[entry.part] = self.read_part(entry)
+                self._parts[entry.part] = PartViews(self.read_part(entry))
                 if len(self._parts) > _CACHED_PARTS:
                     self._parts.popitem(last=False)
             return self._parts[entry.part]

@@ -11,7 +11,6 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,8 +19,9 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ChecksumError, StoreError
 from pipeline.files import Folder, sha256
-from pipeline.records import PartRows, ShardView
+from pipeline.records import OPTIONAL_COLUMNS, PartRows, ShardView
 from pipeline.store.contract import LabelStore
+from pipeline.store.headers import header_of
 from pipeline.store.layout import (
     FILL_LABEL,
     ArraySpec,
@@ -40,7 +40,6 @@ _CACHED_BYTES = 1 << 26
 _CACHED_SHARDS = 96
 _CURE = "restore it from a copy of the store, or export the store again"
 _CRC_BYTES = 4
-_COLUMNS = ("confidence", "margin", "topk_label", "topk_prob")
 
 
 class ZarrStore(LabelStore):
@@ -78,7 +77,11 @@ class ZarrStore(LabelStore):
         has_digest = digest != 0
         for row in range(len(digest)):
             has_digest[row] |= (self._first[shard] + row, view) in self.layout.zero_digests
-        columns = {name: self._column(name, shard, view) for name in _COLUMNS if name in self._specs}
+        columns = {
+            name: self._column(name, shard, view)
+            for name in OPTIONAL_COLUMNS
+            if name in self._specs
+        }
         for values in (label, digest, has_digest, *columns.values()):
             values[~samples.accepted] = 0
         return ShardView(
@@ -112,28 +115,15 @@ class ZarrStore(LabelStore):
         for row, view in self.layout.zero_digests:
             if row in rows and part.first_view <= view < part.end_view:
                 has_digest[rows[row], view - part.first_view] = True
-        rejections = self.manifest.rejections.get(part.shard, ())
-        if part.path in self.layout.reasons:
-            reasons = self.layout.reasons[part.path]
-            rejections = tuple(
-                replace(one, reason=reason)
-                for one, reason in zip(rejections, reasons, strict=True)
-            )
         return PartRows(
-            part=part,
-            identity=self.identity.digest,
-            key_hash=shard.key_hash,
-            content_hash=shard.content_hash,
-            image_hash=self.manifest.image_hashes.get(part.shard, ""),
-            samples=shard.samples,
-            rejections=rejections,
+            **header_of(self.manifest, part, self.layout.reasons),
             keys=tuple(np.array(samples.keys, object)[accepted]),
             target=samples.target[accepted],
             seed=samples.seed[accepted],
             label=label,
             digest=digest,
             has_digest=has_digest,
-            **{name: block(name) for name in _COLUMNS if name in self._specs},
+            **{name: block(name) for name in OPTIONAL_COLUMNS if name in self._specs},
         )
 
     def check_files(self) -> None:
@@ -168,7 +158,9 @@ class ZarrStore(LabelStore):
             try:
                 keys = tuple(key.decode() for key in packed)
             except UnicodeDecodeError as error:
-                raise ChecksumError(f"{self.root.at('key')} is damaged ({error}); {_CURE}") from error
+                raise ChecksumError(
+                    f"{self.root.at('key')} is damaged ({error}); {_CURE}"
+                ) from error
             for one in self.manifest.rejections.get(shard, ()):
                 if keys[one.index] != one.key:
                     raise ChecksumError(

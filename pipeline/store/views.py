@@ -1,0 +1,57 @@
+"""From the rows of a part to the labels of a whole shard at one view."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.records import PartRows, ShardView, optional_columns
+
+__all__ = ["PartViews"]
+
+
+class PartViews:
+    """The views of one part, by the samples' place in the shard; rejected ones hold zeros.
+
+    What all views share is made once.
+    """
+
+    def __init__(self, rows: PartRows) -> None:
+        self.rows = rows
+        accepted = np.ones(rows.samples, np.bool_)
+        accepted[[rejection.index for rejection in rows.rejections]] = False
+        keys = list(rows.keys)
+        for rejection in rows.rejections:
+            keys.insert(rejection.index, rejection.key)
+        self._keys = tuple(keys)
+        self._accepted = accepted
+        self._target, self._seed = self._spread(rows.target), self._spread(rows.seed)
+        for shared in (self._accepted, self._target, self._seed):
+            shared.flags.writeable = False
+
+    def at(self, view: int) -> ShardView:
+        """Return the labels at a view that the part covers."""
+        rows = self.rows
+        column = view - rows.part.first_view
+        return ShardView(
+            shard=rows.part.shard,
+            view=view,
+            keys=self._keys,
+            accepted=self._accepted,
+            target=self._target,
+            seed=self._seed,
+            label=self._spread(rows.label[:, column]),
+            digest=self._spread(rows.digest[:, column]),
+            has_digest=self._spread(rows.has_digest[:, column]),
+            **{
+                name: self._spread(values[:, column])
+                for name, values in optional_columns(rows).items()
+            },
+        )
+
+    def _spread(self, values: NDArray[Any]) -> NDArray[Any]:
+        whole = np.zeros((self.rows.samples, *values.shape[1:]), values.dtype)
+        whole[self._accepted] = values
+        return whole
