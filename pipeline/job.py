@@ -31,7 +31,6 @@ from pipeline.config import (
     canonical_json,
 )
 from pipeline.errors import (
-    ChecksumError,
     ConfigError,
     IdentityError,
     RejectionError,
@@ -46,12 +45,14 @@ from pipeline.shards import Shard, open_shard
 from pipeline.store import (
     Committed,
     Manifest,
-    PartEntry,
-    check_store,
-    find_parts,
+    begun_fingerprints,
+    claim_store,
+    committed_parts,
     finish_store,
-    listed_parts,
-    read_entry,
+    pack_store,
+    packed_store,
+    parts_root,
+    unpack_store,
 )
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ __all__ = [
     "PartOrder",
     "Preflight",
     "Progress",
+    "begin_job",
     "finish_job",
     "index_shards",
     "plan_job",
@@ -82,7 +84,7 @@ class LabelConfig:
     shards: tuple[str, ...]
     """Shard files, brace patterns ('x-{000000..001281}.tar') or globs, in quotes."""
     out: str
-    """Store to write or to continue; its name ends in .parquet."""
+    """Store to write or to continue; its name ends in .parquet or .zarr."""
     teacher: str = "regnety_160.deit_in1k"
     """timm's name of the teacher; pretrained weights are fetched unless a checkpoint or
     random weights are given."""
@@ -238,7 +240,7 @@ class JobPlan:
             path=self.shards.paths[part.shard],
             shard=self.shards.infos[part.shard],
             identity=self.identity,
-            out=self.config.out,
+            out=parts_root(self.config.out),
         )
 
 
@@ -295,23 +297,18 @@ def plan_job(config: LabelConfig, shards: IndexedShards, teacher: TeacherIdentit
         )
     identity = config.identity(teacher)
     ours = fingerprints()
-    theirs = check_store(config.out, identity) or ours
+    theirs = begun_fingerprints(config.out, identity) or ours
     different = different_fingerprints(ours, theirs)
     if different:
         raise IdentityError(
             f"{config.out} was begun where these give other pixels: {', '.join(different)}; "
             f"install the versions named in {config.out}/_meta/runs, or use another --out"
         )
-    listed = listed_parts(config.out)
-    done: list[Committed] = []
-    covered: dict[int, set[int]] = {}
     infos = {info.number: info for info in shards.infos}
-    for part in find_parts(config.out):
-        if part.shard in infos:
-            committed = read_entry(config.out, part, identity.digest, infos[part.shard])
-            _require_listed_bytes(config.out, committed, listed)
-            done.append(committed)
-            covered.setdefault(part.shard, set()).update(range(part.first_view, part.end_view))
+    done = committed_parts(config.out, identity, infos)
+    covered: dict[int, set[int]] = {}
+    for part in (committed.entry.part for committed in done):
+        covered.setdefault(part.shard, set()).update(range(part.first_view, part.end_view))
     missing = [
         part
         for number in infos
@@ -325,19 +322,6 @@ def plan_job(config: LabelConfig, shards: IndexedShards, teacher: TeacherIdentit
         done=tuple(done),
         missing=tuple(missing),
     )
-
-
-def _require_listed_bytes(
-    root: Place, committed: Committed, listed: Mapping[PartKey, PartEntry]
-) -> None:
-    """Refuse a part that was damaged after a manifest listed it."""
-    entry = committed.entry
-    before = listed.get(entry.part, entry)
-    if before.sha256 != entry.sha256:
-        raise ChecksumError(
-            f"{open_folder(root).at(entry.part.path)}: sha256 is {entry.sha256}, the manifest says "
-            f"{before.sha256}; delete the file and run again, only this part will be redone"
-        )
 
 
 def _missing_parts(config: LabelConfig, shard: int, covered: set[int]) -> list[PartKey]:
@@ -436,12 +420,26 @@ class Progress:
             )
 
 
+def begin_job(plan: JobPlan) -> None:
+    """Claim the place where parts are committed; a finished Zarr store is taken apart first."""
+    out = plan.config.out
+    if plan.missing:
+        unpack_store(out)
+    if packed_store(out) is None:
+        claim_store(parts_root(out), plan.identity, plan.fingerprints)
+
+
 def finish_job(plan: JobPlan, run: Mapping[str, Any]) -> Manifest:
     """Verify the whole store, write its manifest and card, and this run's provenance."""
-    write_run(plan.config.out, plan.config, run)
-    return finish_store(
-        plan.config.out, plan.identity, plan.fingerprints, plan.shards.infos, card_text
-    )
+    out = plan.config.out
+    packed = packed_store(out)
+    if packed is not None:  # a Zarr store to which nothing was to be added
+        return packed.manifest
+    root = parts_root(out)
+    write_run(root, plan.config, run)
+    manifest = finish_store(root, plan.identity, plan.fingerprints, plan.shards.infos, card_text)
+    pack_store(out)
+    return manifest
 
 
 def write_run(root: Place, config: LabelConfig, run: Mapping[str, Any]) -> None:

@@ -15,8 +15,16 @@ from pipeline.store.commit import (
 from pipeline.store.contract import LabelStore
 from pipeline.store.export import export_store
 from pipeline.store.manifest import Manifest, PartEntry, listed_parts, read_manifest
-from pipeline.store.opening import open_store
+from pipeline.store.opening import open_store, parts_root
 from pipeline.store.parquet import ParquetStore
+from pipeline.store.place import (
+    begun_fingerprints,
+    check_out,
+    committed_parts,
+    pack_store,
+    packed_store,
+    unpack_store,
+)
 
 __all__ = [
     "Committed",
@@ -24,15 +32,22 @@ __all__ = [
     "Manifest",
     "ParquetStore",
     "PartEntry",
+    "begun_fingerprints",
+    "check_out",
     "check_place",
     "check_store",
     "claim_store",
     "commit_part",
+    "committed_parts",
     "export_store",
     "find_parts",
     "finish_store",
     "listed_parts",
     "open_store",
+    "pack_store",
+    "packed_store",
+    "parts_root",
     "read_entry",
     "read_manifest",
+    "unpack_store",
 ]

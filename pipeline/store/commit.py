@@ -36,6 +36,7 @@ __all__ = [
     "find_parts",
     "finish_store",
     "read_entry",
+    "require_identity",
 ]
 
 _PART_PATH = re.compile(r"^shard=(\d+)/view-(\d{5,})-(\d{5,})\.parquet$")
@@ -71,9 +72,12 @@ def check_place(root: Place) -> None:
     """Raise ``StoreError`` unless a store is at ``root``, or could be made there."""
     folder = open_folder(root)
     if not folder.name.endswith(".parquet"):
-        raise StoreError(f"--out {folder}: the name of a store must end in .parquet")
+        raise StoreError(f"--out {folder}: the name of a store must end in .parquet or .zarr")
     if folder.is_a_file():
-        raise StoreError(f"--out {folder} is a file; give the path of a new or existing directory")
+        raise StoreError(
+            f"--out {folder} is a file; give the path of a new or existing directory (a store in "
+            "one file is added to by `label-store export` to a directory first)"
+        )
     if not folder.exists(IDENTITY_PATH) and folder.list():
         raise StoreError(f"--out {folder} is not empty and is no label store; give another path")
 
@@ -94,14 +98,19 @@ def check_store(root: Place, identity: StoreIdentity) -> Mapping[str, int] | Non
         return None
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{path} is damaged ({error!r}); use another --out") from error
-    different = different_fields(identity.to_json(), their_fields)
+    require_identity(folder, identity, their_fields)
+    return their_prints
+
+
+def require_identity(place: Place, identity: StoreIdentity, theirs: Mapping[str, object]) -> None:
+    """Raise ``IdentityError`` naming the fields in which a store's identity differs."""
+    different = different_fields(identity.to_json(), theirs)
     if different:
         raise IdentityError(
-            f"{folder} holds labels of another identity (ours / the store's):\n  "
+            f"{place} holds labels of another identity (ours / the store's):\n  "
             + "\n  ".join(different)
             + "\nuse the store's settings to add to it, or another --out"
         )
-    return their_prints
 
 
 def commit_part(root: Place, rows: PartRows) -> Committed:

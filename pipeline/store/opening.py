@@ -11,7 +11,7 @@ from pipeline.store.parquet import ParquetStore
 from pipeline.store.single import open_single_file
 from pipeline.store.zarr import ZarrStore
 
-__all__ = ["open_store"]
+__all__ = ["open_store", "parts_root"]
 
 
 def open_store(place: Place) -> LabelStore:
@@ -22,6 +22,12 @@ def open_store(place: Place) -> LabelStore:
     """
     folder = open_folder(place)
     if not folder.exists():
+        unfinished = parts_root(folder.name)
+        if unfinished != folder.name and open_folder(unfinished).exists():
+            raise IncompleteStoreError(
+                f"{folder} is unfinished: its parts are in {unfinished}; run the label job again "
+                "with the same settings, it does only what is missing"
+            )
         raise IncompleteStoreError(f"{folder}: there is no label store here; check the path")
     kind = folder.name.rpartition(".")[2]
     if kind == "parquet":
@@ -44,3 +50,8 @@ def open_store(place: Place) -> LabelStore:
         f"{folder} is no label store: give a directory whose name ends in .parquet or .zarr, or "
         "one file whose name ends in .parquet"
     )
+
+
+def parts_root(out: str) -> str:
+    """Return the Parquet directory in which a job commits the parts of the store ``out``."""
+    return f"{out.rstrip('/')}.parts.parquet" if out.rstrip("/").endswith(".zarr") else out
