@@ -30,8 +30,8 @@ from benchmarks.timing import Timings, measure, pin_to_one_core
 from pipeline.augment import apply_view, decode, image_size, warm_up
 from pipeline.config import PRESETS, AugmentConfig
 from pipeline.files import expand_shards
-from pipeline.job import processor, versions
 from pipeline.packing import shrink
+from pipeline.provenance import processor, versions
 from pipeline.rng import sample_seed
 from pipeline.shards import open_shard
 from pipeline.views import draw_view

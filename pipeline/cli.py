@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
 
 import tyro
 from tqdm import tqdm
@@ -40,9 +41,9 @@ def pack_shards() -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspect:
-    """Show what a store holds; reads its manifest alone."""
+    """Show a store's card: teacher, views, shards, rejections, runs. Reads no part."""
 
-    path: tyro.conf.Positional[str]
+    store: tyro.conf.Positional[str]
     """The store (the directory that ends in .parquet)."""
     json: bool = False
     """Print JSON for machines instead."""
@@ -52,7 +53,7 @@ class Inspect:
 class Verify:
     """Check every file of a store; with --shards, redraw views and compare their digests."""
 
-    path: tyro.conf.Positional[str]
+    store: tyro.conf.Positional[str]
     """The store (the directory that ends in .parquet)."""
     shards: tuple[str, ...] = ()
     """The shards that were labelled: files, brace patterns or globs, in quotes."""
@@ -62,52 +63,70 @@ class Verify:
     """Print JSON for machines instead."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """Count a store's labels: classes, agreement with the true class, spread over views."""
+
+    store: tyro.conf.Positional[str]
+    """The store."""
+    json: bool = False
+    """Print JSON for machines instead."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diff:
+    """Compare the labels of two stores on the views that both have."""
+
+    a: tyro.conf.Positional[str]
+    """A store."""
+    b: tyro.conf.Positional[str]
+    """Another of the same root seed, augmentation and mixing, such as another teacher's."""
+    json: bool = False
+    """Print JSON for machines instead."""
+
+
+StoreCommand: TypeAlias = Inspect | Verify | Stats | Diff
+
+
 def label_store() -> None:
-    """Inspect and verify label stores."""
+    """Inspect, verify, compare and reuse label stores."""
     with _errors_of("label-store"):
-        command = tyro.extras.subcommand_cli_from_dict(
-            {"inspect": _inspect, "verify": _verify},
+        # A class is its subcommand; its docstring is the help.
+        command: StoreCommand = tyro.cli(
+            StoreCommand,
             prog="label-store",
             description=label_store.__doc__,
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
         )
-        if isinstance(command, int) and command:
-            raise SystemExit(command)
+        match command:
+            case Inspect():
+                _inspect(command)
+            case Verify():
+                _verify(command)
+            case Stats():
+                _stats(command)
+            case Diff():
+                _diff(command)
 
 
-def _inspect(options: tyro.conf.OmitArgPrefixes[Inspect]) -> int:
-    """Show what a store holds; reads its manifest alone."""
-    from pipeline.card import card_text
-    from pipeline.store import read_manifest
+def _inspect(options: Inspect) -> None:
+    from pipeline.card import inspect_store
+    from pipeline.store import open_store
 
-    manifest = read_manifest(options.path)
-    if options.json:
-        print(json.dumps(manifest.to_json(), indent=2, sort_keys=True))
-        return 0
-    print(card_text(manifest))
-    print("| shard | samples | rejected | views | parts | bytes |\n|---|---|---|---|---|---|")
-    for shard in manifest.shards:
-        entries = [entry for entry in manifest.parts if entry.part.shard == shard.number]
-        print(
-            f"| {shard.number}: {shard.name} | {shard.samples} "
-            f"| {len(manifest.rejections.get(shard.number, ()))} "
-            f"| {len(manifest.views_of_shards[shard.number])} | {len(entries)} "
-            f"| {sum(entry.bytes for entry in entries)} |"
-        )
-    return 0
+    _show(inspect_store(open_store(options.store)), as_json=options.json)
 
 
-def _verify(options: tyro.conf.OmitArgPrefixes[Verify]) -> int:
-    """Check every file of a store; with --shards, redraw views and compare their digests."""
+def _verify(options: Verify) -> None:
     from pipeline.verify import verify_store
 
     if options.all and not options.shards:
         raise ConfigError("--all redraws views, which needs the shards: give --shards")
-    report = verify_store(options.path, options.shards, every_digest=options.all)
+    report = verify_store(options.store, options.shards, every_digest=options.all)
     if options.json:
         print(json.dumps(dataclasses.asdict(report), indent=2))
     else:
         print(
-            f"{options.path}: {report.parts} parts, {report.labels} labels, {report.bytes} bytes: "
+            f"{options.store}: {report.parts} parts, {report.labels} labels, {report.bytes} bytes: "
             "all checksums are right"
         )
         print(
@@ -123,7 +142,37 @@ def _verify(options: tyro.conf.OmitArgPrefixes[Verify]) -> int:
                 f"{mismatch.stored}, found {mismatch.found}"
             )
         print(f"FAILED: {len(report.mismatches)} differ" if report.mismatches else "passed")
-    return 1 if report.mismatches else 0
+    if report.mismatches:
+        raise SystemExit(1)
+
+
+def _stats(options: Stats) -> None:
+    from pipeline.reuse import store_stats
+    from pipeline.store import open_store
+
+    _show(store_stats(open_store(options.store)), as_json=options.json)
+
+
+def _diff(options: Diff) -> None:
+    from pipeline.reuse import diff_stores
+    from pipeline.store import open_store
+
+    _show(diff_stores(open_store(options.a), open_store(options.b)), as_json=options.json)
+
+
+class _Report(Protocol):
+    """What a tool found, for machines and for people."""
+
+    def to_json(self) -> dict[str, Any]: ...
+
+    def to_markdown(self) -> str: ...
+
+
+def _show(report: _Report, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(report.to_json(), indent=2, sort_keys=True))
+    else:
+        print(report.to_markdown(), end="")
 
 
 @contextmanager

@@ -93,8 +93,9 @@ class LocalFolder(Folder):
     def read_range(self, path: str, offset: int, size: int) -> bytes:
         """Return a part of a file; see ``Folder``."""
         with self._reading(path) as file:
+            left = os.fstat(file.fileno()).st_size - offset
             file.seek(offset)
-            return file.read(size)
+            return file.read(max(0, min(size, left)))  # Python gives memory for all it is asked
 
     def size(self, path: str) -> int:
         """Return a file's bytes; see ``Folder``."""

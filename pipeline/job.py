@@ -7,13 +7,9 @@ write the same bytes.
 from __future__ import annotations
 
 import math
-import platform
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -28,7 +24,6 @@ from pipeline.config import (
     Preset,
     StoreIdentity,
     TeacherIdentity,
-    canonical_json,
 )
 from pipeline.errors import (
     ConfigError,
@@ -40,6 +35,7 @@ from pipeline.errors import (
 from pipeline.files import Place, expand_shards, open_folder
 from pipeline.fingerprints import different_fingerprints, fingerprints
 from pipeline.labelling import GroupTask, group_tasks
+from pipeline.provenance import record_run
 from pipeline.records import PartKey, ShardInfo
 from pipeline.shards import Shard, open_shard
 from pipeline.store import (
@@ -74,7 +70,6 @@ __all__ = [
 ]
 
 _JUDGED_FROM = 32  # images; fewer say nothing about class order
-VERSIONED_PACKAGES = ("numba", "numpy", "pillow", "pyarrow", "ray", "simplejpeg", "timm", "torch")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -444,39 +439,8 @@ def finish_job(plan: JobPlan, run: Mapping[str, Any]) -> Manifest:
 
 def write_run(root: Place, config: LabelConfig, run: Mapping[str, Any]) -> None:
     """Record how a run went: settings, versions, hardware, times. Never compared."""
-    now = datetime.now(UTC)
-    record = {
-        "finished": now.isoformat(timespec="seconds"),
-        "settings": {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in asdict(config).items()
-        },
-        "versions": versions(),
-        "python": sys.version.split()[0],
-        "machine": {"platform": platform.platform(), "processor": processor()},
-        **run,
+    settings = {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in asdict(config).items()
     }
-    name = f"{now:%Y%m%dT%H%M%S%f}.json"
-    open_folder(root).commit_new(f"_meta/runs/{name}", canonical_json(record) + b"\n")
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of all packages that touch pixels, labels or files."""
-    found = {}
-    for name in VERSIONED_PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "absent"
-    return found
-
-
-def processor() -> str:
-    """Return the CPU's name, as far as the system tells."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or "unknown"
+    record_run(open_folder(root), "label-teacher", {"settings": settings, **run})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,10 +10,10 @@ from numpy.typing import NDArray
 
 from pipeline.augment import apply_view, decode, image_size, view_digest
 from pipeline.errors import ChecksumError, DecodeError, IdentityError, ShardError
-from pipeline.files import Place, expand_shards
+from pipeline.files import Folder, Place, expand_shards
 from pipeline.fingerprints import different_fingerprints, fingerprints
-from pipeline.job import versions
 from pipeline.pairing import GroupPlaces, block_of, draw_group_mixing, draw_groups
+from pipeline.provenance import read_runs, versions
 from pipeline.records import NO_PARTNER, MixParams, PartRows, Pixels
 from pipeline.shards import Shard, match_shards, open_known_shard
 from pipeline.store import LabelStore, open_store
@@ -54,17 +53,19 @@ class VerifyReport:
 def verify_store(
     place: Place, shards: Sequence[str] = (), *, every_digest: bool = False
 ) -> VerifyReport:
-    """Check every part of a store, and with shards redraw views that have a digest.
+    """Check every file of a store, and with shards redraw views that have a digest.
 
-    Without shards: the manifest, each part's size, SHA-256, page checksums, rows and
-    identity. With shards: every byte of their images too, and digests redrawn from them, a spread
-    sample or all; rejected images must still not decode if all are asked for.
+    Without shards: the manifest, the card, the identity, and each part's SHA-256, page
+    checksums, rows and identity. With shards: every byte of their images too, and digests
+    redrawn from them, a spread sample or all; rejected images must still not decode if all
+    are asked for.
 
     Raises ``StoreError`` for damage, ``ShardError`` for other shards, ``IdentityError`` if
     this machine's fingerprints differ. Views that differ are reported, not raised.
     """
     store = open_store(place)
     store.check_files()
+    store.check_companions()
     paths = {}
     if shards:
         check_fingerprints(store)
@@ -94,7 +95,7 @@ def verify_store(
     return VerifyReport(
         parts=len(manifest.parts),
         labels=manifest.rows,
-        bytes=store.bytes,
+        bytes=store.stored_bytes,
         samples=sum(shard.samples for shard in manifest.shards),
         rejected=sum(len(rejections) for rejections in manifest.rejections.values()),
         digests=digests,
@@ -111,7 +112,7 @@ def check_fingerprints(store: LabelStore) -> None:
     different = different_fingerprints(fingerprints(), store.manifest.fingerprints)
     if not different:
         return
-    ours, theirs = versions(), _versions_of_runs(store)
+    ours, theirs = versions(), _versions_of_runs(store.root)
     lines = [
         f"{name} {version} here, {theirs.get(name, 'unknown')} there"
         for name, version in ours.items()
@@ -125,16 +126,9 @@ def check_fingerprints(store: LabelStore) -> None:
     )
 
 
-def _versions_of_runs(store: LabelStore) -> Mapping[str, str]:
+def _versions_of_runs(root: Folder) -> Mapping[str, str]:
     """Return the versions of the store's first run, nothing if none is recorded."""
-    for path, data in sorted(store.companions().items()):
-        if not path.startswith("_meta/runs/"):
-            continue
-        try:
-            return dict(json.loads(data)["versions"])
-        except (ValueError, KeyError, TypeError):
-            continue
-    return {}
+    return next((run.versions for run in read_runs(root) if run.versions), {})
 
 
 def _check_part(store: LabelStore, rows: PartRows) -> None:
@@ -146,11 +140,28 @@ def _check_part(store: LabelStore, rows: PartRows) -> None:
         == (shard.key_hash, shard.content_hash, shard.samples)
     ) and known == {rejection.key for rejection in rows.rejections}
     classes = store.identity.teacher.classes
-    if not same or (rows.label.size and int(rows.label.max()) >= classes):
+    if not same or not _are_ranked(rows, classes):
         raise ChecksumError(
             f"{store.root.at(part.path)} does not fit its manifest; delete the file and run the "
             "label job again, it will redo only this part"
         )
+
+
+def _are_ranked(rows: PartRows, classes: int) -> bool:
+    """Return whether labels are classes, and lie before what is stored of the others."""
+    if rows.label.size == 0:
+        return True
+    top = [rows.label.max()]
+    fits = True
+    if rows.topk_label is not None and rows.topk_prob is not None:
+        top.append(rows.topk_label.max())
+        fits = bool((rows.topk_label[..., 0] == rows.label).all())
+        fits &= bool((rows.topk_prob[..., 1:] <= rows.topk_prob[..., :-1]).all())
+        if rows.confidence is not None:
+            fits &= bool((rows.topk_prob[..., 0] == rows.confidence).all())
+    if rows.confidence is not None and rows.margin is not None:
+        fits &= bool((rows.margin <= rows.confidence).all())
+    return fits and max(top) < classes
 
 
 def _check_images(store: LabelStore, shard: Shard) -> None:

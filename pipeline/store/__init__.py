@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pipeline.store.columns import bytes_per_label
 from pipeline.store.commit import (
     Committed,
     check_place,
@@ -14,7 +15,7 @@ from pipeline.store.commit import (
 )
 from pipeline.store.contract import LabelStore
 from pipeline.store.export import export_store
-from pipeline.store.manifest import Manifest, PartEntry, listed_parts, read_manifest
+from pipeline.store.manifest import Agreement, Manifest, PartEntry, listed_parts, read_manifest
 from pipeline.store.opening import open_store, parts_root
 from pipeline.store.parquet import ParquetStore
 from pipeline.store.place import (
@@ -27,12 +28,14 @@ from pipeline.store.place import (
 )
 
 __all__ = [
+    "Agreement",
     "Committed",
     "LabelStore",
     "Manifest",
     "ParquetStore",
     "PartEntry",
     "begun_fingerprints",
+    "bytes_per_label",
     "check_out",
     "check_place",
     "check_store",

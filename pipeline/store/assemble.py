@@ -53,9 +53,9 @@ def write_zarr(source: LabelStore, root: Path) -> None:
     files = {spec.metadata_path: _whole_file(root, spec.metadata_path) for spec in specs.values()}
     files[GROUP_METADATA] = _whole_file(root, GROUP_METADATA)
     for spec in specs.values():
-        for path in sorted((root / spec.name / "c").rglob("*")):
-            if path.is_file():
-                entry = _chunked_file(root, path.relative_to(root).as_posix(), spec)
+        for file in sorted((root / spec.name / "c").rglob("*")):
+            if file.is_file():
+                entry = _chunked_file(root, file.relative_to(root).as_posix(), spec)
                 files[entry.path] = entry
     layout = Layout(
         key_bytes=parts.key_bytes,
@@ -179,7 +179,11 @@ def _write_samples(
             accepted = _accepted(part)
             seed, target = (np.full(part.samples, -1, np.int64) for _ in range(2))
             seed[accepted], target[accepted] = part.seed, part.target
-            values = {"key": _packed_keys(part, parts.key_bytes), "target": target, "seed": seed}
+            values: dict[str, NDArray[Any]] = {
+                "key": _packed_keys(part, parts.key_bytes),
+                "target": target,
+                "seed": seed,
+            }
             inside, into = _overlap(own, range(rows.start, rows.stop))
             for name, block in blocks.items():
                 block[into] = values[name][inside]
@@ -206,7 +210,7 @@ def _write_views(
             }
             for number, own in of_shards:
                 inside, into = _overlap(own, range(rows.start, rows.stop))
-                for entry in parts.manifest.parts_of(number):
+                for entry in parts.manifest.parts_of_shard(number):
                     covered = range(entry.part.first_view, entry.part.end_view)
                     if covered.stop <= views.start or covered.start >= views.stop:
                         continue
@@ -230,9 +234,10 @@ def _write_views(
 
 def _labelled_files(parts: _Parts, shards: list[int], spec: ArraySpec) -> list[range]:
     """Return the ranges of views of those files that hold labels of any of these shards."""
-    size, files = spec.shard[1], set()
+    files: set[int] = set()
+    size = spec.shard[1]
     for number in shards:
-        for entry in parts.manifest.parts_of(number):
+        for entry in parts.manifest.parts_of_shard(number):
             part = entry.part
             files.update(range(part.first_view // size, -(-part.end_view // size)))
     return [range(one * size, min((one + 1) * size, spec.shape[1])) for one in sorted(files)]

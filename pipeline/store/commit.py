@@ -6,6 +6,7 @@ not at all, and never changes afterwards; ``finish_store`` alone writes the mani
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -14,15 +15,17 @@ from itertools import pairwise
 
 import numpy as np
 
-from pipeline.config import StoreIdentity, canonical_json, different_fields
+from pipeline.config import StoreIdentity, different_fields
 from pipeline.errors import IdentityError, IncompleteStoreError, RejectionError, StoreError
 from pipeline.files import Folder, Place, open_folder, sha256
 from pipeline.records import OPTIONAL_COLUMNS, PartKey, PartRows, Rejection, ShardInfo
 from pipeline.store.manifest import (
     CARD_PATH,
     IDENTITY_PATH,
+    Agreement,
     Manifest,
     PartEntry,
+    identity_bytes,
     write_manifest,
 )
 from pipeline.store.parquet import decode_part, encode_part
@@ -49,6 +52,7 @@ class Committed:
     entry: PartEntry
     image_hash: str  # of the shard it was labelled from
     rejections: tuple[Rejection, ...]
+    agreement: Agreement
 
 
 def claim_store(
@@ -58,10 +62,9 @@ def claim_store(
 
     Returns the fingerprints that the store was begun with; raises what ``check_store`` does.
     """
-    ours = {"identity": identity.to_json(), "fingerprints": dict(fingerprints)}
     folder = open_folder(root)
     if check_store(folder, identity) is None:
-        folder.commit_new(IDENTITY_PATH, canonical_json(ours) + b"\n")
+        folder.commit_new(IDENTITY_PATH, identity_bytes(identity, fingerprints))
     claimed = check_store(folder, identity)  # another job may have been faster
     if claimed is None:
         raise StoreError(f"{folder.at(IDENTITY_PATH)} vanished; does another job delete {folder}?")
@@ -153,7 +156,12 @@ def _keys(rejections: Sequence[Rejection]) -> str:
 
 def _committed(rows: PartRows, data: bytes) -> Committed:
     entry = PartEntry(part=rows.part, bytes=len(data), sha256=sha256(data), rows=rows.label.size)
-    return Committed(entry=entry, image_hash=rows.image_hash, rejections=rows.rejections)
+    return Committed(
+        entry=entry,
+        image_hash=rows.image_hash,
+        rejections=rows.rejections,
+        agreement=Agreement.of_rows(rows),
+    )
 
 
 def find_parts(root: Place) -> list[PartKey]:
@@ -191,7 +199,7 @@ def finish_store(
     shards: Sequence[ShardInfo],
     card: Callable[[Manifest], str],
 ) -> Manifest:
-    """Verify all parts of these shards and write the manifest and the card, in this order.
+    """Verify all parts of these shards, write the card, and last the manifest.
 
     Raises ``RejectionError`` if parts of a shard disagree about which images decode,
     ``IncompleteStoreError`` if the store has parts of other shards than these.
@@ -213,9 +221,12 @@ def finish_store(
         image_hashes=_agreed_images(folder, committed),
         rejections=_agreed_rejections(folder, committed),
         parts=tuple(one.entry for one in committed),
+        agreement=Agreement.total(one.agreement for one in committed),
     )
+    text = card(manifest).encode()
+    folder.replace(CARD_PATH, text)
+    manifest = dataclasses.replace(manifest, card=sha256(text))
     write_manifest(folder, manifest)
-    folder.replace(CARD_PATH, card(manifest).encode())
     return manifest
 
 

@@ -6,9 +6,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 from pipeline.config import StoreIdentity
-from pipeline.files import Folder
+from pipeline.errors import ChecksumError
+from pipeline.files import Folder, sha256
 from pipeline.records import PartRows, ShardView
-from pipeline.store.manifest import CARD_PATH, RUNS_PATH, Manifest, PartEntry
+from pipeline.store.manifest import (
+    CARD_PATH,
+    IDENTITY_PATH,
+    META_PREFIX,
+    Manifest,
+    PartEntry,
+    identity_bytes,
+)
 
 __all__ = ["LabelStore"]
 
@@ -17,8 +25,8 @@ class LabelStore(ABC):
     """A finished store, open for reading.
 
     Opening reads the manifest alone. A store may be pickled to worker processes and read
-    from several; all bytes that a label is read from are verified when a process first
-    reads them.
+    from several; all bytes that a label is read from are verified when a process first reads
+    them.
     """
 
     def __init__(self, root: Folder, manifest: Manifest) -> None:
@@ -31,7 +39,7 @@ class LabelStore(ABC):
         return self.manifest.identity
 
     @property
-    def bytes(self) -> int:
+    def stored_bytes(self) -> int:
         """Bytes of all files with labels."""
         return self.manifest.bytes
 
@@ -45,15 +53,38 @@ class LabelStore(ABC):
 
     @abstractmethod
     def read_part(self, entry: PartEntry) -> PartRows:
-        """Return all that one part of the manifest stores; raises as ``read_view`` does."""
+        """Read one part of the manifest and check it whole.
+
+        Raises ``ChecksumError`` if its bytes are not those that were committed.
+        """
 
     @abstractmethod
     def check_files(self) -> None:
-        """Raise ``StoreError`` for files that the manifest does not list, and check those
-        bytes that ``read_part`` does not read.
+        """Raise ``StoreError`` for files that the manifest does not list.
+
+        Checks those bytes, too, that ``read_part`` does not read.
         """
 
     def companions(self) -> Mapping[str, bytes]:
-        """Return the files that travel with a store, by path: its card, how its runs went."""
-        paths = [CARD_PATH, *self.root.list(RUNS_PATH)]
+        """Return the files that travel with a store, by path: card, identity, its runs."""
+        paths = [CARD_PATH, *self.root.list(META_PREFIX)]
         return {path: self.root.read_bytes(path) for path in paths if self.root.exists(path)}
+
+    def check_companions(self) -> None:
+        """Raise ``ChecksumError`` unless card and identity are those of the manifest."""
+        manifest = self.manifest
+        expected = {
+            CARD_PATH: manifest.card,
+            IDENTITY_PATH: sha256(identity_bytes(manifest.identity, manifest.fingerprints)),
+        }
+        for path, checksum in expected.items():
+            try:
+                actual = sha256(self.root.read_bytes(path))
+            except FileNotFoundError:
+                actual = "missing"
+            if actual != checksum:
+                raise ChecksumError(
+                    f"{self.root.at(path)}: sha256 is {actual}, by the manifest it is {checksum}; "
+                    "labels do not depend on it: restore the file"
+                    + (", or run the label job again" if path == CARD_PATH else "")
+                )

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.config import canonical_json
 from pipeline.errors import StoreError
 from pipeline.files import LocalFolder, Place, open_folder, publish, sha256, writing
 from pipeline.records import PartRows
 from pipeline.store.assemble import write_zarr
 from pipeline.store.contract import LabelStore
-from pipeline.store.manifest import IDENTITY_PATH, write_manifest
+from pipeline.store.manifest import IDENTITY_PATH, identity_bytes, write_manifest
 from pipeline.store.opening import open_store
 from pipeline.store.parquet import encode_part
 from pipeline.store.single import write_single_file
@@ -102,11 +101,7 @@ def _write_parquet(source: LabelStore, root: Path) -> None:
         entries.append(dataclasses.replace(entry, bytes=len(data), sha256=sha256(data)))
     for path, companion in source.companions().items():
         folder.replace(path, companion)
-    identity = {
-        "identity": manifest.identity.to_json(),
-        "fingerprints": dict(manifest.fingerprints),
-    }
-    folder.replace(IDENTITY_PATH, canonical_json(identity) + b"\n")
+    folder.replace(IDENTITY_PATH, identity_bytes(manifest.identity, manifest.fingerprints))
     write_manifest(folder, dataclasses.replace(manifest, parts=tuple(entries)))
 
 

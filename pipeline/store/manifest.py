@@ -1,14 +1,15 @@
 """The manifest: every part with its checksum, every shard, every rejection.
 
-It is written last, in canonical JSON that carries its own checksum, so a store either has
-a whole and true manifest or is unfinished.
+It is written last, as JSON that begins with the checksum of all that follows, so a store
+either has a whole and true manifest or is unfinished.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,15 +17,18 @@ from typing import Any
 from pipeline.config import FORMAT_VERSION, StoreIdentity, canonical_json
 from pipeline.errors import ChecksumError, IncompleteStoreError, StoreError
 from pipeline.files import Place, open_folder, sha256
-from pipeline.records import PartKey, Rejection, ShardInfo
+from pipeline.records import PartKey, PartRows, Rejection, ShardInfo
 
 __all__ = [
     "CARD_PATH",
     "IDENTITY_PATH",
     "MANIFEST_PATH",
-    "RUNS_PATH",
+    "MAX_ROWS",
+    "META_PREFIX",
+    "Agreement",
     "Manifest",
     "PartEntry",
+    "identity_bytes",
     "listed_parts",
     "read_manifest",
     "read_values",
@@ -35,13 +39,12 @@ __all__ = [
 
 MANIFEST_PATH = "_manifest.json"
 IDENTITY_PATH = "_meta/identity.json"
-RUNS_PATH = "_meta/runs/"
 CARD_PATH = "_README.md"
+META_PREFIX = "_meta/"
 
 MAX_ROWS = 1 << 26
 """Rows of a part: more are refused, since a part is decoded whole (about 2 GB at this size)."""
 MAX_VIEW = 1 << 31
-_CURE = "restore the file, or run the label job again to write it anew"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +57,29 @@ class PartEntry:
     rows: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """How many labels have a known true class, and how many of those equal it."""
+
+    known: int
+    equal: int
+
+    @staticmethod
+    def of_rows(rows: PartRows) -> Agreement:
+        """Count the labels of one part; a target of -1 is unknown."""
+        known = rows.target >= 0
+        equal = rows.label[known] == rows.target[known, None]
+        return Agreement(known=equal.size, equal=int(equal.sum()))
+
+    @staticmethod
+    def total(counts: Iterable[Agreement]) -> Agreement:
+        """Return the sum of counts."""
+        counts = tuple(counts)
+        return Agreement(
+            known=sum(one.known for one in counts), equal=sum(one.equal for one in counts)
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What a finished store holds. Shards are ordered by number, parts by (shard, view)."""
@@ -64,6 +90,8 @@ class Manifest:
     image_hashes: Mapping[int, str]  # by shard number: SHA-256 of all its encoded images
     rejections: Mapping[int, tuple[Rejection, ...]]  # by shard number, where there are any
     parts: tuple[PartEntry, ...]
+    agreement: Agreement  # of all labels with the true classes
+    card: str = ""  # SHA-256 of the card
 
     @cached_property
     def by_shard(self) -> Mapping[int, ShardInfo]:
@@ -74,10 +102,21 @@ class Manifest:
     def view_range(self) -> range:
         """The views that every shard has: from the first on, without a gap."""
         common: list[range] | None = None
-        for shard in self.shards:
-            runs = _runs(entry.part for entry in self._parts_of_shards.get(shard.number, ()))
+        for runs in self._runs_of_shards.values():
             common = runs if common is None else _intersection(common, runs)
         return common[0] if common else range(0)
+
+    @cached_property
+    def _runs_of_shards(self) -> Mapping[int, list[range]]:
+        """The labelled views of each shard, as runs without gaps; few, however many views."""
+        runs: dict[int, list[range]] = {shard.number: [] for shard in self.shards}
+        for part in sorted(entry.part for entry in self.parts):
+            known = runs[part.shard]
+            if known and known[-1].stop >= part.first_view:
+                known[-1] = range(known[-1].start, max(known[-1].stop, part.end_view))
+            else:
+                known.append(range(part.first_view, part.end_view))
+        return runs
 
     @cached_property
     def views_of_shards(self) -> Mapping[int, set[int]]:
@@ -103,7 +142,7 @@ class Manifest:
 
     def find_part(self, shard: int, view: int) -> PartEntry:
         """Return the part that holds a view of a shard."""
-        for entry in self._parts_of_shards.get(shard, ()):
+        for entry in self.parts_of_shard(shard):
             if entry.part.first_view <= view < entry.part.end_view:
                 return entry
         raise IncompleteStoreError(
@@ -111,9 +150,9 @@ class Manifest:
             f"again with --first-view and --views that include {view}"
         )
 
-    def parts_of(self, shard: int) -> Sequence[PartEntry]:
+    def parts_of_shard(self, shard: int) -> tuple[PartEntry, ...]:
         """Return the parts of a shard, by view."""
-        return self._parts_of_shards.get(shard, ())
+        return tuple(self._parts_of_shards.get(shard, ()))
 
     @cached_property
     def _parts_of_shards(self) -> Mapping[int, list[PartEntry]]:
@@ -129,6 +168,7 @@ class Manifest:
             "identity": self.identity.to_json(),
             "identity_digest": self.identity.digest,
             "fingerprints": dict(self.fingerprints),
+            "card": self.card,
             "shards": [dataclasses.asdict(shard) for shard in self.shards],
             "image_hashes": {str(shard): text for shard, text in self.image_hashes.items()},
             "rejections": {
@@ -145,6 +185,7 @@ class Manifest:
                 }
                 for entry in self.parts
             ],
+            "agreement": dataclasses.asdict(self.agreement),
         }
 
     @staticmethod
@@ -162,6 +203,8 @@ class Manifest:
                     for shard, rejections in values["rejections"].items()
                 },
                 parts=tuple(_part_entry(entry) for entry in values["parts"]),
+                agreement=Agreement(**values["agreement"]),
+                card=str(values["card"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise StoreError(f"the manifest is malformed: {error!r}") from error
@@ -169,24 +212,14 @@ class Manifest:
         return manifest
 
 
-def _runs(parts: Iterable[PartKey]) -> list[range]:
-    """Return the views of a shard's parts as ranges with gaps between them, sorted."""
-    runs: list[range] = []
-    for part in sorted(parts):
-        if runs and runs[-1].stop >= part.first_view:
-            runs[-1] = range(runs[-1].start, max(runs[-1].stop, part.end_view))
-        else:
-            runs.append(range(part.first_view, part.end_view))
-    return runs
-
-
-def _intersection(ours: Sequence[range], theirs: Sequence[range]) -> list[range]:
-    common = (
+def _intersection(ours: list[range], theirs: list[range]) -> list[range]:
+    """Return the runs that lie in both lists of ascending runs."""
+    both = (
         range(max(one.start, other.start), min(one.stop, other.stop))
         for one in ours
         for other in theirs
     )
-    return [one for one in common if len(one)]
+    return [run for run in both if run]
 
 
 def _check_claims(manifest: Manifest) -> None:
@@ -264,26 +297,35 @@ def listed_parts(root: Place) -> dict[PartKey, PartEntry]:
     return {entry.part: entry for entry in read_manifest(root).parts}
 
 
+def identity_bytes(identity: StoreIdentity, fingerprints: Mapping[str, int]) -> bytes:
+    """Return the file that says what a job must share with a store to write to it."""
+    values = {"identity": identity.to_json(), "fingerprints": dict(fingerprints)}
+    return canonical_json(values) + b"\n"
+
+
+_SEAL = re.compile(rb'^\{"sha256":"([0-9a-f]{64})",')
+
+
 def seal(values: Mapping[str, Any]) -> bytes:
-    """Return canonical JSON that carries its own SHA-256; ``unseal`` is the inverse."""
-    checksum = sha256(canonical_json(values))
-    return canonical_json({**values, "sha256": checksum}) + b"\n"
+    """Return canonical JSON of the values, after a first field with its SHA-256.
+
+    The checksum is of all bytes after its comma, with a brace before them: those of the
+    canonical JSON itself, and its line end.
+    """
+    body = canonical_json(values) + b"\n"
+    return b'{"sha256":"' + sha256(body).encode() + b'",' + body[1:]
 
 
-def unseal(data: bytes, name: str) -> dict[str, Any]:
-    """Return the values of ``seal``; raises ``ChecksumError`` if a byte was changed."""
-    try:
-        values = json.loads(data)
-        canonical = canonical_json(values) + b"\n"
-        checksum = values.pop("sha256")
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise ChecksumError(f"{name} is not a manifest ({error!r}); {_CURE}") from error
-    if data != canonical:
-        raise ChecksumError(f"{name} is not in canonical form, so it was changed; {_CURE}")
-    actual = sha256(canonical_json(values))
-    if actual != checksum:
-        raise ChecksumError(f"{name}: sha256 is {actual}, it says {checksum}; {_CURE}")
-    return dict(values)
+def unseal(data: bytes) -> dict[str, Any]:
+    """Return the values of ``seal``'s bytes; raises ``ValueError`` if any was changed."""
+    found = _SEAL.match(data)
+    if found is None:
+        raise ValueError("it does not begin with its sha256")
+    body = b"{" + data[found.end() :]
+    actual, expected = sha256(body), found[1].decode()
+    if actual != expected:
+        raise ValueError(f"its sha256 is {actual}, it says {expected}")
+    return dict(json.loads(body))
 
 
 def write_manifest(root: Place, manifest: Manifest) -> None:
@@ -297,6 +339,7 @@ def read_values(root: Place) -> dict[str, Any]:
     Raises ``IncompleteStoreError`` if there is none, ``ChecksumError`` if it was changed.
     """
     folder = open_folder(root)
+    path = folder.at(MANIFEST_PATH)
     try:
         data = folder.read_bytes(MANIFEST_PATH)
     except FileNotFoundError as error:
@@ -305,7 +348,13 @@ def read_values(root: Place) -> dict[str, Any]:
             f"{folder} is {what}: it has no {MANIFEST_PATH}; give the path of a finished store, "
             "or run the label job again with the same settings, it does only what is missing"
         ) from error
-    return unseal(data, folder.at(MANIFEST_PATH))
+    try:
+        return unseal(data)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ChecksumError(
+            f"{path} is no whole manifest: {error}; restore the file, or run the label job "
+            "again to write it anew"
+        ) from error
 
 
 def read_manifest(root: Place) -> Manifest:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pipeline.errors import IncompleteStoreError, StoreError
 from pipeline.files import Place, open_folder
 from pipeline.store.contract import LabelStore
@@ -52,6 +54,10 @@ def open_store(place: Place) -> LabelStore:
     )
 
 
-def parts_root(out: str) -> str:
-    """Return the Parquet directory in which a job commits the parts of the store ``out``."""
-    return f"{out.rstrip('/')}.parts.parquet" if out.rstrip("/").endswith(".zarr") else out
+def parts_root(out: str | Path) -> str:
+    """Return the Parquet directory in which a job commits the parts of the store ``out``.
+
+    That is the store itself, but for a Zarr store a directory beside it.
+    """
+    name = str(out).rstrip("/")
+    return f"{name}.parts.parquet" if name.endswith(".zarr") else name

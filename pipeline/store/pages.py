@@ -26,7 +26,7 @@ def check_pages(data: bytes, base: int, group: Any, rows: int) -> None:
     """
     if group.num_rows != rows:
         raise ValueError(f"a row group of {group.num_rows} rows, not {rows}")
-    for number in range(group.num_columns):
+    for number in range(group.num_columns if rows else 0):
         column = group.column(number)
         name = column.path_in_schema
         start = column.data_page_offset

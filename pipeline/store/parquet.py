@@ -25,7 +25,7 @@ from pipeline.store.columns import (
     to_arrow,
 )
 from pipeline.store.contract import LabelStore
-from pipeline.store.manifest import Manifest, PartEntry
+from pipeline.store.manifest import MAX_ROWS, Manifest, PartEntry
 from pipeline.store.pages import check_pages
 from pipeline.store.views import PartViews
 
@@ -93,6 +93,11 @@ def write_options(kept: ColumnConfig) -> dict[str, Any]:
 
 def encode_part(rows: PartRows) -> bytes:
     """Return the part's file: the same bytes for the same rows, with one PyArrow release."""
+    if rows.label.size > MAX_ROWS:
+        raise StoreError(
+            f"{rows.part.path} would have {rows.label.size} rows, and a part has at most "
+            f"{MAX_ROWS}; use fewer --views-per-part"
+        )
     kept = columns_of(rows)
     header = {
         "format_version": FORMAT_VERSION,
@@ -153,7 +158,7 @@ def decode_part(data: bytes, part: PartKey, name: str, *, trusted: bool = False)
         names = part_schema(columns).names
         rejections = tuple(Rejection(**one) for one in header["rejections"])
         rows = (int(header["samples"]) - len(rejections)) * part.views
-        if file.metadata.num_rows != rows or file.schema_arrow.names != names:
+        if rows > MAX_ROWS or file.metadata.num_rows != rows or file.schema_arrow.names != names:
             raise ValueError(
                 f"{file.metadata.num_rows} rows of {file.schema_arrow.names}, not {rows} of {names}"
             )
@@ -161,8 +166,14 @@ def decode_part(data: bytes, part: PartKey, name: str, *, trusted: bool = False)
             check_pages(data, 0, file.metadata.row_group(group), rows)
         if trusted:
             names.remove("view")
+        # Without rows there are no pages whose claims could be checked.
+        table = (
+            file.read(columns=names, use_threads=False)
+            if rows
+            else part_schema(columns).empty_table()
+        )
         return rows_of_table(
-            file.read(columns=names, use_threads=False),
+            table,
             columns,
             part=part,
             identity=header["identity"],
@@ -195,6 +206,7 @@ def rows_of_table(table: pa.Table, columns: ColumnConfig, **header: Any) -> Part
     digest = table["digest"].combine_chunks()
     places = key.indices.to_numpy()[:: part.views]
     names_of_places = key.dictionary.to_pylist()
+    optional: dict[str, Any] = from_arrow(table, columns, shape)
     return PartRows(
         **header,
         keys=tuple(names_of_places[place] for place in places.tolist()),
@@ -203,7 +215,7 @@ def rows_of_table(table: pa.Table, columns: ColumnConfig, **header: Any) -> Part
         label=_numbers(table, "label").reshape(shape),
         digest=digest.fill_null(0).to_numpy(zero_copy_only=False).reshape(shape),
         has_digest=digest.is_valid().to_numpy(zero_copy_only=False).reshape(shape),
-        **from_arrow(table, columns, shape),
+        **optional,
     )
 
 
@@ -237,23 +249,24 @@ class ParquetStore(LabelStore):
 
     def read_part(self, entry: PartEntry) -> PartRows:
         """Read a part and check it against the manifest: size, SHA-256, pages, identity."""
+        return self._read(entry, trusted=False)
+
+    def _read(self, entry: PartEntry, *, trusted: bool) -> PartRows:
         path = self.root.at(entry.part.path)
         cure = "delete the file and run the label job again, it will redo only this part"
         try:
-            size = self.root.size(entry.part.path)
-            if size != entry.bytes:
-                raise ChecksumError(
-                    f"{path} has {size} bytes, the manifest says {entry.bytes}; {cure}"
-                )
-            data = self.root.read_bytes(entry.part.path)
+            # No more than a byte over what is expected, whatever lies there.
+            data = self.root.read_range(entry.part.path, 0, entry.bytes + 1)
         except FileNotFoundError as error:
             raise ChecksumError(f"{path} is missing; run the label job again") from error
+        if len(data) > entry.bytes:
+            raise ChecksumError(f"{path} has more than the manifest's {entry.bytes} bytes; {cure}")
         actual = sha256(data)
         if actual != entry.sha256:
             raise ChecksumError(
                 f"{path}: sha256 is {actual}, the manifest says {entry.sha256}; {cure}"
             )
-        rows = decode_part(data, entry.part, path, trusted=True)
+        rows = decode_part(data, entry.part, path, trusted=trusted)
         if rows.identity != self._digest or columns_of(rows) != self.identity.columns:
             raise ChecksumError(f"{path} belongs to another store; {cure}")
         return rows
@@ -273,7 +286,7 @@ class ParquetStore(LabelStore):
             if entry.part in self._parts:
                 self._parts.move_to_end(entry.part)
             else:
-                self._parts[entry.part] = PartViews(self.read_part(entry))
+                self._parts[entry.part] = PartViews(self._read(entry, trusted=True))
                 if len(self._parts) > _CACHED_PARTS:
                     self._parts.popitem(last=False)
             return self._parts[entry.part]

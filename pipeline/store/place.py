@@ -25,7 +25,7 @@ from pipeline.store.commit import (
 )
 from pipeline.store.contract import LabelStore
 from pipeline.store.export import export_store, remove, write_aside
-from pipeline.store.manifest import PartEntry, listed_parts
+from pipeline.store.manifest import Agreement, PartEntry, listed_parts
 from pipeline.store.opening import open_store, parts_root
 
 __all__ = [
@@ -38,10 +38,15 @@ __all__ = [
 ]
 
 
-def check_out(out: str) -> None:
+def _is_packed(out: str | Path) -> bool:
+    """Return whether a store's parts are not the store itself."""
+    return parts_root(out) != str(out).rstrip("/")
+
+
+def check_out(out: str | Path) -> None:
     """Raise ``StoreError`` unless a job can write or continue a store at ``out``."""
-    if out.endswith(".zarr"):
-        if "://" in out:
+    if _is_packed(out):
+        if "://" in str(out):
             raise StoreError(
                 f"--out {out}: a Zarr store is assembled on a file system; give a path, or label "
                 "to .parquet"
@@ -51,15 +56,15 @@ def check_out(out: str) -> None:
     check_place(parts_root(out))
 
 
-def packed_store(out: str) -> LabelStore | None:
+def packed_store(out: str | Path) -> LabelStore | None:
     """Return the finished Zarr store at ``out`` that no job is adding to, None without one."""
     root = parts_root(out)
-    if root == out or open_folder(root).exists() or not open_folder(out).exists():
+    if not _is_packed(out) or open_folder(root).exists() or not open_folder(out).exists():
         return None
     return open_store(out)
 
 
-def begun_fingerprints(out: str, identity: StoreIdentity) -> Mapping[str, int] | None:
+def begun_fingerprints(out: str | Path, identity: StoreIdentity) -> Mapping[str, int] | None:
     """Return the fingerprints of the store at ``out``; see ``check_store``. Writes nothing."""
     store = packed_store(out)
     if store is None:
@@ -69,7 +74,7 @@ def begun_fingerprints(out: str, identity: StoreIdentity) -> Mapping[str, int] |
 
 
 def committed_parts(
-    out: str, identity: StoreIdentity, shards: Mapping[int, ShardInfo]
+    out: str | Path, identity: StoreIdentity, shards: Mapping[int, ShardInfo]
 ) -> list[Committed]:
     """Read all parts of these shards that are committed, and check each.
 
@@ -109,22 +114,27 @@ def _read_packed(store: LabelStore, entry: PartEntry, shard: ShardInfo) -> Commi
             "shards were renumbered, packed again or relabelled; give --shards in the order of "
             "the first run, or use another --out"
         )
-    return Committed(entry=entry, image_hash=rows.image_hash, rejections=rows.rejections)
+    return Committed(
+        entry=entry,
+        image_hash=rows.image_hash,
+        rejections=rows.rejections,
+        agreement=Agreement.of_rows(rows),
+    )
 
 
-def unpack_store(out: str) -> None:
+def unpack_store(out: str | Path) -> None:
     """Write the parts of a finished Zarr store beside it, to add more to them."""
     if packed_store(out) is not None:
         export_store(out, parts_root(out))
 
 
-def pack_store(out: str) -> None:
+def pack_store(out: str | Path) -> None:
     """Make the store at ``out`` from its finished parts, over an older one with fewer.
 
     Does nothing where the parts are the store. Parts are removed last: whoever is killed on
     the way leaves them whole, and the next job does this again.
     """
-    if parts_root(out) == out:
+    if not _is_packed(out):
         return
     root, path = Path(parts_root(out)), Path(out)
     aside = write_aside(open_store(root), path, write_zarr)

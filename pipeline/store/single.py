@@ -6,8 +6,10 @@ the place of its own digits. The manifest in it has the SHA-256 of each row grou
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256 as new_sha256
@@ -67,10 +69,15 @@ def open_single_file(root: Folder) -> SingleFileStore:
     whole = len(_MAGIC) + length <= size and tail[4:] == _MAGIC
     if not whole or root.read_range(_FILE, 0, len(_MAGIC)) != _MAGIC:
         raise ChecksumError(f"{root} is no whole Parquet file of {size} bytes; {_CURE}")
-    return _opened(root, size, root.read_range(_FILE, size - length, length))
+    store = _opened(root, root.read_range(_FILE, size - length, length))
+    if store.stored_bytes != size:
+        raise ChecksumError(
+            f"{root} has {size} bytes, its manifest says {store.stored_bytes}; {_CURE}"
+        )
+    return store
 
 
-def _opened(root: Folder, size: int, footer: bytes) -> SingleFileStore:
+def _opened(root: Folder, footer: bytes) -> SingleFileStore:
     """Return the store with this footer, which ends the file."""
     place = _digits_place(footer)
     if place is None:
@@ -85,7 +92,7 @@ def _opened(root: Folder, size: int, footer: bytes) -> SingleFileStore:
         )
     try:
         metadata = pq.read_metadata(pa.BufferReader(_MAGIC + footer))
-        values = unseal(metadata.metadata[_MANIFEST], str(root))
+        values = unseal(metadata.metadata[_MANIFEST])
         manifest = Manifest.from_json(values)
         return SingleFileStore(root, manifest, _Footer(manifest, metadata, values["file"], footer))
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -129,24 +136,25 @@ class _Footer:
 class SingleFileStore(ParquetStore):
     """A finished store in one file. A part is one ranged read."""
 
-    def __init__(self, root: Folder, manifest: Manifest, footer: _Footer) -> None:
-        super().__init__(root, manifest)
+    def __init__(self, file: Folder, manifest: Manifest, footer: _Footer) -> None:
+        super().__init__(_FileFolder(file, footer.companions), manifest)
+        self._file = file
         self._footer = footer
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _opened, (self.root, self.bytes, self._footer.data)
+        return _opened, (self._file, self._footer.data)
 
     @property
-    def bytes(self) -> int:
+    def stored_bytes(self) -> int:
         """Bytes of the file."""
         return self._footer.file_bytes
 
-    def read_part(self, entry: PartEntry) -> PartRows:
-        """Read a part's row group and check it against the manifest; see ``LabelStore``."""
+    def _read(self, entry: PartEntry, *, trusted: bool) -> PartRows:
+        """Read a part's row group and check it against the manifest, as a part's file is."""
         number, group = self._footer.groups[entry.part]
         name = f"{self.root}, row group {number}"
         try:
-            data = self.root.read_range(_FILE, group.offset, group.bytes)
+            data = self._file.read_range(_FILE, group.offset, group.bytes)
         except FileNotFoundError as error:
             raise ChecksumError(f"{self.root} is missing; {_CURE}") from error
         actual = sha256(data)
@@ -157,15 +165,23 @@ class SingleFileStore(ParquetStore):
         metadata = self._footer.metadata
         try:
             check_pages(data, group.offset, metadata.row_group(number), entry.rows)
-            window = _Window(data, group.offset, self.bytes)
+            window = _Window(data, group.offset, self.stored_bytes)
             file = pq.ParquetFile(
                 pa.PythonFile(window, "r"),
                 metadata=metadata,
                 read_dictionary=["key"],
+                page_checksum_verification=not trusted,
                 pre_buffer=False,
             )
-            table = file.read_row_group(number, use_threads=False)
-            if (table["shard"].combine_chunks().to_numpy() != entry.part.shard).any():
+            names = part_schema(self.identity.columns).names
+            names = [one for one in names if one != "view"] if trusted else [_SHARD.name, *names]
+            table = _with_shard(part_schema(self.identity.columns).empty_table(), 0)
+            if entry.rows:  # or there are no pages whose claims could be checked
+                table = file.read_row_group(number, columns=names, use_threads=False)
+            if (
+                not trusted
+                and (table["shard"].combine_chunks().to_numpy() != entry.part.shard).any()
+            ):
                 raise ValueError(f"it is not of shard {entry.part.shard}")
             header = header_of(self.manifest, entry.part, self._footer.reasons)
             return rows_of_table(table, self.identity.columns, **header)
@@ -175,9 +191,40 @@ class SingleFileStore(ParquetStore):
     def check_files(self) -> None:
         """Do nothing: a file has no strays, and footer and row groups are all there is."""
 
-    def companions(self) -> Mapping[str, bytes]:
-        """Return the files that travelled with the store; see ``LabelStore``."""
-        return self._footer.companions
+
+class _FileFolder(Folder):
+    """A store's one file as a folder: the file itself, and the small files in its footer."""
+
+    def __init__(self, file: Folder, companions: Mapping[str, bytes]) -> None:
+        super().__init__(file.name)
+        self._file = file
+        self._companions = companions
+
+    def is_a_file(self) -> bool:
+        """Return True."""
+        return True
+
+    def read_bytes(self, path: str) -> bytes:
+        """Return one of the small files; see ``Folder``."""
+        if path not in self._companions:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.at(path))
+        return self._companions[path]
+
+    def exists(self, path: str = "") -> bool:
+        """Return whether this small file is there; see ``Folder``."""
+        return path in self._companions if path else self._file.exists()
+
+    def list(self, prefix: str = "") -> list[str]:
+        """Return the paths of the small files; see ``Folder``."""
+        return sorted(path for path in self._companions if path.startswith(prefix))
+
+    def commit_new(self, path: str, data: bytes) -> bool:
+        """Raise ``StoreError``: nothing is added to a file."""
+        raise StoreError(f"{self.name} is one file, which cannot be added to; export it first")
+
+    def replace(self, path: str, data: bytes) -> None:
+        """Raise ``StoreError``: nothing is added to a file."""
+        raise StoreError(f"{self.name} is one file, which cannot be added to; export it first")
 
 
 class _Window(io.RawIOBase):

@@ -32,7 +32,7 @@ from pipeline.store.layout import (
     chunks_of,
     first_samples,
 )
-from pipeline.store.manifest import CARD_PATH, MANIFEST_PATH, Manifest, PartEntry
+from pipeline.store.manifest import CARD_PATH, MANIFEST_PATH, META_PREFIX, Manifest, PartEntry
 
 __all__ = ["ZarrStore"]
 
@@ -63,7 +63,7 @@ class ZarrStore(LabelStore):
         self.__init__(state["root"], state["manifest"], state["layout"])  # type: ignore[misc]
 
     @property
-    def bytes(self) -> int:
+    def stored_bytes(self) -> int:
         """Bytes of all files of the arrays."""
         return sum(entry.bytes for entry in self.layout.files.values())
 
@@ -115,6 +115,9 @@ class ZarrStore(LabelStore):
         for row, view in self.layout.zero_digests:
             if row in rows and part.first_view <= view < part.end_view:
                 has_digest[rows[row], view - part.first_view] = True
+        optional: dict[str, Any] = {
+            name: block(name) for name in OPTIONAL_COLUMNS if name in self._specs
+        }
         return PartRows(
             **header_of(self.manifest, part, self.layout.reasons),
             keys=tuple(np.array(samples.keys, object)[accepted]),
@@ -123,7 +126,7 @@ class ZarrStore(LabelStore):
             label=label,
             digest=digest,
             has_digest=has_digest,
-            **{name: block(name) for name in OPTIONAL_COLUMNS if name in self._specs},
+            **optional,
         )
 
     def check_files(self) -> None:
@@ -135,7 +138,7 @@ class ZarrStore(LabelStore):
         stray = [
             path
             for path in self.root.list()
-            if path not in listed and not path.startswith("_meta/")
+            if path not in listed and not path.startswith(META_PREFIX)
         ]
         if stray:
             raise StoreError(
