@@ -66,7 +66,7 @@ def run_label_job(config: LabelConfig) -> int:
     drain = Drain(config.drain_seconds)
     check_out(config.out)  # a slip of the pen shows before shards are read
     config.check_checkpoint()
-    shards = index_shards(config.shards)
+    shards = index_shards(config.shards, config.cache)
     say(f"{len(shards.paths)} shards, {shards.samples} samples")
     if config.serial:
         from jobs.serial import SerialTeacher as Teachers

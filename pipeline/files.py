@@ -13,8 +13,10 @@ from typing import BinaryIO, TypeAlias
 
 from braceexpand import braceexpand
 
+from pipeline.cache import CacheConfig, RemoteShard, ShardFile
 from pipeline.errors import PipelineError, ShardError
 from pipeline.folder import Folder
+from pipeline.objects import ObjectFolder, ObjectUrl, is_url, look_at_all
 
 __all__ = [
     "Folder",
@@ -29,6 +31,8 @@ __all__ = [
     "writing",
 ]
 
+_LISTED = 20  # names in an error
+
 Place: TypeAlias = str | Path | Folder
 """Where a store is: a path, or a folder that is open already."""
 
@@ -38,40 +42,61 @@ def sha256(data: bytes | memoryview) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def expand_shards(patterns: Sequence[str]) -> tuple[Path, ...]:
+def expand_shards(
+    patterns: Sequence[str], cache: CacheConfig | None = None
+) -> tuple[ShardFile, ...]:
     """Return the shard files that brace patterns (``x-{000..127}.tar``) or globs name.
 
-    The order is that of the patterns; a glob's matches are sorted. Raises ``ShardError``
-    for a file that does not exist, a pattern without a match, or a file named twice.
+    The order is that of the patterns; a glob's matches are sorted. URLs become shards that
+    are fetched through ``cache`` when opened; here they are looked at alone. Raises
+    ``ShardError`` for a file that does not exist, a pattern without a match, or a file
+    named twice.
     """
-    paths: list[Path] = []
+    paths: list[ShardFile] = []
     for pattern in patterns:
         try:
             names = list(braceexpand(pattern))
         except ValueError as error:
             raise ShardError(f"--shards {pattern!r}: braces do not match") from error
         missing = []
-        for name in names:
-            if any(mark in name for mark in "*?["):
-                found = sorted(glob.glob(name))  # noqa: PTH207 - the pattern may be absolute
-            else:
-                found = [name] if Path(name).is_file() else []
+        for name, found in zip(names, _files_of(names, cache or CacheConfig()), strict=True):
             if not found:
                 missing.append(name)
-            paths += [Path(one) for one in found]
+            paths += found
         if missing:
             raise ShardError(
-                f"--shards {pattern!r}: {len(missing)} of {len(names)} names match no file, "
-                f"the first is {missing[0]!r}; check the path and the numbers in the braces"
+                f"--shards {pattern!r}: {len(missing)} of {len(names)} names match no file: "
+                f"{_listed(missing)}; check the path and the numbers in the braces"
             )
     if not paths:
         raise ShardError("no shards: give --shards one or more tar files or patterns")
-    seen: set[Path] = set()
+    seen: set[Path | str] = set()
     for path in paths:
-        if path.resolve() in seen:
+        identity = path.resolve() if isinstance(path, Path) else str(path)
+        if identity in seen:
             raise ShardError(f"{path} is named twice by --shards; name each shard once")
-        seen.add(path.resolve())
+        seen.add(identity)
     return tuple(paths)
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:_LISTED])
+    return shown + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
+
+
+def _files_of(names: Sequence[str], cache: CacheConfig) -> Iterator[Sequence[ShardFile]]:
+    """Yield the files of each name, which may be a glob or a URL."""
+    urls = [ObjectUrl.parse(name) for name in names if is_url(name)]
+    # All are looked at before the first is used, many at a time: each takes a round trip.
+    objects = iter(look_at_all(urls))
+    for name in names:
+        if is_url(name):
+            yield [RemoteShard(stored=one, cache=cache) for one in next(objects)]
+        elif any(mark in name for mark in "*?["):
+            found = sorted(glob.glob(name))  # noqa: PTH207 - the pattern may be absolute
+            yield [Path(one) for one in found]
+        else:
+            yield [Path(name)] if Path(name).is_file() else []
 
 
 class LocalFolder(Folder):
@@ -146,7 +171,12 @@ class LocalFolder(Folder):
 
 
 def open_folder(place: Place) -> Folder:
-    """Return the folder at a path; it need not exist, and nothing is read or written."""
+    """Return the folder at a path or URL; it need not exist, and nothing is read or written.
+
+    Raises ``ConfigError`` for a URL that is malformed or carries credentials.
+    """
+    if isinstance(place, str) and is_url(place):
+        return ObjectFolder(ObjectUrl.parse(place))
     if isinstance(place, Folder):
         return place
     return LocalFolder(Path(place))

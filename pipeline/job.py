@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from pipeline.cache import CacheConfig, ShardFile
 from pipeline.card import card_text
 from pipeline.config import (
     AugmentConfig,
@@ -77,9 +78,11 @@ class LabelConfig:
     """Label augmented views of WebDataset shards with a teacher, once for all students."""
 
     shards: tuple[str, ...]
-    """Shard files, brace patterns ('x-{000000..001281}.tar') or globs, in quotes."""
+    """Shard files, brace patterns ('x-{000000..001281}.tar') or globs, in quotes; s3://, gs://
+    or az:// for shards in object storage."""
     out: str
-    """Store to write or to continue; its name ends in .parquet or .zarr."""
+    """Store to write or to continue: a path or URL that ends in .parquet, or a path that ends
+    in .zarr."""
     teacher: str = "regnety_160.deit_in1k"
     """timm's name of the teacher; pretrained weights are fetched unless a checkpoint or
     random weights are given."""
@@ -121,6 +124,11 @@ class LabelConfig:
     """Run in this process, without Ray; writes the same bytes."""
     max_rejected: float = 0.01
     """Share of undecodable images above which the job fails."""
+    cache_dir: Path | None = None
+    """Where shards from object storage are kept, shared by all runs of a machine; by default
+    teacher-labels/shards in $XDG_CACHE_HOME or ~/.cache."""
+    cache_gb: float = 100.0
+    """Size of that directory; the least recently used shards go first."""
     drain_seconds: float = 20.0
     """After SIGTERM, time to finish parts under way before they are abandoned."""
     allow_low_agreement: bool = False
@@ -138,6 +146,7 @@ class LabelConfig:
             if value is not None and value < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} is {value}; use 1 or more")
         ColumnConfig.from_text(self.store)
+        _ = self.cache  # checks its own fields
         if self.precision == "fp16" and self.device == "cpu":
             raise ConfigError("--precision fp16 needs a GPU; use bf16 or fp32 on a CPU")
 
@@ -145,6 +154,11 @@ class LabelConfig:
         """Raise ``TeacherError`` if a checkpoint is given that is no file."""
         if self.teacher_checkpoint is not None and not self.teacher_checkpoint.is_file():
             raise TeacherError(f"--teacher-checkpoint {self.teacher_checkpoint}: no such file")
+
+    @property
+    def cache(self) -> CacheConfig:
+        """Where shards from object storage are kept."""
+        return CacheConfig(directory=self.cache_dir, gigabytes=self.cache_gb)
 
     @property
     def effective_mixing(self) -> MixConfig:
@@ -190,7 +204,7 @@ class LabelConfig:
 class IndexedShards:
     """The job's shards and what their indices say."""
 
-    paths: tuple[Path, ...]
+    paths: tuple[ShardFile, ...]
     infos: tuple[ShardInfo, ...]
     max_target: int
     max_target_at: str  # "shard, sample" of the highest class, for messages
@@ -207,7 +221,7 @@ class PartOrder:
     """One part to label: where from, as what, and where to."""
 
     part: PartKey
-    path: Path
+    path: ShardFile
     shard: ShardInfo
     identity: StoreIdentity
     out: str
@@ -239,15 +253,15 @@ class JobPlan:
         )
 
 
-def index_shards(patterns: Sequence[str]) -> IndexedShards:
-    """Index all shards of a job.
+def index_shards(patterns: Sequence[str], cache: CacheConfig | None = None) -> IndexedShards:
+    """Index all shards of a job; those in object storage are fetched into the cache.
 
     Raises ``ShardError`` for files that are no whole shards, and for two shards with the
     same keys, whose streams would be the same.
     """
-    paths = expand_shards(patterns)
+    paths = expand_shards(patterns, cache)
     infos: list[ShardInfo] = []
-    names: dict[str, Path] = {}
+    names: dict[str, ShardFile] = {}
     highest, highest_at, sorted_shards = -1, "", 0
     for number, path in enumerate(paths):
         shard = open_shard(path, number)

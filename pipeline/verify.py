@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.augment import apply_view, decode, image_size, view_digest
+from pipeline.cache import CacheConfig
 from pipeline.errors import ChecksumError, DecodeError, IdentityError, ShardError
 from pipeline.files import Folder, Place, expand_shards
 from pipeline.fingerprints import different_fingerprints, fingerprints
@@ -51,14 +52,18 @@ class VerifyReport:
 
 
 def verify_store(
-    place: Place, shards: Sequence[str] = (), *, every_digest: bool = False
+    place: Place,
+    shards: Sequence[str] = (),
+    *,
+    every_digest: bool = False,
+    cache: CacheConfig | None = None,
 ) -> VerifyReport:
     """Check every file of a store, and with shards redraw views that have a digest.
 
     Without shards: the manifest, the card, the identity, and each part's SHA-256, page
     checksums, rows and identity. With shards: every byte of their images too, and digests
     redrawn from them, a spread sample or all; rejected images must still not decode if all
-    are asked for.
+    are asked for. ``cache`` is where shards from object storage are kept.
 
     Raises ``StoreError`` for damage, ``ShardError`` for other shards, ``IdentityError`` if
     this machine's fingerprints differ. Views that differ are reported, not raised.
@@ -69,7 +74,7 @@ def verify_store(
     paths = {}
     if shards:
         check_fingerprints(store)
-        paths = match_shards(store.manifest.shards, expand_shards(shards))
+        paths = match_shards(store.manifest.shards, expand_shards(shards, cache))
     digests = redrawn = 0
     mismatches: list[Mismatch] = []
     hashed: set[int] = set()

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline.augment import warm_up
 from pipeline.errors import PipelineError
+from pipeline.objects import started_here
 
 __all__ = ["LoaderOptions", "load"]
 
@@ -33,8 +34,10 @@ def load(dataset: Dataset[Item], items: range, options: LoaderOptions) -> Iterat
     if options.workers:
         warm_up()  # forked workers inherit the compiled kernels
         fork = "fork" in multiprocessing.get_all_start_methods()
+        # A fork would wait for ever for the threads that talk to object storage.
+        method = "spawn" if started_here() else "fork" if fork else None
         parallel = {
-            "multiprocessing_context": "fork" if fork else None,
+            "multiprocessing_context": method,
             "prefetch_factor": options.prefetch,
             "worker_init_fn": _use_one_thread,
         }
