@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ def pack_shards() -> None:
     """Pack a folder of images, one directory per class, into shuffled WebDataset shards."""
     with _errors_of("pack-shards"):
         config = tyro.cli(packing.PackConfig, prog="pack-shards", description=pack_shards.__doc__)
-        with _Progress("pack-shards") as progress:
+        with _Progress("pack-shards", "images") as progress:
             report = packing.pack_shards(config, progress.show)
         for path in report.passed_over[:_LISTED]:
             print(f"pack-shards: passed over, no image: {path}")
@@ -85,7 +86,44 @@ class Diff:
     """Print JSON for machines instead."""
 
 
-StoreCommand: TypeAlias = Inspect | Verify | Stats | Diff
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Merge:
+    """Join stores of one identity that hold other shards or other views."""
+
+    stores: tyro.conf.Positional[tuple[str, ...]]
+    """Two stores or more; a shard keeps its number unless an earlier store uses it."""
+    out: str
+    """The store to write; its name ends in .parquet."""
+    json: bool = False
+    """Print JSON for machines instead."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thin:
+    """Write a smaller store: of some of the views, or without optional columns."""
+
+    store: tyro.conf.Positional[str]
+    """The store."""
+    out: str
+    """The store to write; its name ends in .parquet."""
+    views: str | None = None
+    """Views to keep: the first and the one after the last, as 0:100; all by default."""
+    drop: tuple[str, ...] = ()
+    """Columns to leave out: confidence, margin, topk."""
+    json: bool = False
+    """Print JSON for machines instead."""
+
+    def view_range(self) -> range | None:
+        """Return the views to keep, None for all."""
+        if self.views is None:
+            return None
+        match = re.fullmatch(r"(\d+):(\d+)", self.views)
+        if match is None:
+            raise ConfigError(f"--views {self.views}: give two numbers, as 0:100")
+        return range(int(match[1]), int(match[2]))
+
+
+StoreCommand: TypeAlias = Inspect | Verify | Stats | Diff | Merge | Thin
 
 
 def label_store() -> None:
@@ -107,6 +145,10 @@ def label_store() -> None:
                 _stats(command)
             case Diff():
                 _diff(command)
+            case Merge():
+                _merge(command)
+            case Thin():
+                _thin(command)
 
 
 def _inspect(options: Inspect) -> None:
@@ -160,6 +202,27 @@ def _diff(options: Diff) -> None:
     _show(diff_stores(open_store(options.a), open_store(options.b)), as_json=options.json)
 
 
+def _merge(options: Merge) -> None:
+    from pipeline.reuse import merge_stores
+    from pipeline.store import open_store
+
+    stores = [open_store(place) for place in options.stores]
+    with _Progress("label-store", "parts") as progress:
+        report = merge_stores(stores, options.out, progress.show)
+    _show(report, as_json=options.json)
+
+
+def _thin(options: Thin) -> None:
+    from pipeline.reuse import thin_store
+    from pipeline.store import open_store
+
+    drop = tuple(name for text in options.drop for name in text.split(",") if name)
+    views, store = options.view_range(), open_store(options.store)
+    with _Progress("label-store", "parts") as progress:
+        report = thin_store(store, options.out, views=views, drop=drop, show=progress.show)
+    _show(report, as_json=options.json)
+
+
 class _Report(Protocol):
     """What a tool found, for machines and for people."""
 
@@ -191,8 +254,9 @@ def _errors_of(command: str) -> Iterator[None]:
 class _Progress:
     """Shows a count on stderr: a bar on a terminal, elsewhere a line at each tenth."""
 
-    def __init__(self, command: str) -> None:
+    def __init__(self, command: str, unit: str) -> None:
         self._command = command
+        self._unit = unit
         self._bar: tqdm | None = None
         self._tenths = 0
 
@@ -207,7 +271,7 @@ class _Progress:
         """Show that ``done`` of ``total`` are through."""
         if sys.stderr.isatty():
             if self._bar is None:
-                self._bar = tqdm(total=total, desc=self._command, unit="images")
+                self._bar = tqdm(total=total, desc=self._command, unit=self._unit)
             self._bar.update(done - self._bar.n)
         elif done * 10 // total > self._tenths:
             self._tenths = done * 10 // total

@@ -42,3 +42,10 @@ class LabelStore(ABC):
 
         Raises ``ChecksumError`` if its bytes are not those that were committed.
         """
+
+    def read_file(self, entry: PartEntry) -> bytes | None:
+        """Return a part's Parquet file, checked; None where the store keeps no such files.
+
+        Raises what ``read_part`` does.
+        """
+        return None

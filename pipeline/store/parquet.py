@@ -31,6 +31,7 @@ from pipeline.store.views import PartViews
 __all__ = ["ParquetStore", "decode_part", "encode_part", "read_part_header"]
 
 _METADATA = b"teacher_labels"
+_CURE = "delete the file and run the label job again, it will redo only this part"
 _CACHED_PARTS = 24  # about a megabyte each
 
 _FIELDS = (
@@ -207,7 +208,14 @@ class ParquetStore(LabelStore):
     def read_part(self, entry: PartEntry) -> PartRows:
         """Read a part and check it against the manifest: size, SHA-256, pages, identity."""
         path = self.root.at(entry.part.path)
-        cure = "delete the file and run the label job again, it will redo only this part"
+        rows = decode_part(self.read_file(entry), entry.part, path, trusted=True)
+        if rows.identity != self._digest or columns_of(rows) != self.identity.columns:
+            raise ChecksumError(f"{path} belongs to another store; {_CURE}")
+        return rows
+
+    def read_file(self, entry: PartEntry) -> bytes:
+        """Return a part's file, whose SHA-256 is the manifest's; see ``LabelStore``."""
+        path = self.root.at(entry.part.path)
         try:
             data = self.root.read_bytes(entry.part.path)
         except FileNotFoundError as error:
@@ -215,12 +223,9 @@ class ParquetStore(LabelStore):
         actual = sha256(data)
         if actual != entry.sha256:
             raise ChecksumError(
-                f"{path}: sha256 is {actual}, the manifest says {entry.sha256}; {cure}"
+                f"{path}: sha256 is {actual}, the manifest says {entry.sha256}; {_CURE}"
             )
-        rows = decode_part(data, entry.part, path, trusted=True)
-        if rows.identity != self._digest or columns_of(rows) != self.identity.columns:
-            raise ChecksumError(f"{path} belongs to another store; {cure}")
-        return rows
+        return data
 
     def _opened(self, entry: PartEntry) -> PartViews:
         with self._lock:
