@@ -24,7 +24,7 @@ from pipeline.job import (
     write_run,
 )
 from pipeline.records import PartKey
-from pipeline.store import Committed, Manifest, check_place, claim_store
+from pipeline.store import Committed, Manifest, bytes_per_label, check_place, claim_store
 
 __all__ = ["EXIT_DRAINED", "run_label_job"]
 
@@ -152,7 +152,7 @@ def describe_preflight(plan: JobPlan, report: Preflight) -> None:
         say("how many labels differ in fp32 was not measured: the weights are untrained")
     labels = sum(rows_of(plan, part) for part in plan.missing)
     hours = labels / report.rows_per_batch * report.batch_seconds / 3600
-    per_label = 1.3 if plan.identity.mix.probability else 0.75  # measured at 150 views a part
+    per_label = bytes_per_label(plan.identity)
     say(
         f"estimate: {duration(3600 * hours)} of one teacher, {size(labels * per_label)}; a student "
         "with its teacher in the loop pays as much, so the second student is the first gain"

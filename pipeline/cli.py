@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -99,6 +100,18 @@ class Merge:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Extend:
+    """Print the label-teacher command that adds views to a store, with its own settings."""
+
+    store: tyro.conf.Positional[str]
+    """The store."""
+    views: int
+    """Views to add."""
+    shards: tuple[str, ...] = ()
+    """The store's shards, all of them; those of its last label job by default."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Thin:
     """Write a smaller store: of some of the views, or without optional columns."""
 
@@ -123,7 +136,7 @@ class Thin:
         return range(int(match[1]), int(match[2]))
 
 
-StoreCommand: TypeAlias = Inspect | Verify | Stats | Diff | Merge | Thin
+StoreCommand: TypeAlias = Inspect | Verify | Stats | Diff | Merge | Extend | Thin
 
 
 def label_store() -> None:
@@ -147,6 +160,8 @@ def label_store() -> None:
                 _diff(command)
             case Merge():
                 _merge(command)
+            case Extend():
+                _extend(command)
             case Thin():
                 _thin(command)
 
@@ -210,6 +225,13 @@ def _merge(options: Merge) -> None:
     with _Progress("label-store", "parts") as progress:
         report = merge_stores(stores, options.out, progress.show)
     _show(report, as_json=options.json)
+
+
+def _extend(options: Extend) -> None:
+    from pipeline.reuse import extend_command
+    from pipeline.store import open_store
+
+    print(shlex.join(extend_command(open_store(options.store), options.views, options.shards)))
 
 
 def _thin(options: Thin) -> None:

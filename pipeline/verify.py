@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 
 from pipeline.augment import apply_view, decode, image_size, view_digest
 from pipeline.errors import ChecksumError, DecodeError, IdentityError, ShardError, StoreError
-from pipeline.files import Folder, Place, expand_shards
+from pipeline.files import Folder, Place, expand_shards, sha256
 from pipeline.fingerprints import different_fingerprints, fingerprints
 from pipeline.pairing import GroupPlaces, block_of, draw_group_mixing, draw_groups
 from pipeline.provenance import read_runs, versions
 from pipeline.records import NO_PARTNER, MixParams, PartRows, Pixels
 from pipeline.shards import Shard, match_shards, open_known_shard
 from pipeline.store import LabelStore, ParquetStore, find_parts, open_store
+from pipeline.store.manifest import CARD_PATH, IDENTITY_PATH, identity_bytes
 from pipeline.views import draw_view
 
 __all__ = ["Mismatch", "VerifyReport", "check_fingerprints", "verify_store"]
@@ -53,11 +54,12 @@ class VerifyReport:
 def verify_store(
     place: Place, shards: Sequence[str] = (), *, every_digest: bool = False
 ) -> VerifyReport:
-    """Check every part of a store, and with shards redraw views that have a digest.
+    """Check every file of a store, and with shards redraw views that have a digest.
 
-    Without shards: the manifest, each part's size, SHA-256, page checksums, rows and
-    identity. With shards: every byte of their images too, and digests redrawn from them, a spread
-    sample or all; rejected images must still not decode if all are asked for.
+    Without shards: the manifest, the card, the identity, and each part's SHA-256, page
+    checksums, rows and identity. With shards: every byte of their images too, and digests
+    redrawn from them, a spread sample or all; rejected images must still not decode if all
+    are asked for.
 
     Raises ``StoreError`` for damage, ``ShardError`` for other shards, ``IdentityError`` if
     this machine's fingerprints differ. Views that differ are reported, not raised.
@@ -137,6 +139,22 @@ def _check_layout(store: ParquetStore) -> None:
             f"{store.root}: {len(stray)} parts are not in the manifest, the first is {stray[0]}; "
             "a label job that adds to the store has not finished: run it again"
         )
+    manifest = store.manifest
+    expected = {
+        CARD_PATH: manifest.card,
+        IDENTITY_PATH: sha256(identity_bytes(manifest.identity, manifest.fingerprints)),
+    }
+    for path, checksum in expected.items():
+        try:
+            actual = sha256(store.root.read_bytes(path))
+        except FileNotFoundError:
+            actual = "missing"
+        if actual != checksum:
+            raise ChecksumError(
+                f"{store.root.at(path)}: sha256 is {actual}, by the manifest it is {checksum}; "
+                "labels do not depend on it: restore the file"
+                + (", or run the label job again" if path == CARD_PATH else "")
+            )
 
 
 def _check_part(store: ParquetStore, rows: PartRows) -> None:
@@ -148,11 +166,28 @@ def _check_part(store: ParquetStore, rows: PartRows) -> None:
         == (shard.key_hash, shard.content_hash, shard.samples)
     ) and known == {rejection.key for rejection in rows.rejections}
     classes = store.identity.teacher.classes
-    if not same or (rows.label.size and int(rows.label.max()) >= classes):
+    if not same or not _are_ranked(rows, classes):
         raise ChecksumError(
             f"{store.root.at(part.path)} does not fit its manifest; delete the file and run the "
             "label job again, it will redo only this part"
         )
+
+
+def _are_ranked(rows: PartRows, classes: int) -> bool:
+    """Return whether labels are classes, and lie before what is stored of the others."""
+    if rows.label.size == 0:
+        return True
+    top = [rows.label.max()]
+    fits = True
+    if rows.topk_label is not None and rows.topk_prob is not None:
+        top.append(rows.topk_label.max())
+        fits = bool((rows.topk_label[..., 0] == rows.label).all())
+        fits &= bool((rows.topk_prob[..., 1:] <= rows.topk_prob[..., :-1]).all())
+        if rows.confidence is not None:
+            fits &= bool((rows.topk_prob[..., 0] == rows.confidence).all())
+    if rows.confidence is not None and rows.margin is not None:
+        fits &= bool((rows.margin <= rows.confidence).all())
+    return fits and max(top) < classes
 
 
 def _check_images(store: LabelStore, shard: Shard) -> None:

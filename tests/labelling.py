@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 import binascii
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import timm
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 
-from pipeline.config import AugmentConfig, MixConfig, StoreIdentity, TeacherIdentity
+from pipeline.config import (
+    AugmentConfig,
+    ColumnConfig,
+    MixConfig,
+    StoreIdentity,
+    TeacherIdentity,
+)
 from pipeline.fingerprints import fingerprints
 from pipeline.labelling import augment_group, group_tasks, label_part
 from pipeline.mixing import mix_images, normalise
 from pipeline.records import AugmentedGroup, PartKey, PartRows, ShardInfo, TeacherLabels
 from pipeline.shards import Shard, open_shard
-from pipeline.store import ParquetStore, claim_store, commit_part, finish_store, open_store
+from pipeline.store import (
+    Manifest,
+    ParquetStore,
+    claim_store,
+    commit_part,
+    finish_store,
+    open_store,
+)
 from pipeline.teacher import Teacher, TeacherSpec, load_teacher
 from tests.factories import digit_samples, digits, write_shard
 
@@ -34,18 +49,39 @@ class HashTeacher:
     """Labels a mixed view by the CRC of its floats, so equal labels mean equal pixels."""
 
     augment: AugmentConfig = SMALL
+    columns: ColumnConfig = field(default_factory=ColumnConfig)
 
     def label_group(self, group: AugmentedGroup) -> TeacherLabels:
         side = self.augment.image_size
         pixels = torch.from_numpy(group.pixels.reshape(-1, side, side, 3))
         images = mix_images(normalise(pixels, self.augment.mean, self.augment.std), group.mix)
         rows = images.permute(0, 2, 3, 1).contiguous().numpy()
-        label = [binascii.crc32(row.tobytes()) % TEACHER.classes for row in rows]
-        return TeacherLabels(label=np.array(label, np.uint16))
+        words = np.array([binascii.crc32(row.tobytes()) for row in rows], np.int64)
+        return hash_labels(words, self.columns)
 
 
-def hash_identity(augment: AugmentConfig = SMALL, mix: MixConfig | None = None) -> StoreIdentity:
-    return StoreIdentity(root_seed=5, augment=augment, mix=mix or MixConfig(), teacher=TEACHER)
+def hash_labels(words: NDArray[np.int64], columns: ColumnConfig) -> TeacherLabels:
+    """Make up labels, and probabilities that fit them, from a 32-bit word a row."""
+    steps = np.arange(max(2, columns.topk))
+    ranked = (words[:, None] + 7919 * steps) % TEACHER.classes
+    prob = (words >> 24)[:, None] >> steps  # halves from class to class
+    return TeacherLabels(
+        label=ranked[:, 0].astype(np.uint16),
+        confidence=prob[:, 0].astype(np.uint8) if columns.confidence else None,
+        margin=(prob[:, 0] - prob[:, 1]).astype(np.uint8) if columns.margin else None,
+        topk_label=ranked[:, : columns.topk].astype(np.uint16) if columns.topk else None,
+        topk_prob=prob[:, : columns.topk].astype(np.uint8) if columns.topk else None,
+    )
+
+
+def hash_identity(
+    augment: AugmentConfig = SMALL,
+    mix: MixConfig | None = None,
+    columns: ColumnConfig = ColumnConfig(),  # noqa: B008 - frozen
+) -> StoreIdentity:
+    return StoreIdentity(
+        root_seed=5, augment=augment, mix=mix or MixConfig(), teacher=TEACHER, columns=columns
+    )
 
 
 def part_of(first: int, views: int, shard: int = 0) -> PartKey:
@@ -56,12 +92,21 @@ def label_with_hashes(shard: Shard, part: PartKey, identity: StoreIdentity) -> P
     groups = (
         augment_group(shard, task) for task in group_tasks(shard.path, shard.info, part, identity)
     )
-    return label_part(shard, part, identity, groups, HashTeacher(identity.augment))
+    teacher = HashTeacher(identity.augment, identity.columns)
+    return label_part(shard, part, identity, groups, teacher)
 
 
-def write_hash_store(root: Path, paths: list[Path], *, views: int, per_part: int) -> ParquetStore:
+def write_hash_store(
+    root: Path,
+    paths: list[Path],
+    *,
+    views: int,
+    per_part: int,
+    identity: StoreIdentity | None = None,
+    card: Callable[[Manifest], str] = lambda _: "a card\n",
+) -> ParquetStore:
     """Label shards with the hash teacher and finish the store."""
-    identity = hash_identity()
+    identity = identity or hash_identity()
     prints = claim_store(root, identity, fingerprints())
     infos: list[ShardInfo] = []
     for number, path in enumerate(paths):
@@ -70,7 +115,7 @@ def write_hash_store(root: Path, paths: list[Path], *, views: int, per_part: int
         for first in range(0, views, per_part):
             part = part_of(first, min(per_part, views - first), number)
             commit_part(root, label_with_hashes(shard, part, identity))
-    finish_store(root, identity, prints, infos, lambda _: "a card\n")
+    finish_store(root, identity, prints, infos, card)
     return open_store(root)
 
 
@@ -105,9 +150,14 @@ def write_teacher(path: Path) -> Path:
 
 
 def small_teacher(
-    checkpoint: Path, augment: AugmentConfig, mix: MixConfig | None = None
+    checkpoint: Path,
+    augment: AugmentConfig,
+    mix: MixConfig | None = None,
+    columns: ColumnConfig = ColumnConfig(),  # noqa: B008 - frozen
 ) -> Teacher:
-    spec = TeacherSpec(architecture="regnety_002", checkpoint=checkpoint, precision="fp32")
+    spec = TeacherSpec(
+        architecture="regnety_002", checkpoint=checkpoint, precision="fp32", columns=columns
+    )
     return load_teacher(spec, augment, mix or MixConfig(), torch.device("cpu"))
 
 

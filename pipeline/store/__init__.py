@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pipeline.errors import IncompleteStoreError, StoreError
 from pipeline.files import Place, open_folder
+from pipeline.store.columns import bytes_per_label
 from pipeline.store.commit import (
     Committed,
     check_place,
@@ -27,6 +28,7 @@ __all__ = [
     "Manifest",
     "ParquetStore",
     "PartEntry",
+    "bytes_per_label",
     "check_place",
     "check_store",
     "claim_store",

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.config import ColumnConfig
+from pipeline.config import ColumnConfig, StoreIdentity
 from pipeline.records import OPTIONAL_COLUMNS, PartRows, optional_columns
 
 __all__ = [
@@ -85,7 +85,7 @@ def from_arrow(
     found: dict[str, NDArray[Any]] = {}
     for name in column_names(columns):
         values = table[name].combine_chunks()
-        whole = shape
+        whole: tuple[int, ...] = shape
         if name.startswith("topk"):
             whole = (*shape, columns.topk)
             if not pa.types.is_fixed_size_list(values.type):
@@ -106,11 +106,12 @@ def storage_options(columns: ColumnConfig) -> Mapping[str, str]:
     }
 
 
-def bytes_per_label(columns: ColumnConfig, *, mixed: bool) -> float:
-    """Return about how many bytes a view takes, at 150 views a part.
+def bytes_per_label(identity: StoreIdentity) -> float:
+    """Return about how many bytes a view of such a store takes, at 150 views a part.
 
     Measured by ``benchmarks/store.py`` on made-up labels of 1,000 classes.
     """
+    columns, mixed = identity.columns, identity.mix.probability > 0
     plain = 1.25 if mixed else 0.65
     each = plain + 0.90 * columns.confidence + 0.95 * columns.margin
     return each + columns.topk * ((1.20 if mixed else 0.90) + 0.70)

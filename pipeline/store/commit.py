@@ -15,12 +15,20 @@ from itertools import pairwise
 
 import numpy as np
 
-from pipeline.config import StoreIdentity, canonical_json, different_fields
+from pipeline.config import StoreIdentity, different_fields
 from pipeline.errors import IdentityError, IncompleteStoreError, RejectionError, StoreError
 from pipeline.files import Folder, Place, open_folder, sha256
 from pipeline.records import OPTIONAL_COLUMNS, PartKey, PartRows, Rejection, ShardInfo
 from pipeline.store.contract import LabelStore
-from pipeline.store.manifest import IDENTITY_PATH, Agreement, Manifest, PartEntry, write_manifest
+from pipeline.store.manifest import (
+    CARD_PATH,
+    IDENTITY_PATH,
+    Agreement,
+    Manifest,
+    PartEntry,
+    identity_bytes,
+    write_manifest,
+)
 from pipeline.store.parquet import decode_part, encode_part
 
 __all__ = [
@@ -35,8 +43,6 @@ __all__ = [
     "finish_store",
     "read_entry",
 ]
-
-CARD_PATH = "_README.md"
 
 _PART_PATH = re.compile(r"^shard=(\d+)/view-(\d{5,})-(\d{5,})\.parquet$")
 
@@ -58,10 +64,9 @@ def claim_store(
 
     Returns the fingerprints that the store was begun with; raises what ``check_store`` does.
     """
-    ours = {"identity": identity.to_json(), "fingerprints": dict(fingerprints)}
     folder = open_folder(root)
     if check_store(folder, identity) is None:
-        folder.commit_new(IDENTITY_PATH, canonical_json(ours) + b"\n")
+        folder.commit_new(IDENTITY_PATH, identity_bytes(identity, fingerprints))
     claimed = check_store(folder, identity)  # another job may have been faster
     if claimed is None:
         raise StoreError(f"{folder.at(IDENTITY_PATH)} vanished; does another job delete {folder}?")
@@ -211,7 +216,7 @@ def finish_store(
     shards: Sequence[ShardInfo],
     card: Callable[[Manifest], str],
 ) -> Manifest:
-    """Verify all parts of these shards and write the manifest and the card, in this order.
+    """Verify all parts of these shards, write the card, and last the manifest.
 
     Raises ``RejectionError`` if parts of a shard disagree about which images decode,
     ``IncompleteStoreError`` if the store has parts of other shards than these.
@@ -235,8 +240,10 @@ def finish_store(
         parts=tuple(one.entry for one in committed),
         agreement=Agreement.total(one.agreement for one in committed),
     )
+    text = card(manifest).encode()
+    folder.replace(CARD_PATH, text)
+    manifest = dataclasses.replace(manifest, card=sha256(text))
     write_manifest(folder, manifest)
-    folder.replace(CARD_PATH, card(manifest).encode())
     return manifest
 
 

@@ -1,13 +1,14 @@
 """The manifest: every part with its checksum, every shard, every rejection.
 
-It is written last, in canonical JSON that carries its own checksum, so a store either has
-a whole and true manifest or is unfinished.
+It is written last, as JSON that begins with the checksum of all that follows, so a store
+either has a whole and true manifest or is unfinished.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,18 +20,23 @@ from pipeline.files import Place, open_folder, sha256
 from pipeline.records import PartKey, PartRows, Rejection, ShardInfo
 
 __all__ = [
+    "CARD_PATH",
     "IDENTITY_PATH",
     "MANIFEST_PATH",
     "Agreement",
     "Manifest",
     "PartEntry",
+    "identity_bytes",
     "listed_parts",
     "read_manifest",
+    "seal",
+    "unseal",
     "write_manifest",
 ]
 
 MANIFEST_PATH = "_manifest.json"
 IDENTITY_PATH = "_meta/identity.json"
+CARD_PATH = "_README.md"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +83,7 @@ class Manifest:
     rejections: Mapping[int, tuple[Rejection, ...]]  # by shard number, where there are any
     parts: tuple[PartEntry, ...]
     agreement: Agreement  # of all labels with the true classes
+    card: str = ""  # SHA-256 of the card
 
     @cached_property
     def by_shard(self) -> Mapping[int, ShardInfo]:
@@ -86,15 +93,22 @@ class Manifest:
     @cached_property
     def view_range(self) -> range:
         """The views that every shard has: from the first on, without a gap."""
-        common: set[int] | None = None
-        for views in self.views_of_shards.values():
-            common = views if common is None else common & views
-        if not common:
-            return range(0)
-        first = end = min(common)
-        while end in common:
-            end += 1
-        return range(first, end)
+        common: list[range] | None = None
+        for runs in self._runs_of_shards.values():
+            common = runs if common is None else _intersection(common, runs)
+        return common[0] if common else range(0)
+
+    @cached_property
+    def _runs_of_shards(self) -> Mapping[int, list[range]]:
+        """The labelled views of each shard, as runs without gaps; few, however many views."""
+        runs: dict[int, list[range]] = {shard.number: [] for shard in self.shards}
+        for part in sorted(entry.part for entry in self.parts):
+            known = runs[part.shard]
+            if known and known[-1].stop >= part.first_view:
+                known[-1] = range(known[-1].start, max(known[-1].stop, part.end_view))
+            else:
+                known.append(range(part.first_view, part.end_view))
+        return runs
 
     @cached_property
     def views_of_shards(self) -> Mapping[int, set[int]]:
@@ -146,6 +160,7 @@ class Manifest:
             "identity": self.identity.to_json(),
             "identity_digest": self.identity.digest,
             "fingerprints": dict(self.fingerprints),
+            "card": self.card,
             "shards": [dataclasses.asdict(shard) for shard in self.shards],
             "image_hashes": {str(shard): text for shard, text in self.image_hashes.items()},
             "rejections": {
@@ -181,6 +196,7 @@ class Manifest:
                 },
                 parts=tuple(_part_entry(entry) for entry in values["parts"]),
                 agreement=Agreement(**values["agreement"]),
+                card=str(values["card"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise StoreError(f"the manifest is malformed: {error!r}") from error
@@ -188,6 +204,16 @@ class Manifest:
         if unknown:
             raise StoreError(f"the manifest has parts of unknown shards {sorted(unknown)}")
         return manifest
+
+
+def _intersection(ours: list[range], theirs: list[range]) -> list[range]:
+    """Return the runs that lie in both lists of ascending runs."""
+    both = (
+        range(max(one.start, other.start), min(one.stop, other.stop))
+        for one in ours
+        for other in theirs
+    )
+    return [run for run in both if run]
 
 
 def _part_entry(values: Mapping[str, Any]) -> PartEntry:
@@ -213,12 +239,40 @@ def listed_parts(root: Place) -> dict[PartKey, PartEntry]:
     return {entry.part: entry for entry in read_manifest(root).parts}
 
 
+def identity_bytes(identity: StoreIdentity, fingerprints: Mapping[str, int]) -> bytes:
+    """Return the file that says what a job must share with a store to write to it."""
+    values = {"identity": identity.to_json(), "fingerprints": dict(fingerprints)}
+    return canonical_json(values) + b"\n"
+
+
+_SEAL = re.compile(rb'^\{"sha256":"([0-9a-f]{64})",')
+
+
+def seal(values: Mapping[str, Any]) -> bytes:
+    """Return canonical JSON of the values, after a first field with its SHA-256.
+
+    The checksum is of all bytes after its comma, with a brace before them: those of the
+    canonical JSON itself, and its line end.
+    """
+    body = canonical_json(values) + b"\n"
+    return b'{"sha256":"' + sha256(body).encode() + b'",' + body[1:]
+
+
+def unseal(data: bytes) -> dict[str, Any]:
+    """Return the values of ``seal``'s bytes; raises ``ValueError`` if any was changed."""
+    found = _SEAL.match(data)
+    if found is None:
+        raise ValueError("it does not begin with its sha256")
+    body = b"{" + data[found.end() :]
+    actual, expected = sha256(body), found[1].decode()
+    if actual != expected:
+        raise ValueError(f"its sha256 is {actual}, it says {expected}")
+    return dict(json.loads(body))
+
+
 def write_manifest(root: Place, manifest: Manifest) -> None:
     """Write the manifest with its own checksum, in one step."""
-    values = manifest.to_json()
-    checksum = sha256(canonical_json(values))
-    data = canonical_json({**values, "sha256": checksum}) + b"\n"
-    open_folder(root).replace(MANIFEST_PATH, data)
+    open_folder(root).replace(MANIFEST_PATH, seal(manifest.to_json()))
 
 
 def read_manifest(root: Place) -> Manifest:
@@ -236,16 +290,11 @@ def read_manifest(root: Place) -> Manifest:
             f"{folder} is {what}: it has no {MANIFEST_PATH}; give the path of a finished store, "
             "or run the label job again with the same settings, it does only what is missing"
         ) from error
-    cure = "restore the file, or run the label job again to write it anew"
     try:
-        values = json.loads(data)
-        canonical = canonical_json(values) + b"\n"
-        checksum = values.pop("sha256")
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ChecksumError(f"{path} is not a manifest ({error!r}); {cure}") from error
-    if data != canonical:
-        raise ChecksumError(f"{path} is not in canonical form, so it was changed; {cure}")
-    actual = sha256(canonical_json(values))
-    if actual != checksum:
-        raise ChecksumError(f"{path}: sha256 is {actual}, it says {checksum}; {cure}")
+        values = unseal(data)
+    except (ValueError, TypeError) as error:
+        raise ChecksumError(
+            f"{path} is no whole manifest: {error}; restore the file, or run the label job "
+            "again to write it anew"
+        ) from error
     return Manifest.from_json(values)

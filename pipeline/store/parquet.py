@@ -207,11 +207,7 @@ class ParquetStore(LabelStore):
 
     def read_part(self, entry: PartEntry) -> PartRows:
         """Read a part and check it against the manifest: size, SHA-256, pages, identity."""
-        path = self.root.at(entry.part.path)
-        rows = decode_part(self.read_file(entry), entry.part, path, trusted=True)
-        if rows.identity != self._digest or columns_of(rows) != self.identity.columns:
-            raise ChecksumError(f"{path} belongs to another store; {_CURE}")
-        return rows
+        return self._read(entry, trusted=False)
 
     def read_file(self, entry: PartEntry) -> bytes:
         """Return a part's file, whose SHA-256 is the manifest's; see ``LabelStore``."""
@@ -227,12 +223,19 @@ class ParquetStore(LabelStore):
             )
         return data
 
+    def _read(self, entry: PartEntry, *, trusted: bool) -> PartRows:
+        path = self.root.at(entry.part.path)
+        rows = decode_part(self.read_file(entry), entry.part, path, trusted=trusted)
+        if rows.identity != self._digest or columns_of(rows) != self.identity.columns:
+            raise ChecksumError(f"{path} belongs to another store; {_CURE}")
+        return rows
+
     def _opened(self, entry: PartEntry) -> PartViews:
         with self._lock:
             if entry.part in self._parts:
                 self._parts.move_to_end(entry.part)
             else:
-                self._parts[entry.part] = PartViews(self.read_part(entry))
+                self._parts[entry.part] = PartViews(self._read(entry, trusted=True))
                 if len(self._parts) > _CACHED_PARTS:
                     self._parts.popitem(last=False)
             return self._parts[entry.part]

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import files
-from pipeline.config import PRESETS, StoreIdentity, canonical_json
+from pipeline.config import PRESETS, StoreIdentity
 from pipeline.errors import (
     ChecksumError,
     IdentityError,
@@ -38,6 +38,7 @@ from pipeline.store import (
     finish_store,
     open_store,
 )
+from pipeline.store.manifest import seal, unseal
 from pipeline.store.parquet import decode_part, encode_part
 from tests.labelling import digit_shard, hash_identity, label_with_hashes, part_of, write_hash_store
 
@@ -260,11 +261,9 @@ def test_a_manifest_cannot_point_outside_the_store(
 ) -> None:
     root = tmp_path / "copy.parquet"
     shutil.copytree(hash_store.root.path, root)
-    values = json.loads((root / "_manifest.json").read_bytes())
-    values.pop("sha256")
+    values = unseal((root / "_manifest.json").read_bytes())
     values["parts"][0]["path"] = "../../etc/passwd"
-    values["sha256"] = files.sha256(canonical_json(values))
-    (root / "_manifest.json").write_bytes(canonical_json(values) + b"\n")
+    (root / "_manifest.json").write_bytes(seal(values))
     with pytest.raises(StoreError, match=r"should be 'shard=0/view-00000-00003.parquet'"):
         open_store(root)
 

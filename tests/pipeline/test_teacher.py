@@ -9,13 +9,13 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-from pipeline.config import AugmentConfig, MixConfig
+from pipeline.config import AugmentConfig, ColumnConfig, MixConfig
 from pipeline.devices import choose_device
 from pipeline.errors import ConfigError, TeacherError
 from pipeline.job import LabelConfig, PartOrder, Preflight, index_shards, require_agreement
 from pipeline.labelling import augment_group, group_tasks
 from pipeline.mixing import mix_images, normalise
-from pipeline.records import AugmentedGroup
+from pipeline.records import OPTIONAL_COLUMNS, AugmentedGroup, optional_columns
 from pipeline.shards import open_shard
 from pipeline.teacher import Teacher, TeacherSpec, load_teacher
 from pipeline.weights import state_digest
@@ -101,6 +101,36 @@ def test_the_loops_labels_are_the_jobs(teacher: Teacher, group: AugmentedGroup) 
     for count in (1, 5, len(images)):
         chosen = order[:count]
         assert (teacher.label_images(images[chosen]).label == expected[chosen.numpy()]).all()
+
+
+def test_columns_are_of_the_same_labels_and_do_not_depend_on_other_views(
+    checkpoint: Path, teacher: Teacher, group: AugmentedGroup
+) -> None:
+    columns = ColumnConfig(confidence=True, margin=True, topk=10)
+    soft = small_teacher(checkpoint, VIEWS, columns=columns)
+    assert soft.identity == teacher.identity
+    places, views = group.valid.shape
+    whole = soft.label_group(group)
+    assert (whole.label == teacher.label_group(group).label).all()
+    for first, end in ((0, 1), (2, 7)):
+        valid = group.valid[:, first:end].reshape(-1)
+        part = optional_columns(soft.label_group(views_of(group, first, end)))
+        assert set(part) == set(OPTIONAL_COLUMNS)
+        for name, values in optional_columns(whole).items():
+            among = values.reshape(places, views, *values.shape[1:])[:, first:end]
+            among = among.reshape(-1, *values.shape[1:])
+            assert (part[name] == among)[valid].all(), name
+    valid = group.valid.reshape(-1)
+    pixels = torch.from_numpy(group.pixels.reshape(-1, 32, 32, 3))
+    images = mix_images(normalise(pixels, VIEWS.mean, VIEWS.std), group.mix)[valid]
+    loop = optional_columns(soft.label_images(images))
+    for name, values in optional_columns(whole).items():
+        assert (loop[name] == values[valid]).all(), name
+
+
+def test_more_top_classes_than_the_teacher_has_are_refused(checkpoint: Path) -> None:
+    with pytest.raises(TeacherError, match="has 10 classes, fewer than topk=11"):
+        small_teacher(checkpoint, VIEWS, columns=ColumnConfig(topk=11))
 
 
 def test_logits_of_a_row_do_not_depend_on_threads_slot_or_mates(

@@ -89,7 +89,7 @@ def test_stores_of_real_shards_and_hashed_pixels_merge_into_the_whole(tmp_path: 
     ]
     merge_stores(halves, tmp_path / "c.parquet")
     merged = open_store(tmp_path / "c.parquet")
-    assert merged.manifest == whole.manifest
+    assert replace(merged.manifest, card="") == replace(whole.manifest, card="")
     for entry in whole.manifest.parts:
         assert merged.read_file(entry) == whole.read_file(entry)
 
