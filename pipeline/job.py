@@ -95,7 +95,10 @@ class LabelConfig:
     views: int = 300
     """Views per sample: one per epoch of a student's run."""
     first_view: int = 0
-    """First view; give the number of views a store has to extend it."""
+    """First view."""
+    extend_to: int | None = None
+    """Give the store at --out so many views in all, with its own settings: only shards, the
+    file of the weights, and how the job runs are given. What is there stays."""
     views_per_part: int = 150
     """Views per part file: the unit of retry and commit."""
     seed: int = 0
@@ -137,6 +140,10 @@ class LabelConfig:
     def __post_init__(self) -> None:
         if self.views < 1 or self.first_view < 0 or self.views_per_part < 1:
             raise ConfigError("--views and --views-per-part start at 1, --first-view at 0")
+        if self.extend_to not in (None, self.first_view + self.views):
+            raise ConfigError(
+                "--extend-to says which views to label; leave out --first-view and --views"
+            )
         if self.teacher_checkpoint is not None and self.teacher_random_weights is not None:
             raise ConfigError("give --teacher-checkpoint or --teacher-random-weights, not both")
         if not 0 <= self.max_rejected <= 1:

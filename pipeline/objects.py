@@ -202,6 +202,29 @@ class ObjectFolder(Folder):
                     raise
                 raise _MissingObjectError(f"{url}: no such object") from None
 
+    def is_a_file(self) -> bool:
+        """Return whether an object has the folder's own name: a store in one file."""
+        return self._url.key.endswith(".parquet") and StoredObject.look(self._url) is not None
+
+    def read_range(self, path: str, offset: int, size: int) -> bytes:
+        """Return a part of an object by a ranged request; see ``Folder``."""
+        url = self._url.child(path) if path else self._url
+        end = min(offset + size, self.size(path))
+        if end <= offset:
+            return b""
+        with _asking(url):
+            import obstore
+
+            return bytes(obstore.get_range(_client(url), url.key, start=offset, end=end))
+
+    def size(self, path: str) -> int:
+        """Return an object's bytes; see ``Folder``."""
+        url = self._url.child(path) if path else self._url
+        found = StoredObject.look(url)
+        if found is None:
+            raise _MissingObjectError(f"{url}: no such object")
+        return found.size
+
     def exists(self, path: str = "") -> bool:
         """Return whether this object exists; see ``Folder``."""
         if path:

@@ -58,6 +58,13 @@ class LabelStore(ABC):
         Raises ``ChecksumError`` if its bytes are not those that were committed.
         """
 
+    def read_file(self, entry: PartEntry) -> bytes | None:
+        """Return a part's Parquet file, checked; None where the store keeps no such files.
+
+        Raises what ``read_part`` does.
+        """
+        return None
+
     @abstractmethod
     def check_files(self) -> None:
         """Raise ``StoreError`` for files that the manifest does not list.

@@ -96,7 +96,7 @@ def _write_parquet(source: LabelStore, root: Path) -> None:
     folder, manifest = open_folder(root), source.manifest
     entries = []
     for entry in manifest.parts:
-        data = encode_part(source.read_part(entry))
+        data = source.read_file(entry) or encode_part(source.read_part(entry))
         folder.replace(entry.part.path, data)
         entries.append(dataclasses.replace(entry, bytes=len(data), sha256=sha256(data)))
     for path, companion in source.companions().items():

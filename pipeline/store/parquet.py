@@ -41,6 +41,7 @@ __all__ = [
 ]
 
 _METADATA = b"teacher_labels"
+_CURE = "delete the file and run the label job again, it will redo only this part"
 _CACHED_PARTS = 24  # about a megabyte each
 
 _FIELDS = (
@@ -251,24 +252,31 @@ class ParquetStore(LabelStore):
         """Read a part and check it against the manifest: size, SHA-256, pages, identity."""
         return self._read(entry, trusted=False)
 
-    def _read(self, entry: PartEntry, *, trusted: bool) -> PartRows:
+    def read_file(self, entry: PartEntry) -> bytes | None:
+        """Return a part's file, whose SHA-256 is the manifest's; see ``LabelStore``."""
+        return self._file(entry)
+
+    def _file(self, entry: PartEntry) -> bytes:
         path = self.root.at(entry.part.path)
-        cure = "delete the file and run the label job again, it will redo only this part"
         try:
             # No more than a byte over what is expected, whatever lies there.
             data = self.root.read_range(entry.part.path, 0, entry.bytes + 1)
         except FileNotFoundError as error:
             raise ChecksumError(f"{path} is missing; run the label job again") from error
         if len(data) > entry.bytes:
-            raise ChecksumError(f"{path} has more than the manifest's {entry.bytes} bytes; {cure}")
+            raise ChecksumError(f"{path} has more than the manifest's {entry.bytes} bytes; {_CURE}")
         actual = sha256(data)
         if actual != entry.sha256:
             raise ChecksumError(
-                f"{path}: sha256 is {actual}, the manifest says {entry.sha256}; {cure}"
+                f"{path}: sha256 is {actual}, the manifest says {entry.sha256}; {_CURE}"
             )
-        rows = decode_part(data, entry.part, path, trusted=trusted)
+        return data
+
+    def _read(self, entry: PartEntry, *, trusted: bool) -> PartRows:
+        path = self.root.at(entry.part.path)
+        rows = decode_part(self._file(entry), entry.part, path, trusted=trusted)
         if rows.identity != self._digest or columns_of(rows) != self.identity.columns:
-            raise ChecksumError(f"{path} belongs to another store; {cure}")
+            raise ChecksumError(f"{path} belongs to another store; {_CURE}")
         return rows
 
     def check_files(self) -> None:

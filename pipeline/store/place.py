@@ -53,6 +53,8 @@ def check_out(out: str | Path) -> None:
             )
         if Path(out).exists() and not Path(parts_root(out)).exists():
             open_store(out)
+    elif not str(out).rstrip("/").endswith(".parquet"):
+        raise StoreError(f"--out {out}: the name of a store must end in .parquet or .zarr")
     check_place(parts_root(out))
 
 

@@ -138,23 +138,27 @@ class SingleFileStore(ParquetStore):
 
     def __init__(self, file: Folder, manifest: Manifest, footer: _Footer) -> None:
         super().__init__(_FileFolder(file, footer.companions), manifest)
-        self._file = file
+        self._place = file
         self._footer = footer
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _opened, (self._file, self._footer.data)
+        return _opened, (self._place, self._footer.data)
 
     @property
     def stored_bytes(self) -> int:
         """Bytes of the file."""
         return self._footer.file_bytes
 
+    def read_file(self, entry: PartEntry) -> bytes | None:
+        """Return None: a row group is no file."""
+        return None
+
     def _read(self, entry: PartEntry, *, trusted: bool) -> PartRows:
         """Read a part's row group and check it against the manifest, as a part's file is."""
         number, group = self._footer.groups[entry.part]
         name = f"{self.root}, row group {number}"
         try:
-            data = self._file.read_range(_FILE, group.offset, group.bytes)
+            data = self._place.read_range(_FILE, group.offset, group.bytes)
         except FileNotFoundError as error:
             raise ChecksumError(f"{self.root} is missing; {_CURE}") from error
         actual = sha256(data)

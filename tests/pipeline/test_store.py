@@ -200,7 +200,7 @@ def test_other_rows_for_a_committed_part_are_refused(tmp_path: Path) -> None:
     before = (tmp_path / rows.part.path).read_bytes()
     changed = rows.label.copy()
     changed[2, 1] ^= 1
-    with pytest.raises(StoreError, match=r"another label than this run's .1 of 20 values differ"):
+    with pytest.raises(StoreError, match=r"another label .1 of 20 values differ. than this run's"):
         commit_part(tmp_path, replace(rows, label=changed))
     assert (tmp_path / rows.part.path).read_bytes() == before
 
