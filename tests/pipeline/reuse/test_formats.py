@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.card import inspect_store
 from pipeline.config import TeacherIdentity
+from pipeline.errors import ConfigError
 from pipeline.reuse import diff_stores, extend_command, merge_stores, store_stats, thin_store
 from pipeline.store import LabelStore, export_store
 from tests.storing import ALL_COLUMNS, OTHER_TEACHER, bytes_of, info_of, ranges, write_store
@@ -74,8 +75,11 @@ def test_a_card_has_its_runs_and_an_extension_its_shards(plain: LabelStore, kind
     plain.root.commit_new("_meta/runs/20260101.json", record)
     store = in_format(plain, kind)
     assert "| 2026-01-01 | label-teacher |" in inspect_store(store).to_markdown()
-    command = extend_command(store, 4)
-    assert command == (
+    if kind == "file":
+        with pytest.raises(ConfigError, match="write it as a directory"):
+            extend_command(store, 4)
+        return
+    assert extend_command(store, 4) == (
         "label-teacher",
         *("--out", store.root.name, "--extend-to", "12", "--shards", "x.tar"),
     )
