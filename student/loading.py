@@ -33,11 +33,8 @@ def load(dataset: Dataset[Item], items: range, options: LoaderOptions) -> Iterat
     parallel: dict[str, Any] = {}
     if options.workers:
         warm_up()  # forked workers inherit the compiled kernels
-        fork = "fork" in multiprocessing.get_all_start_methods()
-        # A fork would wait for ever for the threads that talk to object storage.
-        method = "spawn" if started_here() else "fork" if fork else None
         parallel = {
-            "multiprocessing_context": method,
+            "multiprocessing_context": _start_method(),
             "prefetch_factor": options.prefetch,
             "worker_init_fn": _use_one_thread,
         }
@@ -53,6 +50,18 @@ def load(dataset: Dataset[Item], items: range, options: LoaderOptions) -> Iterat
         if isinstance(item, PipelineError):
             raise item
         yield item
+
+
+def _start_method() -> str | None:
+    methods = multiprocessing.get_all_start_methods()
+    if not started_here():
+        return "fork" if "fork" in methods else None
+    # A fork would wait for ever for the threads that talk to object storage. The fork
+    # server has none; it loads PyTorch once, not once per worker.
+    if "forkserver" not in methods:
+        return "spawn"
+    multiprocessing.set_forkserver_preload(["student.replay", "student.evaluate"])
+    return "forkserver"
 
 
 def _use_one_thread(_worker: int) -> None:

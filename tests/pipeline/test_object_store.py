@@ -225,16 +225,16 @@ def test_replay_from_object_storage_gives_the_local_batches(
     fresh = CacheConfig(directory=shards[0].parent / "fresh")
     s3.requests.clear()
     batches = []
-    for place, patterns in (
-        (config.out, config.shards),
-        (local.config.out, [str(path) for path in shards]),
+    for place, patterns, processes in (
+        (config.out, config.shards, workers),
+        (local.config.out, [str(path) for path in shards], 0),
     ):
         store = open_store(place)
         files = match_shards(store.manifest.shards, expand_shards(patterns, fresh))
         order = TrainingPlan(store.manifest, PlanConfig(seed=0, batch_size=6, epochs=8))
         assert s3.asked("GET", ".tar") == (2 if batches else 0)  # planning fetches no shard
         dataset = ReplayDataset(store, files, order)
-        batches.append([*replay_loader(dataset, 0, order.steps, LoaderOptions(workers=workers))])
+        batches.append([*replay_loader(dataset, 0, order.steps, LoaderOptions(workers=processes))])
     assert len(batches[0]) == len(batches[1]) == 24
     for ours, theirs in zip(*batches, strict=True):
         assert (ours.step, ours.keys, ours.audited) == (theirs.step, theirs.keys, theirs.audited)

@@ -282,6 +282,20 @@ def test_a_stream_gives_the_object_that_was_looked_at_or_an_error(s3: S3Server) 
         list(stored.stream())
 
 
+def test_a_fork_of_a_process_that_used_storage_is_refused_and_does_not_hang(s3: S3Server) -> None:
+    url = s3.make_bucket()
+    assert open_folder(url).list() == []
+    assert objects.started_here()
+    child = os.fork()
+    if child == 0:
+        try:
+            open_folder(url).list()
+        except RuntimeError as error:
+            os._exit(0 if "spawn it" in str(error) and not objects.started_here() else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
 def test_secrets_are_in_no_log(s3: S3Server, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG):
         folder = open_folder(s3.make_bucket())
