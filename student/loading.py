@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from pipeline.augment import warm_up
 from pipeline.errors import PipelineError
 from pipeline.objects import started_here
 
-__all__ = ["LoaderOptions", "load"]
+__all__ = ["LoaderOptions", "batch_memory", "load"]
 
 Item = TypeVar("Item")
 
@@ -62,6 +64,18 @@ def _start_method() -> str | None:
         return "spawn"
     multiprocessing.set_forkserver_preload(["student.replay", "student.evaluate"])
     return "forkserver"
+
+
+def batch_memory(*shape: int) -> Tensor:
+    """Return an uninitialised uint8 tensor, in a worker one that the trainer shares.
+
+    What is written there reaches the trainer without a copy.
+    """
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    memory = torch.empty(0, dtype=torch.uint8)
+    memory.set_(torch.UntypedStorage._new_shared(math.prod(shape)), 0, shape)  # type: ignore[call-overload]
+    return memory
 
 
 def _use_one_thread(_worker: int) -> None:
