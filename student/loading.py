@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from pipeline.augment import warm_up
 from pipeline.errors import PipelineError
-from pipeline.objects import started_here
 
 __all__ = ["LoaderOptions", "batch_memory", "load"]
 
@@ -35,8 +34,9 @@ def load(dataset: Dataset[Item], items: range, options: LoaderOptions) -> Iterat
     parallel: dict[str, Any] = {}
     if options.workers:
         warm_up()  # forked workers inherit the compiled kernels
+        fork = "fork" in multiprocessing.get_all_start_methods()
         parallel = {
-            "multiprocessing_context": _start_method(),
+            "multiprocessing_context": "fork" if fork else None,
             "prefetch_factor": options.prefetch,
             "worker_init_fn": _use_one_thread,
         }
@@ -54,18 +54,6 @@ def load(dataset: Dataset[Item], items: range, options: LoaderOptions) -> Iterat
         yield item
 
 
-def _start_method() -> str | None:
-    methods = multiprocessing.get_all_start_methods()
-    if not started_here():
-        return "fork" if "fork" in methods else None
-    # A fork would wait for ever for the threads that talk to object storage. The fork
-    # server has none; it loads PyTorch once, not once per worker.
-    if "forkserver" not in methods:
-        return "spawn"
-    multiprocessing.set_forkserver_preload(["student.replay", "student.evaluate"])
-    return "forkserver"
-
-
 def batch_memory(*shape: int) -> Tensor:
     """Return an uninitialised uint8 tensor, in a worker one that the trainer shares.
 
@@ -74,7 +62,8 @@ def batch_memory(*shape: int) -> Tensor:
     if get_worker_info() is None:
         return torch.empty(shape, dtype=torch.uint8)
     memory = torch.empty(0, dtype=torch.uint8)
-    memory.set_(torch.UntypedStorage._new_shared(math.prod(shape)), 0, shape)  # type: ignore[call-overload,no-untyped-call]
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
+    memory.set_(storage, 0, shape)  # type: ignore[call-overload]
     return memory
 
 
