@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-__all__ = ["Timings", "measure", "pin_to_one_core"]
+__all__ = ["Timings", "measure", "on_one_core", "pin_to_one_core"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,3 +55,14 @@ def pin_to_one_core() -> int:
     core = max(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {core})
     return core
+
+
+@contextmanager
+def on_one_core() -> Iterator[None]:
+    """Keep this process on one core for a while."""
+    cores = os.sched_getaffinity(0)
+    pin_to_one_core()
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)

@@ -1,4 +1,4 @@
-"""From encoded image to training view on one core: ours, timm's, torchvision's.
+"""From encoded image to training view on one core: ours, timm's, torchvision's, DALI's.
 
 Run by `make bench SHARDS='...'`; `docs/PERFORMANCE.md` has results.
 """
@@ -7,11 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
-import platform
-import statistics
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,24 +22,21 @@ from timm.data import create_transform
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
 
+from benchmarks.report import Report, describe_machine, print_table
 from benchmarks.timing import Timings, measure, pin_to_one_core
 from pipeline.augment import apply_view, decode, image_size, warm_up
 from pipeline.config import PRESETS, AugmentConfig
 from pipeline.files import expand_shards
-from pipeline.packing import shrink
-from pipeline.provenance import processor, versions
+from pipeline.packing import encode_image
+from pipeline.provenance import processor
 from pipeline.rng import sample_seed
 from pipeline.shards import open_shard
 from pipeline.views import draw_view
 
 VIEWS_PER_DECODE = (1, 3, 15)
-AIMS = {
-    "view_1_per_decode": 2.0,
-    "view_3_per_decode": 3.3,
-    "view_15_per_decode": 4.0,
-    "view_1_packed": 3.0,
-}
-"""What we aim at, as multiples of timm's speed."""
+TIMM = "timm, DeiT's recipe"
+CROP_FLIP = "ours, crop and flip"
+DALI = "DALI on the CPU, crop and flip"
 PACKED = "ours, DeiT's recipe, 1 per decode, packed at 500 px"
 
 
@@ -127,6 +120,41 @@ def torchvision_crop_flip(images: list[bytes]) -> Callable[[], int]:
     return run
 
 
+def dali_crop_flip(images: list[bytes]) -> Callable[[], int] | None:
+    """Return a case of DALI's CPU operators, on one thread; None where DALI is not installed.
+
+    Its decoder decodes no more than the crop; resizing is cubic and antialiased, the inverse
+    transform exact, as ours.
+    """
+    try:
+        from nvidia.dali import fn, pipeline_def, types
+    except ImportError:
+        return None
+    arrays = [np.frombuffer(data, np.uint8) for data in images]
+
+    @pipeline_def(batch_size=len(arrays), num_threads=1, device_id=None)  # type: ignore[untyped-decorator]
+    def crop_flip() -> object:
+        data = fn.external_source(source=lambda: arrays, batch=True)
+        crops = fn.decoders.image_random_crop(
+            data,
+            device="cpu",
+            random_area=(0.08, 1.0),
+            random_aspect_ratio=(3 / 4, 4 / 3),
+            use_fast_idct=False,
+        )
+        views = fn.resize(crops, size=(224, 224), interp_type=types.INTERP_CUBIC, antialias=True)
+        return fn.flip(views, horizontal=fn.random.coin_flip())
+
+    pipe = crop_flip(exec_async=False, exec_pipelined=False, prefetch_queue_depth=1)
+    pipe.build()
+
+    def run() -> int:
+        pipe.run()
+        return len(arrays)
+
+    return run
+
+
 def decode_alone(images: list[bytes]) -> Callable[[], int]:
     """Return a case that decodes each image."""
 
@@ -140,8 +168,11 @@ def decode_alone(images: list[bytes]) -> Callable[[], int]:
 
 def packed(images: list[bytes]) -> list[bytes]:
     """Return the images as `pack-shards --max-side 500 --quality 90` writes them."""
-    small = [shrink(Path("image"), data, max_side=500, quality=90) for data in images]
-    return [new or old for new, old in zip(small, images, strict=True)]
+    return [encode_image(Path("x.jpg"), data, max_side=500, quality=90).data for data in images]
+
+
+def _ours_at(views: int) -> str:
+    return f"ours, DeiT's recipe, {views} per decode"
 
 
 def run_benchmark(config: ViewBenchmark) -> Timings:
@@ -150,15 +181,18 @@ def run_benchmark(config: ViewBenchmark) -> Timings:
     full, plain = PRESETS["deit"], PRESETS["crop-flip"]
     warm_up()
     cases: dict[str, Callable[[], int]] = {
-        "timm, DeiT's recipe": timm_recipe(images, augment=True),
+        TIMM: timm_recipe(images, augment=True),
         "timm, crop and flip": timm_recipe(images, augment=False),
         "torchvision v2 on tensors, crop and flip": torchvision_crop_flip(images),
         "ours, decoding alone": decode_alone(images),
-        "ours, crop and flip": ours(images, plain, 1),
+        CROP_FLIP: ours(images, plain, 1),
     }
     for views in VIEWS_PER_DECODE:
-        cases[f"ours, DeiT's recipe, {views} per decode"] = ours(images, full, views)
+        cases[_ours_at(views)] = ours(images, full, views)
     cases[PACKED] = ours(packed(images), full, 1)
+    dali = dali_crop_flip(images)
+    if dali is not None:
+        cases[DALI] = dali
     return measure(cases, config.rounds)
 
 
@@ -168,37 +202,23 @@ def main() -> None:
     torch.set_num_threads(1)
     core = pin_to_one_core()
     timings = run_benchmark(config)
-    base = "timm, DeiT's recipe"
     print(f"{processor()}, core {core}, {config.images} images, {config.rounds} rounds\n")
-    print("| one view | ms, median | times timm's recipe, median | least .. most |")
-    print("|---|---|---|---|")
-    for case in timings.seconds:
-        ratios = timings.ratios(base, case)
-        print(
-            f"| {case} | {1e3 * timings.median(case):.2f} | {statistics.median(ratios):.2f} "
-            f"| {min(ratios):.2f} .. {max(ratios):.2f} |"
-        )
-    ratios_by_name = {
-        f"view_{views}_per_decode": timings.ratio(base, f"ours, DeiT's recipe, {views} per decode")
+    print_table(timings, TIMM, "view")
+    ratios: dict[str, float | None] = {
+        f"view_{views}_per_decode": timings.ratio(TIMM, _ours_at(views))
         for views in VIEWS_PER_DECODE
     }
-    ratios_by_name["view_1_packed"] = timings.ratio(base, PACKED)
-    print()
-    for name, value in ratios_by_name.items():
-        print(f"{name}: {value:.2f} (aim: {AIMS[name]})")
-    if config.json is not None:
-        context = {
-            "processor": processor(),
-            "platform": platform.platform(),
-            "python": sys.version.split()[0],
-            "versions": {**versions(), "numpy": np.__version__},
-            "images": config.images,
-            "rounds": config.rounds,
-            "milliseconds": {case: 1e3 * timings.median(case) for case in timings.seconds},
-        }
-        config.json.write_text(
-            json.dumps({"ratios": ratios_by_name, "context": context}, indent=2) + "\n"
-        )
+    ratios["view_1_packed"] = timings.ratio(TIMM, PACKED)
+    with_dali = DALI in timings.seconds
+    ratios["crop_flip_vs_dali"] = timings.ratio(DALI, CROP_FLIP) if with_dali else None
+    context = {
+        "images": config.images,
+        "rounds": config.rounds,
+        "milliseconds": {case: 1e3 * timings.median(case) for case in timings.seconds},
+    }
+    report = Report(ratios=ratios, context={"machine": describe_machine(), "views": context})
+    report.show()
+    report.write(config.json)
 
 
 if __name__ == "__main__":

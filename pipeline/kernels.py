@@ -33,6 +33,8 @@ AFFINE_BITS = 10
 """Affine sampling positions are cut to 1/1024 pixel."""
 
 _AFFINE_WEIGHT_BITS = 12
+_LANE_BITS = 21
+_LANE_BIAS = 1 << 19  # keeps a lane's sum, -0.26 to 1.31 million, positive
 
 
 @njit(cache=True, nogil=True)
@@ -193,8 +195,10 @@ def apply_affine(image, matrix, weights, fill):
     """
     height, width = image.shape[:2]
     result = np.empty_like(image)
-    half = 1 << (_AFFINE_WEIGHT_BITS + 7)
-    xs = np.empty(4, np.int64)
+    words = _pack_lanes(image)
+    shift, lane = _AFFINE_WEIGHT_BITS + 8, (1 << _LANE_BITS) - 1
+    # Vertical weights add up to 2**12, so the lanes' bias comes to the same in each pixel.
+    start = (1 << (shift - 1)) - ((_LANE_BIAS >> 4) << _AFFINE_WEIGHT_BITS)
     for y in range(height):
         for x in range(width):
             # In units of 2**-17 pixel, so that half a pixel is a whole number.
@@ -207,28 +211,46 @@ def apply_affine(image, matrix, weights, fill):
                 continue
             sx -= 1 << 16
             sy -= 1 << 16
-            left, top = (sx >> 17) - 1, (sy >> 17) - 1
+            left, top = (sx >> 17) + 1, (sy >> 17) + 1  # of the four neighbours, with padding
             wx = weights[(sx >> (17 - AFFINE_BITS)) & ((1 << AFFINE_BITS) - 1)]
             wy = weights[(sy >> (17 - AFFINE_BITS)) & ((1 << AFFINE_BITS) - 1)]
-            for i in range(4):
-                xs[i] = min(max(left + i, 0), width - 1)
-            red, green, blue = half, half, half
+            w0, w1, w2, w3 = np.int64(wx[0]), np.int64(wx[1]), np.int64(wx[2]), np.int64(wx[3])
+            red, green, blue = start, start, start
             for j in range(4):
-                if wy[j] == 0:
-                    continue
-                row = image[min(max(top + j, 0), height - 1)]
-                r, g, b = 0, 0, 0
-                for i in range(4):
-                    r += wx[i] * row[xs[i], 0]
-                    g += wx[i] * row[xs[i], 1]
-                    b += wx[i] * row[xs[i], 2]
-                red += wy[j] * (r >> 4)
-                green += wy[j] * (g >> 4)
-                blue += wy[j] * (b >> 4)
-            result[y, x, 0] = min(max(red >> (_AFFINE_WEIGHT_BITS + 8), 0), 255)
-            result[y, x, 1] = min(max(green >> (_AFFINE_WEIGHT_BITS + 8), 0), 255)
-            result[y, x, 2] = min(max(blue >> (_AFFINE_WEIGHT_BITS + 8), 0), 255)
+                row = words[top + j]
+                total = _LANE_BIAS | _LANE_BIAS << _LANE_BITS | _LANE_BIAS << (2 * _LANE_BITS)
+                total += w0 * row[left] + w1 * row[left + 1]
+                total += w2 * row[left + 2] + w3 * row[left + 3]
+                weight = np.int64(wy[j])
+                red += weight * ((total & lane) >> 4)
+                green += weight * (((total >> _LANE_BITS) & lane) >> 4)
+                blue += weight * (total >> (2 * _LANE_BITS + 4))
+            result[y, x, 0] = min(max(red >> shift, 0), 255)
+            result[y, x, 1] = min(max(green >> shift, 0), 255)
+            result[y, x, 2] = min(max(blue >> shift, 0), 255)
     return result
+
+
+@njit(cache=True, nogil=True)
+def _pack_lanes(image):
+    """Return each pixel's channels in the lanes of one word, with two pixels of border around.
+
+    One multiplication then weighs three channels: a sum of four weighted pixels, and its
+    bias, stays within its lane.
+    """
+    height, width = image.shape[:2]
+    words = np.empty((height + 4, width + 4), np.int64)
+    for y in range(height):
+        for x in range(width):
+            red, green, blue = image[y, x, 0], image[y, x, 1], image[y, x, 2]
+            words[y + 2, x + 2] = (
+                np.int64(red) | np.int64(green) << _LANE_BITS | np.int64(blue) << (2 * _LANE_BITS)
+            )
+        words[y + 2, :2] = words[y + 2, 2]
+        words[y + 2, width + 2 :] = words[y + 2, width + 1]
+    words[:2] = words[2]
+    words[height + 2 :] = words[height + 1]
+    return words
 
 
 @njit(cache=True, nogil=True)
@@ -355,20 +377,22 @@ def gray_sum(image):
 
 @njit(cache=True, nogil=True)
 def _blend(base, value, factor):
-    """``base + factor * (value - base)``, rounded down and clipped; factor in 2**-16."""
-    mixed = (np.int64(base) * 65536 + factor * (np.int64(value) - np.int64(base))) >> 16
-    return min(max(mixed, 0), 255)
+    """``base + factor * (value - base)``, rounded down and clipped; int32, factor in 2**-16."""
+    step = np.int32(factor * np.int32(value - base))
+    mixed = np.int32(np.int32(base << 16) + step) >> 16
+    return min(max(mixed, np.int32(0)), np.int32(255))
 
 
 @njit(cache=True, nogil=True)
 def blend_with_gray(image, factor):
     """Return the image moved from (or, above 1, away from) its own grey version."""
     result = np.empty_like(image)
+    factor = np.int32(factor)
     for y in range(image.shape[0]):
         for x in range(image.shape[1]):
-            gray = _gray(image[y, x])
+            gray = np.int32(_gray(image[y, x]))
             for c in range(3):
-                result[y, x, c] = _blend(gray, image[y, x, c], factor)
+                result[y, x, c] = _blend(gray, np.int32(image[y, x, c]), factor)
     return result
 
 
@@ -379,13 +403,19 @@ def blend_with_smooth(image, factor):
     The smoothing is 3x3 with weight 5 in the middle, over 13, rounded; borders keep.
     """
     height, width = image.shape[:2]
-    result = image.copy()
+    lines, result = image.reshape(height, width * 3), image.copy()
+    written = result.reshape(height, width * 3)
+    factor = np.int32(factor)
+    column = np.empty(width * 3, np.int32)  # sums of three pixels, one above the other
     for y in range(1, height - 1):
-        for x in range(1, width - 1):
-            for c in range(3):
-                total = 4 * np.int32(image[y, x, c])
-                for dy in range(-1, 2):
-                    for dx in range(-1, 2):
-                        total += np.int32(image[y + dy, x + dx, c])
-                result[y, x, c] = _blend((total + 6) // 13, image[y, x, c], factor)
+        above, here, below = lines[y - 1], lines[y], lines[y + 1]
+        for i in range(width * 3):
+            column[i] = np.int32(above[i]) + np.int32(here[i]) + np.int32(below[i])
+        left, right = column[: width * 3 - 6], column[6:]
+        middle, own, line = column[3:], here[3:], written[y, 3:]
+        for i in range(width * 3 - 6):
+            value = np.int32(own[i])
+            total = np.int32(left[i] + middle[i]) + np.int32(right[i] + np.int32(4 * value) + 6)
+            smooth = np.int32(np.int32(total) * np.int32(20165)) >> 18  # over 13, up to 3321
+            line[i] = _blend(np.int32(smooth), value, factor)
     return result

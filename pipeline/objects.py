@@ -300,18 +300,15 @@ def _asking(url: ObjectUrl) -> Iterator[None]:
                 f"{url}: there is no bucket {bucket}; check the name, AWS_ENDPOINT_URL and the "
                 "region, or make the bucket"
             ) from None
-        if isinstance(error, PermissionDeniedError | UnauthenticatedError):
+        refused = isinstance(error, PermissionDeniedError | UnauthenticatedError)
+        if refused or (status and status[1] in ("401", "403")):  # listings lack the type
             raise PipelineError(
                 f"{url}: access was refused ({told or 'no valid credentials'}); check the "
                 "credentials in the environment, profile or role, and that they may list, read "
                 f"and write in {bucket}"
             ) from None
         if "redential" in str(error).split("Debug source")[0] or "169.254." in str(error):
-            raise PipelineError(
-                f"{url}: no credentials were found; set AWS_ACCESS_KEY_ID and "
-                "AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or AWS_SKIP_SIGNATURE=true for a public "
-                "bucket"
-            ) from None
+            raise PipelineError(f"{url}: {_NO_CREDENTIALS}") from None
         raise PipelineError(
             f"{url}: the storage cannot be reached or answers with errors "
             f"({told or 'no answer'}), also when asked again; check the network, "
@@ -338,6 +335,17 @@ def _client(url: ObjectUrl) -> Any:
     return client
 
 
+_SOURCES = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_SKIP_SIGNATURE",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+)
+_NO_CREDENTIALS = (
+    "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, "
+    "or AWS_SKIP_SIGNATURE=true for a public bucket"
+)
 _PREFIXES = ("AWS_", "GOOGLE_", "AZURE_")
 
 
@@ -389,6 +397,9 @@ def _s3_client(bucket: str, environment: Mapping[str, str]) -> Any:
             f"s3://{bucket}: the region is not known; set AWS_REGION to the bucket's region, or "
             "AWS_ENDPOINT_URL to a server of your own"
         )
+    no_role = environment.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true"
+    if provider is None and no_role and not any(environment.get(name) for name in _SOURCES):
+        raise ConfigError(f"s3://{bucket}: {_NO_CREDENTIALS}")
     try:
         return S3Store(
             bucket,

@@ -1,8 +1,8 @@
 """Packs a folder of images, one directory per class, into shuffled WebDataset shards.
 
 The same images and seed give the same bytes on every machine: the order is drawn over the
-sorted file list, and tar headers carry no times, users or modes of the files. Only shrunk
-images (``max_side``) also depend on Pillow's version.
+sorted file list, and tar headers carry no times, users or modes of the files. Only images that
+are encoded anew (``max_side``, ``quality``) also depend on Pillow's version.
 """
 
 from __future__ import annotations
@@ -26,13 +26,21 @@ from pipeline.errors import ConfigError, DecodeError, PipelineError, ShardError
 from pipeline.files import replace
 from pipeline.rng import stream
 
-__all__ = ["CLASSES_FILE", "PackConfig", "PackReport", "pack_shards", "shrink"]
+__all__ = [
+    "CLASSES_FILE",
+    "EncodedImage",
+    "PackConfig",
+    "PackReport",
+    "encode_image",
+    "pack_shards",
+]
 
 CLASSES_FILE = "classes.json"
 """The class names in order of their index; written last, so its absence means an unfinished
 run."""
 
 _EXTENSIONS = {".jpg": "jpg", ".jpeg": "jpg", ".png": "png", ".webp": "webp"}
+_SHRUNK_QUALITY = 90  # where --quality says nothing
 _MAX_CLASSES = (1 << 16) - 1  # labels are uint16, and a store keeps 65535 for "missing"
 _WINDOW = 64  # images in memory at once
 _PREFIX = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -53,10 +61,11 @@ class PackConfig:
     seed: int = 0
     """Seed of the order in which images are packed."""
     max_side: int | None = None
-    """Shrink images whose longer side exceeds this many pixels, and store those as JPEG;
-    all others keep their bytes. Unset keeps the bytes of all."""
-    quality: int = 90
-    """JPEG quality of shrunk images, 1 to 100 (colour at half resolution: 4:2:0)."""
+    """Shrink images whose longer side exceeds this many pixels, and store them as JPEG."""
+    quality: int | None = None
+    """Encode every image anew as JPEG of this quality, 1 to 100 (colour at half resolution:
+    4:2:0); a JPEG that would not get smaller keeps its bytes. Unset: only images that
+    --max-side shrinks are encoded, at 90; all others keep their bytes."""
 
     def __post_init__(self) -> None:
         if self.per_shard < 2:
@@ -70,7 +79,7 @@ class PackConfig:
             )
         if self.max_side is not None and self.max_side < 1:
             raise ConfigError(f"--max-side is {self.max_side}; use 1 or more pixels")
-        if not 1 <= self.quality <= 100:
+        if self.quality is not None and not 1 <= self.quality <= 100:
             raise ConfigError(f"--quality is {self.quality}; use 1..100")
 
 
@@ -83,6 +92,7 @@ class PackReport:
     read: int  # files found
     packed: int
     shrunk: int  # of the packed ones
+    reencoded: int  # of the packed ones, the shrunk ones included
     passed_over: tuple[Path, ...]  # not images by their extension, or hidden
     bytes: int  # of all shards
 
@@ -97,12 +107,13 @@ class _Source:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Encoded:
+class EncodedImage:
     """The bytes of one image as they go into the shard."""
 
     extension: str
     data: bytes
-    shrunk: bool
+    shrunk: bool = False
+    reencoded: bool = False
 
 
 def pack_shards(
@@ -113,7 +124,7 @@ def pack_shards(
     ``on_progress`` is called with the images packed so far and their total. A shard has its
     final name only when it is whole. Raises ``ConfigError`` for directories that do not
     fit, ``ShardError`` for two images of one key, and ``DecodeError`` for an image that
-    cannot be shrunk; an unreadable file or a full disk raises ``PipelineError``.
+    is empty or cannot be encoded anew; an unreadable file or a full disk raises ``PipelineError``.
     """
     _check_directories(config)
     files = _files_below(config.images)
@@ -128,12 +139,13 @@ def pack_shards(
     with _saying_where(config.out):
         config.out.mkdir(parents=True, exist_ok=True)
     shards: list[Path] = []
-    done = shrunk = 0
+    done = shrunk = reencoded = 0
     for number, (start, end) in enumerate(_cut(len(shuffled), config.per_shard)):
         path = config.out / f"{config.prefix}-{number:06d}.tar"
         with _written_aside(path) as file:
             for encoded in _write_shard(file, shuffled[start:end], config):
                 done, shrunk = done + 1, shrunk + encoded.shrunk
+                reencoded += encoded.reencoded
                 on_progress(done, len(shuffled))
         shards.append(path)
     with _saying_where(config.out / CLASSES_FILE):
@@ -144,6 +156,7 @@ def pack_shards(
         read=len(files),
         packed=done,
         shrunk=shrunk,
+        reencoded=reencoded,
         passed_over=passed_over,
         bytes=sum(path.stat().st_size for path in shards),
     )
@@ -285,7 +298,7 @@ def _written_aside(path: Path) -> Iterator[BinaryIO]:
 
 def _write_shard(
     file: BinaryIO, sources: Sequence[_Source], config: PackConfig
-) -> Iterator[_Encoded]:
+) -> Iterator[EncodedImage]:
     """Write one shard's samples in order, and give each once it is written."""
     tar = TarWriter(
         file, encoder=False, mtime=0, mode=0o444, user="root", group="root", format="PAX_FORMAT"
@@ -300,7 +313,7 @@ def _write_shard(
                 yield encoded
 
 
-def _members(source: _Source, encoded: _Encoded) -> Mapping[str, str | bytes]:
+def _members(source: _Source, encoded: EncodedImage) -> Mapping[str, str | bytes]:
     return {
         "__key__": source.key,
         encoded.extension: encoded.data,
@@ -308,37 +321,57 @@ def _members(source: _Source, encoded: _Encoded) -> Mapping[str, str | bytes]:
     }
 
 
-def _encode(path: Path, config: PackConfig) -> _Encoded:
-    """Return an image's own bytes, or with ``max_side`` those of a smaller JPEG."""
+def _encode(path: Path, config: PackConfig) -> EncodedImage:
     with _saying_where(path):
         data = path.read_bytes()
-    smaller = config.max_side and shrink(path, data, config.max_side, config.quality)
-    if smaller:
-        return _Encoded(extension="jpg", data=smaller, shrunk=True)
-    return _Encoded(extension=_EXTENSIONS[path.suffix.lower()], data=data, shrunk=False)
+    if not data:
+        raise DecodeError(f"{path}: the file is empty; restore or remove it")
+    return encode_image(path, data, config.max_side, config.quality)
 
 
-def shrink(path: Path, data: bytes, max_side: int, quality: int) -> bytes | None:
-    """Return the image as a JPEG within ``max_side``, or None if it is small enough.
+def encode_image(
+    path: Path, data: bytes, max_side: int | None, quality: int | None
+) -> EncodedImage:
+    """Return an image file's own bytes, or those of a JPEG as the settings ask for.
 
-    Orientation and colour profile are dropped, because ``augment.decode`` ignores them.
+    What is encoded anew loses orientation and colour profile, which ``augment.decode``
+    ignores. Raises ``DecodeError`` for an image that cannot be decoded, if it has to be.
     """
+    own = EncodedImage(extension=_EXTENSIONS[path.suffix.lower()], data=data)
+    if max_side is None and quality is None:
+        return own
+    rgb, is_jpeg = _read_rgb(path, data)
+    shrunk = max_side is not None and max(rgb.size) > max_side
+    if max_side is not None and shrunk:
+        scale = max_side / max(rgb.size)
+        width, height = (max(1, round(side * scale)) for side in rgb.size)
+        rgb = rgb.resize((width, height), Image.Resampling.BICUBIC)
+    elif quality is None:
+        return own
+    file = io.BytesIO()
+    rgb.save(file, "JPEG", quality=quality or _SHRUNK_QUALITY, subsampling="4:2:0")
+    anew = file.getvalue()
+    if is_jpeg and not shrunk and len(anew) >= len(data):
+        return own
+    return EncodedImage(extension="jpg", data=anew, shrunk=shrunk, reencoded=True)
+
+
+def _read_rgb(path: Path, data: bytes) -> tuple[Image.Image, bool]:
+    """Return the decoded image, and whether it was a JPEG."""
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
             image.load()
-            if max(image.size) <= max_side:
-                return None
             # A palette must become colours before alpha is dropped.
             colours = image.convert("RGBA") if image.mode in ("P", "PA") else image
-            rgb = colours.convert("RGB")
+            return colours.convert("RGB"), image.format == "JPEG"
     except Exception as error:  # broken files make Pillow raise almost anything
         raise DecodeError(
-            f"{path}: cannot be decoded, so it cannot be shrunk ({type(error).__name__}: "
-            f"{error}); repair or remove the file, or pack without --max-side"
+            f"{path}: cannot be decoded, so it cannot be encoded anew ({_plain(error)}); repair "
+            "or remove the file, or pack without --max-side and --quality"
         ) from error
-    scale = max_side / max(rgb.size)
-    width, height = (max(1, round(side * scale)) for side in rgb.size)
-    small = rgb.resize((width, height), Image.Resampling.BICUBIC)
-    file = io.BytesIO()
-    small.save(file, "JPEG", quality=quality, subsampling="4:2:0")
-    return file.getvalue()
+
+
+def _plain(error: Exception) -> str:
+    """Return the error's text; Pillow's names the buffer by its address."""
+    known = f"{type(error).__name__}: {error}"
+    return "it is no JPEG, PNG or WebP" if "BytesIO" in known else known

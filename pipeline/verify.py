@@ -17,7 +17,7 @@ from pipeline.pairing import GroupPlaces, block_of, draw_group_mixing, draw_grou
 from pipeline.provenance import read_runs, versions
 from pipeline.records import NO_PARTNER, MixParams, PartRows, Pixels
 from pipeline.shards import Shard, match_shards, open_known_shard
-from pipeline.store import LabelStore, open_store
+from pipeline.store import Agreement, LabelStore, open_store
 from pipeline.views import draw_view
 
 __all__ = ["Mismatch", "VerifyReport", "check_fingerprints", "verify_store"]
@@ -78,10 +78,12 @@ def verify_store(
     digests = redrawn = 0
     mismatches: list[Mismatch] = []
     hashed: set[int] = set()
+    agreements: list[Agreement] = []
     quota = -(-SAMPLED_DIGESTS // max(1, len(store.manifest.parts)))
     for entry in store.manifest.parts:
         rows = store.read_part(entry)
         _check_part(store, rows)
+        agreements.append(Agreement.of_rows(rows))
         places = np.argwhere(rows.has_digest)
         digests += len(places)
         if not shards:
@@ -97,6 +99,12 @@ def verify_store(
         if every_digest:
             mismatches += _rejections_that_decode(shard, rows)
     manifest = store.manifest
+    if Agreement.total(agreements) != manifest.agreement:
+        raise ChecksumError(
+            f"{store.root}: the labels agree with the true classes as "
+            f"{Agreement.total(agreements)}, the manifest says {manifest.agreement}; run the "
+            "label job again, it writes the manifest anew"
+        )
     return VerifyReport(
         parts=len(manifest.parts),
         labels=manifest.rows,

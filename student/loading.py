@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from pipeline.augment import warm_up
 from pipeline.errors import PipelineError
-from pipeline.objects import started_here
 
-__all__ = ["LoaderOptions", "load"]
+__all__ = ["LoaderOptions", "batch_memory", "load"]
 
 Item = TypeVar("Item")
 
@@ -34,10 +35,8 @@ def load(dataset: Dataset[Item], items: range, options: LoaderOptions) -> Iterat
     if options.workers:
         warm_up()  # forked workers inherit the compiled kernels
         fork = "fork" in multiprocessing.get_all_start_methods()
-        # A fork would wait for ever for the threads that talk to object storage.
-        method = "spawn" if started_here() else "fork" if fork else None
         parallel = {
-            "multiprocessing_context": method,
+            "multiprocessing_context": "fork" if fork else None,
             "prefetch_factor": options.prefetch,
             "worker_init_fn": _use_one_thread,
         }
@@ -53,6 +52,19 @@ def load(dataset: Dataset[Item], items: range, options: LoaderOptions) -> Iterat
         if isinstance(item, PipelineError):
             raise item
         yield item
+
+
+def batch_memory(*shape: int) -> Tensor:
+    """Return an uninitialised uint8 tensor, in a worker one that the trainer shares.
+
+    What is written there reaches the trainer without a copy.
+    """
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    memory = torch.empty(0, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
+    memory.set_(storage, 0, shape)  # type: ignore[call-overload]
+    return memory
 
 
 def _use_one_thread(_worker: int) -> None:

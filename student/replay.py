@@ -27,7 +27,7 @@ from pipeline.records import MixKind, MixParams, Pixels, ShardView, ViewMix
 from pipeline.shards import Shard, open_known_shard
 from pipeline.store import LabelStore
 from pipeline.views import draw_view
-from student.loading import LoaderOptions, load
+from student.loading import LoaderOptions, batch_memory, load
 
 __all__ = ["ReplayDataset", "StudentBatch", "replay_loader"]
 
@@ -113,8 +113,11 @@ class ReplayDataset(Dataset[StudentBatch]):
         places = [int(sample) for sample in rows.sample]
         pairs = list(zip(labels, places, strict=True))
         keys = tuple(one.keys[place] for one, place in pairs)
-        pixels = self._views(labels, places)
-        audited = self._audit_rows(pairs, keys, pixels, mix, mixing) if self._audit else 0
+        side = self.store.identity.augment.image_size
+        pixels = batch_memory(len(places), side, side, 3)
+        views = pixels.numpy()
+        self._make_views(views, labels, places)
+        audited = self._audit_rows(pairs, keys, views, mix, mixing) if self._audit else 0
         topk_label = _rows_of(pairs, "topk_label")
         topk_prob = _rows_of(pairs, "topk_prob")
         return StudentBatch(
@@ -124,7 +127,7 @@ class ReplayDataset(Dataset[StudentBatch]):
             sample=rows.sample,
             view=rows.view,
             seed=np.array([one.seed[place] for one, place in pairs], np.int64),
-            pixels=torch.from_numpy(pixels),
+            pixels=pixels,
             target=torch.tensor([int(one.target[place]) for one, place in pairs]),
             label=torch.tensor([int(one.label[place]) for one, place in pairs]),
             mix=mix,
@@ -132,6 +135,10 @@ class ReplayDataset(Dataset[StudentBatch]):
             topk_label=None if topk_label is None else topk_label.long(),
             topk_prob=None if topk_prob is None else topk_prob.float() / 255,
         )
+
+    def path(self, shard: int) -> ShardFile:
+        """Return the file of a shard, by its number."""
+        return self._paths[shard]
 
     def _open_shard(self, number: int) -> Shard:
         return open_known_shard(self._paths[number], self.store.manifest.by_shard[number])
@@ -172,20 +179,15 @@ class ReplayDataset(Dataset[StudentBatch]):
                 mixing[row] = params
         return mix, mixing
 
-    def _views(self, labels: list[ShardView], places: list[int]) -> Pixels:
-        """Decode each sample once and apply its views, (B, S, S, 3)."""
+    def _make_views(self, views: Pixels, labels: list[ShardView], places: list[int]) -> None:
+        """Decode each sample once and write its views into ``views``, (B, S, S, 3)."""
         config = self.store.identity.augment
-        side = config.image_size
-        pixels = np.empty((len(places), side, side, 3), np.uint8)
-        images: dict[tuple[int, int], Pixels] = {}
+        image, shown = None, None  # rows of one sample lie together: one image at a time
         for row, (one, place) in enumerate(zip(labels, places, strict=True)):
-            identity = (one.shard, place)
-            if identity not in images:
-                images[identity] = self._decode(*identity)
-            image = images[identity]
+            if image is None or shown != (one.shard, place):
+                image, shown = self._decode(one.shard, place), (one.shard, place)
             params = draw_view(int(one.seed[place]), one.view, image_size(image), config)
-            pixels[row] = apply_view(image, params, config)
-        return pixels
+            views[row] = apply_view(image, params, config)
 
     def _decode(self, number: int, place: int) -> Pixels:
         shard = self._shard(number)

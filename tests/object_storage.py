@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import count
 from typing import Any
 
 import boto3
@@ -25,7 +26,8 @@ class Request:
 
 
 Fault = Callable[[Request], str | None]
-"""What goes wrong with a request: "503", "torn" (half of the body comes), "hang", or nothing."""
+"""What goes wrong with a request: "503", "403", "torn" (half of the body comes),
+"stall" (nothing after that half), or none."""
 
 
 @dataclass
@@ -35,7 +37,7 @@ class S3Server:
     endpoint: str = ""
     requests: list[Request] = field(default_factory=list)
     fault: Fault | None = None
-    _names: Iterator[int] = field(default_factory=count)
+    _names: Iterator[int] = field(default_factory=itertools.count)
 
     def make_bucket(self) -> str:
         """Make an empty bucket and return its URL."""
@@ -90,10 +92,19 @@ class S3Server:
             start("403 Forbidden", [("Content-Length", str(len(body)))])
             return [body]
         body_parts = app(environ, start)
+        if fault == "stall":
+            whole = b"".join(body_parts)
+            return itertools.chain([whole[: len(whole) // 2]], self._stall())
         if fault == "torn":
             whole = b"".join(body_parts)
             return [whole[: len(whole) // 2]]
         return body_parts  # type: ignore[no-any-return]
+
+    def _stall(self) -> Iterator[bytes]:
+        """Send nothing for as long as the fault lasts."""
+        while self.fault is not None:
+            time.sleep(0.02)
+        yield b""
 
 
 class _Quiet(WSGIRequestHandler):

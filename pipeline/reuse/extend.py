@@ -52,6 +52,11 @@ def extend_command(store: LabelStore, views: int, shards: Sequence[str] = ()) ->
     """
     if views < 1:
         raise ConfigError(f"--views {views}: give how many views to add, 1 or more")
+    if store.root.is_a_file():
+        raise ConfigError(
+            f"{store.root} is one file, to which nothing can be added: write it as a directory "
+            "with `label-store export`, and extend that"
+        )
     jobs = [run.settings for run in read_runs(store.root) if run.settings]
     last = jobs[-1] if jobs else {}
     patterns = [str(one) for one in shards or last.get("shards", ())]

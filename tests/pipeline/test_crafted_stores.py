@@ -245,7 +245,7 @@ def test_a_manifest_of_ten_thousand_brackets_is_refused(folder: Path, tmp_path: 
     root = Path(shutil.copytree(folder / "arrays.zarr", tmp_path / "deep.zarr"))
     body = b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}\n"
     (root / "_manifest.json").write_bytes(b'{"sha256":"' + sha256(body).encode() + b'",' + body[1:])
-    with pytest.raises(StoreError, match="no whole manifest"):
+    with pytest.raises(StoreError, match="is no manifest .RecursionError"):
         open_store(root)
 
 

@@ -194,14 +194,52 @@ def test_only_images_beyond_max_side_are_shrunk(tmp_path):
     assert found["c_large"][1] == encode(twin, quality=90, subsampling="4:2:0")
 
 
-@pytest.mark.parametrize("data", [b"", b"no image", encode(synthetic_image(40, 40))[:-300]])
-@pytest.mark.parametrize("max_side", [10, 1000])
-def test_an_undecodable_image_with_max_side_is_named(folder, tmp_path, data, max_side):
+def test_with_a_quality_every_image_is_encoded_anew_unless_that_makes_it_larger(tmp_path):
+    folder = tmp_path / "images"
+    (folder / "c").mkdir(parents=True)
+    china = photographs()[0][:120, :150]
+    files = {
+        "fine.jpg": encode(china, quality=97),
+        "coarse.jpg": encode(china, quality=40, subsampling="4:2:0"),
+        "drawing.png": encode(china, "PNG"),
+    }
+    for name, data in files.items():
+        (folder / "c" / name).write_bytes(data)
+    report = pack(folder, tmp_path / "shards", quality=80, max_side=500)
+    found = samples_of(report)
+    assert (report.shrunk, report.reencoded) == (0, 2)
+    assert found["c_coarse"][1] == files["coarse.jpg"]
+    for key, name in (("c_fine", "fine.jpg"), ("c_drawing", "drawing.png")):
+        twin = decode(files[name], name)
+        assert found[key][1] == encode(twin, quality=80, subsampling="4:2:0")
+
+
+def test_a_shrunk_image_is_stored_shrunk_even_if_its_file_grows(tmp_path):
+    folder = tmp_path / "images"
+    (folder / "c").mkdir(parents=True)
+    data = encode(photographs()[0][:100, :100], quality=1)
+    (folder / "c" / "a.jpg").write_bytes(data)
+    report = pack(folder, tmp_path / "shards", quality=100, max_side=90)
+    stored = samples_of(report)["c_a"][1]
+    assert len(stored) > len(data)
+    assert decode(stored, "a").shape == (90, 90, 3)
+
+
+@pytest.mark.parametrize("data", [b"no image", encode(synthetic_image(40, 40))[:-300]])
+@pytest.mark.parametrize("settings", [{"max_side": 10}, {"max_side": 1000}, {"quality": 90}])
+def test_an_undecodable_image_that_may_be_encoded_anew_is_named(folder, tmp_path, data, settings):
     bad = folder / "cat" / "bad.jpg"
     bad.write_bytes(data)
-    with pytest.raises(DecodeError, match=r"cat/bad\.jpg: .*repair or remove"):
-        pack(folder, tmp_path / "shards", max_side=max_side)
+    with pytest.raises(DecodeError, match=r"cat/bad\.jpg: .*repair or remove") as error:
+        pack(folder, tmp_path / "shards", **settings)
+    assert "object at" not in str(error.value)
     assert list((tmp_path / "shards").iterdir()) == []
+
+
+def test_an_empty_image_is_never_packed(folder, tmp_path):
+    (folder / "cat" / "bad.jpg").write_bytes(b"")
+    with pytest.raises(DecodeError, match=r"cat/bad\.jpg: the file is empty"):
+        pack(folder, tmp_path / "shards")
 
 
 def test_without_max_side_bytes_are_not_looked_at(folder, tmp_path):

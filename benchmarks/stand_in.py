@@ -1,0 +1,67 @@
+"""Stores made without a network: a stand-in teacher, for measuring all that is around one."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.config import PRESETS, TeacherIdentity
+from pipeline.job import LabelConfig, finish_job, index_shards, plan_job
+from pipeline.labelling import label_part, run_task
+from pipeline.records import AugmentedGroup, TeacherLabels
+from pipeline.shards import open_known_shard
+from pipeline.store import LabelStore, commit_part, open_store
+
+__all__ = ["CLASSES", "StandInTeacher", "stand_in_identity", "write_store"]
+
+CLASSES = 1000
+
+
+class StandInTeacher:
+    """Gives the label 0 after a fixed time, as a device would that needs no cores."""
+
+    def __init__(self, seconds_per_view: float = 0.0) -> None:
+        self.busy_seconds = 0.0
+        self._seconds_per_view = seconds_per_view
+
+    def label_group(self, group: AugmentedGroup) -> TeacherLabels:
+        """Sleep for the group's views, and label them."""
+        started = time.perf_counter()
+        if self._seconds_per_view:
+            time.sleep(self._seconds_per_view * int(group.valid.sum()))
+        self.busy_seconds += time.perf_counter() - started
+        return TeacherLabels(label=np.zeros(group.valid.size, np.uint16))
+
+
+def stand_in_identity(batch_views: int) -> TeacherIdentity:
+    """Return the identity of the stand-in teacher."""
+    return TeacherIdentity(
+        architecture="stand-in",
+        weights="0" * 64,
+        classes=CLASSES,
+        precision="fp32",
+        batch_views=batch_views,
+    )
+
+
+def write_store(root: Path, shards: tuple[str, ...], *, views: int, image_size: int) -> LabelStore:
+    """Label all shards with the stand-in teacher, and open the store."""
+    config = LabelConfig(
+        shards=shards,
+        out=root,
+        views=views,
+        serial=True,
+        augment=replace(PRESETS["deit"], image_size=image_size),
+    )
+    indexed = index_shards(shards)
+    plan = plan_job(config, indexed, stand_in_identity(batch_views=3))
+    for part in plan.missing:
+        order = plan.order(part)
+        shard = open_known_shard(order.path, order.shard)
+        groups = (run_task(task) for task in order.tasks())
+        commit_part(order.out, label_part(shard, part, order.identity, groups, StandInTeacher()))
+    finish_job(plan, {})
+    return open_store(root)
