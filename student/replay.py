@@ -128,7 +128,7 @@ class ReplayDataset(Dataset[StudentBatch]):
             audited=audited,
         )
 
-    def path(self, shard: int) -> Path:
+    def path(self, shard: int) -> ShardFile:
         """Return the file of a shard, by its number."""
         return self._paths[shard]
 
