@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline.cache import CacheConfig
 from pipeline.config import canonical_json
 from pipeline.errors import ConfigError
 from pipeline.planning import PlanConfig
@@ -28,6 +29,8 @@ _FREE_FIELDS = frozenset(
         "workers",
         "threads",
         "audit",
+        "cache_dir",
+        "cache_gb",
         "eval_batch_size",
         "log_every",
         "checkpoint_epochs",
@@ -45,10 +48,10 @@ class TrainConfig:
     """
 
     labels: str
-    """Label store (the directory that ends in .parquet)."""
+    """Label store: the directory or URL that ends in .parquet."""
     shards: tuple[str, ...]
     """The shards that were labelled: files, brace patterns ('x-{000..127}.tar') or globs, in
-    quotes."""
+    quotes; s3://, gs:// or az:// for shards in object storage."""
     output: Path
     """Directory of this run: last.pt, best.pt, config.json, metrics.jsonl, TensorBoard's log."""
     val_shards: tuple[str, ...] = ()
@@ -100,6 +103,11 @@ class TrainConfig:
     """CPU threads of PyTorch; all cores by default."""
     workers: int = 2
     """Processes that decode and augment; 0 does it in the training process."""
+    cache_dir: Path | None = None
+    """Where shards from object storage are kept, shared by all runs of a machine; by default
+    teacher-labels/shards in $XDG_CACHE_HOME or ~/.cache."""
+    cache_gb: float = 100.0
+    """Size of that directory; the least recently used shards go first."""
     audit: bool = True
     """Compare each replayed view that has a digest with it, and stop where they differ."""
     eval_batch_size: int = 256
@@ -139,12 +147,17 @@ class TrainConfig:
         if self.teacher_checkpoint is not None and self.teacher_random_weights is not None:
             raise ConfigError("give --teacher-checkpoint or --teacher-random-weights, not both")
         parse_model_args(self.model_args)
-        _ = self.plan  # checks its own fields
+        _ = self.plan, self.cache  # they check their own fields
 
     def _require(self, name: str, condition: bool, cure: str) -> None:
         if not condition:
             flag = name.replace("_", "-")
             raise ConfigError(f"--{flag} is {getattr(self, name)}; {cure}")
+
+    @property
+    def cache(self) -> CacheConfig:
+        """Where shards from object storage are kept."""
+        return CacheConfig(directory=self.cache_dir, gigabytes=self.cache_gb)
 
     @property
     def plan(self) -> PlanConfig:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from pipeline.augment import apply_view, decode, image_size
+from pipeline.cache import ShardFile
 from pipeline.config import AugmentConfig
 from pipeline.errors import DecodeError, ShardError
 from pipeline.mixing import normalise, to_device
@@ -90,7 +90,7 @@ class ValidationDataset(Dataset[ValidationBatch]):
     """
 
     def __init__(
-        self, paths: Sequence[Path], views: AugmentConfig, *, classes: int, batch_size: int
+        self, paths: Sequence[ShardFile], views: AugmentConfig, *, classes: int, batch_size: int
     ) -> None:
         self._paths, self._views, self._batch_size = tuple(paths), views, batch_size
         self._forget()

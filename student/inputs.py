@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
+from pipeline.cache import ShardFile
 from pipeline.config import canonical_json
 from pipeline.files import expand_shards
 from pipeline.planning import TrainingPlan
@@ -24,8 +24,8 @@ class Inputs:
     """A store, the shards it labels, validation shards, and the order of training."""
 
     store: LabelStore
-    shards: Mapping[int, Path]  # by the store's shard numbers
-    validation: tuple[Path, ...]
+    shards: Mapping[int, ShardFile]  # by the store's shard numbers
+    validation: tuple[ShardFile, ...]
     plan: TrainingPlan
 
     def run_identity(self, config: TrainConfig) -> RunIdentity:
@@ -50,7 +50,8 @@ def open_inputs(config: TrainConfig) -> Inputs:
     """
     store = open_store(config.labels)
     check_fingerprints(store)
-    paths = match_shards(store.manifest.shards, expand_shards(config.shards))
-    validation = expand_shards(config.val_shards) if config.val_shards else ()
+    cache = config.cache
+    paths = match_shards(store.manifest.shards, expand_shards(config.shards, cache))
+    validation = expand_shards(config.val_shards, cache) if config.val_shards else ()
     plan = TrainingPlan(store.manifest, config.plan)
     return Inputs(store=store, shards=paths, validation=validation, plan=plan)

@@ -23,6 +23,8 @@ __all__ = [
     "CARD_PATH",
     "IDENTITY_PATH",
     "MANIFEST_PATH",
+    "MAX_ROWS",
+    "META_PREFIX",
     "RUNS_PATH",
     "Agreement",
     "Manifest",
@@ -40,6 +42,7 @@ MANIFEST_PATH = "_manifest.json"
 IDENTITY_PATH = "_meta/identity.json"
 RUNS_PATH = "_meta/runs/"
 CARD_PATH = "_README.md"
+META_PREFIX = "_meta/"
 
 MAX_ROWS = 1 << 26
 """Rows of a part: more are refused, since a part is decoded whole (about 2 GB at this size)."""

@@ -222,7 +222,7 @@ def test_other_rows_for_a_committed_part_are_refused(tmp_path: Path) -> None:
     before = (tmp_path / rows.part.path).read_bytes()
     changed = rows.label.copy()
     changed[2, 1] ^= 1
-    with pytest.raises(StoreError, match=r"another label than this run's .1 of 20 values differ"):
+    with pytest.raises(StoreError, match=r"another label .1 of 20 values differ. than this run's"):
         commit_part(tmp_path, replace(rows, label=changed))
     assert (tmp_path / rows.part.path).read_bytes() == before
 
@@ -339,7 +339,7 @@ def test_writers_that_race_and_die_leave_only_whole_parts(tmp_path: Path) -> Non
     rows = make_rows(30, 4)
     context = multiprocessing.get_context("fork")
     random = np.random.default_rng(2)
-    for _ in range(12):
+    for _ in range(200):
         writers = [context.Process(target=_commit_repeatedly, args=(tmp_path, rows)) for _ in "ab"]
         for writer in writers:
             writer.start()
@@ -347,7 +347,9 @@ def test_writers_that_race_and_die_leave_only_whole_parts(tmp_path: Path) -> Non
         for writer in writers:
             os.kill(writer.pid or 0, signal.SIGKILL)
             writer.join()
-    parts = find_parts(tmp_path)
+        parts = find_parts(tmp_path)
+        if len(parts) > 20:
+            break
     assert len(parts) > 20
     for part in parts:
         rows_there = decode_part((tmp_path / part.path).read_bytes(), part, part.path)
