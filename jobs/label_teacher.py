@@ -13,22 +13,28 @@ if __name__ == "__main__":  # run by path: the directory above holds the package
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from pipeline.config import PRESETS, Preset, mixing_of_preset
-from pipeline.errors import PipelineError
+from pipeline.errors import ConfigError, PipelineError
 from pipeline.job import LabelConfig
+from pipeline.reuse import extended_config
+from pipeline.store import open_store
 
 __all__ = ["main", "parse_arguments"]
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> LabelConfig:
-    """Return the settings of a command line; ``--preset`` sets the others' defaults."""
+    """Return the settings of a command line.
+
+    ``--preset`` sets the others' defaults, and ``--extend-to`` sets them to the store's.
+    """
     import argparse
 
     import tyro
 
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    peek.add_argument("--preset", default="deit")
-    named = peek.parse_known_args(arguments)[0].preset
-    preset: Preset = named if named in PRESETS else "deit"  # tyro will name the choices
+    for flag in ("--preset", "--extend-to", "--out"):
+        peek.add_argument(flag, nargs="?")
+    named = peek.parse_known_args(arguments)[0]
+    preset: Preset = named.preset if named.preset in PRESETS else "deit"  # tyro will complain
     defaults = LabelConfig(
         shards=tyro.MISSING,
         out=tyro.MISSING,
@@ -36,6 +42,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> LabelConfig:
         augment=PRESETS[preset],
         mix=mixing_of_preset(preset),
     )
+    if named.extend_to and named.extend_to.isdecimal() and named.out:
+        if named.preset:
+            raise ConfigError("--extend-to takes the store's augmentation; leave out --preset")
+        defaults = extended_config(defaults, open_store(named.out), int(named.extend_to))
     return tyro.cli(
         LabelConfig,
         prog="label-teacher",

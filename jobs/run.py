@@ -17,6 +17,7 @@ from pipeline.job import (
     LabelConfig,
     Preflight,
     Progress,
+    begin_job,
     finish_job,
     index_shards,
     plan_job,
@@ -24,7 +25,7 @@ from pipeline.job import (
     write_run,
 )
 from pipeline.records import PartKey
-from pipeline.store import Committed, Manifest, bytes_per_label, check_place, claim_store
+from pipeline.store import Committed, Manifest, bytes_per_label, check_out, parts_root
 
 __all__ = ["EXIT_DRAINED", "run_label_job"]
 
@@ -63,9 +64,9 @@ def run_label_job(config: LabelConfig) -> int:
     Raises ``PipelineError`` for whatever the user can cure; parts that are committed stay.
     """
     drain = Drain(config.drain_seconds)
-    check_place(config.out)  # a slip of the pen shows before shards are read
+    check_out(config.out)  # a slip of the pen shows before shards are read
     config.check_checkpoint()
-    shards = index_shards(config.shards)
+    shards = index_shards(config.shards, config.cache)
     say(f"{len(shards.paths)} shards, {shards.samples} samples")
     if config.serial:
         from jobs.serial import SerialTeacher as Teachers
@@ -79,7 +80,7 @@ def run_label_job(config: LabelConfig) -> int:
             preflight = teachers.preflight(shards)
             describe_preflight(plan, preflight)
             require_agreement(config, preflight, plan.identity.teacher.classes)
-        claim_store(config.out, plan.identity, plan.fingerprints)
+        begin_job(plan)
         progress = Progress(plan)
         with contextlib.closing(teachers.label(plan, drain.deadline)) as committed:
             for one in shown(committed, plan, progress):
@@ -92,7 +93,7 @@ def run_label_job(config: LabelConfig) -> int:
             "preflight": None if preflight is None else dataclasses.asdict(preflight),
         }
         if progress.parts < len(plan.missing):
-            write_run(config.out, config, run)
+            write_run(parts_root(config.out), config, run)
             say(
                 f"stopped by SIGTERM with {progress.parts} of {len(plan.missing)} parts done; run "
                 "the same command again, it will do the rest"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,7 +32,7 @@ def pack_shards() -> None:
     """Pack a folder of images, one directory per class, into shuffled WebDataset shards."""
     with _errors_of("pack-shards"):
         config = tyro.cli(packing.PackConfig, prog="pack-shards", description=pack_shards.__doc__)
-        with _Progress("pack-shards") as progress:
+        with _Progress("pack-shards", "images") as progress:
             report = packing.pack_shards(config, progress.show)
         for path in report.passed_over[:_LISTED]:
             print(f"pack-shards: passed over, no image: {path}")
@@ -100,7 +102,68 @@ class Diff:
     """Print JSON for machines instead."""
 
 
-StoreCommand: TypeAlias = Inspect | Verify | Stats | Diff
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Merge:
+    """Join stores of one identity that hold other shards or other views."""
+
+    stores: tyro.conf.Positional[tuple[str, ...]]
+    """Two stores or more; a shard keeps its number unless an earlier store uses it."""
+    out: str
+    """The store to write; its name ends in .parquet."""
+    json: bool = False
+    """Print JSON for machines instead."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extend:
+    """Print the label-teacher command that adds views to a store, with its own settings."""
+
+    store: tyro.conf.Positional[str]
+    """The store."""
+    views: int
+    """Views to add."""
+    shards: tuple[str, ...] = ()
+    """The store's shards, all of them; those of its last label job by default."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thin:
+    """Write a smaller store: of some of the views, or without optional columns."""
+
+    store: tyro.conf.Positional[str]
+    """The store."""
+    out: str
+    """The store to write; its name ends in .parquet."""
+    views: str | None = None
+    """Views to keep: the first and the one after the last, as 0:100; all by default."""
+    drop: tuple[str, ...] = ()
+    """Columns to leave out: confidence, margin, topk."""
+    json: bool = False
+    """Print JSON for machines instead."""
+
+    def view_range(self) -> range | None:
+        """Return the views to keep, None for all."""
+        if self.views is None:
+            return None
+        match = re.fullmatch(r"(\d+):(\d+)", self.views)
+        if match is None:
+            raise ConfigError(f"--views {self.views}: give two numbers, as 0:100")
+        return range(int(match[1]), int(match[2]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Export:
+    """Write a store again in another format; nothing is lost on the way, or back."""
+
+    source: tyro.conf.Positional[str]
+    """The store."""
+    target: tyro.conf.Positional[str]
+    """The store to write: a path that ends in .zarr or .parquet, at which there is nothing."""
+    single_file: bool = False
+    """Write one Parquet file, not a directory of them."""
+
+
+StoreCommand: TypeAlias = Inspect | Verify | Stats | Diff | Merge | Extend | Thin | Export
 
 
 def label_store() -> None:
@@ -122,6 +185,14 @@ def label_store() -> None:
                 _stats(command)
             case Diff():
                 _diff(command)
+            case Merge():
+                _merge(command)
+            case Extend():
+                _extend(command)
+            case Thin():
+                _thin(command)
+            case Export():
+                _export(command)
 
 
 def _inspect(options: Inspect) -> None:
@@ -129,6 +200,16 @@ def _inspect(options: Inspect) -> None:
     from pipeline.store import open_store
 
     _show(inspect_store(open_store(options.store)), as_json=options.json)
+
+
+def _export(options: Export) -> None:
+    from pipeline.store import export_store
+
+    store = export_store(options.source, options.target, single_file=options.single_file)
+    print(
+        f"{options.target}: {store.manifest.rows} labels, {store.stored_bytes} bytes, the same as "
+        f"in {options.source}"
+    )
 
 
 def _verify(options: Verify) -> None:
@@ -206,6 +287,34 @@ def _diff(options: Diff) -> None:
     _show(diff_stores(open_store(options.a), open_store(options.b)), as_json=options.json)
 
 
+def _merge(options: Merge) -> None:
+    from pipeline.reuse import merge_stores
+    from pipeline.store import open_store
+
+    stores = [open_store(place) for place in options.stores]
+    with _Progress("label-store", "parts") as progress:
+        report = merge_stores(stores, options.out, progress.show)
+    _show(report, as_json=options.json)
+
+
+def _extend(options: Extend) -> None:
+    from pipeline.reuse import extend_command
+    from pipeline.store import open_store
+
+    print(shlex.join(extend_command(open_store(options.store), options.views, options.shards)))
+
+
+def _thin(options: Thin) -> None:
+    from pipeline.reuse import thin_store
+    from pipeline.store import open_store
+
+    drop = tuple(name for text in options.drop for name in text.split(",") if name)
+    views, store = options.view_range(), open_store(options.store)
+    with _Progress("label-store", "parts") as progress:
+        report = thin_store(store, options.out, views=views, drop=drop, show=progress.show)
+    _show(report, as_json=options.json)
+
+
 class _Report(Protocol):
     """What a tool found, for machines and for people."""
 
@@ -237,8 +346,9 @@ def _errors_of(command: str) -> Iterator[None]:
 class _Progress:
     """Shows a count on stderr: a bar on a terminal, elsewhere a line at each tenth."""
 
-    def __init__(self, command: str) -> None:
+    def __init__(self, command: str, unit: str) -> None:
         self._command = command
+        self._unit = unit
         self._bar: tqdm | None = None
         self._tenths = 0
 
@@ -253,7 +363,7 @@ class _Progress:
         """Show that ``done`` of ``total`` are through."""
         if sys.stderr.isatty():
             if self._bar is None:
-                self._bar = tqdm(total=total, desc=self._command, unit="images")
+                self._bar = tqdm(total=total, desc=self._command, unit=self._unit)
             self._bar.update(done - self._bar.n)
         elif done * 10 // total > self._tenths:
             self._tenths = done * 10 // total

@@ -206,6 +206,11 @@ class ColumnConfig:
             found[name] = value
         return ColumnConfig(**found)
 
+    def to_text(self) -> str:
+        """Return the words for these columns; ``from_text`` is the inverse."""
+        words = ["confidence"] * self.confidence + ["margin"] * self.margin
+        return ",".join([*words, f"topk={self.topk}"] if self.topk else words)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreIdentity:

@@ -9,12 +9,14 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias
 
 from braceexpand import braceexpand
 
+from pipeline.cache import CacheConfig, RemoteShard, ShardFile
 from pipeline.errors import PipelineError, ShardError
 from pipeline.folder import Folder
+from pipeline.objects import ObjectFolder, ObjectUrl, is_url, look_at_all
 
 __all__ = [
     "Folder",
@@ -23,9 +25,13 @@ __all__ = [
     "commit_new",
     "expand_shards",
     "open_folder",
+    "publish",
     "replace",
     "sha256",
+    "writing",
 ]
+
+_LISTED = 20  # names in an error
 
 Place: TypeAlias = str | Path | Folder
 """Where a store is: a path, or a folder that is open already."""
@@ -36,40 +42,61 @@ def sha256(data: bytes | memoryview) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def expand_shards(patterns: Sequence[str]) -> tuple[Path, ...]:
+def expand_shards(
+    patterns: Sequence[str], cache: CacheConfig | None = None
+) -> tuple[ShardFile, ...]:
     """Return the shard files that brace patterns (``x-{000..127}.tar``) or globs name.
 
-    The order is that of the patterns; a glob's matches are sorted. Raises ``ShardError``
-    for a file that does not exist, a pattern without a match, or a file named twice.
+    The order is that of the patterns; a glob's matches are sorted. URLs become shards that
+    are fetched through ``cache`` when opened; here they are looked at alone. Raises
+    ``ShardError`` for a file that does not exist, a pattern without a match, or a file
+    named twice.
     """
-    paths: list[Path] = []
+    paths: list[ShardFile] = []
     for pattern in patterns:
         try:
             names = list(braceexpand(pattern))
         except ValueError as error:
             raise ShardError(f"--shards {pattern!r}: braces do not match") from error
         missing = []
-        for name in names:
-            if any(mark in name for mark in "*?["):
-                found = sorted(glob.glob(name))  # noqa: PTH207 - the pattern may be absolute
-            else:
-                found = [name] if Path(name).is_file() else []
+        for name, found in zip(names, _files_of(names, cache or CacheConfig()), strict=True):
             if not found:
                 missing.append(name)
-            paths += [Path(one) for one in found]
+            paths += found
         if missing:
             raise ShardError(
-                f"--shards {pattern!r}: {len(missing)} of {len(names)} names match no file, "
-                f"the first is {missing[0]!r}; check the path and the numbers in the braces"
+                f"--shards {pattern!r}: {len(missing)} of {len(names)} names match no file: "
+                f"{_listed(missing)}; check the path and the numbers in the braces"
             )
     if not paths:
         raise ShardError("no shards: give --shards one or more tar files or patterns")
-    seen: set[Path] = set()
+    seen: set[Path | str] = set()
     for path in paths:
-        if path.resolve() in seen:
+        identity = path.resolve() if isinstance(path, Path) else str(path)
+        if identity in seen:
             raise ShardError(f"{path} is named twice by --shards; name each shard once")
-        seen.add(path.resolve())
+        seen.add(identity)
     return tuple(paths)
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:_LISTED])
+    return shown + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
+
+
+def _files_of(names: Sequence[str], cache: CacheConfig) -> Iterator[Sequence[ShardFile]]:
+    """Yield the files of each name, which may be a glob or a URL."""
+    urls = [ObjectUrl.parse(name) for name in names if is_url(name)]
+    # All are looked at before the first is used, many at a time: each takes a round trip.
+    objects = iter(look_at_all(urls))
+    for name in names:
+        if is_url(name):
+            yield [RemoteShard(stored=one, cache=cache) for one in next(objects)]
+        elif any(mark in name for mark in "*?["):
+            found = sorted(glob.glob(name))  # noqa: PTH207 - the pattern may be absolute
+            yield [Path(one) for one in found]
+        else:
+            yield [Path(name)] if Path(name).is_file() else []
 
 
 class LocalFolder(Folder):
@@ -85,8 +112,33 @@ class LocalFolder(Folder):
 
     def read_bytes(self, path: str) -> bytes:
         """Return a file's bytes; see ``Folder``."""
+        with self._reading(path) as file:
+            return file.read()
+
+    def read_range(self, path: str, offset: int, size: int) -> bytes:
+        """Return a part of a file; see ``Folder``."""
+        with self._reading(path) as file:
+            left = os.fstat(file.fileno()).st_size - offset
+            file.seek(offset)
+            return file.read(max(0, min(size, left)))  # Python gives memory for all it is asked
+
+    def size(self, path: str) -> int:
+        """Return a file's bytes; see ``Folder``."""
+        with self._reading(path) as file:
+            return os.fstat(file.fileno()).st_size
+
+    @contextmanager
+    def _reading(self, path: str) -> Iterator[BinaryIO]:
+        place = self.path / path
         try:
-            return (self.path / path).read_bytes()
+            # A store that was received from others must not name files outside of it.
+            if not place.resolve().is_relative_to(self.path.resolve()):
+                raise PipelineError(
+                    f"{self.at(path)} leads out of {self.name}, to {place.resolve()}; a store's "
+                    "files lie in the store: put the file itself there, not a link"
+                )
+            with place.open("rb") as file:
+                yield file
         except (FileNotFoundError, NotADirectoryError) as error:
             raise FileNotFoundError(error.errno, error.strerror, self.at(path)) from error
         except OSError as error:
@@ -119,7 +171,12 @@ class LocalFolder(Folder):
 
 
 def open_folder(place: Place) -> Folder:
-    """Return the folder at a path; it need not exist, and nothing is read or written."""
+    """Return the folder at a path or URL; it need not exist, and nothing is read or written.
+
+    Raises ``ConfigError`` for a URL that is malformed or carries credentials.
+    """
+    if isinstance(place, str) and is_url(place):
+        return ObjectFolder(ObjectUrl.parse(place))
     if isinstance(place, Folder):
         return place
     return LocalFolder(Path(place))
@@ -131,7 +188,7 @@ def commit_new(path: Path, data: bytes) -> bool:
     Of two writers one wins, and the other's bytes vanish. Directories are made as needed.
     Raises ``PipelineError`` if the disk is full or refuses.
     """
-    with _writing(path, len(data)):
+    with writing(path, len(data)):
         aside = _write_aside(path, data)
         try:
             os.link(aside, path)
@@ -146,7 +203,7 @@ def commit_new(path: Path, data: bytes) -> bool:
             aside.rename(path)
         finally:
             aside.unlink(missing_ok=True)
-        _flush_directory(path.parent)
+        _flush(path.parent)
         return True
 
 
@@ -155,24 +212,52 @@ def replace(path: Path, data: bytes) -> None:
 
     Raises ``PipelineError`` if the disk is full or refuses.
     """
-    with _writing(path, len(data)):
+    with writing(path, len(data)):
         _write_aside(path, data).replace(path)
-        _flush_directory(path.parent)
+        _flush(path.parent)
+
+
+def publish(aside: Path, path: Path) -> None:
+    """Flush a new file or directory to the disk and give it its name, in one step.
+
+    Raises ``PipelineError`` if that name is taken; ``aside`` then stays where it is.
+    """
+    with writing(path):
+        if aside.is_dir():
+            for directory, _, names in os.walk(aside, topdown=False):
+                for name in names:
+                    _flush(Path(directory) / name)
+                _flush(Path(directory))
+            if os.path.lexists(path):
+                raise PipelineError(f"{path} exists already; give another path, or remove it")
+            aside.rename(path)  # fails if a directory with files has come there meanwhile
+        else:
+            _flush(aside)
+            try:
+                os.link(aside, path)
+            except FileExistsError as error:
+                raise PipelineError(
+                    f"{path} exists already; give another path, or remove it"
+                ) from error
+            aside.unlink()
+        _flush(path.parent)
 
 
 @contextmanager
-def _writing(path: Path, size: int) -> Iterator[None]:
+def writing(path: Path, size: int | None = None) -> Iterator[None]:
     """Turn the system's refusals into errors that name the file and the cure."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            amount = "" if size is None else f" ({size} bytes were to be written)"
             raise PipelineError(
-                f"{path}: the disk is full ({size} bytes were to be written); nothing of this "
-                "file is left behind: free space and run again, finished parts are kept"
+                f"{path}: the disk is full{amount}; nothing of this file is left behind: free "
+                "space and run again, finished parts are kept"
             ) from error
         raise PipelineError(
-            f"{path} cannot be written ({error.strerror}); check the path and its permissions"
+            f"{path} cannot be written ({error.strerror or error}); check the path and its "
+            "permissions"
         ) from error
 
 
@@ -191,7 +276,8 @@ def _write_aside(path: Path, data: bytes) -> Path:
     return aside
 
 
-def _flush_directory(path: Path) -> None:
+def _flush(path: Path) -> None:
+    """Wait until a file, or a directory's list of names, is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -33,6 +33,17 @@ class Folder(ABC):
     def read_bytes(self, path: str) -> bytes:
         """Return a file's bytes; raises ``FileNotFoundError`` if there is none."""
 
+    def read_range(self, path: str, offset: int, size: int) -> bytes:
+        """Return ``size`` bytes of a file from ``offset`` on, fewer where it ends before.
+
+        Raises ``FileNotFoundError`` if there is none. Not every folder reads less than a file.
+        """
+        return self.read_bytes(path)[offset : offset + size]
+
+    def size(self, path: str) -> int:
+        """Return a file's bytes; raises ``FileNotFoundError`` if there is none."""
+        return len(self.read_bytes(path))
+
     @abstractmethod
     def exists(self, path: str = "") -> bool:
         """Return whether this file exists; without a path, whether the folder does."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from pipeline.cache import CacheConfig, ShardFile
 from pipeline.card import card_text
 from pipeline.config import (
     AugmentConfig,
@@ -26,7 +27,6 @@ from pipeline.config import (
     TeacherIdentity,
 )
 from pipeline.errors import (
-    ChecksumError,
     ConfigError,
     IdentityError,
     RejectionError,
@@ -42,12 +42,14 @@ from pipeline.shards import Shard, open_shard
 from pipeline.store import (
     Committed,
     Manifest,
-    PartEntry,
-    check_store,
-    find_parts,
+    begun_fingerprints,
+    claim_store,
+    committed_parts,
     finish_store,
-    listed_parts,
-    read_entry,
+    pack_store,
+    packed_store,
+    parts_root,
+    unpack_store,
 )
 
 if TYPE_CHECKING:
@@ -60,6 +62,7 @@ __all__ = [
     "PartOrder",
     "Preflight",
     "Progress",
+    "begin_job",
     "finish_job",
     "index_shards",
     "plan_job",
@@ -75,9 +78,11 @@ class LabelConfig:
     """Label augmented views of WebDataset shards with a teacher, once for all students."""
 
     shards: tuple[str, ...]
-    """Shard files, brace patterns ('x-{000000..001281}.tar') or globs, in quotes."""
+    """Shard files, brace patterns ('x-{000000..001281}.tar') or globs, in quotes; s3://, gs://
+    or az:// for shards in object storage."""
     out: str
-    """Store to write or to continue; its name ends in .parquet."""
+    """Store to write or to continue: a path or URL that ends in .parquet, or a path that ends
+    in .zarr."""
     teacher: str = "regnety_160.deit_in1k"
     """timm's name of the teacher; pretrained weights are fetched unless a checkpoint or
     random weights are given."""
@@ -90,7 +95,10 @@ class LabelConfig:
     views: int = 300
     """Views per sample: one per epoch of a student's run."""
     first_view: int = 0
-    """First view; give the number of views a store has to extend it."""
+    """First view."""
+    extend_to: int | None = None
+    """Give the store at --out so many views in all, with its own settings: only shards, the
+    file of the weights, and how the job runs are given. What is there stays."""
     views_per_part: int = 150
     """Views per part file: the unit of retry and commit."""
     seed: int = 0
@@ -119,6 +127,11 @@ class LabelConfig:
     """Run in this process, without Ray; writes the same bytes."""
     max_rejected: float = 0.01
     """Share of undecodable images above which the job fails."""
+    cache_dir: Path | None = None
+    """Where shards from object storage are kept, shared by all runs of a machine; by default
+    teacher-labels/shards in $XDG_CACHE_HOME or ~/.cache."""
+    cache_gb: float = 100.0
+    """Size of that directory; the least recently used shards go first."""
     drain_seconds: float = 20.0
     """After SIGTERM, time to finish parts under way before they are abandoned."""
     allow_low_agreement: bool = False
@@ -127,6 +140,10 @@ class LabelConfig:
     def __post_init__(self) -> None:
         if self.views < 1 or self.first_view < 0 or self.views_per_part < 1:
             raise ConfigError("--views and --views-per-part start at 1, --first-view at 0")
+        if self.extend_to not in (None, self.first_view + self.views):
+            raise ConfigError(
+                "--extend-to says which views to label; leave out --first-view and --views"
+            )
         if self.teacher_checkpoint is not None and self.teacher_random_weights is not None:
             raise ConfigError("give --teacher-checkpoint or --teacher-random-weights, not both")
         if not 0 <= self.max_rejected <= 1:
@@ -136,6 +153,7 @@ class LabelConfig:
             if value is not None and value < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} is {value}; use 1 or more")
         ColumnConfig.from_text(self.store)
+        _ = self.cache  # checks its own fields
         if self.precision == "fp16" and self.device == "cpu":
             raise ConfigError("--precision fp16 needs a GPU; use bf16 or fp32 on a CPU")
 
@@ -143,6 +161,11 @@ class LabelConfig:
         """Raise ``TeacherError`` if a checkpoint is given that is no file."""
         if self.teacher_checkpoint is not None and not self.teacher_checkpoint.is_file():
             raise TeacherError(f"--teacher-checkpoint {self.teacher_checkpoint}: no such file")
+
+    @property
+    def cache(self) -> CacheConfig:
+        """Where shards from object storage are kept."""
+        return CacheConfig(directory=self.cache_dir, gigabytes=self.cache_gb)
 
     @property
     def effective_mixing(self) -> MixConfig:
@@ -188,7 +211,7 @@ class LabelConfig:
 class IndexedShards:
     """The job's shards and what their indices say."""
 
-    paths: tuple[Path, ...]
+    paths: tuple[ShardFile, ...]
     infos: tuple[ShardInfo, ...]
     max_target: int
     max_target_at: str  # "shard, sample" of the highest class, for messages
@@ -205,7 +228,7 @@ class PartOrder:
     """One part to label: where from, as what, and where to."""
 
     part: PartKey
-    path: Path
+    path: ShardFile
     shard: ShardInfo
     identity: StoreIdentity
     out: str
@@ -233,19 +256,19 @@ class JobPlan:
             path=self.shards.paths[part.shard],
             shard=self.shards.infos[part.shard],
             identity=self.identity,
-            out=self.config.out,
+            out=parts_root(self.config.out),
         )
 
 
-def index_shards(patterns: Sequence[str]) -> IndexedShards:
-    """Index all shards of a job.
+def index_shards(patterns: Sequence[str], cache: CacheConfig | None = None) -> IndexedShards:
+    """Index all shards of a job; those in object storage are fetched into the cache.
 
     Raises ``ShardError`` for files that are no whole shards, and for two shards with the
     same keys, whose streams would be the same.
     """
-    paths = expand_shards(patterns)
+    paths = expand_shards(patterns, cache)
     infos: list[ShardInfo] = []
-    names: dict[str, Path] = {}
+    names: dict[str, ShardFile] = {}
     highest, highest_at, sorted_shards = -1, "", 0
     for number, path in enumerate(paths):
         shard = open_shard(path, number)
@@ -290,23 +313,18 @@ def plan_job(config: LabelConfig, shards: IndexedShards, teacher: TeacherIdentit
         )
     identity = config.identity(teacher)
     ours = fingerprints()
-    theirs = check_store(config.out, identity) or ours
+    theirs = begun_fingerprints(config.out, identity) or ours
     different = different_fingerprints(ours, theirs)
     if different:
         raise IdentityError(
             f"{config.out} was begun where these give other pixels: {', '.join(different)}; "
             f"install the versions named in {config.out}/_meta/runs, or use another --out"
         )
-    listed = listed_parts(config.out)
-    done: list[Committed] = []
-    covered: dict[int, set[int]] = {}
     infos = {info.number: info for info in shards.infos}
-    for part in find_parts(config.out):
-        if part.shard in infos:
-            committed = read_entry(config.out, part, identity.digest, infos[part.shard])
-            _require_listed_bytes(config.out, committed, listed)
-            done.append(committed)
-            covered.setdefault(part.shard, set()).update(range(part.first_view, part.end_view))
+    done = committed_parts(config.out, identity, infos)
+    covered: dict[int, set[int]] = {}
+    for part in (committed.entry.part for committed in done):
+        covered.setdefault(part.shard, set()).update(range(part.first_view, part.end_view))
     missing = [
         part
         for number in infos
@@ -320,19 +338,6 @@ def plan_job(config: LabelConfig, shards: IndexedShards, teacher: TeacherIdentit
         done=tuple(done),
         missing=tuple(missing),
     )
-
-
-def _require_listed_bytes(
-    root: Place, committed: Committed, listed: Mapping[PartKey, PartEntry]
-) -> None:
-    """Refuse a part that was damaged after a manifest listed it."""
-    entry = committed.entry
-    before = listed.get(entry.part, entry)
-    if before.sha256 != entry.sha256:
-        raise ChecksumError(
-            f"{open_folder(root).at(entry.part.path)}: sha256 is {entry.sha256}, the manifest says "
-            f"{before.sha256}; delete the file and run again, only this part will be redone"
-        )
 
 
 def _missing_parts(config: LabelConfig, shard: int, covered: set[int]) -> list[PartKey]:
@@ -431,12 +436,26 @@ class Progress:
             )
 
 
+def begin_job(plan: JobPlan) -> None:
+    """Claim the place where parts are committed; a finished Zarr store is taken apart first."""
+    out = plan.config.out
+    if plan.missing:
+        unpack_store(out)
+    if packed_store(out) is None:
+        claim_store(parts_root(out), plan.identity, plan.fingerprints)
+
+
 def finish_job(plan: JobPlan, run: Mapping[str, Any]) -> Manifest:
     """Verify the whole store, write its manifest and card, and this run's provenance."""
-    write_run(plan.config.out, plan.config, run)
-    return finish_store(
-        plan.config.out, plan.identity, plan.fingerprints, plan.shards.infos, card_text
-    )
+    out = plan.config.out
+    packed = packed_store(out)
+    if packed is not None:  # a Zarr store to which nothing was to be added
+        return packed.manifest
+    root = parts_root(out)
+    write_run(root, plan.config, run)
+    manifest = finish_store(root, plan.identity, plan.fingerprints, plan.shards.infos, card_text)
+    pack_store(out)
+    return manifest
 
 
 def write_run(root: Place, config: LabelConfig, run: Mapping[str, Any]) -> None:

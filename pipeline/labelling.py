@@ -11,13 +11,13 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.augment import apply_view, decode, image_size, view_digest
+from pipeline.cache import ShardFile
 from pipeline.config import AugmentConfig, ColumnConfig, MixConfig, StoreIdentity
 from pipeline.errors import DecodeError, TeacherError
 from pipeline.pairing import GroupPlaces, block_of, draw_group_mixing, draw_groups
@@ -44,7 +44,7 @@ __all__ = ["GroupTask", "PartBuilder", "augment_group", "group_tasks", "label_pa
 class GroupTask:
     """One group of a shard at the views of one block that a part covers."""
 
-    path: Path
+    path: ShardFile
     shard: ShardInfo
     group: int
     members: tuple[int, ...]  # sample indices in the shard, by place
@@ -56,7 +56,7 @@ class GroupTask:
 
 
 def group_tasks(
-    path: Path, shard: ShardInfo, part: PartKey, identity: StoreIdentity
+    path: ShardFile, shard: ShardInfo, part: PartKey, identity: StoreIdentity
 ) -> Iterator[GroupTask]:
     """Yield the tasks of one part, block by block."""
     mix = identity.mix
@@ -84,7 +84,7 @@ def run_task(task: GroupTask) -> AugmentedGroup:
 
 
 @lru_cache(maxsize=4)
-def _opened(path: Path, shard: ShardInfo) -> Shard:
+def _opened(path: ShardFile, shard: ShardInfo) -> Shard:
     return open_known_shard(path, shard)
 
 

@@ -45,6 +45,7 @@ class Run:
     processor: str = ""
     flip_rows: int = 0  # views that were labelled in fp32 too
     flips: int = 0  # of them, where fp32 gives another label
+    settings: Mapping[str, Any] | None = None  # of a label job
     error: str = ""
 
     @staticmethod
@@ -61,6 +62,7 @@ class Run:
             processor=str(values.get("machine", {}).get("processor", "")),
             flip_rows=int(preflight.get("flip_rows", 0)),
             flips=int(preflight.get("flips", 0)),
+            settings=values.get("settings"),
         )
 
 

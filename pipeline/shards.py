@@ -10,8 +10,9 @@ import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
+from typing import BinaryIO
 
+from pipeline.cache import RemoteShard, ShardFile
 from pipeline.config import canonical_json
 from pipeline.errors import ShardError
 from pipeline.records import Sample, ShardInfo
@@ -30,7 +31,7 @@ _SPECIAL = re.compile(r"^__[^/]*__($|/)")  # names that WebDataset keeps for its
 class Shard:
     """An open shard: its samples in file order, and its bytes, mapped into memory."""
 
-    path: Path
+    path: ShardFile
     info: ShardInfo
     samples: tuple[Sample, ...]
     _data: mmap.mmap = field(repr=False)
@@ -57,16 +58,18 @@ class _Member:
     size: int
 
 
-def open_shard(path: Path, number: int) -> Shard:
+def open_shard(path: ShardFile, number: int) -> Shard:
     """Map a shard and index it; ``number`` is its place in the job's list of shards.
+
+    A shard in object storage is fetched into the cache first, unless it is there.
 
     Each sample needs exactly one image and one target, ``<key>.cls`` (an integer as text)
     or ``<key>.json`` (field ``label``). Raises ``ShardError`` naming the shard and sample.
     """
     try:
-        if path.stat().st_size == 0:
+        if _size(path) == 0:
             raise ShardError(f"{path}: the shard is empty; fetch or pack it again")
-        with path.open("rb") as file:
+        with _open(path) as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
         raise ShardError(f"{path}: cannot read the shard: {error}") from error
@@ -92,7 +95,7 @@ def open_shard(path: Path, number: int) -> Shard:
     return Shard(path=path, info=info, samples=samples, _data=data)
 
 
-def open_known_shard(path: Path, known: ShardInfo) -> Shard:
+def open_known_shard(path: ShardFile, known: ShardInfo) -> Shard:
     """Open a shard that a store knows; raises ``ShardError`` if it is another one now."""
     shard = open_shard(path, known.number)
     cure = "use the very shards that were labelled, or label these"
@@ -109,7 +112,15 @@ def open_known_shard(path: Path, known: ShardInfo) -> Shard:
     return shard
 
 
-def match_shards(known: Sequence[ShardInfo], paths: Sequence[Path]) -> dict[int, Path]:
+def _open(path: ShardFile) -> BinaryIO:
+    return path.open() if isinstance(path, RemoteShard) else path.open("rb")
+
+
+def _size(path: ShardFile) -> int:
+    return path.size if isinstance(path, RemoteShard) else path.stat().st_size
+
+
+def match_shards(known: Sequence[ShardInfo], paths: Sequence[ShardFile]) -> dict[int, ShardFile]:
     """Return the file of each shard that a store knows, by number.
 
     Names and sizes are compared first, which costs no reading; contents are then checked
@@ -117,9 +128,9 @@ def match_shards(known: Sequence[ShardInfo], paths: Sequence[Path]) -> dict[int,
     so renamed and moved shards are recognised. Raises ``ShardError`` for a shard that is not
     among the files, and for a file that the store does not know.
     """
-    by_name: dict[tuple[str, int], list[Path]] = {}
+    by_name: dict[tuple[str, int], list[ShardFile]] = {}
     for path in paths:
-        by_name.setdefault((path.name, path.stat().st_size), []).append(path)
+        by_name.setdefault((path.name, _size(path)), []).append(path)
     found = {
         info.number: same[0]
         for info in known
@@ -134,7 +145,7 @@ def match_shards(known: Sequence[ShardInfo], paths: Sequence[Path]) -> dict[int,
             raise ShardError(
                 f"no file of --shards is the shard {info.name} ({info.samples} samples) that was "
                 "labelled; is it left out?"
-                + (f" {min(by_content.values())} is another one." if by_content else "")
+                + (f" {min(map(str, by_content.values()))} is another one." if by_content else "")
                 + " Shards that were packed, encoded or labelled again do not fit: use the very "
                 "shards that were labelled, or label these"
             )
@@ -142,12 +153,13 @@ def match_shards(known: Sequence[ShardInfo], paths: Sequence[Path]) -> dict[int,
     if by_content:
         raise ShardError(
             f"the store has no labels for {len(by_content)} of the given shards, the first is "
-            f"{min(by_content.values())}; leave them out, or run the label job on all shards"
+            f"{min(map(str, by_content.values()))}; leave them out, or run the label job on all "
+            "shards"
         )
     return found
 
 
-def _read_members(path: Path, data: mmap.mmap) -> dict[str, dict[str, _Member]]:
+def _read_members(path: ShardFile, data: mmap.mmap) -> dict[str, dict[str, _Member]]:
     """Return key -> extension -> member, in file order."""
     cure = "fetch or pack the shard again"
     members: dict[str, dict[str, _Member]] = {}
@@ -184,7 +196,7 @@ def _read_members(path: Path, data: mmap.mmap) -> dict[str, dict[str, _Member]]:
     return members
 
 
-def _sample(path: Path, data: mmap.mmap, key: str, parts: Mapping[str, _Member]) -> Sample:
+def _sample(path: ShardFile, data: mmap.mmap, key: str, parts: Mapping[str, _Member]) -> Sample:
     images = [extension for extension in IMAGE_EXTENSIONS if extension in parts]
     if len(images) != 1:
         found = ", ".join(sorted(parts))
@@ -202,7 +214,7 @@ def _sample(path: Path, data: mmap.mmap, key: str, parts: Mapping[str, _Member])
     )
 
 
-def _target(path: Path, data: mmap.mmap, key: str, parts: Mapping[str, _Member]) -> int:
+def _target(path: ShardFile, data: mmap.mmap, key: str, parts: Mapping[str, _Member]) -> int:
     cure = "each sample needs <key>.cls with its class index, or <key>.json with a label field"
     present = [extension for extension in TARGET_EXTENSIONS if extension in parts]
     if not present:

@@ -9,15 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.augment import apply_view, decode, image_size, view_digest
-from pipeline.errors import ChecksumError, DecodeError, IdentityError, ShardError, StoreError
-from pipeline.files import Folder, Place, expand_shards, sha256
+from pipeline.cache import CacheConfig
+from pipeline.errors import ChecksumError, DecodeError, IdentityError, ShardError
+from pipeline.files import Folder, Place, expand_shards
 from pipeline.fingerprints import different_fingerprints, fingerprints
 from pipeline.pairing import GroupPlaces, block_of, draw_group_mixing, draw_groups
 from pipeline.provenance import read_runs, versions
 from pipeline.records import NO_PARTNER, MixParams, PartRows, Pixels
 from pipeline.shards import Shard, match_shards, open_known_shard
-from pipeline.store import LabelStore, ParquetStore, find_parts, open_store
-from pipeline.store.manifest import CARD_PATH, IDENTITY_PATH, identity_bytes
+from pipeline.store import Agreement, LabelStore, open_store
 from pipeline.views import draw_view
 
 __all__ = ["Mismatch", "VerifyReport", "check_fingerprints", "verify_store"]
@@ -52,31 +52,38 @@ class VerifyReport:
 
 
 def verify_store(
-    place: Place, shards: Sequence[str] = (), *, every_digest: bool = False
+    place: Place,
+    shards: Sequence[str] = (),
+    *,
+    every_digest: bool = False,
+    cache: CacheConfig | None = None,
 ) -> VerifyReport:
     """Check every file of a store, and with shards redraw views that have a digest.
 
     Without shards: the manifest, the card, the identity, and each part's SHA-256, page
     checksums, rows and identity. With shards: every byte of their images too, and digests
     redrawn from them, a spread sample or all; rejected images must still not decode if all
-    are asked for.
+    are asked for. ``cache`` is where shards from object storage are kept.
 
     Raises ``StoreError`` for damage, ``ShardError`` for other shards, ``IdentityError`` if
     this machine's fingerprints differ. Views that differ are reported, not raised.
     """
     store = open_store(place)
-    _check_layout(store)
+    store.check_files()
+    store.check_companions()
     paths = {}
     if shards:
         check_fingerprints(store)
-        paths = match_shards(store.manifest.shards, expand_shards(shards))
+        paths = match_shards(store.manifest.shards, expand_shards(shards, cache))
     digests = redrawn = 0
     mismatches: list[Mismatch] = []
     hashed: set[int] = set()
+    agreements: list[Agreement] = []
     quota = -(-SAMPLED_DIGESTS // max(1, len(store.manifest.parts)))
     for entry in store.manifest.parts:
         rows = store.read_part(entry)
         _check_part(store, rows)
+        agreements.append(Agreement.of_rows(rows))
         places = np.argwhere(rows.has_digest)
         digests += len(places)
         if not shards:
@@ -92,10 +99,16 @@ def verify_store(
         if every_digest:
             mismatches += _rejections_that_decode(shard, rows)
     manifest = store.manifest
+    if Agreement.total(agreements) != manifest.agreement:
+        raise ChecksumError(
+            f"{store.root}: the labels agree with the true classes as "
+            f"{Agreement.total(agreements)}, the manifest says {manifest.agreement}; run the "
+            "label job again, it writes the manifest anew"
+        )
     return VerifyReport(
         parts=len(manifest.parts),
         labels=manifest.rows,
-        bytes=manifest.bytes,
+        bytes=store.stored_bytes,
         samples=sum(shard.samples for shard in manifest.shards),
         rejected=sum(len(rejections) for rejections in manifest.rejections.values()),
         digests=digests,
@@ -131,33 +144,7 @@ def _versions_of_runs(root: Folder) -> Mapping[str, str]:
     return next((run.versions for run in read_runs(root) if run.versions), {})
 
 
-def _check_layout(store: ParquetStore) -> None:
-    listed = {entry.part for entry in store.manifest.parts}
-    stray = [part.path for part in find_parts(store.root) if part not in listed]
-    if stray:
-        raise StoreError(
-            f"{store.root}: {len(stray)} parts are not in the manifest, the first is {stray[0]}; "
-            "a label job that adds to the store has not finished: run it again"
-        )
-    manifest = store.manifest
-    expected = {
-        CARD_PATH: manifest.card,
-        IDENTITY_PATH: sha256(identity_bytes(manifest.identity, manifest.fingerprints)),
-    }
-    for path, checksum in expected.items():
-        try:
-            actual = sha256(store.root.read_bytes(path))
-        except FileNotFoundError:
-            actual = "missing"
-        if actual != checksum:
-            raise ChecksumError(
-                f"{store.root.at(path)}: sha256 is {actual}, by the manifest it is {checksum}; "
-                "labels do not depend on it: restore the file"
-                + (", or run the label job again" if path == CARD_PATH else "")
-            )
-
-
-def _check_part(store: ParquetStore, rows: PartRows) -> None:
+def _check_part(store: LabelStore, rows: PartRows) -> None:
     manifest, part = store.manifest, rows.part
     shard = manifest.by_shard[part.shard]
     known = {rejection.key for rejection in manifest.rejections.get(part.shard, ())}

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline.cache import CacheConfig
 from pipeline.config import canonical_json
 from pipeline.errors import ConfigError
 from pipeline.planning import PlanConfig
@@ -28,6 +29,8 @@ _FREE_FIELDS = frozenset(
         "workers",
         "threads",
         "audit",
+        "cache_dir",
+        "cache_gb",
         "eval_batch_size",
         "log_every",
         "checkpoint_epochs",
@@ -50,15 +53,15 @@ class TrainConfig:
     """
 
     labels: str
-    """Label store (the directory that ends in .parquet)."""
+    """Label store: the directory or URL that ends in .parquet."""
     shards: tuple[str, ...]
     """The shards that were labelled: files, brace patterns ('x-{000..127}.tar') or globs, in
-    quotes."""
+    quotes; s3://, gs:// or az:// for shards in object storage."""
     output: Path
     """Directory of this run: last.pt, best.pt, config.json, metrics.jsonl, TensorBoard's log."""
     val_shards: tuple[str, ...] = ()
     """Validation shards; without them nothing is evaluated and there is no best.pt."""
-    val_labels: Path | None = None
+    val_labels: str | None = None
     """Label store of the validation shards (center views, no mixing): shows the teacher's
     accuracy beside the student's, and how often they agree."""
     model: str = "deit_tiny_distilled_patch16_224"
@@ -143,6 +146,11 @@ class TrainConfig:
     """CPU threads of PyTorch; all cores by default."""
     workers: int = 2
     """Processes that decode and augment; 0 does it in the training process."""
+    cache_dir: Path | None = None
+    """Where shards from object storage are kept, shared by all runs of a machine; by default
+    teacher-labels/shards in $XDG_CACHE_HOME or ~/.cache."""
+    cache_gb: float = 100.0
+    """Size of that directory; the least recently used shards go first."""
     audit: bool = True
     """Compare each replayed view that has a digest with it, and stop where they differ."""
     eval_batch_size: int = 256
@@ -198,12 +206,17 @@ class TrainConfig:
         if self.teacher_in_loop and self.distillation == "none":
             raise ConfigError("--teacher-in-loop with --distillation none: drop one of them")
         parse_model_args(self.model_args)
-        _ = self.plan  # checks its own fields
+        _ = self.plan, self.cache  # they check their own fields
 
     def _require(self, name: str, condition: bool, cure: str) -> None:
         if not condition:
             flag = name.replace("_", "-")
             raise ConfigError(f"--{flag} is {getattr(self, name)}; {cure}")
+
+    @property
+    def cache(self) -> CacheConfig:
+        """Where shards from object storage are kept."""
+        return CacheConfig(directory=self.cache_dir, gigabytes=self.cache_gb)
 
     @property
     def plan(self) -> PlanConfig:
@@ -259,7 +272,7 @@ class EvaluateConfig:
     """last.pt or best.pt of a run."""
     val_shards: tuple[str, ...]
     """Validation shards: files, brace patterns or globs, in quotes."""
-    val_labels: Path | None = None
+    val_labels: str | None = None
     """Label store of these shards (center views, no mixing), for the teacher's part."""
     eval_batch_size: int = 256
     """Rows of a batch."""
@@ -277,6 +290,10 @@ class EvaluateConfig:
     """CPU threads of PyTorch; all cores by default."""
     workers: int = 2
     """Processes that decode; 0 does it in this one."""
+    cache_dir: Path | None = None
+    """Where shards from object storage are kept, as train-student has it."""
+    cache_gb: float = 100.0
+    """Size of that directory."""
 
     def __post_init__(self) -> None:
         if self.eval_batch_size < 1 or self.workers < 0 or (self.threads or 1) < 1:
@@ -285,6 +302,12 @@ class EvaluateConfig:
             raise ConfigError(f"--eval-fraction is {self.eval_fraction}; use more than 0, up to 1")
         if self.plot is not None and not self.analysis:
             raise ConfigError("--plot draws the analysis; give --analysis too")
+        _ = self.cache  # checks its own fields
+
+    @property
+    def cache(self) -> CacheConfig:
+        """Where shards from object storage are kept."""
+        return CacheConfig(directory=self.cache_dir, gigabytes=self.cache_gb)
 
 
 def _plain(value: object, real: bool) -> object:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pipeline.cache import ShardFile
 from pipeline.config import canonical_json
 from pipeline.errors import StoreError
 from pipeline.files import expand_shards
@@ -26,8 +27,8 @@ class Inputs:
     """A store, the shards it labels, validation shards, and the order of training."""
 
     store: LabelStore
-    shards: Mapping[int, Path]  # by the store's shard numbers
-    validation: tuple[Path, ...]
+    shards: Mapping[int, ShardFile]  # by the store's shard numbers
+    validation: tuple[ShardFile, ...]
     plan: TrainingPlan
 
     def run_identity(self, config: TrainConfig) -> RunIdentity:
@@ -57,8 +58,9 @@ def open_inputs(config: TrainConfig) -> Inputs:
             "label again with --store topk=10, or train with --distillation hard"
         )
     check_fingerprints(store)
-    paths = match_shards(store.manifest.shards, expand_shards(config.shards))
-    validation = expand_shards(config.val_shards) if config.val_shards else ()
+    cache = config.cache
+    paths = match_shards(store.manifest.shards, expand_shards(config.shards, cache))
+    validation = expand_shards(config.val_shards, cache) if config.val_shards else ()
     plan = TrainingPlan(store.manifest, config.plan)
     return Inputs(store=store, shards=paths, validation=validation, plan=plan)
 

@@ -63,7 +63,8 @@ def batch_memory(*shape: int) -> Tensor:
     if get_worker_info() is None:
         return torch.empty(shape, dtype=torch.uint8)
     memory = torch.empty(0, dtype=torch.uint8)
-    memory.set_(torch.UntypedStorage._new_shared(math.prod(shape)), 0, shape)  # type: ignore[call-overload, no-untyped-call]
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
+    memory.set_(storage, 0, shape)  # type: ignore[call-overload]
     return memory
 
 

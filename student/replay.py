@@ -10,7 +10,6 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pipeline.augment import apply_view, decode, image_size, view_digest
+from pipeline.cache import ShardFile
 from pipeline.errors import DecodeError, ReplayError, ShardError
 from pipeline.pairing import draw_mix
 from pipeline.planning import PlannedBatch, TrainingPlan
@@ -87,7 +87,7 @@ class ReplayDataset(Dataset[StudentBatch]):
     def __init__(
         self,
         store: LabelStore,
-        shards: Mapping[int, Path],
+        shards: Mapping[int, ShardFile],
         plan: TrainingPlan,
         *,
         rank: int = 0,
@@ -158,7 +158,7 @@ class ReplayDataset(Dataset[StudentBatch]):
             topk_prob=None if topk_prob is None else topk_prob.float() / 255,
         )
 
-    def path(self, shard: int) -> Path:
+    def path(self, shard: int) -> ShardFile:
         """Return the file of a shard, by its number."""
         return self._paths[shard]
 

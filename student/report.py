@@ -64,7 +64,7 @@ def evaluate_checkpoint(config: EvaluateConfig) -> CheckpointReport:
     views = AugmentConfig(**student["views"])
     if config.eval_fraction is not None:
         views = centre_views(views, config.eval_fraction)
-    paths = expand_shards(config.val_shards)
+    paths = expand_shards(config.val_shards, config.cache)
     labels = config.val_labels
     dataset = ValidationDataset(
         paths,

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pipeline.augment import apply_view, decode, image_size
+from pipeline.cache import ShardFile
 from pipeline.config import AugmentConfig
 from pipeline.errors import DecodeError, ShardError, StoreError
 from pipeline.shards import Shard, match_shards, open_shard
@@ -66,7 +66,7 @@ def centre_views(
     )
 
 
-def read_teacher_labels(store: Path, shards: Sequence[Path]) -> Mapping[Path, NDArray[np.int64]]:
+def read_teacher_labels(store: str, shards: Sequence[ShardFile]) -> Mapping[str, NDArray[np.int64]]:
     """Return the teacher's label of each sample of validation shards, -1 where it has none.
 
     Raises ``StoreError`` if the store's views are not plain centre views, ``ShardError`` if
@@ -86,7 +86,7 @@ def read_teacher_labels(store: Path, shards: Sequence[Path]) -> Mapping[Path, ND
     found = {}
     for number, path in numbers.items():
         rows = labels.read_view(number, view)
-        found[path] = np.where(rows.accepted, rows.label.astype(np.int64), NO_LABEL)
+        found[str(path)] = np.where(rows.accepted, rows.label.astype(np.int64), NO_LABEL)
     return found
 
 
@@ -99,12 +99,12 @@ class ValidationDataset(Dataset[ValidationBatch]):
 
     def __init__(
         self,
-        paths: Sequence[Path],
+        paths: Sequence[ShardFile],
         views: AugmentConfig,
         *,
         classes: int,
         batch_size: int,
-        labels: Mapping[Path, NDArray[np.int64]] | None = None,
+        labels: Mapping[str, NDArray[np.int64]] | None = None,
     ) -> None:
         self._paths, self._batch_size = tuple(paths), batch_size
         self.views = views
@@ -170,6 +170,6 @@ class ValidationDataset(Dataset[ValidationBatch]):
                 "mend or remove it, so that accuracies count the same images everywhere"
             ) from error
         params = draw_view(0, 0, image_size(image), self.views)
-        labels = self._labels.get(shard.path)
+        labels = self._labels.get(str(self._paths[number]))
         teacher = NO_LABEL if labels is None else int(labels[index])
         return apply_view(image, params, self.views), sample.target, teacher

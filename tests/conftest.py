@@ -15,6 +15,7 @@ from hypothesis import settings
 
 from pipeline.store import ParquetStore
 from tests.factories import write_shard
+from tests.object_storage import s3, s3_server  # noqa: F401 - fixtures
 
 # Derandomised, so that a test that passes here passes everywhere.
 settings.register_profile("laws", max_examples=25, deadline=None, derandomize=True)

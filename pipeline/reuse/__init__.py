@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from pipeline.reuse.diff import Disagreement, MarginFlips, StoreDiff, diff_stores
+from pipeline.reuse.extend import extend_command, extended_config
+from pipeline.reuse.merge import MergeReport, merge_stores
 from pipeline.reuse.stats import ClassStats, EntropyStats, StoreStats, ViewStats, store_stats
+from pipeline.reuse.thin import ThinReport, thin_store
 
 __all__ = [
     "ClassStats",
     "Disagreement",
     "EntropyStats",
     "MarginFlips",
+    "MergeReport",
     "StoreDiff",
     "StoreStats",
+    "ThinReport",
     "ViewStats",
     "diff_stores",
+    "extend_command",
+    "extended_config",
+    "merge_stores",
     "store_stats",
+    "thin_store",
 ]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pipeline.errors import IncompleteStoreError, StoreError
-from pipeline.files import Place, open_folder
 from pipeline.store.columns import bytes_per_label
 from pipeline.store.commit import (
     Committed,
@@ -11,13 +9,25 @@ from pipeline.store.commit import (
     check_store,
     claim_store,
     commit_part,
+    copy_part,
+    different_column,
     find_parts,
     finish_store,
     read_entry,
 )
 from pipeline.store.contract import LabelStore
+from pipeline.store.export import export_store
 from pipeline.store.manifest import Agreement, Manifest, PartEntry, listed_parts, read_manifest
+from pipeline.store.opening import open_store, parts_root
 from pipeline.store.parquet import ParquetStore
+from pipeline.store.place import (
+    begun_fingerprints,
+    check_out,
+    committed_parts,
+    pack_store,
+    packed_store,
+    unpack_store,
+)
 
 __all__ = [
     "Agreement",
@@ -26,30 +36,25 @@ __all__ = [
     "Manifest",
     "ParquetStore",
     "PartEntry",
+    "begun_fingerprints",
     "bytes_per_label",
+    "check_out",
     "check_place",
     "check_store",
     "claim_store",
     "commit_part",
+    "committed_parts",
+    "copy_part",
+    "different_column",
+    "export_store",
     "find_parts",
     "finish_store",
     "listed_parts",
     "open_store",
+    "pack_store",
+    "packed_store",
+    "parts_root",
     "read_entry",
     "read_manifest",
+    "unpack_store",
 ]
-
-
-def open_store(place: Place) -> ParquetStore:
-    """Open a finished store; reads the manifest alone.
-
-    Raises ``StoreError`` if there is none at ``place``.
-    """
-    folder = open_folder(place)
-    if not folder.exists():
-        raise IncompleteStoreError(f"{folder}: there is no label store here; check the path")
-    if folder.is_a_file() or not folder.name.endswith(".parquet"):
-        raise StoreError(
-            f"{folder} is no label store: give the directory whose name ends in .parquet"
-        )
-    return ParquetStore(folder, read_manifest(folder))

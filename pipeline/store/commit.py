@@ -19,6 +19,7 @@ from pipeline.config import StoreIdentity, different_fields
 from pipeline.errors import IdentityError, IncompleteStoreError, RejectionError, StoreError
 from pipeline.files import Folder, Place, open_folder, sha256
 from pipeline.records import OPTIONAL_COLUMNS, PartKey, PartRows, Rejection, ShardInfo
+from pipeline.store.contract import LabelStore
 from pipeline.store.manifest import (
     CARD_PATH,
     IDENTITY_PATH,
@@ -36,9 +37,12 @@ __all__ = [
     "check_store",
     "claim_store",
     "commit_part",
+    "copy_part",
+    "different_column",
     "find_parts",
     "finish_store",
     "read_entry",
+    "require_identity",
 ]
 
 _PART_PATH = re.compile(r"^shard=(\d+)/view-(\d{5,})-(\d{5,})\.parquet$")
@@ -76,7 +80,10 @@ def check_place(root: Place) -> None:
     if not folder.name.endswith(".parquet"):
         raise StoreError(f"--out {folder}: the name of a store must end in .parquet")
     if folder.is_a_file():
-        raise StoreError(f"--out {folder} is a file; give the path of a new or existing directory")
+        raise StoreError(
+            f"--out {folder} is a file; give the path of a new or existing directory (a store in "
+            "one file is added to by `label-store export` to a directory first)"
+        )
     if not folder.exists(IDENTITY_PATH) and folder.list():
         raise StoreError(f"--out {folder} is not empty and is no label store; give another path")
 
@@ -97,14 +104,19 @@ def check_store(root: Place, identity: StoreIdentity) -> Mapping[str, int] | Non
         return None
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{path} is damaged ({error!r}); use another --out") from error
-    different = different_fields(identity.to_json(), their_fields)
+    require_identity(folder, identity, their_fields)
+    return their_prints
+
+
+def require_identity(place: Place, identity: StoreIdentity, theirs: Mapping[str, object]) -> None:
+    """Raise ``IdentityError`` naming the fields in which a store's identity differs."""
+    different = different_fields(identity.to_json(), theirs)
     if different:
         raise IdentityError(
-            f"{folder} holds labels of another identity (ours / the store's):\n  "
+            f"{place} holds labels of another identity (ours / the store's):\n  "
             + "\n  ".join(different)
             + "\nuse the store's settings to add to it, or another --out"
         )
-    return their_prints
 
 
 def commit_part(root: Place, rows: PartRows) -> Committed:
@@ -112,8 +124,25 @@ def commit_part(root: Place, rows: PartRows) -> Committed:
 
     Raises ``StoreError`` if it is there with other rows.
     """
-    data = encode_part(rows)
-    folder, path = open_folder(root), rows.part.path
+    return _commit(open_folder(root), rows, encode_part(rows))
+
+
+def copy_part(root: Place, source: LabelStore, entry: PartEntry, part: PartKey) -> Committed:
+    """Commit a part of another store as ``part``, which may have another shard's number.
+
+    A part that the source keeps as a file is copied byte for byte, after verification.
+    Raises what ``commit_part`` and ``LabelStore.read_part`` do.
+    """
+    data = source.read_file(entry)
+    if data is None:
+        rows = dataclasses.replace(source.read_part(entry), part=part)
+        return commit_part(root, rows)
+    rows = decode_part(data, entry.part, source.root.at(entry.part.path))
+    return _commit(open_folder(root), dataclasses.replace(rows, part=part), data)
+
+
+def _commit(folder: Folder, rows: PartRows, data: bytes) -> Committed:
+    path = rows.part.path
     if not folder.commit_new(path, data):
         committed = folder.read_bytes(path)
         if committed != data:
@@ -129,16 +158,22 @@ def _require_same_rows(ours: PartRows, theirs: PartRows, path: str) -> None:
             f"{path}: committed with the rejections {_keys(theirs.rejections)}, now it is "
             f"{_keys(ours.rejections)}; the shard or the decoder changed in between"
         )
+    different = different_column(ours, theirs)
+    if different:
+        raise StoreError(
+            f"{path}: committed with another {different} than this run's; two machines do not "
+            "agree: run `label-store verify` on the store, and label with one kind of hardware"
+        )
+
+
+def different_column(ours: PartRows, theirs: PartRows) -> str | None:
+    """Return the first column in which rows of the same samples differ, and in how many."""
     exact = ("identity", "content_hash", "image_hash", "target", "seed", "label", "digest")
     for name in (*exact, *OPTIONAL_COLUMNS):
         mine, other = np.asarray(getattr(ours, name)), np.asarray(getattr(theirs, name))
         if not np.array_equal(mine, other):
-            raise StoreError(
-                f"{path}: committed with another {name} than this run's "
-                f"({int((mine != other).sum())} of {mine.size} values differ); two machines do "
-                "not agree: run `label-store verify` on the store, and label with one kind of "
-                "hardware"
-            )
+            return f"{name} ({int((mine != other).sum())} of {mine.size} values differ)"
+    return None
 
 
 def _keys(rejections: Sequence[Rejection]) -> str:

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 from pipeline.config import StoreIdentity
-from pipeline.files import Folder
+from pipeline.errors import ChecksumError
+from pipeline.files import Folder, sha256
 from pipeline.records import PartRows, ShardView
-from pipeline.store.manifest import Manifest, PartEntry
+from pipeline.store.manifest import (
+    CARD_PATH,
+    IDENTITY_PATH,
+    META_PREFIX,
+    Manifest,
+    PartEntry,
+    identity_bytes,
+)
 
 __all__ = ["LabelStore"]
 
@@ -16,7 +25,8 @@ class LabelStore(ABC):
     """A finished store, open for reading.
 
     Opening reads the manifest alone. A store may be pickled to worker processes and read
-    from several; every part's checksum is verified when a process first reads it.
+    from several; all bytes that a label is read from are verified when a process first reads
+    them.
     """
 
     def __init__(self, root: Folder, manifest: Manifest) -> None:
@@ -27,6 +37,11 @@ class LabelStore(ABC):
     def identity(self) -> StoreIdentity:
         """What the store's labels depend on."""
         return self.manifest.identity
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all files with labels."""
+        return self.manifest.bytes
 
     @abstractmethod
     def read_view(self, shard: int, view: int) -> ShardView:
@@ -42,3 +57,41 @@ class LabelStore(ABC):
 
         Raises ``ChecksumError`` if its bytes are not those that were committed.
         """
+
+    def read_file(self, entry: PartEntry) -> bytes | None:
+        """Return a part's Parquet file, checked; None where the store keeps no such files.
+
+        Raises what ``read_part`` does.
+        """
+        return None
+
+    @abstractmethod
+    def check_files(self) -> None:
+        """Raise ``StoreError`` for files that the manifest does not list.
+
+        Checks those bytes, too, that ``read_part`` does not read.
+        """
+
+    def companions(self) -> Mapping[str, bytes]:
+        """Return the files that travel with a store, by path: card, identity, its runs."""
+        paths = [CARD_PATH, *self.root.list(META_PREFIX)]
+        return {path: self.root.read_bytes(path) for path in paths if self.root.exists(path)}
+
+    def check_companions(self) -> None:
+        """Raise ``ChecksumError`` unless card and identity are those of the manifest."""
+        manifest = self.manifest
+        expected = {
+            CARD_PATH: manifest.card,
+            IDENTITY_PATH: sha256(identity_bytes(manifest.identity, manifest.fingerprints)),
+        }
+        for path, checksum in expected.items():
+            try:
+                actual = sha256(self.root.read_bytes(path))
+            except FileNotFoundError:
+                actual = "missing"
+            if actual != checksum:
+                raise ChecksumError(
+                    f"{self.root.at(path)}: sha256 is {actual}, by the manifest it is {checksum}; "
+                    "labels do not depend on it: restore the file"
+                    + (", or run the label job again" if path == CARD_PATH else "")
+                )

@@ -23,6 +23,8 @@ __all__ = [
     "CARD_PATH",
     "IDENTITY_PATH",
     "MANIFEST_PATH",
+    "MAX_ROWS",
+    "META_PREFIX",
     "RUNS_PATH",
     "Agreement",
     "Manifest",
@@ -40,6 +42,7 @@ MANIFEST_PATH = "_manifest.json"
 IDENTITY_PATH = "_meta/identity.json"
 RUNS_PATH = "_meta/runs/"
 CARD_PATH = "_README.md"
+META_PREFIX = "_meta/"
 
 MAX_ROWS = 1 << 26
 """Rows of a part: more are refused, since a part is decoded whole (about 2 GB at this size)."""
@@ -92,6 +95,11 @@ class Manifest:
     parts: tuple[PartEntry, ...]
     agreement: Agreement  # of all labels with the true classes
     card: str = ""  # SHA-256 of the card
+
+    @cached_property
+    def identity_digest(self) -> str:
+        """The identity's digest, worked out once."""
+        return self.identity.digest
 
     @cached_property
     def by_shard(self) -> Mapping[int, ShardInfo]:
@@ -155,7 +163,7 @@ class Manifest:
         return {
             "format_version": FORMAT_VERSION,
             "identity": self.identity.to_json(),
-            "identity_digest": self.identity.digest,
+            "identity_digest": self.identity_digest,
             "fingerprints": dict(self.fingerprints),
             "card": self.card,
             "shards": [dataclasses.asdict(shard) for shard in self.shards],

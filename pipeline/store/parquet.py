@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from pipeline.config import FORMAT_VERSION, ColumnConfig, canonical_json, check_version
 from pipeline.errors import ChecksumError, ConfigError, StoreError
@@ -25,12 +26,22 @@ from pipeline.store.columns import (
     to_arrow,
 )
 from pipeline.store.contract import LabelStore
-from pipeline.store.manifest import Manifest, PartEntry
+from pipeline.store.manifest import MAX_ROWS, Manifest, PartEntry
+from pipeline.store.pages import check_pages
 from pipeline.store.views import PartViews
 
-__all__ = ["ParquetStore", "decode_part", "encode_part", "read_part_header"]
+__all__ = [
+    "ParquetStore",
+    "decode_part",
+    "encode_part",
+    "part_schema",
+    "rows_of_table",
+    "table_of",
+    "write_options",
+]
 
 _METADATA = b"teacher_labels"
+_CURE = "delete the file and run the label job again, it will redo only this part"
 _CACHED_PARTS = 24  # about a megabyte each
 
 _FIELDS = (
@@ -43,8 +54,8 @@ _FIELDS = (
 )
 
 
-def encode_part(rows: PartRows) -> bytes:
-    """Return the part's file: the same bytes for the same rows, with one PyArrow release."""
+def table_of(rows: PartRows) -> pa.Table:
+    """Return the columns of a part as a table, without metadata."""
     samples, views = rows.label.shape
     keys = pa.DictionaryArray.from_arrays(
         pa.array(np.repeat(np.arange(samples, dtype=np.int32), views)),
@@ -60,6 +71,34 @@ def encode_part(rows: PartRows) -> bytes:
         pa.array(rows.digest.reshape(-1).astype(np.uint32), mask=~rows.has_digest.reshape(-1)),
         *to_arrow(rows),
     ]
+    return pa.Table.from_arrays(columns, schema=part_schema(columns_of(rows)))
+
+
+def write_options(kept: ColumnConfig) -> dict[str, Any]:
+    """Return how columns are encoded, as arguments of PyArrow's writers."""
+    return {
+        "version": "2.6",
+        "compression": "zstd",
+        "compression_level": 9,
+        "use_dictionary": ["key", "seed", "target"],
+        "column_encoding": {
+            "view": "DELTA_BINARY_PACKED",
+            "label": "PLAIN",
+            "digest": "PLAIN",
+            **storage_options(kept),
+        },
+        "write_page_checksum": True,
+        "data_page_size": 1 << 20,
+    }
+
+
+def encode_part(rows: PartRows) -> bytes:
+    """Return the part's file: the same bytes for the same rows, with one PyArrow release."""
+    if rows.label.size > MAX_ROWS:
+        raise StoreError(
+            f"{rows.part.path} would have {rows.label.size} rows, and a part has at most "
+            f"{MAX_ROWS}; use fewer --views-per-part"
+        )
     kept = columns_of(rows)
     header = {
         "format_version": FORMAT_VERSION,
@@ -73,38 +112,107 @@ def encode_part(rows: PartRows) -> bytes:
         "columns": asdict(kept),
         "rejections": [asdict(rejection) for rejection in rows.rejections],
     }
-    fields = [*_FIELDS, *column_fields(kept)]
-    schema = pa.schema(fields, {_METADATA: canonical_json(header)})
+    table = table_of(rows).replace_schema_metadata({_METADATA: canonical_json(header)})
     sink = pa.BufferOutputStream()
-    pq.write_table(
-        pa.Table.from_arrays(columns, schema=schema),
-        sink,
-        row_group_size=max(1, samples * views),
-        version="2.6",
-        compression="zstd",
-        compression_level=9,
-        use_dictionary=["key", "seed", "target"],
-        column_encoding={
-            "view": "DELTA_BINARY_PACKED",
-            "label": "PLAIN",
-            "digest": "PLAIN",
-            **storage_options(kept),
-        },
-        write_page_checksum=True,
-        data_page_size=1 << 20,
-    )
+    pq.write_table(table, sink, row_group_size=max(1, len(table)), **write_options(kept))
     data: bytes = sink.getvalue().to_pybytes()
     return data
 
 
-def read_part_header(data: bytes, part: PartKey, name: str) -> dict[str, Any]:
-    """Return the part's header; ``name`` is for messages.
+def decode_part(data: bytes, part: PartKey, name: str, *, trusted: bool = False) -> PartRows:
+    """Return what a part file holds, after checking its pages' checksums and its rows.
 
-    Raises ``StoreError`` if this is not the part that its path says.
+    ``trusted`` bytes have a SHA-256 that a manifest vouches for. They were checked before it
+    was written, so page checksums and the order of rows are not checked again. Raises
+    ``StoreError`` if this is not the part that its path says, ``ChecksumError`` if it is
+    damaged; ``name`` is for messages.
     """
+    file, header = _open_part(data, part, name, trusted=trusted)
     try:
-        metadata = pq.read_metadata(pa.BufferReader(data)).metadata or {}
-        header = json.loads(metadata[_METADATA])
+        columns = ColumnConfig(**header["columns"])
+        names = part_schema(columns).names
+        rejections = tuple(Rejection(**one) for one in header["rejections"])
+        rows = (int(header["samples"]) - len(rejections)) * part.views
+        if rows > MAX_ROWS or file.metadata.num_rows != rows or file.schema_arrow.names != names:
+            raise ValueError(
+                f"{file.metadata.num_rows} rows of {file.schema_arrow.names}, not {rows} of {names}"
+            )
+        for group in range(file.num_row_groups):
+            check_pages(data, 0, file.metadata.row_group(group), rows)
+        if trusted:
+            names.remove("view")
+        # Without rows there are no pages whose claims could be checked.
+        table = (
+            file.read(columns=names, use_threads=False)
+            if rows
+            else part_schema(columns).empty_table()
+        )
+        return rows_of_table(
+            table,
+            columns,
+            part=part,
+            identity=header["identity"],
+            key_hash=header["key_hash"],
+            content_hash=header["content_hash"],
+            image_hash=header["image_hash"],
+            samples=int(header["samples"]),
+            rejections=rejections,
+        )
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+        raise ChecksumError(
+            f"{name} is damaged ({error}); delete the file and run the label job again, it "
+            "will redo only this part"
+        ) from error
+
+
+def rows_of_table(table: pa.Table, columns: ColumnConfig, **header: Any) -> PartRows:
+    """Return a part's rows; ``header`` has those fields that no column holds.
+
+    Raises ``ValueError`` if the number of rows does not fit. If the table has the numbers of
+    the views, the order of its rows is checked as well.
+    """
+    part: PartKey = header["part"]
+    shape = (header["samples"] - len(header["rejections"]), part.views)
+    key = table["key"].combine_chunks()
+    digest = table["digest"].combine_chunks()
+    places = key.indices.to_numpy().reshape(shape)
+    keys = key.dictionary.to_pylist()
+    target, seed = (_numbers(table, name).reshape(shape) for name in ("target", "seed"))
+    if "view" in table.column_names:
+        expected = np.arange(part.first_view, part.end_view, dtype=np.uint32)
+        if (_numbers(table, "view").reshape(shape) != expected).any():
+            raise ValueError("views are out of order")
+        if any((one != one[:, :1]).any() for one in (places, target, seed)):
+            raise ValueError("rows of one sample are not together")
+    optional: dict[str, Any] = from_arrow(table, columns, shape)
+    return PartRows(
+        **header,
+        keys=tuple(keys[place] for place in places[:, 0].tolist()),
+        target=target[:, 0].copy(),
+        seed=seed[:, 0].copy(),
+        label=_numbers(table, "label").reshape(shape),
+        digest=digest.fill_null(0).to_numpy(zero_copy_only=False).reshape(shape),
+        has_digest=_are_there(digest).reshape(shape),
+        **optional,
+    )
+
+
+def part_schema(columns: ColumnConfig) -> pa.Schema:
+    """Return the columns of a part, in order, without metadata."""
+    return pa.schema([*_FIELDS, *column_fields(columns)])
+
+
+def _open_part(
+    data: bytes, part: PartKey, name: str, *, trusted: bool
+) -> tuple[pq.ParquetFile, dict[str, Any]]:
+    """Open a part and return it with its header."""
+    try:
+        file = pq.ParquetFile(
+            pa.BufferReader(data),
+            page_checksum_verification=not trusted,
+            read_dictionary=["key"],
+        )
+        header = json.loads((file.metadata.metadata or {})[_METADATA])
         version, views = header["format_version"], (header["first_view"], header["views"])
     except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
         raise StoreError(
@@ -114,72 +222,20 @@ def read_part_header(data: bytes, part: PartKey, name: str) -> dict[str, Any]:
     check_version(version, name)
     if views != (part.first_view, part.views):
         raise StoreError(f"{name} holds views {views}, not those of its name; rename it back")
-    return dict(header)
-
-
-def decode_part(data: bytes, part: PartKey, name: str, *, trusted: bool = False) -> PartRows:
-    """Return what a part file holds, after checking its pages' checksums and its shape.
-
-    ``trusted`` bytes have a SHA-256 that a manifest vouches for, so they were checked when it
-    was written, and page checksums and the numbers of the views are passed over.
-    """
-    header = read_part_header(data, part, name)
-    try:
-        columns = ColumnConfig(**header["columns"])
-        file = pq.ParquetFile(
-            pa.BufferReader(data),
-            page_checksum_verification=not trusted,
-            read_dictionary=["key"],
-        )
-        names = _names(columns)
-        rejections = tuple(Rejection(**one) for one in header["rejections"])
-        samples = int(header["samples"]) - len(rejections)
-        if file.metadata.num_rows != samples * part.views or file.schema_arrow.names != names:
-            raise ValueError(
-                f"{file.metadata.num_rows} rows of {file.schema_arrow.names} for {samples} "
-                f"samples, {part.views} views and {columns}"
-            )
-        if trusted:
-            names.remove("view")
-        table = file.read(columns=names, use_threads=False)
-        shape = (samples, part.views)
-        if not trusted:
-            expected = np.arange(part.first_view, part.end_view, dtype=np.uint32)
-            if (_numbers(table, "view").reshape(shape) != expected).any():
-                raise ValueError("views are out of order")
-        key = table["key"].combine_chunks()
-        digest = table["digest"].combine_chunks()
-        places = key.indices.to_numpy()[:: part.views]
-        names_of_places = key.dictionary.to_pylist()
-        return PartRows(
-            part=part,
-            identity=header["identity"],
-            key_hash=header["key_hash"],
-            content_hash=header["content_hash"],
-            image_hash=header["image_hash"],
-            samples=int(header["samples"]),
-            rejections=rejections,
-            keys=tuple(names_of_places[place] for place in places.tolist()),
-            target=_numbers(table, "target").reshape(shape)[:, 0].copy(),
-            seed=_numbers(table, "seed").reshape(shape)[:, 0].copy(),
-            label=_numbers(table, "label").reshape(shape),
-            digest=digest.fill_null(0).to_numpy(zero_copy_only=False).reshape(shape),
-            has_digest=digest.is_valid().to_numpy(zero_copy_only=False).reshape(shape),
-            **from_arrow(table, columns, shape),
-        )
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, ConfigError) as error:
-        raise ChecksumError(
-            f"{name} is damaged ({error}); delete the file and run the label job again, it "
-            "will redo only this part"
-        ) from error
-
-
-def _names(columns: ColumnConfig) -> list[str]:
-    return [field.name for field in (*_FIELDS, *column_fields(columns))]
+    return file, dict(header)
 
 
 def _numbers(table: pa.Table, name: str) -> Any:
     return table[name].combine_chunks().to_numpy(zero_copy_only=False)
+
+
+def _are_there(values: pa.Array) -> NDArray[np.bool_]:
+    """Return which values are not null: several times faster than ``is_valid``."""
+    bitmap = values.buffers()[0]
+    if bitmap is None:
+        return np.ones(len(values), np.bool_)
+    bits = np.unpackbits(np.frombuffer(bitmap, np.uint8), bitorder="little")
+    return bits[values.offset : values.offset + len(values)].view(np.bool_)
 
 
 class ParquetStore(LabelStore):
@@ -187,7 +243,7 @@ class ParquetStore(LabelStore):
 
     def __init__(self, root: Folder, manifest: Manifest) -> None:
         super().__init__(root, manifest)
-        self._digest = manifest.identity.digest
+        self._digest = manifest.identity_digest
         self._parts: OrderedDict[PartKey, PartViews] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -205,22 +261,42 @@ class ParquetStore(LabelStore):
         """Read a part and check it against the manifest: size, SHA-256, pages, identity."""
         return self._read(entry, trusted=False)
 
-    def _read(self, entry: PartEntry, *, trusted: bool) -> PartRows:
+    def read_file(self, entry: PartEntry) -> bytes | None:
+        """Return a part's file, whose SHA-256 is the manifest's; see ``LabelStore``."""
+        return self._file(entry)
+
+    def _file(self, entry: PartEntry) -> bytes:
         path = self.root.at(entry.part.path)
-        cure = "delete the file and run the label job again, it will redo only this part"
         try:
-            data = self.root.read_bytes(entry.part.path)
+            # No more than a byte over what is expected, whatever lies there.
+            data = self.root.read_range(entry.part.path, 0, entry.bytes + 1)
         except FileNotFoundError as error:
             raise ChecksumError(f"{path} is missing; run the label job again") from error
+        if len(data) > entry.bytes:
+            raise ChecksumError(f"{path} has more than the manifest's {entry.bytes} bytes; {_CURE}")
         actual = sha256(data)
         if actual != entry.sha256:
             raise ChecksumError(
-                f"{path}: sha256 is {actual}, the manifest says {entry.sha256}; {cure}"
+                f"{path}: sha256 is {actual}, the manifest says {entry.sha256}; {_CURE}"
             )
-        rows = decode_part(data, entry.part, path, trusted=trusted)
+        return data
+
+    def _read(self, entry: PartEntry, *, trusted: bool) -> PartRows:
+        path = self.root.at(entry.part.path)
+        rows = decode_part(self._file(entry), entry.part, path, trusted=trusted)
         if rows.identity != self._digest or columns_of(rows) != self.identity.columns:
-            raise ChecksumError(f"{path} belongs to another store; {cure}")
+            raise ChecksumError(f"{path} belongs to another store; {_CURE}")
         return rows
+
+    def check_files(self) -> None:
+        """Find parts that the manifest does not list; ``read_part`` reads all of the others."""
+        listed = {entry.part.path for entry in self.manifest.parts}
+        stray = [path for path in self.root.list("shard=") if path not in listed]
+        if stray:
+            raise StoreError(
+                f"{self.root}: {len(stray)} parts are not in the manifest, the first is "
+                f"{stray[0]}; a label job that adds to the store has not finished: run it again"
+            )
 
     def _opened(self, entry: PartEntry) -> PartViews:
         with self._lock:

@@ -202,8 +202,8 @@ class _OneFile:
     def at(self, path: str) -> str:
         return path
 
-    def read_bytes(self, _path: str) -> bytes:
-        return self.data
+    def read_range(self, _path: str, offset: int, size: int) -> bytes:
+        return self.data[offset : offset + size]
 
 
 def _sha256(data: bytes) -> str:

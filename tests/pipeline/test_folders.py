@@ -11,9 +11,11 @@ from pipeline.errors import PipelineError
 from pipeline.files import Folder, LocalFolder, open_folder
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Folder:
-    return open_folder(str(tmp_path / "store"))
+@pytest.fixture(params=["local", "s3"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
+    if request.param == "local":
+        return open_folder(str(tmp_path / "store"))
+    return open_folder(request.getfixturevalue("s3").make_bucket() + "/some/store")
 
 
 def test_a_folder_need_not_exist_until_something_is_written(folder: Folder) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,15 +14,26 @@ from pipeline.errors import (
     ChecksumError,
     ConfigError,
     IdentityError,
+    IncompleteStoreError,
     RejectionError,
     ShardError,
     StoreError,
 )
 from pipeline.fingerprints import fingerprints
-from pipeline.job import JobPlan, LabelConfig, Progress, finish_job, index_shards, plan_job
+from pipeline.job import (
+    JobPlan,
+    LabelConfig,
+    Progress,
+    begin_job,
+    finish_job,
+    index_shards,
+    plan_job,
+)
 from pipeline.records import PartKey
 from pipeline.shards import open_shard
-from pipeline.store import claim_store, commit_part, open_store
+from pipeline.store import check_out, claim_store, commit_part, open_store, parts_root, place
+from pipeline.store.zarr import ZarrStore
+from pipeline.verify import verify_store
 from tests.factories import digit_samples, write_shard
 from tests.labelling import SMALL, TEACHER, digit_shard, label_with_hashes
 
@@ -52,7 +64,7 @@ def plan_of(config: LabelConfig, teacher: TeacherIdentity = TEACHER) -> JobPlan:
 
 def run(plan: JobPlan, parts: int | None = None) -> None:
     """Label the first of a plan's missing parts with hashes."""
-    claim_store(plan.config.out, plan.identity, plan.fingerprints)
+    begin_job(plan)
     progress = Progress(plan)
     for part in plan.missing[:parts]:
         order = plan.order(part)
@@ -124,7 +136,7 @@ def test_a_shard_sorted_by_class_gets_a_warning(tmp_path: Path) -> None:
 
 def test_patterns_without_a_file_are_named(tmp_path: Path) -> None:
     digit_shard(tmp_path / "x-0.tar", 2)
-    with pytest.raises(ShardError, match=r"2 of 3 names match no file, the first is '.*x-1.tar'"):
+    with pytest.raises(ShardError, match=r"2 of 3 names match no file: '.*x-1.tar', '.*x-2.tar'"):
         index_shards([str(tmp_path / "x-{0..2}.tar")])
     with pytest.raises(ShardError, match="match no file"):
         index_shards([str(tmp_path / "*.tgz")])
@@ -236,6 +248,137 @@ def test_impossible_settings_are_refused(settings: dict[str, object], message: s
         config_of((Path("a/b.tar"),), **settings)
 
 
-def test_a_store_must_not_be_zarr_yet(shards: tuple[Path, ...]) -> None:
-    with pytest.raises(StoreError, match=r"must end in \.parquet"):
-        plan_of(config_of(shards, out=shards[0].parent / "labels.zarr"))
+def files_of(root: Path) -> dict[str, bytes]:
+    """Return all files but the records of runs, which have times."""
+    paths = [path for path in root.rglob("*") if path.is_file()]
+    names = {path.relative_to(root).as_posix(): path.read_bytes() for path in paths}
+    return {name: data for name, data in names.items() if "runs/" not in name}
+
+
+def finished(config: LabelConfig) -> dict[str, bytes]:
+    """Run a job to its end, and return the files of its store."""
+    plan = plan_of(config)
+    run(plan)
+    finish_job(plan_of(config), {})
+    return files_of(Path(config.out))
+
+
+def test_a_zarr_job_that_stops_goes_on_and_leaves_the_zarr_store_alone(
+    shards: tuple[Path, ...],
+) -> None:
+    folder = shards[0].parent
+    config = config_of(shards, out=str(folder / "labels.zarr"))
+    check_out(config.out)
+    run(plan_of(config), parts=4)
+    with pytest.raises(IncompleteStoreError, match=r"unfinished: its parts are in .*run the label"):
+        open_store(config.out)
+    check_out(config.out)
+    plan = plan_of(config)
+    assert ranges(plan.missing) == [(1, 3, 6), (1, 6, 8)]
+    run(plan)
+    manifest = finish_job(plan_of(config), {"labels": 3})
+    store = open_store(config.out)
+    assert isinstance(store, ZarrStore)
+    assert store.manifest == manifest
+    assert len([path for path in store.companions() if "runs/" in path]) == 1
+    names = {path.name for path in folder.iterdir() if not path.name.endswith(".tar")}
+    assert names == {"labels.zarr"}
+    finished(config_of(shards))
+    parquet = open_store(folder / "labels.parquet")
+    assert parquet.manifest == manifest
+    for view in range(8):
+        assert (store.read_view(1, view).label == parquet.read_view(1, view).label).all()
+
+
+def test_a_zarr_store_that_grew_has_the_bytes_of_one_made_at_once(
+    shards: tuple[Path, ...],
+) -> None:
+    folder = shards[0].parent
+    small = config_of(shards, out=str(folder / "labels.zarr"), views=6)
+    before = finished(small)
+    grown = replace(small, views=12)
+    plan = plan_of(grown)
+    assert ranges(plan.missing) == [(n, first, first + 3) for n in (0, 1) for first in (6, 9)]
+    run(plan, parts=2)
+    assert files_of(Path(small.out)) == before  # the old views can be read meanwhile
+    assert open_store(small.out).manifest.view_range == range(6)
+    assert ranges(plan_of(grown).missing) == [(1, 6, 9), (1, 9, 12)]
+    after = finished(grown)
+    assert after == finished(replace(grown, out=str(folder / "whole.zarr")))
+    assert open_store(grown.out).manifest.view_range == range(12)
+
+
+def test_a_finished_zarr_store_is_left_as_it_is(shards: tuple[Path, ...]) -> None:
+    config = config_of(shards, out=str(shards[0].parent / "labels.zarr"))
+    before = finished(config)
+    times = {path: path.stat().st_mtime_ns for path in Path(config.out).rglob("*")}
+    plan = plan_of(config)
+    assert (len(plan.done), plan.missing) == (6, ())
+    begin_job(plan)
+    assert finish_job(plan, {}) == open_store(config.out).manifest
+    assert files_of(Path(config.out)) == before
+    assert {path: path.stat().st_mtime_ns for path in Path(config.out).rglob("*")} == times
+    assert not Path(parts_root(config.out)).exists()
+
+
+@pytest.mark.parametrize("fatal", range(1, 6))
+def test_whoever_is_killed_while_a_zarr_store_is_packed_loses_nothing(
+    shards: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch, fatal: int
+) -> None:
+    config = config_of(shards, out=str(shards[0].parent / "labels.zarr"), views=3)
+    finished(config)
+    grown = replace(config, views=6)
+    run(plan_of(grown))
+    steps = 0
+
+    def counted(step: Callable[..., object]) -> Callable[..., object]:
+        def killed(*arguments: object) -> object:
+            nonlocal steps
+            steps += 1
+            if steps == fatal:
+                raise KeyboardInterrupt
+            return step(*arguments)
+
+        return killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, "write_aside", counted(place.write_aside))
+        patch.setattr(place, "publish", counted(place.publish))
+        patch.setattr(Path, "rename", counted(Path.rename))
+        with pytest.raises(KeyboardInterrupt):
+            finish_job(plan_of(grown), {})
+        assert steps == fatal
+    plan = plan_of(grown)
+    assert plan.missing == ()
+    begin_job(plan)
+    finish_job(plan, {})
+    store = open_store(grown.out)
+    assert store.manifest.view_range == range(6)
+    verify_store(grown.out)
+
+
+def test_a_zarr_store_of_another_identity_or_shards_is_refused(shards: tuple[Path, ...]) -> None:
+    config = config_of(shards, out=str(shards[0].parent / "labels.zarr"))
+    before = finished(config)
+    with pytest.raises(IdentityError, match="root_seed: 6 / 5"):
+        plan_of(replace(config, seed=6, views=12))
+    with pytest.raises(IdentityError, match=r"another shard 0 than s-1\.tar"):
+        plan_of(replace(config, shards=config.shards[::-1], views=12))
+    assert files_of(Path(config.out)) == before
+
+
+def test_a_place_that_holds_something_else_is_refused_before_shards_are_read(
+    tmp_path: Path,
+) -> None:
+    other = tmp_path / "other.zarr"
+    other.mkdir()
+    (other / "zarr.json").write_text("{}")
+    with pytest.raises(IncompleteStoreError, match=r"no store: it has no _manifest\.json"):
+        check_out(str(other))
+    with pytest.raises(StoreError, match="assembled on a file system"):
+        check_out("s3://bucket/labels.zarr")
+    (tmp_path / "file.parquet").write_bytes(b"")
+    with pytest.raises(StoreError, match="export` to a directory first"):
+        check_out(str(tmp_path / "file.parquet"))
+    with pytest.raises(StoreError, match=r"must end in \.parquet or \.zarr"):
+        check_out(str(tmp_path / "labels"))

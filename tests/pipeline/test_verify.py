@@ -13,6 +13,7 @@ from pipeline.errors import ChecksumError, IdentityError, ShardError, StoreError
 from pipeline.fingerprints import fingerprints
 from pipeline.shards import open_shard
 from pipeline.store import ParquetStore, claim_store, commit_part, finish_store, open_store
+from pipeline.store.manifest import write_manifest
 from pipeline.verify import verify_store
 from tests.labelling import digit_shard, hash_identity, label_with_hashes, part_of, write_hash_store
 
@@ -177,3 +178,14 @@ def test_the_command_fails_on_damage(
         verify_store(root)
     assert run_cli(monkeypatch, "verify", root) == 1
     assert "label-store: error:" in capsys.readouterr().err
+
+
+def test_a_manifest_that_claims_another_agreement_is_refused(tmp_path: Path) -> None:
+    paths = [digit_shard(tmp_path / "a.tar", 5)]
+    store = write_hash_store(tmp_path / "s.parquet", paths, views=2, per_part=2)
+    known = store.manifest.agreement.known
+    assert known == 10
+    claim = replace(store.manifest.agreement, equal=known)
+    write_manifest(store.root, replace(store.manifest, agreement=claim))
+    with pytest.raises(ChecksumError, match=r"equal=\d+., the manifest says .*equal=10"):
+        verify_store(store.root)

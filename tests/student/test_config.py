@@ -41,6 +41,8 @@ def test_the_digest_follows_what_shapes_the_weights_and_nothing_else() -> None:
         "device": "cpu",
         "threads": 1,
         "audit": False,
+        "cache_dir": Path("cache"),
+        "cache_gb": 1.0,
         "teacher_checkpoint": Path("t.pth"),
         "eval_batch_size": 1,
         "log_every": 1,
@@ -48,7 +50,7 @@ def test_the_digest_follows_what_shapes_the_weights_and_nothing_else() -> None:
         "checkpoint_steps": 3,
         "accumulate": 2,
         "eval_epochs": 2,
-        "val_labels": Path("v.parquet"),
+        "val_labels": "v.parquet",
         "finetune": Path("f.pt"),
         "finetune_weights": "ema",
     }

@@ -38,7 +38,7 @@ def test_the_recipe_is_deits_defaults() -> None:
 def test_a_recipes_batch_fits_units_of_one_to_eight_ranks_but_five(name: str) -> None:
     size = RECIPES[name]["batch_size"]
     assert all(size % (6 * ranks) == 0 for ranks in (1, 2, 3, 4, 6, 7))
-    TrainConfig(labels=Path("l"), shards=("a",), output=Path("o"), **recipe(name))
+    TrainConfig(labels="l", shards=("a",), output=Path("o"), **recipe(name))
 
 
 def test_flags_override_a_file_and_a_file_a_recipe(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_flags_override_a_file_and_a_file_a_recipe(tmp_path: Path) -> None:
 
 def test_every_setting_survives_a_run_file(tmp_path: Path) -> None:
     config = TrainConfig(
-        labels=Path('a "quoted" \\ path/ü.parquet'),
+        labels='a "quoted" \\ path/ü.parquet',
         shards=("x-{0..1}.tar", "y.tar"),
         output=Path("out"),
         model_args=TINY,

@@ -45,7 +45,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         config = world.config(
             root / name,
             val_shards=(str(root / "validation" / "digits-*.tar"),),
-            val_labels=root / "validation.parquet",
+            val_labels=str(root / "validation.parquet"),
             **changes,
         )
         train(config, open_inputs(config))
@@ -56,7 +56,7 @@ def settings(world: World, run: str = "run", **changes) -> EvaluateConfig:
     values = {
         "checkpoint": world.root / run / "last.pt",
         "val_shards": (str(world.root / "validation" / "digits-*.tar"),),
-        "val_labels": world.root / "validation.parquet",
+        "val_labels": str(world.root / "validation.parquet"),
         "workers": 0,
         "threads": 1,
         "device": "cpu",
@@ -95,7 +95,7 @@ def test_a_single_head_has_one_accuracy_and_is_the_headline(world) -> None:
 
 def test_teacher_and_student_are_compared_on_the_same_images(world) -> None:
     paths = sorted((world.root / "validation").glob("*.tar"))
-    labels = read_teacher_labels(world.root / "validation.parquet", paths)
+    labels = read_teacher_labels(str(world.root / "validation.parquet"), paths)
     views = centre_views(SMALL_VIEWS, 0.875)
     data = ValidationDataset(paths, views, classes=10, batch_size=21, labels=labels)
     model = load_student(world.root / "run" / "last.pt")
@@ -115,7 +115,7 @@ def test_teacher_and_student_are_compared_on_the_same_images(world) -> None:
 
 def test_labels_of_augmented_views_are_no_validation_labels(world) -> None:
     with pytest.raises(StoreError, match="--preset center"):
-        evaluate_checkpoint(settings(world, val_labels=world.root / "labels.parquet"))
+        evaluate_checkpoint(settings(world, val_labels=str(world.root / "labels.parquet")))
 
 
 def test_the_analysis_is_its_definition(world) -> None:

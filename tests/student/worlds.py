@@ -32,7 +32,7 @@ class World:
 
     def config(self, output: Path, **changes: Any) -> TrainConfig:
         values = {
-            "labels": self.root / "labels.parquet",
+            "labels": str(self.root / "labels.parquet"),
             "shards": (str(self.root / "digits-*.tar"),),
             "output": output,
             "model_args": TINY,

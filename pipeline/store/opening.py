@@ -1,0 +1,63 @@
+"""Opens a finished store, whatever its format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.errors import IncompleteStoreError, StoreError
+from pipeline.files import Place, open_folder
+from pipeline.store.contract import LabelStore
+from pipeline.store.layout import Layout
+from pipeline.store.manifest import MANIFEST_PATH, Manifest, read_manifest, read_values
+from pipeline.store.parquet import ParquetStore
+from pipeline.store.single import open_single_file
+from pipeline.store.zarr import ZarrStore
+
+__all__ = ["open_store", "parts_root"]
+
+
+def open_store(place: Place) -> LabelStore:
+    """Open a finished store; reads its manifest alone.
+
+    The name tells the format: a directory that ends in .parquet or .zarr, or one file that
+    ends in .parquet. Raises ``StoreError`` if there is no such store at ``place``.
+    """
+    folder = open_folder(place)
+    if not folder.exists():
+        unfinished = parts_root(folder.name)
+        if unfinished != folder.name and open_folder(unfinished).exists():
+            raise IncompleteStoreError(
+                f"{folder} is unfinished: its parts are in {unfinished}; run the label job again "
+                "with the same settings, it does only what is missing"
+            )
+        raise IncompleteStoreError(f"{folder}: there is no label store here; check the path")
+    kind = folder.name.rpartition(".")[2]
+    if kind == "parquet":
+        return (
+            open_single_file(folder)
+            if folder.is_a_file()
+            else ParquetStore(folder, read_manifest(folder))
+        )
+    if kind == "zarr" and not folder.is_a_file():
+        values = read_values(folder)
+        if "zarr" not in values:
+            raise StoreError(
+                f"{folder} is named as a Zarr store, but its manifest is another's; name the "
+                "directory .parquet"
+            )
+        manifest = Manifest.from_json(values)
+        layout = Layout.from_json(values["zarr"], manifest, folder.at(MANIFEST_PATH))
+        return ZarrStore(folder, manifest, layout)
+    raise StoreError(
+        f"{folder} is no label store: give a directory whose name ends in .parquet or .zarr, or "
+        "one file whose name ends in .parquet"
+    )
+
+
+def parts_root(out: str | Path) -> str:
+    """Return the Parquet directory in which a job commits the parts of the store ``out``.
+
+    That is the store itself, but for a Zarr store a directory beside it.
+    """
+    name = str(out).rstrip("/")
+    return f"{name}.parts.parquet" if name.endswith(".zarr") else name

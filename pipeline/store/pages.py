@@ -1,0 +1,112 @@
+"""What Parquet pages claim to hold, held against what they should, before memory is given.
+
+Arrow believes a page's header, in which a few bytes may claim two gigabytes. The headers are
+structs in Thrift's compact protocol (https://thrift.apache.org, parquet.thrift); only the
+numbers that size memory are looked at here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["check_pages"]
+
+_PAGE_LIMIT = 1 << 24  # bytes of a decoded page; ours have about a megabyte
+_SLACK = 1 << 24
+_KEY_BYTES = 260  # in each row, where a file's keys are too long for a dictionary
+_VALUE_BYTES = 10  # the widest number, and levels
+
+_DATA_HEADERS = (5, 8)  # fields of a page's header: data page, data page of version 2
+
+
+def check_pages(data: bytes, base: int, group: Any, rows: int) -> None:
+    """Raise ``ValueError`` unless all pages of a row group stay within what ``rows`` need.
+
+    ``data`` are the bytes of a file from ``base`` on, ``group`` is PyArrow's metadata.
+    """
+    if group.num_rows != rows:
+        raise ValueError(f"a row group of {group.num_rows} rows, not {rows}")
+    for number in range(group.num_columns if rows else 0):
+        column = group.column(number)
+        name = column.path_in_schema
+        start = column.data_page_offset
+        if column.has_dictionary_page and column.dictionary_page_offset is not None:
+            start = min(start, column.dictionary_page_offset)
+        end = start + column.total_compressed_size
+        if not base <= start <= end <= base + len(data):
+            raise ValueError(f"{name} lies outside of the file")
+        limit = column.num_values * (_KEY_BYTES if name == "key" else _VALUE_BYTES) + _SLACK
+        values, decoded = _walk(data, start - base, end - base, name)
+        if values != column.num_values or column.num_values % max(1, rows):
+            raise ValueError(f"{name} has pages of {values} values, not {column.num_values}")
+        if max(decoded, column.total_uncompressed_size) > limit:
+            raise ValueError(f"{name} claims {decoded} bytes, more than {rows} rows can have")
+
+
+def _walk(data: bytes, place: int, end: int, name: str) -> tuple[int, int]:
+    """Return the values and the decoded bytes that a column's page headers claim."""
+    values = decoded = 0
+    while place < end:
+        try:
+            header, after = _read_struct(data, place, depth=4)
+            size, packed = header[2], header[3]
+            found = [header[number][1] for number in _DATA_HEADERS if number in header]
+        except (IndexError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{name} has a page without a header") from error
+        if not 0 <= size <= _PAGE_LIMIT or not 0 <= packed <= end - after:
+            raise ValueError(f"{name} has a page of {packed} bytes that claims {size} bytes")
+        if any(type(one) is not int or one < 0 for one in found):
+            raise ValueError(f"{name} has a page of {found} values")
+        values += sum(found)
+        decoded += size + after - place
+        place = after + packed
+    return values, decoded
+
+
+def _read_struct(data: bytes, place: int, depth: int) -> tuple[dict[int, Any], int]:
+    """Return a struct's numbers and structs by field, and the place after it."""
+    if depth < 0:
+        raise ValueError("structs within structs without an end")
+    fields: dict[int, Any] = {}
+    field = 0
+    while True:
+        kind, delta = data[place] & 15, data[place] >> 4
+        place += 1
+        if kind == 0:
+            return fields, place
+        if delta:
+            field += delta
+        else:
+            field, place = _read_number(data, place)
+        fields[field], place = _read_value(data, place, kind, depth)
+
+
+def _read_value(data: bytes, place: int, kind: int, depth: int) -> tuple[Any, int]:
+    if kind in (1, 2):
+        return kind == 1, place
+    if kind == 3:
+        return data[place], place + 1
+    if kind in (4, 5, 6):
+        return _read_number(data, place)
+    if kind == 8:
+        size, place = _read_varint(data, place)
+        return None, place + size
+    if kind == 12:
+        return _read_struct(data, place, depth - 1)
+    raise ValueError(f"a value of kind {kind}, which no page header has")
+
+
+def _read_number(data: bytes, place: int) -> tuple[int, int]:
+    value, place = _read_varint(data, place)
+    return (value >> 1) ^ -(value & 1), place
+
+
+def _read_varint(data: bytes, place: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = data[place]
+        place += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, place
+    raise ValueError("a number without an end")

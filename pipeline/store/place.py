@@ -1,0 +1,159 @@
+"""Where a label job commits its parts, and how they become the store that was asked for.
+
+A Parquet directory is both. For a Zarr store, parts lie in a Parquet directory beside it until
+all are there; then one process writes the Zarr store, compares it, and removes the parts.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from pipeline.config import StoreIdentity
+from pipeline.errors import ChecksumError, IdentityError, StoreError
+from pipeline.files import open_folder, publish
+from pipeline.records import ShardInfo
+from pipeline.store.assemble import write_zarr
+from pipeline.store.commit import (
+    Committed,
+    check_place,
+    check_store,
+    find_parts,
+    read_entry,
+    require_identity,
+)
+from pipeline.store.contract import LabelStore
+from pipeline.store.export import export_store, remove, write_aside
+from pipeline.store.manifest import Agreement, PartEntry, listed_parts
+from pipeline.store.opening import open_store, parts_root
+
+__all__ = [
+    "begun_fingerprints",
+    "check_out",
+    "committed_parts",
+    "pack_store",
+    "packed_store",
+    "unpack_store",
+]
+
+
+def _is_packed(out: str | Path) -> bool:
+    """Return whether a store's parts are not the store itself."""
+    return parts_root(out) != str(out).rstrip("/")
+
+
+def check_out(out: str | Path) -> None:
+    """Raise ``StoreError`` unless a job can write or continue a store at ``out``."""
+    if _is_packed(out):
+        if "://" in str(out):
+            raise StoreError(
+                f"--out {out}: a Zarr store is assembled on a file system; give a path, or label "
+                "to .parquet"
+            )
+        if Path(out).exists() and not Path(parts_root(out)).exists():
+            open_store(out)
+    elif not str(out).rstrip("/").endswith(".parquet"):
+        raise StoreError(f"--out {out}: the name of a store must end in .parquet or .zarr")
+    check_place(parts_root(out))
+
+
+def packed_store(out: str | Path) -> LabelStore | None:
+    """Return the finished Zarr store at ``out`` that no job is adding to, None without one."""
+    root = parts_root(out)
+    if not _is_packed(out) or open_folder(root).exists() or not open_folder(out).exists():
+        return None
+    return open_store(out)
+
+
+def begun_fingerprints(out: str | Path, identity: StoreIdentity) -> Mapping[str, int] | None:
+    """Return the fingerprints of the store at ``out``; see ``check_store``. Writes nothing."""
+    store = packed_store(out)
+    if store is None:
+        return check_store(parts_root(out), identity)
+    require_identity(out, identity, store.identity.to_json())
+    return store.manifest.fingerprints
+
+
+def committed_parts(
+    out: str | Path, identity: StoreIdentity, shards: Mapping[int, ShardInfo]
+) -> list[Committed]:
+    """Read all parts of these shards that are committed, and check each.
+
+    Raises ``ChecksumError`` if one was damaged after a manifest listed it, ``IdentityError``
+    if it belongs to another store or shard.
+    """
+    digest = identity.digest
+    store = packed_store(out)
+    if store is not None:
+        return [
+            _read_packed(store, entry, shards[entry.part.shard])
+            for entry in store.manifest.parts
+            if entry.part.shard in shards
+        ]
+    root = parts_root(out)
+    listed = listed_parts(root)
+    found = []
+    for part in find_parts(root):
+        if part.shard in shards:
+            committed = read_entry(root, part, digest, shards[part.shard])
+            before = listed.get(part, committed.entry)
+            if before.sha256 != committed.entry.sha256:
+                raise ChecksumError(
+                    f"{open_folder(root).at(part.path)}: sha256 is {committed.entry.sha256}, the "
+                    f"manifest says {before.sha256}; delete the file and run again, only this "
+                    "part will be redone"
+                )
+            found.append(committed)
+    return found
+
+
+def _read_packed(store: LabelStore, entry: PartEntry, shard: ShardInfo) -> Committed:
+    rows = store.read_part(entry)
+    if (rows.key_hash, rows.content_hash) != (shard.key_hash, shard.content_hash):
+        raise IdentityError(
+            f"{store.root} was labelled from another shard {shard.number} than {shard.name}: the "
+            "shards were renumbered, packed again or relabelled; give --shards in the order of "
+            "the first run, or use another --out"
+        )
+    return Committed(
+        entry=entry,
+        image_hash=rows.image_hash,
+        rejections=rows.rejections,
+        agreement=Agreement.of_rows(rows),
+    )
+
+
+def unpack_store(out: str | Path) -> None:
+    """Write the parts of a finished Zarr store beside it, to add more to them."""
+    if packed_store(out) is not None:
+        export_store(out, parts_root(out))
+
+
+def pack_store(out: str | Path) -> None:
+    """Make the store at ``out`` from its finished parts, over an older one with fewer.
+
+    Does nothing where the parts are the store. Parts are removed last: whoever is killed on
+    the way leaves them whole, and the next job does this again.
+    """
+    if not _is_packed(out):
+        return
+    root, path = Path(parts_root(out)), Path(out)
+    aside = write_aside(open_store(root), path, write_zarr)
+    older = _hidden(path)
+    try:
+        if path.exists():
+            path.rename(older)
+        publish(aside, path)
+    except BaseException:
+        remove(aside)
+        raise
+    # Renamed first, so that no job takes the rest of a half-removed directory for its parts.
+    done = _hidden(root)
+    root.rename(done)
+    remove(done)
+    remove(older)
+
+
+def _hidden(path: Path) -> Path:
+    return path.with_name(f".{os.getpid()}-{os.urandom(4).hex()}.{path.name}")

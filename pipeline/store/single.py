@@ -1,0 +1,349 @@
+"""The store as one Parquet file: a row group for each part, the manifest in its footer.
+
+Nothing in Parquet guards the footer, so it carries a SHA-256 of itself, computed with zeros in
+the place of its own digits. The manifest in it has the SHA-256 of each row group.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from hashlib import sha256 as new_sha256
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.config import canonical_json
+from pipeline.errors import ChecksumError, StoreError
+from pipeline.files import Folder, sha256
+from pipeline.records import PartRows
+from pipeline.store.contract import LabelStore
+from pipeline.store.headers import HeaderCheck, check_reasons, header_of
+from pipeline.store.manifest import Manifest, PartEntry, seal, unseal
+from pipeline.store.pages import check_pages
+from pipeline.store.parquet import (
+    ParquetStore,
+    part_schema,
+    rows_of_table,
+    table_of,
+    write_options,
+)
+
+__all__ = ["SingleFileStore", "open_single_file", "write_single_file"]
+
+_MANIFEST = b"teacher_labels.manifest"
+_COMPANIONS = b"teacher_labels.files"
+_FOOTER = b"teacher_labels.footer_sha256"
+_ZEROS = b"0" * 64
+_MAGIC = b"PAR1"
+_TAIL = 8  # the footer's length, and the magic bytes again
+_SHARD = pa.field("shard", pa.int32(), nullable=False)
+_FILE = ""  # the path of a folder that is a file, in itself
+_CURE = "fetch the file again, or export the store again"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowGroup:
+    """Where the row group of a part lies in the file."""
+
+    offset: int
+    bytes: int
+    sha256: str
+
+
+def open_single_file(root: Folder) -> SingleFileStore:
+    """Open a store in one file; reads its footer alone.
+
+    Raises ``ChecksumError`` if the footer was changed, ``StoreError`` if this is no store.
+    """
+    size = root.size(_FILE)
+    tail = root.read_range(_FILE, max(0, size - _TAIL), _TAIL)
+    length = int.from_bytes(tail[:4], "little") + _TAIL
+    whole = len(_MAGIC) + length <= size and tail[4:] == _MAGIC
+    if not whole or root.read_range(_FILE, 0, len(_MAGIC)) != _MAGIC:
+        raise ChecksumError(f"{root} is no whole Parquet file of {size} bytes; {_CURE}")
+    store = _opened(root, root.read_range(_FILE, size - length, length))
+    if store.stored_bytes != size:
+        raise ChecksumError(
+            f"{root} has {size} bytes, its manifest says {store.stored_bytes}; {_CURE}"
+        )
+    return store
+
+
+def _opened(root: Folder, footer: bytes) -> SingleFileStore:
+    """Return the store with this footer, which ends the file."""
+    place = _digits_place(footer)
+    if place is None:
+        raise StoreError(
+            f"{root} is a Parquet file, but no label store: give a file that `label-store export` "
+            "wrote, or the directory of a label job"
+        )
+    said, actual = footer[place : place + 64], _footer_sha256(footer, place)
+    if said != actual:
+        raise ChecksumError(
+            f"{root}: sha256 of the footer is {actual.decode()}, it says {said!r}; {_CURE}"
+        )
+    try:
+        metadata = pq.read_metadata(pa.BufferReader(_MAGIC + footer))
+        values = unseal(metadata.metadata[_MANIFEST], str(root))
+        manifest = Manifest.from_json(values)
+        return SingleFileStore(root, manifest, _Footer(manifest, metadata, values["file"], footer))
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreError(f"{root}: its footer is malformed: {error}; {_CURE}") from error
+
+
+class _Footer:
+    """What the footer says of the row groups, held against the manifest in it."""
+
+    def __init__(
+        self, manifest: Manifest, metadata: Any, values: Mapping[str, Any], data: bytes
+    ) -> None:
+        self.metadata, self.data = metadata, data
+        named = [RowGroup(**one) for one in values["row_groups"]]
+        self.groups = {
+            entry.part: (number, group)
+            for number, (entry, group) in enumerate(zip(manifest.parts, named, strict=True))
+        }
+        self.reasons = check_reasons(values["reasons"], manifest)
+        self.companions = {
+            str(path): str(text).encode()
+            for path, text in json.loads(metadata.metadata[_COMPANIONS]).items()
+        }
+        self.start = len(_MAGIC)
+        for group in named:
+            if group.offset != self.start or not 0 <= group.bytes < 1 << 48:
+                raise ValueError(f"a row group of {group.bytes} bytes at {group.offset}")
+            self.start += group.bytes
+        if metadata.num_row_groups != len(named):
+            raise ValueError(f"{metadata.num_row_groups} row groups for {len(named)} parts")
+        names = [_SHARD.name, *part_schema(manifest.identity.columns).names]
+        if metadata.schema.to_arrow_schema().names != names:
+            raise ValueError(f"its columns are not {names}")
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of the whole file."""
+        return self.start + len(self.data)
+
+
+class SingleFileStore(ParquetStore):
+    """A finished store in one file. A part is one ranged read."""
+
+    def __init__(self, file: Folder, manifest: Manifest, footer: _Footer) -> None:
+        super().__init__(_FileFolder(file, footer.companions), manifest)
+        self._place = file
+        self._footer = footer
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _opened, (self._place, self._footer.data)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the file."""
+        return self._footer.file_bytes
+
+    def read_file(self, entry: PartEntry) -> bytes | None:
+        """Return None: a row group is no file."""
+        return None
+
+    def _read(self, entry: PartEntry, *, trusted: bool) -> PartRows:
+        """Read a part's row group and check it against the manifest, as a part's file is."""
+        number, group = self._footer.groups[entry.part]
+        name = f"{self.root}, row group {number}"
+        try:
+            data = self._place.read_range(_FILE, group.offset, group.bytes)
+        except FileNotFoundError as error:
+            raise ChecksumError(f"{self.root} is missing; {_CURE}") from error
+        actual = sha256(data)
+        if actual != group.sha256:
+            raise ChecksumError(
+                f"{name}: sha256 is {actual}, the manifest says {group.sha256}; {_CURE}"
+            )
+        metadata = self._footer.metadata
+        try:
+            check_pages(data, group.offset, metadata.row_group(number), entry.rows)
+            window = _Window(data, group.offset, self.stored_bytes)
+            file = pq.ParquetFile(
+                pa.PythonFile(window, "r"),
+                metadata=metadata,
+                read_dictionary=["key"],
+                page_checksum_verification=not trusted,
+                pre_buffer=False,
+            )
+            names = part_schema(self.identity.columns).names
+            names = [one for one in names if one != "view"] if trusted else [_SHARD.name, *names]
+            table = _with_shard(part_schema(self.identity.columns).empty_table(), 0)
+            if entry.rows:  # or there are no pages whose claims could be checked
+                table = file.read_row_group(number, columns=names, use_threads=False)
+            if (
+                not trusted
+                and (table["shard"].combine_chunks().to_numpy() != entry.part.shard).any()
+            ):
+                raise ValueError(f"it is not of shard {entry.part.shard}")
+            header = header_of(self.manifest, entry.part, self._footer.reasons)
+            return rows_of_table(table, self.identity.columns, **header)
+        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+            raise ChecksumError(f"{name} is damaged ({error}); {_CURE}") from error
+
+    def check_files(self) -> None:
+        """Do nothing: a file has no strays, and footer and row groups are all there is."""
+
+
+class _FileFolder(Folder):
+    """A store's one file as a folder: the file itself, and the small files in its footer."""
+
+    def __init__(self, file: Folder, companions: Mapping[str, bytes]) -> None:
+        super().__init__(file.name)
+        self._file = file
+        self._companions = companions
+
+    def is_a_file(self) -> bool:
+        """Return True."""
+        return True
+
+    def read_bytes(self, path: str) -> bytes:
+        """Return one of the small files; see ``Folder``."""
+        if path not in self._companions:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.at(path))
+        return self._companions[path]
+
+    def exists(self, path: str = "") -> bool:
+        """Return whether this small file is there; see ``Folder``."""
+        return path in self._companions if path else self._file.exists()
+
+    def list(self, prefix: str = "") -> list[str]:
+        """Return the paths of the small files; see ``Folder``."""
+        return sorted(path for path in self._companions if path.startswith(prefix))
+
+    def commit_new(self, path: str, data: bytes) -> bool:
+        """Raise ``StoreError``: nothing is added to a file."""
+        raise StoreError(f"{self.name} is one file, which cannot be added to; export it first")
+
+    def replace(self, path: str, data: bytes) -> None:
+        """Raise ``StoreError``: nothing is added to a file."""
+        raise StoreError(f"{self.name} is one file, which cannot be added to; export it first")
+
+
+class _Window(io.RawIOBase):
+    """The verified bytes of a row group, at their place in a file that is not read again."""
+
+    def __init__(self, data: bytes, offset: int, size: int) -> None:
+        super().__init__()
+        self._data, self._offset, self._size, self._place = data, offset, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
+        self._place = start + offset
+        return self._place
+
+    def tell(self) -> int:
+        return self._place
+
+    def read(self, size: int = -1) -> bytes:
+        start = self._place - self._offset
+        if size < 0 or start < 0 or start + size > len(self._data):
+            raise ValueError(f"{size} bytes at {self._place} are not in the row group")
+        self._place += size
+        return self._data[start : start + size]
+
+
+def write_single_file(source: LabelStore, path: Path) -> None:
+    """Write the store ``source`` to the new file ``path``, one part in memory at a time."""
+    manifest = source.manifest
+    headers = HeaderCheck(source)
+    groups: list[RowGroup] = []
+    with path.open("xb") as file:
+        sink = _Hashing(file)
+        options = write_options(manifest.identity.columns)
+        options["use_dictionary"] = ["shard", *options["use_dictionary"]]
+        schema = pa.schema([_SHARD, *part_schema(manifest.identity.columns)])
+        with pq.ParquetWriter(sink, schema, **options) as writer:
+            sink.take()  # the magic bytes belong to no row group
+            for entry in manifest.parts:
+                rows = source.read_part(entry)
+                headers.add(rows)
+                table = _with_shard(table_of(rows), entry.part.shard)
+                offset = sink.bytes
+                writer.write_table(table, row_group_size=max(1, len(table)))
+                groups.append(
+                    RowGroup(offset=offset, bytes=sink.bytes - offset, sha256=sink.take())
+                )
+            values = {
+                **manifest.to_json(),
+                "file": {
+                    "row_groups": [asdict(group) for group in groups],
+                    "reasons": {part: list(words) for part, words in headers.reasons.items()},
+                },
+            }
+            texts = {name: data.decode() for name, data in source.companions().items()}
+            writer.add_key_value_metadata(
+                {_MANIFEST: seal(values), _COMPANIONS: canonical_json(texts), _FOOTER: _ZEROS}
+            )
+    _sign_footer(path)
+
+
+def _with_shard(table: pa.Table, shard: int) -> pa.Table:
+    return table.add_column(0, _SHARD, pa.array(np.full(len(table), shard, np.int32)))
+
+
+def _sign_footer(path: Path) -> None:
+    """Write the footer's own SHA-256 over the zeros that stand for it."""
+    with path.open("r+b") as file:
+        file.seek(-_TAIL, io.SEEK_END)
+        length = int.from_bytes(file.read(4), "little") + _TAIL
+        start = file.seek(-length, io.SEEK_END)
+        footer = file.read(length)
+        place = _digits_place(footer)
+        if place is None:
+            raise StoreError(f"{path}: PyArrow wrote a footer in another form; use release 26")
+        file.seek(start + place)
+        file.write(_footer_sha256(footer, place))
+
+
+def _digits_place(footer: bytes) -> int | None:
+    """Return where the footer's own SHA-256 stands in it, None if nowhere."""
+    # A key and its value follow each other: 0x18 begins a string, then comes its length.
+    mark = _FOOTER + bytes([0x18, len(_ZEROS)])
+    place = footer.find(mark)
+    return None if place < 0 else place + len(mark)
+
+
+def _footer_sha256(footer: bytes, place: int) -> bytes:
+    return sha256(footer[:place] + _ZEROS + footer[place + len(_ZEROS) :]).encode()
+
+
+class _Hashing(io.RawIOBase):
+    """Passes bytes on to a file, and hashes them."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__()
+        self._file, self._hash, self.bytes = file, new_sha256(), 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._hash.update(data)
+        self.bytes += len(data)
+        return self._file.write(data)
+
+    def tell(self) -> int:
+        return self.bytes
+
+    def take(self) -> str:
+        """Return the SHA-256 of what was written since the last call."""
+        digest, self._hash = self._hash.hexdigest(), new_sha256()
+        return digest
