@@ -189,3 +189,26 @@ def wait_for(condition, process: subprocess.Popen[str]) -> None:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline, "nothing happened"
         time.sleep(0.02)
+
+
+def test_a_rank_that_fails_stops_the_others_with_a_message(world, tmp_path) -> None:
+    calls = iter(range(100))
+
+    def fails() -> bool:
+        if next(calls) == 3:
+            raise ConfigError("the reason")
+        return False
+
+    with pytest.raises(AssertionError) as caught:
+        run_ranks(world.config(tmp_path / "run"), 2, stops=(lambda: False, fails))
+    message = str(caught.value)
+    assert "ConfigError: the reason" in message
+    assert "PipelineError: rank 0 lost another rank, whose message says why" in message
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_stops_all_at_its_step(world, tmp_path) -> None:
+    config = world.config(tmp_path / "run", lr=1e30, warmup_epochs=0.0)
+    with pytest.raises(AssertionError) as caught:
+        run_ranks(config, 2)
+    assert str(caught.value).count("PipelineError: the loss is not finite at step") == 2
+    assert not (tmp_path / "run" / "last.pt").exists()

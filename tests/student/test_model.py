@@ -147,3 +147,19 @@ def test_a_module_of_the_users_own_is_a_student(heads: int) -> None:
 def test_a_function_that_gives_no_student_is_refused(name, args, message) -> None:
     with pytest.raises(ConfigError, match=message):
         create_student(spec(name=name, model_args=args))
+
+
+@pytest.mark.parametrize(
+    ("name", "width"),
+    [
+        ("deit_tiny_distilled_patch16_224", 192),
+        ("deit_small_distilled_patch16_224", 384),
+        ("deit_base_distilled_patch16_224", 768),
+        ("deit_base_distilled_patch16_384", 768),
+    ],
+)
+@pytest.mark.parametrize(("size", "positions"), [(224, 198), (384, 578)])
+def test_deits_are_built_at_224_and_384_pixels(name, width, size, positions) -> None:
+    model = create_student(spec(name=name, image_size=size, classes=1000, model_args={"depth": 1}))
+    assert model.pos_embed.shape == (1, positions, width)
+    assert model.head_dist.weight.shape == (1000, width)
