@@ -212,3 +212,9 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_all_at_its_step(world, tmp_
         run_ranks(config, 2)
     assert str(caught.value).count("PipelineError: the loss is not finite at step") == 2
     assert not (tmp_path / "run" / "last.pt").exists()
+
+
+def test_every_rank_and_piece_of_a_step_has_random_numbers_of_its_own(world, tmp_path) -> None:
+    reports = run_ranks(world.config(tmp_path / "run", accumulate=3), 2)
+    seeds = [seed for report in reports for seed in report.seeds]
+    assert len(set(seeds)) == len(seeds) == 2 * 3 * STEPS

@@ -60,12 +60,14 @@ class Report:
     outcome: Outcome
     rows: list[Row]
     gradients: dict[str, torch.Tensor]  # of the last step
+    seeds: list[int]  # of each forward pass
 
 
 def train_and_report(
     config: TrainConfig, ranks: Ranks, stop_after: int | None, stop: Callable[[], bool]
 ) -> Report:
     rows: list[Row] = []
+    seeds: list[int] = []
 
     class Watched(Trainer):
         def _add_gradients(self, batch: StudentBatch, piece: int) -> None:
@@ -75,10 +77,11 @@ def train_and_report(
 
     with ranks.joined(torch.device("cpu")):
         trainer = Watched(config, open_inputs(config), ranks)
+        trainer.model.register_forward_pre_hook(lambda *_: seeds.append(torch.initial_seed()))
         outcome = trainer.run(stop_after, stop)
     named = trainer.model.named_parameters()
     gradients = {name: one.grad.clone() for name, one in named if one.grad is not None}
-    return Report(outcome, rows, gradients)
+    return Report(outcome, rows, gradients, seeds)
 
 
 def run_ranks(
