@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from torch.utils.data import Dataset
 
+from pipeline.cache import RemoteShard
 from pipeline.pairing import block_of, draw_groups, draw_partners
 from pipeline.planning import PlannedBatch
 from pipeline.records import NO_PARTNER
@@ -20,6 +21,9 @@ __all__ = ["audit_store"]
 DIGESTS = 320
 """Digests that are looked at before training, spread over all shards."""
 
+_FETCHED_SHARDS = 16
+"""Shards in object storage that are looked at: each is fetched whole before training."""
+
 _VIEWS_SPREAD = 8  # of a shard, over which its digests are spread if it has enough
 _VIEWS_TRIED = 64  # of a shard, if few rows have a digest
 
@@ -27,12 +31,14 @@ _VIEWS_TRIED = 64  # of a shard, if few rows have a digest
 def audit_store(dataset: ReplayDataset, options: LoaderOptions, ranks: Ranks) -> int:
     """Redraw views of every shard that have a digest; return how many were the same.
 
-    About ``DIGESTS`` in all, a few of each shard, evenly spread shards of a store with more;
-    ranks share them. Raises ``ReplayError`` at the first that differs.
+    About ``DIGESTS`` in all, a few of each shard, evenly spread shards of a store with more,
+    or in object storage; ranks share them. Raises ``ReplayError`` at the first that differs.
     """
     numbers = sorted(dataset.store.manifest.by_shard)
-    if len(numbers) > DIGESTS:
-        chosen = np.linspace(0, len(numbers) - 1, DIGESTS).astype(int)
+    remote = any(isinstance(dataset.path(number), RemoteShard) for number in numbers)
+    most = _FETCHED_SHARDS if remote else DIGESTS
+    if len(numbers) > most:
+        chosen = np.linspace(0, len(numbers) - 1, most).astype(int)
         numbers = [numbers[place] for place in chosen]
     quota = -(-DIGESTS // max(1, len(numbers)))
     mine = _Audit(dataset, numbers[ranks.rank :: ranks.ranks], quota)

@@ -58,7 +58,8 @@ class TrainConfig:
     """The shards that were labelled: files, brace patterns ('x-{000..127}.tar') or globs, in
     quotes; s3://, gs:// or az:// for shards in object storage."""
     output: Path
-    """Directory of this run: last.pt, best.pt, config.json, metrics.jsonl, TensorBoard's log."""
+    """Directory of this run: last.pt, previous.pt, best.pt, run.toml, config.json,
+    metrics.jsonl, TensorBoard's log."""
     val_shards: tuple[str, ...] = ()
     """Validation shards; without them nothing is evaluated and there is no best.pt."""
     val_labels: str | None = None

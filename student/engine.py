@@ -37,7 +37,7 @@ from student.checkpoint import (
 from student.config import TrainConfig, parse_model_args
 from student.distributed import Ranks, StopAgreement
 from student.evaluate import Evaluation, evaluate_all
-from student.finetune import load_weights, read_weights
+from student.finetune import Loaded, load_weights, read_weights
 from student.inputs import Inputs
 from student.loading import LoaderOptions
 from student.losses import DistillationConfig, MixedTarget, TeacherSignal, distillation_loss
@@ -116,6 +116,7 @@ class Trainer:
         self._validation = _open_validation(config, inputs) if ranks.first else None
         self.spec = _student_spec(config, self.identity)
         self.model = create_student(self.spec)
+        self.loaded: Loaded | None = None  # of --finetune
         if config.finetune is not None and resume_from is None:
             weights = read_weights(config.finetune, config.finetune_weights)
             self.loaded = load_weights(self.model, weights, str(config.finetune))
@@ -158,6 +159,12 @@ class Trainer:
             ) as log,
             closing(self._batches(end)) as batches,
         ):
+            if self.loaded is not None:
+                log.say(
+                    f"begins with the weights of {self.config.finetune}; resized: "
+                    f"{', '.join(self.loaded.resized) or 'none'}; new: "
+                    f"{', '.join(self.loaded.new) or 'none'}"
+                )
             while self.step < end and not stopping:
                 stopping = agreement.reached()
                 if not stopping:
