@@ -8,6 +8,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from dataclasses import replace as replace_field
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,11 @@ __all__ = [
     "read_checkpoint",
     "read_sound_checkpoint",
     "read_values",
+    "set_aside",
     "write_checkpoint",
 ]
 
-LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
+LAST, PREVIOUS, BEST, TORN = "last.pt", "previous.pt", "best.pt", "torn.pt"
 
 _VERSION = 1
 _CURE = "resume from another checkpoint, or start again without --resume in a new --output"
@@ -70,6 +72,7 @@ class Checkpoint:
     meter: Mapping[str, float]  # sums over the epoch under way
     metrics: Mapping[str, Any]  # of the last evaluation
     best: float  # top-1 of the best evaluation so far, -1 before the first
+    fallback: bool = False  # read in place of a torn last.pt
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -105,7 +108,11 @@ def read_checkpoint(path: Path, run: RunIdentity) -> Checkpoint:
     Raises ``CheckpointError`` if there is none, if it is torn or no checkpoint of this
     project, or if its settings, store or shards are others; it lists what differs.
     """
-    values = read_values(path)
+    return _of_run(read_values(path), path, run)
+
+
+def _of_run(values: Mapping[str, Any], path: Path, run: RunIdentity) -> Checkpoint:
+    """Return a checkpoint's values as a record, if it belongs to this run."""
     theirs = values["run"]
     different = different_fields(run.to_json(), theirs)
     lines = [line for line in different if not line.startswith("config_digest:")]
@@ -136,7 +143,7 @@ def read_sound_checkpoint(path: Path, run: RunIdentity) -> Checkpoint:
     """
     before = path.with_name(PREVIOUS)
     try:
-        read_values(path)
+        values = read_values(path)
     except CheckpointError as error:
         if path.name != LAST or not before.is_file():
             raise
@@ -148,8 +155,14 @@ def read_sound_checkpoint(path: Path, run: RunIdentity) -> Checkpoint:
             f"{path} is torn or missing; going on from {PREVIOUS}, at step {checkpoint.step}",
             stacklevel=2,
         )
-        return checkpoint
-    return read_checkpoint(path, run)
+        return replace_field(checkpoint, fallback=True)
+    return _of_run(values, path, run)
+
+
+def set_aside(path: Path) -> None:
+    """Rename a torn last.pt, so that it never takes the place of the one before."""
+    if path.exists():
+        path.replace(path.with_name(TORN))
 
 
 def read_values(path: Path) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from student.checkpoint import (
     PREVIOUS,
     Checkpoint,
     read_sound_checkpoint,
+    set_aside,
     write_checkpoint,
 )
 from student.config import TrainConfig, parse_model_args
@@ -132,12 +133,15 @@ class Trainer:
         self._watch = Stopwatch()
         self._evaluations: dict[str, Evaluation] = {}
         self._best, self._audited, self.step = -1.0, 0, 0
+        self._fell_back, self._saved = False, -1  # the step of last.pt
         if resume_from is not None:
             self._resume(resume_from)
         if config.compile:
             self.model.compile()  # after copies of it were made
         self._parallel = ranks.averaging(self.model, unused=config.distillation == "none")
         ranks.wait()  # all have read what rank 0 now writes over
+        if self._fell_back and ranks.first:
+            set_aside(config.output / LAST)
         self._write_config()
 
     def run(
@@ -173,7 +177,7 @@ class Trainer:
                     self._report(log, seconds)
             if self.step == self.plan.steps and not self._evaluations:
                 self._evaluate()  # a finished run that was resumed
-        if self.step < self.plan.steps:
+        if self.step < self.plan.steps and self.step != self._saved:
             self._save(LAST)
         return Outcome(
             steps=self.step,
@@ -312,6 +316,8 @@ class Trainer:
     def _save(self, name: str) -> None:
         self._meter.check()
         meter = self._meter.state()
+        if name == LAST:
+            self._saved = self.step
         if not self.ranks.first:
             return
         state = self.optimisation.state()
@@ -362,6 +368,9 @@ class Trainer:
             ) from error
         self._meter.restore(checkpoint.meter)
         self._best, self.step = checkpoint.best, checkpoint.step
+        self._fell_back = checkpoint.fallback
+        own = path.resolve() == (self.config.output / LAST).resolve()
+        self._saved = self.step if own and not self._fell_back else -1
 
     def _write_config(self) -> None:
         if not self.ranks.first:

@@ -86,6 +86,14 @@ def test_of_many_shards_a_spread_is_looked_at(world, tmp_path, monkeypatch) -> N
     audit_store(drifted(data(world, tmp_path), 1), LoaderOptions(), Ranks())
 
 
+def test_of_shards_that_would_be_fetched_fewer_are_looked_at(world, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(audit, "_FETCHED_SHARDS", 2)
+    monkeypatch.setattr(audit, "RemoteShard", Path)
+    with pytest.raises(ReplayError):
+        audit_store(drifted(data(world, tmp_path), 2), LoaderOptions(), Ranks())
+    audit_store(drifted(data(world, tmp_path), 1), LoaderOptions(), Ranks())
+
+
 def test_a_run_of_one_step_finds_what_only_late_epochs_would_meet(
     world, tmp_path, monkeypatch
 ) -> None:

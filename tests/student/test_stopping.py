@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from pipeline.errors import CheckpointError
+from student.checkpoint import read_values
 from student.engine import Outcome, train
 from student.inputs import open_inputs
 from tests.student.factories import TINY
@@ -128,7 +129,11 @@ def test_a_torn_checkpoint_falls_back_to_the_one_before_with_a_warning(
     run(world, output, checkpoint_steps=1, stop_after=5)
     tear(output / "last.pt", damage)
     with pytest.warns(UserWarning, match="last.pt is torn or missing; going on from previous.pt"):
-        resumed = run(world, output, checkpoint_steps=1, resume="auto")
+        run(world, output, checkpoint_steps=1, resume="auto", stop_after=4)
+    # What was torn never takes the place of the sound one.
+    assert torch.load(output / "last.pt", weights_only=True)["step"] == 4
+    assert not (output / "previous.pt").exists() or damage_is_undone(output / "previous.pt")
+    resumed = run(world, output, checkpoint_steps=1, resume="auto")
     assert resumed.weights == straight.weights
 
 
@@ -139,6 +144,10 @@ def test_two_torn_checkpoints_are_refused(world, tmp_path) -> None:
     tear(output / "previous.pt", "cut")
     with pytest.raises(CheckpointError, match=r"last\.pt is damaged"):
         run(world, output, resume="auto")
+
+
+def damage_is_undone(path: Path) -> bool:
+    return bool(read_values(path)["step"] == 4)
 
 
 def tear(path: Path, damage: str) -> None:
