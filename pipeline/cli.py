@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import tyro
 from tqdm import tqdm
@@ -43,7 +44,7 @@ class Inspect:
     """Show what a store holds; reads its manifest alone."""
 
     path: tyro.conf.Positional[str]
-    """The store (the directory that ends in .parquet)."""
+    """The store: a directory or URL that ends in .parquet."""
     json: bool = False
     """Print JSON for machines instead."""
 
@@ -53,11 +54,16 @@ class Verify:
     """Check every file of a store; with --shards, redraw views and compare their digests."""
 
     path: tyro.conf.Positional[str]
-    """The store (the directory that ends in .parquet)."""
+    """The store: a directory or URL that ends in .parquet."""
     shards: tuple[str, ...] = ()
-    """The shards that were labelled: files, brace patterns or globs, in quotes."""
+    """The shards that were labelled: files, URLs, brace patterns or globs, in quotes."""
     all: bool = False
     """Redraw every digest, not a sample: the proof for a store."""
+    cache_dir: Path | None = None
+    """Where shards from object storage are kept, shared by all runs of a machine; by default
+    teacher-labels/shards in $XDG_CACHE_HOME or ~/.cache."""
+    cache_gb: float = 100.0
+    """Size of that directory; the least recently used shards go first."""
     json: bool = False
     """Print JSON for machines instead."""
 
@@ -98,11 +104,13 @@ def _inspect(options: tyro.conf.OmitArgPrefixes[Inspect]) -> int:
 
 def _verify(options: tyro.conf.OmitArgPrefixes[Verify]) -> int:
     """Check every file of a store; with --shards, redraw views and compare their digests."""
+    from pipeline.cache import CacheConfig
     from pipeline.verify import verify_store
 
     if options.all and not options.shards:
         raise ConfigError("--all redraws views, which needs the shards: give --shards")
-    report = verify_store(options.path, options.shards, every_digest=options.all)
+    cache = CacheConfig.of_flags(options.cache_dir, options.cache_gb)
+    report = verify_store(options.path, options.shards, every_digest=options.all, cache=cache)
     if options.json:
         print(json.dumps(dataclasses.asdict(report), indent=2))
     else:
