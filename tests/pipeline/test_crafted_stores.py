@@ -134,9 +134,7 @@ def test_a_zarr_manifest_whose_sizes_do_not_add_up_is_refused(
 
 
 def test_a_label_that_reads_as_the_fill_value_is_missing_and_named(crafted: Path) -> None:
-    rewrite(
-        crafted, lambda values: values["zarr"]["files"].remove(file_of(values, "label/c/0/0"))
-    )
+    rewrite(crafted, lambda values: values["zarr"]["files"].remove(file_of(values, "label/c/0/0")))
     store = open_store(crafted)
     message = r"label has no label of 's-1.tar/0' at view 3: it reads as the fill value 65535"
     with pytest.raises(StoreError, match=message):
