@@ -7,16 +7,21 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import tyro
 from tqdm import tqdm
 
 from pipeline import packing
 from pipeline.errors import ConfigError, PipelineError
+
+if TYPE_CHECKING:
+    from pipeline.relabel import RelabelReport
+    from pipeline.verify import Mismatch
 
 __all__ = ["label_store", "pack_shards"]
 
@@ -61,6 +66,16 @@ class Verify:
     """The shards that were labelled: files, brace patterns or globs, in quotes."""
     all: bool = False
     """Redraw every digest, not a sample: the proof for a store."""
+    relabel: int = 0
+    """Label so many groups again, with the store's own teacher; needs --shards."""
+    teacher_checkpoint: Path | None = None
+    """Weights of the store's teacher, for --relabel; without, timm's pretrained ones."""
+    teacher_random_weights: int | None = None
+    """Seed of the store's teacher, for --relabel, if its weights are untrained."""
+    allow_flips: float = 0.0
+    """Share of relabelled views whose label may differ, on hardware of another kind."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where --relabel runs the teacher."""
     json: bool = False
     """Print JSON for machines instead."""
 
@@ -200,11 +215,16 @@ def _export(options: Export) -> None:
 def _verify(options: Verify) -> None:
     from pipeline.verify import verify_store
 
-    if options.all and not options.shards:
-        raise ConfigError("--all redraws views, which needs the shards: give --shards")
+    if (options.all or options.relabel) and not options.shards:
+        raise ConfigError("--all and --relabel redraw views, which needs the shards: give --shards")
     report = verify_store(options.store, options.shards, every_digest=options.all)
+    relabelled = _relabel(options) if options.relabel else None
+    failed = bool(report.mismatches) or (relabelled is not None and not relabelled.passed)
     if options.json:
-        print(json.dumps(dataclasses.asdict(report), indent=2))
+        found = dataclasses.asdict(report)
+        if relabelled is not None:
+            found["relabelled"] = dataclasses.asdict(relabelled)
+        print(json.dumps(found | {"passed": not failed}, indent=2))
     else:
         print(
             f"{options.store}: {report.parts} parts, {report.labels} labels, {report.bytes} bytes: "
@@ -217,14 +237,40 @@ def _verify(options: Verify) -> None:
         print(
             f"{report.digests} views have a digest, {report.redrawn} were redrawn from the shards"
         )
-        for mismatch in report.mismatches[:_LISTED]:
+        _print_mismatches("MISMATCH", report.mismatches)
+        if relabelled is not None:
             print(
-                f"MISMATCH {mismatch.shard} {mismatch.key} view {mismatch.view}: stored "
-                f"{mismatch.stored}, found {mismatch.found}"
+                f"{relabelled.rows} views in {relabelled.groups} groups were labelled again: "
+                f"{len(relabelled.flips)} labels differ ({relabelled.flip_share:.3%}, "
+                f"{relabelled.allow_flips:.3%} allowed), {relabelled.changed} more rows have "
+                "other probabilities"
             )
-        print(f"FAILED: {len(report.mismatches)} differ" if report.mismatches else "passed")
-    if report.mismatches:
+            _print_mismatches("FLIP", relabelled.flips)
+        print("FAILED" if failed else "passed")
+    if failed:
         raise SystemExit(1)
+
+
+def _relabel(options: Verify) -> RelabelReport:
+    from pipeline.relabel import RelabelConfig, relabel_store
+
+    config = RelabelConfig(
+        groups=options.relabel,
+        checkpoint=options.teacher_checkpoint,
+        random_weights=options.teacher_random_weights,
+        device=options.device,
+        allow_flips=options.allow_flips,
+    )
+    return relabel_store(options.store, options.shards, config)
+
+
+def _print_mismatches(what: str, mismatches: Sequence[Mismatch]) -> None:
+    for one in mismatches[:_LISTED]:
+        print(
+            f"{what} {one.shard} {one.key} view {one.view}: stored {one.stored}, found {one.found}"
+        )
+    if len(mismatches) > _LISTED:
+        print(f"{what} ... and {len(mismatches) - _LISTED} more")
 
 
 def _stats(options: Stats) -> None:

@@ -28,6 +28,7 @@ __all__ = [
     "StoreIdentity",
     "TeacherIdentity",
     "canonical_json",
+    "check_version",
     "different_fields",
     "mixing_of_preset",
 ]
@@ -241,12 +242,7 @@ class StoreIdentity:
 
         Raises ``StoreError`` for a version or field that this release does not know.
         """
-        version = values.get("format_version")
-        if version != FORMAT_VERSION:
-            raise StoreError(
-                f"the store has format version {version!r}, this release reads "
-                f"{FORMAT_VERSION}; install the release that wrote it, or a newer one"
-            )
+        check_version(values.get("format_version"), "the store")
         try:
             return StoreIdentity(
                 root_seed=values["root_seed"],
@@ -257,6 +253,16 @@ class StoreIdentity:
             )
         except (KeyError, TypeError, ConfigError) as error:
             raise StoreError(f"the store's identity is malformed: {error!r}") from error
+
+
+def check_version(version: object, name: str) -> None:
+    """Raise ``StoreError`` unless this release knows the format version of what is named."""
+    if version != FORMAT_VERSION or isinstance(version, bool):
+        raise StoreError(
+            f"{name} has format version {version!r}, this release reads {FORMAT_VERSION}; "
+            "install the release that wrote it (its _meta/runs/*.json name the version of "
+            "teacher-labels), or a newer one"
+        )
 
 
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:

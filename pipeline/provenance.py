@@ -19,7 +19,17 @@ from pipeline.files import Folder
 __all__ = ["RUNS_PATH", "Run", "processor", "read_runs", "record_run", "versions"]
 
 RUNS_PATH = "_meta/runs"
-VERSIONED_PACKAGES = ("numba", "numpy", "pillow", "pyarrow", "ray", "simplejpeg", "timm", "torch")
+VERSIONED_PACKAGES = (
+    "teacher-labels",
+    "numba",
+    "numpy",
+    "pillow",
+    "pyarrow",
+    "ray",
+    "simplejpeg",
+    "timm",
+    "torch",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

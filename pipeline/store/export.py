@@ -40,6 +40,7 @@ def export_store(source: Place, target: str | Path, *, single_file: bool = False
         raise StoreError(f"{target} exists already; give another path, or remove it")
     write = _writer(path, single_file)
     store = open_store(source)
+    store.check_companions()
     folder = store.root
     if isinstance(folder, LocalFolder) and path.resolve().is_relative_to(folder.path.resolve()):
         raise StoreError(f"{target} lies in the store {source}; give a path outside of it")

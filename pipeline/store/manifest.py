@@ -9,12 +9,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from pipeline.config import FORMAT_VERSION, StoreIdentity, canonical_json
+from pipeline.config import FORMAT_VERSION, StoreIdentity, canonical_json, check_version
 from pipeline.errors import ChecksumError, IncompleteStoreError, StoreError
 from pipeline.files import Place, open_folder, sha256
 from pipeline.records import PartKey, PartRows, Rejection, ShardInfo
@@ -25,6 +25,7 @@ __all__ = [
     "MANIFEST_PATH",
     "MAX_ROWS",
     "META_PREFIX",
+    "RUNS_PATH",
     "Agreement",
     "Manifest",
     "PartEntry",
@@ -39,12 +40,14 @@ __all__ = [
 
 MANIFEST_PATH = "_manifest.json"
 IDENTITY_PATH = "_meta/identity.json"
+RUNS_PATH = "_meta/runs/"
 CARD_PATH = "_README.md"
 META_PREFIX = "_meta/"
 
 MAX_ROWS = 1 << 26
 """Rows of a part: more are refused, since a part is decoded whole (about 2 GB at this size)."""
 MAX_VIEW = 1 << 31
+_CURE = "restore the file, or run the label job again to write it anew"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +97,11 @@ class Manifest:
     card: str = ""  # SHA-256 of the card
 
     @cached_property
+    def identity_digest(self) -> str:
+        """The identity's digest, worked out once."""
+        return self.identity.digest
+
+    @cached_property
     def by_shard(self) -> Mapping[int, ShardInfo]:
         """Shards by number."""
         return {shard.number: shard for shard in self.shards}
@@ -102,21 +110,10 @@ class Manifest:
     def view_range(self) -> range:
         """The views that every shard has: from the first on, without a gap."""
         common: list[range] | None = None
-        for runs in self._runs_of_shards.values():
+        for shard in self.shards:
+            runs = _runs(entry.part for entry in self._parts_of_shards.get(shard.number, ()))
             common = runs if common is None else _intersection(common, runs)
         return common[0] if common else range(0)
-
-    @cached_property
-    def _runs_of_shards(self) -> Mapping[int, list[range]]:
-        """The labelled views of each shard, as runs without gaps; few, however many views."""
-        runs: dict[int, list[range]] = {shard.number: [] for shard in self.shards}
-        for part in sorted(entry.part for entry in self.parts):
-            known = runs[part.shard]
-            if known and known[-1].stop >= part.first_view:
-                known[-1] = range(known[-1].start, max(known[-1].stop, part.end_view))
-            else:
-                known.append(range(part.first_view, part.end_view))
-        return runs
 
     @cached_property
     def views_of_shards(self) -> Mapping[int, set[int]]:
@@ -166,7 +163,7 @@ class Manifest:
         return {
             "format_version": FORMAT_VERSION,
             "identity": self.identity.to_json(),
-            "identity_digest": self.identity.digest,
+            "identity_digest": self.identity_digest,
             "fingerprints": dict(self.fingerprints),
             "card": self.card,
             "shards": [dataclasses.asdict(shard) for shard in self.shards],
@@ -191,8 +188,9 @@ class Manifest:
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Manifest:
         """Build a manifest from ``to_json``'s values; raises ``StoreError`` if malformed."""
-        identity = StoreIdentity.from_json({**values, **values.get("identity", {})})
+        check_version(values.get("format_version"), "the store")
         try:
+            identity = StoreIdentity.from_json(values["identity"])
             manifest = Manifest(
                 identity=identity,
                 fingerprints=dict(values["fingerprints"]),
@@ -212,14 +210,24 @@ class Manifest:
         return manifest
 
 
-def _intersection(ours: list[range], theirs: list[range]) -> list[range]:
-    """Return the runs that lie in both lists of ascending runs."""
-    both = (
+def _runs(parts: Iterable[PartKey]) -> list[range]:
+    """Return the views of a shard's parts as ranges with gaps between them, sorted."""
+    runs: list[range] = []
+    for part in sorted(parts):
+        if runs and runs[-1].stop >= part.first_view:
+            runs[-1] = range(runs[-1].start, max(runs[-1].stop, part.end_view))
+        else:
+            runs.append(range(part.first_view, part.end_view))
+    return runs
+
+
+def _intersection(ours: Sequence[range], theirs: Sequence[range]) -> list[range]:
+    common = (
         range(max(one.start, other.start), min(one.stop, other.stop))
         for one in ours
         for other in theirs
     )
-    return [run for run in both if run]
+    return [one for one in common if len(one)]
 
 
 def _check_claims(manifest: Manifest) -> None:
@@ -238,23 +246,23 @@ def _check_claims(manifest: Manifest) -> None:
         places = [one.index for one in manifest.rejections.get(shard.number, ())]
         if places != sorted(set(places)) or not all(0 <= one < shard.samples for one in places):
             raise StoreError(f"the manifest's rejections of shard {shard.number} are not in order")
-    for before, entry in zip((None, *manifest.parts), manifest.parts, strict=False):
+    accepted = {number: manifest.accepted_samples(number) for number in numbers}
+    last: PartKey | None = None
+    for entry in manifest.parts:
         part = entry.part
-        rows = manifest.accepted_samples(part.shard) * part.views
-        if part.views < 1 or not 0 <= part.first_view <= part.end_view <= MAX_VIEW:
+        first, end, rows = part.first_view, part.end_view, accepted[part.shard] * part.views
+        if part.views < 1 or not 0 <= first <= end <= MAX_VIEW:
             raise StoreError(f"the manifest's part {part.path} has impossible views")
         if entry.rows != rows or rows > MAX_ROWS:
             raise StoreError(
                 f"the manifest claims {entry.rows} rows for {part.path}; its shard and views give "
                 f"{rows}, and a part has at most {MAX_ROWS}"
             )
-        if before is not None and (
-            before.part >= part
-            or (before.part.shard == part.shard and before.part.end_view > part.first_view)
+        if last is not None and (
+            part.shard < last.shard or (part.shard == last.shard and first < last.end_view)
         ):
-            raise StoreError(
-                f"the manifest's parts {before.part.path}, {part.path} are not in order"
-            )
+            raise StoreError(f"the manifest's parts {last.path}, {part.path} are not in order")
+        last = part
 
 
 def _shard_info(values: Mapping[str, Any]) -> ShardInfo:
@@ -316,16 +324,19 @@ def seal(values: Mapping[str, Any]) -> bytes:
     return b'{"sha256":"' + sha256(body).encode() + b'",' + body[1:]
 
 
-def unseal(data: bytes) -> dict[str, Any]:
-    """Return the values of ``seal``'s bytes; raises ``ValueError`` if any was changed."""
+def unseal(data: bytes, name: str) -> dict[str, Any]:
+    """Return the values of ``seal``; raises ``ChecksumError`` if a byte was changed."""
     found = _SEAL.match(data)
     if found is None:
-        raise ValueError("it does not begin with its sha256")
+        raise ChecksumError(f"{name} is no manifest, it does not begin with a sha256; {_CURE}")
     body = b"{" + data[found.end() :]
     actual, expected = sha256(body), found[1].decode()
     if actual != expected:
-        raise ValueError(f"its sha256 is {actual}, it says {expected}")
-    return dict(json.loads(body))
+        raise ChecksumError(f"{name}: sha256 is {actual}, it says {expected}; {_CURE}")
+    try:
+        return dict(json.loads(body))
+    except (ValueError, RecursionError) as error:
+        raise ChecksumError(f"{name} is no manifest ({error!r}); {_CURE}") from error
 
 
 def write_manifest(root: Place, manifest: Manifest) -> None:
@@ -339,7 +350,6 @@ def read_values(root: Place) -> dict[str, Any]:
     Raises ``IncompleteStoreError`` if there is none, ``ChecksumError`` if it was changed.
     """
     folder = open_folder(root)
-    path = folder.at(MANIFEST_PATH)
     try:
         data = folder.read_bytes(MANIFEST_PATH)
     except FileNotFoundError as error:
@@ -348,13 +358,7 @@ def read_values(root: Place) -> dict[str, Any]:
             f"{folder} is {what}: it has no {MANIFEST_PATH}; give the path of a finished store, "
             "or run the label job again with the same settings, it does only what is missing"
         ) from error
-    try:
-        return unseal(data)
-    except (ValueError, TypeError, RecursionError) as error:
-        raise ChecksumError(
-            f"{path} is no whole manifest: {error}; restore the file, or run the label job "
-            "again to write it anew"
-        ) from error
+    return unseal(data, folder.at(MANIFEST_PATH))
 
 
 def read_manifest(root: Place) -> Manifest:

@@ -51,7 +51,7 @@ def _walk(data: bytes, place: int, end: int, name: str) -> tuple[int, int]:
             header, after = _read_struct(data, place, depth=4)
             size, packed = header[2], header[3]
             found = [header[number][1] for number in _DATA_HEADERS if number in header]
-        except (IndexError, KeyError, TypeError) as error:
+        except (IndexError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{name} has a page without a header") from error
         if not 0 <= size <= _PAGE_LIMIT or not 0 <= packed <= end - after:
             raise ValueError(f"{name} has a page of {packed} bytes that claims {size} bytes")

@@ -92,7 +92,7 @@ def _opened(root: Folder, footer: bytes) -> SingleFileStore:
         )
     try:
         metadata = pq.read_metadata(pa.BufferReader(_MAGIC + footer))
-        values = unseal(metadata.metadata[_MANIFEST])
+        values = unseal(metadata.metadata[_MANIFEST], str(root))
         manifest = Manifest.from_json(values)
         return SingleFileStore(root, manifest, _Footer(manifest, metadata, values["file"], footer))
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:

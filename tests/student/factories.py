@@ -27,7 +27,7 @@ from pipeline.records import (
 )
 from pipeline.shards import open_shard
 from pipeline.store import ParquetStore, commit_part, finish_store, open_store
-from pipeline.store.manifest import Manifest, PartEntry
+from pipeline.store.manifest import Agreement, Manifest, PartEntry
 from pipeline.teacher import TeacherSpec
 from tests.factories import digit_samples, digits, write_shard
 
@@ -99,6 +99,7 @@ def make_manifest(
         image_hashes={shard.number: f"images-{shard.number}" for shard in shards},
         rejections=rejections,
         parts=parts,
+        agreement=Agreement(known=0, equal=0),
     )
 
 

@@ -41,6 +41,8 @@ def test_the_digest_follows_what_shapes_the_weights_and_nothing_else() -> None:
         "device": "cpu",
         "threads": 1,
         "audit": False,
+        "cache_dir": Path("cache"),
+        "cache_gb": 1.0,
         "teacher_checkpoint": Path("t.pth"),
         "eval_batch_size": 1,
         "log_every": 1,

@@ -1,0 +1,82 @@
+"""Makes the golden stores: run once for each format version, never to make a test pass.
+
+`python -m tests.golden.make` writes a shard of digits, two small stores of its labels, and
+their rows as JSON beside this file. Releases to come must open, read and replay these files.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.card import card_text
+from pipeline.config import ColumnConfig, StoreIdentity
+from pipeline.records import PartRows, optional_columns
+from pipeline.store import ParquetStore
+from tests.labelling import digit_shard, hash_identity, write_hash_store
+
+HERE = Path(__file__).parent
+SHARD = HERE / "digits.tar"
+SAMPLES, TORN, VIEWS, PART_VIEWS = 11, 3, 18, 9
+COLUMNS: Mapping[str, ColumnConfig] = {
+    "hard": ColumnConfig(),
+    "soft": ColumnConfig(confidence=True, margin=True, topk=3),
+}
+
+
+def store_path(name: str) -> Path:
+    """Return where the store of this name lies."""
+    return HERE / f"{name}.parquet"
+
+
+def identity_of(name: str) -> StoreIdentity:
+    """Return the identity of the store of this name."""
+    return hash_identity(columns=COLUMNS[name])
+
+
+def rows_as_json(rows: PartRows) -> dict[str, Any]:
+    """Return a part's rows as plain values, by column."""
+    return {
+        "keys": list(rows.keys),
+        "target": rows.target.tolist(),
+        "seed": rows.seed.tolist(),
+        "label": rows.label.tolist(),
+        "digest": [
+            [int(one) if there else None for one, there in zip(*pair, strict=True)]
+            for pair in zip(rows.digest, rows.has_digest, strict=True)
+        ],
+        **{name: values.tolist() for name, values in optional_columns(rows).items()},
+    }
+
+
+def values_of(store: ParquetStore) -> dict[str, Any]:
+    """Return all rows of a store, by the paths of its parts."""
+    entries = store.manifest.parts
+    return {entry.part.path: rows_as_json(store.read_part(entry)) for entry in entries}
+
+
+def main() -> None:
+    """Write the shard, the stores and their values; refuse to change what is there."""
+    if SHARD.exists():
+        sys.exit(f"{SHARD} is there: a golden store is made once, delete it to make another")
+    digit_shard(SHARD, SAMPLES, first=40, broken=(TORN,))
+    values = {}
+    for name in COLUMNS:
+        store = write_hash_store(
+            store_path(name),
+            [SHARD],
+            views=VIEWS,
+            per_part=PART_VIEWS,
+            identity=identity_of(name),
+            card=card_text,
+        )
+        values[name] = values_of(store)
+    text = json.dumps(values, separators=(",", ":"), sort_keys=True)
+    (HERE / "values.json").write_text(text.replace('},"', '},\n"') + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""Stores that were written once, by format version 1, and must open and replay for ever."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.errors import IdentityError, StoreError
+from pipeline.records import OPTIONAL_COLUMNS
+from pipeline.shards import open_shard
+from pipeline.store import ParquetStore, open_store
+from pipeline.store.manifest import IDENTITY_PATH, identity_bytes, seal, unseal
+from pipeline.store.parquet import decode_part, encode_part
+from pipeline.verify import verify_store
+from tests.golden.make import (
+    COLUMNS,
+    HERE,
+    SAMPLES,
+    SHARD,
+    VIEWS,
+    identity_of,
+    store_path,
+    values_of,
+)
+from tests.labelling import label_with_hashes
+
+DIGESTS = 3
+IDENTITIES = {
+    "hard": "60ac4d40b25930d3c90fc59cf69c69ad8d7106fdf6bc5b1c95ec6df0ea1c7910",
+    "soft": "7146130b6430d473279cc89e693a1c5321217df08d8325d665e8a4fc07d837b3",
+}
+
+
+@pytest.fixture(params=COLUMNS)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def store(name: str) -> ParquetStore:
+    return open_store(store_path(name))
+
+
+def frozen_values(name: str) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((HERE / "values.json").read_text())[name]
+    return values
+
+
+def test_a_golden_store_opens_with_the_identity_it_was_made_with(
+    store: ParquetStore, name: str
+) -> None:
+    assert store.identity == identity_of(name)
+    assert store.identity.digest == IDENTITIES[name]
+    assert store.manifest.view_range == range(VIEWS)
+    assert store.manifest.rows == (SAMPLES - 1) * VIEWS
+
+
+def test_its_rows_are_the_frozen_values(store: ParquetStore, name: str) -> None:
+    assert values_of(store) == frozen_values(name)
+
+
+def test_every_view_of_it_is_read_at_its_samples_place(store: ParquetStore, name: str) -> None:
+    for path, frozen in frozen_values(name).items():
+        first = int(path.split("view-")[1].split("-")[0])
+        for column in range(len(frozen["label"][0])):
+            read = store.read_view(0, first + column)
+            assert [key for key, good in zip(read.keys, read.accepted, strict=True) if good] == (
+                frozen["keys"]
+            )
+            assert read.label[read.accepted].tolist() == [row[column] for row in frozen["label"]]
+            for optional in set(OPTIONAL_COLUMNS) & set(frozen):
+                values = getattr(read, optional)[read.accepted].tolist()
+                assert values == [row[column] for row in frozen[optional]]
+
+
+def test_every_digest_of_it_replays(store: ParquetStore) -> None:
+    report = verify_store(store.root, [str(SHARD)], every_digest=True)
+    assert report.mismatches == ()
+    assert report.redrawn == report.digests == DIGESTS
+    assert report.rejected == 1
+
+
+def test_every_label_of_it_is_made_again(store: ParquetStore) -> None:
+    """The teacher hashes mixed pixels, so each label proves its whole view."""
+    shard = open_shard(SHARD, 0)
+    for entry in store.manifest.parts:
+        again, stored = label_with_hashes(shard, entry.part, store.identity), store.read_part(entry)
+        for column in ("label", "digest", "has_digest", "seed", "target"):
+            np.testing.assert_array_equal(getattr(again, column), getattr(stored, column))
+
+
+def test_its_rows_encoded_anew_are_the_same_rows(store: ParquetStore) -> None:
+    for entry in store.manifest.parts:
+        rows = store.read_part(entry)
+        again = decode_part(encode_part(rows), entry.part, "the part")
+        assert (again.keys, again.identity, again.rejections) == (
+            rows.keys,
+            rows.identity,
+            rows.rejections,
+        )
+        for column in ("label", "digest", "has_digest", "seed", "target", *OPTIONAL_COLUMNS):
+            mine, other = getattr(again, column), getattr(rows, column)
+            np.testing.assert_array_equal(mine, other)
+
+
+def edited_copy(store: ParquetStore, folder: Path, **changes: Any) -> Path:
+    """Return a copy of a store whose manifest has other values, under a true seal."""
+    root = folder / "copy.parquet"
+    shutil.copytree(Path(store.root.name), root)
+    manifest = root / "_manifest.json"
+    values = unseal(manifest.read_bytes(), "the manifest")
+    manifest.write_bytes(seal({**values, **changes}))
+    return root
+
+
+@pytest.mark.parametrize("version", [0, 2, None, "1"])
+def test_an_unknown_format_version_is_refused_with_what_to_install(
+    store: ParquetStore, tmp_path: Path, version: object
+) -> None:
+    root = edited_copy(store, tmp_path, format_version=version)
+    with pytest.raises(StoreError, match=r"format version .* reads 1; install the release that"):
+        open_store(root)
+
+
+@pytest.mark.parametrize("operation", ["op.shear-x", "resize.down", "decode.jpeg"])
+def test_another_fingerprint_is_refused_with_the_operation(
+    store: ParquetStore, tmp_path: Path, operation: str
+) -> None:
+    prints = dict(store.manifest.fingerprints)
+    prints[operation] ^= 1
+    root = edited_copy(store, tmp_path, fingerprints=prints)
+    (root / IDENTITY_PATH).write_bytes(identity_bytes(store.identity, prints))
+    with pytest.raises(IdentityError, match=rf"makes other pixels .* in {operation}; install"):
+        verify_store(root, [str(SHARD)])

@@ -1,0 +1,59 @@
+"""The top classes reach the student's batches, row by row, as the teacher gave them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.config import ColumnConfig, StoreIdentity
+from pipeline.planning import PlanConfig, TrainingPlan
+from pipeline.store import ParquetStore
+from student.loading import LoaderOptions
+from student.replay import ReplayDataset, replay_loader
+from tests.labelling import digit_shard, hash_identity, write_hash_store
+
+VIEWS = 4
+
+
+def make_dataset(folder: Path, identity: StoreIdentity) -> tuple[ParquetStore, ReplayDataset]:
+    shard = digit_shard(folder / "a.tar", 21, broken=(6,))
+    store = write_hash_store(
+        folder / "s.parquet", [shard], views=VIEWS, per_part=3, identity=identity
+    )
+    plan = TrainingPlan(store.manifest, PlanConfig(seed=1, batch_size=10, epochs=VIEWS))
+    return store, ReplayDataset(store, {0: shard}, plan)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_hold_the_stored_top_classes_of_each_row(tmp_path: Path, workers: int) -> None:
+    identity = hash_identity(columns=ColumnConfig(topk=3))
+    store, dataset = make_dataset(tmp_path, identity)
+    seen = 0
+    for batch in replay_loader(dataset, 0, len(dataset), LoaderOptions(workers=workers)):
+        assert batch.topk_label is not None
+        assert batch.topk_prob is not None
+        assert (batch.topk_label.dtype, batch.topk_prob.dtype) == (torch.int64, torch.float32)
+        for row in range(10):
+            stored = store.read_view(0, int(batch.view[row]))
+            assert stored.topk_label is not None
+            assert stored.topk_prob is not None
+            place = batch.sample[row]
+            assert batch.topk_label[row].tolist() == stored.topk_label[place].tolist()
+            assert (
+                batch.topk_prob[row].mul(255).round().tolist() == stored.topk_prob[place].tolist()
+            )
+            assert float(batch.topk_prob[row].max()) <= 1
+            seen += 1
+        assert torch.equal(batch.topk_label[:, 0], batch.label)
+    assert seen == 20 * VIEWS
+
+
+def test_batches_of_a_store_without_them_have_none(tmp_path: Path) -> None:
+    _, dataset = make_dataset(tmp_path, hash_identity(columns=ColumnConfig(confidence=True)))
+    batch = dataset[0]
+    assert batch.topk_label is None
+    assert batch.topk_prob is None
+    assert np.unique(batch.label).size > 1
