@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help setup demo test bench bench-store lint types check clean
+.PHONY: help setup demo test bench lint types check clean
 
 help:
 	@echo "make demo    images -> shards -> teacher -> label job on Ray -> student, in minutes"
@@ -19,7 +19,6 @@ help:
 	@echo "make check   lint, types and tests"
 	@echo "make setup   the virtual environment in $(VENV), made with PYTHON=$(PYTHON)"
 	@echo "make bench   all speeds; SHARDS='...' names photographs, JSON=FILE takes the ratios"
-	@echo "make bench-store  size and speed of the store, on made-up labels; JSON=FILE"
 	@echo "make clean   remove the demo's output, caches and build files, not $(VENV)"
 
 setup: $(INSTALLED)
@@ -40,9 +39,6 @@ test: $(INSTALLED)
 bench: $(INSTALLED)
 	@test -n "$(SHARDS)" || { echo "give photographs: make bench SHARDS='/data/x-{000..003}.tar'"; exit 1; }
 	$(BIN)/python -m benchmarks --shards '$(SHARDS)' $(if $(JSON),--json '$(JSON)')
-
-bench-store: $(INSTALLED)
-	$(BIN)/python -m benchmarks.store $(if $(JSON),--json '$(JSON)')
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

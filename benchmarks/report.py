@@ -1,4 +1,4 @@
-"""What every benchmark prints and writes: ratios by name, and what they were measured on."""
+"""What every benchmark prints and writes: ratios or figures, and what they were measured on."""
 
 from __future__ import annotations
 
@@ -31,6 +31,15 @@ AIMS: Mapping[str, tuple[str, float]] = {
     "teacher_busy": (">=", 0.95),
     "step_with_store": ("<=", 1.03),
     "step_in_loop_over_store": (">=", 4.0),
+    "bytes_unmixed_150": ("<=", 0.75),
+    "bytes_mixed_150": ("<=", 1.30),
+    "bytes_unmixed_300": ("<=", 0.60),
+    "bytes_mixed_300": ("<=", 1.15),
+    "bytes_unmixed_150_soft": ("<=", 9.6),
+    "bytes_mixed_150_soft": ("<=", 12.1),
+    "commit_labels_per_second": (">=", 1e6),
+    "read_warm_milliseconds": ("<=", 3.0),
+    "open_seconds": ("<=", 0.2),
 }
 """What we aim at."""
 

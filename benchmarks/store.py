@@ -1,15 +1,12 @@
 """What the Parquet store takes and how fast it is, on made-up labels of 1,000 classes.
 
-Run by `make bench-store`; `docs/PERFORMANCE.md` has results.
+Run by `make bench`, or alone by `python -m benchmarks.store`; `docs/PERFORMANCE.md` has results.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import platform
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -19,11 +16,12 @@ from pathlib import Path
 import tyro
 
 from benchmarks.realistic import make_identity, make_rows
+from benchmarks.report import Report, describe_machine
 from benchmarks.timing import Timings, measure, pin_to_one_core
 from pipeline.card import card_text
 from pipeline.config import ColumnConfig, StoreIdentity
 from pipeline.fingerprints import fingerprints
-from pipeline.provenance import processor, versions
+from pipeline.provenance import processor
 from pipeline.records import PartKey, PartRows, ShardInfo
 from pipeline.store import ParquetStore, claim_store, commit_part, finish_store, open_store
 from pipeline.store.manifest import Agreement, Manifest, PartEntry, write_manifest
@@ -31,18 +29,6 @@ from pipeline.store.parquet import encode_part
 
 SOFT = ColumnConfig(confidence=True, topk=5)
 PART_VIEWS = (150, 300)
-AIMS = {
-    "bytes_unmixed_150": 0.75,
-    "bytes_mixed_150": 1.30,
-    "bytes_unmixed_300": 0.60,
-    "bytes_mixed_300": 1.15,
-    "bytes_unmixed_150_soft": 9.6,
-    "bytes_mixed_150_soft": 12.1,
-    "commit_labels_per_second": 1e6,
-    "read_warm_milliseconds": 3.0,
-    "open_seconds": 0.2,
-}
-"""What we aim at: bytes per view and times at most, labels per second at least."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,22 +242,15 @@ def main() -> None:
     print("\n| case | median | least .. most |\n|---|---|---|")
     for case in timings.seconds:
         print(f"| {case} | {cell(case, timings)} |")
-    print()
-    for name, aim in AIMS.items():
-        print(f"{name}: {figures[name]:.4g} (aim: {aim:g})")
-    if config.json is not None:
-        context = {
-            "processor": processor(),
-            "platform": platform.platform(),
-            "python": sys.version.split()[0],
-            "versions": versions(),
-            "samples": config.samples,
-            "parts": config.parts,
-            "rounds": config.rounds,
-            "milliseconds": {case: 1e3 * timings.median(case) for case in timings.seconds},
-        }
-        text = json.dumps({"figures": figures, "aims": AIMS, "context": context}, indent=2)
-        config.json.write_text(text + "\n")
+    context = {
+        "samples": config.samples,
+        "parts": config.parts,
+        "rounds": config.rounds,
+        "milliseconds": {case: 1e3 * timings.median(case) for case in timings.seconds},
+    }
+    report = Report(ratios=figures, context={"machine": describe_machine(), "store": context})
+    report.show()
+    report.write(config.json)
 
 
 def cell(case: str, timings: Timings) -> str:
