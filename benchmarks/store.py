@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -20,6 +21,7 @@ from benchmarks.report import Report, describe_machine
 from benchmarks.timing import Timings, measure, pin_to_one_core
 from pipeline.card import card_text
 from pipeline.config import ColumnConfig, StoreIdentity
+from pipeline.files import open_folder
 from pipeline.fingerprints import fingerprints
 from pipeline.provenance import processor
 from pipeline.records import PartKey, PartRows, ShardInfo
@@ -49,7 +51,7 @@ class StoreBenchmark:
 
 def first_views(rows: PartRows, views: int, *, soft: bool) -> PartRows:
     """Return the first views of a part, with its optional columns or without."""
-    kept = {
+    kept: dict[str, Any] = {
         name: values[:, :views] if soft and values is not None else None
         for name in ("confidence", "topk_label", "topk_prob")
         for values in (getattr(rows, name),)
@@ -93,8 +95,8 @@ def write_store(root: Path, rows: PartRows, identity: StoreIdentity) -> ParquetS
     prints = fingerprints()
     claim_store(root, identity, prints)
     commit_part(root, replace(rows, identity=identity.digest))
-    finish_store(root, identity, prints, [info], card_text)
-    return open_store(root)
+    manifest = finish_store(root, identity, prints, [info], card_text)
+    return ParquetStore(open_folder(root), manifest)
 
 
 def encoding(rows: PartRows) -> Callable[[], int]:
