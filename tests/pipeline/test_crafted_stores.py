@@ -339,6 +339,15 @@ def test_row_groups_outside_of_their_file_are_refused(folder: Path, tmp_path: Pa
         path.unlink()
 
 
+def test_bytes_that_no_row_group_has_are_refused(folder: Path, tmp_path: Path) -> None:
+    data = (folder / "one.parquet").read_bytes()
+    footer = int.from_bytes(data[-8:-4], "little") + 8
+    path = tmp_path / "one.parquet"
+    path.write_bytes(data[:-footer] + b"more" + data[-footer:])
+    with pytest.raises(StoreError, match=r"has \d+ bytes, its manifest says"):
+        open_store(path)
+
+
 @pytest.mark.parametrize("length", [0, 1, 1 << 20, (1 << 32) - 1])
 def test_a_footer_longer_than_its_file_is_refused(
     folder: Path, tmp_path: Path, length: int
