@@ -18,7 +18,7 @@ help:
 	@echo "make test    the whole test suite"
 	@echo "make check   lint, types and tests"
 	@echo "make setup   the virtual environment in $(VENV), made with PYTHON=$(PYTHON)"
-	@echo "make bench   speed of views against timm's; SHARDS='...' names photographs, JSON=FILE"
+	@echo "make bench   all speeds; SHARDS='...' names photographs, JSON=FILE takes the ratios"
 	@echo "make clean   remove the demo's output, caches and build files, not $(VENV)"
 
 setup: $(INSTALLED)
@@ -38,7 +38,7 @@ test: $(INSTALLED)
 
 bench: $(INSTALLED)
 	@test -n "$(SHARDS)" || { echo "give photographs: make bench SHARDS='/data/x-{000..003}.tar'"; exit 1; }
-	$(BIN)/python -m benchmarks.views --shards '$(SHARDS)' $(if $(JSON),--json '$(JSON)')
+	$(BIN)/python -m benchmarks --shards '$(SHARDS)' $(if $(JSON),--json '$(JSON)')
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

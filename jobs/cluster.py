@@ -14,7 +14,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError, WorkerCrashedError
@@ -34,6 +34,17 @@ __all__ = ["Cluster"]
 PARTS_IN_FLIGHT = 2  # a teacher: one is labelled while the other's first groups are augmented
 DEATHS_PER_PART = 4  # then the part itself is the likely cause
 CRASHES_PER_TASK = 8
+
+
+MakeWorker: TypeAlias = "Callable[[LabelConfig, int], TeacherWorker]"
+"""Loads a teacher, with so many threads, in the process that will run it."""
+
+
+def load_worker(config: LabelConfig, threads: int) -> TeacherWorker:
+    """Load the teacher of the settings."""
+    from pipeline.worker import TeacherWorker  # the driver needs no PyTorch
+
+    return TeacherWorker(config, threads)
 
 
 def connect() -> None:
@@ -57,8 +68,11 @@ def augment_remotely(task: GroupTask) -> AugmentedGroup:
 class TeacherActor:
     """A teacher's process. It loads at the first call, whose caller then sees the errors."""
 
-    def __init__(self, config: LabelConfig, threads: int, window: int) -> None:
+    def __init__(
+        self, config: LabelConfig, threads: int, window: int, make_worker: MakeWorker
+    ) -> None:
         self._config = config
+        self._make_worker = make_worker
         self._threads = threads
         self._window = window
         self._loading = threading.Lock()
@@ -73,11 +87,9 @@ class TeacherActor:
         return self._worker().preflight(shards)
 
     def _worker(self) -> TeacherWorker:
-        from pipeline.worker import TeacherWorker  # the driver needs no PyTorch
-
         with self._loading:
             if self._loaded is None:
-                self._loaded = TeacherWorker(self._config, self._threads)
+                self._loaded = self._make_worker(self._config, self._threads)
             return self._loaded
 
     def label(self, order: PartOrder) -> Committed:
@@ -111,7 +123,7 @@ class _Seat:
 class Cluster:
     """The job's teachers on a Ray cluster."""
 
-    def __init__(self, config: LabelConfig) -> None:
+    def __init__(self, config: LabelConfig, make_worker: MakeWorker = load_worker) -> None:
         connect()
         resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
         gpus, cpus = int(resources.get("GPU", 0)), max(1, int(resources.get("CPU", 1)))
@@ -123,6 +135,7 @@ class Cluster:
                 f"{gpus} or --device cpu"
             )
         self._config = config
+        self._make_worker = make_worker
         self._options = {"num_gpus": 1 if on_gpu else 0}
         self._threads = config.threads or max(1, cpus // teachers)
         self._window = max(2, 2 * cpus // teachers)
@@ -180,7 +193,7 @@ class Cluster:
             **self._options,
             max_concurrency=PARTS_IN_FLIGHT,
             runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}},
-        ).remote(self._config, self._threads, self._window)
+        ).remote(self._config, self._threads, self._window, self._make_worker)
 
     def _hand_out(self, plan: JobPlan, waiting: deque[PartKey]) -> None:
         for _ in range(PARTS_IN_FLIGHT):  # one round each, so that teachers share evenly
