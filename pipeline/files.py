@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias
 
 from braceexpand import braceexpand
 
@@ -138,6 +138,23 @@ class LocalFolder(Folder):
         """Write a new file; see ``Folder``."""
         return commit_new(self.path / path, data)
 
+    @contextmanager
+    def write_file(self, path: str) -> Iterator[BinaryIO]:
+        """Give a file that appears whole; see ``Folder``."""
+        final = self.path / path
+        with writing(final):
+            final.parent.mkdir(parents=True, exist_ok=True)
+        aside = final.with_name(f".{final.name}.{os.getpid()}-{os.urandom(4).hex()}")
+        try:
+            with writing(final):
+                with aside.open("wb") as file:
+                    yield file
+                    file.flush()
+                    os.fsync(file.fileno())
+                aside.rename(final)
+        finally:
+            aside.unlink(missing_ok=True)
+
     def replace(self, path: str, data: bytes) -> None:
         """Write a file over the one that may be there; see ``Folder``."""
         replace(self.path / path, data)
@@ -161,7 +178,7 @@ def commit_new(path: Path, data: bytes) -> bool:
     Of two writers one wins, and the other's bytes vanish. Directories are made as needed.
     Raises ``PipelineError`` if the disk is full or refuses.
     """
-    with _writing(path, len(data)):
+    with writing(path, len(data)):
         aside = _write_aside(path, data)
         try:
             os.link(aside, path)
@@ -185,24 +202,26 @@ def replace(path: Path, data: bytes) -> None:
 
     Raises ``PipelineError`` if the disk is full or refuses.
     """
-    with _writing(path, len(data)):
+    with writing(path, len(data)):
         _write_aside(path, data).replace(path)
         _flush_directory(path.parent)
 
 
 @contextmanager
-def _writing(path: Path, size: int) -> Iterator[None]:
+def writing(path: Path, size: int | None = None) -> Iterator[None]:
     """Turn the system's refusals into errors that name the file and the cure."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            amount = "" if size is None else f" ({size} bytes were to be written)"
             raise PipelineError(
-                f"{path}: the disk is full ({size} bytes were to be written); nothing of this "
-                "file is left behind: free space and run again, finished parts are kept"
+                f"{path}: the disk is full{amount}; nothing of this file is left behind: free "
+                "space and run again, finished parts are kept"
             ) from error
         raise PipelineError(
-            f"{path} cannot be written ({error.strerror}); check the path and its permissions"
+            f"{path} cannot be written ({error.strerror or error}); check the path and its "
+            "permissions"
         ) from error
 
 
