@@ -262,6 +262,17 @@ def test_a_commit_whose_answer_is_lost_is_found_to_be_done(s3: S3Server) -> None
     assert commit_part(root, rows).entry == entry
 
 
+def test_a_server_that_ignores_conditions_is_refused_before_a_part_is_written(
+    s3: S3Server, shards: tuple[Path, ...], bucket: str
+) -> None:
+    plan = plan_with_cache(remote_config(shards, bucket))
+    s3.fault = lambda request: "unconditional"
+    for _ in range(2):  # also when it runs again
+        with pytest.raises(StoreError, match=r"s3://.*writes over what is there although"):
+            run(plan)
+    assert list(s3.objects(plan.config.out)) == ["_meta/identity.json"]
+
+
 def test_a_conflict_that_leaves_no_object_is_tried_again(s3: S3Server) -> None:
     folder = open_folder(s3.make_bucket())
     failures = iter(["409", "409"])
