@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -23,7 +24,14 @@ from pipeline.config import ColumnConfig, StoreIdentity
 from pipeline.fingerprints import fingerprints
 from pipeline.provenance import processor
 from pipeline.records import PartKey, PartRows, ShardInfo
-from pipeline.store import ParquetStore, claim_store, commit_part, finish_store, open_store
+from pipeline.store import (
+    LabelStore,
+    ParquetStore,
+    claim_store,
+    commit_part,
+    finish_store,
+    open_store,
+)
 from pipeline.store.manifest import Agreement, Manifest, PartEntry, write_manifest
 from pipeline.store.parquet import encode_part
 
@@ -49,7 +57,7 @@ class StoreBenchmark:
 
 def first_views(rows: PartRows, views: int, *, soft: bool) -> PartRows:
     """Return the first views of a part, with its optional columns or without."""
-    kept = {
+    kept: dict[str, Any] = {
         name: values[:, :views] if soft and values is not None else None
         for name in ("confidence", "topk_label", "topk_prob")
         for values in (getattr(rows, name),)
@@ -80,7 +88,7 @@ def sizes(samples: int) -> tuple[dict[str, float], dict[bool, PartRows]]:
     return found, kept
 
 
-def write_store(root: Path, rows: PartRows, identity: StoreIdentity) -> ParquetStore:
+def write_store(root: Path, rows: PartRows, identity: StoreIdentity) -> LabelStore:
     """Write a store of one part."""
     info = ShardInfo(
         number=rows.part.shard,
@@ -118,7 +126,7 @@ def committing(root: Path, rows: PartRows, numbers: Iterator[int]) -> Callable[[
     return run
 
 
-def reading(store: ParquetStore, *, how: str) -> Callable[[], int]:
+def reading(store: LabelStore, *, how: str) -> Callable[[], int]:
     """Return a case that reads a shard at one view.
 
     ``how``: ``again`` from a part that this process has decoded already; ``warm`` a file
