@@ -28,13 +28,13 @@ def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_shard(tmp_path_factory.mktemp("bench") / "photos.tar", samples)
 
 
-def run(arguments: list[str], json_path: Path, *, before: str = "pass") -> dict[str, object]:
-    module, *rest = arguments
-    code = f"{before}; import runpy, sys; sys.argv = {[module, *rest, '--json', str(json_path)]!r}"
-    code += f"; runpy.run_module({module!r}, run_name='__main__')"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE"}
+def run(command: list[str], json_path: Path) -> dict[str, object]:
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
+        [sys.executable, *command, "--json", str(json_path)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE"},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     result: dict[str, object] = json.loads(json_path.read_text())
@@ -43,13 +43,13 @@ def run(arguments: list[str], json_path: Path, *, before: str = "pass") -> dict[
 
 def test_the_gpu_benchmark_needs_neither_ray_nor_webdataset_nor_zarr_nor_tyro(shard, tmp_path):
     forbidden = ("ray", "webdataset", "zarr", "tyro", "tensorboard", "obstore", "pandas")
-    block = f"import sys; sys.modules.update(dict.fromkeys({forbidden!r}))"
+    code = f"import sys; sys.modules.update(dict.fromkeys({forbidden!r}))"
+    code += "; from benchmarks.gpu import main; main()"
     sizes = "--teacher regnety_002 --image-size 32 --student-rows 4 --groups 6 --matrix 64"
     students = "--students deit_tiny_distilled_patch16_224 --device cpu --rounds 1"
     result = run(
-        ["benchmarks.gpu", "--shards", str(shard), *sizes.split(), *students.split()],
+        ["-c", code, "--shards", str(shard), *sizes.split(), *students.split()],
         tmp_path / "gpu.json",
-        before=block,
     )
     assert result["teacher_images_per_second"].keys() == {"as run", "autocast"}
     assert result["feeding"]["augmented_views_per_second"] > 0
@@ -59,9 +59,9 @@ def test_the_gpu_benchmark_needs_neither_ray_nor_webdataset_nor_zarr_nor_tyro(sh
 
 def test_the_benchmarks_of_views_and_loader_report_every_ratio_that_has_an_aim(shard, tmp_path):
     shards = ["--shards", str(shard), "--rounds", "1"]
-    views = run(["benchmarks.views", *shards, "--images", "4"], tmp_path / "views.json")
+    views = run(["-m", "benchmarks.views", *shards, "--images", "4"], tmp_path / "views.json")
     few = ["--batch-size", "4", "--batches", "1", "--worker-batches", "2"]
-    loader = run(["benchmarks.loader", *shards, *few], tmp_path / "loader.json")
+    loader = run(["-m", "benchmarks.loader", *shards, *few], tmp_path / "loader.json")
     ratios = {**views["ratios"], **loader["ratios"]}
     expected = [name for name in AIMS if not name.startswith(("teacher", "step"))]
     assert sorted(ratios) == sorted(expected)
