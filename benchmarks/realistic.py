@@ -8,6 +8,7 @@ are drawn by the pipeline's own code.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -161,7 +162,7 @@ def _draw_logits(
 
 def _columns(
     classes: NDArray[np.int64], logits: Floats, columns: ColumnConfig
-) -> dict[str, NDArray[np.uint16] | NDArray[np.uint8] | None]:
+) -> dict[str, Any]:
     """Return label and optional columns by their names in ``PartRows``."""
     best = np.argsort(-logits, axis=2, kind="stable")
     ranked = np.take_along_axis(classes, best, axis=2)

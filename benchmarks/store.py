@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -20,11 +21,18 @@ from benchmarks.report import Report, describe_machine
 from benchmarks.timing import Timings, measure, pin_to_one_core
 from pipeline.card import card_text
 from pipeline.config import ColumnConfig, StoreIdentity
+from pipeline.files import open_folder
 from pipeline.fingerprints import fingerprints
 from pipeline.provenance import processor
 from pipeline.records import PartKey, PartRows, ShardInfo
 from pipeline.store import ParquetStore, claim_store, commit_part, finish_store, open_store
-from pipeline.store.manifest import Agreement, Manifest, PartEntry, write_manifest
+from pipeline.store.manifest import (
+    Agreement,
+    Manifest,
+    PartEntry,
+    read_manifest,
+    write_manifest,
+)
 from pipeline.store.parquet import encode_part
 
 SOFT = ColumnConfig(confidence=True, topk=5)
@@ -49,7 +57,7 @@ class StoreBenchmark:
 
 def first_views(rows: PartRows, views: int, *, soft: bool) -> PartRows:
     """Return the first views of a part, with its optional columns or without."""
-    kept = {
+    kept: dict[str, Any] = {
         name: values[:, :views] if soft and values is not None else None
         for name in ("confidence", "topk_label", "topk_prob")
         for values in (getattr(rows, name),)
@@ -81,7 +89,7 @@ def sizes(samples: int) -> tuple[dict[str, float], dict[bool, PartRows]]:
 
 
 def write_store(root: Path, rows: PartRows, identity: StoreIdentity) -> ParquetStore:
-    """Write a store of one part."""
+    """Write a store of one part in the Parquet directory ``root``."""
     info = ShardInfo(
         number=rows.part.shard,
         name="synthetic.tar",
@@ -94,7 +102,7 @@ def write_store(root: Path, rows: PartRows, identity: StoreIdentity) -> ParquetS
     claim_store(root, identity, prints)
     commit_part(root, replace(rows, identity=identity.digest))
     finish_store(root, identity, prints, [info], card_text)
-    return open_store(root)
+    return ParquetStore(open_folder(root), read_manifest(root))
 
 
 def encoding(rows: PartRows) -> Callable[[], int]:

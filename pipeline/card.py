@@ -194,7 +194,7 @@ def _shard_json(manifest: Manifest, shard: ShardInfo) -> dict[str, Any]:
     return {
         **asdict(shard),
         "rejections": [asdict(one) for one in manifest.rejections.get(shard.number, ())],
-        "views": len(manifest.views_of_shards[shard.number]),
+        "views": sum(entry.part.views for entry in entries),
         "parts": len(entries),
         "label_bytes": sum(entry.bytes for entry in entries),
     }
