@@ -82,7 +82,7 @@ def sizes(samples: int) -> tuple[dict[str, float], dict[bool, PartRows]]:
         for views in PART_VIEWS:
             for soft in (False, True):
                 rows = first_views(whole, views, soft=soft)
-                name = f"bytes_{'mixed' if mixed else 'unmixed'}_{views}{'_soft' if soft else ''}"
+                name = f"store_bytes_{'mixed' if mixed else 'unmixed'}_{views}{'_soft' if soft else ''}"
                 found[name] = len(encode_part(rows)) / rows.label.size
         kept[mixed] = first_views(whole, min(PART_VIEWS), soft=True)
     return found, kept
@@ -223,10 +223,10 @@ def run_benchmark(config: StoreBenchmark, folder: Path) -> tuple[dict[str, float
     cases[f"open {config.parts} parts"] = opening(large)
     timings = measure(cases, config.rounds)
     figures |= {
-        "commit_labels_per_second": 1 / timings.median("encode and commit, hard"),
-        "commit_labels_per_second_soft": 1 / timings.median("encode and commit, soft"),
-        "read_warm_milliseconds": 1e3 * timings.median("read one view of a shard, hard, warm"),
-        "open_seconds": timings.median(f"open {config.parts} parts"),
+        "store_commit_labels_per_second": 1 / timings.median("encode and commit, hard"),
+        "store_commit_labels_per_second_soft": 1 / timings.median("encode and commit, soft"),
+        "store_read_warm_milliseconds": 1e3 * timings.median("read one view of a shard, hard, warm"),
+        "store_open_seconds": timings.median(f"open {config.parts} parts"),
     }
     return figures, timings
 
@@ -245,7 +245,7 @@ def main() -> None:
         ("unmixed, confidence and top 5", "unmixed", "_soft"),
         ("mixed, confidence and top 5", "mixed", "_soft"),
     ):
-        cells = [f"{figures[f'bytes_{case}_{views}{end}']:.3f}" for views in PART_VIEWS]
+        cells = [f"{figures[f'store_bytes_{case}_{views}{end}']:.3f}" for views in PART_VIEWS]
         print(f"| {label} | {' | '.join(cells)} |")
     print("\n| case | median | least .. most |\n|---|---|---|")
     for case in timings.seconds:
