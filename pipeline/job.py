@@ -165,7 +165,7 @@ class LabelConfig:
     @property
     def cache(self) -> CacheConfig:
         """Where shards from object storage are kept."""
-        return CacheConfig(directory=self.cache_dir, gigabytes=self.cache_gb)
+        return CacheConfig.of_flags(self.cache_dir, self.cache_gb)
 
     @property
     def effective_mixing(self) -> MixConfig:

@@ -26,7 +26,8 @@ class Request:
 
 
 Fault = Callable[[Request], str | None]
-"""What goes wrong with a request: "503", "403", "torn" (half of the body comes),
+"""What goes wrong with a request: "503", "403", "409",
+"lost" (it is done, and the answer is a 503), "torn" (half of the body comes),
 "stall" (nothing after that half), or none."""
 
 
@@ -91,6 +92,14 @@ class S3Server:
             body = b"<Error><Code>AccessDenied</Code><Message>%s</Message></Error>" % KEY.encode()
             start("403 Forbidden", [("Content-Length", str(len(body)))])
             return [body]
+        if fault == "409":
+            body = b"<Error><Code>ConditionalRequestConflict</Code></Error>"
+            start("409 Conflict", [("Content-Length", str(len(body)))])
+            return [body]
+        if fault == "lost":
+            b"".join(app(environ, lambda *_: None))
+            start("503 Slow Down", [("Content-Length", "0")])
+            return [b""]
         body_parts = app(environ, start)
         if fault == "stall":
             whole = b"".join(body_parts)

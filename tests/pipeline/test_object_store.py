@@ -35,6 +35,7 @@ from tests.labelling import TEACHER, digit_shard
 from tests.object_storage import KEY, SECRET, S3Server
 from tests.pipeline.test_job import config_of, plan_of, ranges, run
 from tests.pipeline.test_store import make_rows
+from tests.pipeline.test_verify import run_cli
 
 
 @pytest.fixture
@@ -145,6 +146,26 @@ def test_a_store_opens_and_verifies_in_object_storage(
         verify_store(config.out)
 
 
+def test_the_command_verifies_a_store_in_object_storage(
+    s3: S3Server,
+    shards: tuple[Path, ...],
+    bucket: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = remote_config(shards, bucket)
+    plan = plan_with_cache(config)
+    run(plan)
+    finish_job(plan, {})
+    cache = ("--cache-dir", config.cache_dir, "--cache-gb", "0.1")
+    s3.requests.clear()
+    assert run_cli(monkeypatch, "verify", config.out, "--shards", *config.shards, *cache) == 0
+    assert f"{config.out}: 6 parts, 144 labels" in capsys.readouterr().out
+    assert s3.asked("GET", ".tar") == 0  # the job's cache has them
+    assert run_cli(monkeypatch, "inspect", config.out) == 0
+    assert "| 1: s-1.tar | 9 |" in capsys.readouterr().out
+
+
 def test_places_without_a_store_are_refused_in_object_storage(s3: S3Server) -> None:
     bucket = s3.make_bucket()
     with pytest.raises(IncompleteStoreError, match="there is no label store here"):
@@ -209,6 +230,27 @@ def test_a_failed_commit_leaves_nothing_and_can_be_made_again(s3: S3Server) -> N
     s3.fault = None
     commit_part(root, rows)
     assert list(s3.objects(root)) == [rows.part.path]
+
+
+def test_a_commit_whose_answer_is_lost_is_found_to_be_done(s3: S3Server) -> None:
+    root = f"{s3.make_bucket()}/s.parquet"
+    rows = make_rows(5, 4)
+    failures = iter(["lost"])
+    s3.fault = lambda request: next(failures, None) if request.method == "PUT" else None
+    entry = commit_part(root, rows).entry
+    assert [len(data) for data in s3.objects(root).values()] == [entry.bytes]
+    assert commit_part(root, rows).entry == entry
+
+
+def test_a_conflict_that_leaves_no_object_is_tried_again(s3: S3Server) -> None:
+    folder = open_folder(s3.make_bucket())
+    failures = iter(["409", "409"])
+    s3.fault = lambda request: next(failures, None) if request.method == "PUT" else None
+    assert folder.commit_new("a", b"x")
+    assert folder.read_bytes("a") == b"x"
+    s3.fault = lambda request: "409" if request.method == "PUT" else None
+    with pytest.raises(PipelineError, match=r"/b: 5 writes collided with another writer's"):
+        folder.commit_new("b", b"x")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
