@@ -161,9 +161,7 @@ def _draw_logits(
     return classes, np.concatenate([mine, theirs, tail_logits - 2], axis=2)
 
 
-def _columns(
-    classes: NDArray[np.int64], logits: Floats, columns: ColumnConfig
-) -> dict[str, NDArray[np.uint16] | NDArray[np.uint8] | None]:
+def _columns(classes: NDArray[np.int64], logits: Floats, columns: ColumnConfig) -> dict[str, Any]:
     """Return label and optional columns by their names in ``PartRows``."""
     best = np.argsort(-logits, axis=2, kind="stable")
     ranked = np.take_along_axis(classes, best, axis=2)

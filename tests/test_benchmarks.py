@@ -63,7 +63,15 @@ def test_the_benchmarks_of_views_and_loader_report_every_ratio_that_has_an_aim(s
     few = ["--batch-size", "4", "--batches", "1", "--worker-batches", "2"]
     loader = run(["-m", "benchmarks.loader", *shards, *few], tmp_path / "loader.json")
     ratios = {**views["ratios"], **loader["ratios"]}
-    expected = [name for name in AIMS if not name.startswith(("teacher", "step"))]
+    expected = [name for name in AIMS if not name.startswith(("teacher", "step", "store"))]
     assert sorted(ratios) == sorted(expected)
     for name, value in ratios.items():
         assert value > 0 if name != "crop_flip_vs_dali" else value is None or value > 0
+
+
+def test_the_benchmark_of_the_store_reports_every_figure_that_has_an_aim(tmp_path):
+    few = ["--samples", "24", "--parts", "6", "--rounds", "1"]
+    figures = run(["-m", "benchmarks.store", *few], tmp_path / "store.json")["ratios"]
+    assert {name for name in AIMS if name.startswith("store")} <= set(figures)
+    assert all(value > 0 for value in figures.values())
+    assert figures["store_bytes_mixed_300"] < figures["store_bytes_mixed_300_soft"]
