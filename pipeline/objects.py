@@ -269,7 +269,7 @@ class ObjectFolder(Folder):
     @contextmanager
     def write_file(self, path: str) -> Iterator[BinaryIO]:
         """Give a file that is sent when it is whole; see ``Folder``."""
-        url = self._url.child(path)
+        url = self._url.child(path) if path else self._url
         with tempfile.TemporaryFile() as file:
             yield file
             file.seek(0)

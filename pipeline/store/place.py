@@ -50,7 +50,7 @@ def check_out(out: str | Path) -> None:
         if "://" in str(out):
             raise StoreError(
                 f"--out {out}: a Zarr store is assembled on a file system; give a path, or label "
-                "to .parquet"
+                "to .parquet and use `label-store export`"
             )
         if Path(out).exists() and not Path(parts_root(out)).exists():
             open_store(out)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from pipeline.errors import ChecksumError, IncompleteStoreError
+from pipeline.errors import ChecksumError, IncompleteStoreError, StoreError
 from pipeline.store import export_store, open_store
 from tests.object_storage import S3Server
 from tests.storing import ALL_COLUMNS, info_of, ranges, write_store
@@ -93,6 +93,24 @@ def test_a_remote_zarr_store_exports_to_a_local_directory(bucket: str, tmp_path:
         for entry in back.manifest.parts:
             ours = (tmp_path / NAMES[0] / entry.part.path).read_bytes()
             assert ours == back.read_file(entry)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_store_exports_to_object_storage_with_the_manifest_last(
+    s3: S3Server, bucket: str, tmp_path: Path, name: str
+) -> None:
+    target = f"{bucket}/copies/{name}"
+    s3.requests.clear()
+    store = export_store(tmp_path / NAMES[0], target, single_file=name == NAMES[2])
+    puts = [one.path for one in s3.requests if one.method == "PUT"]
+    assert puts[-1].endswith("one.parquet" if name == NAMES[2] else "/_manifest.json")
+    copied = s3.objects(f"{bucket}/copies")
+    root = tmp_path / name
+    local = [path for path in [root, *root.rglob("*")] if path.is_file()]
+    assert copied == {path.relative_to(tmp_path).as_posix(): path.read_bytes() for path in local}
+    assert_array_equal(store.read_view(1, 2).label, open_store(root).read_view(1, 2).label)
+    with pytest.raises(StoreError, match="exists already"):
+        export_store(tmp_path / NAMES[0], target, single_file=name == NAMES[2])
 
 
 def test_a_store_that_is_not_there_is_named(bucket: str) -> None:
