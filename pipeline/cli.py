@@ -20,6 +20,7 @@ from pipeline import packing
 from pipeline.errors import ConfigError, PipelineError
 
 if TYPE_CHECKING:
+    from pipeline.cache import CacheConfig
     from pipeline.relabel import RelabelReport
     from pipeline.verify import Mismatch
 
@@ -225,7 +226,7 @@ def _verify(options: Verify) -> None:
         raise ConfigError("--all and --relabel redraw views, which needs the shards: give --shards")
     cache = CacheConfig.of_flags(options.cache_dir, options.cache_gb)
     report = verify_store(options.store, options.shards, every_digest=options.all, cache=cache)
-    relabelled = _relabel(options) if options.relabel else None
+    relabelled = _relabel(options, cache) if options.relabel else None
     failed = bool(report.mismatches) or (relabelled is not None and not relabelled.passed)
     if options.json:
         found = dataclasses.asdict(report)
@@ -258,7 +259,7 @@ def _verify(options: Verify) -> None:
         raise SystemExit(1)
 
 
-def _relabel(options: Verify) -> RelabelReport:
+def _relabel(options: Verify, cache: CacheConfig) -> RelabelReport:
     from pipeline.relabel import RelabelConfig, relabel_store
 
     config = RelabelConfig(
@@ -268,7 +269,7 @@ def _relabel(options: Verify) -> RelabelReport:
         device=options.device,
         allow_flips=options.allow_flips,
     )
-    return relabel_store(options.store, options.shards, config)
+    return relabel_store(options.store, options.shards, config, cache=cache)
 
 
 def _print_mismatches(what: str, mismatches: Sequence[Mismatch]) -> None:
