@@ -80,16 +80,16 @@ class StandInWorker(TeacherWorker):
             return labels
 
 
-def account_of(store: Path) -> Path:
+def account_of(store: str) -> Path:
     """Return the file in which the stand-in keeps account."""
-    return store.with_suffix(".json")
+    return Path(store).with_suffix(".json")
 
 
 def run_job(config: JobBenchmark, directory: Path, seconds_per_view: float) -> Usage:
     """Label all shards on a Ray of our own."""
     from jobs.cluster import Cluster  # Ray reads the environment when it is imported
 
-    job = LabelConfig(shards=config.shards, out=directory / "job.parquet", views=config.views)
+    job = LabelConfig(shards=config.shards, out=str(directory / "job.parquet"), views=config.views)
     plan = plan_job(job, index_shards(job.shards), stand_in_identity(batch_views=15))
     worker: Callable[[LabelConfig, int], StandInWorker]
     worker = partial(StandInWorker, seconds_per_view=seconds_per_view)

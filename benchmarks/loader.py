@@ -139,8 +139,8 @@ def run_benchmark(config: LoaderBenchmark, root: Path) -> tuple[Timings, Timings
             taken, megabytes = time_workers(dataset, workers, config.worker_batches)
             seconds[name].append(taken / config.batch_size)
             private.append(megabytes)
-    workers = Timings(seconds={name: tuple(values) for name, values in seconds.items()})
-    return alone, workers, statistics.median(private)
+    parallel = Timings(seconds={name: tuple(values) for name, values in seconds.items()})
+    return alone, parallel, statistics.median(private)
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ are drawn by the pipeline's own code.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,6 +89,7 @@ def make_rows(
     classes, logits = _draw_logits(target, partner, share, random, model or LabelModel())
     drawn = np.array([[has_digest(int(one), view) for view in range(views)] for one in seeds])
     words = random.integers(1, 1 << 32, (samples, views)).astype(np.uint32)
+    columns: dict[str, Any] = {**_columns(classes, logits, identity.columns)}
     return PartRows(
         part=PartKey(shard=0, first_view=0, views=views),
         identity=identity.digest,
@@ -101,7 +103,7 @@ def make_rows(
         seed=seeds,
         digest=np.where(drawn, words, 0).astype(np.uint32),
         has_digest=drawn,
-        **_columns(classes, logits, identity.columns),
+        **columns,
     )
 
 
@@ -159,9 +161,7 @@ def _draw_logits(
     return classes, np.concatenate([mine, theirs, tail_logits - 2], axis=2)
 
 
-def _columns(
-    classes: NDArray[np.int64], logits: Floats, columns: ColumnConfig
-) -> dict[str, NDArray[np.uint16] | NDArray[np.uint8] | None]:
+def _columns(classes: NDArray[np.int64], logits: Floats, columns: ColumnConfig) -> dict[str, Any]:
     """Return label and optional columns by their names in ``PartRows``."""
     best = np.argsort(-logits, axis=2, kind="stable")
     ranked = np.take_along_axis(classes, best, axis=2)

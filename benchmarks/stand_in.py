@@ -51,7 +51,7 @@ def write_store(root: Path, shards: tuple[str, ...], *, views: int, image_size: 
     """Label all shards with the stand-in teacher, and open the store."""
     config = LabelConfig(
         shards=shards,
-        out=root,
+        out=str(root),
         views=views,
         serial=True,
         augment=replace(PRESETS["deit"], image_size=image_size),

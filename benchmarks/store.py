@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -20,11 +21,18 @@ from benchmarks.report import Report, describe_machine
 from benchmarks.timing import Timings, measure, pin_to_one_core
 from pipeline.card import card_text
 from pipeline.config import ColumnConfig, StoreIdentity
+from pipeline.files import open_folder
 from pipeline.fingerprints import fingerprints
 from pipeline.provenance import processor
 from pipeline.records import PartKey, PartRows, ShardInfo
 from pipeline.store import ParquetStore, claim_store, commit_part, finish_store, open_store
-from pipeline.store.manifest import Agreement, Manifest, PartEntry, write_manifest
+from pipeline.store.manifest import (
+    Agreement,
+    Manifest,
+    PartEntry,
+    read_manifest,
+    write_manifest,
+)
 from pipeline.store.parquet import encode_part
 
 SOFT = ColumnConfig(confidence=True, topk=5)
@@ -49,7 +57,7 @@ class StoreBenchmark:
 
 def first_views(rows: PartRows, views: int, *, soft: bool) -> PartRows:
     """Return the first views of a part, with its optional columns or without."""
-    kept = {
+    kept: dict[str, Any] = {
         name: values[:, :views] if soft and values is not None else None
         for name in ("confidence", "topk_label", "topk_prob")
         for values in (getattr(rows, name),)
@@ -74,14 +82,14 @@ def sizes(samples: int) -> tuple[dict[str, float], dict[bool, PartRows]]:
         for views in PART_VIEWS:
             for soft in (False, True):
                 rows = first_views(whole, views, soft=soft)
-                name = f"bytes_{'mixed' if mixed else 'unmixed'}_{views}{'_soft' if soft else ''}"
-                found[name] = len(encode_part(rows)) / rows.label.size
+                case = f"{'mixed' if mixed else 'unmixed'}_{views}{'_soft' if soft else ''}"
+                found[f"store_bytes_{case}"] = len(encode_part(rows)) / rows.label.size
         kept[mixed] = first_views(whole, min(PART_VIEWS), soft=True)
     return found, kept
 
 
 def write_store(root: Path, rows: PartRows, identity: StoreIdentity) -> ParquetStore:
-    """Write a store of one part."""
+    """Write a store of one part in the Parquet directory ``root``."""
     info = ShardInfo(
         number=rows.part.shard,
         name="synthetic.tar",
@@ -94,7 +102,7 @@ def write_store(root: Path, rows: PartRows, identity: StoreIdentity) -> ParquetS
     claim_store(root, identity, prints)
     commit_part(root, replace(rows, identity=identity.digest))
     finish_store(root, identity, prints, [info], card_text)
-    return open_store(root)
+    return ParquetStore(open_folder(root), read_manifest(root))
 
 
 def encoding(rows: PartRows) -> Callable[[], int]:
@@ -214,11 +222,12 @@ def run_benchmark(config: StoreBenchmark, folder: Path) -> tuple[dict[str, float
             cases[f"read one view of a shard, {name}, {how}"] = reading(store, how=how)
     cases[f"open {config.parts} parts"] = opening(large)
     timings = measure(cases, config.rounds)
+    warm = timings.median("read one view of a shard, hard, warm")
     figures |= {
-        "commit_labels_per_second": 1 / timings.median("encode and commit, hard"),
-        "commit_labels_per_second_soft": 1 / timings.median("encode and commit, soft"),
-        "read_warm_milliseconds": 1e3 * timings.median("read one view of a shard, hard, warm"),
-        "open_seconds": timings.median(f"open {config.parts} parts"),
+        "store_commit_labels_per_second": 1 / timings.median("encode and commit, hard"),
+        "store_commit_labels_per_second_soft": 1 / timings.median("encode and commit, soft"),
+        "store_read_warm_milliseconds": 1e3 * warm,
+        "store_open_seconds": timings.median(f"open {config.parts} parts"),
     }
     return figures, timings
 
@@ -237,7 +246,7 @@ def main() -> None:
         ("unmixed, confidence and top 5", "unmixed", "_soft"),
         ("mixed, confidence and top 5", "mixed", "_soft"),
     ):
-        cells = [f"{figures[f'bytes_{case}_{views}{end}']:.3f}" for views in PART_VIEWS]
+        cells = [f"{figures[f'store_bytes_{case}_{views}{end}']:.3f}" for views in PART_VIEWS]
         print(f"| {label} | {' | '.join(cells)} |")
     print("\n| case | median | least .. most |\n|---|---|---|")
     for case in timings.seconds:

@@ -61,7 +61,7 @@ class Steps:
         self._augment = dataset.store.identity.augment
         torch.manual_seed(0)
         self._model: nn.Module = timm.create_model(STUDENT, num_classes=CLASSES)
-        self._model.set_distilled_training(True)  # type: ignore[operator]
+        self._model.set_distilled_training(True)
         self._model.train()
         self._optimizer = create_optimizer_v2(self._model, "adamw", lr=1e-4, weight_decay=0.05)
         self._hard = nn.CrossEntropyLoss()
@@ -93,7 +93,8 @@ class Steps:
 
     def _two_losses(self, images: Tensor, truth: Tensor, label: Tensor) -> Tensor:
         class_logits, distillation_logits = self._model(images)
-        return 0.5 * self._soft(class_logits, truth) + 0.5 * self._hard(distillation_logits, label)
+        loss: Tensor = self._soft(class_logits, truth) + self._hard(distillation_logits, label)
+        return 0.5 * loss
 
     def _step(self, loss_of: Callable[[Tensor, StudentBatch, Tensor], Tensor]) -> Callable[[], int]:
         batches = self._batches()

@@ -44,6 +44,12 @@ class CacheConfig:
         if not self.gigabytes > 0:
             raise ConfigError(f"--cache-gb is {self.gigabytes}; use a positive number")
 
+    @staticmethod
+    def of_flags(cache_dir: Path | None, cache_gb: float) -> CacheConfig:
+        """Return what --cache-dir and --cache-gb say; other processes may be elsewhere."""
+        directory = None if cache_dir is None else cache_dir.absolute()
+        return CacheConfig(directory=directory, gigabytes=cache_gb)
+
     @property
     def place(self) -> Path:
         """The directory, the default resolved."""

@@ -23,6 +23,7 @@ class StoreCard:
 
     manifest: Manifest
     runs: tuple[Run, ...] = ()
+    stored_bytes: int | None = None  # of all files with labels, as this format keeps them
 
     def to_json(self) -> dict[str, Any]:
         """Return the card as plain JSON values."""
@@ -39,6 +40,7 @@ class StoreCard:
             "parts": len(manifest.parts),
             "labels": manifest.rows,
             "bytes": manifest.bytes,
+            "stored_bytes": self.stored_bytes,
             "bytes_per_label": manifest.bytes / manifest.rows if manifest.rows else None,
             "agreement": asdict(manifest.agreement),
             "runs": [asdict(run) for run in self.runs],
@@ -46,7 +48,10 @@ class StoreCard:
 
     def to_markdown(self) -> str:
         """Return the card as Markdown."""
-        sections = [_OPENING, markdown_table(("", ""), _facts(self.manifest)), _READING]
+        facts = [*_facts(self.manifest)]
+        if self.stored_bytes is not None:
+            facts.append(("files with labels", f"{self.stored_bytes} bytes"))
+        sections = [_OPENING, markdown_table(("", ""), facts), _READING]
         sections += ["## Shards\n\n" + _shards(self.manifest)]
         if self.manifest.rejections:
             sections += ["## Rejected images\n\n" + _rejections(self.manifest)]
@@ -61,7 +66,9 @@ def card_text(manifest: Manifest) -> str:
 
 def inspect_store(store: LabelStore) -> StoreCard:
     """Return the card of a store with its runs; reads no part."""
-    return StoreCard(manifest=store.manifest, runs=read_runs(store.root))
+    return StoreCard(
+        manifest=store.manifest, runs=read_runs(store.root), stored_bytes=store.stored_bytes
+    )
 
 
 _OPENING = """\
@@ -194,7 +201,7 @@ def _shard_json(manifest: Manifest, shard: ShardInfo) -> dict[str, Any]:
     return {
         **asdict(shard),
         "rejections": [asdict(one) for one in manifest.rejections.get(shard.number, ())],
-        "views": len(manifest.views_of_shards[shard.number]),
+        "views": sum(entry.part.views for entry in entries),
         "parts": len(entries),
         "label_bytes": sum(entry.bytes for entry in entries),
     }

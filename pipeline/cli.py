@@ -20,6 +20,7 @@ from pipeline import packing
 from pipeline.errors import ConfigError, PipelineError
 
 if TYPE_CHECKING:
+    from pipeline.cache import CacheConfig
     from pipeline.relabel import RelabelReport
     from pipeline.verify import Mismatch
 
@@ -51,7 +52,7 @@ class Inspect:
     """Show a store's card: teacher, views, shards, rejections, runs. Reads no part."""
 
     store: tyro.conf.Positional[str]
-    """The store (the directory that ends in .parquet)."""
+    """The store: a path or URL that ends in .parquet or .zarr."""
     json: bool = False
     """Print JSON for machines instead."""
 
@@ -61,9 +62,9 @@ class Verify:
     """Check every file of a store; with --shards, redraw views and compare their digests."""
 
     store: tyro.conf.Positional[str]
-    """The store (the directory that ends in .parquet)."""
+    """The store: a path or URL that ends in .parquet or .zarr."""
     shards: tuple[str, ...] = ()
-    """The shards that were labelled: files, brace patterns or globs, in quotes."""
+    """The shards that were labelled: files, URLs, brace patterns or globs, in quotes."""
     all: bool = False
     """Redraw every digest, not a sample: the proof for a store."""
     relabel: int = 0
@@ -76,6 +77,11 @@ class Verify:
     """Share of relabelled views whose label may differ, on hardware of another kind."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where --relabel runs the teacher."""
+    cache_dir: Path | None = None
+    """Where shards from object storage are kept, shared by all runs of a machine; by default
+    teacher-labels/shards in $XDG_CACHE_HOME or ~/.cache."""
+    cache_gb: float = 100.0
+    """Size of that directory; the least recently used shards go first."""
     json: bool = False
     """Print JSON for machines instead."""
 
@@ -213,12 +219,14 @@ def _export(options: Export) -> None:
 
 
 def _verify(options: Verify) -> None:
+    from pipeline.cache import CacheConfig
     from pipeline.verify import verify_store
 
     if (options.all or options.relabel) and not options.shards:
         raise ConfigError("--all and --relabel redraw views, which needs the shards: give --shards")
-    report = verify_store(options.store, options.shards, every_digest=options.all)
-    relabelled = _relabel(options) if options.relabel else None
+    cache = CacheConfig.of_flags(options.cache_dir, options.cache_gb)
+    report = verify_store(options.store, options.shards, every_digest=options.all, cache=cache)
+    relabelled = _relabel(options, cache) if options.relabel else None
     failed = bool(report.mismatches) or (relabelled is not None and not relabelled.passed)
     if options.json:
         found = dataclasses.asdict(report)
@@ -251,7 +259,7 @@ def _verify(options: Verify) -> None:
         raise SystemExit(1)
 
 
-def _relabel(options: Verify) -> RelabelReport:
+def _relabel(options: Verify, cache: CacheConfig) -> RelabelReport:
     from pipeline.relabel import RelabelConfig, relabel_store
 
     config = RelabelConfig(
@@ -261,7 +269,7 @@ def _relabel(options: Verify) -> RelabelReport:
         device=options.device,
         allow_flips=options.allow_flips,
     )
-    return relabel_store(options.store, options.shards, config)
+    return relabel_store(options.store, options.shards, config, cache=cache)
 
 
 def _print_mismatches(what: str, mismatches: Sequence[Mismatch]) -> None:

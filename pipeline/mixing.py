@@ -53,8 +53,18 @@ def mix_images(images: Tensor, mix: ViewMix) -> Tensor:
         lam = lam.to(device).view(-1, 1, 1, 1)
         # 1 - lam is exact: lam is a multiple of 2**-16. No fused multiply-add here.
         result[rows] = images[rows].mul_(lam).add_(images[partners].mul_(1 - lam))
-    for row in cutmix:
-        top, left, height, width = (int(value) for value in mix.box[row])
-        down, right = slice(top, top + height), slice(left, left + width)
-        result[row, :, down, right] = images[int(mix.partner[row]), :, down, right]
+    if len(cutmix):
+        rows = torch.from_numpy(cutmix).to(device)
+        partners = torch.from_numpy(mix.partner[cutmix]).to(device)
+        inside = _box_masks(torch.from_numpy(mix.box[cutmix]).to(device), images.shape[-1])
+        result[rows] = torch.where(inside, images[partners], images[rows])
     return result
+
+
+def _box_masks(box: Tensor, size: int) -> Tensor:
+    """Return where (N, 4) boxes lie, (N, 1, size, size) bool."""
+    top, left, height, width = (part[:, None] for part in box.unbind(1))
+    place = torch.arange(size, device=box.device)
+    rows = (place >= top) & (place < top + height)
+    columns = (place >= left) & (place < left + width)
+    return (rows[:, :, None] & columns[:, None, :])[:, None]

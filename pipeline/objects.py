@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.folder import Folder
@@ -207,15 +208,21 @@ class ObjectFolder(Folder):
         return self._url.key.endswith(".parquet") and StoredObject.look(self._url) is not None
 
     def read_range(self, path: str, offset: int, size: int) -> bytes:
-        """Return a part of an object by a ranged request; see ``Folder``."""
+        """Return a part of an object by one ranged request; see ``Folder``."""
         url = self._url.child(path) if path else self._url
-        end = min(offset + size, self.size(path))
-        if end <= offset:
+        if size <= 0:
             return b""
         with _asking(url):
             import obstore
 
-            return bytes(obstore.get_range(_client(url), url.key, start=offset, end=end))
+            try:
+                # Servers cut a range that ends after the object.
+                data = obstore.get_range(_client(url), url.key, start=offset, end=offset + size)
+                return bytes(data)
+            except FileNotFoundError as error:
+                if _code_of(error) == "NoSuchBucket":
+                    raise
+                raise _MissingObjectError(f"{url}: no such object") from None
 
     def size(self, path: str) -> int:
         """Return an object's bytes; see ``Folder``."""
@@ -229,7 +236,7 @@ class ObjectFolder(Folder):
         """Return whether this object exists; see ``Folder``."""
         if path:
             return StoredObject.look(self._url.child(path)) is not None
-        return bool(self.list())
+        return bool(self.list()) or self.is_a_file()
 
     def list(self, prefix: str = "") -> list[str]:
         """Return the paths that begin with ``prefix``; see ``Folder``."""
@@ -258,6 +265,18 @@ class ObjectFolder(Folder):
             f"{url}: {_CONFLICTS} writes collided with another writer's; run again when the other "
             "job is done"
         )
+
+    @contextmanager
+    def write_file(self, path: str) -> Iterator[BinaryIO]:
+        """Give a file that is sent when it is whole; see ``Folder``."""
+        url = self._url.child(path) if path else self._url
+        with tempfile.TemporaryFile() as file:
+            yield file
+            file.seek(0)
+            with _asking(url):
+                import obstore
+
+                obstore.put(_client(url), url.key, file)
 
     def replace(self, path: str, data: bytes) -> None:
         """Write an object over the one that may be there; see ``Folder``."""

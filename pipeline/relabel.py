@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.cache import CacheConfig
 from pipeline.config import StoreIdentity, different_fields
 from pipeline.devices import choose_device, set_threads
 from pipeline.errors import ConfigError, ReplayError, TeacherError
@@ -70,8 +71,16 @@ class RelabelReport:
         return self.flip_share <= self.allow_flips
 
 
-def relabel_store(place: Place, shards: Sequence[str], config: RelabelConfig) -> RelabelReport:
+def relabel_store(
+    place: Place,
+    shards: Sequence[str],
+    config: RelabelConfig,
+    *,
+    cache: CacheConfig | None = None,
+) -> RelabelReport:
     """Label groups from all over a store again, in its batch shape and precision.
+
+    ``cache`` is where shards from object storage are kept.
 
     Raises ``TeacherError`` naming what differs if the teacher is not the store's,
     ``ReplayError`` if a view is not what was labelled, and what ``check_fingerprints``,
@@ -79,7 +88,7 @@ def relabel_store(place: Place, shards: Sequence[str], config: RelabelConfig) ->
     """
     store = open_store(place)
     check_fingerprints(store)
-    paths = match_shards(store.manifest.shards, expand_shards(shards))
+    paths = match_shards(store.manifest.shards, expand_shards(shards, cache))
     teacher = _load_teacher(store.identity, config)
     groups = rows = digests = changed = 0
     flips: list[Mismatch] = []

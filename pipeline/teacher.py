@@ -110,7 +110,7 @@ class Teacher:
         self.identity = identity
         self.expected = expected
         self._columns = columns
-        self._model = model
+        self.model = model
         self._augment = augment
         self._batch_rows = mix.group_size * identity.batch_views
         parameter = next(model.parameters())
@@ -164,7 +164,7 @@ class Teacher:
         """Return the float32 logits, (N, C), of normalised images, (N, 3, S, S) float32."""
         with torch.inference_mode():
             batch = batch.to(dtype=self._dtype, memory_format=torch.channels_last)
-            logits: Tensor = self._model(batch)
+            logits: Tensor = self.model(batch)
         return logits.float()
 
     def _label(self, batch: Tensor) -> TeacherLabels:

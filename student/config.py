@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pipeline.cache import CacheConfig
 from pipeline.config import canonical_json
 from pipeline.errors import ConfigError
+from pipeline.objects import is_url
 from pipeline.planning import PlanConfig
 
 __all__ = ["EvaluateConfig", "TrainConfig", "parse_model_args"]
@@ -168,6 +169,8 @@ class TrainConfig:
     """Steps between further checkpoints, for epochs that take hours."""
 
     def __post_init__(self) -> None:
+        if is_url(str(self.output).replace(":/", "://", 1)):  # as a path has it
+            raise ConfigError("--output is a URL; a run is written to a file system: give a path")
         for name in (
             "eval_batch_size",
             "log_every",
@@ -217,7 +220,7 @@ class TrainConfig:
     @property
     def cache(self) -> CacheConfig:
         """Where shards from object storage are kept."""
-        return CacheConfig(directory=self.cache_dir, gigabytes=self.cache_gb)
+        return CacheConfig.of_flags(self.cache_dir, self.cache_gb)
 
     @property
     def plan(self) -> PlanConfig:

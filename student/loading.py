@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from pipeline.augment import warm_up
 from pipeline.errors import PipelineError
+from pipeline.objects import started_here
 from student.signals import outlive_sigterm
 
 __all__ = ["LoaderOptions", "batch_memory", "load"]
@@ -35,9 +36,8 @@ def load(dataset: Dataset[Item], items: range, options: LoaderOptions) -> Iterat
     parallel: dict[str, Any] = {}
     if options.workers:
         warm_up()  # forked workers inherit the compiled kernels
-        fork = "fork" in multiprocessing.get_all_start_methods()
         parallel = {
-            "multiprocessing_context": "fork" if fork else None,
+            "multiprocessing_context": _start_method(),
             "prefetch_factor": options.prefetch,
             "worker_init_fn": _prepare,
         }
@@ -53,6 +53,18 @@ def load(dataset: Dataset[Item], items: range, options: LoaderOptions) -> Iterat
         if isinstance(item, PipelineError):
             raise item
         yield item
+
+
+def _start_method() -> str | None:
+    methods = multiprocessing.get_all_start_methods()
+    if not started_here():
+        return "fork" if "fork" in methods else None
+    # A fork would wait for ever for the threads that talk to object storage. The fork
+    # server has none; it loads PyTorch once, not once per worker.
+    if "forkserver" not in methods:
+        return "spawn"
+    multiprocessing.set_forkserver_preload(["student.replay", "student.validation"])
+    return "forkserver"
 
 
 def batch_memory(*shape: int) -> Tensor:

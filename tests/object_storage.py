@@ -14,6 +14,8 @@ import pytest
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
+from pipeline import objects
+
 KEY, SECRET = "TESTKEYTESTKEYTESTKE", "a-secret-that-must-never-be-seen-9f2c"
 
 
@@ -26,7 +28,9 @@ class Request:
 
 
 Fault = Callable[[Request], str | None]
-"""What goes wrong with a request: "503", "403", "torn" (half of the body comes),
+"""What goes wrong with a request: "503", "403", "409",
+"unconditional" (it is done in any case),
+"lost" (it is done, and the answer is a 503), "torn" (half of the body comes),
 "stall" (nothing after that half), or none."""
 
 
@@ -91,6 +95,16 @@ class S3Server:
             body = b"<Error><Code>AccessDenied</Code><Message>%s</Message></Error>" % KEY.encode()
             start("403 Forbidden", [("Content-Length", str(len(body)))])
             return [body]
+        if fault == "409":
+            body = b"<Error><Code>ConditionalRequestConflict</Code></Error>"
+            start("409 Conflict", [("Content-Length", str(len(body)))])
+            return [body]
+        if fault == "lost":
+            b"".join(app(environ, lambda *_: None))
+            start("503 Slow Down", [("Content-Length", "0")])
+            return [b""]
+        if fault == "unconditional":
+            environ.pop("HTTP_IF_NONE_MATCH", None)
         body_parts = app(environ, start)
         if fault == "stall":
             whole = b"".join(body_parts)
@@ -135,6 +149,8 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Serve
     """Give the server to this test, with credentials in the environment."""
     for name, value in storage_environment(s3_server).items():
         monkeypatch.setenv(name, value)
+    # Later tests without object storage may fork, as runs without it do.
+    monkeypatch.setattr(objects, "_started_in", None)
     s3_server.requests.clear()
     yield s3_server
     s3_server.fault = None

@@ -92,7 +92,8 @@ class StoreDiff:
 
     def _matrix(self) -> str:
         none = "0"
-        a_truth, b_truth, teachers = (_share(one) for one in self._pairs)
+        pairs = (self.a_truth, self.b_truth, self.teachers)
+        a_truth, b_truth, teachers = (_share(one) for one in pairs)
         return markdown_table(
             ("", "truth", "A", "B"),
             [
@@ -101,10 +102,6 @@ class StoreDiff:
                 ("B", b_truth, teachers, none),
             ],
         )
-
-    @property
-    def _pairs(self) -> tuple[Disagreement, Disagreement, Disagreement]:
-        return self.a_truth, self.b_truth, self.teachers
 
     def _classes(self) -> str:
         worst = sorted(

@@ -59,9 +59,13 @@ def extend_command(store: LabelStore, views: int, shards: Sequence[str] = ()) ->
         )
     jobs = [run.settings for run in read_runs(store.root) if run.settings]
     last = jobs[-1] if jobs else {}
-    patterns = [str(one) for one in shards or last.get("shards", ())]
-    if not patterns:
-        raise ConfigError(f"{store.root} has no record of its label job; give --shards")
+    named = {tuple(str(one) for one in job.get("shards", ())) for job in jobs}
+    if not shards and len(named) != 1:
+        raise ConfigError(
+            f"{store.root} has the records of {len(jobs)} label jobs with {len(named)} lists of "
+            "shards; give --shards, all in the order of their numbers in `label-store inspect`"
+        )
+    patterns = tuple(shards) or next(iter(named))
     end = store.manifest.view_range.stop + views
     command = ["label-teacher", "--out", store.root.name, "--extend-to", str(end)]
     for name in ("teacher_checkpoint", "teacher_random_weights"):

@@ -101,6 +101,15 @@ class _Copy:
         return self.store.root.at(self.entry.part.path)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Known:
+    """A shard as the first store knows it, and its number in the result."""
+
+    store: LabelStore
+    shard: ShardInfo
+    number: int
+
+
 @dataclass(frozen=True, slots=True)
 class _Plan:
     """What a merge will copy."""
@@ -116,7 +125,8 @@ def _plan(stores: Sequence[LabelStore]) -> _Plan:
         raise ConfigError("merge joins two stores or more: name them before --out")
     for other in stores[1:]:
         _require_one_identity(stores[0], other)
-    known: dict[str, tuple[LabelStore, ShardInfo]] = {}  # by key hash; the number is the new one
+    known: dict[str, _Known] = {}  # by key hash
+    taken: set[int] = set()
     copies: dict[PartKey, _Copy] = {}
     renumbered = []
     for store in stores:
@@ -124,9 +134,10 @@ def _plan(stores: Sequence[LabelStore]) -> _Plan:
             if shard.key_hash in known:
                 _require_same_shard(known[shard.key_hash], store, shard)
             else:
-                number = _free_number(shard.number, {one.number for _, one in known.values()})
-                known[shard.key_hash] = (store, replace(shard, number=number))
-            number = known[shard.key_hash][1].number
+                number = _free_number(shard.number, taken)
+                taken.add(number)
+                known[shard.key_hash] = _Known(store=store, shard=shard, number=number)
+            number = known[shard.key_hash].number
             if number != shard.number:
                 renumbered.append(f"{store.root.name}, {shard.name}: {shard.number} to {number}")
             for entry in store.manifest.parts_of_shard(shard.number):
@@ -134,7 +145,10 @@ def _plan(stores: Sequence[LabelStore]) -> _Plan:
                 _require_same_rows(copies.setdefault(copy.part, copy), copy)
     _require_no_overlap(copies.values())
     return _Plan(
-        tuple(sorted((shard for _, shard in known.values()), key=lambda one: one.number)),
+        tuple(
+            replace(one.shard, number=one.number)
+            for one in sorted(known.values(), key=lambda one: one.number)
+        ),
         tuple(copy for _, copy in sorted(copies.items())),
         renumbered,
     )
@@ -163,17 +177,14 @@ def _require_one_identity(first: LabelStore, other: LabelStore) -> None:
         )
 
 
-def _require_same_shard(
-    known: tuple[LabelStore, ShardInfo], store: LabelStore, shard: ShardInfo
-) -> None:
+def _require_same_shard(known: _Known, store: LabelStore, shard: ShardInfo) -> None:
     """Refuse a shard whose keys are those of another store's, but not all else."""
-    before, one = known
-    old = next(info for info in before.manifest.shards if info.key_hash == one.key_hash)
+    before, old = known.store, known.shard
     images = (
         before.manifest.image_hashes.get(old.number),
         store.manifest.image_hashes.get(shard.number),
     )
-    if one.content_hash != shard.content_hash or (None not in images and images[0] != images[1]):
+    if old.content_hash != shard.content_hash or (None not in images and images[0] != images[1]):
         raise IdentityError(
             f"{old.name} of {before.root} and {shard.name} of {store.root} have the same keys, "
             "but their images or targets differ; label the shards anew with one of the two"

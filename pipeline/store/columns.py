@@ -112,6 +112,6 @@ def bytes_per_label(identity: StoreIdentity) -> float:
     Measured by ``benchmarks/store.py`` on made-up labels of 1,000 classes.
     """
     columns, mixed = identity.columns, identity.mix.probability > 0
-    plain = 1.25 if mixed else 0.65
+    plain = 1.20 if mixed else 0.63
     each = plain + 0.90 * columns.confidence + 0.95 * columns.margin
     return each + columns.topk * ((1.20 if mixed else 0.90) + 0.70)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -42,6 +42,7 @@ __all__ = [
     "find_parts",
     "finish_store",
     "read_entry",
+    "require_all_shards",
     "require_identity",
 ]
 
@@ -71,6 +72,13 @@ def claim_store(
     claimed = check_store(folder, identity)  # another job may have been faster
     if claimed is None:
         raise StoreError(f"{folder.at(IDENTITY_PATH)} vanished; does another job delete {folder}?")
+    # The same bytes again, which must be refused: else parts could be overwritten unseen.
+    if folder.commit_new(IDENTITY_PATH, folder.read_bytes(IDENTITY_PATH)):
+        raise StoreError(
+            f"{folder}: this storage writes over what is there although it is asked not to "
+            "(If-None-Match: *), so jobs could overwrite each other's parts; use a server with "
+            "conditional writes, as S3, R2 and MinIO have them, or a file system"
+        )
     return claimed
 
 
@@ -218,6 +226,18 @@ def read_entry(root: Place, part: PartKey, identity: str, shard: ShardInfo) -> C
     return _committed(rows, data)
 
 
+def require_all_shards(
+    root: Place, parts: Iterable[PartKey], shards: Mapping[int, ShardInfo]
+) -> None:
+    """Raise ``IncompleteStoreError`` if a store has parts of shards that are not given."""
+    foreign = sorted({part.shard for part in parts} - set(shards))
+    if foreign:
+        raise IncompleteStoreError(
+            f"{open_folder(root)} has parts of shards {foreign[:8]} that --shards does not name; "
+            "give all shards of the store, in the order of the first run"
+        )
+
+
 def finish_store(
     root: Place,
     identity: StoreIdentity,
@@ -233,12 +253,7 @@ def finish_store(
     folder = open_folder(root)
     by_number = {shard.number: shard for shard in shards}
     parts = find_parts(folder)
-    foreign = sorted({part.shard for part in parts} - set(by_number))
-    if foreign:
-        raise IncompleteStoreError(
-            f"{folder} has parts of shards {foreign[:8]} that --shards does not name; give all "
-            "shards of the store, in the order of the first run"
-        )
+    require_all_shards(folder, parts, by_number)
     committed = [read_entry(folder, part, identity.digest, by_number[part.shard]) for part in parts]
     manifest = Manifest(
         identity=identity,

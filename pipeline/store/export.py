@@ -5,17 +5,18 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.errors import StoreError
-from pipeline.files import LocalFolder, Place, open_folder, publish, sha256, writing
+from pipeline.files import Folder, LocalFolder, Place, open_folder, publish, sha256, writing
 from pipeline.records import PartRows
 from pipeline.store.assemble import write_zarr
 from pipeline.store.contract import LabelStore
-from pipeline.store.manifest import IDENTITY_PATH, identity_bytes, write_manifest
+from pipeline.store.manifest import IDENTITY_PATH, MANIFEST_PATH, identity_bytes, write_manifest
 from pipeline.store.opening import open_store
 from pipeline.store.parquet import encode_part
 from pipeline.store.single import write_single_file
@@ -30,27 +31,38 @@ def export_store(source: Place, target: str | Path, *, single_file: bool = False
 
     The name of ``target`` tells the format: .zarr, or .parquet for a directory or, with
     ``single_file``, for one file. It appears whole, after all of it was read back and compared
-    with the source, or not at all. Raises ``StoreError`` if the source is damaged, or holds
-    what the format cannot.
+    with the source, or not at all; in object storage a store without a manifest is none. Raises
+    ``StoreError`` if the source is damaged, or holds what the format cannot.
     """
-    path = Path(target)
-    if "://" in str(target):
-        raise StoreError(f"{target}: stores are exported to a file system; copy it from there")
-    if os.path.lexists(path):
+    folder = open_folder(target)
+    write = _writer(Path(folder.name), single_file)
+    if folder.exists() or (isinstance(folder, LocalFolder) and os.path.lexists(folder.path)):
         raise StoreError(f"{target} exists already; give another path, or remove it")
-    write = _writer(path, single_file)
     store = open_store(source)
     store.check_companions()
-    folder = store.root
-    if isinstance(folder, LocalFolder) and path.resolve().is_relative_to(folder.path.resolve()):
-        raise StoreError(f"{target} lies in the store {source}; give a path outside of it")
-    aside = write_aside(store, path, write)
-    try:
-        publish(aside, path)
-    except BaseException:
-        remove(aside)
-        raise
-    return open_store(path)
+    if isinstance(folder, LocalFolder):
+        path, root = folder.path, store.root
+        if isinstance(root, LocalFolder) and path.resolve().is_relative_to(root.path.resolve()):
+            raise StoreError(f"{target} lies in the store {source}; give a path outside of it")
+        aside = write_aside(store, path, write)
+        try:
+            publish(aside, path)
+        except BaseException:
+            remove(aside)
+            raise
+        return open_store(path)
+    with tempfile.TemporaryDirectory() as directory:
+        aside = write_aside(store, Path(directory) / folder.name.rpartition("/")[2], write)
+        _upload(aside, folder)
+    return open_store(folder)
+
+
+def _upload(copy: Path, folder: Folder) -> None:
+    """Send a finished store to object storage, its manifest last."""
+    paths = LocalFolder(copy).list() if copy.is_dir() else [""]
+    for path in sorted(paths, key=lambda path: path == MANIFEST_PATH):
+        with folder.write_file(path) as file, (copy / path).open("rb") as data:
+            shutil.copyfileobj(data, file)
 
 
 def _writer(path: Path, single_file: bool) -> Writer:

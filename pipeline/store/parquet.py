@@ -89,6 +89,8 @@ def write_options(kept: ColumnConfig) -> dict[str, Any]:
         },
         "write_page_checksum": True,
         "data_page_size": 1 << 20,
+        # PyArrow's 20,000 would make pages of a few kilobytes, larger and slower to read.
+        "max_rows_per_page": MAX_ROWS,
     }
 
 

@@ -21,6 +21,7 @@ from pipeline.store.commit import (
     check_store,
     find_parts,
     read_entry,
+    require_all_shards,
     require_identity,
 )
 from pipeline.store.contract import LabelStore
@@ -49,7 +50,7 @@ def check_out(out: str | Path) -> None:
         if "://" in str(out):
             raise StoreError(
                 f"--out {out}: a Zarr store is assembled on a file system; give a path, or label "
-                "to .parquet"
+                "to .parquet and use `label-store export`"
             )
         if Path(out).exists() and not Path(parts_root(out)).exists():
             open_store(out)
@@ -78,33 +79,32 @@ def begun_fingerprints(out: str | Path, identity: StoreIdentity) -> Mapping[str,
 def committed_parts(
     out: str | Path, identity: StoreIdentity, shards: Mapping[int, ShardInfo]
 ) -> list[Committed]:
-    """Read all parts of these shards that are committed, and check each.
+    """Read all parts that are committed, and check each.
 
     Raises ``ChecksumError`` if one was damaged after a manifest listed it, ``IdentityError``
-    if it belongs to another store or shard.
+    if it belongs to another store or shard, ``IncompleteStoreError`` if ``shards`` lacks one.
     """
     digest = identity.digest
     store = packed_store(out)
     if store is not None:
+        require_all_shards(out, [entry.part for entry in store.manifest.parts], shards)
         return [
-            _read_packed(store, entry, shards[entry.part.shard])
-            for entry in store.manifest.parts
-            if entry.part.shard in shards
+            _read_packed(store, entry, shards[entry.part.shard]) for entry in store.manifest.parts
         ]
     root = parts_root(out)
-    listed = listed_parts(root)
+    parts, listed = find_parts(root), listed_parts(root)
+    require_all_shards(root, parts, shards)
     found = []
-    for part in find_parts(root):
-        if part.shard in shards:
-            committed = read_entry(root, part, digest, shards[part.shard])
-            before = listed.get(part, committed.entry)
-            if before.sha256 != committed.entry.sha256:
-                raise ChecksumError(
-                    f"{open_folder(root).at(part.path)}: sha256 is {committed.entry.sha256}, the "
-                    f"manifest says {before.sha256}; delete the file and run again, only this "
-                    "part will be redone"
-                )
-            found.append(committed)
+    for part in parts:
+        committed = read_entry(root, part, digest, shards[part.shard])
+        before = listed.get(part, committed.entry)
+        if before.sha256 != committed.entry.sha256:
+            raise ChecksumError(
+                f"{open_folder(root).at(part.path)}: sha256 is {committed.entry.sha256}, the "
+                f"manifest says {before.sha256}; delete the file and run again, only this "
+                "part will be redone"
+            )
+        found.append(committed)
     return found
 
 

@@ -75,8 +75,10 @@ class ZarrStore(LabelStore):
         self._require_labels(label[:, None], samples, view)
         digest = self._column("digest", shard, view)
         has_digest = digest != 0
-        for row in range(len(digest)):
-            has_digest[row] |= (self._first[shard] + row, view) in self.layout.zero_digests
+        for row, zero_view in self.layout.zero_digests:
+            place = row - self._first[shard]
+            if zero_view == view and 0 <= place < len(digest):
+                has_digest[place] = True
         columns = {
             name: self._column(name, shard, view)
             for name in OPTIONAL_COLUMNS

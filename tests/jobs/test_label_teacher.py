@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.store import open_store
+from pipeline.store import export_store, open_store, parts_root
 from tests.factories import digit_samples, write_shard
 from tests.jobs.conftest import PARTS, Job
 from tests.jobs.processes import (
@@ -64,6 +64,25 @@ def test_killed_processes_are_replaced_and_change_no_byte(
     if victim == "ray::TeacherActor":
         assert "a teacher's process died" in log.read_text()
     assert part_hashes(out) == job.hashes
+
+
+def test_a_zarr_job_that_is_killed_and_run_again_holds_the_serial_bytes(
+    job: Job, tmp_path: Path
+) -> None:
+    out, log = tmp_path / "labels.zarr", tmp_path / "log"
+    parts = Path(parts_root(out))
+    process = start_job(job.to(out, "--serial"), address=None, log=log)
+    wait_for(
+        lambda: process.poll() is not None or len(part_paths(parts)) > 2, "three parts", log=log
+    )
+    process.kill()
+    process.wait()
+    assert not out.exists()
+    text = run_job(job.to(out, "--serial"), address=None, log=log)
+    assert f"{out}: " in text
+    assert [path.name for path in tmp_path.iterdir() if path != log] == ["labels.zarr"]
+    export_store(out, tmp_path / "back.parquet")
+    assert part_hashes(tmp_path / "back.parquet") == job.hashes
 
 
 @pytest.mark.parametrize("serial", [True, False], ids=["serial", "ray"])

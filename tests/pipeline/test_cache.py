@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import fcntl
 import hashlib
 import os
 import pickle
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -144,6 +147,38 @@ def test_processes_that_want_one_shard_fetch_it_once(s3: S3Server, tmp_path: Pat
         assert process.communicate(timeout=60)[0].decode().split() == hashes
     assert s3.asked("GET", "a.tar") == s3.asked("GET", "b.tar") == 1
     assert len(s3.requests) == 2
+
+
+def _bytes_used(cache: Path) -> int:
+    """Sum the files while nobody may reserve or evict."""
+    with (cache / ".lock-room").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = {}
+        for path in (*partial_files(cache), *whole_files(cache)):
+            with contextlib.suppress(FileNotFoundError):  # renamed in between: seen as the other
+                status = path.stat()
+                found[status.st_ino] = status.st_size
+        return sum(found.values())
+
+
+def test_fetches_under_way_count_and_the_cache_never_exceeds_its_size(
+    s3: S3Server, tmp_path: Path
+) -> None:
+    limit = int(1.5 * SIZE)
+    names = [f"{letter}.tar" for letter in "abcd"]
+    shards = remote(s3, tmp_path, *names, gigabytes=limit / 1e9)
+
+    def slow(request: object) -> None:
+        time.sleep(0.1)
+
+    s3.fault = slow
+    seen = []
+    with ThreadPoolExecutor(4) as pool:
+        reads = [pool.submit(read, shard) for shard in shards]
+        while not all(one.done() for one in reads):
+            seen.append(_bytes_used(tmp_path))
+    assert [one.result() for one in reads] == [contents(name) for name in names]
+    assert max(seen) == SIZE
 
 
 def test_a_killed_fetch_leaves_no_lock_no_bad_file_and_in_the_end_no_half(

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -88,16 +86,17 @@ def test_a_card_of_many_shards_stays_short(tmp_path: Path) -> None:
     assert len(card.to_json()["shards"]) == 30
 
 
-def test_help_names_each_command_with_its_own_options() -> None:
+def test_help_names_each_command_with_its_own_options(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def help_of(*arguments: str) -> str:
-        code = "from pipeline.cli import label_store; label_store()"
-        found = subprocess.run(
-            [sys.executable, "-c", code, *arguments, "--help"], capture_output=True, text=True
-        )
-        assert found.returncode == 0
-        return found.stdout
+        assert run_cli(monkeypatch, *arguments, "--help") == 0
+        return capsys.readouterr().out
 
-    assert "inspect" in help_of()
-    assert "verify" in help_of()
-    assert "--json" in help_of("inspect")
-    assert "options options" not in help_of() + help_of("inspect") + help_of("verify")
+    commands = ("inspect", "verify", "stats", "diff", "merge", "extend", "thin")
+    for command in commands:
+        assert command in help_of()
+        shown = help_of(command)
+        assert "options options" not in shown
+        assert ("--out" in shown) == (command in ("merge", "thin"))
+    assert "options options" not in help_of()

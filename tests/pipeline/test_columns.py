@@ -175,7 +175,7 @@ def test_another_probability_for_a_committed_part_is_refused_by_name(
     commit_part(tmp_path, rows)
     changed = getattr(rows, name).copy()
     changed.reshape(-1)[-1] ^= 1
-    with pytest.raises(StoreError, match=f"another {name} than this run's .1 of"):
+    with pytest.raises(StoreError, match=rf"another {name} .1 of"):
         commit_part(tmp_path, replace(rows, **{name: changed}))
 
 

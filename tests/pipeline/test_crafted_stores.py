@@ -133,6 +133,16 @@ def test_a_zarr_manifest_whose_sizes_do_not_add_up_is_refused(
         open_store(crafted)
 
 
+def test_a_label_that_reads_as_the_fill_value_is_missing_and_named(crafted: Path) -> None:
+    rewrite(crafted, lambda values: values["zarr"]["files"].remove(file_of(values, "label/c/0/0")))
+    store = open_store(crafted)
+    message = r"label has no label of 's-1.tar/0' at view 3: it reads as the fill value 65535"
+    with pytest.raises(StoreError, match=message):
+        store.read_view(1, 3)
+    with pytest.raises(StoreError, match=message.replace("view 3", "view 0")):
+        store.read_part(store.manifest.parts[1])
+
+
 @pytest.mark.parametrize("key_bytes", [0, 1 << 40, -1, "8", None])
 def test_absurd_keys_are_refused(crafted: Path, key_bytes: object) -> None:
     rewrite(crafted, lambda values: values["zarr"].update(key_bytes=key_bytes))
@@ -245,7 +255,7 @@ def test_a_manifest_of_ten_thousand_brackets_is_refused(folder: Path, tmp_path: 
     root = Path(shutil.copytree(folder / "arrays.zarr", tmp_path / "deep.zarr"))
     body = b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}\n"
     (root / "_manifest.json").write_bytes(b'{"sha256":"' + sha256(body).encode() + b'",' + body[1:])
-    with pytest.raises(StoreError, match=r"is no manifest .RecursionError"):
+    with pytest.raises(StoreError, match=r"is no manifest \(RecursionError"):
         open_store(root)
 
 
@@ -327,6 +337,15 @@ def test_row_groups_outside_of_their_file_are_refused(folder: Path, tmp_path: Pa
         with little_memory(), pytest.raises(StoreError):
             open_store(path)
         path.unlink()
+
+
+def test_bytes_that_no_row_group_has_are_refused(folder: Path, tmp_path: Path) -> None:
+    data = (folder / "one.parquet").read_bytes()
+    footer = int.from_bytes(data[-8:-4], "little") + 8
+    path = tmp_path / "one.parquet"
+    path.write_bytes(data[:-footer] + b"more" + data[-footer:])
+    with pytest.raises(StoreError, match=r"has \d+ bytes, its manifest says"):
+        open_store(path)
 
 
 @pytest.mark.parametrize("length", [0, 1, 1 << 20, (1 << 32) - 1])

@@ -18,7 +18,7 @@ from pipeline.store import ParquetStore, check_store, open_store
 from pipeline.verify import verify_store
 from tests.golden.make import identity_of, store_path
 
-FLIPS = 200  # single bits a file, of all files together 1,000
+FLIPS = 100  # single bits a file, of all files together 500
 CUTS = 20
 WATCHED_BY_READERS = ("_manifest.json", "view-00000-00009.parquet", "view-00009-00018.parquet")
 WATCHED_BY_VERIFY = ("_README.md", "identity.json")

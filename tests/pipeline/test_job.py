@@ -172,6 +172,16 @@ def test_shards_in_another_order_are_refused(shards: tuple[Path, ...]) -> None:
         plan_of(config_of(shards[::-1]))
 
 
+def test_a_job_without_some_of_a_stores_shards_is_refused_before_it_labels(
+    shards: tuple[Path, ...],
+) -> None:
+    run(plan_of(config_of(shards)))
+    with pytest.raises(IncompleteStoreError, match=r"parts of shards \[1\] that --shards does not"):
+        plan_of(config_of(shards[:1], views=9))
+    more = (*shards, digit_shard(shards[0].with_name("s-2.tar"), 9, first=30))
+    assert ranges(plan_of(config_of(more)).missing) == [(2, 0, 3), (2, 3, 6), (2, 6, 8)]
+
+
 def test_a_store_with_other_fingerprints_is_refused_by_operation(
     shards: tuple[Path, ...],
 ) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import logging
 import os
 import socket
@@ -16,6 +17,12 @@ from pipeline.errors import ConfigError, PipelineError
 from pipeline.files import open_folder
 from pipeline.objects import ObjectUrl, StoredObject, look_at_all
 from tests.object_storage import KEY, SECRET, Request, S3Server
+
+
+@pytest.fixture(autouse=True)
+def _leave_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let later tests without object storage fork, as runs without it do."""
+    monkeypatch.setattr(objects, "_started_in", None)
 
 
 @pytest.mark.parametrize(
@@ -232,10 +239,18 @@ def test_a_server_that_is_gone_is_given_up_within_seconds(
     assert time.monotonic() - started < 10
 
 
-def test_plain_http_is_for_endpoints_that_were_given(s3: S3Server) -> None:
-    assert objects._options(allow_http=False)["allow_http"] is False
-    client = objects._client(ObjectUrl.parse(s3.make_bucket()))
-    assert SECRET not in repr(client)
+def test_plain_http_is_refused_but_for_an_s3_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "name")
+        monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", base64.b64encode(b"key").decode())
+        monkeypatch.setenv(
+            "AZURE_STORAGE_ENDPOINT", f"http://127.0.0.1:{listener.getsockname()[1]}"
+        )
+        with pytest.raises(PipelineError, match="az://container/x: the storage cannot be reached"):
+            open_folder("az://container/x").list()
+        listener.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
 
 
 def test_a_commit_is_one_conditional_put(s3: S3Server) -> None:

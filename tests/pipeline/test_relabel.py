@@ -18,7 +18,7 @@ from pipeline.labelling import group_tasks, label_part, run_task
 from pipeline.records import PartRows
 from pipeline.relabel import RelabelConfig, relabel_store
 from pipeline.shards import Shard, open_shard
-from pipeline.store import claim_store, commit_part, finish_store
+from pipeline.store import claim_store, commit_part, export_store, finish_store
 from tests.labelling import SMALL, digit_shard, part_of, small_teacher, write_teacher
 
 VIEWS = replace(SMALL, image_size=32)
@@ -82,6 +82,16 @@ def test_a_sample_is_taken_from_all_over_the_store_and_is_always_the_same(
     assert first == other
     assert first.groups == groups
     assert 0 < first.rows < LABELS
+
+
+@pytest.mark.parametrize("name", ["labels.zarr", "one-file.parquet"])
+def test_a_store_of_another_format_is_labelled_again_alike(
+    folder: Path, tmp_path: Path, name: str
+) -> None:
+    shards, config = [str(folder / "digits.tar")], config_of(folder, groups=2)
+    export_store(folder / "labels.parquet", tmp_path / name, single_file=name.startswith("one"))
+    expected = relabel_store(folder / "labels.parquet", shards, config)
+    assert relabel_store(tmp_path / name, shards, config) == expected
 
 
 def test_labels_of_another_teacher_are_reported_one_by_one(folder: Path, tmp_path: Path) -> None:

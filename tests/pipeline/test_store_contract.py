@@ -23,12 +23,13 @@ from numpy.testing import assert_array_equal
 
 from pipeline import files
 from pipeline.card import inspect_store
+from pipeline.cli import label_store
 from pipeline.config import ColumnConfig
 from pipeline.errors import ChecksumError, IncompleteStoreError, PipelineError, StoreError
 from pipeline.files import LocalFolder
 from pipeline.provenance import record_run
 from pipeline.records import PartRows, ShardView
-from pipeline.store import LabelStore, ParquetStore, export_store, open_store
+from pipeline.store import LabelStore, ParquetStore, export, export_store, open_store
 from pipeline.store.single import SingleFileStore
 from pipeline.store.zarr import ZarrStore
 from pipeline.verify import verify_store
@@ -251,7 +252,7 @@ def test_no_changed_byte_of_any_file_changes_a_label_in_silence(copy: Path, fold
     sizes = np.array([path.stat().st_size for path in paths])
     # By size, and a few of each file, however small.
     chosen = [
-        *random.choice(len(paths), 200, p=sizes / sizes.sum()),
+        *random.choice(len(paths), 300, p=sizes / sizes.sum()),
         *(list(range(len(paths))) * 4),
     ]
     for number in chosen:
@@ -442,6 +443,63 @@ def test_an_export_that_fails_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_copy_that_reads_back_otherwise_is_never_given_its_name(
+    folder: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def change(rows: PartRows) -> PartRows:
+        label = rows.label.copy()
+        label[0, 0] ^= 1
+        return dataclasses.replace(rows, label=label)
+
+    class Forgetful(ParquetStore):
+        def read_part(self, entry: Any) -> PartRows:
+            return change(super().read_part(entry))
+
+        def read_file(self, entry: Any) -> None:
+            return None
+
+    source = open_store(folder / "directory.parquet")
+    for writer in ("write_zarr", "write_single_file", "_write_parquet"):
+        plain = getattr(export, writer)
+        wrong = Forgetful(source.root, source.manifest)
+        monkeypatch.setattr(export, writer, lambda _, path, w=plain, s=wrong: w(s, path))
+    with pytest.raises(StoreError, match="reads back with another label for shard=0"):
+        export_store(source.root, tmp_path / name, single_file=name == "one.parquet")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("beside", ["_README.md", "_meta/identity.json"])
+def test_a_store_whose_card_or_identity_was_changed_is_not_exported(
+    copy: Path, tmp_path: Path, beside: str
+) -> None:
+    if copy.is_file():
+        return  # they are in the footer
+    _flip(copy / beside, 20, 1)
+    with pytest.raises(ChecksumError, match=f"{beside}: sha256 .* restore the file"):
+        export_store(copy, tmp_path / "x.zarr")
+    assert not (tmp_path / "x.zarr").exists()
+
+
+def test_the_command_exports(
+    folder: Path,
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    target = tmp_path / name
+    flags = ["--single-file"] if name == "one.parquet" else []
+    source = str(folder / "arrays.zarr")
+    monkeypatch.setattr("sys.argv", ["label-store", "export", source, str(target), *flags])
+    label_store()
+    assert f"{14 * VIEWS} labels" in capsys.readouterr().out
+    assert type(open_store(target)) is FORMATS[name]
+    with pytest.raises(SystemExit) as caught:
+        label_store()
+    assert caught.value.code == 1
+    assert "exists already; give another path" in capsys.readouterr().err
+
+
 def test_a_damaged_store_is_not_exported(copy: Path, tmp_path: Path) -> None:
     beside = ("_README.md", "_manifest.json", "_meta")
     data = [path for path in files_of(copy) if not {*path.parts} & {*beside}]
@@ -458,7 +516,7 @@ def test_a_damaged_store_is_not_exported(copy: Path, tmp_path: Path) -> None:
     [
         ("x.feather", False, r"ends in \.parquet or \.zarr"),
         ("x.zarr", True, r"that of one file in \.parquet"),
-        ("s3://bucket/x.zarr", False, "exported to a file system"),
+        ("s3://bucket/x", False, r"ends in \.parquet or \.zarr"),
     ],
 )
 def test_impossible_targets_are_named(

@@ -161,14 +161,14 @@ def test_a_folded_teacher_is_the_models_eval_mode(checkpoint: Path, teacher: Tea
         expected = model(batch)
     # Folding changes the order of roundings; logits are of the order of ten.
     torch.testing.assert_close(teacher.logits(batch), expected, rtol=1e-3, atol=1e-3)
-    assert not any(isinstance(one, torch.nn.BatchNorm2d) for one in teacher._model.modules())
+    assert not any(isinstance(one, torch.nn.BatchNorm2d) for one in teacher.model.modules())
 
 
 def test_the_last_layer_of_a_bf16_teacher_is_float32(checkpoint: Path) -> None:
     spec = TeacherSpec(architecture="regnety_002", checkpoint=checkpoint, precision="bf16")
     teacher = load_teacher(spec, VIEWS, MixConfig(), CPU)
-    assert teacher._model.get_classifier().weight.dtype is torch.float32
-    assert teacher._model.stem.conv.weight.dtype is torch.bfloat16
+    assert teacher.model.get_classifier().weight.dtype is torch.float32
+    assert teacher.model.stem.conv.weight.dtype is torch.bfloat16
     logits = teacher.logits(torch.randn(48, 3, 32, 32))
     assert not torch.equal(logits, logits.bfloat16().float())
 

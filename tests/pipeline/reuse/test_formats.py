@@ -74,7 +74,13 @@ def test_a_card_has_its_runs_and_an_extension_its_shards(plain: LabelStore, kind
     record = b'{"finished":"2026-01-01","settings":{"shards":["x.tar"]}}\n'
     plain.root.commit_new("_meta/runs/20260101.json", record)
     store = in_format(plain, kind)
-    assert "| 2026-01-01 | label-teacher |" in inspect_store(store).to_markdown()
+    card = inspect_store(store)
+    assert "| 2026-01-01 | label-teacher |" in card.to_markdown()
+    root = Path(store.root.name)
+    files = [root] if kind == "file" else root.rglob("*")
+    size = sum(path.stat().st_size for path in files if path.is_file())
+    assert 0 < (card.stored_bytes or 0) <= size
+    assert card.to_json()["bytes"] == plain.manifest.bytes
     if kind == "file":
         with pytest.raises(ConfigError, match="write it as a directory"):
             extend_command(store, 4)

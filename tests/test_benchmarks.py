@@ -1,0 +1,77 @@
+"""Benchmarks are run by hand; here they are only kept working, at sizes that say nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks.report import AIMS
+from tests.factories import encode, photographs, write_shard
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    samples = []
+    for number in range(18):
+        corner = 5 * number
+        pixels = np.asarray(Image.fromarray(photographs()[number % 2]).resize((160, 120)))
+        samples.append((f"photo_{number:02d}", encode(pixels[: 119 - corner // 2]), number % 10))
+    return write_shard(tmp_path_factory.mktemp("bench") / "photos.tar", samples)
+
+
+def run(command: list[str], json_path: Path) -> dict[str, object]:
+    done = subprocess.run(
+        [sys.executable, *command, "--json", str(json_path)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    result: dict[str, object] = json.loads(json_path.read_text())
+    return result
+
+
+def test_the_gpu_benchmark_needs_neither_ray_nor_webdataset_nor_zarr_nor_tyro(shard, tmp_path):
+    forbidden = ("ray", "webdataset", "zarr", "tyro", "tensorboard", "obstore", "pandas")
+    code = f"import sys; sys.modules.update(dict.fromkeys({forbidden!r}))"
+    code += "; from benchmarks.gpu import main; main()"
+    sizes = "--teacher regnety_002 --image-size 32 --student-rows 4 --groups 6 --matrix 64"
+    students = "--students deit_tiny_distilled_patch16_224 --device cpu --rounds 1"
+    result = run(
+        ["-c", code, "--shards", str(shard), *sizes.split(), *students.split()],
+        tmp_path / "gpu.json",
+    )
+    assert result["teacher_images_per_second"].keys() == {"as run", "autocast"}
+    assert result["feeding"]["augmented_views_per_second"] > 0
+    assert 0 < result["feeding"]["teacher_busy"] <= 1
+    assert result["students"]["deit_tiny_distilled_patch16_224"]["store_ms"] > 0
+
+
+def test_the_benchmarks_of_views_and_loader_report_every_ratio_that_has_an_aim(shard, tmp_path):
+    shards = ["--shards", str(shard), "--rounds", "1"]
+    views = run(["-m", "benchmarks.views", *shards, "--images", "4"], tmp_path / "views.json")
+    few = ["--batch-size", "4", "--batches", "1", "--worker-batches", "2"]
+    loader = run(["-m", "benchmarks.loader", *shards, *few], tmp_path / "loader.json")
+    ratios = {**views["ratios"], **loader["ratios"]}
+    expected = [name for name in AIMS if not name.startswith(("teacher", "step", "store"))]
+    assert sorted(ratios) == sorted(expected)
+    for name, value in ratios.items():
+        assert value > 0 if name != "crop_flip_vs_dali" else value is None or value > 0
+
+
+def test_the_benchmark_of_the_store_reports_every_figure_that_has_an_aim(tmp_path):
+    few = ["--samples", "24", "--parts", "6", "--rounds", "1"]
+    figures = run(["-m", "benchmarks.store", *few], tmp_path / "store.json")["ratios"]
+    assert {name for name in AIMS if name.startswith("store")} <= set(figures)
+    assert all(value > 0 for value in figures.values())
+    assert figures["store_bytes_mixed_300"] < figures["store_bytes_mixed_300_soft"]
