@@ -21,7 +21,7 @@ from tests.student.factories import (
     write_digit_shards,
     write_digit_teacher,
 )
-from tests.student.worlds import World, make_world
+from tests.student.worlds import World, make_world, run_ranks
 
 ONE_HEAD = {"model": "deit_tiny_patch16_224", "distillation_kind": "classical"}
 
@@ -64,6 +64,16 @@ def test_each_kind_from_the_store_equals_that_with_the_teacher_in_the_loop(
     loop = {"teacher_in_loop": True, "teacher_checkpoint": world.root / "teacher.safetensors"}
     online = run(world, tmp_path / "online", **changes, **loop)
     assert offline.weights == online.weights
+
+
+def test_two_ranks_from_the_store_equal_two_ranks_with_the_teacher_in_the_loop(
+    world: World, tmp_path: Path
+) -> None:
+    changes = {"batch_size": 8, "accumulate": 2}
+    loop = {"teacher_in_loop": True, "teacher_checkpoint": world.root / "teacher.safetensors"}
+    offline = run_ranks(world.config(tmp_path / "offline", **changes), 2)
+    online = run_ranks(world.config(tmp_path / "online", **changes, **loop), 2)
+    assert {one.outcome.weights for one in (*offline, *online)} == {offline[0].outcome.weights}
 
 
 def test_kinds_give_different_weights(world: World, tmp_path: Path) -> None:
