@@ -165,6 +165,23 @@ class LocalFolder(Folder):
         """Write a new file; see ``Folder``."""
         return commit_new(self.path / path, data)
 
+    @contextmanager
+    def write_file(self, path: str) -> Iterator[BinaryIO]:
+        """Give a file that appears whole; see ``Folder``."""
+        final = self.path / path
+        with writing(final):
+            final.parent.mkdir(parents=True, exist_ok=True)
+        aside = final.with_name(f".{final.name}.{os.getpid()}-{os.urandom(4).hex()}")
+        try:
+            with writing(final):
+                with aside.open("wb") as file:
+                    yield file
+                    file.flush()
+                    os.fsync(file.fileno())
+                aside.rename(final)
+        finally:
+            aside.unlink(missing_ok=True)
+
     def replace(self, path: str, data: bytes) -> None:
         """Write a file over the one that may be there; see ``Folder``."""
         replace(self.path / path, data)

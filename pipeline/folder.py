@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
+from typing import BinaryIO
 
 __all__ = ["Folder"]
 
@@ -60,6 +62,13 @@ class Folder(ABC):
         """Write a file that appears whole or not at all; return False if it exists already.
 
         Of two writers one wins, and the other's bytes vanish.
+        """
+
+    @abstractmethod
+    def write_file(self, path: str) -> AbstractContextManager[BinaryIO]:
+        """Give a binary file to write, which appears whole when the block ends well.
+
+        It replaces the one that may be there, and takes no memory of its size.
         """
 
     @abstractmethod

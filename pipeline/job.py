@@ -38,7 +38,7 @@ from pipeline.fingerprints import different_fingerprints, fingerprints
 from pipeline.labelling import GroupTask, group_tasks
 from pipeline.provenance import record_run
 from pipeline.records import PartKey, ShardInfo
-from pipeline.shards import Shard, open_shard
+from pipeline.shards import Shard, open_shards
 from pipeline.store import (
     Committed,
     Manifest,
@@ -270,8 +270,8 @@ def index_shards(patterns: Sequence[str], cache: CacheConfig | None = None) -> I
     infos: list[ShardInfo] = []
     names: dict[str, ShardFile] = {}
     highest, highest_at, sorted_shards = -1, "", 0
-    for number, path in enumerate(paths):
-        shard = open_shard(path, number)
+    for shard in open_shards(paths):
+        path = shard.path
         infos.append(shard.info)
         twin = names.setdefault(shard.info.key_hash, path)
         if twin != path:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.folder import Folder
@@ -264,6 +265,18 @@ class ObjectFolder(Folder):
             f"{url}: {_CONFLICTS} writes collided with another writer's; run again when the other "
             "job is done"
         )
+
+    @contextmanager
+    def write_file(self, path: str) -> Iterator[BinaryIO]:
+        """Give a file that is sent when it is whole; see ``Folder``."""
+        url = self._url.child(path)
+        with tempfile.TemporaryFile() as file:
+            yield file
+            file.seek(0)
+            with _asking(url):
+                import obstore
+
+                obstore.put(_client(url), url.key, file)
 
     def replace(self, path: str, data: bytes) -> None:
         """Write an object over the one that may be there; see ``Folder``."""

@@ -23,7 +23,7 @@ from webdataset import TarWriter
 
 from pipeline.config import canonical_json
 from pipeline.errors import ConfigError, DecodeError, PipelineError, ShardError
-from pipeline.files import replace
+from pipeline.files import LocalFolder, open_folder
 from pipeline.rng import stream
 
 __all__ = [
@@ -52,8 +52,8 @@ class PackConfig:
 
     images: Path
     """Directory with one directory of images for each class."""
-    out: Path
-    """Directory of the shards; made if need be, and must hold none yet."""
+    out: str
+    """Directory or URL (s3://...) of the shards; made if need be, and must hold none yet."""
     per_shard: int = 1000
     """Images in a shard. A single one left over joins the shard before it."""
     prefix: str = "shard"
@@ -87,7 +87,7 @@ class PackConfig:
 class PackReport:
     """What was done; ``read`` is always ``packed`` plus the files passed over."""
 
-    shards: tuple[Path, ...]
+    shards: tuple[Path | str, ...]  # files, or URLs
     classes: tuple[str, ...]
     read: int  # files found
     packed: int
@@ -136,20 +136,20 @@ def pack_shards(
     order = stream("pack", config.seed).permutation(len(sources))
     shuffled = [sources[index] for index in order]
 
-    with _saying_where(config.out):
-        config.out.mkdir(parents=True, exist_ok=True)
-    shards: list[Path] = []
-    done = shrunk = reencoded = 0
+    folder = open_folder(config.out)
+    shards: list[Path | str] = []
+    done = shrunk = reencoded = size = 0
     for number, (start, end) in enumerate(_cut(len(shuffled), config.per_shard)):
-        path = config.out / f"{config.prefix}-{number:06d}.tar"
-        with _written_aside(path) as file:
+        name = f"{config.prefix}-{number:06d}.tar"
+        with folder.write_file(name) as file:
             for encoded in _write_shard(file, shuffled[start:end], config):
                 done, shrunk = done + 1, shrunk + encoded.shrunk
                 reencoded += encoded.reencoded
                 on_progress(done, len(shuffled))
-        shards.append(path)
-    with _saying_where(config.out / CLASSES_FILE):
-        replace(config.out / CLASSES_FILE, canonical_json(list(classes)) + b"\n")
+            size += file.tell()
+        local = isinstance(folder, LocalFolder)
+        shards.append(Path(folder.at(name)) if local else folder.at(name))
+    folder.replace(CLASSES_FILE, canonical_json(list(classes)) + b"\n")
     return PackReport(
         shards=tuple(shards),
         classes=classes,
@@ -158,22 +158,24 @@ def pack_shards(
         shrunk=shrunk,
         reencoded=reencoded,
         passed_over=passed_over,
-        bytes=sum(path.stat().st_size for path in shards),
+        bytes=size,
     )
 
 
 def _check_directories(config: PackConfig) -> None:
     if not config.images.is_dir():
         raise ConfigError(f"--images {config.images}: no such directory")
-    if config.out.resolve().is_relative_to(config.images.resolve()):
+    folder = open_folder(config.out)
+    local = folder.path.resolve() if isinstance(folder, LocalFolder) else None
+    if local is not None and local.is_relative_to(config.images.resolve()):
         raise ConfigError(
             f"--out {config.out} lies in --images {config.images} and would become a class; "
             "choose a directory outside"
         )
-    if config.out.exists() and not config.out.is_dir():
+    if folder.is_a_file():
         raise ConfigError(f"--out {config.out} is a file; name a directory")
-    found = sorted(path.name for path in config.out.glob("*.tar"))
-    if (config.out / CLASSES_FILE).exists():
+    found = [path for path in folder.list() if "/" not in path and path.endswith(".tar")]
+    if folder.exists(CLASSES_FILE):
         found.append(CLASSES_FILE)
     if found:
         raise ConfigError(
@@ -279,21 +281,6 @@ def _saying_where(path: Path) -> Iterator[None]:
                 f"delete the other shards in {path.parent} and run again"
             ) from error
         raise PipelineError(f"{path}: {error.strerror or error}") from error
-
-
-@contextmanager
-def _written_aside(path: Path) -> Iterator[BinaryIO]:
-    """Give a file that gets the name ``path`` when it is whole, or vanishes."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}")
-    try:
-        with _saying_where(path):
-            with aside.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            aside.rename(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _write_shard(

@@ -7,7 +7,9 @@ import json
 import mmap
 import re
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import BinaryIO
@@ -17,11 +19,19 @@ from pipeline.config import canonical_json
 from pipeline.errors import ShardError
 from pipeline.records import Sample, ShardInfo
 
-__all__ = ["IMAGE_EXTENSIONS", "Shard", "match_shards", "open_known_shard", "open_shard"]
+__all__ = [
+    "IMAGE_EXTENSIONS",
+    "Shard",
+    "match_shards",
+    "open_known_shard",
+    "open_shard",
+    "open_shards",
+]
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 TARGET_EXTENSIONS = ("cls", "json")
 
+_AHEAD = 4  # shards fetched at a time while others are indexed
 _BLOCK = 512  # bytes; a tar file ends with two empty blocks
 _KEY = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # WebDataset's rule: up to the first dot
 _SPECIAL = re.compile(r"^__[^/]*__($|/)")  # names that WebDataset keeps for itself
@@ -93,6 +103,18 @@ def open_shard(path: ShardFile, number: int) -> Shard:
         bytes=len(data),
     )
     return Shard(path=path, info=info, samples=samples, _data=data)
+
+
+def open_shards(paths: Sequence[ShardFile]) -> Iterator[Shard]:
+    """Open shards one after the other, numbered by place; a few are fetched ahead."""
+    with ThreadPoolExecutor(_AHEAD) as pool:
+        ahead: deque[Future[Shard]] = deque()
+        for number, path in enumerate(paths):
+            ahead.append(pool.submit(open_shard, path, number))
+            if len(ahead) > _AHEAD:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
 
 def open_known_shard(path: ShardFile, known: ShardInfo) -> Shard:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pipeline.cache import CacheConfig
 from pipeline.config import canonical_json
 from pipeline.errors import ConfigError
+from pipeline.objects import is_url
 from pipeline.planning import PlanConfig
 
 __all__ = ["TrainConfig", "parse_model_args"]
@@ -122,6 +123,8 @@ class TrainConfig:
     """Steps between further checkpoints, for epochs that take hours."""
 
     def __post_init__(self) -> None:
+        if is_url(str(self.output).replace(":/", "://", 1)):  # as a path has it
+            raise ConfigError("--output is a URL; a run is written to a file system: give a path")
         for name in ("eval_batch_size", "log_every", "checkpoint_epochs"):
             self._require(name, getattr(self, name) >= 1, "use 1 or more")
         for name in ("threads", "checkpoint_steps"):

@@ -27,6 +27,7 @@ class Request:
 
 Fault = Callable[[Request], str | None]
 """What goes wrong with a request: "503", "403", "409",
+"unconditional" (it is done in any case),
 "lost" (it is done, and the answer is a 503), "torn" (half of the body comes),
 "stall" (nothing after that half), or none."""
 
@@ -100,6 +101,8 @@ class S3Server:
             b"".join(app(environ, lambda *_: None))
             start("503 Slow Down", [("Content-Length", "0")])
             return [b""]
+        if fault == "unconditional":
+            environ.pop("HTTP_IF_NONE_MATCH", None)
         body_parts = app(environ, start)
         if fault == "stall":
             whole = b"".join(body_parts)

@@ -72,6 +72,13 @@ def claim_store(
     claimed = check_store(folder, identity)  # another job may have been faster
     if claimed is None:
         raise StoreError(f"{folder.at(IDENTITY_PATH)} vanished; does another job delete {folder}?")
+    # The same bytes again, which must be refused: else parts could be overwritten unseen.
+    if folder.commit_new(IDENTITY_PATH, folder.read_bytes(IDENTITY_PATH)):
+        raise StoreError(
+            f"{folder}: this storage writes over what is there although it is asked not to "
+            "(If-None-Match: *), so jobs could overwrite each other's parts; use a server with "
+            "conditional writes, as S3, R2 and MinIO have them, or a file system"
+        )
     return claimed
 
 

@@ -11,6 +11,7 @@ import io
 import json
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from hashlib import sha256 as new_sha256
 from pathlib import Path
@@ -223,6 +224,10 @@ class _FileFolder(Folder):
         return sorted(path for path in self._companions if path.startswith(prefix))
 
     def commit_new(self, path: str, data: bytes) -> bool:
+        """Raise ``StoreError``: nothing is added to a file."""
+        raise StoreError(f"{self.name} is one file, which cannot be added to; export it first")
+
+    def write_file(self, path: str) -> AbstractContextManager[BinaryIO]:
         """Raise ``StoreError``: nothing is added to a file."""
         raise StoreError(f"{self.name} is one file, which cannot be added to; export it first")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,21 @@ def test_replacing_leaves_the_last_bytes(folder: Folder) -> None:
     for data in (b"one", b"", b"three"):
         folder.replace("_manifest.json", data)
         assert folder.read_bytes("_manifest.json") == data
+
+
+def test_a_written_file_is_there_when_it_is_whole_and_only_then(folder: Folder) -> None:
+    data = bytes(range(256)) * 50_000
+    with folder.write_file("a/b.tar") as file:
+        file.write(data)
+        assert not folder.exists("a/b.tar")
+    assert folder.read_bytes("a/b.tar") == data
+    with suppress(ZeroDivisionError), folder.write_file("a/c.tar") as file:
+        file.write(b"half")
+        raise ZeroDivisionError
+    assert folder.list() == ["a/b.tar"]
+    with folder.write_file("a/b.tar") as file:
+        file.write(b"other")
+    assert folder.read_bytes("a/b.tar") == b"other"
 
 
 def test_a_listing_has_all_files_of_a_prefix_in_order_and_no_commits_under_way(

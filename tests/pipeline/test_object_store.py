@@ -6,6 +6,8 @@ import base64
 import pickle
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,17 +24,17 @@ from pipeline.errors import (
     StoreError,
 )
 from pipeline.files import expand_shards, open_folder
-from pipeline.job import finish_job, plan_job
+from pipeline.job import finish_job, index_shards, plan_job
 from pipeline.planning import PlanConfig, TrainingPlan
 from pipeline.shards import match_shards
-from pipeline.store import commit_part, find_parts, open_store
+from pipeline.store import check_place, commit_part, find_parts, open_store
 from pipeline.verify import verify_store
 from student.config import TrainConfig
 from student.inputs import open_inputs
 from student.loading import LoaderOptions
 from student.replay import ReplayDataset, replay_loader
 from tests.labelling import TEACHER, digit_shard
-from tests.object_storage import KEY, SECRET, S3Server
+from tests.object_storage import KEY, SECRET, Request, S3Server
 from tests.pipeline.test_job import config_of, plan_of, ranges, run
 from tests.pipeline.test_store import make_rows
 from tests.pipeline.test_verify import run_cli
@@ -64,8 +66,6 @@ def remote_config(shards: tuple[Path, ...], bucket: str, **settings: Any) -> Any
 
 
 def plan_with_cache(config: Any) -> Any:
-    from pipeline.job import index_shards
-
     return plan_job(config, index_shards(config.shards, config.cache), TEACHER)
 
 
@@ -172,15 +172,9 @@ def test_places_without_a_store_are_refused_in_object_storage(s3: S3Server) -> N
         open_store(f"{bucket}/labels.parquet")
     s3.put(f"{bucket}/other.parquet/notes.txt", b"mine")
     with pytest.raises(StoreError, match="not empty and is no label store"):
-        plan_check(f"{bucket}/other.parquet")
+        check_place(f"{bucket}/other.parquet")
     with pytest.raises(StoreError, match=r"must end in \.parquet"):
-        plan_check(f"{bucket}/other")
-
-
-def plan_check(place: str) -> None:
-    from pipeline.store import check_place
-
-    check_place(place)
+        check_place(f"{bucket}/other")
 
 
 _COMMIT = """
@@ -232,6 +226,32 @@ def test_a_failed_commit_leaves_nothing_and_can_be_made_again(s3: S3Server) -> N
     assert list(s3.objects(root)) == [rows.part.path]
 
 
+def test_indexing_fetches_a_few_shards_at_a_time_and_keeps_their_order(
+    s3: S3Server, tmp_path: Path
+) -> None:
+    bucket, names = s3.make_bucket(), [f"n-{number}.tar" for number in range(9)]
+    for number, name in enumerate(names):
+        path = digit_shard(tmp_path / name, 3, first=3 * number)
+        s3.put(f"{bucket}/{name}", path.read_bytes())
+    lock, counts = threading.Lock(), [0, 0]  # under way now, and at most
+
+    def slow(request: Request) -> None:
+        if request.method == "GET":
+            with lock:
+                counts[0] += 1
+                counts[1] = max(counts)
+            time.sleep(0.2)
+            with lock:
+                counts[0] -= 1
+
+    s3.fault = slow
+    indexed = index_shards([f"{bucket}/n-{{0..8}}.tar"], CacheConfig(directory=tmp_path / "c"))
+    assert [info.name for info in indexed.infos] == names
+    assert [info.number for info in indexed.infos] == list(range(9))
+    assert 2 <= counts[1] <= 4
+    assert indexed.infos == index_shards([str(tmp_path / "n-{0..8}.tar")]).infos
+
+
 def test_a_commit_whose_answer_is_lost_is_found_to_be_done(s3: S3Server) -> None:
     root = f"{s3.make_bucket()}/s.parquet"
     rows = make_rows(5, 4)
@@ -240,6 +260,17 @@ def test_a_commit_whose_answer_is_lost_is_found_to_be_done(s3: S3Server) -> None
     entry = commit_part(root, rows).entry
     assert [len(data) for data in s3.objects(root).values()] == [entry.bytes]
     assert commit_part(root, rows).entry == entry
+
+
+def test_a_server_that_ignores_conditions_is_refused_before_a_part_is_written(
+    s3: S3Server, shards: tuple[Path, ...], bucket: str
+) -> None:
+    plan = plan_with_cache(remote_config(shards, bucket))
+    s3.fault = lambda request: "unconditional"
+    for _ in range(2):  # also when it runs again
+        with pytest.raises(StoreError, match=r"s3://.*writes over what is there although"):
+            run(plan)
+    assert list(s3.objects(plan.config.out)) == ["_meta/identity.json"]
 
 
 def test_a_conflict_that_leaves_no_object_is_tried_again(s3: S3Server) -> None:

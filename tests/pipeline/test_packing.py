@@ -376,3 +376,27 @@ def test_a_config_is_frozen(tmp_path):
     assert replace(config, seed=3).seed == 3
     with pytest.raises(AttributeError):
         config.seed = 3  # type: ignore[misc]
+
+
+def test_shards_packed_into_object_storage_have_the_local_bytes(folder, tmp_path, s3) -> None:
+    local = pack(folder, tmp_path / "shards", per_shard=6)
+    url = s3.make_bucket() + "/train"
+    report = pack(folder, url, per_shard=6)
+    assert report.shards == tuple(f"{url}/{path.name}" for path in local.shards)
+    assert report.bytes == local.bytes
+    theirs = {path.name: path.read_bytes() for path in (tmp_path / "shards").iterdir()}
+    assert s3.objects(url) == theirs
+    with pytest.raises(ConfigError, match=r"s3://.*/train already holds shard-000000\.tar and 3"):
+        pack(folder, url)
+
+
+def test_a_shard_that_fails_is_not_sent_to_object_storage(folder, tmp_path, s3) -> None:
+    url = s3.make_bucket() + "/train"
+
+    def fail(packed: int, total: int) -> None:
+        if packed == 9:
+            raise PipelineError("stop")
+
+    with pytest.raises(PipelineError, match="stop"):
+        pack_shards(PackConfig(images=folder, out=url, per_shard=6), fail)
+    assert list(s3.objects(url)) == ["shard-000000.tar"]

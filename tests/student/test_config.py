@@ -29,6 +29,11 @@ def test_warm_up_is_five_epochs_or_a_fifth_of_a_short_run() -> None:
     assert config(epochs=2, warmup_epochs=2).effective_warmup_epochs == 2
 
 
+def test_a_run_is_not_written_to_a_url() -> None:
+    with pytest.raises(ConfigError, match="--output is a URL"):
+        config(output=Path("s3://bucket/run"))
+
+
 def test_the_digest_follows_what_shapes_the_weights_and_nothing_else() -> None:
     base = config()
     free = {
