@@ -14,6 +14,8 @@ import pytest
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
+from pipeline import objects
+
 KEY, SECRET = "TESTKEYTESTKEYTESTKE", "a-secret-that-must-never-be-seen-9f2c"
 
 
@@ -147,6 +149,8 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Serve
     """Give the server to this test, with credentials in the environment."""
     for name, value in storage_environment(s3_server).items():
         monkeypatch.setenv(name, value)
+    # Later tests without object storage may fork, as runs without it do.
+    monkeypatch.setattr(objects, "_started_in", None)
     s3_server.requests.clear()
     yield s3_server
     s3_server.fault = None

@@ -19,6 +19,12 @@ from pipeline.objects import ObjectUrl, StoredObject, look_at_all
 from tests.object_storage import KEY, SECRET, Request, S3Server
 
 
+@pytest.fixture(autouse=True)
+def _leave_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let later tests without object storage fork, as runs without it do."""
+    monkeypatch.setattr(objects, "_started_in", None)
+
+
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
