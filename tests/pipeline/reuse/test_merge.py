@@ -20,7 +20,7 @@ from pipeline.errors import (
 from pipeline.records import PartRows
 from pipeline.reuse import merge as merging
 from pipeline.reuse import merge_stores
-from pipeline.store import LabelStore, finish_store, open_store
+from pipeline.store import LabelStore, claim_store, finish_store, open_store
 from tests.labelling import digit_shard, write_hash_store
 from tests.pipeline.test_card import run_cli
 from tests.storing import (
@@ -235,6 +235,17 @@ def test_a_target_that_holds_something_else_is_left_alone(
     with pytest.raises(ConfigError, match="two stores or more"):
         merge_stores([whole], tmp_path / "c.parquet")
     assert bytes_of(tmp_path / "whole.parquet") == before
+
+
+def test_a_target_begun_with_other_fingerprints_is_left_alone(
+    tmp_path: Path, whole: LabelStore
+) -> None:
+    late = write_store(tmp_path / "b.parquet", SHARDS, [(8, 3)])
+    out = tmp_path / "c.parquet"
+    claim_store(out, IDENTITY, {**PRINTS, "op.rotate": 3})
+    with pytest.raises(IdentityError, match="begun with other fingerprints than the stores"):
+        merge_stores([whole, late], out)
+    assert [path.name for path in out.rglob("*") if path.is_file()] == ["identity.json"]
 
 
 def test_a_store_takes_another_in(tmp_path: Path, whole: LabelStore) -> None:
