@@ -15,7 +15,7 @@ import tyro
 from benchmarks.report import Report
 
 ON_SHARDS = ("views", "loader", "label_job", "training")
-OTHERS = ("teacher", "store")
+OTHERS = ("teacher", "store", "damage")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,6 +40,9 @@ AIMS: Mapping[str, tuple[str, float]] = {
     "store_commit_labels_per_second": (">=", 1e6),
     "store_read_warm_milliseconds": ("<=", 3.0),
     "store_open_seconds": ("<=", 0.2),
+    "silent_damage_directory": ("<=", 0),
+    "silent_damage_zarr": ("<=", 0),
+    "silent_damage_single_file": ("<=", 0),
 }
 """What we aim at."""
 

@@ -63,7 +63,9 @@ def test_the_benchmarks_of_views_and_loader_report_every_ratio_that_has_an_aim(s
     few = ["--batch-size", "4", "--batches", "1", "--worker-batches", "2"]
     loader = run(["-m", "benchmarks.loader", *shards, *few], tmp_path / "loader.json")
     ratios = {**views["ratios"], **loader["ratios"]}
-    expected = [name for name in AIMS if not name.startswith(("teacher", "step", "store"))]
+    expected = [
+        name for name in AIMS if not name.startswith(("teacher", "step", "store", "silent"))
+    ]
     assert sorted(ratios) == sorted(expected)
     for name, value in ratios.items():
         assert value > 0 if name != "crop_flip_vs_dali" else value is None or value > 0
@@ -75,3 +77,11 @@ def test_the_benchmark_of_the_store_reports_every_figure_that_has_an_aim(tmp_pat
     assert {name for name in AIMS if name.startswith("store")} <= set(figures)
     assert all(value > 0 for value in figures.values())
     assert figures["store_bytes_mixed_300"] < figures["store_bytes_mixed_300_soft"]
+
+
+def test_the_benchmark_of_damage_counts_each_damage_once_and_finds_none_silent(tmp_path):
+    few = ["--flips", "25", "--cuts", "5", "--samples", "20", "--views", "6"]
+    result = run(["-m", "benchmarks.damage", *few], tmp_path / "damage.json")
+    assert result["ratios"] == {name: 0 for name in AIMS if name.startswith("silent")}
+    for outcomes in result["context"]["damage"].values():
+        assert sum(outcomes.values()) == 30
