@@ -20,7 +20,7 @@ from tests.storing import IDENTITY, PRINTS, bytes_of, info_of, ranges, rows_of
 
 # Forked, for a new Python would take a second to start.
 CONTEXT = multiprocessing.get_context("fork")
-KILLS = 80
+KILLS = 200
 SHARDS = [info_of(number, samples=40) for number in range(2)]
 
 
@@ -57,9 +57,10 @@ def test_a_store_killed_at_any_moment_holds_whole_files_and_ends_with_the_same_b
     early, late = rows_of_views(range(9), 3), rows_of_views(range(9, 15), 3)
     first, both = tmp_path / "first.parquet", tmp_path / "both.parquet"
     write(first, early)
+    write_and_be_killed(tmp_path / "warm.parquet", early, seconds=60)
     started = time.monotonic()
-    write(both, early + late)
-    duration = time.monotonic() - started
+    assert not write_and_be_killed(both, early + late, seconds=60)
+    duration = time.monotonic() - started  # of a process, which takes a while to start
     expected, before = bytes_of(both), bytes_of(first)
     random = np.random.default_rng(8)
     root, kills, rounds = tmp_path / "s.parquet", 0, 0
