@@ -11,10 +11,11 @@ export OMP_WAIT_POLICY := PASSIVE
 export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help setup demo test bench lint types check clean
+.PHONY: help setup demo evidence test bench lint types check clean
 
 help:
 	@echo "make demo    images -> shards -> teacher -> label job on Ray -> student, in minutes"
+	@echo "make evidence  students taught in six ways, compared in docs/EVIDENCE.md; takes hours"
 	@echo "make test    the whole test suite"
 	@echo "make check   lint, types and tests"
 	@echo "make setup   the virtual environment in $(VENV), made with PYTHON=$(PYTHON)"
@@ -32,6 +33,16 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
+
+evidence: $(INSTALLED)
+	@test -n "$(TEACHER)" && test -n "$(if $(VAL_SHARDS),$(SHARDS),$(DOWNLOAD))" || { \
+		echo "give a teacher of CIFAR-10's classes, and shards or a place to fetch the images to:"; \
+		echo "make evidence TEACHER=x.safetensors SHARDS='train-*.tar' VAL_SHARDS='val-*.tar'"; \
+		echo "make evidence TEACHER=x.safetensors DOWNLOAD=cifar10"; exit 1; }
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[plots]'
+	$(BIN)/python examples/cifar10/run.py --teacher-checkpoint '$(TEACHER)' \
+		$(if $(DOWNLOAD),--download '$(DOWNLOAD)',--shards '$(SHARDS)' --val-shards '$(VAL_SHARDS)') \
+		--report docs/EVIDENCE.md $(ARGS)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

@@ -51,7 +51,10 @@ class StoreCard:
         facts = [*_facts(self.manifest)]
         if self.stored_bytes is not None:
             facts.append(("files with labels", f"{self.stored_bytes} bytes"))
-        sections = [_OPENING, markdown_table(("", ""), facts), _READING]
+        note = self.manifest.identity.teacher.derivation
+        opening = _OPENING if note is None else _DERIVED.format(note=note)
+        reading = _READING + (_MIXED_VIEWS if note is None else "")
+        sections = [opening, markdown_table(("", ""), facts), reading]
         sections += ["## Shards\n\n" + _shards(self.manifest)]
         if self.manifest.rejections:
             sections += ["## Rejected images\n\n" + _rejections(self.manifest)]
@@ -78,6 +81,14 @@ Labels of a teacher on augmented views, and the seeds that replay those views fr
 shards, bit for bit. Made by `label-teacher`, checked by `label-store verify`.
 """
 
+_DERIVED = """\
+# Derived labels
+
+**No teacher gave these labels to these views: {note}.** Views, seeds and digests are those of
+the store that this one was derived from, and replay from the shards, bit for bit. It is for
+comparisons; what would run the teacher (`--teacher-in-loop`, `--relabel`) refuses it.
+"""
+
 _READING = """\
 ## Reading
 
@@ -87,7 +98,9 @@ _READING = """\
 - As a table, one row per image and view: `pandas.read_parquet`, `pyarrow.dataset` and DuckDB
   read a Parquet directory as it stands. `key` is the image, `view` the number of its
   augmentation, `target` the true class (-1 if unknown), `label` the teacher's class.
+"""
 
+_MIXED_VIEWS = """
 The labels belong to mixed views, so on them a good teacher agrees with the true class less
 often than on plain images.
 """

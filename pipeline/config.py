@@ -29,6 +29,7 @@ __all__ = [
     "TeacherIdentity",
     "canonical_json",
     "check_version",
+    "derivation_of",
     "different_fields",
     "mixing_of_preset",
 ]
@@ -166,11 +167,40 @@ def mixing_of_preset(preset: Preset) -> bool:
 class TeacherIdentity:
     """What makes two teachers the same for a store."""
 
-    architecture: str  # timm's name
+    architecture: str  # timm's name, and in brackets how labels were derived, if they were
     weights: str  # SHA-256 over names, types, shapes and bytes of the state dict
     classes: int
     precision: Precision
     batch_views: int  # views of a group in one teacher batch: with G, the batch's shape
+
+    @property
+    def derivation(self) -> str | None:
+        """How labels were derived that this teacher did not give to the views of their store."""
+        return derivation_of(self.architecture)
+
+    def derived(self, note: str) -> TeacherIdentity:
+        """Return who is named as the teacher of labels that were derived as ``note`` says.
+
+        Raises ``ConfigError`` if there is no note, or one with brackets or several lines, or
+        if this teacher's labels were derived already.
+        """
+        _require(
+            bool(note.strip()) and note.isprintable() and not set(note) & set("()"),
+            f"the note of a derived store is {note!r}; say in a few words, without brackets, "
+            "what its labels belong to",
+        )
+        _require(
+            self.derivation is None,
+            f"the labels of {self.architecture} are derived already; use the store that they "
+            "come from",
+        )
+        return dataclasses.replace(self, architecture=f"{self.architecture} ({note.strip()})")
+
+
+def derivation_of(architecture: str) -> str | None:
+    """Return the note behind a teacher's name, None for the name of a model alone."""
+    _, bracket, note = architecture.partition(" (")
+    return note.removesuffix(")") if bracket else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,6 +23,7 @@ from pipeline.config import (
     MixConfig,
     Precision,
     TeacherIdentity,
+    derivation_of,
 )
 from pipeline.errors import TeacherError
 from pipeline.mixing import mix_images, normalise, to_device
@@ -57,9 +58,15 @@ def load_teacher(
 ) -> Teacher:
     """Build a teacher for views of this configuration.
 
-    Raises ``TeacherError`` for an unknown architecture, weights that cannot be read or do
-    not fit, or a class count that labels (uint16) cannot hold.
+    Raises ``TeacherError`` for an unknown architecture, that of a derived store, weights that
+    cannot be read or do not fit, or a class count that labels (uint16) cannot hold.
     """
+    note = derivation_of(spec.architecture)
+    if note is not None:
+        raise TeacherError(
+            f"the store's labels are derived ({note}): no teacher gives them to its views; use the "
+            "store that it was derived from, which its _meta/runs name"
+        )
     state = read_teacher_checkpoint(spec.checkpoint) if spec.checkpoint is not None else None
     model = _create_model(spec, state, augment.image_size)
     if state is not None:

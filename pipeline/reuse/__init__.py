@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pipeline.reuse.derive import relabelled_store
 from pipeline.reuse.diff import Disagreement, MarginFlips, StoreDiff, diff_stores
 from pipeline.reuse.extend import extend_command, extended_config
 from pipeline.reuse.merge import MergeReport, merge_stores
@@ -22,6 +23,7 @@ __all__ = [
     "extend_command",
     "extended_config",
     "merge_stores",
+    "relabelled_store",
     "store_stats",
     "thin_store",
 ]

@@ -1,0 +1,1 @@
+"""What the project is for, in programs that one can run."""

@@ -1,0 +1,202 @@
+"""The ways to teach a student that are compared, and one run of one of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from examples.cifar10.config import ArmName, EvidenceConfig
+from examples.cifar10.data import Shards
+from examples.cifar10.stores import Stores
+from pipeline.config import MixConfig
+from pipeline.files import replace
+from pipeline.pairing import draw_mix
+from pipeline.provenance import processor, versions
+from pipeline.records import ViewMix
+from student.config import TrainConfig
+from student.engine import Outcome, Trainer, train
+from student.inputs import open_inputs
+from student.metrics import METRICS
+from student.replay import StudentBatch
+
+__all__ = ["ARMS", "Arm", "ArmResult", "BatchMixingTrainer", "batch_mixing", "read_results", "run"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """One way to teach a student."""
+
+    about: str  # for the report
+    store: str
+    distillation: Literal["hard", "soft", "none"] = "hard"
+    teacher_in_loop: bool = False
+    batch_mixing: bool = False  # as DeiT mixes; else in the store's pairs
+
+
+ARMS: Mapping[ArmName, Arm] = {
+    "none": Arm(
+        about="no teacher; scored by its class head",
+        store="hard",
+        distillation="none",
+    ),
+    "hard-store": Arm(about="hard labels from the store", store="hard"),
+    "hard-loop": Arm(
+        about="the same views, hard labels by the teacher in the loop",
+        store="hard",
+        teacher_in_loop=True,
+    ),
+    "static": Arm(
+        about="the same views, each with the teacher's label of its own plain image, "
+        "whatever it was mixed with",
+        store="static",
+    ),
+    "soft-store": Arm(about="probabilities from the store", store="soft", distillation="soft"),
+    "loop-deit-mixing": Arm(
+        about="the same views before mixing, then mixed as DeiT does (one share or box a batch, "
+        "partner from the flipped batch), hard labels by the teacher in the loop",
+        store="unmixed",
+        teacher_in_loop=True,
+        batch_mixing=True,
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmResult:
+    """What one run came to."""
+
+    arm: ArmName
+    seed: int
+    weights: str  # SHA-256 of the student's state
+    steps: int
+    audited: int  # views whose digest was compared
+    evaluation: Mapping[str, Any]  # ``Evaluation.to_json``, after the last epoch
+    epochs: Sequence[Mapping[str, Any]]  # lines of metrics.jsonl, one an epoch
+    threads: int
+    workers: int
+    processor: str
+    versions: Mapping[str, str]
+
+
+def run(
+    config: EvidenceConfig, stores: Stores, shards: Shards, name: ArmName, seed: int
+) -> ArmResult:
+    """Return the result of an arm with a seed, after training it if that was not done yet.
+
+    A run that was interrupted goes on from its last checkpoint.
+    """
+    path = _result_path(config.out, name, seed)
+    if path.exists():
+        return _read_result(path)
+    arm = ARMS[name]
+    output = config.out / "runs" / f"{name}-{seed}"
+    print(f"evidence: training {output}", flush=True)
+    settings = _train_config(config, stores, shards, arm, output, seed)
+    outcome = _train(settings, arm)
+    if outcome.evaluation is None:
+        raise RuntimeError(f"{output} was not evaluated")
+    lines = map(json.loads, (output / METRICS).read_text().splitlines())
+    result = ArmResult(
+        arm=name,
+        seed=seed,
+        weights=outcome.weights,
+        steps=outcome.steps,
+        audited=outcome.audited,
+        evaluation=outcome.evaluation.to_json(),
+        epochs=[line for line in lines if line["kind"] == "epoch"],
+        threads=config.used_threads,
+        workers=config.workers,
+        processor=processor(),
+        versions=versions(),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace(path, json.dumps(asdict(result), indent=1).encode() + b"\n")
+    return _read_result(path)
+
+
+def _train_config(
+    config: EvidenceConfig, stores: Stores, shards: Shards, arm: Arm, output: Path, seed: int
+) -> TrainConfig:
+    return TrainConfig(
+        labels=str(stores.path(arm.store)),
+        shards=shards.training,
+        val_shards=shards.validation,
+        val_labels=str(stores.path("val")),
+        output=output,
+        model=config.model,
+        model_args=config.model_args,
+        student_size=config.student_size,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        lr=config.lr,
+        drop_path=0.0,
+        seed=seed,
+        resume="auto",
+        distillation=arm.distillation,
+        teacher_in_loop=arm.teacher_in_loop,
+        teacher_checkpoint=config.teacher_checkpoint if arm.teacher_in_loop else None,
+        device="cpu",
+        threads=config.used_threads,
+        workers=config.workers,
+        eval_fraction=1.0,
+        eval_epochs=config.eval_epochs,
+        log_every=1000,
+    )
+
+
+def _train(settings: TrainConfig, arm: Arm) -> Outcome:
+    inputs = open_inputs(settings)
+    if arm.batch_mixing:
+        return BatchMixingTrainer(settings, inputs).run()
+    return train(settings, inputs)
+
+
+class BatchMixingTrainer(Trainer):
+    """Replays unmixed views, and mixes each batch as DeiT does, for the live teacher.
+
+    What was drawn of a batch depends on its mates, so no store could hold these labels: it is
+    here to show what mixing in pairs costs.
+    """
+
+    def _add_gradients(self, batch: StudentBatch, piece: int) -> None:
+        mix = batch_mixing(len(batch.keys), self.config.seed, self.step, self._side)
+        super()._add_gradients(dataclasses.replace(batch, mix=mix), piece)
+
+    @property
+    def _side(self) -> int:
+        return self.identity.augment.image_size
+
+
+def batch_mixing(rows: int, seed: int, step: int, side: int) -> ViewMix:
+    """Return DeiT's mixing of a batch: one share or box for all, partners by flipping it.
+
+    That is ``timm.data.Mixup`` in its mode "batch" with DeiT's settings, but drawn from
+    (seed, step). ``side`` is that of the views, in pixels.
+    """
+    # draw_mix names what it draws for by a shard, a view and a pair: here by the batch.
+    params = draw_mix(seed, "batch", step, (0, 0), side, MixConfig())
+    mix = ViewMix.unmixed(rows)
+    for row, partner in enumerate(np.arange(rows)[::-1].tolist()):
+        mix.set_row(row, partner, params)
+    return mix
+
+
+def _result_path(out: Path, name: str, seed: int) -> Path:
+    return out / "results" / f"{name}-{seed}.json"
+
+
+def _read_result(path: Path) -> ArmResult:
+    return ArmResult(**json.loads(path.read_bytes()))
+
+
+def read_results(out: Path) -> Iterator[ArmResult]:
+    """Yield the results that are there, arm by arm, by seed."""
+    for name in ARMS:
+        found = [_read_result(path) for path in (out / "results").glob(f"{name}-[0-9]*.json")]
+        yield from sorted(found, key=lambda result: result.seed)

@@ -1,0 +1,84 @@
+"""Training and validation shards: given ones, or CIFAR-10 fetched and packed."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from examples.cifar10.config import EvidenceConfig
+from pipeline.errors import ConfigError
+from pipeline.files import expand_shards
+from pipeline.packing import CLASSES_FILE, PackConfig, pack_shards
+
+__all__ = ["Shards", "find_shards", "pack_images"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shards:
+    """Files of shards, as patterns."""
+
+    training: tuple[str, ...]
+    validation: tuple[str, ...]
+
+
+def find_shards(config: EvidenceConfig) -> Shards:
+    """Return the shards, after fetching and packing them if that was asked for."""
+    if config.download is None:
+        shards = Shards(training=config.shards, validation=config.val_shards)
+    else:
+        shards = _fetch(config.download, config.download_images)
+    if not config.smoke:
+        return shards
+    return Shards(training=_first(shards.training), validation=_first(shards.validation))
+
+
+def _first(patterns: tuple[str, ...]) -> tuple[str, ...]:
+    return (str(expand_shards(patterns)[0]),)
+
+
+def _fetch(directory: Path, images: tuple[int, int]) -> Shards:
+    from torchvision.datasets import CIFAR10
+
+    patterns = []
+    for split, count in zip(("train", "val"), images, strict=True):
+        out = directory / "shards" / f"{split}-{count}"
+        if not (out / CLASSES_FILE).exists():
+            data = CIFAR10(str(directory / "download"), train=split == "train", download=True)
+            pack_images(data, data.classes, count, directory / "images" / f"{split}-{count}", out)
+        patterns.append((str(out / "*.tar"),))
+    training, validation = patterns
+    return Shards(training=training, validation=validation)
+
+
+def pack_images(
+    data: Iterable[tuple[Image.Image, int]],
+    classes: Sequence[str],
+    count: int,
+    folder: Path,
+    out: Path,
+) -> None:
+    """Write the first images of each class, ``count`` in all, as PNG files, and pack them.
+
+    What an interrupted run left is written anew. Raises ``ConfigError`` if there are too few.
+    """
+    each = count // len(classes)
+    for left in (folder, out):
+        shutil.rmtree(left, ignore_errors=True)
+    written: Counter[int] = Counter()
+    for number, (image, target) in enumerate(data):
+        if written[target] < each:
+            written[target] += 1
+            path = folder / classes[target] / f"{number:05d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image.save(path)
+    if each == 0 or any(written[target] < each for target in range(len(classes))):
+        raise ConfigError(
+            f"--download-images asks for {count} images, {each} of each of {len(classes)} classes; "
+            f"there are {sum(written.values())}: ask for fewer, and at least one of each"
+        )
+    pack_shards(PackConfig(images=folder, out=str(out)))

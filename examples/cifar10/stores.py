@@ -1,0 +1,156 @@
+"""The label stores of the comparison, each made once."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from examples.cifar10.config import EvidenceConfig
+from examples.cifar10.data import Shards
+from jobs.run import run_label_job
+from pipeline.files import replace
+from pipeline.job import LabelConfig
+from pipeline.provenance import read_runs
+from pipeline.reuse import diff_stores, relabelled_store, thin_store
+from pipeline.store import LabelStore, open_store
+from pipeline.store.manifest import MANIFEST_PATH
+
+__all__ = ["STATIC_NOTE", "StoreFacts", "Stores", "make_stores", "read_facts", "write_facts"]
+
+FACTS = "stores.json"
+STATIC_NOTE = "labels of the plain image, whatever the view"
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """Where the label stores lie, in one directory."""
+
+    root: Path
+
+    def path(self, name: str) -> Path:
+        """Return the path of a store: soft, hard, unmixed, plain, static or val."""
+        return self.root / f"{name}.parquet"
+
+    def there(self, name: str) -> bool:
+        """Return whether a store is finished."""
+        return (self.path(name) / MANIFEST_PATH).exists()
+
+    def open(self, name: str) -> LabelStore:
+        """Open a store."""
+        return open_store(self.path(name))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreFacts:
+    """What a store holds, for the report."""
+
+    name: str
+    labels: int
+    bytes: int
+    known: int  # labels whose true class is known
+    equal: int  # of them, those that say it
+    seconds: float  # of the label job; 0 for a store made of others
+    same_as_hard: float | None  # share of views with the label of the store ``hard``
+
+
+def make_stores(config: EvidenceConfig, shards: Shards, names: Sequence[str]) -> Stores:
+    """Make those of the named stores that are missing, and what they are made of.
+
+    soft: a label job with top classes; hard: that without them; unmixed: the same views, not
+    mixed; plain: one plain view; static: the views of hard with the labels of plain; val: the
+    validation images. Raises ``SystemExit`` with the job's status if it was stopped.
+    """
+    stores = Stores(config.out / "stores")
+    for name in _with_sources(names):
+        if stores.there(name):
+            continue
+        print(f"evidence: making {stores.path(name)}", flush=True)
+        match name:
+            case "soft":
+                _label(config, stores, name, shards.training, store=f"topk={config.topk}")
+            case "unmixed":
+                _label(config, stores, name, shards.training, mix=False)
+            case "plain" | "val":
+                which = shards.training if name == "plain" else shards.validation
+                plain: dict[str, Any] = {"augment": config.plain, "preset": "center", "views": 1}
+                _label(config, stores, name, which, mix=False, **plain)
+            case "hard":
+                thin_store(stores.open("soft"), stores.path(name), drop=("topk",))
+            case "static":
+                relabelled_store(
+                    stores.open("hard"),
+                    stores.open("plain"),
+                    stores.path(name),
+                    note=STATIC_NOTE,
+                )
+    return stores
+
+
+def _with_sources(names: Sequence[str]) -> list[str]:
+    """Return the names and those of the stores that they are made of, these first."""
+    sources = {"hard": ("soft",), "static": ("soft", "hard", "plain")}
+    order: dict[str, None] = {}
+    for name in names:
+        order.update(dict.fromkeys((*sources.get(name, ()), name)))
+    return list(order)
+
+
+def _label(
+    config: EvidenceConfig, stores: Stores, name: str, shards: tuple[str, ...], **changes: Any
+) -> None:
+    settings = LabelConfig(
+        shards=shards,
+        out=str(stores.path(name)),
+        teacher=config.teacher,
+        teacher_checkpoint=config.teacher_checkpoint,
+        views=config.epochs,
+        preset=config.preset,
+        augment=config.augment,
+        precision="fp32",
+        device="cpu",
+        threads=config.used_threads,
+        serial=True,
+    )
+    status = run_label_job(dataclasses.replace(settings, **changes))
+    if status:
+        raise SystemExit(status)
+
+
+def write_facts(config: EvidenceConfig, stores: Stores) -> None:
+    """Write what the finished stores hold beside the results."""
+    hard = stores.open("hard") if stores.there("hard") else None
+    names = ("soft", "hard", "unmixed", "plain", "static", "val")
+    facts = [_facts(stores.open(name), name, hard) for name in names if stores.there(name)]
+    replace(
+        config.out / FACTS, json.dumps([asdict(one) for one in facts], indent=1).encode() + b"\n"
+    )
+
+
+def _facts(store: LabelStore, name: str, hard: LabelStore | None) -> StoreFacts:
+    manifest = store.manifest
+    jobs = [run for run in read_runs(store.root) if run.tool == "label-teacher"]
+    same = None
+    if hard is not None and name == "static":
+        teachers = diff_stores(hard, store).teachers
+        same = 1 - teachers.different / teachers.rows
+    return StoreFacts(
+        name=name,
+        labels=manifest.rows,
+        bytes=manifest.bytes,
+        known=manifest.agreement.known,
+        equal=manifest.agreement.equal,
+        seconds=0.0 if name in ("hard", "static") else sum(run.seconds for run in jobs),
+        same_as_hard=same,
+    )
+
+
+def read_facts(out: Path) -> tuple[StoreFacts, ...]:
+    """Return what was written of the stores, nothing if that was not done yet."""
+    path = out / FACTS
+    if not path.exists():
+        return ()
+    return tuple(StoreFacts(**one) for one in json.loads(path.read_bytes()))

@@ -1,0 +1,244 @@
+"""The comparison of examples/cifar10 at a size that says nothing, on digits."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from examples.cifar10 import arms, run
+from examples.cifar10.arms import ArmResult, batch_mixing, read_results
+from examples.cifar10.config import ARM_NAMES, EvidenceConfig
+from examples.cifar10.data import pack_images
+from examples.cifar10.report import Evidence, checks, evidence_text, read_evidence, write_report
+from examples.cifar10.stores import STATIC_NOTE
+from pipeline.errors import ConfigError
+from pipeline.records import FIXED_ONE, MixKind
+from pipeline.shards import open_shard
+from pipeline.store import open_store
+from tests.factories import digit_samples, digits, write_shard
+from tests.student.factories import write_digit_teacher
+
+IMAGES = 64
+
+
+def out_of(config: EvidenceConfig) -> Path:
+    return config.out / "smoke"
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> EvidenceConfig:
+    """All arms of one seed, run to the end."""
+    root = tmp_path_factory.mktemp("evidence")
+    write_shard(root / "train-0.tar", digit_samples(IMAGES))
+    write_shard(root / "train-1.tar", digit_samples(IMAGES, 500))  # smoke leaves it out
+    write_shard(root / "val.tar", digit_samples(40, 1000))
+    spec = write_digit_teacher(root / "teacher.safetensors")
+    assert spec.checkpoint is not None
+    config = EvidenceConfig(
+        teacher=spec.architecture,
+        teacher_checkpoint=spec.checkpoint,
+        shards=(str(root / "train-*.tar"),),
+        val_shards=(str(root / "val.tar"),),
+        out=root / "out",
+        view_size=32,
+        batch_size=16,
+        threads=1,
+        workers=0,
+        smoke=True,
+    )
+    assert run.collect(config) == out_of(config) / "EVIDENCE.md"
+    return config
+
+
+@pytest.fixture
+def results(done: EvidenceConfig) -> dict[str, ArmResult]:
+    return {one.arm: one for one in read_results(out_of(done))}
+
+
+def test_every_arm_has_a_result_of_all_its_steps(results: dict[str, ArmResult]) -> None:
+    assert tuple(results) == ARM_NAMES
+    for one in results.values():
+        assert one.steps == 2 * IMAGES // 16
+        assert one.audited > 0
+        assert [line["epoch"] for line in one.epochs] == [0, 1]
+        assert one.evaluation["samples"] == 40
+        assert one.evaluation["teacher"]["samples"] == 40
+
+
+def test_labels_of_the_store_and_of_the_loop_give_the_same_weights_and_other_arms_do_not(
+    results: dict[str, ArmResult],
+) -> None:
+    weights = {name: one.weights for name, one in results.items()}
+    assert weights["hard-store"] == weights["hard-loop"]
+    assert len(set(weights.values())) == len(ARM_NAMES) - 1
+
+
+def test_the_static_store_replays_the_same_views_with_labels_of_plain_images(
+    done: EvidenceConfig,
+) -> None:
+    folder = out_of(done) / "stores"
+    hard, static, plain, unmixed = (
+        open_store(folder / f"{name}.parquet") for name in ("hard", "static", "plain", "unmixed")
+    )
+    assert static.identity.teacher.derivation == STATIC_NOTE
+    assert unmixed.identity.augment == hard.identity.augment
+    assert unmixed.identity.mix.probability == 0
+    of_images = plain.read_view(0, 0)
+    for view in range(2):
+        ours, theirs = static.read_view(0, view), hard.read_view(0, view)
+        np.testing.assert_array_equal(ours.label, of_images.label)
+        np.testing.assert_array_equal(ours.digest, theirs.digest)
+        np.testing.assert_array_equal(ours.seed, unmixed.read_view(0, view).seed)
+        assert (ours.label != theirs.label).any()
+
+
+def test_what_is_there_is_not_done_again_and_what_is_missing_is(
+    done: EvidenceConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [*(out_of(done) / "stores").glob("*/_manifest.json"), *out_of(done).glob("results/*")]
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+    trained = []
+    train = arms._train
+    monkeypatch.setattr(
+        arms, "_train", lambda settings, arm: (trained.append(arm), train(settings, arm))[1]
+    )
+    report = (out_of(done) / "EVIDENCE.md").read_bytes()
+    run.collect(done)
+    assert not trained
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files} == before
+    assert (out_of(done) / "EVIDENCE.md").read_bytes() == report
+    lost = out_of(done) / "results" / "static-0.json"
+    was = json.loads(lost.read_bytes())
+    lost.unlink()
+    run.collect(done)  # the run's own checkpoint is there: only its end is looked at again
+    assert trained == [arms.ARMS["static"]]
+    assert json.loads(lost.read_bytes())["weights"] == was["weights"]
+
+
+def test_results_of_other_settings_are_not_mixed(done: EvidenceConfig) -> None:
+    with pytest.raises(ConfigError, match=r"lr: 0.5 / 0.001"):
+        run.collect(replace(done, lr=0.5))
+
+
+def test_shards_are_given_or_fetched(done: EvidenceConfig) -> None:
+    for changes in ({"download": Path("x")}, {"shards": ()}, {"shards": (), "val_shards": ()}):
+        with pytest.raises(ConfigError, match="--download DIR"):
+            replace(done, **changes)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="--seeds"):
+        replace(done, seeds=(1, 1))
+
+
+def test_the_mixing_of_a_batch_is_one_for_all_rows_and_pairs_it_with_its_mirror_image() -> None:
+    kinds, shares = [], []
+    for step in range(200):
+        mix = batch_mixing(6, seed=3, step=step, side=32)
+        assert mix.partner.tolist() == [5, 4, 3, 2, 1, 0]
+        for values in (mix.kind, mix.lam, mix.box):
+            assert (values == values[:1]).all()
+        kinds.append(int(mix.kind[0]))
+        shares.append(int(mix.lam[0]) / FIXED_ONE)
+        if mix.kind[0] == MixKind.CUTMIX.code:
+            area = int(mix.box[0, 2]) * int(mix.box[0, 3])
+            assert mix.lam[0] == pytest.approx(FIXED_ONE * (1 - area / 32**2), abs=1)
+    assert set(kinds) == {MixKind.MIXUP.code, MixKind.CUTMIX.code}
+    assert statistics.stdev(shares) > 0.2
+    again = batch_mixing(6, seed=3, step=7, side=32)
+    np.testing.assert_array_equal(again.lam, batch_mixing(6, seed=3, step=7, side=32).lam)
+
+
+def evidence_of(done: EvidenceConfig, points: dict[str, list[float]]) -> Evidence:
+    """Return the evidence with these accuracies, by seed, and weights that differ by arm."""
+    evidence = read_evidence(out_of(done))
+    made: dict[str, dict[int, ArmResult]] = {}
+    for name, values in points.items():
+        one = evidence.results[name][0]  # type: ignore[index]
+        for seed, value in enumerate(values):
+            heads = {head: {"top1": value} for head in ("class_head", "mean_of_logits")}
+            evaluation = {**one.evaluation, **heads, "distillation_head": {"top1": 0.125}}
+            weights = f"{name.removesuffix('-loop').removesuffix('-store')}-{seed}"
+            made.setdefault(name, {})[seed] = replace(
+                one, seed=seed, evaluation=evaluation, weights=weights
+            )
+    return replace(evidence, results=made)  # type: ignore[arg-type]
+
+
+def test_the_report_gives_means_spreads_and_paired_differences_of_the_results(
+    done: EvidenceConfig,
+) -> None:
+    evidence = evidence_of(done, {"none": [0.50, 0.52, 0.54], "hard-store": [0.53, 0.54, 0.58]})
+    text = evidence_text(evidence)
+    assert "| none | 3 | 52.00 ± 2.00 | - | - | - |" in text
+    gain = "+3.00 (+3.00, +2.00, +4.00)"
+    assert f"| hard-store | 3 | 55.00 ± 2.65 | 12.50 ± 0.00 | 55.00 ± 2.65 | {gain} |" in text
+    assert f"| hard labels are 1 to 4 points above none | {gain} | yes |" in text
+
+
+def test_what_was_expected_and_not_found_is_said_so(done: EvidenceConfig) -> None:
+    found = {
+        "none": [0.50, 0.50],
+        "hard-store": [0.50, 0.51],
+        "hard-loop": [0.50, 0.51],
+        "static": [0.49, 0.52],
+        "soft-store": [0.40, 0.41],
+        "loop-deit-mixing": [0.53, 0.54],
+    }
+    evidence = evidence_of(done, found)
+    assert [one.holds for one in checks(evidence)] == [True, False, False, True, False]
+    other = {**evidence.results["hard-loop"]}
+    other[1] = replace(other[1], weights="others")
+    changed = replace(evidence, results={**evidence.results, "hard-loop": other})
+    first = next(checks(changed))
+    assert (first.found, first.holds) == ("the same for 1 of 2 seeds", False)
+    assert "| **different** |" in evidence_text(changed)
+
+
+def test_the_report_is_made_of_what_there_is(done: EvidenceConfig, tmp_path: Path) -> None:
+    report = write_report(out_of(done), tmp_path / "docs" / "EVIDENCE.md")
+    text = report.read_text()
+    assert str(out_of(done)) not in text
+    assert "| the same |" in text
+    pytest.importorskip("matplotlib")
+    for name in ("accuracy", "epochs"):
+        assert f"(evidence/{name}.svg)" in text
+        drawn = (tmp_path / "docs" / "evidence" / f"{name}.svg").read_bytes()
+        assert b"<svg" in drawn
+        assert drawn == (out_of(done) / "evidence" / f"{name}.svg").read_bytes()
+    with pytest.raises(ConfigError, match="holds no results"):
+        write_report(tmp_path, tmp_path / "x.md")
+    assert not (tmp_path / "x.md").exists()
+
+
+def test_fetched_images_are_packed_evenly_and_anew_after_an_interruption(tmp_path: Path) -> None:
+    pixels, targets = digits()
+    data = [
+        (Image.fromarray(one), int(target)) for one, target in zip(pixels, targets, strict=True)
+    ]
+    names = [f"digit {number}" for number in range(10)]
+    torn = tmp_path / "out" / "shard-000000.tar"
+    torn.parent.mkdir()
+    torn.write_bytes(b"torn")
+    pack_images(data, names, 55, tmp_path / "images", tmp_path / "out")
+    shard = open_shard(torn, 0)
+    assert sorted(sample.target for sample in shard.samples) == sorted([*range(10)] * 5)
+    with pytest.raises(ConfigError, match="there are 1797"):
+        pack_images(data, names, 5000, tmp_path / "more", tmp_path / "more-out")
+
+
+def test_the_command_names_its_errors_and_fails(
+    done: EvidenceConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards = ["--shards", *done.shards, "--val-shards", *done.val_shards, "--out", str(tmp_path)]
+    for arguments, text in (
+        ([], "give --shards and --val-shards, or --download"),
+        (shards, "evidence: error: --teacher-checkpoint nowhere.safetensors: no such file"),
+    ):
+        with pytest.raises(SystemExit) as exit_:
+            run.main(["--teacher-checkpoint", "nowhere.safetensors", *arguments])
+        assert exit_.value.code == 1
+        assert text in capsys.readouterr().err
