@@ -66,7 +66,7 @@ class EvidenceConfig:
     """Ways to teach that are run."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of weights and order; each arm is trained once with each."""
-    epochs: int = 40
+    epochs: int = 30
     """Epochs, and views that are labelled of every image."""
     preset: Preset = "crop-flip"
     """Augmentation."""
@@ -78,7 +78,7 @@ class EvidenceConfig:
     """Side in pixels to which the student's views are resized."""
     model: str = "deit_tiny_distilled_patch16_224"
     """timm's name of the student, which has a distillation head."""
-    model_args: tuple[str, ...] = ("patch_size=4", "embed_dim=128", "depth=4", "num_heads=4")
+    model_args: tuple[str, ...] = ("patch_size=4", "embed_dim=96", "depth=4", "num_heads=3")
     """Changes to the student, as KEY=VALUE."""
     batch_size: int = 128
     """Rows of a batch."""

@@ -1,4 +1,4 @@
-"""Training and validation shards: given ones, or CIFAR-10 fetched and packed."""
+"""Training and validation shards: given ones, shuffled if need be, or CIFAR-10 fetched."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from PIL import Image
 from examples.cifar10.config import EvidenceConfig
 from pipeline.errors import ConfigError
 from pipeline.files import expand_shards
+from pipeline.job import index_shards
 from pipeline.packing import CLASSES_FILE, PackConfig, pack_shards
+from pipeline.shards import open_shards
 
-__all__ = ["Shards", "find_shards", "pack_images"]
+__all__ = ["Shards", "find_shards", "pack_images", "shuffle_shards"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,9 +29,16 @@ class Shards:
 
 
 def find_shards(config: EvidenceConfig) -> Shards:
-    """Return the shards, after fetching and packing them if that was asked for."""
+    """Return the shards, after fetching and packing them if that was asked for.
+
+    Training shards that are sorted by class are packed anew into --out, shuffled: pairs are
+    drawn within a shard, and pairs of one class would make mixing another thing.
+    """
     if config.download is None:
-        shards = Shards(training=config.shards, validation=config.val_shards)
+        training = config.shards
+        if index_shards(training).warnings:
+            training = (shuffle_shards(training, config.out / "shards"),)
+        shards = Shards(training=training, validation=config.val_shards)
     else:
         shards = _fetch(config.download, config.download_images)
     if not config.smoke:
@@ -39,6 +48,38 @@ def find_shards(config: EvidenceConfig) -> Shards:
 
 def _first(patterns: tuple[str, ...]) -> tuple[str, ...]:
     return (str(expand_shards(patterns)[0]),)
+
+
+def shuffle_shards(patterns: tuple[str, ...], directory: Path) -> str:
+    """Pack the images of some shards anew, in random order, and return the pattern of shards.
+
+    Nothing is done if that was done before. Raises ``ConfigError`` unless the classes are
+    0, 1, 2, ... without a gap.
+    """
+    out = directory / "shuffled"
+    if (out / CLASSES_FILE).exists():
+        return str(out / "*.tar")
+    print(f"evidence: {', '.join(patterns)} are sorted by class; packing them in {out}", flush=True)
+    folder = directory / "images"
+    for left in (folder, out):
+        shutil.rmtree(left, ignore_errors=True)
+    targets = set()
+    for shard in open_shards(expand_shards(patterns)):
+        for index, sample in enumerate(shard.samples):
+            targets.add(sample.target)
+            # Five digits, so that directories sort as their classes do.
+            name = Path(sample.image_name)
+            path = folder / f"{sample.target:05d}" / f"{sample.key}{name.suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(shard.image_bytes(index))
+    if targets != set(range(len(targets))):
+        raise ConfigError(
+            f"--shards have the classes {sorted(targets)}; number them 0, 1, 2, ... without a gap, "
+            "or give shards that pack-shards has shuffled"
+        )
+    pack_shards(PackConfig(images=folder, out=str(out)))
+    shutil.rmtree(folder)
+    return str(out / "*.tar")
 
 
 def _fetch(directory: Path, images: tuple[int, int]) -> Shards:

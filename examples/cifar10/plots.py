@@ -6,11 +6,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, TypeAlias
 
-__all__ = ["draw_plots"]
+__all__ = ["Curve", "draw_plots"]
 
-Curve = Sequence[tuple[int, float]]
+Curve: TypeAlias = Sequence[tuple[int, float]]
 """(epochs done, accuracy in per cent) of one run."""
 
 _WIDTH = 8  # inches

@@ -21,7 +21,7 @@ import tyro
 
 from examples.cifar10.arms import ARMS, ArmResult, read_results
 from examples.cifar10.config import SETTINGS, ArmName
-from examples.cifar10.plots import draw_plots
+from examples.cifar10.plots import Curve, draw_plots
 from examples.cifar10.stores import StoreFacts, read_facts
 from pipeline.errors import ConfigError
 from pipeline.files import replace
@@ -280,7 +280,7 @@ def write_report(out: Path, report: Path) -> Path:
     """
     evidence = read_evidence(out)
     folder = report.parent / report.stem.lower()
-    curves = {
+    curves: dict[str, list[Curve]] = {
         name: [
             [
                 (line["epoch"] + 1, 100 * line["evaluation"][scored_by(name)]["top1"])

@@ -14,7 +14,7 @@ from PIL import Image
 from examples.cifar10 import arms, run
 from examples.cifar10.arms import ArmResult, batch_mixing, read_results
 from examples.cifar10.config import ARM_NAMES, EvidenceConfig
-from examples.cifar10.data import pack_images
+from examples.cifar10.data import find_shards, pack_images
 from examples.cifar10.report import Evidence, checks, evidence_text, read_evidence, write_report
 from examples.cifar10.stores import STATIC_NOTE
 from pipeline.errors import ConfigError
@@ -212,6 +212,29 @@ def test_the_report_is_made_of_what_there_is(done: EvidenceConfig, tmp_path: Pat
     with pytest.raises(ConfigError, match="holds no results"):
         write_report(tmp_path, tmp_path / "x.md")
     assert not (tmp_path / "x.md").exists()
+
+
+def test_shards_that_are_sorted_by_class_are_shuffled_and_keep_their_images(
+    done: EvidenceConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = sorted(digit_samples(60), key=lambda one: one[2])
+    for number in range(3):
+        write_shard(tmp_path / f"sorted-{number}.tar", samples[20 * number : 20 * number + 20])
+    config = replace(
+        done, shards=(str(tmp_path / "sorted-*.tar"),), out=tmp_path / "out", smoke=False
+    )
+    (pattern,) = find_shards(config).training
+    assert "are sorted by class" in capsys.readouterr().out
+    shard = open_shard(Path(pattern).parent / "shard-000000.tar", 0)
+    images = {shard.image_bytes(index): one.target for index, one in enumerate(shard.samples)}
+    assert images == {image: target for _, image, target in samples}
+    assert len({one.target for one in shard.samples[:20]}) > 4
+    assert find_shards(config).training == (pattern,)
+    assert "sorted" not in capsys.readouterr().out.replace(str(tmp_path), "")
+    assert find_shards(replace(done, smoke=False)).training == done.shards
+    write_shard(tmp_path / "gap.tar", [samples[0], *samples[40:]])
+    with pytest.raises(ConfigError, match="without a gap"):
+        find_shards(replace(config, shards=(str(tmp_path / "gap.tar"),), out=tmp_path / "gap"))
 
 
 def test_fetched_images_are_packed_evenly_and_anew_after_an_interruption(tmp_path: Path) -> None:
