@@ -220,7 +220,7 @@ def _create_model(spec: TeacherSpec, state: Mapping[str, Tensor] | None, size: i
                 else "check --num-classes and --image-size"
             )
             raise TeacherError(
-                f"cannot create the teacher {spec.architecture!r}: {error}; {cure}"
+                f"cannot create the teacher {spec.architecture!r}: {str(error).rstrip('.')}; {cure}"
             ) from error
     return model
 
