@@ -39,7 +39,6 @@ evidence: $(INSTALLED)
 		echo "give a teacher of CIFAR-10's classes, and shards or a place to fetch the images to:"; \
 		echo "make evidence TEACHER=x.safetensors SHARDS='train-*.tar' VAL_SHARDS='val-*.tar'"; \
 		echo "make evidence TEACHER=x.safetensors DOWNLOAD=cifar10"; exit 1; }
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[plots]'
 	$(BIN)/python examples/cifar10/run.py --teacher-checkpoint '$(TEACHER)' \
 		$(if $(DOWNLOAD),--download '$(DOWNLOAD)',--shards '$(SHARDS)' --val-shards '$(VAL_SHARDS)') \
 		--report docs/EVIDENCE.md $(ARGS)

@@ -54,7 +54,7 @@ class TrainConfig:
     """
 
     labels: str
-    """Label store: the directory or URL that ends in .parquet."""
+    """Label store: a .parquet directory, a .zarr directory, or one .parquet file; path or URL."""
     shards: tuple[str, ...]
     """The shards that were labelled: files, brace patterns ('x-{000..127}.tar') or globs, in
     quotes; s3://, gs:// or az:// for shards in object storage."""

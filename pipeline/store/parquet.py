@@ -175,8 +175,8 @@ def rows_of_table(table: pa.Table, columns: ColumnConfig, **header: Any) -> Part
     """
     part: PartKey = header["part"]
     shape = (header["samples"] - len(header["rejections"]), part.views)
-    key = table["key"].combine_chunks()
-    digest = table["digest"].combine_chunks()
+    key, digest = _whole(table, "key"), _whole(table, "digest")
+    has_digest = _are_there(digest)
     places = key.indices.to_numpy().reshape(shape)
     keys = key.dictionary.to_pylist()
     target, seed = (_numbers(table, name).reshape(shape) for name in ("target", "seed"))
@@ -193,8 +193,8 @@ def rows_of_table(table: pa.Table, columns: ColumnConfig, **header: Any) -> Part
         target=target[:, 0].copy(),
         seed=seed[:, 0].copy(),
         label=_numbers(table, "label").reshape(shape),
-        digest=digest.fill_null(0).to_numpy(zero_copy_only=False).reshape(shape),
-        has_digest=_are_there(digest).reshape(shape),
+        digest=np.where(has_digest, _under_nulls(digest), np.uint32(0)).reshape(shape),
+        has_digest=has_digest.reshape(shape),
         **optional,
     )
 
@@ -228,7 +228,19 @@ def _open_part(
 
 
 def _numbers(table: pa.Table, name: str) -> Any:
-    return table[name].combine_chunks().to_numpy(zero_copy_only=False)
+    return _whole(table, name).to_numpy(zero_copy_only=False)
+
+
+def _whole(table: pa.Table, name: str) -> Any:
+    """Return a column as one array, without a copy if it is one."""
+    column = table[name]
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def _under_nulls(values: pa.Array) -> NDArray[np.uint32]:
+    """Return the values of a uint32 array; those that are null are arbitrary."""
+    numbers = np.frombuffer(values.buffers()[1], np.uint32) if len(values) else np.empty(0, "u4")
+    return numbers[values.offset : values.offset + len(values)]
 
 
 def _are_there(values: pa.Array) -> NDArray[np.bool_]:
