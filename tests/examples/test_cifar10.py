@@ -13,14 +13,15 @@ from PIL import Image
 
 from examples.cifar10 import arms, run
 from examples.cifar10.arms import ArmResult, batch_mixing, read_results
-from examples.cifar10.config import ARM_NAMES, EvidenceConfig
+from examples.cifar10.config import ARM_NAMES, EvidenceConfig, smoke
 from examples.cifar10.data import find_shards, pack_images
 from examples.cifar10.report import Evidence, checks, evidence_text, read_evidence, write_report
-from examples.cifar10.stores import STATIC_NOTE
+from examples.cifar10.stores import STATIC_NOTE, Stores
 from pipeline.errors import ConfigError
 from pipeline.records import FIXED_ONE, MixKind
 from pipeline.shards import open_shard
 from pipeline.store import open_store
+from student import engine
 from tests.factories import digit_samples, digits, write_shard
 from tests.student.factories import write_digit_teacher
 
@@ -77,6 +78,33 @@ def test_labels_of_the_store_and_of_the_loop_give_the_same_weights_and_other_arm
     weights = {name: one.weights for name, one in results.items()}
     assert weights["hard-store"] == weights["hard-loop"]
     assert len(set(weights.values())) == len(ARM_NAMES) - 1
+
+
+def test_the_teacher_runs_in_the_arms_of_the_loop_alone(results: dict[str, ArmResult]) -> None:
+    for name, one in results.items():
+        running = ["teacher" in line["seconds"] for line in one.epochs]
+        assert running == [arms.ARMS[name].teacher_in_loop] * 2  # type: ignore[index]
+
+
+def test_the_arm_with_deits_mixing_mixes_unmixed_views_by_batch(
+    done: EvidenceConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    mixed = engine.mixed_images
+    monkeypatch.setattr(
+        engine,
+        "mixed_images",
+        lambda batch, *more: (seen.append(batch.mix), mixed(batch, *more))[1],
+    )
+    config, arm = smoke(done), arms.ARMS["loop-deit-mixing"]
+    stores = Stores(out_of(done) / "stores")
+    settings = arms._train_config(config, stores, find_shards(config), arm, tmp_path / "run", 1)
+    arms._train(settings, arm)
+    assert len(seen) == 2 * IMAGES // 16
+    for mix in seen:
+        assert mix.partner.tolist() == list(range(15, -1, -1))
+        assert len(set(mix.lam.tolist())) == 1
+    assert len({int(mix.lam[0]) for mix in seen}) == len(seen)
 
 
 def test_the_static_store_replays_the_same_views_with_labels_of_plain_images(
