@@ -8,23 +8,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache import CacheConfig
-from pipeline.config import StoreIdentity, different_fields
+from pipeline.config import StoreIdentity
 from pipeline.devices import choose_device, set_threads
-from pipeline.errors import ConfigError, ReplayError, TeacherError
+from pipeline.errors import ConfigError, ReplayError
 from pipeline.files import Place, expand_shards
 from pipeline.labelling import GroupTask, augment_group, group_tasks
 from pipeline.records import AugmentedGroup, PartRows, TeacherLabels, optional_columns
 from pipeline.rng import stream
 from pipeline.shards import Shard, match_shards, open_known_shard
 from pipeline.store import LabelStore, PartEntry, open_store
-from pipeline.teacher import Teacher, TeacherSpec, load_teacher
+from pipeline.teacher import load_stored_teacher
 from pipeline.verify import Mismatch, check_fingerprints
 
 __all__ = ["RelabelConfig", "RelabelReport", "relabel_store"]
@@ -89,7 +89,13 @@ def relabel_store(
     store = open_store(place)
     check_fingerprints(store)
     paths = match_shards(store.manifest.shards, expand_shards(shards, cache))
-    teacher = _load_teacher(store.identity, config)
+    set_threads()
+    teacher = load_stored_teacher(
+        store.identity,
+        choose_device(config.device),
+        checkpoint=config.checkpoint,
+        random_weights=config.random_weights,
+    )
     groups = rows = digests = changed = 0
     flips: list[Mismatch] = []
     for entry, count in _sampled_parts(store, config.groups):
@@ -112,33 +118,6 @@ def relabel_store(
         changed=changed,
         allow_flips=config.allow_flips,
     )
-
-
-def _load_teacher(identity: StoreIdentity, config: RelabelConfig) -> Teacher:
-    stored = identity.teacher
-    set_threads()
-    teacher = load_teacher(
-        TeacherSpec(
-            architecture=stored.architecture,
-            checkpoint=config.checkpoint,
-            random_weights=config.random_weights,
-            classes=stored.classes,
-            precision=stored.precision,
-            batch_views=stored.batch_views,
-            columns=identity.columns,
-        ),
-        identity.augment,
-        identity.mix,
-        choose_device(config.device),
-    )
-    different = different_fields(asdict(teacher.identity), asdict(stored))
-    if different:
-        raise TeacherError(
-            "this teacher is not the one that labelled the store (ours / the store's):\n  "
-            + "\n  ".join(different)
-            + "\ngive --teacher-checkpoint the very weights that were used"
-        )
-    return teacher
 
 
 def _sampled_parts(store: LabelStore, groups: int) -> Iterator[tuple[PartEntry, int]]:

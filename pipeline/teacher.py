@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,9 @@ from pipeline.config import (
     ColumnConfig,
     MixConfig,
     Precision,
+    StoreIdentity,
     TeacherIdentity,
+    different_fields,
 )
 from pipeline.errors import TeacherError
 from pipeline.mixing import mix_images, normalise, to_device
@@ -30,7 +32,7 @@ from pipeline.ranking import rank_logits
 from pipeline.records import AugmentedGroup, TeacherLabels, optional_columns
 from pipeline.weights import read_teacher_checkpoint, state_digest
 
-__all__ = ["Teacher", "TeacherSpec", "load_teacher"]
+__all__ = ["Teacher", "TeacherSpec", "load_stored_teacher", "load_teacher"]
 
 DTYPES: Mapping[Precision, torch.dtype] = {
     "fp32": torch.float32,
@@ -84,6 +86,36 @@ def load_teacher(
     expected = _expected_input(model)
     prepared = _prepare(model, spec.precision, device)
     return Teacher(prepared, identity, augment, mix, expected, spec.columns)
+
+
+def load_stored_teacher(
+    identity: StoreIdentity,
+    device: torch.device,
+    *,
+    checkpoint: Path | None,
+    random_weights: int | None,
+) -> Teacher:
+    """Build the very teacher that labelled a store; raises ``TeacherError`` if it is another."""
+    stored = identity.teacher
+    spec = TeacherSpec(
+        architecture=stored.architecture,
+        checkpoint=checkpoint,
+        random_weights=random_weights,
+        classes=stored.classes,
+        precision=stored.precision,
+        batch_views=stored.batch_views,
+        columns=identity.columns,
+    )
+    teacher = load_teacher(spec, identity.augment, identity.mix, device)
+    different = different_fields(asdict(teacher.identity), asdict(stored))
+    if different:
+        raise TeacherError(
+            "this teacher is not the one that labelled the store (ours / the store's):\n  "
+            + "\n  ".join(different)
+            + "\ngive --teacher-checkpoint the very weights that were used, or "
+            "--teacher-random-weights the same seed"
+        )
+    return teacher
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +252,7 @@ def _create_model(spec: TeacherSpec, state: Mapping[str, Tensor] | None, size: i
                 else "check --num-classes and --image-size"
             )
             raise TeacherError(
-                f"cannot create the teacher {spec.architecture!r}: {error}; {cure}"
+                f"cannot create the teacher {spec.architecture!r}: {str(error).rstrip('.')}; {cure}"
             ) from error
     return model
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -11,8 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.config import AugmentConfig, StoreIdentity, different_fields
-from pipeline.errors import TeacherError
+from pipeline.config import AugmentConfig, StoreIdentity
 from pipeline.mixing import mix_images, normalise, to_device
 from pipeline.records import FIXED_ONE, TeacherLabels
 from student.config import TrainConfig
@@ -64,27 +62,15 @@ class TeacherInLoop:
     """
 
     def __init__(self, config: TrainConfig, identity: StoreIdentity, device: torch.device) -> None:
-        from pipeline.teacher import TeacherSpec, load_teacher  # nothing else needs a teacher
+        from pipeline.teacher import load_stored_teacher  # nothing else needs a teacher
 
-        stored = identity.teacher
-        spec = TeacherSpec(
-            architecture=stored.architecture,
+        self._device = device
+        self._teacher = load_stored_teacher(
+            identity,
+            device,
             checkpoint=config.teacher_checkpoint,
             random_weights=config.teacher_random_weights,
-            classes=stored.classes,
-            precision=stored.precision,
-            batch_views=stored.batch_views,
-            columns=identity.columns,
         )
-        self._device = device
-        self._teacher = load_teacher(spec, identity.augment, identity.mix, device)
-        different = different_fields(asdict(self._teacher.identity), asdict(stored))
-        if different:
-            raise TeacherError(
-                "the teacher in the loop is not the one that labelled the store (ours / the "
-                "store's):\n  " + "\n  ".join(different) + "\ngive --teacher-checkpoint the very "
-                "weights that were used, or --teacher-random-weights the same seed"
-            )
 
     def __call__(self, _batch: StudentBatch, images: Tensor) -> TeacherSignal:
         """Label (B, 3, S, S) mixed images, as the store keeps labels."""

@@ -1,7 +1,8 @@
 """Makes the golden stores: run once for each format version, never to make a test pass.
 
-`python -m tests.golden.make` writes a shard of digits, two small stores of its labels, and
-their rows as JSON beside this file. Releases to come must open, read and replay these files.
+`python -m tests.golden.make` writes a shard of digits, two small stores of its labels in each
+format, and their rows as JSON beside this file. Releases to come must open, read and replay
+these files.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Any
 from pipeline.card import card_text
 from pipeline.config import ColumnConfig, StoreIdentity
 from pipeline.records import PartRows, optional_columns
-from pipeline.store import ParquetStore
+from pipeline.store import LabelStore
+from pipeline.store.export import export_store
 from tests.labelling import digit_shard, hash_identity, write_hash_store
 
 HERE = Path(__file__).parent
@@ -27,9 +29,13 @@ COLUMNS: Mapping[str, ColumnConfig] = {
 }
 
 
-def store_path(name: str) -> Path:
-    """Return where the store of this name lies."""
-    return HERE / f"{name}.parquet"
+FORMATS = ("parquet", "zarr", "one.parquet")
+"""By the ends of their names: a directory of Parquet parts, Zarr, and one Parquet file."""
+
+
+def store_path(name: str, ending: str = "parquet") -> Path:
+    """Return where the store of this name lies, in the format with this ending."""
+    return HERE / f"{name}.{ending}"
 
 
 def identity_of(name: str) -> StoreIdentity:
@@ -52,7 +58,7 @@ def rows_as_json(rows: PartRows) -> dict[str, Any]:
     }
 
 
-def values_of(store: ParquetStore) -> dict[str, Any]:
+def values_of(store: LabelStore) -> dict[str, Any]:
     """Return all rows of a store, by the paths of its parts."""
     entries = store.manifest.parts
     return {entry.part.path: rows_as_json(store.read_part(entry)) for entry in entries}
@@ -74,6 +80,8 @@ def main() -> None:
             card=card_text,
         )
         values[name] = values_of(store)
+        for ending in FORMATS[1:]:
+            export_store(store.root, store_path(name, ending), single_file=ending == "one.parquet")
     text = json.dumps(values, separators=(",", ":"), sort_keys=True)
     (HERE / "values.json").write_text(text.replace('},"', '},\n"') + "\n")
 

@@ -13,12 +13,13 @@ import pytest
 from pipeline.errors import IdentityError, StoreError
 from pipeline.records import OPTIONAL_COLUMNS
 from pipeline.shards import open_shard
-from pipeline.store import ParquetStore, open_store
+from pipeline.store import LabelStore, open_store
 from pipeline.store.manifest import IDENTITY_PATH, identity_bytes, seal, unseal
 from pipeline.store.parquet import decode_part, encode_part
 from pipeline.verify import verify_store
 from tests.golden.make import (
     COLUMNS,
+    FORMATS,
     HERE,
     SAMPLES,
     SHARD,
@@ -41,8 +42,13 @@ def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(params=FORMATS)
+def store(name: str, request: pytest.FixtureRequest) -> LabelStore:
+    return open_store(store_path(name, request.param))
+
+
 @pytest.fixture
-def store(name: str) -> ParquetStore:
+def directory(name: str) -> LabelStore:
     return open_store(store_path(name))
 
 
@@ -52,7 +58,7 @@ def frozen_values(name: str) -> dict[str, Any]:
 
 
 def test_a_golden_store_opens_with_the_identity_it_was_made_with(
-    store: ParquetStore, name: str
+    store: LabelStore, name: str
 ) -> None:
     assert store.identity == identity_of(name)
     assert store.identity.digest == IDENTITIES[name]
@@ -60,11 +66,11 @@ def test_a_golden_store_opens_with_the_identity_it_was_made_with(
     assert store.manifest.rows == (SAMPLES - 1) * VIEWS
 
 
-def test_its_rows_are_the_frozen_values(store: ParquetStore, name: str) -> None:
+def test_its_rows_are_the_frozen_values(store: LabelStore, name: str) -> None:
     assert values_of(store) == frozen_values(name)
 
 
-def test_every_view_of_it_is_read_at_its_samples_place(store: ParquetStore, name: str) -> None:
+def test_every_view_of_it_is_read_at_its_samples_place(store: LabelStore, name: str) -> None:
     for path, frozen in frozen_values(name).items():
         first = int(path.split("view-")[1].split("-")[0])
         for column in range(len(frozen["label"][0])):
@@ -78,14 +84,14 @@ def test_every_view_of_it_is_read_at_its_samples_place(store: ParquetStore, name
                 assert values == [row[column] for row in frozen[optional]]
 
 
-def test_every_digest_of_it_replays(store: ParquetStore) -> None:
-    report = verify_store(store.root, [str(SHARD)], every_digest=True)
+def test_every_digest_of_it_replays(store: LabelStore) -> None:
+    report = verify_store(store.root.name, [str(SHARD)], every_digest=True)
     assert report.mismatches == ()
     assert report.redrawn == report.digests == DIGESTS
     assert report.rejected == 1
 
 
-def test_every_label_of_it_is_made_again(store: ParquetStore) -> None:
+def test_every_label_of_it_is_made_again(store: LabelStore) -> None:
     """The teacher hashes mixed pixels, so each label proves its whole view."""
     shard = open_shard(SHARD, 0)
     for entry in store.manifest.parts:
@@ -94,7 +100,7 @@ def test_every_label_of_it_is_made_again(store: ParquetStore) -> None:
             np.testing.assert_array_equal(getattr(again, column), getattr(stored, column))
 
 
-def test_its_rows_encoded_anew_are_the_same_rows(store: ParquetStore) -> None:
+def test_its_rows_encoded_anew_are_the_same_rows(store: LabelStore) -> None:
     for entry in store.manifest.parts:
         rows = store.read_part(entry)
         again = decode_part(encode_part(rows), entry.part, "the part")
@@ -108,7 +114,7 @@ def test_its_rows_encoded_anew_are_the_same_rows(store: ParquetStore) -> None:
             np.testing.assert_array_equal(mine, other)
 
 
-def edited_copy(store: ParquetStore, folder: Path, **changes: Any) -> Path:
+def edited_copy(store: LabelStore, folder: Path, **changes: Any) -> Path:
     """Return a copy of a store whose manifest has other values, under a true seal."""
     root = folder / "copy.parquet"
     shutil.copytree(Path(store.root.name), root)
@@ -120,20 +126,20 @@ def edited_copy(store: ParquetStore, folder: Path, **changes: Any) -> Path:
 
 @pytest.mark.parametrize("version", [0, 2, None, "1"])
 def test_an_unknown_format_version_is_refused_with_what_to_install(
-    store: ParquetStore, tmp_path: Path, version: object
+    directory: LabelStore, tmp_path: Path, version: object
 ) -> None:
-    root = edited_copy(store, tmp_path, format_version=version)
+    root = edited_copy(directory, tmp_path, format_version=version)
     with pytest.raises(StoreError, match=r"format version .* reads 1; install the release that"):
         open_store(root)
 
 
 @pytest.mark.parametrize("operation", ["op.shear-x", "resize.down", "decode.jpeg"])
 def test_another_fingerprint_is_refused_with_the_operation(
-    store: ParquetStore, tmp_path: Path, operation: str
+    directory: LabelStore, tmp_path: Path, operation: str
 ) -> None:
-    prints = dict(store.manifest.fingerprints)
+    prints = dict(directory.manifest.fingerprints)
     prints[operation] ^= 1
-    root = edited_copy(store, tmp_path, fingerprints=prints)
-    (root / IDENTITY_PATH).write_bytes(identity_bytes(store.identity, prints))
+    root = edited_copy(directory, tmp_path, fingerprints=prints)
+    (root / IDENTITY_PATH).write_bytes(identity_bytes(directory.identity, prints))
     with pytest.raises(IdentityError, match=rf"makes other pixels .* in {operation}; install"):
         verify_store(root, [str(SHARD)])
