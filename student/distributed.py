@@ -127,7 +127,12 @@ class Ranks:
         """
         if not self.several:
             return model
-        return DistributedDataParallel(model, find_unused_parameters=unused)
+        wrapped = DistributedDataParallel(model, find_unused_parameters=unused)
+        # Attributes die in the order in which they were set, so this one outlives the reducer's
+        # hold on the group. Were the reducer the last to let go, PyTorch 2.11 would join gloo's
+        # threads with Python's lock held, which those need to drop the tensors of the last sum.
+        wrapped.last_hold_on_group = wrapped.process_group  # type: ignore[assignment]
+        return wrapped
 
     @staticmethod
     def without_averaging(model: nn.Module) -> AbstractContextManager[None]:

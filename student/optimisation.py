@@ -31,11 +31,10 @@ class Optimisation:
         self.optimizer = _create_optimizer(model, config)
         # Gradients of fp16 underflow unless the loss is scaled up.
         self._scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
-        self._average = (
-            ModelEmaV3(model, decay=config.ema_decay, stochastic_rounding=False)
-            if config.ema_decay
-            else None
-        )
+        self._average = ModelEmaV3(model, decay=config.ema_decay) if config.ema_decay else None
+        if self._average is not None:
+            # Chance would not go on where a run stopped; timm before 1.0.31 rounds without it.
+            self._average.stochastic_rounding = False
 
     @property
     def average(self) -> nn.Module | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -133,6 +134,31 @@ def test_a_checkpoint_of_other_classes_is_refused(world, tmp_path) -> None:
     assert open_inputs(config).plan.steps == STEPS
 
 
+def test_a_rank_ends_although_its_averaged_model_outlives_its_connection() -> None:
+    context = multiprocessing.get_context("fork")
+    ports = [free_port() for _ in range(12)]
+    ranks = [Ranks(rank=rank, ranks=2) for rank in range(2)]
+    processes = [context.Process(target=join_and_leave, args=(one, ports)) for one in ranks]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    assert codes == [0, 0]  # None: it hangs
+
+
+def join_and_leave(ranks: Ranks, ports: list[int]) -> None:
+    torch.set_num_threads(1)
+    for port in ports:
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        with ranks.joined(torch.device("cpu")):
+            model = ranks.averaging(torch.nn.Linear(2, 2), unused=False)
+            ranks.wait()
+        del model
+
+
 @pytest.mark.parametrize("values", [{"RANK": "3", "WORLD_SIZE": "2"}, {"RANK": "a"}])
 def test_ranks_that_make_no_sense_are_refused(values, monkeypatch) -> None:
     for name, value in {"WORLD_SIZE": "2", **values}.items():
@@ -165,13 +191,16 @@ def test_torchrun_trains_stops_at_sigterm_and_goes_on(world: World, tmp_path: Pa
     assert f"sha256 {straight[0].outcome.weights}" in text
 
 
-def start_torchrun(world: World, output: Path, *more: str) -> subprocess.Popen[str]:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return int(free.getsockname()[1])
+
+
+def start_torchrun(world: World, output: Path, *more: str) -> subprocess.Popen[str]:
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
-        *("--master-addr", "127.0.0.1", "--master-port", str(port), "-m", "student.cli"),
+        *("--master-addr", "127.0.0.1", "--master-port", str(free_port()), "-m", "student.cli"),
         *("--labels", str(world.root / "labels.parquet")),
         *("--shards", str(world.root / "digits-*.tar"), "--output", str(output)),
         *("--batch-size", "12", "--lr", "1e-3", "--device", "cpu", "--threads", "1"),

@@ -12,6 +12,7 @@ from pipeline.errors import ConfigError
 from student.distributed import Ranks
 from student.engine import Outcome, Trainer, train
 from student.inputs import open_inputs
+from student.optimisation import Optimisation
 from tests.student.factories import write_digit_shards
 from tests.student.worlds import World, make_world, train_and_report
 
@@ -45,6 +46,20 @@ def test_the_average_is_its_formula_over_the_weights_of_all_steps(world, tmp_pat
     for name, weight in trainer.optimisation.average.state_dict().items():
         # One lerp in float32 against two products.
         torch.testing.assert_close(weight, expected[name], rtol=1e-5, atol=1e-7)
+
+
+def test_averages_of_bf16_weights_are_rounded_to_the_nearest_not_by_chance(world, tmp_path) -> None:
+    config = world.config(tmp_path / "run", ema_decay=0.9)
+    model = torch.nn.Linear(64, 64, dtype=torch.bfloat16)
+    optimisation = Optimisation(model, config, torch.device("cpu"))
+    expected = model.weight.detach().clone()
+    with torch.no_grad():
+        model.weight.add_(1.0)
+    optimisation.begin(0.0)
+    optimisation.finish()
+    assert optimisation.average is not None
+    expected.lerp_(model.weight.detach(), 0.1)
+    assert torch.equal(optimisation.average.get_parameter("weight"), expected)
 
 
 @pytest.mark.parametrize("changes", [{"ema_decay": 0.9}, {"ema_decay": 0.5, "precision": "fp16"}])
