@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import shlex
 import sys
@@ -224,6 +225,12 @@ def _verify(options: Verify) -> None:
 
     if (options.all or options.relabel) and not options.shards:
         raise ConfigError("--all and --relabel redraw views, which needs the shards: give --shards")
+    weights = options.teacher_checkpoint or options.teacher_random_weights is not None
+    if not options.relabel and (weights or options.allow_flips):
+        raise ConfigError(
+            "--teacher-checkpoint, --teacher-random-weights and --allow-flips are for labelling "
+            "again: give --relabel too"
+        )
     cache = CacheConfig.of_flags(options.cache_dir, options.cache_gb)
     report = verify_store(options.store, options.shards, every_digest=options.all, cache=cache)
     relabelled = _relabel(options, cache) if options.relabel else None
@@ -318,6 +325,8 @@ def _thin(options: Thin) -> None:
 
     drop = tuple(name for text in options.drop for name in text.split(",") if name)
     views, store = options.view_range(), open_store(options.store)
+    if views is None and not drop:
+        raise ConfigError("nothing to leave out: give --views, --drop or both")
     with _Progress("label-store", "parts") as progress:
         report = thin_store(store, options.out, views=views, drop=drop, show=progress.show)
     _show(report, as_json=options.json)
@@ -343,9 +352,13 @@ def _errors_of(command: str) -> Iterator[None]:
     """Print what the user can cure as ``<command>: error: ...`` and exit with status 1."""
     try:
         yield
+        sys.stdout.flush()  # here, where its errors are understood
     except PipelineError as error:
         print(f"{command}: error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+    except BrokenPipeError:  # whoever read the output has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
     except KeyboardInterrupt:
         print(f"{command}: interrupted", file=sys.stderr)
         raise SystemExit(130) from None

@@ -141,7 +141,7 @@ def pack_shards(
     done = shrunk = reencoded = size = 0
     for number, (start, end) in enumerate(_cut(len(shuffled), config.per_shard)):
         name = f"{config.prefix}-{number:06d}.tar"
-        with folder.write_file(name) as file:
+        with _saying_what_is_left(config.out, len(shards)), folder.write_file(name) as file:
             for encoded in _write_shard(file, shuffled[start:end], config):
                 done, shrunk = done + 1, shrunk + encoded.shrunk
                 reencoded += encoded.reencoded
@@ -160,6 +160,19 @@ def pack_shards(
         passed_over=passed_over,
         bytes=size,
     )
+
+
+@contextmanager
+def _saying_what_is_left(out: str, shards: int) -> Iterator[None]:
+    """Add to an error that finished shards are there and must go before the next run."""
+    try:
+        yield
+    except PipelineError as error:
+        if not shards:
+            raise
+        raise type(error)(
+            f"{error}; {shards} finished shards are in {out}: delete them before you run again"
+        ) from error
 
 
 def _check_directories(config: PackConfig) -> None:

@@ -324,9 +324,9 @@ def _check_views(views: range, config: PlanConfig) -> None:
         raise ConfigError(
             f"{config.epochs} epochs need {needed} views of every sample, and the store has "
             f"{len(views)} (from view {views.start}); train for at most "
-            f"{len(views) - len(views) % each} epochs, or extend the store by running its label "
-            f"job with --first-view {views.stop} --views {needed - len(views)}, or show views "
-            "again with --cycle-views"
+            f"{len(views) - len(views) % each} epochs, or add views to the store with "
+            f"label-teacher --extend-to {views.start + needed}, or show views again with "
+            "--cycle-views"
         )
 
 

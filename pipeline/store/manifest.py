@@ -186,28 +186,41 @@ class Manifest:
         }
 
     @staticmethod
-    def from_json(values: Mapping[str, Any]) -> Manifest:
-        """Build a manifest from ``to_json``'s values; raises ``StoreError`` if malformed."""
-        check_version(values.get("format_version"), "the store")
+    def from_json(values: Mapping[str, Any], name: str) -> Manifest:
+        """Build the manifest of the store ``name`` from ``to_json``'s values.
+
+        Raises ``StoreError`` if it is malformed, or claims what no label job does.
+        """
+        check_version(values.get("format_version"), name)
         try:
-            identity = StoreIdentity.from_json(values["identity"])
-            manifest = Manifest(
-                identity=identity,
-                fingerprints=dict(values["fingerprints"]),
-                shards=tuple(_shard_info(shard) for shard in values["shards"]),
-                image_hashes={int(n): str(text) for n, text in values["image_hashes"].items()},
-                rejections={
-                    int(shard): tuple(_rejection(one) for one in rejections)
-                    for shard, rejections in values["rejections"].items()
-                },
-                parts=tuple(_part_entry(entry) for entry in values["parts"]),
-                agreement=Agreement(**values["agreement"]),
-                card=str(values["card"]),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise StoreError(f"the manifest is malformed: {error!r}") from error
-        _check_claims(manifest)
+            manifest = Manifest._read(values)
+            _check_claims(manifest)
+        except (KeyError, TypeError, ValueError, AttributeError, StoreError) as error:
+            what = str(error) if isinstance(error, StoreError) else f"it is malformed ({error!r})"
+            raise StoreError(
+                f"{name}: its manifest is refused: {what}; restore it, or get the store anew from "
+                "where it came from"
+            ) from error
         return manifest
+
+    @staticmethod
+    def _read(values: Mapping[str, Any]) -> Manifest:
+        identity = StoreIdentity.from_json(values["identity"])
+        if values["identity_digest"] != identity.digest:
+            raise StoreError("its identity has not the digest that it gives for it")
+        return Manifest(
+            identity=identity,
+            fingerprints=dict(values["fingerprints"]),
+            shards=tuple(_shard_info(shard) for shard in values["shards"]),
+            image_hashes={int(n): str(text) for n, text in values["image_hashes"].items()},
+            rejections={
+                int(shard): tuple(_rejection(one) for one in rejections)
+                for shard, rejections in values["rejections"].items()
+            },
+            parts=tuple(_part_entry(entry) for entry in values["parts"]),
+            agreement=Agreement(**values["agreement"]),
+            card=str(values["card"]),
+        )
 
 
 def _runs(parts: Iterable[PartKey]) -> list[range]:
@@ -356,11 +369,11 @@ def read_values(root: Place) -> dict[str, Any]:
         what = "an unfinished store" if folder.exists(IDENTITY_PATH) else "no store"
         raise IncompleteStoreError(
             f"{folder} is {what}: it has no {MANIFEST_PATH}; give the path of a finished store, "
-            "or run the label job again with the same settings, it does only what is missing"
+            "or run the command that was writing it again (the label job does only what is missing)"
         ) from error
     return unseal(data, folder.at(MANIFEST_PATH))
 
 
 def read_manifest(root: Place) -> Manifest:
     """Read the manifest of a store in a directory; raises what ``read_values`` does."""
-    return Manifest.from_json(read_values(root))
+    return Manifest.from_json(read_values(root), str(open_folder(root)))

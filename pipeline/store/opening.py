@@ -45,7 +45,7 @@ def open_store(place: Place) -> LabelStore:
                 f"{folder} is named as a Zarr store, but its manifest is another's; name the "
                 "directory .parquet"
             )
-        manifest = Manifest.from_json(values)
+        manifest = Manifest.from_json(values, str(folder))
         layout = Layout.from_json(values["zarr"], manifest, folder.at(MANIFEST_PATH))
         return ZarrStore(folder, manifest, layout)
     raise StoreError(

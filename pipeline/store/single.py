@@ -94,7 +94,7 @@ def _opened(root: Folder, footer: bytes) -> SingleFileStore:
     try:
         metadata = pq.read_metadata(pa.BufferReader(_MAGIC + footer))
         values = unseal(metadata.metadata[_MANIFEST], str(root))
-        manifest = Manifest.from_json(values)
+        manifest = Manifest.from_json(values, str(root))
         return SingleFileStore(root, manifest, _Footer(manifest, metadata, values["file"], footer))
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"{root}: its footer is malformed: {error}; {_CURE}") from error

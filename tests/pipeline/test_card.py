@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ from pipeline.card import StoreCard, card_text, inspect_store
 from pipeline.cli import label_store
 from tests.storing import IDENTITY, info_of, ranges, rows_of, write_store
 
+ROOT = Path(__file__).resolve().parents[2]
 SHARDS = [info_of(0), info_of(1)]
 
 
@@ -31,6 +35,22 @@ def test_the_card_counts_what_the_store_holds(tmp_path: Path) -> None:
     assert "| columns | label |" in card
     assert "- s-1.tar: `s-1.tar/2`: torn | in two" in card
     assert card == card_text(store.manifest)
+
+
+def test_whoever_reads_the_output_may_stop_reading(tmp_path: Path) -> None:
+    write_store(tmp_path / "s.parquet", SHARDS, [(0, 4)])
+    reader, writer = os.pipe()
+    os.close(reader)
+    code = "import sys; from pipeline.cli import label_store; label_store()"
+    found = subprocess.run(
+        [sys.executable, "-c", code, "inspect", str(tmp_path / "s.parquet")],
+        cwd=ROOT,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(writer)
+    assert (found.returncode, found.stderr) == (141, "")
 
 
 def test_the_agreement_of_a_manifest_leaves_unknown_classes_out(tmp_path: Path) -> None:

@@ -236,6 +236,7 @@ def test_a_chunk_that_decodes_to_another_size_is_refused(crafted: Path, zeros: i
         (lambda v: v["parts"][0].update(path="../../etc/passwd"), "should be 'shard=0/view-"),
         (lambda v: v.update(parts=5), "malformed"),
         (lambda v: v.update(rejections=[]), "malformed"),
+        (lambda v: v["identity"].update(root_seed=6), "identity has not the digest"),
     ],
 )
 def test_a_manifest_that_claims_what_no_job_makes_is_refused(
@@ -247,8 +248,9 @@ def test_a_manifest_that_claims_what_no_job_makes_is_refused(
 ) -> None:
     root = Path(shutil.copytree(folder / name, tmp_path / name))
     rewrite(root, change)
-    with little_memory(), pytest.raises(StoreError, match=message):
+    with little_memory(), pytest.raises(StoreError, match=message) as error:
         open_store(root)
+    assert str(root) in str(error.value)
 
 
 def test_a_manifest_of_ten_thousand_brackets_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -236,10 +236,14 @@ def test_an_undecodable_image_that_may_be_encoded_anew_is_named(folder, tmp_path
     assert list((tmp_path / "shards").iterdir()) == []
 
 
-def test_an_empty_image_is_never_packed(folder, tmp_path):
+def test_an_empty_image_is_never_packed_and_finished_shards_are_named(folder, tmp_path):
     (folder / "cat" / "bad.jpg").write_bytes(b"")
-    with pytest.raises(DecodeError, match=r"cat/bad\.jpg: the file is empty"):
-        pack(folder, tmp_path / "shards")
+    out = tmp_path / "shards"
+    with pytest.raises(DecodeError, match=r"cat/bad\.jpg: the file is empty") as error:
+        pack(folder, out, per_shard=2)
+    left = list(out.glob("*.tar"))
+    assert left
+    assert f"{len(left)} finished shards are in {out}: delete them" in str(error.value)
 
 
 def test_without_max_side_bytes_are_not_looked_at(folder, tmp_path):

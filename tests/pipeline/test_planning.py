@@ -282,7 +282,7 @@ def test_more_epochs_than_views_are_refused_with_the_way_to_more_views() -> None
     manifest = make_manifest([20], first_view=3, views=6)
     message = refusal(manifest, epochs=7)
     assert "7 epochs need 7 views" in message
-    assert "--first-view 9 --views 1" in message
+    assert "--extend-to 10" in message
     assert "9 views" in refusal(manifest, batch_size=6, epochs=7, repeated_augmentation=True)
     TrainingPlan(manifest, PlanConfig(seed=0, batch_size=6, epochs=6, repeated_augmentation=True))
 
@@ -337,7 +337,7 @@ def vars_of(config: PlanConfig) -> dict[str, object]:
 
 
 def test_too_few_views_are_refused_with_both_ways_out() -> None:
-    with pytest.raises(ConfigError, match=r"--first-view 6 --views 1, or show .*--cycle-views"):
+    with pytest.raises(ConfigError, match=r"--extend-to 7, or show .*--cycle-views"):
         TrainingPlan(make_manifest([17]), PlanConfig(seed=0, batch_size=2, epochs=7))
     few = PlanConfig(seed=0, batch_size=6, epochs=3, repeated_augmentation=True, cycle_views=True)
     with pytest.raises(ConfigError, match="need 3 views"):

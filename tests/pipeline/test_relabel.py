@@ -199,3 +199,5 @@ def test_the_command_labels_again_and_says_so(
     assert len(found["relabelled"]["flips"]) == 1
     assert run_cli(monkeypatch, root, "--relabel", "1") == 1
     assert "give --shards" in capsys.readouterr().err
+    assert run_cli(monkeypatch, root, *teacher) == 1
+    assert "give --relabel too" in capsys.readouterr().err

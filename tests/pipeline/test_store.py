@@ -272,7 +272,8 @@ def test_a_directory_that_holds_something_else_is_left_alone(tmp_path: Path) -> 
 def test_opening_an_unfinished_store_says_what_to_do(tmp_path: Path) -> None:
     root = tmp_path / "s.parquet"
     claim_store(root, hash_identity(), {})
-    with pytest.raises(IncompleteStoreError, match=r"unfinished store.*run the label job again"):
+    cure = "unfinished store.*run the command that was writing it again"
+    with pytest.raises(IncompleteStoreError, match=cure):
         open_store(root)
     with pytest.raises(IncompleteStoreError, match="there is no label store here"):
         open_store(tmp_path / "other.parquet")

@@ -280,7 +280,7 @@ def test_shards_that_are_not_the_stores_are_refused(run: Run, world: World) -> N
 
 
 def test_more_epochs_than_views_are_refused_before_anything_is_written(run, tmp_path) -> None:
-    with pytest.raises(ConfigError, match=r"4 epochs need 4 views.*--first-view 3 --views 1"):
+    with pytest.raises(ConfigError, match=r"4 epochs need 4 views.*--extend-to 4"):
         run(output=tmp_path / "run", epochs=4)
     assert not (tmp_path / "run").exists()
 
