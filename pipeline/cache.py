@@ -176,22 +176,29 @@ class _ShardCache:
 
     def _make_room(self, size: int) -> bool:
         """Evict until ``size`` bytes fit; return False if too much is being fetched."""
-        whole: list[tuple[float, int, Path]] = []
-        used = size
-        for path in self._directory.iterdir():
-            with contextlib.suppress(FileNotFoundError):
-                if path.name.endswith(_PARTIAL) and not _unlink_if_left(path):
-                    used += path.stat().st_size
-                elif path.suffix == _SUFFIX:
-                    status = path.stat()
-                    used += status.st_size
-                    whole.append((status.st_mtime, status.st_size, path))
+        fetching, whole = self._contents()
+        used = size + fetching + sum(bytes_ for _, bytes_, _ in whole)
         for _, freed, path in sorted(whole):
             if used <= self._limit:
                 break
             path.unlink(missing_ok=True)
             used -= freed
         return used <= self._limit
+
+    def _contents(self) -> tuple[int, list[tuple[float, int, Path]]]:
+        """Return the bytes being fetched, and (time of last use, bytes, path) of whole shards."""
+        while True:
+            fetching, whole = 0, []
+            try:
+                for path in self._directory.iterdir():
+                    if path.name.endswith(_PARTIAL) and not _unlink_if_left(path):
+                        fetching += path.stat().st_size
+                    elif path.suffix == _SUFFIX:
+                        status = path.stat()
+                        whole.append((status.st_mtime, status.st_size, path))
+            except FileNotFoundError:
+                continue  # fetched by now, and under a name that this list may lack: look again
+            return fetching, whole
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
@@ -222,5 +229,5 @@ def _unlink_if_left(path: Path) -> bool:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
-        path.unlink(missing_ok=True)
+        path.unlink()  # not there: its writer lives, and has just finished
         return True

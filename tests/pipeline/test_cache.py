@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import cache as cache_module
 from pipeline.cache import CacheConfig, RemoteShard
 from pipeline.errors import ConfigError, PipelineError, ShardError
 from pipeline.files import expand_shards
@@ -255,3 +256,20 @@ def test_the_default_cache_follows_xdg(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert CacheConfig().place == tmp_path / "teacher-labels" / "shards"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert CacheConfig().place == Path.home() / ".cache" / "teacher-labels" / "shards"
+
+
+def test_a_fetch_that_ends_while_the_cache_is_counted_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partial = tmp_path / ".a.tar.1-ff.part"
+    partial.write_bytes(b"0123456789")
+    looked = cache_module._unlink_if_left
+
+    def ending(path: Path) -> bool:
+        path.rename(tmp_path / "a.tar")
+        return looked(path)
+
+    monkeypatch.setattr(cache_module, "_unlink_if_left", ending)
+    store = cache_module._ShardCache(CacheConfig(directory=tmp_path))
+    fetching, whole = store._contents()
+    assert (fetching, [(size, path.name) for _, size, path in whole]) == (0, [(10, "a.tar")])
