@@ -45,6 +45,7 @@ def test_whoever_reads_the_output_may_stop_reading(tmp_path: Path) -> None:
     found = subprocess.run(
         [sys.executable, "-c", code, "inspect", str(tmp_path / "s.parquet")],
         cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
         stdout=writer,
         stderr=subprocess.PIPE,
         text=True,
