@@ -62,10 +62,12 @@ class StoredLabelTask(TrainingTask):  # type: ignore[misc]
 
     def forward(self, batch: StudentBatch) -> dict[str, Tensor]:
         """Return ``loss``, the class head's logits as ``output``, and both terms."""
-        images = mixed_images(batch, self._views, self.device)
+        # Where the weights are: a loop may have moved the student without telling the task.
+        device = next(self.trainable_module.parameters()).device
+        images = mixed_images(batch, self._views, device)
         teacher = stored_signal(batch, images)
         heads = split_heads(self.trainable_module(resize_images(images, self._side)))
-        truth = mixed_target(batch, self.device)
+        truth = mixed_target(batch, device)
         terms = distillation_loss(*heads, truth, teacher, self._config)
         return {
             "loss": terms.loss,

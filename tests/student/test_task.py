@@ -1,8 +1,7 @@
-"""Library use: the README's loop runs, and the task's loss is the trainer's and timm's."""
+"""Library use: the task's loss is the trainer's and timm's."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,8 +31,6 @@ from tests.student.factories import (
 )
 from tests.student.worlds import World
 
-README = Path(__file__).parents[2] / "README.md"
-
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
@@ -55,25 +52,6 @@ def tiny_model() -> torch.nn.Module:
     )
     assert isinstance(model, torch.nn.Module)
     return model
-
-
-def test_the_readmes_ten_lines_train_a_student(world: World) -> None:
-    (code,) = re.findall(r"```python\n(import timm, torch\n.*?)```", README.read_text(), re.DOTALL)
-    for written, here in (
-        ("teacher.parquet", str(world.root / "labels.parquet")),
-        ("shards/train/*.tar", str(world.root / "digits-*.tar")),
-        ("batch_size=256, epochs=300", "batch_size=8, epochs=3"),
-        ("num_classes=1000", f"num_classes=10, img_size=32, **{parse_model_args(TINY)}"),
-        ("num_workers=8", "num_workers=1"),
-    ):
-        assert written in code
-        code = code.replace(written, here)
-    names: dict[str, object] = {}
-    exec(compile(code, str(README), "exec"), names)
-    loss = names["loss"]
-    assert isinstance(loss, torch.Tensor)
-    assert loss.isfinite()
-    assert names["batch"].step == 8  # type: ignore[attr-defined]
 
 
 def batches(world: World) -> DataLoader:  # type: ignore[type-arg]
@@ -145,3 +123,13 @@ def test_a_compiled_task_keeps_the_students_names(world: World) -> None:
     task.compile(backend="eager")
     assert task(next(iter(batches(world))))["loss"].isfinite()
     assert set(task.get_checkpoint_state()["state_dict"]) == names
+
+
+def test_the_task_works_where_the_student_was_moved(world: World) -> None:
+    model = tiny_model()
+    task = StoredLabelTask(model, SMALL_VIEWS)
+    model.to("meta")  # without telling the task
+    seen: list[str] = []
+    model.register_forward_pre_hook(lambda _, images: seen.append(images[0].device.type))
+    task(next(iter(batches(world))))
+    assert seen == ["meta"]
