@@ -5,8 +5,8 @@ Section 5.2 and table 4 of the DeiT paper, as JSON and, with matplotlib, as a pl
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,16 @@ class Analysis:
         return asdict(self)
 
 
-def analyse(model: nn.Module, dataset: ValidationDataset, options: LoaderOptions) -> Analysis:
-    """Run the student over the samples once; its training mode is left as it was."""
+def analyse(
+    model: nn.Module,
+    dataset: ValidationDataset,
+    options: LoaderOptions,
+    precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Analysis:
+    """Run the student over the samples once; its training mode is left as it was.
+
+    ``precision`` gives the context in which it runs.
+    """
     device = next(model.parameters()).device
     views = dataset.views
     counts: Tensor | None = None
@@ -50,7 +58,9 @@ def analyse(model: nn.Module, dataset: ValidationDataset, options: LoaderOptions
     with two_headed(model), torch.inference_mode(), _watch_tokens(model) as tokens:
         for batch in load(dataset, range(len(dataset)), options):
             images = normalise(to_device(batch.pixels, device), views.mean, views.std)
-            scores = fuse(model(images))
+            with precision():
+                output = model(images)
+            scores = fuse(output)
             said = {"truth": batch.target.to(device)}
             if dataset.has_teacher:
                 said["teacher"] = batch.teacher.to(device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import shutil
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.config import different_fields
+from pipeline.config import canonical_json, different_fields
 from pipeline.errors import CheckpointError
 from pipeline.files import replace
 from pipeline.weights import state_digest
@@ -26,6 +27,7 @@ __all__ = [
     "PREVIOUS",
     "Checkpoint",
     "RunIdentity",
+    "first_not_finite",
     "read_checkpoint",
     "read_sound_checkpoint",
     "read_values",
@@ -45,7 +47,8 @@ class RunIdentity:
 
     config: Mapping[str, Any]  # ``TrainConfig.binding``
     config_digest: str
-    store: str  # digest of the store's identity
+    store: Mapping[str, Any]  # the store's identity
+    views: Mapping[str, int]  # those that training consumes, as far as their order follows them
     shards: str  # digest of the store's shards and rejections, which the order follows
 
     def to_json(self) -> dict[str, Any]:
@@ -53,7 +56,8 @@ class RunIdentity:
         return {
             "config": dict(self.config),
             "config_digest": self.config_digest,
-            "store": self.store,
+            "store": dict(self.store),
+            "views": dict(self.views),
             "shards": self.shards,
         }
 
@@ -193,17 +197,32 @@ def read_values(path: Path) -> dict[str, Any]:
 
 
 def _digest(values: Mapping[str, Any]) -> str:
-    """Return the SHA-256 over all tensors of a checkpoint, and its step."""
-    tensors = dict(_tensors(values, ""))
-    return state_digest({**tensors, "step": torch.tensor(int(values["step"]))})
+    """Return the SHA-256 over all values of a checkpoint."""
+    leaves = dict(_leaves(values, ""))
+    tensors = {name: one for name, one in leaves.items() if isinstance(one, Tensor)}
+    others = {name: repr(one) for name, one in leaves.items() if name not in tensors}
+    text = canonical_json({"tensors": state_digest(tensors), "others": others})
+    return hashlib.sha256(text).hexdigest()
 
 
-def _tensors(values: Any, path: str) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(values, Tensor):
-        yield path, values
-    elif isinstance(values, Mapping):
+def first_not_finite(values: Mapping[str, Any]) -> str | None:
+    """Return the name of a tensor with infinite or undefined numbers, None if there is none."""
+    for name, one in _leaves(values, ""):
+        if isinstance(one, Tensor) and not bool(one.isfinite().all()):
+            return name.removeprefix("/")
+    return None
+
+
+def _leaves(values: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Yield all that mappings and sequences hold, by path."""
+    if isinstance(values, Mapping):
         for name, value in values.items():
-            yield from _tensors(value, f"{path}/{name}")
+            yield from _leaves(value, f"{path}/{name}")
+    elif isinstance(values, list | tuple):
+        for place, value in enumerate(values):
+            yield from _leaves(value, f"{path}/{place}")
+    else:
+        yield path, values
 
 
 def _keep(path: Path, before: Path) -> None:

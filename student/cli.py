@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from pipeline.config import PRESETS, different_fields
+from pipeline.config import PRESETS, MixConfig, different_fields
 from pipeline.errors import PipelineError
 from pipeline.files import replace as replace_file
 from student.config import EvaluateConfig, TrainConfig
@@ -118,10 +118,13 @@ def _parse(arguments: Sequence[str]) -> tuple[TrainConfig, str | None]:
     first.add_argument("--config", type=Path)
     given, flags = first.parse_known_args(list(arguments))
     settings: dict[str, Any] = dict.fromkeys(("labels", "shards", "output"), tyro.MISSING)
-    if given.recipe is not None:
-        settings.update(recipe(given.recipe))
+    name = given.recipe
+    if name is not None:
+        settings.update(recipe(name))
     if given.config is not None:
-        settings.update(read_run_file(given.config))
+        values, own = read_run_file(given.config)
+        settings.update(values)
+        name = own or name
     config = tyro.cli(
         TrainConfig,
         prog="train-student",
@@ -130,7 +133,7 @@ def _parse(arguments: Sequence[str]) -> tuple[TrainConfig, str | None]:
         default=TrainConfig(**settings),
         config=(tyro.conf.OmitArgPrefixes,),
     )
-    return config, given.recipe
+    return config, name
 
 
 def _stop_before_training() -> None:
@@ -149,7 +152,7 @@ def _run(config: TrainConfig, recipe_name: str | None, stop: StopRequest) -> Non
     inputs = open_inputs(config)
     if ranks.first:
         _announce(config, inputs)
-        if recipe_name == "deit":
+        if recipe_name is not None:
             _warn_of_other_views(inputs)
     with stop.training():
         outcome = train(config, inputs, stop=stop, ranks=ranks)
@@ -194,12 +197,15 @@ def _announce(config: TrainConfig, inputs: Inputs) -> None:
 
 
 def _warn_of_other_views(inputs: Inputs) -> None:
-    """Warn if a run of DeiT's recipe replays views that were not drawn by it."""
-    augment = inputs.store.identity.augment
+    """Warn if a run of one of DeiT's recipes replays views that were not drawn by it."""
+    augment, mix = inputs.store.identity.augment, inputs.store.identity.mix
     deit = replace(
         PRESETS["deit"], image_size=augment.image_size, mean=augment.mean, std=augment.std
     )
-    different = different_fields(asdict(augment), asdict(deit))
+    different = [
+        *different_fields(asdict(augment), asdict(deit)),
+        *different_fields(asdict(mix), asdict(MixConfig())),
+    ]
     if different:
         _say(f"warning: the store's views are not DeiT's (store's / DeiT's): {different}")
 

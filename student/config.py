@@ -41,6 +41,7 @@ _FREE_FIELDS = frozenset(
         "val_labels",
         "finetune",
         "finetune_weights",
+        "image_size",
     }
 )
 """Settings that a resumed run may change: where things are, and how fast they go."""
@@ -71,6 +72,8 @@ class TrainConfig:
     view size."""
     model_args: tuple[str, ...] = ()
     """Changes to the model, as KEY=VALUE: patch_size=4 embed_dim=192 depth=6 num_heads=3."""
+    image_size: int | None = None
+    """Side in pixels that the store's views must have; by default whatever they have."""
     student_size: int | None = None
     """Side in pixels to which views are resized on the device, if the student's is not the
     store's; the teacher saw the store's."""
@@ -125,12 +128,13 @@ class TrainConfig:
     """Epochs of linear warm-up; by default 5, or a fifth of a run under 25 epochs."""
     optimizer: str = "adamw"
     """timm's name of the optimiser."""
-    optimizer_eps: float = 1e-8
-    """Epsilon of Adam's kind."""
-    optimizer_betas: tuple[float, float] = (0.9, 0.999)
-    """Betas of Adam's kind."""
+    optimizer_eps: float | None = None
+    """Its epsilon, if it has one; by default timm's, 1e-8 for adamw."""
+    optimizer_betas: tuple[float, float] | None = None
+    """Its betas, if it has them; by default timm's, .9 and .999 for adamw."""
     weight_decay: float = 0.05
-    """Weight decay, not on biases, norms, tokens and position embeddings."""
+    """Weight decay, not on biases, norms, tokens and position embeddings (cls_token, dist_token,
+    pos_embed, and what a model's no_weight_decay() names)."""
     drop_path: float = 0.1
     """Stochastic depth: the last block's probability of being skipped."""
     clip_grad: float | None = None
@@ -190,11 +194,10 @@ class TrainConfig:
         self._require("weight_decay", self.weight_decay >= 0, "use 0 or more")
         self._require("soft_lambda", 0 <= self.soft_lambda <= 1, "use 0..1")
         self._require("ema_decay", 0 <= self.ema_decay < 1, "use 0 or more, less than 1")
-        for name in ("tau", "optimizer_eps"):
-            self._require(name, getattr(self, name) > 0, "use a positive number")
-        betas = self.optimizer_betas
+        self._require("tau", self.tau > 0, "use a positive number")
+        betas = self.optimizer_betas or ()
         self._require("optimizer_betas", all(0 <= one < 1 for one in betas), "use 0 to below 1")
-        for name in ("lr", "clip_grad"):
+        for name in ("lr", "clip_grad", "optimizer_eps"):
             value = getattr(self, name)
             self._require(name, value is None or value > 0, "use a positive number")
         for name in ("warmup_lr", "min_lr"):
@@ -209,6 +212,27 @@ class TrainConfig:
             raise ConfigError("give --teacher-checkpoint or --teacher-random-weights, not both")
         if self.teacher_in_loop and self.distillation == "none":
             raise ConfigError("--teacher-in-loop with --distillation none: drop one of them")
+        for useless, name, needed in (
+            (not self.val_shards and self.val_labels, "val_labels", "--val-shards"),
+            (
+                self.finetune is None and self.finetune_weights != "raw",
+                "finetune_weights",
+                "--finetune",
+            ),
+            (
+                not self.teacher_in_loop and self.teacher_checkpoint,
+                "teacher_checkpoint",
+                "--teacher-in-loop",
+            ),
+            (
+                not self.teacher_in_loop and self.teacher_random_weights is not None,
+                "teacher_random_weights",
+                "--teacher-in-loop",
+            ),
+        ):
+            self._require(
+                name, not useless, f"without {needed} it does nothing: add that, or drop it"
+            )
         parse_model_args(self.model_args)
         _ = self.plan, self.cache  # they check their own fields
 
@@ -282,6 +306,8 @@ class EvaluateConfig:
     """Rows of a batch."""
     eval_fraction: float | None = None
     """Share of the shorter side that the centre crop keeps; by default that of the run."""
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
+    """Number format of the student's forward pass; by default that of the run."""
     json: Path | None = None
     """File for all numbers."""
     analysis: bool = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipeline.config import StoreIdentity, canonical_json
 from pipeline.devices import choose_device, set_threads
-from pipeline.errors import CheckpointError, ConfigError
+from pipeline.errors import CheckpointError, ConfigError, PipelineError
 from pipeline.files import replace
 from pipeline.weights import state_digest
 from student.audit import audit_store
@@ -31,6 +31,7 @@ from student.checkpoint import (
     LAST,
     PREVIOUS,
     Checkpoint,
+    first_not_finite,
     read_sound_checkpoint,
     set_aside,
     write_checkpoint,
@@ -84,7 +85,7 @@ def train(
 
     ``stop`` is asked before each step; once it says so, the run checkpoints and returns.
     Raises ``ConfigError`` if the output directory holds a run that is not to be resumed,
-    ``PipelineError`` if the loss becomes infinite, and whatever replay and store raise.
+    ``PipelineError`` if loss or weights become infinite, and whatever replay and store raise.
     """
     with ranks.joined(choose_device(config.device)):
         return Trainer(config, inputs, ranks).run(stop_after, stop)
@@ -134,6 +135,7 @@ class Trainer:
         self._evaluations: dict[str, Evaluation] = {}
         self._best, self._audited, self.step = -1.0, 0, 0
         self._fell_back, self._saved = False, -1  # the step of last.pt
+        self._resumed_from = resume_from
         if resume_from is not None:
             self._resume(resume_from)
         if config.compile:
@@ -143,6 +145,29 @@ class Trainer:
         if self._fell_back and ranks.first:
             set_aside(config.output / LAST)
         self._write_config()
+
+    def _require_finite_losses(self) -> None:
+        """Raise ``PipelineError`` naming the first step whose loss was not finite."""
+        step = self._meter.first_bad_step()
+        if step is not None:
+            raise self._diverged(f"the loss is not finite at step {step}")
+
+    def _require_finite_state(self, state: Mapping[str, Any]) -> None:
+        """Raise ``PipelineError`` if weights, averages or moments are infinite or undefined."""
+        name = first_not_finite(state)
+        if self.ranks.least(-int(name is not None)):
+            raise self._diverged(f"{name or 'a weight'} is not finite after step {self.step - 1}")
+
+    def _diverged(self, what: str) -> PipelineError:
+        saved = self.config.output / LAST if self._saved >= 0 else self._resumed_from
+        there = "no checkpoint was written yet"
+        if saved is not None:
+            there = f"the last good checkpoint is {saved}"
+            there += f", of step {self._saved}" if self._saved >= 0 else ""
+        return PipelineError(
+            f"{what}; {there}. Train anew with a lower --lr, longer --warmup-epochs or "
+            "--clip-grad 1; --finetune begins with the weights of a checkpoint"
+        )
 
     def run(
         self, stop_after: int | None = None, stop: Callable[[], bool] = lambda: False
@@ -177,7 +202,7 @@ class Trainer:
                     self._report(log, seconds)
             if self.step == self.plan.steps and not self._evaluations:
                 self._evaluate()  # a finished run that was resumed
-        if self.step < self.plan.steps and self.step != self._saved:
+        if self.step != self._saved:
             self._save(LAST)
         return Outcome(
             steps=self.step,
@@ -216,7 +241,8 @@ class Trainer:
         self._add_gradients(next(batches), pieces - 1)
         with self._watch.on("student"):
             if self.device.type == "cpu" and not self.ranks.several:
-                self._meter.check()  # elsewhere it would wait for the device, or the others
+                # Elsewhere it would wait for the device, or the others.
+                self._require_finite_losses()
             self.optimisation.finish()
         self.step += 1
 
@@ -245,7 +271,7 @@ class Trainer:
         config = self.config
         epoch = self.plan.epoch_of(self.step - 1)
         if self.step % config.log_every == 0:
-            self._meter.check()
+            self._require_finite_losses()
             means = {**self._meter.take(), "lr": self.schedule.lr(self.step - 1)}
             log.write("train", self.step, {"epoch": epoch, **means})
             log.say(
@@ -259,7 +285,7 @@ class Trainer:
 
     def _end_epoch(self, log: MetricsLog, epoch: int) -> dict[str, float]:
         """Evaluate, log and checkpoint; return the epoch's seconds."""
-        self._meter.check()
+        self._require_finite_losses()
         means = self._meter.epoch()
         self._meter.clear()
         config, last = self.config, self.step == self.plan.steps
@@ -314,17 +340,18 @@ class Trainer:
         return improved
 
     def _save(self, name: str) -> None:
-        self._meter.check()
+        self._require_finite_losses()
         meter = self._meter.state()
+        state = {"model": self.model.state_dict(), **self.optimisation.state()}
+        self._require_finite_state(state)
         if name == LAST:
             self._saved = self.step
         if not self.ranks.first:
             return
-        state = self.optimisation.state()
         write_checkpoint(
             self.config.output / name,
             Checkpoint(
-                model=self.model.state_dict(),
+                model=state["model"],
                 ema=state["ema"],
                 optimizer=state["optimizer"],
                 scaler=state["scaler"],
@@ -347,6 +374,7 @@ class Trainer:
             "image_size": self.spec.image_size,
             "heads": self.spec.heads,
             "headline": self._headline,
+            "precision": self.config.precision,
             "views": asdict(views),
         }
 
@@ -367,9 +395,11 @@ class Trainer:
                 "torch and timm that wrote it"
             ) from error
         self._meter.restore(checkpoint.meter)
-        self._best, self.step = checkpoint.best, checkpoint.step
-        self._fell_back = checkpoint.fallback
-        own = path.resolve() == (self.config.output / LAST).resolve()
+        self.step, self._fell_back = checkpoint.step, checkpoint.fallback
+        here = self.config.output.resolve()
+        if path.resolve().parent == here:  # else there is no best.pt to be better than
+            self._best = checkpoint.best
+        own = path.resolve() == here / LAST
         self._saved = self.step if own and not self._fell_back else -1
 
     def _write_config(self) -> None:
@@ -379,7 +409,8 @@ class Trainer:
         values = {
             "config": self.config.to_json(),
             "digest": run.config_digest,
-            "store": run.store,
+            "store": self.identity.digest,
+            "views": run.views,
             "shards": run.shards,
         }
         replace(self.config.output / CONFIG, canonical_json(values) + b"\n")
@@ -398,8 +429,11 @@ def _checkpoint_to_resume(config: TrainConfig) -> Path | None:
     last = config.output / LAST
     if config.resume == "auto":
         # Only a file system without links could leave the one before alone.
-        there = last.exists() or last.with_name(PREVIOUS).exists()
-        return last if there else None
+        if last.exists() or last.with_name(PREVIOUS).exists():
+            return last
+        # An evaluation came before the first --checkpoint-epochs.
+        best = config.output / BEST
+        return best if best.exists() else None
     path = Path(config.resume) if config.resume is not None else None
     if config.output.exists() and not config.output.is_dir():
         raise ConfigError(f"--output {config.output} is a file; give a directory")

@@ -130,7 +130,7 @@ class _Tally:
         self._names: tuple[str, ...] = ()
         self._hits = torch.zeros(len(FUSIONS), 3, dtype=torch.int64, device=device)
         self._teacher = torch.zeros(2, dtype=torch.int64, device=device)
-        self._confusion: Tensor | None = None  # (C, C), true class by the class head's
+        self._called: list[Tensor] = []  # (2, N) of each batch, true class and the class head's
 
     def add(self, scores: Mapping[str, Tensor], target: Tensor, teacher: Tensor) -> None:
         """Count a batch; ``teacher`` (N,) holds -1 where its label is not known."""
@@ -143,14 +143,7 @@ class _Tally:
             ranked = first == target[:, None]
             alike = known & (first[:, 0] == teacher)
             self._hits[row] += torch.stack([ranked[:, 0].sum(), ranked.any(1).sum(), alike.sum()])
-        own = scores["class_head"]
-        classes = own.shape[1]
-        if self._confusion is None:
-            self._confusion = torch.zeros(
-                classes * classes, dtype=torch.int64, device=target.device
-            )
-        places = target * classes + own.argmax(1)
-        self._confusion.index_add_(0, places, torch.ones_like(places))
+        self._called.append(torch.stack([target, scores["class_head"].argmax(1)]))
 
     def result(self, images_per_second: float) -> Evaluation:
         """Return what was counted."""
@@ -180,11 +173,14 @@ class _Tally:
 
     def _most_common(self) -> int:
         """Return how many samples are called what their class, and no other, mostly is."""
-        if self._confusion is None:
+        if not self._called:
             return 0
-        classes = round(len(self._confusion) ** 0.5)
-        counts = self._confusion.reshape(classes, classes)
-        most, called = counts.max(dim=1)
-        kept = torch.zeros_like(counts)
-        kept[torch.arange(classes, device=counts.device), called] = most
-        return int(kept.max(dim=0).values.sum())  # of classes called alike, one
+        seen = torch.cat(self._called, dim=1)
+        pairs, counts = torch.unique(seen, dim=1, return_counts=True)  # type: ignore[no-untyped-call]
+        most: dict[int, tuple[int, int]] = {}  # of each class: how many, called what
+        for (target, called), count in zip(pairs.T.tolist(), counts.tolist(), strict=True):
+            most[target] = max(most.get(target, (0, 0)), (count, called))
+        kept: dict[int, int] = {}  # of classes called alike, one
+        for count, called in most.values():
+            kept[called] = max(kept.get(called, 0), count)
+        return sum(kept.values())

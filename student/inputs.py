@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.cache import ShardFile
 from pipeline.config import canonical_json
-from pipeline.errors import StoreError
+from pipeline.errors import ConfigError, StoreError
 from pipeline.files import expand_shards
 from pipeline.planning import PlanConfig, TrainingPlan
 from pipeline.shards import match_shards
@@ -36,10 +36,14 @@ class Inputs:
         manifest = self.store.manifest
         rejected = {str(n): [one.index for one in many] for n, many in manifest.rejections.items()}
         shards = [[asdict(shard) for shard in manifest.shards], rejected]
+        views = {"first": manifest.view_range.start}
+        if config.cycle_views:  # else views may be added without changing what was consumed
+            views["end"] = manifest.view_range.stop
         return RunIdentity(
             config=config.binding(),
             config_digest=config.digest,
-            store=self.store.identity.digest,
+            store=self.store.identity.to_json(),
+            views=views,
             shards=hashlib.sha256(canonical_json(shards)).hexdigest(),
         )
 
@@ -56,6 +60,13 @@ def open_inputs(config: TrainConfig) -> Inputs:
         raise StoreError(
             f"--distillation soft: {config.labels} holds labels alone, no top-k probabilities; "
             "label again with --store topk=10, or train with --distillation hard"
+        )
+    side = store.identity.augment.image_size
+    if config.image_size not in (None, side):
+        raise ConfigError(
+            f"--image-size {config.image_size}: the views of {config.labels} have {side} pixels; "
+            f"label a store at {config.image_size}, or have its views resized with "
+            f"--student-size {config.image_size}"
         )
     check_fingerprints(store)
     cache = config.cache

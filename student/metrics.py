@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from pipeline.errors import PipelineError
 from pipeline.files import replace
 from student.distributed import Ranks
 from student.losses import LossTerms
@@ -55,14 +54,10 @@ class Meter:
         bad = torch.where(loss.isfinite(), _NEVER, step)
         self._first_bad = torch.minimum(self._first_bad, bad)
 
-    def check(self) -> None:
-        """Raise ``PipelineError`` naming the first step whose loss was not finite."""
+    def first_bad_step(self) -> int | None:
+        """Return the first step whose loss was not finite."""
         step = self._ranks.least(int(self._first_bad))
-        if step != _NEVER:
-            raise PipelineError(
-                f"the loss is not finite at step {step}; train with a lower --lr, longer "
-                "--warmup-epochs or --clip-grad 1. last.pt and best.pt are older and sound"
-            )
+        return None if step == _NEVER else step
 
     def take(self) -> dict[str, float]:
         """Return the means over the rows since the last call."""

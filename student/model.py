@@ -43,10 +43,11 @@ class StudentSpec:
 def create_student(spec: StudentSpec) -> nn.Module:
     """Return an untrained student, whose output in training ``split_heads`` takes apart.
 
-    A function of the user's own is called with ``num_classes``, ``img_size``,
-    ``drop_path_rate`` and the model arguments; its module returns logits (B, C), or those of
-    the class head and of the distillation head. Raises ``ConfigError`` for a name that is
-    not known, another number of heads, or a model that cannot be built for these images.
+    A function of the user's own is called with ``num_classes``, ``img_size`` (left out if it
+    has no such argument), ``drop_path_rate`` (unless that is 0) and the model arguments; its
+    module returns logits (B, C), or those of the class head and of the distillation head.
+    Raises ``ConfigError`` for a name that is not known, another number of heads, or a model
+    that cannot be built for these images.
     """
     build = _function(spec.name) if ":" in spec.name else _timm_builder(spec)
     with torch.random.fork_rng(devices=[]):
@@ -112,7 +113,7 @@ def _timm_builder(spec: StudentSpec) -> Callable[..., Any]:
 def _build(build: Callable[..., Any], spec: StudentSpec) -> Any:
     """Call a builder; a model that takes images of any size is not told theirs."""
     arguments: dict[str, Any] = {"num_classes": spec.classes, "img_size": spec.image_size}
-    if spec.drop_path or ":" in spec.name:
+    if spec.drop_path:
         arguments["drop_path_rate"] = spec.drop_path
     arguments.update(spec.model_args)
     reseed("init", spec.seed)
@@ -160,9 +161,11 @@ def _try_out(model: nn.Module, spec: StudentSpec) -> None:
             output = model(torch.zeros(1, 3, spec.image_size, spec.image_size))
         except (RuntimeError, ValueError, AssertionError) as error:
             raise _misfit(spec, error) from error
-    heads = output if isinstance(output, tuple | list) else (output,)
+    several = isinstance(output, tuple | list)
+    heads = output if several else (output,)
     shapes = [tuple(head.shape) for head in heads if isinstance(head, Tensor)]
-    if not 1 <= len(shapes) <= 2 or any(shape != (1, spec.classes) for shape in shapes):
+    counts = (2,) if several else (1,)
+    if len(shapes) not in counts or any(shape != (1, spec.classes) for shape in shapes):
         raise ConfigError(
             f"--model {spec.name} gives {shapes} for one image, not one or two heads of "
             f"{spec.classes} classes; {_advice()}"

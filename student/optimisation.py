@@ -7,14 +7,16 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, get_optimizer_info, param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
 from student.config import TrainConfig
 
-__all__ = ["Optimisation"]
+__all__ = ["Optimisation", "autocast"]
+
+_TOKENS = frozenset({"cls_token", "dist_token", "pos_embed"})
 
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -46,8 +48,7 @@ class Optimisation:
 
     def forward_precision(self) -> AbstractContextManager[Any]:
         """Return a context in which the student runs in the configured precision."""
-        dtype = _AUTOCAST[self._config.precision]
-        return torch.autocast(self._device.type, dtype, enabled=dtype is not None)
+        return autocast(self._device, self._config.precision)
 
     def begin(self, lr: float) -> None:
         """Begin a step at this learning rate, without gradients."""
@@ -87,17 +88,28 @@ class Optimisation:
             self.average.load_state_dict(state["ema"])
 
 
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """Return a context in which models run in ``precision``: fp32, bf16 or fp16."""
+    dtype = _AUTOCAST[precision]
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
 def _create_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """Return timm's optimiser; biases, norms, tokens and position embeddings do not decay."""
-    arguments: dict[str, Any] = {}
-    if config.optimizer.startswith("adam"):
-        arguments = {"eps": config.optimizer_eps, "betas": config.optimizer_betas}
+    given = {"eps": config.optimizer_eps, "betas": config.optimizer_betas}
+    arguments = {name: value for name, value in given.items() if value is not None}
+    for name in arguments:
+        if not _takes(config.optimizer, name):
+            raise ConfigError(f"--optimizer-{name}: {config.optimizer} has none; leave it out")
     try:
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
             model,
             config.optimizer,
             lr=config.peak_lr,
             weight_decay=config.weight_decay,
+            param_group_fn=lambda model: param_groups_weight_decay(
+                model, config.weight_decay, no_weight_decay_list=_without_decay(model)
+            ),
             **arguments,
         )
     except (AssertionError, TypeError, ValueError) as error:
@@ -106,3 +118,21 @@ def _create_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Opti
             "DeiT's is adamw"
         ) from error
     return optimizer
+
+
+def _takes(optimizer: str, name: str) -> bool:
+    """Return whether an optimiser has such a setting; true for one that timm does not know."""
+    try:
+        return bool(getattr(get_optimizer_info(optimizer), f"has_{name}"))
+    except ValueError:
+        return True
+
+
+def _without_decay(model: nn.Module) -> set[str]:
+    """Return the weights of more than one dimension that do not decay, by name.
+
+    They are those that the model names, as timm's do, and those with timm's usual names.
+    """
+    named = getattr(model, "no_weight_decay", set)
+    usual = {name for name, _ in model.named_parameters() if name.split(".")[-1] in _TOKENS}
+    return {*named(), *usual}

@@ -67,8 +67,8 @@ def recipe(name: str) -> dict[str, Any]:
     return dict(RECIPES[name])
 
 
-def read_run_file(path: Path) -> dict[str, Any]:
-    """Return the settings in a TOML file, with those of its ``recipe`` under them.
+def read_run_file(path: Path) -> tuple[dict[str, Any], str | None]:
+    """Return the settings in a TOML file, over those of its ``recipe``, and that one's name.
 
     Raises ``ConfigError`` if it cannot be read, for a setting that there is not, or for a
     value of another type.
@@ -77,9 +77,8 @@ def read_run_file(path: Path) -> dict[str, Any]:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"--config {path} cannot be read: {error}") from error
-    settings = {}
-    if "recipe" in values:
-        settings = recipe(str(values.pop("recipe")))
+    name_of_recipe = str(values.pop("recipe")) if "recipe" in values else None
+    settings = {} if name_of_recipe is None else recipe(name_of_recipe)
     types_of_fields = get_type_hints(TrainConfig)
     for name, value in values.items():
         if name not in types_of_fields:
@@ -88,7 +87,7 @@ def read_run_file(path: Path) -> dict[str, Any]:
                 "with _ for -"
             )
         settings[name] = _typed(value, types_of_fields[name], f"--config {path}: {name}")
-    return settings
+    return settings, name_of_recipe
 
 
 def to_toml(config: TrainConfig) -> bytes:

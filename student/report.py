@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +23,7 @@ from student.config import EvaluateConfig, parse_model_args
 from student.evaluate import Evaluation, evaluate_all
 from student.loading import LoaderOptions
 from student.model import StudentSpec, create_student, two_headed
+from student.optimisation import autocast
 from student.validation import ValidationDataset, centre_views, read_teacher_labels
 
 __all__ = ["CheckpointReport", "evaluate_checkpoint", "load_student"]
@@ -74,13 +77,14 @@ def evaluate_checkpoint(config: EvaluateConfig) -> CheckpointReport:
         labels=None if labels is None else read_teacher_labels(labels, paths),
     )
     options = LoaderOptions(workers=config.workers, pin=device.type == "cuda")
-    evaluations = evaluate_all(models, dataset, options)
+    precision = partial(autocast, device, config.precision or student["precision"])
+    evaluations = evaluate_all(models, dataset, options, precision)
     return CheckpointReport(
         step=int(values["step"]),
         classes=student["classes"],
         evaluations=evaluations,
-        analysis=analyse(models["raw"], dataset, options) if config.analysis else None,
-        forward_images_per_second=_speed(models["raw"], views, config.eval_batch_size),
+        analysis=analyse(models["raw"], dataset, options, precision) if config.analysis else None,
+        forward_images_per_second=_speed(models["raw"], views, config.eval_batch_size, precision),
     )
 
 
@@ -118,12 +122,17 @@ def load_student(
     return model.eval()
 
 
-def _speed(model: nn.Module, views: AugmentConfig, rows: int) -> float:
+def _speed(
+    model: nn.Module,
+    views: AugmentConfig,
+    rows: int,
+    precision: Callable[[], AbstractContextManager[Any]],
+) -> float:
     """Return how many images a second the student labels, of those already on the device."""
     device = next(model.parameters()).device
     images = torch.zeros(rows, 3, views.image_size, views.image_size, device=device)
     images = images.to(memory_format=torch.channels_last)
-    with two_headed(model), torch.inference_mode():
+    with two_headed(model), torch.inference_mode(), precision():
         model(images)  # the first pass sets things up
         _finish(device)
         started, passes = time.perf_counter(), 0

@@ -10,14 +10,24 @@ import torch
 
 from pipeline.errors import CheckpointError
 from student.checkpoint import Checkpoint, RunIdentity, read_checkpoint, write_checkpoint
+from student.finetune import read_weights
 
-RUN = RunIdentity(config={"epochs": 3, "lr": 0.1}, config_digest="c", store="s", shards="d")
+RUN = RunIdentity(
+    config={"epochs": 3, "lr": 0.1},
+    config_digest="c",
+    store={"teacher": {"classes": 10}},
+    views={"first": 0},
+    shards="d",
+)
 
 
 def checkpoint() -> Checkpoint:
     return Checkpoint(
         model={"weight": torch.arange(1000.0)},
-        optimizer={"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 0.1}]},
+        optimizer={
+            "state": {0: {"step": torch.tensor(3.0)}},
+            "param_groups": [{"lr": 0.1, "betas": (0.9, 0.999)}],
+        },
         ema={"weight": torch.ones(3)},
         scaler={"scale": 2.0},
         student={"model": "deit"},
@@ -50,6 +60,45 @@ def test_a_torn_checkpoint_is_refused(tmp_path: Path, share: float) -> None:
         read_checkpoint(path, RUN)
 
 
+@pytest.mark.parametrize("changed", ["betas", "best", "meter", "weight"])
+def test_any_value_that_was_changed_in_the_file_is_found(tmp_path: Path, changed: str) -> None:
+    path = tmp_path / "last.pt"
+    write_checkpoint(path, checkpoint())
+    values = torch.load(path, weights_only=True)
+    match changed:
+        case "betas":
+            values["optimizer"]["param_groups"][0]["betas"] = (0.9, 0.99)
+        case "best":
+            values["best"] = 0.5
+        case "meter":
+            values["meter"]["loss"] = 0.25
+        case "weight":
+            values["model"]["weight"][7] += 1
+    torch.save(values, path)
+    with pytest.raises(CheckpointError, match="its digest is another"):
+        read_checkpoint(path, RUN)
+
+
+class Harm:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (Path.write_text, (self.path, "harm"))
+
+
+def test_a_file_that_would_run_code_is_refused_and_runs_none(tmp_path: Path) -> None:
+    harm = tmp_path / "harm"
+    torch.save({"format_version": 1, "model": Harm(harm)}, tmp_path / "last.pt")
+    with pytest.raises(CheckpointError, match="torn or no checkpoint"):
+        read_checkpoint(tmp_path / "last.pt", RUN)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_weights(tmp_path / "last.pt")  # of --finetune
+    assert not harm.exists()
+
+
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": {}}, tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match="no checkpoint of this trainer"):
@@ -62,7 +111,8 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     ("other", "line"),
     [
         (replace(RUN, config={"epochs": 4, "lr": 0.1}, config_digest="x"), "epochs: 4 / 3"),
-        (replace(RUN, store="t"), "store: 't' / 's'"),
+        (replace(RUN, store={"teacher": {"classes": 12}}), "store.teacher.classes: 12 / 10"),
+        (replace(RUN, views={"first": 6}), "views.first: 6 / 0"),
         (replace(RUN, shards="e"), "shards: 'e' / 'd'"),
     ],
 )

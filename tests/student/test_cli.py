@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from student.cli import main
+from student.cli import evaluate_main, main
+from student.evaluate import Evaluation
 from tests.student.factories import TINY, make_store, write_digit_shards
 
 
@@ -51,6 +52,46 @@ def test_what_the_user_can_cure_is_one_error_and_exit_status_1(root, tmp_path, c
 def test_a_run_without_validation_shards_is_warned_about(root, tmp_path, capsys) -> None:
     main(arguments(root, "--output", str(tmp_path / "run")))
     assert "no --val-shards" in capsys.readouterr().err
+
+
+def test_training_without_the_audit_is_warned_about(root, tmp_path, capsys) -> None:
+    main(arguments(root, "--output", str(tmp_path / "run"), "--no-audit"))
+    text = capsys.readouterr()
+    assert "warning: --no-audit: nothing shows any more that the labels belong" in text.err
+    assert "views audited               0" in text.out
+
+
+def test_classes_in_another_order_are_warned_about(root, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(Evaluation, "classes_look_permuted", lambda self, classes: classes == 10)
+    output = tmp_path / "run"
+    shards = ("--val-shards", str(root / "digits-0.tar"))
+    main(arguments(root, "--output", str(output), *shards))
+    evaluate_main(["--checkpoint", str(output / "last.pt"), *shards, "--workers", "0"])
+    lines = capsys.readouterr().err.splitlines()
+    for program in ("train-student", "evaluate-student"):
+        (line,) = (one for one in lines if one.startswith(f"{program}: warning: the student is"))
+        assert "the validation shards' .cls are in another order" in line
+
+
+def test_a_flag_that_would_do_nothing_is_refused(root, tmp_path, capsys) -> None:
+    for flags, needed in (
+        (("--val-labels", "x.parquet"), "--val-shards"),
+        (("--finetune-weights", "ema"), "--finetune"),
+        (("--teacher-checkpoint", "x.safetensors"), "--teacher-in-loop"),
+        (("--teacher-random-weights", "0"), "--teacher-in-loop"),
+    ):
+        with pytest.raises(SystemExit):
+            main(arguments(root, "--output", str(tmp_path / "run"), *flags))
+        line = capsys.readouterr().err
+        assert f"error: {flags[0]} is {flags[1]}; without {needed} it does nothing" in line
+
+
+def test_views_of_another_size_than_asked_for_are_refused(root, tmp_path, capsys) -> None:
+    output = ("--output", str(tmp_path / "run"))
+    main(arguments(root, *output, "--image-size", "32"))
+    with pytest.raises(SystemExit):
+        main(arguments(root, "--output", str(tmp_path / "no"), "--image-size", "384"))
+    assert "have 32 pixels; label a store at 384, or have" in capsys.readouterr().err
 
 
 def test_help_does_not_wait_for_pytorch() -> None:

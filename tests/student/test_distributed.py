@@ -21,9 +21,9 @@ from student.inputs import open_inputs
 from tests.student.factories import TINY
 from tests.student.worlds import World, make_world, run_ranks, train_and_report
 
-SIZES = (25, 16, 7)  # no shard divides by two ranks and a batch
+SIZES = (25, 17, 8)  # no shard divides by two ranks and a batch
 EPOCHS = 60  # of the run that is stopped by a signal
-STEPS = 12  # 3 epochs of 48 rows in batches of 12
+STEPS, DROPPED = 12, 6  # 3 epochs of 50 rows in batches of 12
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +36,16 @@ def alone(world: World, output: Path, stop_after: int | None = None, **changes):
     return train_and_report(config, Ranks(), stop_after, lambda: False)
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_ranks_take_the_rows_of_one_process_and_end_together(world, tmp_path, count) -> None:
-    expected = alone(world, tmp_path / "alone")
-    reports = run_ranks(world.config(tmp_path / "run"), count)
+@pytest.mark.parametrize(("count", "repeated"), [(1, False), (2, False), (3, False), (2, True)])
+def test_ranks_take_the_rows_of_one_process_and_end_together(
+    world, tmp_path, count, repeated
+) -> None:
+    changes = {"repeated_augmentation": repeated}
+    expected = alone(world, tmp_path / "alone", **changes)
+    reports = run_ranks(world.config(tmp_path / "run", **changes), count)
     assert [report.outcome.steps for report in reports] == [STEPS] * count
+    assert {report.outcome.dropped_rows for report in reports} == {DROPPED}
+    assert len(set(expected.rows)) == STEPS * 12  # none twice
     share = 12 // count
     joined = [
         row
@@ -126,7 +131,7 @@ def test_a_batch_that_ranks_and_pieces_do_not_divide_is_refused(world, tmp_path)
         alone(world, tmp_path / "run", accumulate=5)
 
 
-def test_a_checkpoint_of_other_classes_is_refused(world, tmp_path) -> None:
+def test_a_checkpoint_of_another_model_is_refused(world, tmp_path) -> None:
     alone(world, tmp_path / "run", stop_after=1)
     config = world.config(tmp_path / "run", resume="auto", model="deit_small_distilled_patch16_224")
     with pytest.raises(CheckpointError, match="model:"):
@@ -183,7 +188,7 @@ def test_torchrun_trains_stops_at_sigterm_and_goes_on(world: World, tmp_path: Pa
     first.send_signal(signal.SIGTERM)
     text, _ = first.communicate(timeout=120)
     stopped = torch.load(output / "last.pt", weights_only=True)["step"]
-    assert f"stopped by SIGTERM after step {stopped}/{4 * EPOCHS}" in text, text
+    assert f"stopped by SIGTERM after step {stopped}/{sum(SIZES) * EPOCHS // 12}" in text, text
     second = start_torchrun(world, output, *flags, "--resume", "auto")
     text, _ = second.communicate(timeout=120)
     assert second.returncode == 0, text

@@ -11,9 +11,11 @@ import torch
 
 from pipeline.config import ColumnConfig, MixConfig
 from pipeline.errors import ConfigError, StoreError
-from pipeline.teacher import load_teacher
+from pipeline.teacher import TeacherSpec, load_teacher
+from student.config import EvaluateConfig
 from student.engine import Outcome, Trainer, train
 from student.inputs import open_inputs
+from student.report import evaluate_checkpoint
 from tests.student.factories import (
     SMALL_VIEWS,
     make_identity,
@@ -82,6 +84,24 @@ def test_kinds_give_different_weights(world: World, tmp_path: Path) -> None:
     assert len(weights) == 3
 
 
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("hard", {"alpha": 0.3}),
+        ("hard", {"smoothing": 0.3}),
+        ("soft", {"soft_lambda": 0.3}),
+        ("soft", {"tau": 1.5}),
+        ("soft", {"smoothing": 0.3}),
+        ("none", {"smoothing": 0.3}),
+    ],
+)
+def test_every_flag_of_a_loss_reaches_it(world, tmp_path, kind, changes) -> None:
+    config = world.config(tmp_path / "run", distillation=kind, **changes)
+    plain = world.config(tmp_path / "plain", distillation=kind)
+    first, second = (train(one, open_inputs(one), stop_after=1) for one in (config, plain))
+    assert first.weights != second.weights
+
+
 def test_without_distillation_the_distillation_head_stays_as_it_was_drawn(world, tmp_path) -> None:
     config = world.config(tmp_path / "run", distillation="none")
     trainer = Trainer(config, open_inputs(config))
@@ -108,3 +128,29 @@ def test_a_student_of_another_size_sees_the_teachers_views_resized(world, tmp_pa
     assert seen == [(12, 3, 48, 48)]
     with pytest.raises(ConfigError, match="built for images of 40"):
         run(world, tmp_path / "odd", student_size=40, model_args=("patch_size=16",))
+
+
+def test_data_that_share_nothing_with_imagenet_train_and_evaluate_as_they_are(tmp_path) -> None:
+    """13 classes, 48 pixels, other means, images of 8 pixels: from the store and in the loop."""
+    augment = replace(SMALL_VIEWS, image_size=48, mean=(0.3, 0.4, 0.5), std=(0.5, 0.6, 0.7))
+    spec = TeacherSpec(architecture="test_resnet", random_weights=3, classes=13)
+    teacher = load_teacher(spec, augment, MixConfig(), torch.device("cpu"))
+    identity = replace(make_identity(augment=augment), teacher=teacher.identity)
+    paths = write_digit_shards(tmp_path, [14, 11])
+    make_store(tmp_path / "labels.parquet", paths, identity=identity, teacher=teacher, views=3)
+    write_digit_shards(tmp_path / "validation", [9])
+    shards = {"val_shards": (str(tmp_path / "validation" / "*.tar"),)}
+    world = World(tmp_path)
+    offline = run(world, tmp_path / "offline", **shards)
+    online = run(world, tmp_path / "online", teacher_in_loop=True, teacher_random_weights=3)
+    assert offline.weights == online.weights
+    saved = torch.load(tmp_path / "offline" / "last.pt", weights_only=True)
+    assert saved["model"]["head.weight"].shape[0] == 13
+    views = saved["student"]["views"]
+    assert (views["image_size"], views["mean"], views["std"]) == (48, augment.mean, augment.std)
+    alone = EvaluateConfig(
+        checkpoint=tmp_path / "offline" / "last.pt", **shards, workers=0, threads=1, device="cpu"
+    )
+    found = evaluate_checkpoint(alone).evaluations["raw"]
+    assert offline.evaluation is not None
+    assert found.mean_of_logits == offline.evaluation.mean_of_logits

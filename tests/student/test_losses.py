@@ -152,12 +152,14 @@ def test_the_soft_loss_is_deits_but_for_the_division_by_classes(tau: float) -> N
     torch.testing.assert_close(found / CLASSES, deit, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("heads", ["token", "classical"])
 @pytest.mark.parametrize("kind", ["hard", "soft"])
-def test_each_loss_is_that_of_timms_token_distillation_task(kind: str) -> None:
+def test_each_loss_is_that_of_timms_token_distillation_task(kind: str, heads: str) -> None:
     target, teacher = labels(1), logits(6)
+    student = (logits(3), logits(4) if heads == "token" else logits(3))
     weight = 0.3
     task = TokenDistillationTask(
-        student_model=FixedHeads(logits(3), logits(4)),
+        student_model=FixedHeads(*student),
         teacher_model=FixedHeads(teacher),
         criterion=SoftTargetCrossEntropy(),
         distill_type=kind,
@@ -170,7 +172,7 @@ def test_each_loss_is_that_of_timms_token_distillation_task(kind: str) -> None:
     label, probability = all_probabilities(teacher)
     signal = TeacherSignal(label=label[:, 0], topk_label=label, topk_prob=probability)
     config = DistillationConfig(distillation=kind, alpha=weight, soft_lambda=weight, tau=3.0)
-    found = distillation_loss(logits(3), logits(4), truth, signal, config)
+    found = distillation_loss(*student, truth, signal, config)
     close = {"rtol": 1e-5, "atol": 1e-5}  # p ** (1 / tau) for a softmax of logits / tau
     torch.testing.assert_close(found.loss, expected["loss"], **close)
     torch.testing.assert_close(found.class_loss, expected["task_loss"], **close)

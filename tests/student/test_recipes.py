@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import PRESETS
+from pipeline.config import PRESETS, MixConfig
 from pipeline.errors import ConfigError
 from student.cli import _parse, main
 from student.config import TrainConfig
@@ -69,7 +69,9 @@ def test_every_setting_survives_a_run_file(tmp_path: Path) -> None:
     )
     path = tmp_path / "run.toml"
     path.write_bytes(to_toml(config))
-    again = TrainConfig(**read_run_file(path))
+    settings, name = read_run_file(path)
+    assert name is None
+    again = TrainConfig(**settings)
     assert again.digest == config.digest
     assert again.to_json() == {**config.to_json(), "resume": None}
 
@@ -123,18 +125,39 @@ def test_the_file_that_a_run_saves_gives_the_same_weights(world, tmp_path, capsy
     assert f"# digest {digests[0]}" in Path(saved).read_text()
 
 
-@pytest.mark.parametrize("preset", ["deit", "crop-flip"])
-def test_a_recipe_on_other_views_than_deits_is_warned_about(tmp_path, capsys, preset) -> None:
+DEIT_MIX = MixConfig()
+
+
+@pytest.mark.parametrize(
+    ("recipe_name", "preset", "mix", "words"),
+    [
+        ("deit", "deit", DEIT_MIX, None),
+        ("deit", "crop-flip", DEIT_MIX, "policy: 'none' / "),
+        ("deit", "deit", MixConfig(probability=0), "probability: 0"),
+        ("deit-384", "deit", MixConfig(probability=0), "probability: 0"),
+        (None, "deit", MixConfig(probability=0), None),
+    ],
+)
+@pytest.mark.parametrize("by_file", [False, True])
+def test_a_recipe_on_other_views_than_deits_is_warned_about(
+    tmp_path, capsys, recipe_name, preset, mix, words, by_file
+) -> None:
     augment = replace(PRESETS[preset], image_size=16)
     paths = write_digit_shards(tmp_path, [12])
-    make_store(tmp_path / "l.parquet", paths, identity=make_identity(augment=augment), views=3)
+    identity = make_identity(augment=augment, mix=mix)
+    make_store(tmp_path / "l.parquet", paths, identity=identity, views=3)
+    named = [] if recipe_name is None else ["--recipe", recipe_name]
+    if by_file and recipe_name is not None:
+        (tmp_path / "run.toml").write_text(f'recipe = "{recipe_name}"\n')
+        named = ["--config", str(tmp_path / "run.toml")]
     main(
         [
-            *("--recipe", "deit", "--labels", str(tmp_path / "l.parquet"), "--shards"),
+            *(*named, "--labels", str(tmp_path / "l.parquet"), "--shards"),
             *(str(paths[0]), "--output", str(tmp_path / "o"), "--model-args", *TINY),
             *("--epochs", "3", "--batch-size", "12", "--warmup-epochs", "1", "--workers", "0"),
             *("--threads", "1", "--device", "cpu"),
         ]
     )
-    warned = "the store's views are not DeiT's" in capsys.readouterr().err
-    assert warned == (preset != "deit")
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "not DeiT's" in line]
+    assert len(warnings) == (words is not None)
+    assert all(str(words) in line for line in warnings)

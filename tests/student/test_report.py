@@ -141,13 +141,23 @@ def test_the_analysis_is_its_definition(world) -> None:
     assert analysis.token_cosine is not None
     assert len(analysis.token_cosine) == 3  # the input and two blocks
     model = load_student(world.root / "run" / "last.pt")
-    with torch.no_grad():
-        tokens = [
-            getattr(model, name)[0, 0] + model.pos_embed[0, place]
-            for place, name in enumerate(("cls_token", "dist_token"))
-        ]
-        expected = torch.cosine_similarity(*tokens, dim=0)
-    assert analysis.token_cosine[0] == pytest.approx(expected.item(), abs=1e-6)
+    views = centre_views(SMALL_VIEWS, 0.875)
+    paths = sorted((world.root / "validation").glob("*.tar"))
+    batch = ValidationDataset(paths, views, classes=10, batch_size=sum(VALIDATION))[0]
+    with torch.no_grad(), two_headed(model):
+        images = normalise(batch.pixels, views.mean, views.std)
+        heads = [logits.argmax(1) for logits in split_heads(model(images))]
+        tokens = model.norm_pre(model._pos_embed(model.patch_embed(images)))
+        expected = []
+        for block in (torch.nn.Identity(), *model.blocks):
+            tokens = block(tokens)
+            cosines = torch.cosine_similarity(tokens[:, 0], tokens[:, 1], dim=-1)
+            expected.append(cosines.mean().item())
+    assert analysis.token_cosine == pytest.approx(expected, abs=1e-5)
+    assert len(set(expected)) == 3
+    one, other = (analysis.names.index(name) for name in ("class_head", "distillation_head"))
+    differ = (heads[0] != heads[1]).double().mean().item()
+    assert matrix[one][other] == pytest.approx(differ)
 
 
 def test_a_student_without_tokens_is_analysed_without_them(world) -> None:

@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +51,17 @@ def start(world: World, output: Path, *more: str) -> subprocess.Popen[str]:
     )
 
 
-def wait_for_checkpoint(output: Path, process: subprocess.Popen[str]) -> None:
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 120
-    while not (output / "last.pt").exists():
+    while not condition():
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
-        time.sleep(0.01)
+        time.sleep(0.005)
+
+
+def written(path: Path) -> int | None:
+    """Return when a file was written, if it is there."""
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 @pytest.mark.timeout(300)
@@ -65,15 +71,18 @@ def test_a_run_killed_at_any_moment_ends_with_the_weights_of_one_that_was_not(
     """SIGKILL at random moments, another number of workers each time."""
     straight = run(world, tmp_path / "straight", epochs=EPOCHS, ema_decay=0.9, drop_path=0.3)
     output, delays = tmp_path / "killed", random.Random(5)
-    for workers in ("2", "0"):
+    reached = [0]
+    for workers in ("2", "0", "1"):
         more = ("--workers", workers, "--checkpoint-steps", "2", "--resume", "auto")
+        before = written(output / "last.pt")
         process = start(world, output, *more)
-        wait_for_checkpoint(output, process)
-        time.sleep(delays.uniform(0, 0.3))
+        wait_for(lambda before=before: written(output / "last.pt") != before, process)
+        time.sleep(delays.uniform(0, 0.15))
         process.kill()
         process.communicate()
-    reached = torch.load(output / "last.pt", weights_only=True)["step"]
-    assert 0 < reached < STEPS
+        reached.append(torch.load(output / "last.pt", weights_only=True)["step"])
+    assert reached == sorted(set(reached))  # each was killed in the midst of its steps
+    assert reached[-1] < STEPS
     resumed = run(
         world, output, epochs=EPOCHS, ema_decay=0.9, drop_path=0.3, resume="auto", workers=1
     )
@@ -89,7 +98,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_weights_of_one_that_was_not(
 def test_sigterm_ends_the_step_checkpoints_and_says_so(world: World, tmp_path: Path) -> None:
     output = tmp_path / "run"
     process = start(world, output, "--checkpoint-steps", "1", "--workers", "0")
-    wait_for_checkpoint(output, process)
+    wait_for(lambda: (output / "last.pt").exists(), process)
     process.terminate()
     text, _ = process.communicate(timeout=60)
     assert process.returncode == 143, text

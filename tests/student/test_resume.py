@@ -1,0 +1,97 @@
+"""What a resumed run must share with the one that it continues, and where it may end."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import CheckpointError
+from student.checkpoint import read_values
+from student.engine import Outcome, train
+from student.inputs import open_inputs
+from tests.student.factories import PixelTeacher, make_identity, make_store
+from tests.student.worlds import World, make_world
+
+VIEWS = 3
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(tmp_path_factory.mktemp("world"), (14, 10), views=VIEWS)
+
+
+def run(world: World, output: Path, *, stop_after: int | None = None, **changes: Any) -> Outcome:
+    config = world.config(output, **changes)
+    return train(config, open_inputs(config), stop_after=stop_after)
+
+
+def paths_of(world: World) -> list[Path]:
+    return sorted(world.root.glob("digits-*.tar"))
+
+
+def test_other_views_of_the_same_settings_are_refused(world: World, tmp_path: Path) -> None:
+    later = tmp_path / "later.parquet"
+    make_store(later, paths_of(world), first_view=VIEWS, views=VIEWS)
+    run(world, tmp_path / "run", stop_after=2)
+    with pytest.raises(CheckpointError, match=r"\n  views\.first: 3 / 0\n"):
+        run(world, tmp_path / "run", labels=str(later), resume="auto")
+
+
+@pytest.mark.parametrize("cycled", [False, True])
+def test_views_may_be_added_to_the_store_unless_it_is_cycled(world, tmp_path, cycled) -> None:
+    store = tmp_path / "labels.parquet"
+    shutil.copytree(world.root / "labels.parquet", store)
+    changes = {"labels": str(store), "cycle_views": cycled}
+    straight = run(world, tmp_path / "straight", **changes)
+    run(world, tmp_path / "run", stop_after=2, **changes)
+    make_store(store, paths_of(world), first_view=VIEWS, views=VIEWS)
+    if cycled:
+        with pytest.raises(CheckpointError, match=r"\n  views\.end: 6 / 3\n"):
+            run(world, tmp_path / "run", resume="auto", **changes)
+    else:
+        assert run(world, tmp_path / "run", resume="auto", **changes).weights == straight.weights
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [({"classes": 12}, "teacher.classes: 12 / 10"), ({"root_seed": 8}, "root_seed: 8 / 7")],
+)
+def test_another_store_is_refused_with_what_differs(world, tmp_path, changes, line) -> None:
+    identity = make_identity(**changes)
+    teacher = PixelTeacher(identity.teacher.classes)
+    other = tmp_path / "other.parquet"
+    make_store(other, paths_of(world), identity=identity, teacher=teacher, views=VIEWS)
+    run(world, tmp_path / "run", stop_after=2)
+    with pytest.raises(CheckpointError, match=rf"\n  store\.{line}\n"):
+        run(world, tmp_path / "run", labels=str(other), resume="auto")
+
+
+def validated(world: World) -> dict[str, Any]:
+    return {"val_shards": (str(world.root / "digits-1.tar"),)}
+
+
+def test_a_best_checkpoint_alone_is_gone_on_from(world: World, tmp_path: Path) -> None:
+    """As a run leaves it that was killed before the first --checkpoint-epochs."""
+    straight = run(world, tmp_path / "straight", **validated(world))
+    output = tmp_path / "run"
+    run(world, output, **validated(world))
+    for name in ("last.pt", "previous.pt"):
+        (output / name).unlink()
+    resumed = run(world, output, resume="auto", **validated(world))
+    assert resumed.weights == straight.weights
+    assert read_values(output / "last.pt")["step"] == straight.steps
+
+
+def test_a_run_that_goes_on_elsewhere_finds_its_best_weights_there(world, tmp_path) -> None:
+    run(world, tmp_path / "one", stop_after=4, **validated(world))
+    source = tmp_path / "one" / "last.pt"
+    assert read_values(source)["best"] >= 0
+    # So no later evaluation could be better than the first run's.
+    resumed = run(world, tmp_path / "two", resume=str(source), lr=1e-3, **validated(world))
+    straight = run(world, tmp_path / "straight", **validated(world))
+    assert resumed.weights == straight.weights
+    best = read_values(tmp_path / "two" / "best.pt")
+    assert best["step"] > 4
