@@ -176,7 +176,7 @@ class _Tally:
         if not self._called:
             return 0
         seen = torch.cat(self._called, dim=1)
-        pairs, counts = torch.unique(seen, dim=1, return_counts=True)  # type: ignore[no-untyped-call]
+        pairs, counts = torch.unique(seen, dim=1, return_counts=True)
         most: dict[int, tuple[int, int]] = {}  # of each class: how many, called what
         for (target, called), count in zip(pairs.T.tolist(), counts.tolist(), strict=True):
             most[target] = max(most.get(target, (0, 0)), (count, called))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from student.engine import Trainer, train
 from student.finetune import load_weights, read_weights, resize_position_embedding
 from student.inputs import open_inputs
 from student.model import StudentSpec, create_student
-from tests.student.factories import TINY
+from student.recipes import recipe
+from tests.student.factories import SMALL_VIEWS, TINY, make_identity, make_store
 from tests.student.worlds import World, make_world
 
 
@@ -112,6 +114,30 @@ def test_a_run_fine_tunes_a_checkpoint_at_another_size(world, tmp_path, capsys) 
         assert torch.equal(trainer.model.state_dict()[name], source[name])
         assert trainer.run().steps == 3
         assert "last.pt; resized: pos_embed; new: none" in capsys.readouterr().err
+
+
+def test_the_recipe_fine_tunes_on_a_store_that_was_labelled_larger(world, tmp_path, capsys) -> None:
+    first = world.config(tmp_path / "first")
+    train(first, open_inputs(first))
+    larger = replace(SMALL_VIEWS, image_size=48)
+    shards = sorted(world.root.glob("digits-*.tar"))
+    store = tmp_path / "larger.parquet"
+    make_store(store, shards, identity=make_identity(augment=larger), views=3)
+    changes = {**recipe("deit-384"), "epochs": 3, "batch_size": 12, "warmup_epochs": 1.0}
+    config = world.config(
+        tmp_path / "second",
+        **{**changes, "labels": str(store), "image_size": 48},
+        finetune=tmp_path / "first" / "last.pt",
+    )
+    trainer = Trainer(config, open_inputs(config))
+    assert trainer.loaded is not None
+    assert (trainer.loaded.resized, trainer.loaded.new) == (("pos_embed",), ())
+    seen: set[torch.Size] = set()
+    trainer.model.register_forward_pre_hook(lambda _, inputs: seen.add(inputs[0].shape))
+    assert trainer.run().steps == 3
+    assert seen == {torch.Size((12, 3, 48, 48))}
+    rates = [group["lr"] for group in trainer.optimisation.optimizer.param_groups]
+    assert rates == [5e-6] * len(rates)
 
 
 def test_a_fine_tuned_run_resumes_from_its_own_weights(world: World, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import pytest
@@ -90,63 +89,6 @@ def test_a_deits_class_token_is_drawn_like_its_other_weights() -> None:
     model = create_student(spec())
     assert 0.01 < model.cls_token.std().item() < 0.03
     assert 0.01 < model.head.weight.std().item() < 0.03
-
-
-OWN = """
-import torch
-from torch import nn
-
-class Own(nn.Module):
-    def __init__(self, num_classes, heads, both):
-        super().__init__()
-        self.heads = nn.ModuleList(nn.Linear(3, num_classes) for _ in range(heads))
-        self.both = both
-
-    def forward(self, images):
-        outputs = tuple(head(images.mean((2, 3))) for head in self.heads)
-        return outputs if len(outputs) > 1 and (self.training or self.both) else outputs[0]
-
-def build(num_classes, img_size, drop_path_rate, heads=2, both=True):
-    return Own(num_classes, heads, both)
-
-def nothing(num_classes, img_size, drop_path_rate):
-    return 3
-"""
-
-
-@pytest.fixture
-def own(tmp_path, monkeypatch) -> None:
-    (tmp_path / "own_students.py").write_text(OWN)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.path", [*sys.path])
-    monkeypatch.delitem(sys.modules, "own_students", raising=False)
-
-
-@pytest.mark.usefixtures("own")
-@pytest.mark.parametrize("heads", [1, 2])
-def test_a_module_of_the_users_own_is_a_student(heads: int) -> None:
-    model = create_student(
-        spec(name="own_students:build", heads=heads, model_args={"heads": heads})
-    )
-    one, other = split_heads(model(torch.zeros(2, 3, 32, 32)))
-    assert one.shape == other.shape == (2, 10)
-    assert (one is other) == (heads == 1)
-
-
-@pytest.mark.usefixtures("own")
-@pytest.mark.parametrize(
-    ("name", "args", "message"),
-    [
-        ("own_students:biuld", {}, "cannot be imported .*package.module:function"),
-        ("no_such_package:build", {}, "cannot be imported"),
-        ("own_students:nothing", {}, "gives a int, not a module"),
-        ("own_students:build", {"heads": 3}, "not one or two heads"),
-        ("own_students:build", {"both": False}, "in training and in evaluation mode"),
-    ],
-)
-def test_a_function_that_gives_no_student_is_refused(name, args, message) -> None:
-    with pytest.raises(ConfigError, match=message):
-        create_student(spec(name=name, model_args=args))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,156 @@
+"""Students that are the user's own modules: built, trained, resumed, evaluated."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.errors import ConfigError
+from student.config import EvaluateConfig, TrainConfig
+from student.engine import Outcome, Trainer, train
+from student.inputs import open_inputs
+from student.model import StudentSpec, create_student, split_heads
+from student.report import evaluate_checkpoint
+from tests.student.worlds import World, make_world
+
+OWN = """
+import torch
+from torch import nn
+
+
+class Own(nn.Module):
+    def __init__(self, num_classes, heads, both):
+        super().__init__()
+        self.pos_embed = nn.Parameter(torch.zeros(1, 3))
+        self.gate = nn.Parameter(torch.ones(1, 3))
+        self.heads = nn.ModuleList(nn.Linear(3, num_classes) for _ in range(heads))
+        self.both = both
+
+    def no_weight_decay(self):
+        return {"gate"}
+
+    def forward(self, images):
+        features = images.mean((2, 3)) * self.gate + self.pos_embed
+        outputs = tuple(head(features) for head in self.heads)
+        return outputs if len(outputs) > 1 and (self.training or self.both) else outputs[0]
+
+
+class Single(Own):
+    def forward(self, images):
+        return (super().forward(images),)
+
+
+def build(num_classes, img_size, drop_path_rate=0.0, heads=2, both=True):
+    return Own(num_classes, heads, both)
+
+
+def plain(num_classes):
+    return Own(num_classes, 2, True)
+
+
+def single(num_classes):
+    return Single(num_classes, 1, True)
+
+
+def nothing(num_classes):
+    return 3
+"""
+
+
+@pytest.fixture(autouse=True)
+def _own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_students.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "own_students", raising=False)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(tmp_path_factory.mktemp("world"), (14, 10))
+
+
+def spec(name: str, **values: Any) -> StudentSpec:
+    return StudentSpec(
+        **{"name": f"own_students:{name}", "classes": 10, "image_size": 32, **values}
+    )
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_a_module_of_the_users_own_is_a_student(heads: int) -> None:
+    model = create_student(spec("build", heads=heads, model_args={"heads": heads}))
+    one, other = split_heads(model(torch.zeros(2, 3, 32, 32)))
+    assert one.shape == other.shape == (2, 10)
+    assert (one is other) == (heads == 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "message"),
+    [
+        ("biuld", {}, "cannot be imported .*package.module:function"),
+        ("nothing", {}, "gives a int, not a module"),
+        ("build", {"heads": 3}, "not one or two heads"),
+        ("build", {"both": False}, "in training and in evaluation mode"),
+        ("single", {}, "not one or two heads"),
+    ],
+)
+def test_a_function_that_gives_no_student_is_refused(
+    name: str, args: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        create_student(spec(name, model_args=args))
+
+
+def test_a_package_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ConfigError, match="cannot be imported"):
+        create_student(StudentSpec(name="no_such_package:build", classes=10, image_size=32))
+
+
+def config_of(world: World, output: Path, name: str, **changes: Any) -> TrainConfig:
+    values = {"model": f"own_students:{name}", "model_args": (), "drop_path": 0.0, **changes}
+    return world.config(output, val_shards=(str(world.root / "digits-1.tar"),), **values)
+
+
+def run(config: TrainConfig, stop_after: int | None = None) -> Outcome:
+    return train(config, open_inputs(config), stop_after=stop_after)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_it_trains_resumes_and_is_evaluated_like_any_other(world, tmp_path, heads) -> None:
+    kind = {1: "classical", 2: "token"}[heads]
+    changes = {"model_args": (f"heads={heads}",), "distillation_kind": kind, "drop_path": 0.1}
+    straight = run(config_of(world, tmp_path / "straight", "build", **changes))
+    output = tmp_path / "run"
+    run(config_of(world, output, "build", **changes), stop_after=2)
+    resumed = run(config_of(world, output, "build", resume="auto", **changes))
+    assert resumed.weights == straight.weights
+    alone = EvaluateConfig(
+        checkpoint=output / "last.pt",
+        val_shards=(str(world.root / "digits-1.tar"),),
+        workers=0,
+        threads=1,
+        device="cpu",
+    )
+    found = evaluate_checkpoint(alone).evaluations["raw"]
+    assert straight.evaluation is not None
+    assert found.class_head == straight.evaluation.class_head
+    assert (found.distillation_head is None) == (heads == 1)
+
+
+def test_without_drop_path_a_function_need_not_take_it(world: World, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"drop_path_rate.*--drop-path 0"):
+        run(config_of(world, tmp_path / "no", "plain", drop_path=0.1))
+    assert run(config_of(world, tmp_path / "run", "plain")).steps == 6
+
+
+def test_its_tokens_and_what_it_names_do_not_decay(world: World, tmp_path: Path) -> None:
+    config = config_of(world, tmp_path / "run", "plain")
+    trainer = Trainer(config, open_inputs(config))
+    groups = trainer.optimisation.optimizer.param_groups
+    decayed = {id(one) for group in groups if group["weight_decay"] for one in group["params"]}
+    names = {name for name, one in trainer.model.named_parameters() if id(one) in decayed}
+    assert names == {"heads.0.weight", "heads.1.weight"}
