@@ -48,7 +48,6 @@ def test_the_digest_follows_what_shapes_the_weights_and_nothing_else() -> None:
         "audit": False,
         "cache_dir": Path("cache"),
         "cache_gb": 1.0,
-        "teacher_checkpoint": Path("t.pth"),
         "eval_batch_size": 1,
         "log_every": 1,
         "checkpoint_epochs": 2,
@@ -58,10 +57,13 @@ def test_the_digest_follows_what_shapes_the_weights_and_nothing_else() -> None:
         "val_labels": "v.parquet",
         "finetune": Path("f.pt"),
         "finetune_weights": "ema",
+        "image_size": 32,
     }
     assert config(**free).digest == base.digest
+    loop = config(teacher_in_loop=True)
+    assert config(teacher_in_loop=True, teacher_checkpoint=Path("t.pth")).digest == loop.digest
     assert config(lr=base.peak_lr).digest == base.digest
-    bound = {field.name for field in dataclasses.fields(TrainConfig)} - set(free)
+    bound = {one.name for one in dataclasses.fields(TrainConfig)} - {*free, "teacher_checkpoint"}
     others: dict[str, Any] = {
         "model": "x", "model_args": ("depth=2",), "epochs": 10, "batch_size": 2, "seed": 1,
         "repeated_augmentation": True, "teacher_in_loop": True, "teacher_random_weights": 3,
@@ -74,7 +76,9 @@ def test_the_digest_follows_what_shapes_the_weights_and_nothing_else() -> None:
     }  # fmt: skip
     assert set(others) == bound
     for name, value in others.items():
-        assert config(**{name: value}).digest != base.digest, name
+        changed = {name: value, **({"teacher_in_loop": True} if "teacher" in name else {})}
+        reference = loop if name == "teacher_random_weights" else base
+        assert config(**changed).digest != reference.digest, name
 
 
 def test_model_arguments_are_literals_or_text() -> None:
