@@ -20,6 +20,7 @@ from pipeline.config import canonical_json, different_fields
 from pipeline.errors import CheckpointError
 from pipeline.files import replace
 from pipeline.weights import state_digest
+from student.signals import RunWarning
 
 __all__ = [
     "BEST",
@@ -157,6 +158,7 @@ def read_sound_checkpoint(path: Path, run: RunIdentity) -> Checkpoint:
             raise error from None
         warnings.warn(
             f"{path} is torn or missing; going on from {PREVIOUS}, at step {checkpoint.step}",
+            RunWarning,
             stacklevel=2,
         )
         return replace_field(checkpoint, fallback=True)

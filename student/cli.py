@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from pipeline.errors import PipelineError
 from pipeline.files import replace as replace_file
 from student.config import EvaluateConfig, TrainConfig
 from student.recipes import read_run_file, recipe
-from student.signals import TERMINATED, StopRequest
+from student.signals import TERMINATED, RunWarning, StopRequest
 
 if TYPE_CHECKING:
     from student.analysis import Analysis
@@ -41,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Read when PyTorch loads: threads that spin while they wait slow a shared machine down.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     stop = StopRequest(_stop_before_training)
+    warnings.formatwarning = _warning_line
     try:
         with stop.listening():
             _run(*_parse(sys.argv[1:] if arguments is None else arguments), stop)
@@ -50,8 +52,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"train-student: error: {error}", file=sys.stderr, flush=True)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("train-student: interrupted; continue with --resume auto", file=sys.stderr)
+        _say("interrupted; --resume auto goes on from the last checkpoint, if there is one")
         sys.exit(130)
+
+
+def _warning_line(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """Return a warning as it is printed: our own without the place in the source."""
+    if issubclass(category, RunWarning):
+        return f"train-student: warning: {message}\n"
+    return _with_place(message, category, filename, lineno, line)
+
+
+_with_place = warnings.formatwarning
 
 
 def evaluate_main(arguments: Sequence[str] | None = None) -> None:
@@ -76,7 +94,8 @@ def _evaluate(config: EvaluateConfig) -> None:
 
     report = evaluate_checkpoint(config)
     for name, evaluation in report.evaluations.items():
-        print_evaluation("prediction from" if name == "raw" else "averaged weights", evaluation)
+        title = "prediction from" if name == "raw" else "averaged weights"
+        print_evaluation(title, evaluation, report.taught)
         warn_of_class_order("evaluate-student", evaluation, report.classes)
     print(f"{'student alone':20} {report.forward_images_per_second:8.0f} images per second")
     if config.json is not None:
@@ -103,7 +122,7 @@ def warn_of_class_order(program: str, evaluation: Evaluation, classes: int) -> N
         print(
             f"{program}: warning: the student is right on {evaluation.class_head.top1:.1%}, but "
             f"would be on {evaluation.permuted_top1:.1%} if the classes were numbered otherwise: "
-            "the validation shards' .cls are in another order than those it was trained with",
+            "the validation shards' .cls may be in another order than those it was trained with",
             file=sys.stderr,
         )
 
@@ -154,15 +173,17 @@ def _run(config: TrainConfig, recipe_name: str | None, stop: StopRequest) -> Non
         _announce(config, inputs)
         if recipe_name is not None:
             _warn_of_other_views(inputs)
+        if recipe_name == "deit-384" and config.finetune is None and config.resume is None:
+            _say("warning: --recipe deit-384 without --finetune begins from untrained weights")
     with stop.training():
         outcome = train(config, inputs, stop=stop, ranks=ranks)
     if outcome.asked_to_stop:
         if ranks.first:
             _say(
-                f"stopped by SIGTERM after step {outcome.steps}/{inputs.plan.steps}; "
+                f"stopped by {stop.name} after step {outcome.steps}/{inputs.plan.steps}; "
                 f"{config.output / 'last.pt'} is written, continue with --resume auto"
             )
-        sys.exit(TERMINATED)
+        sys.exit(stop.status)
     if ranks.first:
         _summarise(config, outcome, inputs.store.identity.teacher.classes)
 
@@ -207,16 +228,18 @@ def _warn_of_other_views(inputs: Inputs) -> None:
         *different_fields(asdict(mix), asdict(MixConfig())),
     ]
     if different:
-        _say(f"warning: the store's views are not DeiT's (store's / DeiT's): {different}")
+        _say(
+            f"warning: the store's views are not DeiT's (store's / DeiT's): {', '.join(different)}"
+        )
 
 
-def print_evaluation(title: str, evaluation: Evaluation) -> None:
-    """Print a table of accuracies on stdout."""
+def print_evaluation(title: str, evaluation: Evaluation, taught: bool = True) -> None:
+    """Print a table of accuracies on stdout, of a student not ``taught`` its class head's."""
     teacher = evaluation.teacher
     print(f"{title:20} {'top-1':>8} {'top-5':>8}" + (f" {'teacher':>8}" if teacher else ""))
     for name in ("class_head", "distillation_head", "mean_of_logits", "sum_of_softmaxes"):
         accuracy = getattr(evaluation, name)
-        if accuracy is not None:
+        if accuracy is not None and (taught or name == "class_head"):
             alike = f" {teacher.agreement[name]:8.2%}" if teacher else ""
             label = name.replace("_", " ")
             print(f"{label:20} {accuracy.top1:8.2%} {accuracy.top5:8.2%}{alike}")
@@ -233,7 +256,7 @@ def _summarise(config: TrainConfig, outcome: Outcome, classes: int) -> None:
         ("averaged weights", outcome.ema_evaluation),
     ):
         if evaluation is not None:
-            print_evaluation(title, evaluation)
+            print_evaluation(title, evaluation, config.distillation != "none")
             warn_of_class_order("train-student", evaluation, classes)
     if outcome.epoch_seconds:
         total = sum(seconds["total"] for seconds in outcome.epoch_seconds)

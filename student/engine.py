@@ -65,7 +65,7 @@ class Outcome:
 
     steps: int  # done, of the whole run
     dropped_rows: int  # at the run's end, fewer than a batch
-    audited: int  # views whose digest was compared, in this process
+    audited: int  # views whose digest was compared, by all ranks since the run began or went on
     weights: str  # SHA-256 of the student's state
     evaluation: Evaluation | None  # the last one
     ema_evaluation: Evaluation | None  # of the averaged weights
@@ -188,6 +188,10 @@ class Trainer:
             ) as log,
             closing(self._batches(end)) as batches,
         ):
+            if self._resumed_from is not None:
+                log.say(
+                    f"continues at step {self.step}/{self.plan.steps}, from {self._resumed_from}"
+                )
             if self.loaded is not None:
                 log.say(
                     f"begins with the weights of {self.config.finetune}; resized: "
@@ -207,7 +211,7 @@ class Trainer:
         return Outcome(
             steps=self.step,
             dropped_rows=self.plan.dropped_rows,
-            audited=self._audited,
+            audited=int(self.ranks.sum(torch.tensor(self._audited))),
             weights=state_digest(self.model.state_dict()),
             evaluation=self._evaluations.get("raw"),
             ema_evaluation=self._evaluations.get("ema"),

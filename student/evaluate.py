@@ -51,7 +51,7 @@ class Evaluation:
     mean_of_logits: Accuracy | None
     sum_of_softmaxes: Accuracy | None
     teacher: TeacherComparison | None
-    permuted_top1: float  # if each class were called what it is called most often
+    permuted_top1: float  # if each class were called what it mostly is; 0 if most are not there
     images_per_second: float  # with decoding, of all students evaluated together
 
     def to_json(self) -> dict[str, Any]:
@@ -130,6 +130,7 @@ class _Tally:
         self._names: tuple[str, ...] = ()
         self._hits = torch.zeros(len(FUSIONS), 3, dtype=torch.int64, device=device)
         self._teacher = torch.zeros(2, dtype=torch.int64, device=device)
+        self._classes = 0
         self._called: list[Tensor] = []  # (2, N) of each batch, true class and the class head's
 
     def add(self, scores: Mapping[str, Tensor], target: Tensor, teacher: Tensor) -> None:
@@ -143,6 +144,7 @@ class _Tally:
             ranked = first == target[:, None]
             alike = known & (first[:, 0] == teacher)
             self._hits[row] += torch.stack([ranked[:, 0].sum(), ranked.any(1).sum(), alike.sum()])
+        self._classes = scores["class_head"].shape[1]
         self._called.append(torch.stack([target, scores["class_head"].argmax(1)]))
 
     def result(self, images_per_second: float) -> Evaluation:
@@ -180,6 +182,8 @@ class _Tally:
         most: dict[int, tuple[int, int]] = {}  # of each class: how many, called what
         for (target, called), count in zip(pairs.T.tolist(), counts.tolist(), strict=True):
             most[target] = max(most.get(target, (0, 0)), (count, called))
+        if 2 * len(most) < self._classes:
+            return 0  # few classes are told apart by chance alone
         kept: dict[int, int] = {}  # of classes called alike, one
         for count, called in most.values():
             kept[called] = max(kept.get(called, 0), count)

@@ -33,6 +33,9 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> 
     weights. Raises ``CheckpointError`` for any other difference, naming the first.
     """
     own = model.state_dict()
+    for one, other, whose in ((state, own, "the student"), (own, state, "the checkpoint")):
+        if "dist_token" in one and "dist_token" not in other:
+            raise _misfit(source, f"{whose} has no distillation token")
     taken, resized, new = dict(own), [], []
     for name, tensor in state.items():
         if name not in own:

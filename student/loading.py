@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from pipeline.augment import warm_up
 from pipeline.errors import PipelineError
 from pipeline.objects import started_here
-from student.signals import outlive_sigterm
+from student.signals import outlive_signals
 
 __all__ = ["LoaderOptions", "batch_memory", "load"]
 
@@ -82,7 +82,7 @@ def batch_memory(*shape: int) -> Tensor:
 
 def _prepare(_worker: int) -> None:
     torch.set_num_threads(1)
-    outlive_sigterm()
+    outlive_signals()
 
 
 class _Reporting(Dataset[Any]):

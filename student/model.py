@@ -194,4 +194,4 @@ def _misfit(spec: StudentSpec, error: Exception | str) -> ConfigError:
 
 def _advice() -> str:
     names = timm.list_models("*distilled*")
-    return f"models that have one: {', '.join(names[:8])}"
+    return f"models that have one: {', '.join(names)}"

@@ -15,7 +15,8 @@ from student.config import TrainConfig
 __all__ = ["RECIPES", "read_run_file", "recipe", "to_toml"]
 
 RECIPES: Mapping[str, Mapping[str, Any]] = {
-    # DeiT's defaults. 1008 rows, not 1024: triples of pairs on 1, 2, 3, 4, 6, 7 or 8 ranks.
+    # DeiT's defaults; its 5 epochs of warm-up are ours too. 1008 rows, not 1024: triples of pairs
+    # on 1, 2, 3, 4, 6, 7 or 8 ranks.
     "deit": {
         "epochs": 300,
         "batch_size": 1008,
@@ -29,7 +30,6 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
         "weight_decay": 0.05,
         "warmup_lr": 1e-6,
         "min_lr": 1e-5,
-        "warmup_epochs": 5.0,
         "drop_path": 0.1,
         "ema_decay": 0.99996,
         "eval_fraction": 0.875,
@@ -49,7 +49,6 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
         "lr": 5e-6,
         "warmup_lr": 1e-6,
         "min_lr": 5e-6,
-        "warmup_epochs": 5.0,
         "drop_path": 0.1,
         "ema_decay": 0.99996,
         "eval_fraction": 0.875,
@@ -96,7 +95,8 @@ def to_toml(config: TrainConfig) -> bytes:
     What the run may have continued from is left out.
     """
     lines = [
-        "# The settings of a run; train-student --config reads them.",
+        "# The settings of a run; train-student --config reads them. Here lr and warmup_epochs",
+        "# are what the run had: without them they follow batch_size and epochs again.",
         f"# digest {config.digest}",
     ]
     for name, value in config.to_json().items():
@@ -152,7 +152,8 @@ def _in_words(options: tuple[Any, ...]) -> str:
         if get_origin(option) is Literal:
             texts.append(" or ".join(repr(one) for one in get_args(option)))
         elif get_origin(option) is tuple:
-            texts.append("a list")
+            kinds = get_args(option)
+            texts.append("a list" if kinds[-1] is Ellipsis else f"a list of {len(kinds)} numbers")
         else:
             texts.append(words.get(option, "a text in quotes"))
     return " or ".join(texts)

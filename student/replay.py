@@ -244,8 +244,8 @@ class ReplayDataset(Dataset[StudentBatch]):
                     f"{self._paths[labels.shard]}: view {labels.view} of {keys[row]!r} has "
                     f"digest {actual:08x} here, and {stored:08x} in the store: these are not "
                     "the pixels that the teacher labelled; run `label-store verify "
-                    f"{self.store.root} --shards ...`, and install the versions in the store's "
-                    "_meta/runs"
+                    f"{self.store.root} --shards ...`: if that finds the shard's bytes changed, "
+                    "restore it; else install the versions in the store's _meta/runs"
                 )
             audited += 1
         return audited

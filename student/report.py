@@ -37,6 +37,7 @@ class CheckpointReport:
 
     step: int
     classes: int
+    taught: bool  # by a teacher; else a distillation head is as it was drawn
     evaluations: Mapping[str, Evaluation]
     analysis: Analysis | None  # of the raw weights
     forward_images_per_second: float  # of one student, without reading images
@@ -82,6 +83,7 @@ def evaluate_checkpoint(config: EvaluateConfig) -> CheckpointReport:
     return CheckpointReport(
         step=int(values["step"]),
         classes=student["classes"],
+        taught=student["headline"] != "class_head",
         evaluations=evaluations,
         analysis=analyse(models["raw"], dataset, options, precision) if config.analysis else None,
         forward_images_per_second=_speed(models["raw"], views, config.eval_batch_size, precision),

@@ -293,6 +293,14 @@ def test_repeated_augmentation_needs_whole_triples() -> None:
     assert "--first-view 3" in message
 
 
+def test_cycling_does_not_make_triples_of_two_views() -> None:
+    manifest = make_manifest([20], views=2)
+    settings = {"batch_size": 6, "epochs": 3, "repeated_augmentation": True, "cycle_views": True}
+    message = refusal(manifest, **settings)
+    assert "shows 3 views of a sample in one batch, and the store has 2; add" in message
+    assert "--extend-to 3" in message
+
+
 def test_pairs_without_mixing_are_units_too() -> None:
     identity = make_identity(mix=MixConfig(probability=0))
     plan = TrainingPlan(
@@ -339,6 +347,3 @@ def vars_of(config: PlanConfig) -> dict[str, object]:
 def test_too_few_views_are_refused_with_both_ways_out() -> None:
     with pytest.raises(ConfigError, match=r"--extend-to 7, or show .*--cycle-views"):
         TrainingPlan(make_manifest([17]), PlanConfig(seed=0, batch_size=2, epochs=7))
-    few = PlanConfig(seed=0, batch_size=6, epochs=3, repeated_augmentation=True, cycle_views=True)
-    with pytest.raises(ConfigError, match="need 3 views"):
-        TrainingPlan(make_manifest([17], views=2), few)

@@ -70,7 +70,43 @@ def test_classes_in_another_order_are_warned_about(root, tmp_path, capsys, monke
     lines = capsys.readouterr().err.splitlines()
     for program in ("train-student", "evaluate-student"):
         (line,) = (one for one in lines if one.startswith(f"{program}: warning: the student is"))
-        assert "the validation shards' .cls are in another order" in line
+        assert "the validation shards' .cls may be in another order" in line
+
+
+def test_a_resumed_run_says_where_it_goes_on(root, tmp_path, capsys) -> None:
+    flags = ("--output", str(tmp_path / "run"), "--checkpoint-steps", "1")
+    main(arguments(root, *flags))
+    assert "continues" not in capsys.readouterr().err
+    (tmp_path / "run" / "last.pt").write_bytes(b"torn")
+    main(arguments(root, *flags, "--resume", "auto"))
+    text = capsys.readouterr().err
+    assert f"continues at step 3/4, from {tmp_path / 'run' / 'last.pt'}" in text
+
+
+def test_a_torn_checkpoint_is_warned_about_in_one_line(root, tmp_path) -> None:
+    flags = arguments(root, "--output", str(tmp_path / "run"), "--checkpoint-steps", "1")
+    main(flags)
+    (tmp_path / "run" / "last.pt").write_bytes(b"torn")
+    code = f"from student.cli import main; main({[*flags, '--resume', 'auto']!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    (line,) = (one for one in done.stderr.splitlines() if "torn or missing" in one)
+    assert line.startswith("train-student: warning: ")
+
+
+def test_a_head_that_nothing_taught_is_not_reported(root, tmp_path, capsys) -> None:
+    output = tmp_path / "run"
+    shards = ("--val-shards", str(root / "digits-0.tar"))
+    main(arguments(root, "--output", str(output), *shards, "--distillation", "none"))
+    evaluate_main(["--checkpoint", str(output / "last.pt"), *shards, "--workers", "0"])
+    table = capsys.readouterr().out
+    assert table.count("class head") == 2
+    assert "distillation head" not in table
+
+
+def test_fine_tuning_from_nothing_is_warned_about(root, tmp_path, capsys) -> None:
+    recipe = ("--recipe", "deit-384", "--no-repeated-augmentation")
+    main(arguments(root, *recipe, "--output", str(tmp_path / "run")))
+    assert "without --finetune begins from untrained weights" in capsys.readouterr().err
 
 
 def test_a_flag_that_would_do_nothing_is_refused(root, tmp_path, capsys) -> None:

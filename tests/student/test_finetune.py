@@ -96,6 +96,15 @@ def test_weights_of_another_student_are_refused(changes, message) -> None:
         load_weights(student(), student(**changes).state_dict(), "x")
 
 
+@pytest.mark.parametrize("distilled", ["student", "checkpoint"])
+def test_a_token_that_one_side_lacks_is_named(distilled: str) -> None:
+    both, one = student(), student(name="deit_tiny_patch16_224", heads=1)
+    target, source = (both, one) if distilled == "student" else (one, both)
+    lacking = "checkpoint" if distilled == "student" else "student"
+    with pytest.raises(CheckpointError, match=f"the {lacking} has no distillation token"):
+        load_weights(target, source.state_dict(), "x")
+
+
 def test_a_run_fine_tunes_a_checkpoint_at_another_size(world, tmp_path, capsys) -> None:
     first = world.config(tmp_path / "first", ema_decay=0.5)
     train(first, open_inputs(first))

@@ -84,7 +84,7 @@ def test_every_setting_survives_a_run_file(tmp_path: Path) -> None:
         ("epochs = true", "epochs is True; write a whole number"),
         ("shards = 'a.tar'", "shards is 'a.tar'; write a list"),
         ("precision = 'fp8'", "write 'fp32' or 'bf16' or 'fp16'"),
-        ("optimizer_betas = [0.9]", "write a list"),
+        ("optimizer_betas = [0.9]", "write a list of 2 numbers"),
         ("epochs = ", "cannot be read"),
         ("recipe = 'vit'", "--recipe 'vit' is not known; use deit or deit-384"),
         ("alpha = 3", "--alpha is 3.0; use 0..1"),

@@ -244,15 +244,16 @@ def test_only_a_student_that_tells_classes_apart_by_other_names_is_suspected(
 class Namer(torch.nn.Module):
     """Calls class c by another number, knowing it from the shards' order."""
 
-    def __init__(self, targets: torch.Tensor, names: torch.Tensor) -> None:
+    def __init__(self, targets: torch.Tensor, names: torch.Tensor, classes: int = 10) -> None:
         super().__init__()
+        self.classes = classes
         self.unused = torch.nn.Parameter(torch.zeros(1))
         self.targets, self.names, self.seen = targets, names, 0
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         mine = self.targets[self.seen : self.seen + len(images)]
         self.seen += len(images)
-        return torch.nn.functional.one_hot(self.names[mine], 10).float()
+        return torch.nn.functional.one_hot(self.names[mine], self.classes).float()
 
 
 @pytest.mark.parametrize("names", ["shifted", "collapsed"])
@@ -264,3 +265,11 @@ def test_classes_in_another_order_are_told_from_a_student_that_knows_none(tmp_pa
     found = evaluate(Namer(targets, called), data, LoaderOptions())
     assert found.permuted_top1 == (1.0 if names == "shifted" else pytest.approx(0.1, abs=0.05))
     assert found.classes_look_permuted(10) == (names == "shifted")
+
+
+def test_of_few_classes_nothing_is_said_about_their_order(tmp_path) -> None:
+    paths = write_digit_shards(tmp_path, [200])
+    data = ValidationDataset(paths, centre_views(SMALL_VIEWS, 1.0), classes=40, batch_size=64)
+    targets = torch.cat([data[item].target for item in range(len(data))])
+    namer = Namer(targets, (torch.arange(10) + 1) % 10, classes=40)
+    assert evaluate(namer, data, LoaderOptions()).permuted_top1 == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from pipeline.errors import CheckpointError
 from student.checkpoint import read_values
 from student.engine import Outcome, train
 from student.inputs import open_inputs
+from student.signals import RunWarning
 from tests.student.factories import TINY
 from tests.student.worlds import World, make_world
 
@@ -47,7 +49,12 @@ def start(world: World, output: Path, *more: str) -> subprocess.Popen[str]:
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        start_new_session=True,
     )
 
 
@@ -95,15 +102,20 @@ def test_a_run_killed_at_any_moment_ends_with_the_weights_of_one_that_was_not(
 
 
 @pytest.mark.timeout(300)
-def test_sigterm_ends_the_step_checkpoints_and_says_so(world: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "name", "status"), [(signal.SIGTERM, "SIGTERM", 143), (signal.SIGINT, "Ctrl-C", 130)]
+)
+def test_a_signal_ends_the_step_checkpoints_and_says_so(
+    world: World, tmp_path: Path, number: int, name: str, status: int
+) -> None:
     output = tmp_path / "run"
-    process = start(world, output, "--checkpoint-steps", "1", "--workers", "0")
+    process = start(world, output, "--checkpoint-steps", "1000", "--workers", "1")
     wait_for(lambda: (output / "last.pt").exists(), process)
-    process.terminate()
+    os.killpg(process.pid, number)  # as a terminal does: loaders get it too
     text, _ = process.communicate(timeout=60)
-    assert process.returncode == 143, text
+    assert process.returncode == status, text
     step = torch.load(output / "last.pt", weights_only=True)["step"]
-    assert f"stopped by SIGTERM after step {step}/{STEPS}" in text
+    assert f"stopped by {name} after step {step}/{STEPS}" in text
     assert "Traceback" not in text
 
 
@@ -137,7 +149,7 @@ def test_a_torn_checkpoint_falls_back_to_the_one_before_with_a_warning(
     output = tmp_path / "run"
     run(world, output, checkpoint_steps=1, stop_after=5)
     tear(output / "last.pt", damage)
-    with pytest.warns(UserWarning, match="last.pt is torn or missing; going on from previous.pt"):
+    with pytest.warns(RunWarning, match="last.pt is torn or missing; going on from previous.pt"):
         run(world, output, checkpoint_steps=1, resume="auto", stop_after=4)
     # What was torn never takes the place of the sound one.
     assert torch.load(output / "last.pt", weights_only=True)["step"] == 4
