@@ -126,8 +126,13 @@ def checks(evidence: Evidence) -> Iterator[Check]:
             yield Check(expected=expected, found=_points(points), holds=holds(points))
 
 
-def evidence_text(evidence: Evidence, plots: Sequence[tuple[str, str]] = ()) -> str:
-    """Return the report as Markdown; ``plots`` are (title, path) of images."""
+def evidence_text(
+    evidence: Evidence, plots: Sequence[tuple[str, str]] = (), notes: str = ""
+) -> str:
+    """Return the report as Markdown; ``plots`` are (title, path) of images.
+
+    ``notes``, Markdown too, are what a person has to say about the numbers.
+    """
     sections = [
         _OPENING,
         _found(evidence),
@@ -138,6 +143,7 @@ def evidence_text(evidence: Evidence, plots: Sequence[tuple[str, str]] = ()) -> 
         _teacher(evidence),
         _stores(evidence),
         _settings(evidence),
+        notes and f"## Notes, written by hand\n\n{notes}",
     ]
     return "\n".join(section for section in sections if section.strip())
 
@@ -147,9 +153,10 @@ _OPENING = """\
 
 Students of one small architecture, taught in several ways on the same views of CIFAR-10, in the
 same order. `examples/cifar10/report.py` wrote this page from the results of
-`examples/cifar10/run.py` (`make evidence`); no number was entered by hand. Accuracies are top-1
-on the validation images, means over seeds with their standard deviation. The arm without a
-teacher is scored by its class head, the others by the mean of both heads' logits.
+`examples/cifar10/run.py` (`make evidence`). No number was entered by hand, but in the notes if
+the page ends with some. Accuracies are top-1 on the validation images, means over seeds with
+their standard deviation. The arm without a teacher is scored by its class head, the others by
+the mean of both heads' logits.
 """
 
 
@@ -273,12 +280,14 @@ def _points(values: Sequence[float]) -> str:
     return f"{mean(values):+.2f}" + (f" ({each})" if len(values) > 1 else "")
 
 
-def write_report(out: Path, report: Path) -> Path:
+def write_report(out: Path, report: Path, notes: Path | None = None) -> Path:
     """Write the report of the results in ``out``, with its plots beside it if matplotlib is there.
 
-    Raises ``ConfigError`` if there are no results.
+    ``notes`` is a Markdown file that ends it. Raises ``ConfigError`` if there are no results.
     """
     evidence = read_evidence(out)
+    if notes is not None and not notes.is_file():
+        raise ConfigError(f"--notes {notes}: no such file")
     folder = report.parent / report.stem.lower()
     curves: dict[str, list[Curve]] = {
         name: [
@@ -294,7 +303,8 @@ def write_report(out: Path, report: Path) -> Path:
     drawn = draw_plots(curves, folder)
     links = [(title, f"{folder.name}/{path.name}") for title, path in drawn]
     report.parent.mkdir(parents=True, exist_ok=True)
-    replace(report, evidence_text(evidence, links).encode())
+    text = "" if notes is None else notes.read_text(encoding="utf-8")
+    replace(report, evidence_text(evidence, links, text).encode())
     return report
 
 
@@ -306,13 +316,15 @@ class _ReportConfig:
     """Directory of the results."""
     report: Path = Path("docs/EVIDENCE.md")
     """File to write."""
+    notes: Path | None = None
+    """Markdown file that ends it: what you have to say about the numbers."""
 
 
 def main() -> None:
     """Write the report."""
     config = tyro.cli(_ReportConfig, prog="examples/cifar10/report.py")
     try:
-        print(f"evidence: {write_report(config.out, config.report)}")
+        print(f"evidence: {write_report(config.out, config.report, config.notes)}")
     except ConfigError as error:
         print(f"evidence: error: {error}", file=sys.stderr, flush=True)
         sys.exit(1)

@@ -237,8 +237,16 @@ def test_the_report_is_made_of_what_there_is(done: EvidenceConfig, tmp_path: Pat
         drawn = (tmp_path / "docs" / "evidence" / f"{name}.svg").read_bytes()
         assert b"<svg" in drawn
         assert drawn == (out_of(done) / "evidence" / f"{name}.svg").read_bytes()
-    with pytest.raises(ConfigError, match="holds no results"):
-        write_report(tmp_path, tmp_path / "x.md")
+    assert "Notes" not in text.split("##")[-1]
+    (tmp_path / "notes.md").write_text("Seven.\n")
+    write_report(out_of(done), report, tmp_path / "notes.md")
+    assert report.read_text() == f"{text}\n## Notes, written by hand\n\nSeven.\n"
+    for out, notes, message in (
+        (tmp_path, None, "holds no results"),
+        (out_of(done), tmp_path / "none.md", r"none\.md: no such file"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            write_report(out, tmp_path / "x.md", notes)
     assert not (tmp_path / "x.md").exists()
 
 
