@@ -318,10 +318,11 @@ def _check_views(views: range, config: PlanConfig) -> None:
             f"{views.start - views.start % each}, or train without repeated augmentation"
         )
     needed = -(-config.epochs // each) * each
+    enough = each if config.cycle_views else needed
     if len(views) < each:
         raise ConfigError(
             f"repeated augmentation shows {each} views of a sample in one batch, and the store has "
-            f"{len(views)}; add views with label-teacher --extend-to {views.start + needed}, or "
+            f"{len(views)}; add views with label-teacher --extend-to {views.start + enough}, or "
             "train without --repeated-augmentation"
         )
     if config.cycle_views:

@@ -6,7 +6,6 @@ import hashlib
 import io
 import os
 import shutil
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from dataclasses import replace as replace_field
@@ -20,7 +19,6 @@ from pipeline.config import canonical_json, different_fields
 from pipeline.errors import CheckpointError
 from pipeline.files import replace
 from pipeline.weights import state_digest
-from student.signals import RunWarning
 
 __all__ = [
     "BEST",
@@ -28,7 +26,6 @@ __all__ = [
     "PREVIOUS",
     "Checkpoint",
     "RunIdentity",
-    "first_not_finite",
     "read_checkpoint",
     "read_sound_checkpoint",
     "read_values",
@@ -38,7 +35,7 @@ __all__ = [
 
 LAST, PREVIOUS, BEST, TORN = "last.pt", "previous.pt", "best.pt", "torn.pt"
 
-_VERSION = 1
+_VERSION = 2
 _CURE = "resume from another checkpoint, or start again without --resume in a new --output"
 
 
@@ -142,7 +139,7 @@ def _of_run(values: Mapping[str, Any], path: Path, run: RunIdentity) -> Checkpoi
 
 
 def read_sound_checkpoint(path: Path, run: RunIdentity) -> Checkpoint:
-    """Read a checkpoint, or if it is a torn last.pt, with a warning, the one before.
+    """Read a checkpoint, or if it is a torn last.pt, the one before; ``fallback`` says so.
 
     Raises ``CheckpointError`` as ``read_checkpoint``, of the given one if both are torn.
     """
@@ -156,11 +153,6 @@ def read_sound_checkpoint(path: Path, run: RunIdentity) -> Checkpoint:
             checkpoint = read_checkpoint(before, run)
         except CheckpointError:
             raise error from None
-        warnings.warn(
-            f"{path} is torn or missing; going on from {PREVIOUS}, at step {checkpoint.step}",
-            RunWarning,
-            stacklevel=2,
-        )
         return replace_field(checkpoint, fallback=True)
     return _of_run(values, path, run)
 
@@ -205,14 +197,6 @@ def _digest(values: Mapping[str, Any]) -> str:
     others = {name: repr(one) for name, one in leaves.items() if name not in tensors}
     text = canonical_json({"tensors": state_digest(tensors), "others": others})
     return hashlib.sha256(text).hexdigest()
-
-
-def first_not_finite(values: Mapping[str, Any]) -> str | None:
-    """Return the name of a tensor with infinite or undefined numbers, None if there is none."""
-    for name, one in _leaves(values, ""):
-        if isinstance(one, Tensor) and not bool(one.isfinite().all()):
-            return name.removeprefix("/")
-    return None
 
 
 def _leaves(values: Any, path: str) -> Iterator[tuple[str, Any]]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from pipeline.errors import PipelineError
 from pipeline.files import replace as replace_file
 from student.config import EvaluateConfig, TrainConfig
 from student.recipes import read_run_file, recipe
-from student.signals import TERMINATED, RunWarning, StopRequest
+from student.signals import StopRequest, exit_status, signal_name
 
 if TYPE_CHECKING:
     from student.analysis import Analysis
@@ -42,7 +42,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Read when PyTorch loads: threads that spin while they wait slow a shared machine down.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     stop = StopRequest(_stop_before_training)
-    warnings.formatwarning = _warning_line
     try:
         with stop.listening():
             _run(*_parse(sys.argv[1:] if arguments is None else arguments), stop)
@@ -54,22 +53,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         _say("interrupted; --resume auto goes on from the last checkpoint, if there is one")
         sys.exit(130)
-
-
-def _warning_line(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    line: str | None = None,
-) -> str:
-    """Return a warning as it is printed: our own without the place in the source."""
-    if issubclass(category, RunWarning):
-        return f"train-student: warning: {message}\n"
-    return _with_place(message, category, filename, lineno, line)
-
-
-_with_place = warnings.formatwarning
 
 
 def evaluate_main(arguments: Sequence[str] | None = None) -> None:
@@ -86,6 +69,9 @@ def evaluate_main(arguments: Sequence[str] | None = None) -> None:
     except PipelineError as error:
         print(f"evaluate-student: error: {error}", file=sys.stderr, flush=True)
         sys.exit(1)
+    except KeyboardInterrupt:
+        print("evaluate-student: interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 def _evaluate(config: EvaluateConfig) -> None:
@@ -158,7 +144,7 @@ def _parse(arguments: Sequence[str]) -> tuple[TrainConfig, str | None]:
 def _stop_before_training() -> None:
     _say("stopped by SIGTERM before the first step; nothing was trained or written")
     sys.stderr.flush()
-    os._exit(TERMINATED)  # nothing is open yet, and imports may be half done
+    os._exit(exit_status(signal.SIGTERM))  # nothing is open yet, and imports may be half done
 
 
 def _run(config: TrainConfig, recipe_name: str | None, stop: StopRequest) -> None:
@@ -173,17 +159,19 @@ def _run(config: TrainConfig, recipe_name: str | None, stop: StopRequest) -> Non
         _announce(config, inputs)
         if recipe_name is not None:
             _warn_of_other_views(inputs)
-        if recipe_name == "deit-384" and config.finetune is None and config.resume is None:
+        fresh = config.finetune is None and not (config.output / "last.pt").exists()
+        if recipe_name == "deit-384" and fresh and config.resume in (None, "auto"):
             _say("warning: --recipe deit-384 without --finetune begins from untrained weights")
     with stop.training():
         outcome = train(config, inputs, stop=stop, ranks=ranks)
-    if outcome.asked_to_stop:
+    if outcome.stopped_by:
         if ranks.first:
             _say(
-                f"stopped by {stop.name} after step {outcome.steps}/{inputs.plan.steps}; "
-                f"{config.output / 'last.pt'} is written, continue with --resume auto"
+                f"stopped by {signal_name(outcome.stopped_by)} after step "
+                f"{outcome.steps}/{inputs.plan.steps}; {config.output / 'last.pt'} is written, "
+                "continue with --resume auto"
             )
-        sys.exit(stop.status)
+        sys.exit(exit_status(outcome.stopped_by))
     if ranks.first:
         _summarise(config, outcome, inputs.store.identity.teacher.classes)
 

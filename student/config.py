@@ -97,7 +97,8 @@ class TrainConfig:
     """Begin with the store's first views again when all were shown; the same images then come
     back as they were."""
     resume: str | None = None
-    """'auto' continues from OUTPUT/last.pt if it is there; a path continues from that file."""
+    """'auto' continues from OUTPUT/last.pt, or previous.pt or best.pt where that is missing, if any
+    is there; a path continues from that file."""
     teacher_in_loop: bool = False
     """Ignore the stored labels and run the store's teacher on every batch instead."""
     teacher_checkpoint: Path | None = None
@@ -183,7 +184,7 @@ class TrainConfig:
             "eval_epochs",
         ):
             self._require(name, getattr(self, name) >= 1, "use 1 or more")
-        for name in ("threads", "checkpoint_steps", "student_size"):
+        for name in ("threads", "checkpoint_steps", "student_size", "image_size"):
             value = getattr(self, name)
             self._require(name, value is None or value >= 1, "use 1 or more")
         self._require("workers", self.workers >= 0, "use 0 or more")
@@ -212,6 +213,14 @@ class TrainConfig:
             raise ConfigError("give --teacher-checkpoint or --teacher-random-weights, not both")
         if self.teacher_in_loop and self.distillation == "none":
             raise ConfigError("--teacher-in-loop with --distillation none: drop one of them")
+        parse_model_args(self.model_args)
+        _ = self.plan, self.cache  # they check their own fields
+
+    def require_useful(self) -> None:
+        """Raise ``ConfigError`` for a setting that does nothing without another.
+
+        A run file may hold such a one, for flags to complete.
+        """
         for useless, name, needed in (
             (not self.val_shards and self.val_labels, "val_labels", "--val-shards"),
             (
@@ -233,8 +242,6 @@ class TrainConfig:
             self._require(
                 name, not useless, f"without {needed} it does nothing: add that, or drop it"
             )
-        parse_model_args(self.model_args)
-        _ = self.plan, self.cache  # they check their own fields
 
     def _require(self, name: str, condition: bool, cure: str) -> None:
         if not condition:

@@ -146,25 +146,26 @@ class Ranks:
 class StopAgreement:
     """Lets all ranks stop before the same step, once any of them was asked to.
 
-    The answer of one step is read at the next, so that no rank waits for the others here.
+    Who asks gives a number, and all learn the greatest; 0 is no request. The answer of one step
+    is read at the next, so that no rank waits for the others here.
     """
 
-    def __init__(self, ranks: Ranks, asked: Callable[[], bool]) -> None:
+    def __init__(self, ranks: Ranks, asked: Callable[[], int]) -> None:
         self._ranks, self._asked = ranks, asked
         self._flag = torch.zeros(1, dtype=torch.int64)
         self._work: Any = None
 
-    def reached(self) -> bool:
-        """Return whether to stop now; every rank must call this before every step."""
+    def reached(self) -> int:
+        """Return a number if it is time to stop, else 0; all ranks call this before every step."""
         if not self._ranks.several:
-            return self._asked()
+            return int(self._asked())
         if self._work is not None:
             self._work.wait()
             if self._flag.item():
-                return True
+                return int(self._flag.item())
         self._flag = torch.tensor([int(self._asked())])
         self._work = dist.all_reduce(self._flag, dist.ReduceOp.MAX, async_op=True)
-        return False
+        return 0
 
 
 def read_ranks() -> Ranks:

@@ -31,7 +31,6 @@ from student.checkpoint import (
     LAST,
     PREVIOUS,
     Checkpoint,
-    first_not_finite,
     read_sound_checkpoint,
     set_aside,
     write_checkpoint,
@@ -70,7 +69,7 @@ class Outcome:
     evaluation: Evaluation | None  # the last one
     ema_evaluation: Evaluation | None  # of the averaged weights
     epoch_seconds: tuple[dict[str, float], ...]  # of each epoch of this process
-    asked_to_stop: bool  # by ``stop``, before the end
+    stopped_by: int  # what ``stop`` said, the greatest of all ranks, if that ended it; or 0
 
 
 def train(
@@ -78,12 +77,12 @@ def train(
     inputs: Inputs,
     *,
     stop_after: int | None = None,
-    stop: Callable[[], bool] = lambda: False,
+    stop: Callable[[], int] = lambda: 0,
     ranks: Ranks = Ranks(),  # noqa: B008 - frozen
 ) -> Outcome:
     """Train a student to the end, or to ``stop_after`` steps of the run, and checkpoint.
 
-    ``stop`` is asked before each step; once it says so, the run checkpoints and returns.
+    ``stop`` is asked before each step; unless it says 0, the run checkpoints and returns.
     Raises ``ConfigError`` if the output directory holds a run that is not to be resumed,
     ``PipelineError`` if loss or weights become infinite, and whatever replay and store raise.
     """
@@ -135,7 +134,7 @@ class Trainer:
         self._evaluations: dict[str, Evaluation] = {}
         self._best, self._audited, self.step = -1.0, 0, 0
         self._fell_back, self._saved = False, -1  # the step of last.pt
-        self._resumed_from = resume_from
+        self._good: tuple[Path, int] | None = None  # the last sound checkpoint, and its step
         if resume_from is not None:
             self._resume(resume_from)
         if config.compile:
@@ -150,35 +149,31 @@ class Trainer:
         """Raise ``PipelineError`` naming the first step whose loss was not finite."""
         step = self._meter.first_bad_step()
         if step is not None:
-            raise self._diverged(f"the loss is not finite at step {step}")
+            raise self._diverged(f"the loss is not finite at step {step + 1}")
 
-    def _require_finite_state(self, state: Mapping[str, Any]) -> None:
-        """Raise ``PipelineError`` if weights, averages or moments are infinite or undefined."""
-        name = first_not_finite(state)
+    def _require_finite_state(self) -> None:
+        """Raise ``PipelineError`` if what a checkpoint would hold is infinite or undefined."""
+        name = self.optimisation.first_not_finite()
         if self.ranks.least(-int(name is not None)):
-            raise self._diverged(f"{name or 'a weight'} is not finite after step {self.step - 1}")
+            raise self._diverged(f"{name or 'a weight'} is not finite after step {self.step}")
 
     def _diverged(self, what: str) -> PipelineError:
-        saved = self.config.output / LAST if self._saved >= 0 else self._resumed_from
         there = "no checkpoint was written yet"
-        if saved is not None:
-            there = f"the last good checkpoint is {saved}"
-            there += f", of step {self._saved}" if self._saved >= 0 else ""
+        if self._good is not None:
+            there = f"the last good checkpoint is {self._good[0]}, of step {self._good[1]}"
         return PipelineError(
             f"{what}; {there}. Train anew with a lower --lr, longer --warmup-epochs or "
             "--clip-grad 1; --finetune begins with the weights of a checkpoint"
         )
 
-    def run(
-        self, stop_after: int | None = None, stop: Callable[[], bool] = lambda: False
-    ) -> Outcome:
+    def run(self, stop_after: int | None = None, stop: Callable[[], int] = lambda: 0) -> Outcome:
         """Train from the current step on; see ``train``."""
         end = min(self.plan.steps, stop_after if stop_after is not None else self.plan.steps)
         if self.config.audit and self.step < end:
             self._audited += audit_store(self._data, self._loader_options(), self.ranks)
         seconds: list[dict[str, float]] = []
         agreement = StopAgreement(self.ranks, stop)
-        stopping = False
+        stopped_by, begun = 0, self.step
         with (
             MetricsLog(
                 self.config.output,
@@ -188,24 +183,25 @@ class Trainer:
             ) as log,
             closing(self._batches(end)) as batches,
         ):
-            if self._resumed_from is not None:
-                log.say(
-                    f"continues at step {self.step}/{self.plan.steps}, from {self._resumed_from}"
-                )
+            if self._fell_back:
+                log.say(f"warning: {self.config.output / LAST} was torn or missing")
+            if self._good is not None:
+                log.say(f"continues at step {self.step}/{self.plan.steps}, from {self._good[0]}")
             if self.loaded is not None:
                 log.say(
                     f"begins with the weights of {self.config.finetune}; resized: "
                     f"{', '.join(self.loaded.resized) or 'none'}; new: "
                     f"{', '.join(self.loaded.new) or 'none'}"
                 )
-            while self.step < end and not stopping:
-                stopping = agreement.reached()
-                if not stopping:
+            while self.step < end and not stopped_by:
+                stopped_by = agreement.reached()
+                if not stopped_by:
                     self._update(batches)
                     log.advance()
                     self._report(log, seconds)
-            if self.step == self.plan.steps and not self._evaluations:
-                self._evaluate()  # a finished run that was resumed
+            finished_before = begun == self.plan.steps
+            if finished_before and self.ranks.least(-int(self._evaluate())):
+                self._save(BEST)
         if self.step != self._saved:
             self._save(LAST)
         return Outcome(
@@ -216,7 +212,7 @@ class Trainer:
             evaluation=self._evaluations.get("raw"),
             ema_evaluation=self._evaluations.get("ema"),
             epoch_seconds=tuple(seconds),
-            asked_to_stop=stopping,
+            stopped_by=stopped_by,
         )
 
     def _batches(self, end: int) -> Generator[StudentBatch]:
@@ -346,16 +342,20 @@ class Trainer:
     def _save(self, name: str) -> None:
         self._require_finite_losses()
         meter = self._meter.state()
-        state = {"model": self.model.state_dict(), **self.optimisation.state()}
-        self._require_finite_state(state)
+        self._require_finite_state()
+        path = self.config.output / name
+        if self.ranks.first:
+            self._write(path, meter)
+        self._good = (path, self.step)
         if name == LAST:
             self._saved = self.step
-        if not self.ranks.first:
-            return
+
+    def _write(self, path: Path, meter: Mapping[str, float]) -> None:
+        state = self.optimisation.state()
         write_checkpoint(
-            self.config.output / name,
+            path,
             Checkpoint(
-                model=state["model"],
+                model=self.model.state_dict(),
                 ema=state["ema"],
                 optimizer=state["optimizer"],
                 scaler=state["scaler"],
@@ -403,6 +403,7 @@ class Trainer:
         here = self.config.output.resolve()
         if path.resolve().parent == here:  # else there is no best.pt to be better than
             self._best = checkpoint.best
+        self._good = (path.with_name(PREVIOUS) if self._fell_back else path, self.step)
         own = path.resolve() == here / LAST
         self._saved = self.step if own and not self._fell_back else -1
 

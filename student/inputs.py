@@ -55,6 +55,7 @@ def open_inputs(config: TrainConfig) -> Inputs:
     ``IdentityError`` if this machine would replay other pixels, ``ShardError`` if the shards
     are not those it labels, ``ConfigError`` if it cannot give the epochs or batches asked for.
     """
+    config.require_useful()
     store = open_store(config.labels)
     if config.distillation == "soft" and not store.identity.columns.topk:
         raise StoreError(

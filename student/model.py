@@ -44,7 +44,7 @@ def create_student(spec: StudentSpec) -> nn.Module:
     """Return an untrained student, whose output in training ``split_heads`` takes apart.
 
     A function of the user's own is called with ``num_classes``, ``img_size`` (left out if it
-    has no such argument), ``drop_path_rate`` (unless that is 0) and the model arguments; its
+    has no such argument), ``drop_path_rate`` (likewise, if that is 0) and the model arguments; its
     module returns logits (B, C), or those of the class head and of the distillation head.
     Raises ``ConfigError`` for a name that is not known, another number of heads, or a model
     that cannot be built for these images.
@@ -111,20 +111,20 @@ def _timm_builder(spec: StudentSpec) -> Callable[..., Any]:
 
 
 def _build(build: Callable[..., Any], spec: StudentSpec) -> Any:
-    """Call a builder; a model that takes images of any size is not told theirs."""
+    """Call a builder, without arguments that it does not have and need not have."""
     arguments: dict[str, Any] = {"num_classes": spec.classes, "img_size": spec.image_size}
-    if spec.drop_path:
+    if spec.drop_path or ":" in spec.name:
         arguments["drop_path_rate"] = spec.drop_path
     arguments.update(spec.model_args)
-    reseed("init", spec.seed)
-    try:
-        return build(**arguments)
-    except TypeError as error:
-        if "'img_size'" not in str(error):
-            raise
-    del arguments["img_size"]
-    reseed("init", spec.seed)
-    return build(**arguments)
+    optional = ["img_size"] if spec.drop_path else ["img_size", "drop_path_rate"]
+    while True:
+        reseed("init", spec.seed)
+        try:
+            return build(**arguments)
+        except TypeError as error:
+            unknown = next((one for one in optional if f"'{one}'" in str(error)), None)
+            if arguments.pop(unknown or "", None) is None:
+                raise
 
 
 @contextmanager
@@ -163,9 +163,8 @@ def _try_out(model: nn.Module, spec: StudentSpec) -> None:
             raise _misfit(spec, error) from error
     several = isinstance(output, tuple | list)
     heads = output if several else (output,)
-    shapes = [tuple(head.shape) for head in heads if isinstance(head, Tensor)]
-    counts = (2,) if several else (1,)
-    if len(shapes) not in counts or any(shape != (1, spec.classes) for shape in shapes):
+    shapes = [tuple(head.shape) if isinstance(head, Tensor) else None for head in heads]
+    if shapes != [(1, spec.classes)] * (2 if several else 1):
         raise ConfigError(
             f"--model {spec.name} gives {shapes} for one image, not one or two heads of "
             f"{spec.classes} classes; {_advice()}"

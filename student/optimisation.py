@@ -70,6 +70,26 @@ class Optimisation:
         if self._average is not None:
             self._average.update(self._model)
 
+    def first_not_finite(self) -> str | None:
+        """Return the name of a weight, average or moment that is infinite or undefined.
+
+        Buffers may be infinite, as masks are, but not undefined.
+        """
+        for kind, module in (("model", self._model), ("ema", self.average)):
+            if module is None:
+                continue
+            for name, one in module.named_parameters():
+                if not one.isfinite().all():
+                    return f"{kind}/{name}"
+            for name, buffer in module.named_buffers():
+                if buffer.isnan().any():
+                    return f"{kind}/{name}"
+        for state in self.optimizer.state.values():
+            for name, one in state.items():
+                if isinstance(one, Tensor) and not one.isfinite().all():
+                    return f"optimizer/{name}"
+        return None
+
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint needs beside the weights."""
         average = self.average

@@ -38,6 +38,7 @@ class CheckpointReport:
     step: int
     classes: int
     taught: bool  # by a teacher; else a distillation head is as it was drawn
+    precision: str  # in which the student ran
     evaluations: Mapping[str, Evaluation]
     analysis: Analysis | None  # of the raw weights
     forward_images_per_second: float  # of one student, without reading images
@@ -46,6 +47,8 @@ class CheckpointReport:
         """Return plain JSON values."""
         return {
             "step": self.step,
+            "taught": self.taught,
+            "precision": self.precision,
             "evaluations": {name: one.to_json() for name, one in self.evaluations.items()},
             "analysis": None if self.analysis is None else self.analysis.to_json(),
             "forward_images_per_second": self.forward_images_per_second,
@@ -78,12 +81,14 @@ def evaluate_checkpoint(config: EvaluateConfig) -> CheckpointReport:
         labels=None if labels is None else read_teacher_labels(labels, paths),
     )
     options = LoaderOptions(workers=config.workers, pin=device.type == "cuda")
-    precision = partial(autocast, device, config.precision or student["precision"])
+    number_format = config.precision or student["precision"]
+    precision = partial(autocast, device, number_format)
     evaluations = evaluate_all(models, dataset, options, precision)
     return CheckpointReport(
         step=int(values["step"]),
         classes=student["classes"],
         taught=student["headline"] != "class_head",
+        precision=number_format,
         evaluations=evaluations,
         analysis=analyse(models["raw"], dataset, options, precision) if config.analysis else None,
         forward_images_per_second=_speed(models["raw"], views, config.eval_batch_size, precision),

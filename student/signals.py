@@ -8,54 +8,65 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Literal
 
-__all__ = ["TERMINATED", "RunWarning", "StopRequest", "outlive_signals"]
+__all__ = ["StopRequest", "exit_status", "outlive_signals", "signal_name"]
 
-TERMINATED = 128 + signal.SIGTERM
-"""The exit status of a run that was stopped by SIGTERM."""
-
-
-class RunWarning(UserWarning):
-    """What a run says of itself and goes on."""
-
-
-_GRACE_SECONDS = 10
+_GRACE_SECONDS = 600  # longer than a validation
 _ECHO_SECONDS = 2.0  # within which launchers pass a signal on that all processes had already
+_AGAIN = b"\ntrain-student: ends the step and writes a checkpoint; again in 2 s to stop at once\n"
+
+
+def exit_status(number: int) -> int:
+    """Return the exit status of a process that a signal stopped."""
+    return 128 + number
+
+
+def signal_name(number: int) -> str:
+    """Return what users call a signal."""
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
 
 
 def outlive_signals() -> None:
-    """Let this process, a loader's, go on for a while after SIGTERM and Ctrl-C.
+    """Let this process, a loader's, go on after SIGTERM and Ctrl-C.
 
-    torchrun and terminals signal all processes of a rank at once, and the step under way needs
-    its batch.
+    torchrun and terminals signal all processes of a rank at once, and the step or the
+    validation under way needs its batches. The loader ends its processes by itself.
     """
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: signal.alarm(_GRACE_SECONDS) and None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda _number, _frame: _end_later())
+
+
+def _end_later() -> None:
+    signal.alarm(_GRACE_SECONDS)
 
 
 class StopRequest:
     """Whether this process was sent SIGTERM, or SIGINT as Ctrl-C does.
 
     Before ``training`` SIGTERM calls ``before``, which ends the process, and SIGINT raises
-    ``KeyboardInterrupt``, as a second one does later.
+    ``KeyboardInterrupt``; so does a second one later. After it SIGTERM does nothing more.
     """
 
     def __init__(self, before: Callable[[], None]) -> None:
-        self.asked = False
-        self.status = TERMINATED  # to exit with
-        self._asked_at = 0.0
         self._before = before
-        self._training = False
+        self._asked, self._asked_at = 0, 0.0
+        self._phase: Literal["before", "training", "after"] = "before"
         self._owner = os.getpid()
 
-    def __call__(self) -> bool:
-        """Return whether to stop."""
-        return self.asked
+    def __call__(self) -> int:
+        """Return the signal that asks to stop, 0 if none did."""
+        return self._asked
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Handle the signals inside this context, in the main thread."""
-        numbers = (signal.SIGTERM, signal.SIGINT)
+        """Handle the signals inside this context, in the main thread.
+
+        SIGINT stays ignored where it is: a shell's background job is not to be stopped by it.
+        """
+        numbers = [signal.SIGTERM]
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            numbers.append(signal.SIGINT)
         previous = [signal.signal(number, self._handle) for number in numbers]
         try:
             yield
@@ -63,31 +74,27 @@ class StopRequest:
             for number, handler in zip(numbers, previous, strict=True):
                 signal.signal(number, handler)
 
-    @property
-    def name(self) -> str:
-        """What the run was stopped by."""
-        return "SIGTERM" if self.status == TERMINATED else "Ctrl-C"
-
     @contextmanager
     def training(self) -> Iterator[None]:
         """Let the signals ask for a stop between steps, inside this context."""
-        self._training = True
+        self._phase = "training"
         try:
             yield
         finally:
-            self._training = False
+            self._phase = "after"
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if os.getpid() != self._owner:
-            os._exit(128 + number)  # a loader's process that has only just begun
-        now = time.monotonic()
-        if self.asked and now - self._asked_at < _ECHO_SECONDS:
+        if os.getpid() != self._owner:  # a loader's process that has only just begun
+            if number == signal.SIGTERM:
+                _end_later()
             return
-        if number == signal.SIGINT and (self.asked or not self._training):
+        now = time.monotonic()
+        if self._asked and now - self._asked_at < _ECHO_SECONDS:
+            return
+        if number == signal.SIGINT and (self._asked or self._phase != "training"):
             raise KeyboardInterrupt
-        self.asked, self._asked_at, self.status = True, now, 128 + number
-        if not self._training:
+        self._asked, self._asked_at = number, now
+        if self._phase == "before":
             self._before()
-        elif number == signal.SIGINT:
-            text = "\ntrain-student: ends the step and writes a checkpoint; again to stop at once\n"
-            os.write(2, text.encode())
+        elif number == signal.SIGINT and os.environ.get("RANK", "0") == "0":
+            os.write(2, _AGAIN)

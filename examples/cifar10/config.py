@@ -31,7 +31,7 @@ SETTINGS = "settings.json"
 
 _FREE_FIELDS = frozenset(
     {
-        *("out", "shards", "val_shards", "download", "teacher_checkpoint", "report"),
+        *("out", "shards", "val_shards", "download", "teacher_checkpoint", "report", "notes"),
         *("arms", "seeds", "workers"),
     }
 )
@@ -62,6 +62,8 @@ class EvidenceConfig:
     report: Path | None = None
     """Markdown file for the report, with its plots in a directory beside it; by default
     EVIDENCE.md in --out."""
+    notes: Path | None = None
+    """Markdown file that ends the report: what you have to say about the numbers."""
     arms: tuple[ArmName, ...] = ARM_NAMES
     """Ways to teach that are run."""
     seeds: tuple[int, ...] = (0, 1, 2)

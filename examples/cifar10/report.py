@@ -153,10 +153,10 @@ _OPENING = """\
 
 Students of one small architecture, taught in several ways on the same views of CIFAR-10, in the
 same order. `examples/cifar10/report.py` wrote this page from the results of
-`examples/cifar10/run.py` (`make evidence`). No number was entered by hand, but in the notes if
-the page ends with some. Accuracies are top-1 on the validation images, means over seeds with
-their standard deviation. The arm without a teacher is scored by its class head, the others by
-the mean of both heads' logits.
+`examples/cifar10/run.py` (`make evidence`); no number but those of notes at its end was entered
+by hand. Accuracies are top-1 on the validation images, means over seeds with their standard
+deviation. The arm without a teacher is scored by its class head, the others by the mean of both
+heads' logits.
 """
 
 
@@ -283,7 +283,8 @@ def _points(values: Sequence[float]) -> str:
 def write_report(out: Path, report: Path, notes: Path | None = None) -> Path:
     """Write the report of the results in ``out``, with its plots beside it if matplotlib is there.
 
-    ``notes`` is a Markdown file that ends it. Raises ``ConfigError`` if there are no results.
+    ``notes`` is a Markdown file that ends it. Raises ``ConfigError`` if there are no results, or
+    no such file.
     """
     evidence = read_evidence(out)
     if notes is not None and not notes.is_file():

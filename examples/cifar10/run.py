@@ -40,7 +40,8 @@ def collect(config: EvidenceConfig) -> Path:
     for seed in config.seeds:
         for name in config.arms:
             run(config, stores, shards, name, seed)
-    return write_report(config.out, config.report or config.out / "EVIDENCE.md")
+    report = config.report or config.out / "EVIDENCE.md"
+    return write_report(config.out, report, config.notes)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

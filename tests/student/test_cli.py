@@ -80,17 +80,8 @@ def test_a_resumed_run_says_where_it_goes_on(root, tmp_path, capsys) -> None:
     (tmp_path / "run" / "last.pt").write_bytes(b"torn")
     main(arguments(root, *flags, "--resume", "auto"))
     text = capsys.readouterr().err
-    assert f"continues at step 3/4, from {tmp_path / 'run' / 'last.pt'}" in text
-
-
-def test_a_torn_checkpoint_is_warned_about_in_one_line(root, tmp_path) -> None:
-    flags = arguments(root, "--output", str(tmp_path / "run"), "--checkpoint-steps", "1")
-    main(flags)
-    (tmp_path / "run" / "last.pt").write_bytes(b"torn")
-    code = f"from student.cli import main; main({[*flags, '--resume', 'auto']!r})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    (line,) = (one for one in done.stderr.splitlines() if "torn or missing" in one)
-    assert line.startswith("train-student: warning: ")
+    assert f"train-student: warning: {tmp_path / 'run' / 'last.pt'} was torn or missing\n" in text
+    assert f"continues at step 3/4, from {tmp_path / 'run' / 'previous.pt'}" in text
 
 
 def test_a_head_that_nothing_taught_is_not_reported(root, tmp_path, capsys) -> None:
@@ -120,6 +111,19 @@ def test_a_flag_that_would_do_nothing_is_refused(root, tmp_path, capsys) -> None
             main(arguments(root, "--output", str(tmp_path / "run"), *flags))
         line = capsys.readouterr().err
         assert f"error: {flags[0]} is {flags[1]}; without {needed} it does nothing" in line
+
+
+def test_a_file_may_hold_what_flags_complete(root, tmp_path, capsys) -> None:
+    output = ("--output", str(tmp_path / "run"))
+    main(arguments(root, *output))
+    (tmp_path / "run.toml").write_text('finetune_weights = "raw"\nval_labels = "no.parquet"\n')
+    given = ("--config", str(tmp_path / "run.toml"), "--output", str(tmp_path / "two"))
+    with pytest.raises(SystemExit):
+        main(arguments(root, *given))
+    assert "without --val-shards it does nothing" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(arguments(root, *given, "--val-shards", str(root / "digits-0.tar")))
+    assert "no.parquet" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_views_of_another_size_than_asked_for_are_refused(root, tmp_path, capsys) -> None:

@@ -264,7 +264,7 @@ def test_a_loss_that_is_not_finite_stops_at_its_step(world: World, tmp_path: Pat
     trainer = Trainer(config, open_inputs(config))
     with pytest.raises(PipelineError, match=r"not finite at step \d+; .*lower --lr") as caught:
         trainer.run()
-    assert f"at step {trainer.step};" in str(caught.value)
+    assert f"at step {trainer.step + 1};" in str(caught.value)
     assert "no checkpoint was written yet" in str(caught.value)
     assert trainer.step < trainer.plan.epoch_start(1)
     assert not (tmp_path / "run" / "last.pt").exists()
@@ -292,7 +292,7 @@ def test_what_is_not_finite_is_never_saved_and_the_last_good_step_is_named(
     output = tmp_path / "run"
     changes = {"ema_decay": 0.9, "checkpoint_steps": 1}
     config = world.config(output, **changes)
-    with pytest.raises(PipelineError, match=r"is not finite after step 6; the last good .*") as no:
+    with pytest.raises(PipelineError, match=r"is not finite after step 7; the last good .*") as no:
         Poisoned(config, open_inputs(config)).run()
     assert f"{output / 'last.pt'}, of step 6. Train anew with a lower --lr" in str(no.value)
     assert torch.load(output / "last.pt", weights_only=True)["step"] == 6

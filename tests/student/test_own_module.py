@@ -27,6 +27,7 @@ class Own(nn.Module):
         super().__init__()
         self.pos_embed = nn.Parameter(torch.zeros(1, 3))
         self.gate = nn.Parameter(torch.ones(1, 3))
+        self.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
         self.heads = nn.ModuleList(nn.Linear(3, num_classes) for _ in range(heads))
         self.both = both
 
@@ -44,7 +45,12 @@ class Single(Own):
         return (super().forward(images),)
 
 
-def build(num_classes, img_size, drop_path_rate=0.0, heads=2, both=True):
+class Third(Own):
+    def forward(self, images):
+        return (*super().forward(images), {})
+
+
+def build(num_classes, img_size, drop_path_rate, heads=2, both=True):
     return Own(num_classes, heads, both)
 
 
@@ -54,6 +60,10 @@ def plain(num_classes):
 
 def single(num_classes):
     return Single(num_classes, 1, True)
+
+
+def third(num_classes):
+    return Third(num_classes, 2, True)
 
 
 def nothing(num_classes):
@@ -96,6 +106,7 @@ def test_a_module_of_the_users_own_is_a_student(heads: int) -> None:
         ("build", {"heads": 3}, "not one or two heads"),
         ("build", {"both": False}, "in training and in evaluation mode"),
         ("single", {}, "not one or two heads"),
+        ("third", {}, "not one or two heads"),
     ],
 )
 def test_a_function_that_gives_no_student_is_refused(

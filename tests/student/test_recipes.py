@@ -7,11 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline.config import PRESETS, MixConfig
 from pipeline.errors import ConfigError
 from student.cli import _parse, main
 from student.config import TrainConfig
+from student.optimisation import Optimisation
 from student.recipes import RECIPES, read_run_file, recipe, to_toml
 from tests.student.factories import TINY, make_identity, make_store, write_digit_shards
 from tests.student.worlds import World, make_world
@@ -29,7 +31,9 @@ def test_the_recipe_is_deits_defaults() -> None:
     assert (config.epochs, config.weight_decay, config.drop_path) == (300, 0.05, 0.1)
     assert (config.effective_warmup_epochs, config.warmup_lr, config.min_lr) == (5, 1e-6, 1e-5)
     assert (config.smoothing, config.alpha, config.ema_decay) == (0.1, 0.5, 0.99996)
-    assert (config.optimizer, config.optimizer_eps, config.clip_grad) == ("adamw", 1e-8, None)
+    assert (config.optimizer, config.clip_grad) == ("adamw", None)
+    optimiser = Optimisation(torch.nn.Linear(2, 2), config, torch.device("cpu")).optimizer
+    assert (optimiser.defaults["eps"], optimiser.defaults["betas"]) == (1e-8, (0.9, 0.999))
     assert config.repeated_augmentation
     assert config.eval_fraction == 0.875
 
@@ -125,6 +129,19 @@ def test_the_file_that_a_run_saves_gives_the_same_weights(world, tmp_path, capsy
     assert f"# digest {digests[0]}" in Path(saved).read_text()
 
 
+def test_a_recipe_goes_with_any_optimiser_and_any_length() -> None:
+    config = parse("--recipe", "deit", "--optimizer", "sgd", "--epochs", "2")
+    optimiser = Optimisation(torch.nn.Linear(2, 2), config, torch.device("cpu")).optimizer
+    assert isinstance(optimiser, torch.optim.SGD)
+    assert config.effective_warmup_epochs == 0.4
+    given = parse("--recipe", "deit", "--optimizer", "lion", "--optimizer-betas", "0.8", "0.9")
+    lion = Optimisation(torch.nn.Linear(2, 2), given, torch.device("cpu")).optimizer
+    assert lion.defaults["betas"] == (0.8, 0.9)
+    wrong = parse("--recipe", "deit", "--optimizer", "sgd", "--optimizer-eps", "1e-6")
+    with pytest.raises(ConfigError, match="--optimizer-eps: sgd has none"):
+        Optimisation(torch.nn.Linear(2, 2), wrong, torch.device("cpu"))
+
+
 DEIT_MIX = MixConfig()
 
 
@@ -135,7 +152,6 @@ DEIT_MIX = MixConfig()
         ("deit", "crop-flip", DEIT_MIX, "policy: 'none' / "),
         ("deit", "deit", MixConfig(probability=0), "probability: 0"),
         ("deit-384", "deit", MixConfig(probability=0), "probability: 0"),
-        (None, "deit", MixConfig(probability=0), None),
     ],
 )
 @pytest.mark.parametrize("by_file", [False, True])
@@ -146,8 +162,8 @@ def test_a_recipe_on_other_views_than_deits_is_warned_about(
     paths = write_digit_shards(tmp_path, [12])
     identity = make_identity(augment=augment, mix=mix)
     make_store(tmp_path / "l.parquet", paths, identity=identity, views=3)
-    named = [] if recipe_name is None else ["--recipe", recipe_name]
-    if by_file and recipe_name is not None:
+    named = ["--recipe", recipe_name]
+    if by_file:
         (tmp_path / "run.toml").write_text(f'recipe = "{recipe_name}"\n')
         named = ["--config", str(tmp_path / "run.toml")]
     main(

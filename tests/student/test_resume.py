@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, PipelineError
 from student.checkpoint import read_values
-from student.engine import Outcome, train
+from student.engine import Outcome, Trainer, train
 from student.inputs import open_inputs
 from tests.student.factories import PixelTeacher, make_identity, make_store
 from tests.student.worlds import World, make_world
@@ -73,14 +74,19 @@ def validated(world: World) -> dict[str, Any]:
     return {"val_shards": (str(world.root / "digits-1.tar"),)}
 
 
-def test_a_best_checkpoint_alone_is_gone_on_from(world: World, tmp_path: Path) -> None:
+def test_a_best_checkpoint_alone_is_gone_on_from(world, tmp_path, capsys) -> None:
     """As a run leaves it that was killed before the first --checkpoint-epochs."""
     straight = run(world, tmp_path / "straight", **validated(world))
     output = tmp_path / "run"
     run(world, output, **validated(world))
     for name in ("last.pt", "previous.pt"):
         (output / name).unlink()
+    best = read_values(output / "best.pt")["step"]
+    capsys.readouterr()
     resumed = run(world, output, resume="auto", **validated(world))
+    assert f"continues at step {best}/{straight.steps}, from {output / 'best.pt'}" in (
+        capsys.readouterr().err
+    )
     assert resumed.weights == straight.weights
     assert read_values(output / "last.pt")["step"] == straight.steps
 
@@ -95,3 +101,26 @@ def test_a_run_that_goes_on_elsewhere_finds_its_best_weights_there(world, tmp_pa
     assert resumed.weights == straight.weights
     best = read_values(tmp_path / "two" / "best.pt")
     assert best["step"] > 4
+
+
+def test_a_finished_run_that_goes_on_elsewhere_leaves_all_files_there(world, tmp_path) -> None:
+    done = run(world, tmp_path / "one", **validated(world))
+    source = str(tmp_path / "one" / "last.pt")
+    again = run(world, tmp_path / "two", resume=source, **validated(world))
+    assert again.weights == done.weights
+    for name in ("last.pt", "best.pt"):
+        assert read_values(tmp_path / "two" / name)["step"] == done.steps
+
+
+def test_the_best_checkpoint_may_be_the_last_good_one(world, tmp_path) -> None:
+    config = world.config(tmp_path / "run", checkpoint_epochs=3, **validated(world))
+
+    class Poisoned(Trainer):
+        def _update(self, batches: Any) -> None:
+            super()._update(batches)
+            if self.step == 5:
+                with torch.no_grad():
+                    next(iter(self.model.parameters())).fill_(torch.inf)
+
+    with pytest.raises(PipelineError, match=r"finite at step 6; the last good .*best\.pt, of step"):
+        Poisoned(config, open_inputs(config)).run()

@@ -14,12 +14,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import Dataset
 
 from pipeline.errors import CheckpointError
 from student.checkpoint import read_values
 from student.engine import Outcome, train
 from student.inputs import open_inputs
-from student.signals import RunWarning
+from student.loading import LoaderOptions, load
+from student.signals import StopRequest
 from tests.student.factories import TINY
 from tests.student.worlds import World, make_world
 
@@ -132,25 +134,85 @@ def test_sigterm_before_the_first_step_says_that_nothing_was_written(world, tmp_
     assert "stopped by SIGTERM before the first step; nothing was" in done.stderr
 
 
+def test_a_second_ctrl_c_ends_at_once_but_not_its_echo(monkeypatch) -> None:
+    clock = iter([10.0, 11.0, 13.0])
+    monkeypatch.setattr("student.signals.time.monotonic", lambda: next(clock))
+    stop = StopRequest(lambda: None)
+    with stop.listening(), stop.training():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # a launcher passes it on
+        assert stop() == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_signals_before_and_after_training_are_no_request() -> None:
+    told = []
+    stop = StopRequest(lambda: told.append("before"))
+    with stop.listening():
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        with stop.training():
+            pass
+        signal.raise_signal(signal.SIGTERM)
+        assert told == []
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_that_is_ignored_stays_ignored() -> None:
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        stop = StopRequest(lambda: None)
+        with stop.listening(), stop.training():
+            signal.raise_signal(signal.SIGINT)
+        assert stop() == 0
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+class Slow(Dataset[int]):
+    """Sends its own process both signals before each item."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, item: int) -> int:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        time.sleep(0.7)
+        return item
+
+
+def test_loaders_outlive_signals_for_as_long_as_a_validation(monkeypatch) -> None:
+    monkeypatch.setattr("student.signals._GRACE_SECONDS", 2)
+    with pytest.raises(RuntimeError, match="exited unexpectedly"):
+        list(load(Slow(), range(4), LoaderOptions(workers=1)))  # an alarm that is due
+    monkeypatch.undo()
+    assert list(load(Slow(), range(4), LoaderOptions(workers=1))) == [0, 1, 2, 3]
+
+
 def test_a_run_that_is_asked_to_stop_goes_on_as_if_it_never_had(world, tmp_path) -> None:
     straight = run(world, tmp_path / "straight")
     calls = iter(range(100))
     stopped = run(world, tmp_path / "run", stop=lambda: next(calls) == 3)
-    assert (stopped.steps, stopped.asked_to_stop) == (3, True)
+    assert (stopped.steps, stopped.stopped_by) == (3, 1)
     resumed = run(world, tmp_path / "run", resume="auto")
-    assert (resumed.weights, resumed.asked_to_stop) == (straight.weights, False)
+    assert (resumed.weights, resumed.stopped_by) == (straight.weights, 0)
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "missing"])
 def test_a_torn_checkpoint_falls_back_to_the_one_before_with_a_warning(
-    world, tmp_path, damage
+    world, tmp_path, capsys, damage
 ) -> None:
     straight = run(world, tmp_path / "straight")
     output = tmp_path / "run"
     run(world, output, checkpoint_steps=1, stop_after=5)
     tear(output / "last.pt", damage)
-    with pytest.warns(RunWarning, match="last.pt is torn or missing; going on from previous.pt"):
-        run(world, output, checkpoint_steps=1, resume="auto", stop_after=4)
+    capsys.readouterr()
+    run(world, output, checkpoint_steps=1, resume="auto", stop_after=4)
+    text = capsys.readouterr().err
+    assert f"warning: {output / 'last.pt'} was torn or missing" in text
+    assert f"continues at step 4/6, from {output / 'previous.pt'}" in text
     # What was torn never takes the place of the sound one.
     assert torch.load(output / "last.pt", weights_only=True)["step"] == 4
     assert not (output / "previous.pt").exists() or damage_is_undone(output / "previous.pt")
