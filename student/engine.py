@@ -183,8 +183,8 @@ class Trainer:
             ) as log,
             closing(self._batches(end)) as batches,
         ):
-            if self._fell_back:
-                log.say(f"warning: {self.config.output / LAST} was torn or missing")
+            if self._good is not None and self._fell_back:
+                log.say(f"warning: {self._good[0].with_name(LAST)} was torn or missing")
             if self._good is not None:
                 log.say(f"continues at step {self.step}/{self.plan.steps}, from {self._good[0]}")
             if self.loaded is not None:
