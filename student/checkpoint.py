@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import os
@@ -10,13 +11,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from dataclasses import replace as replace_field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
 from pipeline.config import canonical_json, different_fields
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, ConfigError
 from pipeline.files import replace
 from pipeline.weights import state_digest
 
@@ -26,6 +27,7 @@ __all__ = [
     "PREVIOUS",
     "Checkpoint",
     "RunIdentity",
+    "claim_output",
     "read_checkpoint",
     "read_sound_checkpoint",
     "read_values",
@@ -34,6 +36,7 @@ __all__ = [
 ]
 
 LAST, PREVIOUS, BEST, TORN = "last.pt", "previous.pt", "best.pt", "torn.pt"
+LOCK = ".lock"
 
 _VERSION = 2
 _CURE = "resume from another checkpoint, or start again without --resume in a new --output"
@@ -75,6 +78,27 @@ class Checkpoint:
     metrics: Mapping[str, Any]  # of the last evaluation
     best: float  # top-1 of the best evaluation so far, -1 before the first
     fallback: bool = False  # read in place of a torn last.pt
+
+
+def claim_output(output: Path) -> IO[bytes]:
+    """Keep other processes from training into a directory while the returned file is open.
+
+    Raises ``ConfigError`` if another one does. File systems without locks claim nothing.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    file = (output / LOCK).open("ab")
+    try:
+        # Of this process alone: loaders that outlive it for a moment do not hold it.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        file.close()
+        raise ConfigError(
+            f"--output {output}: another process is training there; wait for its end, stop it, or "
+            "give another --output"
+        ) from error
+    except OSError:
+        pass
+    return file
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import IO, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ from student.checkpoint import (
     LAST,
     PREVIOUS,
     Checkpoint,
+    claim_output,
     read_sound_checkpoint,
     set_aside,
     write_checkpoint,
@@ -141,6 +142,8 @@ class Trainer:
             self.model.compile()  # after copies of it were made
         self._parallel = ranks.averaging(self.model, unused=config.distillation == "none")
         ranks.wait()  # all have read what rank 0 now writes over
+        self._claimed: list[IO[bytes]] = []  # until this trainer is gone
+        ranks.decide(lambda: self._claimed.append(claim_output(config.output)))
         if self._fell_back and ranks.first:
             set_aside(config.output / LAST)
         self._write_config()

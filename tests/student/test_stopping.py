@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, ConfigError
 from student.checkpoint import read_values
 from student.engine import Outcome, train
 from student.inputs import open_inputs
@@ -27,6 +27,7 @@ from tests.student.worlds import World, make_world
 
 EPOCHS = 60
 STEPS = 2 * EPOCHS  # 24 rows in batches of 12
+STEPS_OF_THREE = 2 * 3  # epochs, the default of a world
 
 
 @pytest.fixture(scope="module")
@@ -218,6 +219,26 @@ def test_a_torn_checkpoint_falls_back_to_the_one_before_with_a_warning(
     assert not (output / "previous.pt").exists() or damage_is_undone(output / "previous.pt")
     resumed = run(world, output, checkpoint_steps=1, resume="auto")
     assert resumed.weights == straight.weights
+
+
+def test_two_processes_do_not_train_into_one_directory(world, tmp_path) -> None:
+    output = tmp_path / "run"
+    run(world, output, stop_after=1)
+    before = {path.name: path.read_bytes() for path in output.iterdir() if path.is_file()}
+    code = (
+        "import sys; from pathlib import Path; from student.checkpoint import claim_output\n"
+        "held = claim_output(Path(sys.argv[1])); print(flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(output)]
+    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert other.stdout is not None
+    assert other.stdout.readline()
+    with pytest.raises(ConfigError, match="another process is training there; wait for its end"):
+        run(world, output, resume="auto")
+    assert {path.name: path.read_bytes() for path in output.iterdir() if path.is_file()} == before
+    other.kill()
+    other.communicate()
+    assert run(world, output, resume="auto").steps == STEPS_OF_THREE
 
 
 def test_two_torn_checkpoints_are_refused(world, tmp_path) -> None:
