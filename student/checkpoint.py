@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pipeline.config import canonical_json, different_fields
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.files import replace
+from pipeline.files import replace, writing
 from pipeline.weights import state_digest
 
 __all__ = [
@@ -83,10 +83,12 @@ class Checkpoint:
 def claim_output(output: Path) -> IO[bytes]:
     """Keep other processes from training into a directory while the returned file is open.
 
-    Raises ``ConfigError`` if another one does. File systems without locks claim nothing.
+    Raises ``ConfigError`` if another one does, ``PipelineError`` if the disk refuses the file.
+    File systems without locks claim nothing.
     """
-    output.mkdir(parents=True, exist_ok=True)
-    file = (output / LOCK).open("ab")
+    with writing(output / LOCK):
+        output.mkdir(parents=True, exist_ok=True)
+        file = (output / LOCK).open("ab")
     try:
         # Of this process alone: loaders that outlive it for a moment do not hold it.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -49,6 +49,14 @@ def test_what_the_user_can_cure_is_one_error_and_exit_status_1(root, tmp_path, c
     assert "train-student: error: --alpha is 2.0; use 0..1" in capsys.readouterr().err
 
 
+def test_an_output_that_cannot_be_written_is_one_error(root, capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(arguments(root, "--output", "/proc/nowhere/run"))
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("train-student: error: /proc/nowhere/run")
+    assert "cannot be written" in line
+
+
 def test_a_run_without_validation_shards_is_warned_about(root, tmp_path, capsys) -> None:
     main(arguments(root, "--output", str(tmp_path / "run")))
     assert "no --val-shards" in capsys.readouterr().err
