@@ -99,7 +99,7 @@ def write_store(root: Path, rows: PartRows, identity: StoreIdentity) -> ParquetS
         samples=rows.samples,
         bytes=0,
     )
-    prints = fingerprints()
+    prints = fingerprints(identity)
     claim_store(root, identity, prints)
     commit_part(root, replace(rows, identity=identity.digest))
     finish_store(root, identity, prints, [info], card_text)
@@ -177,9 +177,10 @@ def large_manifest(parts: int) -> Manifest:
         for shard in shards
         for first in (0, 150)
     )[:parts]
+    identity = make_identity(mixed=True, columns=ColumnConfig())
     return Manifest(
-        identity=make_identity(mixed=True, columns=ColumnConfig()),
-        fingerprints=fingerprints(),
+        identity=identity,
+        fingerprints=fingerprints(identity),
         shards=shards,
         image_hashes={shard.number: digest("images", shard.number) for shard in shards},
         rejections={},

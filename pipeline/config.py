@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from pipeline.errors import ConfigError, StoreError
+from pipeline.growth import from_plain, install, needed_release, settle, to_plain
 
 __all__ = [
     "FORMAT_VERSION",
@@ -34,7 +35,7 @@ __all__ = [
     "mixing_of_preset",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Version of the store's layout and of everything that a seed determines."""
 
 TRIPLE_VIEWS = 3
@@ -94,6 +95,7 @@ class AugmentConfig:
     """Per-channel standard deviation of pixels in [0, 1]."""
 
     def __post_init__(self) -> None:
+        settle(self)
         _require(1 <= self.image_size <= 4096, f"image_size is {self.image_size}; use 1..4096")
         for name in ("hflip", "rand_probability", "erase_probability"):
             value = getattr(self, name)
@@ -131,6 +133,7 @@ class MixConfig:
     """Consecutive views that share one grouping, a multiple of 3 (K)."""
 
     def __post_init__(self) -> None:
+        settle(self)
         for name in ("probability", "switch_probability"):
             value = getattr(self, name)
             _require(0 <= value <= 1, f"{name} is {value}; a probability is in 0..1")
@@ -173,6 +176,9 @@ class TeacherIdentity:
     precision: Precision
     batch_views: int  # views of a group in one teacher batch: with G, the batch's shape
 
+    def __post_init__(self) -> None:
+        settle(self)
+
     @property
     def derivation(self) -> str | None:
         """How labels were derived that this teacher did not give to the views of their store."""
@@ -212,6 +218,7 @@ class ColumnConfig:
     topk: int = 0  # classes of highest probability; 0 for none
 
     def __post_init__(self) -> None:
+        settle(self)
         _require(0 <= self.topk <= 255, f"topk is {self.topk}; use 1..255, or 0 for none")
 
     @staticmethod
@@ -254,35 +261,41 @@ class StoreIdentity:
     format_version: int = field(default=FORMAT_VERSION)
 
     def __post_init__(self) -> None:
+        settle(self)
         topk, classes = self.columns.topk, self.teacher.classes
         _require(topk <= classes, f"topk is {topk}, but the teacher has {classes} classes")
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the canonical JSON."""
+        """SHA-256 of the canonical JSON, which is what a store holds."""
         return hashlib.sha256(canonical_json(self.to_json())).hexdigest()
 
+    @property
+    def needs(self) -> str:
+        """The oldest release that can read the identity."""
+        return needed_release(self)
+
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values; ``from_json`` is the inverse."""
-        return dataclasses.asdict(self)
+        """Return the canonical form, as plain JSON values; ``from_json`` is the inverse."""
+        return to_plain(self)
 
     @staticmethod
-    def from_json(values: Mapping[str, Any]) -> StoreIdentity:
-        """Build an identity from ``to_json``'s values.
+    def from_json(values: Any, needs: str = "") -> StoreIdentity:
+        """Build an identity from ``to_json``'s values; ``needs`` is what their file says it needs.
 
-        Raises ``StoreError`` for a version or field that this release does not know.
+        Raises ``StoreError`` for a version, field or value that this release does not know, and
+        for values in another form than the canonical one.
         """
-        check_version(values.get("format_version"), "the store")
-        try:
-            return StoreIdentity(
-                root_seed=values["root_seed"],
-                augment=AugmentConfig(**_tuples(values["augment"])),
-                mix=MixConfig(**values["mix"]),
-                teacher=TeacherIdentity(**values["teacher"]),
-                columns=ColumnConfig(**values["columns"]),
+        version = values.get("format_version") if isinstance(values, Mapping) else None
+        check_version(version, "the store")
+        identity = from_plain(StoreIdentity, values, "identity", needs)
+        different = different_fields(identity.to_json(), values)
+        if different:
+            raise StoreError(
+                f"the store's identity is not in canonical form ({'; '.join(different)}), so its "
+                "digest says nothing; get the store anew from where it came from"
             )
-        except (KeyError, TypeError, ConfigError) as error:
-            raise StoreError(f"the store's identity is malformed: {error!r}") from error
+        return identity
 
 
 def check_version(version: object, name: str) -> None:
@@ -290,15 +303,8 @@ def check_version(version: object, name: str) -> None:
     if version != FORMAT_VERSION or isinstance(version, bool):
         raise StoreError(
             f"{name} has format version {version!r}, this release reads {FORMAT_VERSION}; "
-            "install the release that wrote it (its _meta/runs/*.json name the version of "
-            "teacher-labels), or a newer one"
+            + install("")
         )
-
-
-def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
-    }
 
 
 def canonical_json(value: object) -> bytes:

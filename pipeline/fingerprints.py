@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import binascii
 from base64 import b64decode
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from pipeline.augment import apply_op, apply_view, decode, image_size, resize
-from pipeline.config import PRESETS, AugmentConfig, MixConfig, canonical_json
+from pipeline.config import AugmentConfig, MixConfig, StoreIdentity, canonical_json
+from pipeline.growth import to_plain
 from pipeline.pairing import draw_groups, draw_mix, draw_partners
-from pipeline.records import FIXED_ONE, AppliedOp, Box, ImageSize, Op, Pixels, ViewParams
+from pipeline.records import FIXED_ONE, AppliedOp, Box, ImageSize, Op, Pixels
 from pipeline.rng import noise_bytes, sample_seed
-from pipeline.views import draw_view
+from pipeline.views import draw_view, policy_ops
 
-__all__ = ["different_fingerprints", "fingerprints"]
+__all__ = ["different_fingerprints", "fingerprints", "what_they_watch"]
 
 _SEED = 20201223  # any constant does
 _ARGUMENTS: Mapping[Op, int] = {
@@ -36,53 +38,113 @@ _ARGUMENTS: Mapping[Op, int] = {
 }
 
 
-def fingerprints() -> dict[str, int]:
-    """Return this machine's fingerprints by name."""
-    found = {
-        f"decode.{name}": _crc(decode(b64decode(text), name)) for name, text in _IMAGES.items()
-    }
-    noise = (noise_bytes(_SEED, 41 * 31 * 3) >> 8).astype(np.uint8).reshape(41, 31, 3)
-    found["resize.down"] = _crc(resize(noise, Box(top=3, left=1, height=37, width=29), 13))
-    found["resize.up"] = _crc(resize(noise, Box(top=3, left=1, height=7, width=5), 32, hflip=True))
-    config = AugmentConfig(image_size=31)
-    for op in Op:
-        applied = AppliedOp(op=op, argument=_ARGUMENTS.get(op, FIXED_ONE * 7 // 5))
-        found[f"op.{op}"] = _crc(apply_op(noise, applied, config))
-    for preset, augment in PRESETS.items():
-        drawn = [
-            asdict(draw_view(sample_seed(_SEED, str(view)), view, size, augment))
-            for view in range(24)
-            for size in (ImageSize(height=375, width=500), ImageSize(height=9, width=70))
-        ]
-        found[f"draw.{preset}"] = binascii.crc32(canonical_json(drawn))
-    found["draw.pairs"] = _pairs()
-    params = draw_view(_SEED, 2, image_size(noise), config)
-    erased = Box(top=2, left=3, height=20, width=11)
-    found["erase"] = _crc(apply_view(noise, _with_erase(params, erased), config))
-    return found
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """One fingerprint: its name, what it watches, and how this machine's is made."""
+
+    name: str
+    watches: str
+    crc: Callable[[], int]
+
+
+def fingerprints(identity: StoreIdentity) -> dict[str, int]:
+    """Return this machine's fingerprints of all that a store's views can depend on, by name.
+
+    What the settings cannot reach is left out: an operation that its policy does not have, or
+    mixing where it is off.
+    """
+    return {probe.name: probe.crc() for probe in _probes(identity)}
 
 
 def different_fingerprints(ours: Mapping[str, int], theirs: Mapping[str, int]) -> list[str]:
-    """Return the names of fingerprints that differ, or that one side lacks."""
-    return sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
+    """Return the names of fingerprints that both sides have, and that differ.
+
+    Releases may watch more or less than one another; what one of them does not watch is no
+    difference.
+    """
+    return sorted(name for name in ours.keys() & theirs if ours[name] != theirs[name])
 
 
-def _with_erase(params: ViewParams, box: Box) -> ViewParams:
-    return replace(params, erase=box, erase_noise=_SEED)
+def what_they_watch(identity: StoreIdentity, names: Iterable[str]) -> str:
+    """Return the names of fingerprints with what each watches, for messages."""
+    watched = {probe.name: probe.watches for probe in _probes(identity)}
+    return ", ".join(f"{name} ({watched.get(name, 'unknown here')})" for name in names)
 
 
-def _pairs() -> int:
-    mix = MixConfig()
+def _probes(identity: StoreIdentity) -> Iterator[Probe]:
+    augment, mix = identity.augment, identity.mix
+    for name, text in _IMAGES.items():
+        yield Probe(
+            name=f"decode.{name}",
+            watches=f"decoding {name.replace('-', ', ')}",
+            crc=partial(_decoded, name, text),
+        )
+    yield Probe(name="resize.down", watches="shrinking", crc=partial(_resized, 37, 29, 13))
+    yield Probe(name="resize.up", watches="enlarging", crc=partial(_resized, 7, 5, 32))
+    for op in policy_ops(augment):
+        yield Probe(
+            name=f"op.{op}",
+            watches=f"the operation {op}",
+            crc=partial(_operated, op, augment),
+        )
+    if augment.erase_probability:
+        yield Probe(name="erase", watches="erasing", crc=partial(_erased, augment))
+    yield Probe(name="draw.views", watches="drawing views", crc=partial(_drawn_views, augment))
+    yield Probe(name="draw.pairs", watches="drawing pairs", crc=partial(_drawn_pairs, mix))
+    if mix.probability:
+        yield Probe(name="draw.mixing", watches="drawing mixes", crc=partial(_drawn_mixing, mix))
+
+
+def _decoded(name: str, text: str) -> int:
+    return _crc(decode(b64decode(text), name))
+
+
+def _resized(height: int, width: int, size: int) -> int:
+    box = Box(top=3, left=1, height=height, width=width)
+    return _crc(resize(_noise(), box, size, hflip=size > height))
+
+
+def _operated(op: Op, augment: AugmentConfig) -> int:
+    applied = AppliedOp(op=op, argument=_ARGUMENTS.get(op, FIXED_ONE * 7 // 5))
+    return _crc(apply_op(_noise(), applied, augment))
+
+
+def _erased(augment: AugmentConfig) -> int:
+    config, noise = replace(augment, image_size=31), _noise()
+    params = draw_view(_SEED, 2, image_size(noise), config)
+    box = Box(top=2, left=3, height=20, width=11)
+    erased = replace(params, erase=box, erase_noise=_SEED)
+    return _crc(apply_view(noise, erased, config))
+
+
+def _noise() -> Pixels:
+    return (noise_bytes(_SEED, 41 * 31 * 3) >> 8).astype(np.uint8).reshape(41, 31, 3)
+
+
+def _drawn_views(augment: AugmentConfig) -> int:
+    drawn = [
+        to_plain(draw_view(sample_seed(_SEED, str(view)), view, size, augment))
+        for view in range(24)
+        for size in (ImageSize(height=375, width=500), ImageSize(height=9, width=70))
+    ]
+    return binascii.crc32(canonical_json(drawn))
+
+
+def _drawn_pairs(mix: MixConfig) -> int:
     drawn: list[object] = []
     for samples in (1, 2, 3, 17, 97):
         for block in (0, 7):
             groups = draw_groups(_SEED, "shard", samples, block, mix).groups
             drawn.append(groups)
             for group, members in enumerate(groups):
-                view = block * mix.block_views + 4
+                view = block * mix.block_views + 4 % mix.block_views
                 drawn.append(draw_partners(_SEED, "shard", view, group, len(members), mix))
-    drawn += [asdict(draw_mix(_SEED, "shard", view, (3, 8), 224, mix)) for view in range(24)]
     return binascii.crc32(canonical_json(drawn))
+
+
+def _drawn_mixing(mix: MixConfig) -> int:
+    mixings = [draw_mix(_SEED, "shard", view, (3, 8), 224, mix) for view in range(24)]
+    return binascii.crc32(canonical_json([to_plain(mixing) for mixing in mixings]))
 
 
 def _crc(pixels: Pixels) -> int:

@@ -34,7 +34,7 @@ from pipeline.errors import (
     TeacherError,
 )
 from pipeline.files import Place, expand_shards, open_folder
-from pipeline.fingerprints import different_fingerprints, fingerprints
+from pipeline.fingerprints import different_fingerprints, fingerprints, what_they_watch
 from pipeline.labelling import GroupTask, group_tasks
 from pipeline.provenance import record_run
 from pipeline.records import PartKey, ShardInfo
@@ -312,13 +312,14 @@ def plan_job(config: LabelConfig, shards: IndexedShards, teacher: TeacherIdentit
             "check --teacher, --num-classes, and that the shards' .cls are its class indices"
         )
     identity = config.identity(teacher)
-    ours = fingerprints()
+    ours = fingerprints(identity)
     theirs = begun_fingerprints(config.out, identity) or ours
     different = different_fingerprints(ours, theirs)
     if different:
         raise IdentityError(
-            f"{config.out} was begun where these give other pixels: {', '.join(different)}; "
-            f"install the versions named in {config.out}/_meta/runs, or use another --out"
+            f"{config.out} was begun where these give other pixels: "
+            f"{what_they_watch(identity, different)}; install the versions named in "
+            f"{config.out}/_meta/runs, or use another --out"
         )
     infos = {info.number: info for info in shards.infos}
     done = committed_parts(config.out, identity, infos)
@@ -333,7 +334,7 @@ def plan_job(config: LabelConfig, shards: IndexedShards, teacher: TeacherIdentit
     return JobPlan(
         config=config,
         identity=identity,
-        fingerprints=ours,
+        fingerprints=theirs,
         shards=shards,
         done=tuple(done),
         missing=tuple(missing),

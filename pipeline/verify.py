@@ -12,7 +12,7 @@ from pipeline.augment import apply_view, decode, image_size, view_digest
 from pipeline.cache import CacheConfig
 from pipeline.errors import ChecksumError, DecodeError, IdentityError, ShardError
 from pipeline.files import Folder, Place, expand_shards
-from pipeline.fingerprints import different_fingerprints, fingerprints
+from pipeline.fingerprints import different_fingerprints, fingerprints, what_they_watch
 from pipeline.pairing import GroupPlaces, block_of, draw_group_mixing, draw_groups
 from pipeline.provenance import read_runs, versions
 from pipeline.records import NO_PARTNER, MixParams, PartRows, Pixels
@@ -122,7 +122,13 @@ def check_fingerprints(store: LabelStore) -> None:
 
     Raises ``IdentityError`` naming what differs and the versions on both sides.
     """
-    different = different_fingerprints(fingerprints(), store.manifest.fingerprints)
+    prints, stored = fingerprints(store.identity), store.manifest.fingerprints
+    if not prints.keys() & stored:
+        raise IdentityError(
+            f"{store.root} has no fingerprint that this release knows, so nothing shows that its "
+            "views come out here as they were labelled; install the release that wrote it"
+        )
+    different = different_fingerprints(prints, stored)
     if not different:
         return
     ours, theirs = versions(), _versions_of_runs(store.root)
@@ -133,7 +139,7 @@ def check_fingerprints(store: LabelStore) -> None:
     ]
     raise IdentityError(
         f"{store.root}: this machine makes other pixels than the one that labelled, in "
-        f"{', '.join(different)}; install the versions of the store ("
+        f"{what_they_watch(store.identity, different)}; install the versions of the store ("
         + ("; ".join(lines) or "all versions are equal: do the machines differ?")
         + ")"
     )

@@ -13,7 +13,7 @@ from pipeline.config import AugmentConfig
 from pipeline.records import FIXED_ONE, AppliedOp, Box, ImageSize, Op, ViewParams
 from pipeline.rng import Stream, stream
 
-__all__ = ["DIGEST_EVERY", "RAND_AUGMENT_OPS", "draw_view", "has_digest"]
+__all__ = ["DIGEST_EVERY", "RAND_AUGMENT_OPS", "draw_view", "has_digest", "policy_ops"]
 
 DIGEST_EVERY = 64
 """One view in this many has a digest: for each sample, one of any 64 consecutive views."""
@@ -38,6 +38,18 @@ RAND_AUGMENT_OPS = (
     Op.TRANSLATE_Y,
 )
 """timm's "increasing" operations, in timm's order."""
+
+THREE_AUGMENT_OPS = (Op.GRAYSCALE, Op.SOLARIZE, Op.GAUSSIAN_BLUR)
+JITTER_OPS = (Op.BRIGHTNESS, Op.CONTRAST, Op.COLOR)
+
+
+def policy_ops(config: AugmentConfig) -> tuple[Op, ...]:
+    """Return the operations that a view of these settings may have, in the policy's order."""
+    if config.policy == "rand-augment" and config.rand_ops:
+        return RAND_AUGMENT_OPS
+    if config.policy == "three-augment":
+        return THREE_AUGMENT_OPS + JITTER_OPS * (config.color_jitter > 0)
+    return ()
 
 
 def has_digest(seed: int, view: int) -> bool:
@@ -139,19 +151,18 @@ def _either_sign(words: Stream, value: int) -> int:
 
 
 def _draw_three_augment(words: Stream, jitter: float) -> tuple[AppliedOp, ...]:
-    choice = words.integer(3)
-    if choice == 0:
-        first = AppliedOp(op=Op.GRAYSCALE)
-    elif choice == 1:
-        first = AppliedOp(op=Op.SOLARIZE, argument=128)
+    op = THREE_AUGMENT_OPS[words.integer(3)]
+    if op is Op.GRAYSCALE:
+        first = AppliedOp(op=op)
+    elif op is Op.SOLARIZE:
+        first = AppliedOp(op=op, argument=128)
     else:
-        first = AppliedOp(op=Op.GAUSSIAN_BLUR, argument=words.uniform(0.1, 2.0))
+        first = AppliedOp(op=op, argument=words.uniform(0.1, 2.0))
     if jitter == 0:
         return (first,)
-    kinds = (Op.BRIGHTNESS, Op.CONTRAST, Op.COLOR)
-    order = words.permutation(len(kinds))
-    factors = [words.uniform(1 - jitter, 1 + jitter) for _ in kinds]
-    jitters = [AppliedOp(op=kinds[i], argument=factors[i]) for i in order]
+    order = words.permutation(len(JITTER_OPS))
+    factors = [words.uniform(1 - jitter, 1 + jitter) for _ in JITTER_OPS]
+    jitters = [AppliedOp(op=JITTER_OPS[i], argument=factors[i]) for i in order]
     return (first, *jitters)
 
 

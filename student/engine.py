@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
@@ -17,6 +17,7 @@ from pipeline.config import StoreIdentity, canonical_json
 from pipeline.devices import choose_device, set_threads
 from pipeline.errors import CheckpointError, ConfigError, PipelineError
 from pipeline.files import replace
+from pipeline.growth import to_plain
 from pipeline.weights import state_digest
 from student.audit import audit_store
 from student.batches import (
@@ -382,7 +383,7 @@ class Trainer:
             "heads": self.spec.heads,
             "headline": self._headline,
             "precision": self.config.precision,
-            "views": asdict(views),
+            "views": to_plain(views),
         }
 
     def _resume(self, path: Path) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.cache import ShardFile
 from pipeline.config import canonical_json
 from pipeline.errors import ConfigError, StoreError
 from pipeline.files import expand_shards
+from pipeline.growth import to_plain
 from pipeline.planning import PlanConfig, TrainingPlan
 from pipeline.shards import match_shards
 from pipeline.store import LabelStore, open_store
@@ -35,7 +36,7 @@ class Inputs:
         """Return what a checkpoint of this run and the run that continues it must share."""
         manifest = self.store.manifest
         rejected = {str(n): [one.index for one in many] for n, many in manifest.rejections.items()}
-        shards = [[asdict(shard) for shard in manifest.shards], rejected]
+        shards = [[to_plain(shard) for shard in manifest.shards], rejected]
         views = {"first": manifest.view_range.start}
         if config.cycle_views:  # else views may be added without changing what was consumed
             views["end"] = manifest.view_range.stop

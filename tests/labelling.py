@@ -107,7 +107,7 @@ def write_hash_store(
 ) -> ParquetStore:
     """Label shards with the hash teacher and finish the store."""
     identity = identity or hash_identity()
-    prints = claim_store(root, identity, fingerprints())
+    prints = claim_store(root, identity, fingerprints(identity))
     infos: list[ShardInfo] = []
     for number, path in enumerate(paths):
         shard = open_shard(path, number)

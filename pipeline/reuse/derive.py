@@ -57,7 +57,7 @@ def relabelled_store(
         "view": view,
         "note": note,
     }
-    finish_target(target, source, identity, source.manifest.shards, run)
+    finish_target(target, [source], identity, source.manifest.shards, run)
     return open_store(out)
 
 

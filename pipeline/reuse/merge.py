@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.config import different_fields
 from pipeline.errors import ConfigError, IdentityError, RejectionError, StoreError
 from pipeline.files import Place
+from pipeline.fingerprints import different_fingerprints, what_they_watch
 from pipeline.markdown import first_lines, markdown_table
 from pipeline.records import PartKey, ShardInfo
 from pipeline.reuse.target import ShowProgress, check_target, copy_runs, finish_target
@@ -76,7 +77,7 @@ def merge_stores(
         show(done, len(plan.copies))
     names = tuple(store.root.name for store in stores)
     run = {"command": "merge", "stores": names}
-    manifest = finish_target(target, first, first.identity, plan.shards, run)
+    manifest = finish_target(target, stores, first.identity, plan.shards, run)
     return MergeReport(
         out=target.name,
         stores=names,
@@ -168,11 +169,11 @@ def _require_one_identity(first: LabelStore, other: LabelStore) -> None:
             "\n  " + "\n  ".join(fields) + "\nonly stores of one identity can be joined; "
             "`label-store thin --drop` takes columns away, `label-store diff` compares teachers"
         )
-    prints = different_fields(first.manifest.fingerprints, other.manifest.fingerprints)
+    prints = different_fingerprints(first.manifest.fingerprints, other.manifest.fingerprints)
     if prints:
         raise IdentityError(
             f"{first.root} and {other.root} were labelled where these give other pixels: "
-            f"{', '.join(line.split(':')[0] for line in prints)}; label one of them again with "
+            f"{what_they_watch(first.identity, prints)}; label one of them again with "
             "the versions of the other, which `label-store inspect` lists"
         )
 

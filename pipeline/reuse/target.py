@@ -9,6 +9,7 @@ from pipeline.card import card_text
 from pipeline.config import StoreIdentity
 from pipeline.errors import IdentityError, StoreError
 from pipeline.files import Folder, Place, open_folder
+from pipeline.fingerprints import different_fingerprints
 from pipeline.provenance import RUNS_PATH, record_run
 from pipeline.records import PartKey, ShardInfo
 from pipeline.store import (
@@ -45,7 +46,7 @@ def check_target(
             f"--out {folder} holds {len(stray)} parts that would not be in the result, the "
             f"first is {stray[0].path}; give the path of a new store"
         )
-    if dict(claim_store(folder, identity, fingerprints)) != dict(fingerprints):
+    if different_fingerprints(claim_store(folder, identity, fingerprints), fingerprints):
         raise IdentityError(
             f"--out {folder} was begun with other fingerprints than the stores given; give the "
             "path of a new store"
@@ -61,11 +62,18 @@ def copy_runs(out: Folder, source: LabelStore) -> None:
 
 def finish_target(
     out: Folder,
-    source: LabelStore,
+    sources: Sequence[LabelStore],
     identity: StoreIdentity,
     shards: Sequence[ShardInfo],
     run: Mapping[str, Any],
 ) -> Manifest:
-    """Record how the store came about, verify it whole, and write its manifest and card."""
+    """Record how the store came about, verify it whole, and write its manifest and card.
+
+    Notes of the sources are kept: as they are where all agree, else as a list.
+    """
     record_run(out, "label-store", run)
-    return finish_store(out, identity, source.manifest.fingerprints, shards, card_text)
+    begun = check_store(out, identity) or sources[0].manifest.fingerprints
+    notes = [source.manifest.notes for source in sources]
+    alike = all(one == notes[0] for one in notes)
+    kept = notes[0] if alike else {"of_sources": [dict(one) for one in notes]}
+    return finish_store(out, identity, begun, shards, card_text, notes=kept)

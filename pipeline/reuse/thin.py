@@ -87,7 +87,7 @@ def thin_store(
         "views": [kept.start, kept.stop],
         "drop": list(drop),
     }
-    manifest = finish_target(target, store, identity, store.manifest.shards, run)
+    manifest = finish_target(target, [store], identity, store.manifest.shards, run)
     return ThinReport(
         out=target.name,
         store=store.root.name,

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from pipeline.store.manifest import (
     Manifest,
     PartEntry,
     identity_bytes,
+    listed_notes,
     write_manifest,
 )
 from pipeline.store.parquet import decode_part, encode_part
@@ -244,8 +246,12 @@ def finish_store(
     fingerprints: Mapping[str, int],
     shards: Sequence[ShardInfo],
     card: Callable[[Manifest], str],
+    *,
+    notes: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """Verify all parts of these shards, write the card, and last the manifest.
+
+    ``notes`` are kept in it; by default those of the manifest that is there.
 
     Raises ``RejectionError`` if parts of a shard disagree about which images decode,
     ``IncompleteStoreError`` if the store has parts of other shards than these.
@@ -263,6 +269,7 @@ def finish_store(
         rejections=_agreed_rejections(folder, committed),
         parts=tuple(one.entry for one in committed),
         agreement=Agreement.total(one.agreement for one in committed),
+        notes=listed_notes(folder) if notes is None else notes,
     )
     text = card(manifest).encode()
     folder.replace(CARD_PATH, text)

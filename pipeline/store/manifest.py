@@ -6,17 +6,17 @@ either has a whole and true manifest or is unfinished.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from pipeline.config import FORMAT_VERSION, StoreIdentity, canonical_json, check_version
 from pipeline.errors import ChecksumError, IncompleteStoreError, StoreError
 from pipeline.files import Place, open_folder, sha256
+from pipeline.growth import from_plain, install, to_plain
 from pipeline.records import PartKey, PartRows, Rejection, ShardInfo
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "Manifest",
     "PartEntry",
     "identity_bytes",
+    "listed_notes",
     "listed_parts",
     "read_manifest",
     "read_values",
@@ -47,6 +48,25 @@ META_PREFIX = "_meta/"
 MAX_ROWS = 1 << 26
 """Rows of a part: more are refused, since a part is decoded whole (about 2 GB at this size)."""
 MAX_VIEW = 1 << 31
+_FIELDS = frozenset(
+    {
+        "format_version",
+        "needs",
+        "identity",
+        "identity_digest",
+        "fingerprints",
+        "card",
+        "notes",
+        "shards",
+        "image_hashes",
+        "rejections",
+        "parts",
+        "agreement",
+        "zarr",  # of a Zarr store, which reads it itself
+        "file",  # of a store in one file
+    }
+)
+_PART_FIELDS = frozenset({"path", "shard", "first_view", "views", "bytes", "sha256", "rows"})
 _CURE = "restore the file, or run the label job again to write it anew"
 
 
@@ -88,13 +108,14 @@ class Manifest:
     """What a finished store holds. Shards are ordered by number, parts by (shard, view)."""
 
     identity: StoreIdentity
-    fingerprints: Mapping[str, int]  # see ``pipeline.augment.fingerprints``
+    fingerprints: Mapping[str, int]  # see ``pipeline.fingerprints``
     shards: tuple[ShardInfo, ...]
     image_hashes: Mapping[int, str]  # by shard number: SHA-256 of all its encoded images
     rejections: Mapping[int, tuple[Rejection, ...]]  # by shard number, where there are any
     parts: tuple[PartEntry, ...]
     agreement: Agreement  # of all labels with the true classes
     card: str = ""  # SHA-256 of the card
+    notes: Mapping[str, Any] = field(default_factory=dict)  # kept, and not needed to read labels
 
     @cached_property
     def identity_digest(self) -> str:
@@ -162,27 +183,29 @@ class Manifest:
         """Return plain JSON values; ``from_json`` is the inverse."""
         return {
             "format_version": FORMAT_VERSION,
+            "needs": self.identity.needs,
             "identity": self.identity.to_json(),
             "identity_digest": self.identity_digest,
             "fingerprints": dict(self.fingerprints),
             "card": self.card,
-            "shards": [dataclasses.asdict(shard) for shard in self.shards],
+            "notes": dict(self.notes),
+            "shards": [to_plain(shard) for shard in self.shards],
             "image_hashes": {str(shard): text for shard, text in self.image_hashes.items()},
             "rejections": {
-                str(shard): [dataclasses.asdict(one) for one in rejections]
+                str(shard): [to_plain(one) for one in rejections]
                 for shard, rejections in self.rejections.items()
             },
             "parts": [
                 {
                     "path": entry.part.path,
-                    **dataclasses.asdict(entry.part),
+                    **to_plain(entry.part),
                     "bytes": entry.bytes,
                     "sha256": entry.sha256,
                     "rows": entry.rows,
                 }
                 for entry in self.parts
             ],
-            "agreement": dataclasses.asdict(self.agreement),
+            "agreement": to_plain(self.agreement),
         }
 
     @staticmethod
@@ -205,21 +228,28 @@ class Manifest:
 
     @staticmethod
     def _read(values: Mapping[str, Any]) -> Manifest:
-        identity = StoreIdentity.from_json(values["identity"])
+        needs = str(values["needs"])
+        for name in sorted(values.keys() - _FIELDS):
+            raise StoreError(f"its field {name!r} is not known to this release; {install(needs)}")
+        identity = StoreIdentity.from_json(values["identity"], needs)
         if values["identity_digest"] != identity.digest:
-            raise StoreError("its identity has not the digest that it gives for it")
+            raise StoreError(
+                f"its identity has the digest {identity.digest}, but it says "
+                f"{values['identity_digest']}"
+            )
         return Manifest(
             identity=identity,
             fingerprints=dict(values["fingerprints"]),
-            shards=tuple(_shard_info(shard) for shard in values["shards"]),
+            shards=tuple(_shard_info(shard, needs) for shard in values["shards"]),
             image_hashes={int(n): str(text) for n, text in values["image_hashes"].items()},
             rejections={
-                int(shard): tuple(_rejection(one) for one in rejections)
+                int(shard): tuple(_rejection(one, needs) for one in rejections)
                 for shard, rejections in values["rejections"].items()
             },
-            parts=tuple(_part_entry(entry) for entry in values["parts"]),
-            agreement=Agreement(**values["agreement"]),
+            parts=tuple(_part_entry(entry, needs) for entry in values["parts"]),
+            agreement=from_plain(Agreement, values["agreement"], "agreement", needs),
             card=str(values["card"]),
+            notes=dict(values["notes"]),
         )
 
 
@@ -278,8 +308,8 @@ def _check_claims(manifest: Manifest) -> None:
         last = part
 
 
-def _shard_info(values: Mapping[str, Any]) -> ShardInfo:
-    shard = ShardInfo(**values)
+def _shard_info(values: Mapping[str, Any], needs: str) -> ShardInfo:
+    shard = from_plain(ShardInfo, values, "shards", needs)
     if not all(
         type(one) is int and 0 <= one < 1 << 40
         for one in (shard.number, shard.samples, shard.bytes)
@@ -288,14 +318,16 @@ def _shard_info(values: Mapping[str, Any]) -> ShardInfo:
     return shard
 
 
-def _rejection(values: Mapping[str, Any]) -> Rejection:
-    one = Rejection(**values)
+def _rejection(values: Mapping[str, Any], needs: str) -> Rejection:
+    one = from_plain(Rejection, values, "rejections", needs)
     if type(one.index) is not int or not isinstance(one.key, str):
         raise ValueError(f"rejection of {one.key!r} at {one.index!r}")
     return one
 
 
-def _part_entry(values: Mapping[str, Any]) -> PartEntry:
+def _part_entry(values: Mapping[str, Any], needs: str) -> PartEntry:
+    for name in sorted(values.keys() - _PART_FIELDS):
+        raise StoreError(f"parts.{name} is not known to this release; {install(needs)}")
     part = PartKey(
         shard=int(values["shard"]),
         first_view=int(values["first_view"]),
@@ -318,9 +350,18 @@ def listed_parts(root: Place) -> dict[PartKey, PartEntry]:
     return {entry.part: entry for entry in read_manifest(root).parts}
 
 
+def listed_notes(root: Place) -> Mapping[str, Any]:
+    """Return the notes in the store's manifest, none if there is no manifest."""
+    return read_manifest(root).notes if open_folder(root).exists(MANIFEST_PATH) else {}
+
+
 def identity_bytes(identity: StoreIdentity, fingerprints: Mapping[str, int]) -> bytes:
     """Return the file that says what a job must share with a store to write to it."""
-    values = {"identity": identity.to_json(), "fingerprints": dict(fingerprints)}
+    values = {
+        "needs": identity.needs,
+        "identity": identity.to_json(),
+        "fingerprints": dict(fingerprints),
+    }
     return canonical_json(values) + b"\n"
 
 

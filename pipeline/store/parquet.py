@@ -6,7 +6,6 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from pipeline.config import FORMAT_VERSION, ColumnConfig, canonical_json, check_version
 from pipeline.errors import ChecksumError, ConfigError, StoreError
 from pipeline.files import Folder, sha256
+from pipeline.growth import from_plain, to_plain
 from pipeline.records import PartKey, PartRows, Rejection, ShardView
 from pipeline.store.columns import (
     column_fields,
@@ -111,8 +111,8 @@ def encode_part(rows: PartRows) -> bytes:
         "samples": rows.samples,
         "first_view": rows.part.first_view,
         "views": rows.part.views,
-        "columns": asdict(kept),
-        "rejections": [asdict(rejection) for rejection in rows.rejections],
+        "columns": to_plain(kept),
+        "rejections": [to_plain(rejection) for rejection in rows.rejections],
     }
     table = table_of(rows).replace_schema_metadata({_METADATA: canonical_json(header)})
     sink = pa.BufferOutputStream()
@@ -131,9 +131,11 @@ def decode_part(data: bytes, part: PartKey, name: str, *, trusted: bool = False)
     """
     file, header = _open_part(data, part, name, trusted=trusted)
     try:
-        columns = ColumnConfig(**header["columns"])
+        columns = from_plain(ColumnConfig, header["columns"], f"{name}: columns")
         names = part_schema(columns).names
-        rejections = tuple(Rejection(**one) for one in header["rejections"])
+        rejections = tuple(
+            from_plain(Rejection, one, f"{name}: rejections") for one in header["rejections"]
+        )
         rows = (int(header["samples"]) - len(rejections)) * part.views
         if rows > MAX_ROWS or file.metadata.num_rows != rows or file.schema_arrow.names != names:
             raise ValueError(

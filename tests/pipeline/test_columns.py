@@ -225,9 +225,9 @@ def test_probabilities_that_contradict_the_labels_do_not_pass(tmp_path: Path, na
     else:
         wrong.reshape(-1)[:5] = (0, 1, 2, 3, 4)
     root = tmp_path / "s.parquet"
-    claim_store(root, identity, fingerprints())
+    claim_store(root, identity, fingerprints(identity))
     commit_part(root, replace(rows, **{name: wrong}))
-    finish_store(root, identity, fingerprints(), [shard.info], card_text)
+    finish_store(root, identity, fingerprints(identity), [shard.info], card_text)
     with pytest.raises(ChecksumError, match="does not fit its manifest"):
         verify_store(root)
 

@@ -236,7 +236,7 @@ def test_a_chunk_that_decodes_to_another_size_is_refused(crafted: Path, zeros: i
         (lambda v: v["parts"][0].update(path="../../etc/passwd"), "should be 'shard=0/view-"),
         (lambda v: v.update(parts=5), "malformed"),
         (lambda v: v.update(rejections=[]), "malformed"),
-        (lambda v: v["identity"].update(root_seed=6), "identity has not the digest"),
+        (lambda v: v["identity"].update(root_seed=6), "identity has the digest"),
     ],
 )
 def test_a_manifest_that_claims_what_no_job_makes_is_refused(

@@ -186,8 +186,10 @@ def test_a_store_with_other_fingerprints_is_refused_by_operation(
     shards: tuple[Path, ...],
 ) -> None:
     plan = plan_of(config_of(shards))
-    claim_store(plan.config.out, plan.identity, {**fingerprints(), "op.rotate": 1})
-    with pytest.raises(IdentityError, match=r"give other pixels: op\.rotate;"):
+    claim_store(plan.config.out, plan.identity, {**fingerprints(plan.identity), "op.rotate": 1})
+    with pytest.raises(
+        IdentityError, match=r"give other pixels: op\.rotate \(the operation rotate\);"
+    ):
         plan_of(plan.config)
 
 

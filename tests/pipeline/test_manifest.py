@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -92,6 +93,36 @@ def test_claims_that_no_label_job_makes_are_refused(
     write_manifest(tmp_path, change(make_manifest([5, 3], views=4)))
     with pytest.raises(StoreError, match=message):
         read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (lambda v: v.update(weather=1), "'weather'"),
+        (lambda v: v["identity"].update(zoom=1), r"identity\.zoom"),
+        (lambda v: v["identity"]["mix"].update(zoom=1), r"identity\.mix\.zoom"),
+        (lambda v: v["shards"][0].update(zoom=1), r"shards\.zoom"),
+        (lambda v: v["parts"][0].update(zoom=1), r"parts\.zoom"),
+        (lambda v: v["rejections"]["1"][0].update(zoom=1), r"rejections\.zoom"),
+        (lambda v: v["agreement"].update(zoom=1), r"agreement\.zoom"),
+    ],
+)
+def test_a_field_of_a_later_release_is_refused_by_its_name_and_release(
+    change: Callable[[dict[str, Any]], object], name: str
+) -> None:
+    values = json.loads(json.dumps(make_manifest([5, 3], rejected={1: [0]}, views=4).to_json()))
+    values["parts"][1]["rows"] = 8
+    Manifest.from_json(values, "it")
+    values["needs"] = "3.1.0"
+    change(values)
+    with pytest.raises(StoreError, match=rf"{name}.* not known .* install teacher-labels 3\.1\.0"):
+        Manifest.from_json(values, "it")
+
+
+def test_what_lies_below_notes_is_kept_and_need_not_be_known() -> None:
+    values = make_manifest([5, 3], views=4).to_json()
+    values["notes"] = {"weather": {"rain": [1, 2]}}
+    assert Manifest.from_json(values, "it").to_json()["notes"] == {"weather": {"rain": [1, 2]}}
 
 
 @given(

@@ -51,10 +51,10 @@ def labelled(folder: Path) -> tuple[Shard, StoreIdentity, list[PartRows]]:
 
 
 def write_store(root: Path, shard: Shard, identity: StoreIdentity, parts: list[PartRows]) -> Path:
-    claim_store(root, identity, fingerprints())
+    claim_store(root, identity, fingerprints(identity))
     for rows in parts:
         commit_part(root, rows)
-    finish_store(root, identity, fingerprints(), [shard.info], lambda _: "a card\n")
+    finish_store(root, identity, fingerprints(identity), [shard.info], lambda _: "a card\n")
     return root
 
 

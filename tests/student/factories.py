@@ -149,7 +149,7 @@ def make_store(
         part = PartKey(shard=number, first_view=first_view, views=views)
         groups = map(run_task, group_tasks(path, shard.info, part, identity))
         commit_part(root, label_part(shard, part, identity, groups, teacher))
-    finish_store(root, identity, fingerprints(), infos, lambda _: "a store of a test")
+    finish_store(root, identity, fingerprints(identity), infos, lambda _: "a store of a test")
     return open_store(root)
 
 

@@ -183,7 +183,12 @@ def test_other_teachers_and_fingerprints_are_refused_with_the_fields(
     (root / "_meta" / "identity.json").unlink()
     drifted = {**PRINTS, "op.rotate": 3}
     finish_store(root, IDENTITY, drifted, SHARDS[:1], card_text)
-    refused(tmp_path, [whole, open_store(root)], IdentityError, r"other pixels: op\.rotate;")
+    refused(
+        tmp_path,
+        [whole, open_store(root)],
+        IdentityError,
+        r"other pixels: op\.rotate \(the operation rotate\);",
+    )
 
 
 def test_a_shard_with_other_images_under_the_same_keys_is_refused(

@@ -1,0 +1,184 @@
+"""How records grow: fields that later releases add, and files of any release that stay readable.
+
+A store or a run is bound to the JSON of its settings, and outlives the release that wrote it.
+So a field that is added later has a *founding value*, the value that says what releases before
+the field did. The canonical form leaves a field at its founding value out: a store made
+yesterday and a store made by a release with ten more fields have one digest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Hashable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from pipeline.errors import ConfigError, StoreError
+
+__all__ = ["RELEASE", "convert", "from_plain", "grown", "needed_release", "settle", "to_plain"]
+
+RELEASE = "0.1.0"
+"""This release of teacher-labels."""
+
+Record = TypeVar("Record")
+
+_FOUNDING, _SINCE = "founding", "since"
+
+
+def grown(*, founding: Any, since: str, **default: Any) -> Any:
+    """Return a dataclass field that release ``since`` added to a record that is stored.
+
+    ``founding`` is what older releases did without the field. It never changes, even where the
+    default, which is the same unless one is given, does::
+
+        antialias: bool = grown(founding=True, since="0.2.0")
+    """
+    if not default:
+        default = {"default": founding}
+    return dataclasses.field(**default, metadata={_FOUNDING: founding, _SINCE: since})
+
+
+def settle(record: Any) -> None:
+    """Check each field of a frozen record against its type, and make whole numbers floats.
+
+    For ``__post_init__``. A list becomes a tuple where the type says so, and 1 becomes 1.0, so
+    that equal settings have one canonical form. Raises ``ConfigError`` naming the field.
+    """
+    hints = _hints(cast(Hashable, type(record)))
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        settled = convert(value, hints[field.name], field.name)
+        if settled is not value:
+            object.__setattr__(record, field.name, settled)
+
+
+def convert(value: Any, hint: Any, name: str) -> Any:
+    """Return a value as a type has it; raises ``ConfigError`` naming what is another's."""
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        if isinstance(value, hint):
+            return value
+        raise ConfigError(f"{name} is {value!r}; give {hint.__name__}(...)")
+    try:
+        return msgspec.convert(value, hint, dec_hook=_from_text)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{name} is {value!r}; use {_in_words(hint)}") from error
+
+
+def to_plain(record: Any) -> dict[str, Any]:
+    """Return a record's canonical form: plain JSON values, fields at founding values left out.
+
+    A record all of whose fields are left out is left out too, if its own field has grown.
+    """
+    plain = {}
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        if _FOUNDING in field.metadata and value == field.metadata[_FOUNDING]:
+            continue
+        plain[field.name] = _plain(value)
+    return plain
+
+
+def from_plain(kind: type[Record], values: Any, where: str, needs: str = "") -> Record:
+    """Return the record of which ``to_plain`` gave ``values``; ``where`` is for messages.
+
+    ``needs`` is the release that a file says it needs. Raises ``StoreError`` for a field or a
+    value that this release does not know, and says which release does.
+    """
+    if not isinstance(values, Mapping):
+        raise StoreError(f"{where} is {values!r}, not a record of settings")
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(values.keys() - fields)
+    if unknown:
+        raise StoreError(
+            f"{where}.{unknown[0]} is not known to teacher-labels {RELEASE}; " + install(needs)
+        )
+    hints = _hints(cast(Hashable, kind))
+    found = {}
+    for name, field in fields.items():
+        if name in values and dataclasses.is_dataclass(hints[name]):
+            found[name] = from_plain(hints[name], values[name], f"{where}.{name}", needs)
+        elif name in values:
+            found[name] = values[name]
+        elif _FOUNDING in field.metadata:
+            found[name] = field.metadata[_FOUNDING]
+        else:
+            raise StoreError(f"{where}.{name} is missing, so the file is damaged or forged")
+    try:
+        record: Record = kind(**found)
+    except ConfigError as error:
+        raise StoreError(
+            f"{where}.{error}. A newer release may know it: {install(needs)}"
+        ) from error
+    return record
+
+
+def install(needs: str) -> str:
+    """Return the cure for what this release does not know."""
+    if needs and _numbers(needs) > _numbers(RELEASE):
+        return f"install teacher-labels {needs} or newer"
+    return "install the release that wrote it (a store's _meta/runs name it), or a newer one"
+
+
+def needed_release(record: Any) -> str:
+    """Return the oldest release that knows all fields which a record's canonical form has."""
+    return max(_needed(record), key=_numbers)
+
+
+def _needed(record: Any) -> Iterator[str]:
+    yield "0.1.0"
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        if _FOUNDING in field.metadata and value == field.metadata[_FOUNDING]:
+            continue
+        yield field.metadata.get(_SINCE, "0.1.0")
+        if dataclasses.is_dataclass(value):
+            yield from _needed(value)
+
+
+def _numbers(release: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in release.split(".") if number.isdecimal())
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_plain(value)
+    if isinstance(value, tuple | list):
+        return [_plain(one) for one in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _from_text(kind: type, value: Any) -> Any:
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    raise TypeError
+
+
+@cache
+def _hints(kind: Hashable) -> Mapping[str, Any]:
+    return get_type_hints(kind)
+
+
+def _in_words(hint: Any) -> str:
+    """Return what a type takes, in words."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join(_in_words(one) for one in get_args(hint))
+    if get_origin(hint) is Literal:
+        return " or ".join(repr(one) for one in get_args(hint))
+    if get_origin(hint) is tuple:
+        kinds = get_args(hint)
+        if kinds[-1] is Ellipsis:
+            return f"a list, each of its values {_in_words(kinds[0])}"
+        return f"a list of {len(kinds)} values, each {_in_words(kinds[0])}"
+    words = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "a text",
+        Path: "a path",
+        type(None): "nothing",
+    }
+    return words.get(hint, str(hint))
