@@ -22,7 +22,7 @@ from pipeline.errors import PipelineError
 from pipeline.records import OPTIONAL_COLUMNS
 from pipeline.store import LabelStore, open_store
 from pipeline.store.export import export_store
-from pipeline.verify import verify_store
+from pipeline.tools.verify import verify_store
 
 FORMATS = {"directory": "labels.parquet", "zarr": "labels.zarr", "single_file": "one.parquet"}
 

@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.timing import Timings, measure
-from pipeline.config import AugmentConfig, MixConfig, Precision, StoreIdentity
-from pipeline.devices import set_threads
+from pipeline.identity import AugmentConfig, MixConfig, Precision, StoreIdentity
+from pipeline.labelling.devices import set_threads
+from pipeline.labelling.teacher import Teacher, TeacherSpec, load_teacher
 from pipeline.records import AugmentedGroup, PartKey
-from pipeline.teacher import Teacher, TeacherSpec, load_teacher
 
 GROUP, BLOCK = 16, 15  # a teacher batch on a GPU: one group x one block
 CLASSES = 1000
@@ -229,8 +229,8 @@ class GroupViews(Dataset[tuple[Tensor, AugmentedGroup]]):
     """The label job's augmentation: item k is group k of the shards, decoded and augmented."""
 
     def __init__(self, settings: Settings, teacher: Teacher) -> None:
-        from pipeline.labelling import group_tasks
-        from pipeline.shards import open_shard
+        from pipeline.labelling.part import group_tasks
+        from pipeline.shards.index import open_shard
 
         identity = StoreIdentity(
             root_seed=0, augment=settings.augment, mix=MixConfig(), teacher=teacher.identity
@@ -246,7 +246,7 @@ class GroupViews(Dataset[tuple[Tensor, AugmentedGroup]]):
         return len(self._tasks)
 
     def __getitem__(self, item: int) -> tuple[Tensor, AugmentedGroup]:
-        from pipeline.labelling import run_task
+        from pipeline.labelling.part import run_task
 
         group = run_task(self._tasks[item])
         # Pixels go through shared memory as a tensor; a NumPy array would go through a pipe.
@@ -256,7 +256,7 @@ class GroupViews(Dataset[tuple[Tensor, AugmentedGroup]]):
 def feeding(settings: Settings, teacher: Teacher, teacher_rate: float) -> dict[str, float] | None:
     """Return how all cores keep the teacher busy; None without shards, simplejpeg or numba."""
     try:
-        from pipeline.augment import warm_up
+        from pipeline.views.apply import warm_up
     except ImportError:
         return None
     if not settings.shards:

@@ -23,10 +23,10 @@ import tyro
 from benchmarks.report import Report, describe_machine
 from benchmarks.stand_in import StandInTeacher, stand_in_identity
 from jobs.label_teacher import prepare_environment
-from pipeline.config import TeacherIdentity
-from pipeline.job import LabelConfig, index_shards, plan_job
+from pipeline.identity import TeacherIdentity
+from pipeline.labelling.job import LabelConfig, index_shards, plan_job
+from pipeline.labelling.worker import TeacherWorker
 from pipeline.records import AugmentedGroup, TeacherLabels
-from pipeline.worker import TeacherWorker
 
 DEMAND = 0.8
 

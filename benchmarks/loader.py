@@ -18,13 +18,13 @@ import tyro
 from benchmarks.report import Report, describe_machine, print_table
 from benchmarks.stand_in import write_store
 from benchmarks.timing import Timings, measure, on_one_core
-from pipeline.augment import apply_view, decode, image_size, warm_up
-from pipeline.files import expand_shards
-from pipeline.planning import PlanConfig, TrainingPlan
-from pipeline.shards import match_shards, open_known_shard
+from pipeline.files.local import expand_shards
+from pipeline.shards.index import match_shards, open_known_shard
 from pipeline.store import LabelStore
-from pipeline.views import draw_view
+from pipeline.views.apply import apply_view, decode, image_size, warm_up
+from pipeline.views.draw import draw_view
 from student.loading import LoaderOptions
+from student.order import PlanConfig, TrainingPlan
 from student.replay import ReplayDataset, replay_loader
 
 EPOCHS = 9

@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import (
+from pipeline.identity import (
     AugmentConfig,
     ColumnConfig,
     MixConfig,
     StoreIdentity,
     TeacherIdentity,
 )
-from pipeline.pairing import GroupPlaces, block_of, draw_group_mixing, draw_groups
 from pipeline.records import FIXED_ONE, NO_PARTNER, PartKey, PartRows, ShardInfo
-from pipeline.rng import sample_seed
-from pipeline.views import has_digest
+from pipeline.views.draw import has_digest
+from pipeline.views.pairing import GroupPlaces, block_of, draw_group_mixing, draw_groups
+from pipeline.views.rng import sample_seed
 
 __all__ = ["CLASSES", "LabelModel", "make_identity", "make_rows"]
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.timing import Timings
-from pipeline.provenance import processor, versions
+from pipeline.store.provenance import processor, versions
 
 __all__ = ["AIMS", "Report", "describe_machine", "print_table"]
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.config import PRESETS, TeacherIdentity
-from pipeline.job import LabelConfig, finish_job, index_shards, plan_job
-from pipeline.labelling import label_part, run_task
+from pipeline.identity import PRESETS, TeacherIdentity
+from pipeline.labelling.job import LabelConfig, finish_job, index_shards, plan_job
+from pipeline.labelling.part import label_part, run_task
 from pipeline.records import AugmentedGroup, TeacherLabels
-from pipeline.shards import open_known_shard
+from pipeline.shards.index import open_known_shard
 from pipeline.store import LabelStore, commit_part, open_store
 
 __all__ = ["CLASSES", "StandInTeacher", "stand_in_identity", "write_store"]

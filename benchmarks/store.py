@@ -19,13 +19,11 @@ import tyro
 from benchmarks.realistic import make_identity, make_rows
 from benchmarks.report import Report, describe_machine
 from benchmarks.timing import Timings, measure, pin_to_one_core
-from pipeline.card import card_text
-from pipeline.config import ColumnConfig, StoreIdentity
-from pipeline.files import open_folder
-from pipeline.fingerprints import fingerprints
-from pipeline.provenance import processor
+from pipeline.files.local import open_folder
+from pipeline.identity import ColumnConfig, StoreIdentity
 from pipeline.records import PartKey, PartRows, ShardInfo
 from pipeline.store import ParquetStore, claim_store, commit_part, finish_store, open_store
+from pipeline.store.card import card_text
 from pipeline.store.manifest import (
     Agreement,
     Manifest,
@@ -34,6 +32,8 @@ from pipeline.store.manifest import (
     write_manifest,
 )
 from pipeline.store.parquet import encode_part
+from pipeline.store.provenance import processor
+from pipeline.views.fingerprints import fingerprints
 
 SOFT = ColumnConfig(confidence=True, topk=5)
 PART_VIEWS = (150, 300)

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from benchmarks.report import Report, describe_machine, print_table
 from benchmarks.timing import Timings, measure
-from pipeline.config import AugmentConfig, MixConfig, Precision
-from pipeline.devices import choose_device, set_threads
-from pipeline.teacher import TeacherSpec, load_teacher
+from pipeline.identity import AugmentConfig, MixConfig, Precision
+from pipeline.labelling.devices import choose_device, set_threads
+from pipeline.labelling.teacher import TeacherSpec, load_teacher
 
 PLAIN = "plain, fp32"
 OURS: dict[Precision, str] = {

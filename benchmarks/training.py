@@ -27,13 +27,13 @@ from torch.nn import functional as F
 from benchmarks.report import Report, describe_machine, print_table
 from benchmarks.stand_in import CLASSES, write_store
 from benchmarks.timing import Timings, measure
-from pipeline.augment import warm_up
-from pipeline.devices import set_threads
-from pipeline.files import expand_shards
-from pipeline.mixing import mix_images, normalise
-from pipeline.planning import PlanConfig, TrainingPlan
+from pipeline.files.local import expand_shards
+from pipeline.labelling.devices import set_threads
 from pipeline.records import FIXED_ONE
-from pipeline.shards import match_shards
+from pipeline.shards.index import match_shards
+from pipeline.views.apply import warm_up
+from pipeline.views.mixing import mix_images, normalise
+from student.order import PlanConfig, TrainingPlan
 from student.replay import ReplayDataset, StudentBatch
 
 STUDENT, TEACHER = "deit_tiny_distilled_patch16_224", "regnety_160.deit_in1k"

@@ -24,14 +24,14 @@ from torchvision.transforms import v2
 
 from benchmarks.report import Report, describe_machine, print_table
 from benchmarks.timing import Timings, measure, pin_to_one_core
-from pipeline.augment import apply_view, decode, image_size, warm_up
-from pipeline.config import PRESETS, AugmentConfig
-from pipeline.files import expand_shards
-from pipeline.packing import encode_image
-from pipeline.provenance import processor
-from pipeline.rng import sample_seed
-from pipeline.shards import open_shard
-from pipeline.views import draw_view
+from pipeline.files.local import expand_shards
+from pipeline.identity import PRESETS, AugmentConfig
+from pipeline.shards.index import open_shard
+from pipeline.shards.packing import encode_image
+from pipeline.store.provenance import processor
+from pipeline.views.apply import apply_view, decode, image_size, warm_up
+from pipeline.views.draw import draw_view
+from pipeline.views.rng import sample_seed
 
 VIEWS_PER_DECODE = (1, 3, 15)
 TIMM = "timm, DeiT's recipe"

@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pipeline.augment import apply_view, decode, image_size
-from pipeline.config import AugmentConfig
-from pipeline.files import expand_shards
-from pipeline.mixing import normalise
+from pipeline.files.local import expand_shards
+from pipeline.identity import AugmentConfig
 from pipeline.records import Pixels
-from pipeline.rng import sample_seed
-from pipeline.shards import open_shard
-from pipeline.views import draw_view
+from pipeline.shards.index import open_shard
+from pipeline.views.apply import apply_view, decode, image_size
+from pipeline.views.draw import draw_view
+from pipeline.views.mixing import normalise
+from pipeline.views.rng import sample_seed
 
 ROOT_SEED = 1_000_003  # a label job's default is 0
 

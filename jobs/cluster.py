@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import ray
 from ray.exceptions import RayActorError, RayTaskError, WorkerCrashedError
 
-from pipeline.config import TeacherIdentity
 from pipeline.errors import PipelineError
-from pipeline.job import IndexedShards, JobPlan, LabelConfig, PartOrder, Preflight
-from pipeline.labelling import GroupTask, run_task
+from pipeline.identity import TeacherIdentity
+from pipeline.labelling.job import IndexedShards, JobPlan, LabelConfig, PartOrder, Preflight
+from pipeline.labelling.part import GroupTask, run_task
 from pipeline.records import AugmentedGroup, PartKey
 from pipeline.store import Committed
 
 if TYPE_CHECKING:
-    from pipeline.worker import TeacherWorker
+    from pipeline.labelling.worker import TeacherWorker
 
 __all__ = ["Cluster"]
 
@@ -42,7 +42,7 @@ MakeWorker: TypeAlias = "Callable[[LabelConfig, int], TeacherWorker]"
 
 def load_worker(config: LabelConfig, threads: int) -> TeacherWorker:
     """Load the teacher of the settings."""
-    from pipeline.worker import TeacherWorker  # the driver needs no PyTorch
+    from pipeline.labelling.worker import TeacherWorker  # the driver needs no PyTorch
 
     return TeacherWorker(config, threads)
 

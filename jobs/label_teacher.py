@@ -12,11 +12,11 @@ from pathlib import Path
 if __name__ == "__main__":  # run by path: the directory above holds the packages
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline.config import PRESETS, Preset, mixing_of_preset
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.job import LabelConfig
-from pipeline.reuse import extended_config
+from pipeline.identity import PRESETS, Preset, mixing_of_preset
+from pipeline.labelling.job import LabelConfig
 from pipeline.store import open_store
+from pipeline.tools import extended_config
 
 __all__ = ["main", "parse_arguments"]
 

@@ -12,7 +12,7 @@ from types import FrameType
 
 from tqdm import tqdm
 
-from pipeline.job import (
+from pipeline.labelling.job import (
     JobPlan,
     LabelConfig,
     Preflight,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator
 
-from pipeline.config import TeacherIdentity
-from pipeline.job import IndexedShards, JobPlan, LabelConfig, PartOrder, Preflight
-from pipeline.labelling import run_task
+from pipeline.identity import TeacherIdentity
+from pipeline.labelling.job import IndexedShards, JobPlan, LabelConfig, PartOrder, Preflight
+from pipeline.labelling.part import run_task
+from pipeline.labelling.worker import TeacherWorker
 from pipeline.records import AugmentedGroup
 from pipeline.store import Committed
-from pipeline.worker import TeacherWorker
 
 __all__ = ["SerialTeacher"]
 

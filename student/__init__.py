@@ -10,10 +10,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.planning import PlanConfig
     from student.config import EvaluateConfig, TrainConfig
     from student.engine import Outcome, train
-    from student.evaluate import Evaluation
+    from student.evaluation.evaluate import Evaluation
+    from student.evaluation.report import CheckpointReport, evaluate_checkpoint, load_student
     from student.inputs import Inputs, open_inputs, open_replay
     from student.losses import (
         DistillationConfig,
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
         soft_distillation_loss,
     )
     from student.model import StudentSpec, create_student
+    from student.order import PlanConfig
     from student.replay import ReplayDataset, StudentBatch, replay_loader
-    from student.report import CheckpointReport, evaluate_checkpoint, load_student
     from student.task import StoredLabelTask
 
 __all__ = [
@@ -56,14 +56,14 @@ __all__ = [
 ]
 
 _MODULES = {
-    "CheckpointReport": "student.report",
+    "CheckpointReport": "student.evaluation.report",
     "DistillationConfig": "student.losses",
     "EvaluateConfig": "student.config",
-    "Evaluation": "student.evaluate",
+    "Evaluation": "student.evaluation.evaluate",
     "Inputs": "student.inputs",
     "MixedTarget": "student.losses",
     "Outcome": "student.engine",
-    "PlanConfig": "pipeline.planning",
+    "PlanConfig": "student.order",
     "ReplayDataset": "student.replay",
     "StoredLabelTask": "student.task",
     "StudentBatch": "student.replay",
@@ -72,9 +72,9 @@ _MODULES = {
     "TrainConfig": "student.config",
     "create_student": "student.model",
     "distillation_loss": "student.losses",
-    "evaluate_checkpoint": "student.report",
+    "evaluate_checkpoint": "student.evaluation.report",
     "hard_distillation_loss": "student.losses",
-    "load_student": "student.report",
+    "load_student": "student.evaluation.report",
     "open_inputs": "student.inputs",
     "open_replay": "student.inputs",
     "replay_loader": "student.replay",

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 import numpy as np
 from torch.utils.data import Dataset
 
-from pipeline.cache import RemoteShard
-from pipeline.pairing import block_of, draw_groups, draw_partners
-from pipeline.planning import PlannedBatch
+from pipeline.files.cache import RemoteShard
 from pipeline.records import NO_PARTNER
 from pipeline.store import LabelStore
+from pipeline.views.pairing import block_of, draw_groups, draw_partners
 from student.distributed import Ranks
 from student.loading import LoaderOptions, load
+from student.order import PlannedBatch
 from student.replay import ReplayDataset
 
 __all__ = ["audit_store"]

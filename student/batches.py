@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.config import AugmentConfig, StoreIdentity
-from pipeline.mixing import mix_images, normalise, to_device
+from pipeline.identity import AugmentConfig, StoreIdentity
 from pipeline.records import FIXED_ONE, TeacherLabels
+from pipeline.views.mixing import mix_images, normalise, to_device
 from student.config import TrainConfig
 from student.losses import MixedTarget, TeacherSignal
 from student.replay import StudentBatch
@@ -62,7 +62,7 @@ class TeacherInLoop:
     """
 
     def __init__(self, config: TrainConfig, identity: StoreIdentity, device: torch.device) -> None:
-        from pipeline.teacher import load_stored_teacher  # nothing else needs a teacher
+        from pipeline.labelling.teacher import load_stored_teacher  # nothing else needs a teacher
 
         self._device = device
         self._teacher = load_stored_teacher(

@@ -16,10 +16,10 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from pipeline.config import canonical_json, different_fields
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.files import replace, writing
-from pipeline.weights import state_digest
+from pipeline.files.local import replace, writing
+from pipeline.identity import canonical_json, different_fields
+from pipeline.labelling.weights import state_digest
 
 __all__ = [
     "BEST",

@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from pipeline.config import PRESETS, MixConfig, different_fields
 from pipeline.errors import PipelineError
-from pipeline.files import replace as replace_file
+from pipeline.files.local import replace as replace_file
+from pipeline.identity import PRESETS, MixConfig, different_fields
 from student.config import EvaluateConfig, TrainConfig
 from student.recipes import read_run_file, recipe
 from student.signals import StopRequest, exit_status, signal_name
 
 if TYPE_CHECKING:
-    from student.analysis import Analysis
     from student.engine import Outcome
-    from student.evaluate import Evaluation
+    from student.evaluation.analysis import Analysis
+    from student.evaluation.evaluate import Evaluation
     from student.inputs import Inputs
 
 __all__ = ["evaluate_main", "main"]
@@ -75,8 +75,8 @@ def evaluate_main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _evaluate(config: EvaluateConfig) -> None:
-    from student.analysis import plot_analysis
-    from student.report import evaluate_checkpoint
+    from student.evaluation.analysis import plot_analysis
+    from student.evaluation.report import evaluate_checkpoint
 
     report = evaluate_checkpoint(config)
     for name, evaluation in report.evaluations.items():

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.cache import CacheConfig
-from pipeline.config import canonical_json
 from pipeline.errors import ConfigError
-from pipeline.objects import is_url
-from pipeline.planning import PlanConfig
+from pipeline.files.cache import CacheConfig
+from pipeline.files.objects import is_url
+from pipeline.identity import canonical_json
+from student.order import PlanConfig
 
 __all__ = ["EvaluateConfig", "TrainConfig", "parse_model_args"]
 

@@ -13,12 +13,12 @@ from typing import IO, Any, TypeAlias
 import torch
 from torch import Tensor
 
-from pipeline.config import StoreIdentity, canonical_json
-from pipeline.devices import choose_device, set_threads
 from pipeline.errors import CheckpointError, ConfigError, PipelineError
-from pipeline.files import replace
+from pipeline.files.local import replace
 from pipeline.growth import to_plain
-from pipeline.weights import state_digest
+from pipeline.identity import StoreIdentity, canonical_json
+from pipeline.labelling.devices import choose_device, set_threads
+from pipeline.labelling.weights import state_digest
 from student.audit import audit_store
 from student.batches import (
     TeacherInLoop,
@@ -39,18 +39,18 @@ from student.checkpoint import (
 )
 from student.config import TrainConfig, parse_model_args
 from student.distributed import Ranks, StopAgreement
-from student.evaluate import Evaluation, evaluate_all
+from student.evaluation.evaluate import Evaluation, evaluate_all
+from student.evaluation.validation import ValidationDataset, centre_views, read_teacher_labels
 from student.finetune import Loaded, load_weights, read_weights
 from student.inputs import Inputs
 from student.loading import LoaderOptions
 from student.losses import DistillationConfig, MixedTarget, TeacherSignal, distillation_loss
 from student.metrics import Meter, MetricsLog, Stopwatch
 from student.model import StudentSpec, create_student, reseed, split_heads
-from student.optimisation import Optimisation
+from student.optimization import Optimisation
 from student.recipes import to_toml
 from student.replay import ReplayDataset, StudentBatch, replay_loader
 from student.schedule import Schedule
-from student.validation import ValidationDataset, centre_views, read_teacher_labels
 
 __all__ = ["Outcome", "Trainer", "train"]
 

@@ -7,17 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.cache import ShardFile
-from pipeline.config import canonical_json
 from pipeline.errors import ConfigError, StoreError
-from pipeline.files import expand_shards
+from pipeline.files.cache import ShardFile
+from pipeline.files.local import expand_shards
 from pipeline.growth import to_plain
-from pipeline.planning import PlanConfig, TrainingPlan
-from pipeline.shards import match_shards
+from pipeline.identity import canonical_json
+from pipeline.shards.index import match_shards
 from pipeline.store import LabelStore, open_store
-from pipeline.verify import check_fingerprints
+from pipeline.tools.verify import check_fingerprints
 from student.checkpoint import RunIdentity
 from student.config import TrainConfig
+from student.order import PlanConfig, TrainingPlan
 from student.replay import ReplayDataset
 
 __all__ = ["Inputs", "open_inputs", "open_replay"]

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from pipeline.augment import warm_up
 from pipeline.errors import PipelineError
-from pipeline.objects import started_here
+from pipeline.files.objects import started_here
+from pipeline.views.apply import warm_up
 from student.signals import outlive_signals
 
 __all__ = ["LoaderOptions", "batch_memory", "load"]
@@ -63,7 +63,7 @@ def _start_method() -> str | None:
     # server has none; it loads PyTorch once, not once per worker.
     if "forkserver" not in methods:
         return "spawn"
-    multiprocessing.set_forkserver_preload(["student.replay", "student.validation"])
+    multiprocessing.set_forkserver_preload(["student.replay", "student.evaluation.validation"])
     return "forkserver"
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from pipeline.files import replace
+from pipeline.files.local import replace
 from student.distributed import Ranks
 from student.losses import LossTerms
 

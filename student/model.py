@@ -17,7 +17,7 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
-from pipeline.rng import stream
+from pipeline.views.rng import stream
 
 __all__ = ["StudentSpec", "create_student", "reseed", "split_heads", "two_headed"]
 

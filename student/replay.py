@@ -18,16 +18,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pipeline.augment import apply_view, decode, image_size, view_digest
-from pipeline.cache import ShardFile
 from pipeline.errors import DecodeError, ReplayError, ShardError
-from pipeline.pairing import draw_mix
-from pipeline.planning import PlannedBatch, TrainingPlan
+from pipeline.files.cache import ShardFile
 from pipeline.records import MixKind, MixParams, Pixels, ShardView, ViewMix
-from pipeline.shards import Shard, open_known_shard
+from pipeline.shards.index import Shard, open_known_shard
 from pipeline.store import LabelStore
-from pipeline.views import draw_view
+from pipeline.views.apply import apply_view, decode, image_size, view_digest
+from pipeline.views.draw import draw_view
+from pipeline.views.pairing import draw_mix
 from student.loading import LoaderOptions, batch_memory, load
+from student.order import PlannedBatch, TrainingPlan
 
 __all__ = ["ReplayDataset", "StudentBatch", "replay_loader"]
 

@@ -9,7 +9,7 @@ from timm.task import TrainingTask
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.config import AugmentConfig
+from pipeline.identity import AugmentConfig
 from student.batches import mixed_images, mixed_target, resize_images, stored_signal
 from student.losses import DistillationConfig, distillation_loss
 from student.model import split_heads

@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits, load_sample_images
 from webdataset import TarWriter
 
 from pipeline.records import Pixels
-from pipeline.rng import noise_bytes
+from pipeline.views.rng import noise_bytes
 
 
 @lru_cache(maxsize=1)

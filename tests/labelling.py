@@ -14,18 +14,17 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
-from pipeline.config import (
+from pipeline.identity import (
     AugmentConfig,
     ColumnConfig,
     MixConfig,
     StoreIdentity,
     TeacherIdentity,
 )
-from pipeline.fingerprints import fingerprints
-from pipeline.labelling import augment_group, group_tasks, label_part
-from pipeline.mixing import mix_images, normalise
+from pipeline.labelling.part import augment_group, group_tasks, label_part
+from pipeline.labelling.teacher import Teacher, TeacherSpec, load_teacher
 from pipeline.records import AugmentedGroup, PartKey, PartRows, ShardInfo, TeacherLabels
-from pipeline.shards import Shard, open_shard
+from pipeline.shards.index import Shard, open_shard
 from pipeline.store import (
     Manifest,
     ParquetStore,
@@ -34,7 +33,8 @@ from pipeline.store import (
     finish_store,
     open_store,
 )
-from pipeline.teacher import Teacher, TeacherSpec, load_teacher
+from pipeline.views.fingerprints import fingerprints
+from pipeline.views.mixing import mix_images, normalise
 from tests.factories import digit_samples, digits, write_shard
 
 CLASSES = 10

@@ -14,7 +14,7 @@ import pytest
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-from pipeline import objects
+from pipeline.files import objects
 
 KEY, SECRET = "TESTKEYTESTKEYTESTKE", "a-secret-that-must-never-be-seen-9f2c"
 

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.card import card_text
-from pipeline.config import (
+from pipeline.files.local import sha256
+from pipeline.identity import (
     AugmentConfig,
     ColumnConfig,
     MixConfig,
     StoreIdentity,
     TeacherIdentity,
 )
-from pipeline.files import sha256
 from pipeline.records import PartKey, PartRows, Rejection, ShardInfo
 from pipeline.store import LabelStore, claim_store, commit_part, finish_store, open_store
+from pipeline.store.card import card_text
 
 CLASSES = 5
 PRINTS = {"decode": 1, "op.rotate": 2}

@@ -14,11 +14,11 @@ import numpy as np
 from examples.cifar10.config import ArmName, EvidenceConfig
 from examples.cifar10.data import Shards
 from examples.cifar10.stores import Stores
-from pipeline.config import MixConfig
-from pipeline.files import replace
-from pipeline.pairing import draw_mix
-from pipeline.provenance import processor, versions
+from pipeline.files.local import replace
+from pipeline.identity import MixConfig
 from pipeline.records import ViewMix
+from pipeline.store.provenance import processor, versions
+from pipeline.views.pairing import draw_mix
 from student.config import TrainConfig
 from student.engine import Outcome, Trainer, train
 from student.inputs import open_inputs

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from pipeline.config import PRESETS, AugmentConfig, Preset, canonical_json, different_fields
 from pipeline.errors import ConfigError
-from pipeline.files import replace
+from pipeline.files.local import replace
+from pipeline.identity import PRESETS, AugmentConfig, Preset, canonical_json, different_fields
 
 __all__ = ["ARM_NAMES", "ArmName", "EvidenceConfig", "keep_settings", "smoke"]
 

@@ -24,8 +24,8 @@ from examples.cifar10.config import SETTINGS, ArmName
 from examples.cifar10.plots import Curve, draw_plots
 from examples.cifar10.stores import StoreFacts, read_facts
 from pipeline.errors import ConfigError
-from pipeline.files import replace
-from pipeline.markdown import markdown_table, share
+from pipeline.files.local import replace
+from pipeline.store.markdown import markdown_table, share
 
 __all__ = ["Check", "Evidence", "checks", "evidence_text", "read_evidence", "write_report"]
 

@@ -12,12 +12,12 @@ from typing import Any
 from examples.cifar10.config import EvidenceConfig
 from examples.cifar10.data import Shards
 from jobs.run import run_label_job
-from pipeline.files import replace
-from pipeline.job import LabelConfig
-from pipeline.provenance import read_runs
-from pipeline.reuse import diff_stores, relabelled_store, thin_store
+from pipeline.files.local import replace
+from pipeline.labelling.job import LabelConfig
 from pipeline.store import LabelStore, open_store
 from pipeline.store.manifest import MANIFEST_PATH
+from pipeline.store.provenance import read_runs
+from pipeline.tools import diff_stores, relabelled_store, thin_store
 
 __all__ = ["STATIC_NOTE", "StoreFacts", "Stores", "make_stores", "read_facts", "write_facts"]
 

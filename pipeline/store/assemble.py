@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import FORMAT_VERSION
 from pipeline.errors import StoreError
-from pipeline.files import open_folder, sha256
+from pipeline.files.local import open_folder, sha256
+from pipeline.identity import FORMAT_VERSION
 from pipeline.records import PartRows
 from pipeline.store.contract import LabelStore
 from pipeline.store.headers import HeaderCheck

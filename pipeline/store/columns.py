@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.config import ColumnConfig, StoreIdentity
+from pipeline.identity import ColumnConfig, StoreIdentity
 from pipeline.records import OPTIONAL_COLUMNS, PartRows, optional_columns
 
 __all__ = [

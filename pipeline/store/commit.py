@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config import StoreIdentity, different_fields
 from pipeline.errors import IdentityError, IncompleteStoreError, RejectionError, StoreError
-from pipeline.files import Folder, Place, open_folder, sha256
+from pipeline.files.local import Folder, Place, open_folder, sha256
+from pipeline.identity import StoreIdentity, different_fields
 from pipeline.records import OPTIONAL_COLUMNS, PartKey, PartRows, Rejection, ShardInfo
 from pipeline.store.contract import LabelStore
 from pipeline.store.manifest import (

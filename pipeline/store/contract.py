@@ -5,9 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
-from pipeline.config import StoreIdentity
 from pipeline.errors import ChecksumError
-from pipeline.files import Folder, sha256
+from pipeline.files.local import Folder, sha256
+from pipeline.identity import StoreIdentity
 from pipeline.records import PartRows, ShardView
 from pipeline.store.manifest import (
     CARD_PATH,

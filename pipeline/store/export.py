@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import StoreError
-from pipeline.files import Folder, LocalFolder, Place, open_folder, publish, sha256, writing
+from pipeline.files.local import Folder, LocalFolder, Place, open_folder, publish, sha256, writing
 from pipeline.records import PartRows
 from pipeline.store.assemble import write_zarr
 from pipeline.store.contract import LabelStore

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from pipeline.config import FORMAT_VERSION, StoreIdentity, canonical_json, check_version
 from pipeline.errors import ChecksumError, IncompleteStoreError, StoreError
-from pipeline.files import Place, open_folder, sha256
+from pipeline.files.local import Place, open_folder, sha256
 from pipeline.growth import from_plain, install, to_plain
+from pipeline.identity import FORMAT_VERSION, StoreIdentity, canonical_json, check_version
 from pipeline.records import PartKey, PartRows, Rejection, ShardInfo
 
 __all__ = [
@@ -108,7 +108,7 @@ class Manifest:
     """What a finished store holds. Shards are ordered by number, parts by (shard, view)."""
 
     identity: StoreIdentity
-    fingerprints: Mapping[str, int]  # see ``pipeline.fingerprints``
+    fingerprints: Mapping[str, int]  # see ``pipeline.views.fingerprints``
     shards: tuple[ShardInfo, ...]
     image_hashes: Mapping[int, str]  # by shard number: SHA-256 of all its encoded images
     rejections: Mapping[int, tuple[Rejection, ...]]  # by shard number, where there are any

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.errors import IncompleteStoreError, StoreError
-from pipeline.files import Place, open_folder
+from pipeline.files.local import Place, open_folder
 from pipeline.store.contract import LabelStore
 from pipeline.store.layout import Layout
 from pipeline.store.manifest import MANIFEST_PATH, Manifest, read_manifest, read_values

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.config import FORMAT_VERSION, ColumnConfig, canonical_json, check_version
 from pipeline.errors import ChecksumError, ConfigError, StoreError
-from pipeline.files import Folder, sha256
+from pipeline.files.local import Folder, sha256
 from pipeline.growth import from_plain, to_plain
+from pipeline.identity import FORMAT_VERSION, ColumnConfig, canonical_json, check_version
 from pipeline.records import PartKey, PartRows, Rejection, ShardView
 from pipeline.store.columns import (
     column_fields,
@@ -28,7 +28,7 @@ from pipeline.store.columns import (
 from pipeline.store.contract import LabelStore
 from pipeline.store.manifest import MAX_ROWS, Manifest, PartEntry
 from pipeline.store.pages import check_pages
-from pipeline.store.views import PartViews
+from pipeline.store.part_views import PartViews
 
 __all__ = [
     "ParquetStore",

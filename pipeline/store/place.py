@@ -10,9 +10,9 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline.config import StoreIdentity
 from pipeline.errors import ChecksumError, IdentityError, StoreError
-from pipeline.files import open_folder, publish
+from pipeline.files.local import open_folder, publish
+from pipeline.identity import StoreIdentity
 from pipeline.records import ShardInfo
 from pipeline.store.assemble import write_zarr
 from pipeline.store.commit import (

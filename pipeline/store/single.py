@@ -21,9 +21,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.config import canonical_json
 from pipeline.errors import ChecksumError, StoreError
-from pipeline.files import Folder, sha256
+from pipeline.files.local import Folder, sha256
+from pipeline.identity import canonical_json
 from pipeline.records import PartRows
 from pipeline.store.contract import LabelStore
 from pipeline.store.headers import HeaderCheck, check_reasons, header_of

@@ -18,7 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.errors import ChecksumError, StoreError
-from pipeline.files import Folder, sha256
+from pipeline.files.local import Folder, sha256
 from pipeline.records import OPTIONAL_COLUMNS, PartRows, ShardView
 from pipeline.store.contract import LabelStore
 from pipeline.store.headers import header_of

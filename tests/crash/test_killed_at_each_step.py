@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.card import card_text
-from pipeline.reuse import merge_stores, thin_store
 from pipeline.store import claim_store, commit_part, find_parts, finish_store, open_store
+from pipeline.store.card import card_text
+from pipeline.tools import merge_stores, thin_store
 from tests.storing import ALL_COLUMNS, PRINTS, bytes_of, info_of, ranges, rows_of, write_store
 
 CONTEXT = multiprocessing.get_context("fork")

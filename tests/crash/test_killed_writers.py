@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.card import card_text
 from pipeline.errors import StoreError
 from pipeline.records import PartRows
 from pipeline.store import claim_store, commit_part, find_parts, finish_store, open_store
+from pipeline.store.card import card_text
 from tests.storing import IDENTITY, PRINTS, bytes_of, info_of, ranges, rows_of
 
 # Forked, for a new Python would take a second to start.

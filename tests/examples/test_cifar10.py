@@ -19,7 +19,7 @@ from examples.cifar10.report import Evidence, checks, evidence_text, read_eviden
 from examples.cifar10.stores import STATIC_NOTE, Stores
 from pipeline.errors import ConfigError
 from pipeline.records import FIXED_ONE, MixKind
-from pipeline.shards import open_shard
+from pipeline.shards.index import open_shard
 from pipeline.store import open_store
 from student import engine
 from tests.factories import digit_samples, digits, write_shard

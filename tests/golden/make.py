@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.card import card_text
-from pipeline.config import ColumnConfig, StoreIdentity
+from pipeline.identity import ColumnConfig, StoreIdentity
 from pipeline.records import PartRows, optional_columns
 from pipeline.store import LabelStore
+from pipeline.store.card import card_text
 from pipeline.store.export import export_store
 from tests.labelling import digit_shard, hash_identity, write_hash_store
 

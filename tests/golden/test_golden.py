@@ -12,11 +12,11 @@ import pytest
 
 from pipeline.errors import IdentityError, StoreError
 from pipeline.records import OPTIONAL_COLUMNS
-from pipeline.shards import open_shard
+from pipeline.shards.index import open_shard
 from pipeline.store import LabelStore, open_store
 from pipeline.store.manifest import IDENTITY_PATH, identity_bytes, seal, unseal
 from pipeline.store.parquet import decode_part, encode_part
-from pipeline.verify import verify_store
+from pipeline.tools.verify import verify_store
 from tests.golden.make import (
     COLUMNS,
     FORMATS,

@@ -13,7 +13,7 @@ SCRIPT = """
 import locale, os, sys
 from dataclasses import replace
 from pipeline.records import Rejection
-from pipeline.reuse import merge_stores, thin_store
+from pipeline.tools import merge_stores, thin_store
 from pipeline.store import open_store
 from tests.storing import ALL_COLUMNS, info_of, ranges, write_store
 

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import AugmentConfig, ColumnConfig, MixConfig, StoreIdentity, TeacherIdentity
 from pipeline.errors import ConfigError, StoreError
-from pipeline.fingerprints import different_fingerprints, fingerprints, what_they_watch
 from pipeline.growth import RELEASE, from_plain, grown, needed_release, settle, to_plain
+from pipeline.identity import AugmentConfig, ColumnConfig, MixConfig, StoreIdentity, TeacherIdentity
 from pipeline.records import Op
-from pipeline.views import RAND_AUGMENT_OPS
+from pipeline.views.draw import RAND_AUGMENT_OPS
+from pipeline.views.fingerprints import different_fingerprints, fingerprints, what_they_watch
 from tests.labelling import hash_identity
 
 

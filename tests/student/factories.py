@@ -12,11 +12,9 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from pipeline.augment import resize
-from pipeline.config import AugmentConfig, MixConfig, StoreIdentity, TeacherIdentity
-from pipeline.fingerprints import fingerprints
-from pipeline.labelling import Labeller, group_tasks, label_part, run_task
-from pipeline.mixing import normalise
+from pipeline.identity import AugmentConfig, MixConfig, StoreIdentity, TeacherIdentity
+from pipeline.labelling.part import Labeller, group_tasks, label_part, run_task
+from pipeline.labelling.teacher import TeacherSpec
 from pipeline.records import (
     AugmentedGroup,
     Box,
@@ -25,10 +23,12 @@ from pipeline.records import (
     ShardInfo,
     TeacherLabels,
 )
-from pipeline.shards import open_shard
+from pipeline.shards.index import open_shard
 from pipeline.store import ParquetStore, commit_part, finish_store, open_store
 from pipeline.store.manifest import Agreement, Manifest, PartEntry
-from pipeline.teacher import TeacherSpec
+from pipeline.views.apply import resize
+from pipeline.views.fingerprints import fingerprints
+from pipeline.views.mixing import normalise
 from tests.factories import digit_samples, digits, write_shard
 
 SMALL_VIEWS = AugmentConfig(image_size=32)

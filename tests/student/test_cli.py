@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from student.cli import evaluate_main, main
-from student.evaluate import Evaluation
+from student.evaluation.evaluate import Evaluation
 from tests.student.factories import TINY, make_store, write_digit_shards
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.config import MixConfig
 from pipeline.errors import (
     CheckpointError,
     ConfigError,
@@ -21,10 +20,11 @@ from pipeline.errors import (
     ShardError,
     TeacherError,
 )
+from pipeline.identity import MixConfig
+from pipeline.labelling.teacher import load_teacher
+from pipeline.labelling.weights import state_digest
 from pipeline.store import open_store
 from pipeline.store.manifest import PartEntry, read_manifest, write_manifest
-from pipeline.teacher import load_teacher
-from pipeline.weights import state_digest
 from student.config import TrainConfig
 from student.engine import Outcome, Trainer, train
 from student.inputs import open_inputs

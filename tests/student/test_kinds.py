@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.config import ColumnConfig, MixConfig
 from pipeline.errors import ConfigError, StoreError
-from pipeline.teacher import TeacherSpec, load_teacher
+from pipeline.identity import ColumnConfig, MixConfig
+from pipeline.labelling.teacher import TeacherSpec, load_teacher
 from student.config import EvaluateConfig
 from student.engine import Outcome, Trainer, train
+from student.evaluation.report import evaluate_checkpoint
 from student.inputs import open_inputs
-from student.report import evaluate_checkpoint
 from tests.student.factories import (
     SMALL_VIEWS,
     make_identity,

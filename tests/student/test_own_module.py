@@ -12,9 +12,9 @@ import torch
 from pipeline.errors import ConfigError
 from student.config import EvaluateConfig, TrainConfig
 from student.engine import Outcome, Trainer, train
+from student.evaluation.report import evaluate_checkpoint
 from student.inputs import open_inputs
 from student.model import StudentSpec, create_student, split_heads
-from student.report import evaluate_checkpoint
 from tests.student.worlds import World, make_world
 
 OWN = """

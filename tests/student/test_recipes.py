@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.config import PRESETS, MixConfig
 from pipeline.errors import ConfigError
+from pipeline.identity import PRESETS, MixConfig
 from student.cli import _parse, main
 from student.config import TrainConfig
-from student.optimisation import Optimisation
+from student.optimization import Optimisation
 from student.recipes import RECIPES, read_run_file, recipe, to_toml
 from tests.student.factories import TINY, make_identity, make_store, write_digit_shards
 from tests.student.worlds import World, make_world

@@ -14,13 +14,13 @@ import torch
 from numpy.testing import assert_array_equal
 
 from pipeline.errors import ConfigError, ReplayError, ShardError
-from pipeline.labelling import group_tasks, run_task
-from pipeline.mixing import mix_images, normalise
-from pipeline.planning import PlanConfig, TrainingPlan
+from pipeline.labelling.part import group_tasks, run_task
 from pipeline.records import PartKey
-from pipeline.shards import open_shard
+from pipeline.shards.index import open_shard
 from pipeline.store import ParquetStore
+from pipeline.views.mixing import mix_images, normalise
 from student.loading import LoaderOptions
+from student.order import PlanConfig, TrainingPlan
 from student.replay import ReplayDataset, StudentBatch, replay_loader
 from tests.factories import digit_samples, write_shard
 from tests.student.factories import SMALL_VIEWS, make_store, write_digit_shards

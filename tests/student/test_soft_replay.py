@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config import ColumnConfig, StoreIdentity
-from pipeline.planning import PlanConfig, TrainingPlan
+from pipeline.identity import ColumnConfig, StoreIdentity
 from pipeline.store import ParquetStore
 from student.loading import LoaderOptions
+from student.order import PlanConfig, TrainingPlan
 from student.replay import ReplayDataset, replay_loader
 from tests.labelling import digit_shard, hash_identity, write_hash_store
 

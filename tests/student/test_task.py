@@ -13,8 +13,8 @@ from timm.loss import SoftTargetCrossEntropy
 from timm.task import TokenDistillationTask
 from torch.utils.data import DataLoader
 
-from pipeline.config import MixConfig
-from pipeline.teacher import load_teacher
+from pipeline.identity import MixConfig
+from pipeline.labelling.teacher import load_teacher
 from student import DistillationConfig, PlanConfig, StoredLabelTask, open_replay
 from student.batches import mixed_images, mixed_target
 from student.config import parse_model_args

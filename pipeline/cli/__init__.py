@@ -1,0 +1,1 @@
+"""The commands: flags, exit status, progress and logging are here alone."""

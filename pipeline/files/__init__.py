@@ -1,0 +1,1 @@
+"""Where bytes lie: local folders, object storage, and the cache between them."""

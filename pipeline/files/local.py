@@ -1,0 +1,302 @@
+"""Files: list, read, and commit whole files so that none is ever seen half-written."""
+
+from __future__ import annotations
+
+import errno
+import glob
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, TypeAlias
+
+from braceexpand import braceexpand
+
+from pipeline.errors import PipelineError, ShardError
+from pipeline.files.cache import CacheConfig, RemoteShard, ShardFile
+from pipeline.files.folder import Folder
+from pipeline.files.objects import ObjectFolder, ObjectUrl, is_url, look_at_all
+
+__all__ = [
+    "Folder",
+    "LocalFolder",
+    "Place",
+    "commit_new",
+    "expand_shards",
+    "open_folder",
+    "publish",
+    "replace",
+    "sha256",
+    "writing",
+]
+
+_LISTED = 20  # names in an error
+
+Place: TypeAlias = str | Path | Folder
+"""Where a store is: a path, or a folder that is open already."""
+
+
+def sha256(data: bytes | memoryview) -> str:
+    """Return the hexadecimal SHA-256 of ``data``."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def expand_shards(
+    patterns: Sequence[str], cache: CacheConfig | None = None
+) -> tuple[ShardFile, ...]:
+    """Return the shard files that brace patterns (``x-{000..127}.tar``) or globs name.
+
+    The order is that of the patterns; a glob's matches are sorted. URLs become shards that
+    are fetched through ``cache`` when opened; here they are looked at alone. Raises
+    ``ShardError`` for a file that does not exist, a pattern without a match, or a file
+    named twice.
+    """
+    paths: list[ShardFile] = []
+    for pattern in patterns:
+        try:
+            names = list(braceexpand(pattern))
+        except ValueError as error:
+            raise ShardError(f"--shards {pattern!r}: braces do not match") from error
+        missing = []
+        for name, found in zip(names, _files_of(names, cache or CacheConfig()), strict=True):
+            if not found:
+                missing.append(name)
+            paths += found
+        if missing:
+            raise ShardError(
+                f"--shards {pattern!r}: {len(missing)} of {len(names)} names match no file: "
+                f"{_listed(missing)}; check the path and the numbers in the braces"
+            )
+    if not paths:
+        raise ShardError("no shards: give --shards one or more tar files or patterns")
+    seen: set[Path | str] = set()
+    for path in paths:
+        identity = path.resolve() if isinstance(path, Path) else str(path)
+        if identity in seen:
+            raise ShardError(f"{path} is named twice by --shards; name each shard once")
+        seen.add(identity)
+    return tuple(paths)
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:_LISTED])
+    return shown + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
+
+
+def _files_of(names: Sequence[str], cache: CacheConfig) -> Iterator[Sequence[ShardFile]]:
+    """Yield the files of each name, which may be a glob or a URL."""
+    urls = [ObjectUrl.parse(name) for name in names if is_url(name)]
+    # All are looked at before the first is used, many at a time: each takes a round trip.
+    objects = iter(look_at_all(urls))
+    for name in names:
+        if is_url(name):
+            yield [RemoteShard(stored=one, cache=cache) for one in next(objects)]
+        elif any(mark in name for mark in "*?["):
+            found = sorted(glob.glob(name))  # noqa: PTH207 - the pattern may be absolute
+            yield [Path(one) for one in found]
+        else:
+            yield [Path(name)] if Path(name).is_file() else []
+
+
+class LocalFolder(Folder):
+    """A directory of a file system; it need not exist until something is written."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
+        self.path = path
+
+    def is_a_file(self) -> bool:
+        """Return whether a file is where the directory would be."""
+        return self.path.exists() and not self.path.is_dir()
+
+    def read_bytes(self, path: str) -> bytes:
+        """Return a file's bytes; see ``Folder``."""
+        with self._reading(path) as file:
+            return file.read()
+
+    def read_range(self, path: str, offset: int, size: int) -> bytes:
+        """Return a part of a file; see ``Folder``."""
+        with self._reading(path) as file:
+            left = os.fstat(file.fileno()).st_size - offset
+            file.seek(offset)
+            return file.read(max(0, min(size, left)))  # Python gives memory for all it is asked
+
+    def size(self, path: str) -> int:
+        """Return a file's bytes; see ``Folder``."""
+        with self._reading(path) as file:
+            return os.fstat(file.fileno()).st_size
+
+    @contextmanager
+    def _reading(self, path: str) -> Iterator[BinaryIO]:
+        place = self.path / path
+        try:
+            # A store that was received from others must not name files outside of it.
+            if not place.resolve().is_relative_to(self.path.resolve()):
+                raise PipelineError(
+                    f"{self.at(path)} leads out of {self.name}, to {place.resolve()}; a store's "
+                    "files lie in the store: put the file itself there, not a link"
+                )
+            with place.open("rb") as file:
+                yield file
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise FileNotFoundError(error.errno, error.strerror, self.at(path)) from error
+        except OSError as error:
+            raise PipelineError(
+                f"{self.at(path)} cannot be read ({error.strerror}); check its permissions and "
+                "the disk"
+            ) from error
+
+    def exists(self, path: str = "") -> bool:
+        """Return whether this file exists; see ``Folder``."""
+        return (self.path / path).exists()
+
+    def list(self, prefix: str = "") -> list[str]:
+        """Return the paths that begin with ``prefix``; see ``Folder``."""
+        above = self.path / prefix.rpartition("/")[0]
+        found = []
+        for directory, folders, names in os.walk(above):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            relative = Path(directory).relative_to(self.path)
+            found += [(relative / name).as_posix() for name in names if not name.startswith(".")]
+        return sorted(path for path in found if path.startswith(prefix))
+
+    def commit_new(self, path: str, data: bytes) -> bool:
+        """Write a new file; see ``Folder``."""
+        return commit_new(self.path / path, data)
+
+    @contextmanager
+    def write_file(self, path: str) -> Iterator[BinaryIO]:
+        """Give a file that appears whole; see ``Folder``."""
+        final = self.path / path
+        with writing(final):
+            final.parent.mkdir(parents=True, exist_ok=True)
+        aside = final.with_name(f".{final.name}.{os.getpid()}-{os.urandom(4).hex()}")
+        try:
+            with writing(final):
+                with aside.open("wb") as file:
+                    yield file
+                    file.flush()
+                    os.fsync(file.fileno())
+                aside.rename(final)
+        finally:
+            aside.unlink(missing_ok=True)
+
+    def replace(self, path: str, data: bytes) -> None:
+        """Write a file over the one that may be there; see ``Folder``."""
+        replace(self.path / path, data)
+
+
+def open_folder(place: Place) -> Folder:
+    """Return the folder at a path or URL; it need not exist, and nothing is read or written.
+
+    Raises ``ConfigError`` for a URL that is malformed or carries credentials.
+    """
+    if isinstance(place, str) and is_url(place):
+        return ObjectFolder(ObjectUrl.parse(place))
+    if isinstance(place, Folder):
+        return place
+    return LocalFolder(Path(place))
+
+
+def commit_new(path: Path, data: bytes) -> bool:
+    """Write a file that appears whole or not at all; return False if it exists already.
+
+    Of two writers one wins, and the other's bytes vanish. Directories are made as needed.
+    Raises ``PipelineError`` if the disk is full or refuses.
+    """
+    with writing(path, len(data)):
+        aside = _write_aside(path, data)
+        try:
+            os.link(aside, path)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK):
+                raise
+            # A file system without hard links: a rename is atomic too, but the last one wins.
+            if path.exists():
+                return False
+            aside.rename(path)
+        finally:
+            aside.unlink(missing_ok=True)
+        _flush(path.parent)
+        return True
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Write a file in one step over the one that may be there.
+
+    Raises ``PipelineError`` if the disk is full or refuses.
+    """
+    with writing(path, len(data)):
+        _write_aside(path, data).replace(path)
+        _flush(path.parent)
+
+
+def publish(aside: Path, path: Path) -> None:
+    """Flush a new file or directory to the disk and give it its name, in one step.
+
+    Raises ``PipelineError`` if that name is taken; ``aside`` then stays where it is.
+    """
+    with writing(path):
+        if aside.is_dir():
+            for directory, _, names in os.walk(aside, topdown=False):
+                for name in names:
+                    _flush(Path(directory) / name)
+                _flush(Path(directory))
+            if os.path.lexists(path):
+                raise PipelineError(f"{path} exists already; give another path, or remove it")
+            aside.rename(path)  # fails if a directory with files has come there meanwhile
+        else:
+            _flush(aside)
+            try:
+                os.link(aside, path)
+            except FileExistsError as error:
+                raise PipelineError(
+                    f"{path} exists already; give another path, or remove it"
+                ) from error
+            aside.unlink()
+        _flush(path.parent)
+
+
+@contextmanager
+def writing(path: Path, size: int | None = None) -> Iterator[None]:
+    """Turn the system's refusals into errors that name the file and the cure."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            amount = "" if size is None else f" ({size} bytes were to be written)"
+            raise PipelineError(
+                f"{path}: the disk is full{amount}; nothing of this file is left behind: free "
+                "space and run again, finished parts are kept"
+            ) from error
+        raise PipelineError(
+            f"{path} cannot be written ({error.strerror or error}); check the path and its "
+            "permissions"
+        ) from error
+
+
+def _write_aside(path: Path, data: bytes) -> Path:
+    """Write and flush a dot-file beside ``path``; remove it again if that fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}")
+    try:
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
+    return aside
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or a directory's list of names, is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

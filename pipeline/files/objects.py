@@ -1,0 +1,478 @@
+"""Object storage: ``s3://``, ``gs://`` and ``az://`` through obstore, which loads when needed.
+
+Credentials come from the environment, an AWS profile or the machine's role, and from
+nowhere else; URLs that carry some are refused. No message repeats what a server answered
+beyond its error code, since answers may quote parts of a request.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.files.folder import Folder
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, RetryConfig
+
+__all__ = [
+    "ObjectFolder",
+    "ObjectUrl",
+    "StoredObject",
+    "is_url",
+    "look_at_all",
+    "started_here",
+]
+
+_SCHEMES = ("s3", "gs", "az")
+_URL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://(.*)$", re.DOTALL)
+_QUERY = re.compile(r"\?[^/]*=")  # a glob's question mark is not followed by name=value
+_CODE = re.compile(r"<Code>(\w+)</Code>")
+_STATUS = re.compile(r"status code: (\d{3})")
+
+_ATTEMPTS = 7  # of a request, as AWS_MAX_ATTEMPTS says
+_RETRY_SECONDS = 60.0
+_CONFLICTS = 5  # S3 answers 409 while another writer of the same object is at work
+
+_LOOKS = 16  # at a time
+
+_started_in: int | None = None  # the process whose threads talk to the storage
+
+
+def is_url(text: str) -> bool:
+    """Return whether a place is written as a URL, not as a path."""
+    return _URL.match(text) is not None
+
+
+def started_here() -> bool:
+    """Return whether this process has used object storage; its forks then cannot."""
+    return _started_in == os.getpid()
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectUrl:
+    """A bucket, or container, and a key in it."""
+
+    scheme: str
+    bucket: str
+    key: str
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.bucket}/{self.key}".rstrip("/")
+
+    @staticmethod
+    def parse(text: str) -> ObjectUrl:
+        """Read a URL; raises ``ConfigError`` for one that is none, or carries credentials."""
+        match = _URL.match(text)
+        scheme, rest = (match[1], match[2]) if match else ("", "")
+        bucket, _, key = rest.partition("/")
+        if "@" in bucket or _QUERY.search(rest):
+            raise ConfigError(
+                f"a {scheme}:// URL carries credentials or a signed query; give scheme, bucket "
+                "and key alone, and put credentials into the environment (AWS_ACCESS_KEY_ID ...), "
+                "a profile or the machine's role"
+            )
+        if scheme not in _SCHEMES:
+            raise ConfigError(
+                f"{text}: the scheme {scheme}:// is unknown; use s3://, gs://, az:// or a path"
+            )
+        key = key.rstrip("/")
+        if not bucket or (key and any(name in ("", ".", "..") for name in key.split("/"))):
+            raise ConfigError(
+                f"{text}: write {scheme}://BUCKET/KEY, without empty names, '.' and '..'"
+            )
+        return ObjectUrl(scheme, bucket, key)
+
+    def child(self, path: str) -> ObjectUrl:
+        """Return the URL of a path below this one."""
+        return ObjectUrl(self.scheme, self.bucket, f"{self.key}/{path}" if self.key else path)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredObject:
+    """An object as it was when it was looked at."""
+
+    url: ObjectUrl
+    size: int  # in bytes
+    etag: str  # changes with the contents
+
+    @staticmethod
+    def look(url: ObjectUrl) -> StoredObject | None:
+        """Ask for an object's size and ETag; return None if it does not exist."""
+        with _asking(url):
+            import obstore
+
+            try:
+                return _stored(url, obstore.head(_client(url), url.key))
+            except FileNotFoundError:
+                return None
+
+    @staticmethod
+    def list(url: ObjectUrl) -> Iterable[StoredObject]:
+        """List all objects below a URL, by key."""
+        with _asking(url):
+            import obstore
+
+            found = [
+                _stored(ObjectUrl(url.scheme, url.bucket, str(meta["path"])), meta)
+                for page in obstore.list(_client(url), url.key or None)
+                for meta in page
+            ]
+        return sorted(found, key=lambda one: one.url.key)
+
+    def stream(self, chunk_bytes: int = 8 << 20) -> Iterator[bytes]:
+        """Yield the object's bytes in chunks; raises ``PipelineError`` if it was changed."""
+        with _asking(self.url):
+            import obstore
+            from obstore.exceptions import PreconditionError
+
+            weak = self.etag.startswith("W/") or not self.etag.startswith('"')
+            try:
+                result = obstore.get(
+                    _client(self.url), self.url.key, options={} if weak else {"if_match": self.etag}
+                )
+                yield from map(bytes, result.stream(min_chunk_size=chunk_bytes))
+            except FileNotFoundError:
+                raise PipelineError(
+                    f"{self.url} was there when this run began and is gone; put it back"
+                ) from None
+            except PreconditionError:
+                raise PipelineError(
+                    f"{self.url} was replaced by another object while this run was at work; put "
+                    "the old one back, or run again"
+                ) from None
+
+
+def _stored(url: ObjectUrl, meta: Mapping[str, Any]) -> StoredObject:
+    etag = meta.get("e_tag") or meta["last_modified"].isoformat()
+    return StoredObject(url=url, size=int(meta["size"]), etag=str(etag))
+
+
+def look_at_all(urls: Sequence[ObjectUrl]) -> list[list[StoredObject]]:
+    """Return the object that each URL names, or those that it matches if it is a glob.
+
+    A glob's ``*`` does not cross ``/``; its matches are sorted.
+    """
+    with ThreadPoolExecutor(_LOOKS) as pool:
+        return list(pool.map(_look_at, urls))
+
+
+def _look_at(url: ObjectUrl) -> list[StoredObject]:
+    if not any(mark in url.key for mark in "*?["):
+        found = StoredObject.look(url)
+        return [] if found is None else [found]
+    names = url.key.split("/")
+    plain = list(itertools.takewhile(lambda name: not any(m in name for m in "*?["), names))
+    above = ObjectUrl(url.scheme, url.bucket, "/".join(plain))
+    return [one for one in StoredObject.list(above) if _matches(one.url.key.split("/"), names)]
+
+
+def _matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
+    return len(names) == len(patterns) and all(map(fnmatchcase, names, patterns))
+
+
+class ObjectFolder(Folder):
+    """All objects whose keys begin with a prefix. A commit is one conditional PUT."""
+
+    def __init__(self, url: ObjectUrl) -> None:
+        super().__init__(str(url))
+        self._url = url
+
+    def read_bytes(self, path: str) -> bytes:
+        """Return an object's bytes; see ``Folder``."""
+        url = self._url.child(path)
+        with _asking(url):
+            import obstore
+
+            try:
+                return bytes(obstore.get(_client(url), url.key).bytes())
+            except FileNotFoundError as error:
+                if _code_of(error) == "NoSuchBucket":
+                    raise
+                raise _MissingObjectError(f"{url}: no such object") from None
+
+    def is_a_file(self) -> bool:
+        """Return whether an object has the folder's own name: a store in one file."""
+        return self._url.key.endswith(".parquet") and StoredObject.look(self._url) is not None
+
+    def read_range(self, path: str, offset: int, size: int) -> bytes:
+        """Return a part of an object by one ranged request; see ``Folder``."""
+        url = self._url.child(path) if path else self._url
+        if size <= 0:
+            return b""
+        with _asking(url):
+            import obstore
+
+            try:
+                # Servers cut a range that ends after the object.
+                data = obstore.get_range(_client(url), url.key, start=offset, end=offset + size)
+                return bytes(data)
+            except FileNotFoundError as error:
+                if _code_of(error) == "NoSuchBucket":
+                    raise
+                raise _MissingObjectError(f"{url}: no such object") from None
+
+    def size(self, path: str) -> int:
+        """Return an object's bytes; see ``Folder``."""
+        url = self._url.child(path) if path else self._url
+        found = StoredObject.look(url)
+        if found is None:
+            raise _MissingObjectError(f"{url}: no such object")
+        return found.size
+
+    def exists(self, path: str = "") -> bool:
+        """Return whether this object exists; see ``Folder``."""
+        if path:
+            return StoredObject.look(self._url.child(path)) is not None
+        return bool(self.list()) or self.is_a_file()
+
+    def list(self, prefix: str = "") -> list[str]:
+        """Return the paths that begin with ``prefix``; see ``Folder``."""
+        above = prefix.rpartition("/")[0]
+        start = len(self._url.key) + 1 if self._url.key else 0
+        found = StoredObject.list(self._url.child(above) if above else self._url)
+        paths = (one.url.key[start:] for one in found)
+        return [path for path in paths if path.startswith(prefix) and not _is_hidden(path)]
+
+    def commit_new(self, path: str, data: bytes) -> bool:
+        """Write a new object with ``If-None-Match: *``; see ``Folder``."""
+        url = self._url.child(path)
+        with _asking(url):
+            import obstore
+            from obstore.exceptions import AlreadyExistsError
+
+            for attempt in range(_CONFLICTS):
+                try:
+                    obstore.put(_client(url), url.key, data, mode="create", use_multipart=False)
+                    return True
+                except AlreadyExistsError:
+                    if StoredObject.look(url) is not None:
+                        return False
+                time.sleep(0.1 * 2**attempt)
+        raise PipelineError(
+            f"{url}: {_CONFLICTS} writes collided with another writer's; run again when the other "
+            "job is done"
+        )
+
+    @contextmanager
+    def write_file(self, path: str) -> Iterator[BinaryIO]:
+        """Give a file that is sent when it is whole; see ``Folder``."""
+        url = self._url.child(path) if path else self._url
+        with tempfile.TemporaryFile() as file:
+            yield file
+            file.seek(0)
+            with _asking(url):
+                import obstore
+
+                obstore.put(_client(url), url.key, file)
+
+    def replace(self, path: str, data: bytes) -> None:
+        """Write an object over the one that may be there; see ``Folder``."""
+        url = self._url.child(path)
+        with _asking(url):
+            import obstore
+
+            obstore.put(_client(url), url.key, data, use_multipart=False)
+
+
+class _MissingObjectError(FileNotFoundError):
+    """An object that is not there, of a bucket that is."""
+
+
+def _is_hidden(path: str) -> bool:
+    return any(name.startswith(".") for name in path.split("/"))
+
+
+@contextmanager
+def _asking(url: ObjectUrl) -> Iterator[None]:
+    """Turn the network's and the server's refusals into errors that name URL and cure."""
+    try:
+        from obstore.exceptions import (
+            BaseError,
+            PermissionDeniedError,
+            UnauthenticatedError,
+        )
+    except ImportError:
+        raise ConfigError(f"{url}: object storage needs obstore: pip install obstore") from None
+    bucket = f"{url.scheme}://{url.bucket}"
+    try:
+        yield
+    except _MissingObjectError:
+        raise
+    except (BaseError, FileNotFoundError, ValueError, OSError) as error:
+        code, status = _code_of(error), _STATUS.search(str(error))
+        told = code or (f"status {status[1]}" if status else "")
+        if code == "NoSuchBucket" or isinstance(error, FileNotFoundError):
+            raise PipelineError(
+                f"{url}: there is no bucket {bucket}; check the name, AWS_ENDPOINT_URL and the "
+                "region, or make the bucket"
+            ) from None
+        refused = isinstance(error, PermissionDeniedError | UnauthenticatedError)
+        if refused or (status and status[1] in ("401", "403")):  # listings lack the type
+            raise PipelineError(
+                f"{url}: access was refused ({told or 'no valid credentials'}); check the "
+                "credentials in the environment, profile or role, and that they may list, read "
+                f"and write in {bucket}"
+            ) from None
+        if "redential" in str(error).split("Debug source")[0] or "169.254." in str(error):
+            raise PipelineError(f"{url}: {_NO_CREDENTIALS}") from None
+        raise PipelineError(
+            f"{url}: the storage cannot be reached or answers with errors "
+            f"({told or 'no answer'}), also when asked again; check the network, "
+            f"AWS_ENDPOINT_URL and the region, then run again: what is committed stays"
+        ) from None
+
+
+def _code_of(error: BaseException) -> str:
+    match = _CODE.search(str(error))
+    return match[1] if match else ""
+
+
+def _client(url: ObjectUrl) -> Any:
+    """Return this process's client of a bucket; connects to nothing."""
+    global _started_in
+    if _started_in is not None and _started_in != os.getpid():
+        # obstore's threads do not live on in a fork, and it would wait for them for ever.
+        raise RuntimeError("object storage was in use when this process was forked: spawn it")
+    settings = tuple(
+        sorted((name, value) for name, value in os.environ.items() if name.startswith(_PREFIXES))
+    )
+    client = _make_client(url.scheme, url.bucket, settings)
+    _started_in = os.getpid()
+    return client
+
+
+_SOURCES = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_SKIP_SIGNATURE",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+)
+_NO_CREDENTIALS = (
+    "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, "
+    "or AWS_SKIP_SIGNATURE=true for a public bucket"
+)
+_PREFIXES = ("AWS_", "GOOGLE_", "AZURE_")
+
+
+@lru_cache(maxsize=16)
+def _make_client(scheme: str, bucket: str, settings: tuple[tuple[str, str], ...]) -> Any:
+    environment = dict(settings)
+    if scheme == "s3":
+        return _s3_client(bucket, environment)
+    from obstore.exceptions import BaseError
+    from obstore.store import AzureStore, GCSStore
+
+    options, retry = _options(allow_http=False), _retry(environment)
+    try:
+        if scheme == "gs":
+            return GCSStore(bucket, client_options=options, retry_config=retry)
+        return AzureStore(bucket, client_options=options, retry_config=retry)
+    except (BaseError, ValueError):
+        cure = {
+            "gs": "set GOOGLE_APPLICATION_CREDENTIALS to the path of a key file, or use the "
+            "machine's role",
+            "az": "set AZURE_STORAGE_ACCOUNT_NAME, and AZURE_STORAGE_ACCOUNT_KEY or a role",
+        }[scheme]
+        raise ConfigError(
+            f"{scheme}://{bucket}: the environment's settings are not enough; {cure}"
+        ) from None
+
+
+def _s3_client(bucket: str, environment: Mapping[str, str]) -> Any:
+    from obstore.exceptions import BaseError
+    from obstore.store import S3Store
+
+    endpoint = next(
+        (
+            environment[name]
+            for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+            if environment.get(name)
+        ),
+        None,
+    )
+    if endpoint is not None and ("@" in endpoint or not endpoint.startswith(("http://", "https:"))):
+        raise ConfigError(
+            "AWS_ENDPOINT_URL must be http://HOST[:PORT] or https://HOST[:PORT], without "
+            "credentials"
+        )
+    provider, region = _profile(environment)
+    region = environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION") or region
+    if region is None and endpoint is None:
+        raise ConfigError(
+            f"s3://{bucket}: the region is not known; set AWS_REGION to the bucket's region, or "
+            "AWS_ENDPOINT_URL to a server of your own"
+        )
+    no_role = environment.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true"
+    if provider is None and no_role and not any(environment.get(name) for name in _SOURCES):
+        raise ConfigError(f"s3://{bucket}: {_NO_CREDENTIALS}")
+    try:
+        return S3Store(
+            bucket,
+            region=region or "us-east-1",
+            conditional_put="etag",
+            credential_provider=provider,
+            client_options=_options(allow_http=(endpoint or "").startswith("http://")),
+            retry_config=_retry(environment),
+        )
+    except (BaseError, ValueError):
+        raise ConfigError(
+            f"s3://{bucket}: the settings in the environment's AWS_ variables do not fit; unset "
+            "those that are not needed, and check the others' spelling"
+        ) from None
+
+
+def _profile(environment: Mapping[str, str]) -> tuple[Any, str | None]:
+    """Return the credentials and region of AWS_PROFILE, if it is set and no keys are."""
+    profile = environment.get("AWS_PROFILE")
+    if not profile or environment.get("AWS_ACCESS_KEY_ID"):
+        return None, None
+    try:
+        import boto3
+        from botocore.exceptions import BotoCoreError
+        from obstore.auth.boto3 import Boto3CredentialProvider
+    except ImportError:
+        raise ConfigError(
+            f"AWS_PROFILE is {profile}, and profiles need boto3: pip install boto3, or set "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        ) from None
+    try:
+        session = boto3.Session(profile_name=profile)
+        return Boto3CredentialProvider(session), session.region_name
+    except (BotoCoreError, ValueError):
+        raise ConfigError(
+            f"AWS_PROFILE is {profile}, which gives no credentials; check ~/.aws/config and "
+            "~/.aws/credentials"
+        ) from None
+
+
+def _options(*, allow_http: bool) -> ClientConfig:
+    return {
+        "allow_http": allow_http,
+        "connect_timeout": timedelta(seconds=10),
+        "read_timeout": timedelta(seconds=30),
+        "timeout": timedelta(hours=2),  # of a whole shard
+    }
+
+
+def _retry(environment: Mapping[str, str]) -> RetryConfig:
+    text = environment.get("AWS_MAX_ATTEMPTS", "")
+    attempts = int(text) if text.isdecimal() and int(text) > 0 else _ATTEMPTS
+    return {
+        "max_retries": attempts - 1,
+        "retry_timeout": timedelta(seconds=_RETRY_SECONDS),
+        "backoff": {"max_backoff": timedelta(seconds=5)},
+    }

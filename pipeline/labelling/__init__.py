@@ -1,0 +1,1 @@
+"""From an augmented group to a committed part."""

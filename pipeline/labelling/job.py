@@ -1,0 +1,468 @@
+"""The label job without its schedule: settings, checks, parts to do, and the end.
+
+``jobs/`` runs it on Ray or in one process; both go through the functions here, so both
+write the same bytes.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from pipeline.errors import (
+    ConfigError,
+    IdentityError,
+    RejectionError,
+    ShardError,
+    TeacherError,
+)
+from pipeline.files.cache import CacheConfig, ShardFile
+from pipeline.files.local import Place, expand_shards, open_folder
+from pipeline.identity import (
+    AugmentConfig,
+    ColumnConfig,
+    MixConfig,
+    Precision,
+    Preset,
+    StoreIdentity,
+    TeacherIdentity,
+)
+from pipeline.labelling.part import GroupTask, group_tasks
+from pipeline.records import PartKey, ShardInfo
+from pipeline.shards.index import Shard, open_shards
+from pipeline.store import (
+    Committed,
+    Manifest,
+    begun_fingerprints,
+    claim_store,
+    committed_parts,
+    finish_store,
+    pack_store,
+    packed_store,
+    parts_root,
+    unpack_store,
+)
+from pipeline.store.card import card_text
+from pipeline.store.provenance import record_run
+from pipeline.views.fingerprints import different_fingerprints, fingerprints, what_they_watch
+
+if TYPE_CHECKING:
+    from pipeline.labelling.teacher import TeacherSpec
+
+__all__ = [
+    "IndexedShards",
+    "JobPlan",
+    "LabelConfig",
+    "PartOrder",
+    "Preflight",
+    "Progress",
+    "begin_job",
+    "finish_job",
+    "index_shards",
+    "plan_job",
+    "require_agreement",
+    "write_run",
+]
+
+_JUDGED_FROM = 32  # images; fewer say nothing about class order
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelConfig:
+    """Label augmented views of WebDataset shards with a teacher, once for all students."""
+
+    shards: tuple[str, ...]
+    """Shard files, brace patterns ('x-{000000..001281}.tar') or globs, in quotes; s3://, gs://
+    or az:// for shards in object storage."""
+    out: str
+    """Store to write or to continue: a path or URL that ends in .parquet, or a path that ends
+    in .zarr."""
+    teacher: str = "regnety_160.deit_in1k"
+    """timm's name of the teacher; pretrained weights are fetched unless a checkpoint or
+    random weights are given."""
+    teacher_checkpoint: Path | None = None
+    """Local weights: .safetensors, or a .pth that holds tensors alone."""
+    teacher_random_weights: int | None = None
+    """Seed of untrained weights, for trials of speed."""
+    num_classes: int | None = None
+    """The teacher's classes, if not those of its weights."""
+    views: int = 300
+    """Views per sample: one per epoch of a student's run."""
+    first_view: int = 0
+    """First view."""
+    extend_to: int | None = None
+    """Give the store at --out so many views in all, with its own settings: only shards, the
+    file of the weights, and how the job runs are given. What is there stays."""
+    views_per_part: int = 150
+    """Views per part file: the unit of retry and commit."""
+    seed: int = 0
+    """Root of all seeds."""
+    preset: Preset = "deit"
+    """Augmentation to start from; the flags below override it."""
+    augment: Annotated[AugmentConfig, tyro.conf.arg(name="")] = field(default_factory=AugmentConfig)
+    mix: bool = True
+    """Mix pairs by mixup and CutMix (off by default with --preset center)."""
+    mixing: MixConfig = field(default_factory=MixConfig)
+    store: str = ""
+    """What to keep of the teacher's probabilities beside its labels: words of confidence,
+    margin and topk=K with commas between them, such as 'confidence,topk=5'."""
+    precision: Precision = "bf16"
+    """Number format of the teacher; bf16 changes 0.1 to 0.3 % of labels against fp32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the teacher runs."""
+    batch_views: int | None = None
+    """Views of a group in one teacher batch: a triple on a CPU, a block on a GPU."""
+    teachers: int | None = None
+    """Teacher processes: one per GPU of the cluster, or one."""
+    threads: int | None = None
+    """CPU threads of each teacher: the cores divided by the teachers. One is faster for small
+    teachers and views. Labels do not depend on it."""
+    serial: bool = False
+    """Run in this process, without Ray; writes the same bytes."""
+    max_rejected: float = 0.01
+    """Share of undecodable images above which the job fails."""
+    cache_dir: Path | None = None
+    """Where shards from object storage are kept, shared by all runs of a machine; by default
+    teacher-labels/shards in $XDG_CACHE_HOME or ~/.cache."""
+    cache_gb: float = 100.0
+    """Size of that directory; the least recently used shards go first."""
+    drain_seconds: float = 20.0
+    """After SIGTERM, time to finish parts under way before they are abandoned."""
+    allow_low_agreement: bool = False
+    """Go on although the teacher hardly agrees with the shards' targets."""
+
+    def __post_init__(self) -> None:
+        if self.views < 1 or self.first_view < 0 or self.views_per_part < 1:
+            raise ConfigError("--views and --views-per-part start at 1, --first-view at 0")
+        if self.extend_to not in (None, self.first_view + self.views):
+            raise ConfigError(
+                "--extend-to says which views to label; leave out --first-view and --views"
+            )
+        if self.teacher_checkpoint is not None and self.teacher_random_weights is not None:
+            raise ConfigError("give --teacher-checkpoint or --teacher-random-weights, not both")
+        if not 0 <= self.max_rejected <= 1:
+            raise ConfigError(f"--max-rejected is {self.max_rejected}; a share is in 0..1")
+        for name in ("teachers", "threads", "batch_views"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} is {value}; use 1 or more")
+        ColumnConfig.from_text(self.store)
+        _ = self.cache  # checks its own fields
+        if self.precision == "fp16" and self.device == "cpu":
+            raise ConfigError("--precision fp16 needs a GPU; use bf16 or fp32 on a CPU")
+
+    def check_checkpoint(self) -> None:
+        """Raise ``TeacherError`` if a checkpoint is given that is no file."""
+        if self.teacher_checkpoint is not None and not self.teacher_checkpoint.is_file():
+            raise TeacherError(f"--teacher-checkpoint {self.teacher_checkpoint}: no such file")
+
+    @property
+    def cache(self) -> CacheConfig:
+        """Where shards from object storage are kept."""
+        return CacheConfig.of_flags(self.cache_dir, self.cache_gb)
+
+    @property
+    def effective_mixing(self) -> MixConfig:
+        """The mixing that the store's identity holds."""
+        mixing = self.mixing
+        if not self.mix:
+            mixing = MixConfig(
+                probability=0.0, group_size=mixing.group_size, block_views=mixing.block_views
+            )
+        return mixing
+
+    @property
+    def columns(self) -> ColumnConfig:
+        """The optional columns that the store's identity holds."""
+        return ColumnConfig.from_text(self.store)
+
+    def identity(self, teacher: TeacherIdentity) -> StoreIdentity:
+        """Return the identity of the store that this job writes with ``teacher``."""
+        return StoreIdentity(
+            root_seed=self.seed,
+            augment=self.augment,
+            mix=self.effective_mixing,
+            teacher=teacher,
+            columns=self.columns,
+        )
+
+    def teacher_spec(self) -> TeacherSpec:
+        """Return which teacher to build."""
+        from pipeline.labelling.teacher import TeacherSpec
+
+        return TeacherSpec(
+            architecture=self.teacher,
+            checkpoint=self.teacher_checkpoint,
+            random_weights=self.teacher_random_weights,
+            classes=self.num_classes,
+            precision=self.precision,
+            batch_views=self.batch_views,
+            columns=self.columns,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexedShards:
+    """The job's shards and what their indices say."""
+
+    paths: tuple[ShardFile, ...]
+    infos: tuple[ShardInfo, ...]
+    max_target: int
+    max_target_at: str  # "shard, sample" of the highest class, for messages
+    warnings: tuple[str, ...]
+
+    @property
+    def samples(self) -> int:
+        """Indexed samples of all shards."""
+        return sum(info.samples for info in self.infos)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartOrder:
+    """One part to label: where from, as what, and where to."""
+
+    part: PartKey
+    path: ShardFile
+    shard: ShardInfo
+    identity: StoreIdentity
+    out: str
+
+    def tasks(self) -> Iterator[GroupTask]:
+        """Yield the augmentation tasks of the part."""
+        return group_tasks(self.path, self.shard, self.part, self.identity)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobPlan:
+    """A job whose settings, shards and store agree, and what is left to do."""
+
+    config: LabelConfig
+    identity: StoreIdentity
+    fingerprints: Mapping[str, int]
+    shards: IndexedShards
+    done: tuple[Committed, ...]
+    missing: tuple[PartKey, ...]
+
+    def order(self, part: PartKey) -> PartOrder:
+        """Return all that a teacher's process needs to label ``part``."""
+        return PartOrder(
+            part=part,
+            path=self.shards.paths[part.shard],
+            shard=self.shards.infos[part.shard],
+            identity=self.identity,
+            out=parts_root(self.config.out),
+        )
+
+
+def index_shards(patterns: Sequence[str], cache: CacheConfig | None = None) -> IndexedShards:
+    """Index all shards of a job; those in object storage are fetched into the cache.
+
+    Raises ``ShardError`` for files that are no whole shards, and for two shards with the
+    same keys, whose streams would be the same.
+    """
+    paths = expand_shards(patterns, cache)
+    infos: list[ShardInfo] = []
+    names: dict[str, ShardFile] = {}
+    highest, highest_at, sorted_shards = -1, "", 0
+    for shard in open_shards(paths):
+        path = shard.path
+        infos.append(shard.info)
+        twin = names.setdefault(shard.info.key_hash, path)
+        if twin != path:
+            raise ShardError(
+                f"{path} and {twin} have the same keys, so their views would be the same; pack "
+                "them with keys that are unique in the data set"
+            )
+        top = max(shard.samples, key=lambda sample: sample.target)
+        if top.target > highest:
+            highest, highest_at = top.target, f"{path}, sample {top.key!r}"
+        sorted_shards += _is_class_sorted(shard)
+    warnings = []
+    if sorted_shards:
+        warnings.append(
+            f"{sorted_shards} of {len(paths)} shards hold their samples sorted by class: pairs "
+            "will be of like classes, and a student's batches too; pack-shards shuffles"
+        )
+    return IndexedShards(
+        paths=paths,
+        infos=tuple(infos),
+        max_target=highest,
+        max_target_at=highest_at,
+        warnings=tuple(warnings),
+    )
+
+
+def _is_class_sorted(shard: Shard) -> bool:
+    targets = [sample.target for sample in shard.samples]
+    return len(targets) >= 16 and targets == sorted(targets)
+
+
+def plan_job(config: LabelConfig, shards: IndexedShards, teacher: TeacherIdentity) -> JobPlan:
+    """Check that shards, teacher and store fit, and list what is missing; writes nothing."""
+    if shards.max_target >= teacher.classes:
+        raise ShardError(
+            f"{shards.max_target_at} has class {shards.max_target}, but the teacher "
+            f"{teacher.architecture} has {teacher.classes} classes (0..{teacher.classes - 1}); "
+            "check --teacher, --num-classes, and that the shards' .cls are its class indices"
+        )
+    identity = config.identity(teacher)
+    ours = fingerprints(identity)
+    theirs = begun_fingerprints(config.out, identity) or ours
+    different = different_fingerprints(ours, theirs)
+    if different:
+        raise IdentityError(
+            f"{config.out} was begun where these give other pixels: "
+            f"{what_they_watch(identity, different)}; install the versions named in "
+            f"{config.out}/_meta/runs, or use another --out"
+        )
+    infos = {info.number: info for info in shards.infos}
+    done = committed_parts(config.out, identity, infos)
+    covered: dict[int, set[int]] = {}
+    for part in (committed.entry.part for committed in done):
+        covered.setdefault(part.shard, set()).update(range(part.first_view, part.end_view))
+    missing = [
+        part
+        for number in infos
+        for part in _missing_parts(config, number, covered.get(number, set()))
+    ]
+    return JobPlan(
+        config=config,
+        identity=identity,
+        fingerprints=theirs,
+        shards=shards,
+        done=tuple(done),
+        missing=tuple(missing),
+    )
+
+
+def _missing_parts(config: LabelConfig, shard: int, covered: set[int]) -> list[PartKey]:
+    """Cut the views that no part covers yet into parts, at multiples of views_per_part."""
+    parts: list[PartKey] = []
+    end = config.first_view + config.views
+    for start in range(config.first_view, end, config.views_per_part):
+        run: int | None = None
+        stop = min(start + config.views_per_part, end)
+        for view in range(start, stop + 1):
+            wanted = view < stop and view not in covered
+            if wanted and run is None:
+                run = view
+            elif not wanted and run is not None:
+                parts.append(PartKey(shard=shard, first_view=run, views=view - run))
+                run = None
+    return parts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preflight:
+    """What a short trial of the teacher on the job's shards shows."""
+
+    images: int  # labelled as they are, without augmentation
+    correct: int  # of them, where the teacher agrees with the target
+    rows_per_batch: int
+    batch_seconds: float
+    flip_rows: int  # augmented views labelled in fp32 too; 0 if that was not done
+    flips: int  # of them, where fp32 gives another label
+    warnings: tuple[str, ...]
+
+
+def require_agreement(config: LabelConfig, report: Preflight, classes: int) -> None:
+    """Refuse a teacher that agrees with the targets no better than chance.
+
+    Its classes are then most likely in another order than the shards'. Raises
+    ``TeacherError``; says nothing of untrained weights or of too few images.
+    """
+    if report.images < _JUDGED_FROM or config.teacher_random_weights is not None:
+        return
+    chance = report.images / classes
+    # Three standard deviations above chance: one good teacher in a thousand would be near.
+    if report.correct > chance + 3 * math.sqrt(chance) or config.allow_low_agreement:
+        return
+    raise TeacherError(
+        f"the teacher agrees with the targets of {report.correct} of {report.images} images, "
+        f"chance is {chance:.1f}: are the shards' classes in the teacher's order, and mean, std "
+        "and size the teacher's? --allow-low-agreement goes on all the same"
+    )
+
+
+class Progress:
+    """Counts what a job has done, and stops one that rejects too much."""
+
+    def __init__(self, plan: JobPlan) -> None:
+        self._plan = plan
+        self._rejected: dict[int, int] = {}
+        self.labels = 0
+        self.parts = 0
+        self._started = time.monotonic()
+        for committed in plan.done:
+            self._count_rejections(committed)
+
+    def add(self, committed: Committed) -> None:
+        """Count a part that was just committed; raises ``RejectionError`` over the limit."""
+        self.labels += committed.entry.rows
+        self.parts += 1
+        self._count_rejections(committed)
+
+    @property
+    def rejected(self) -> int:
+        """Samples rejected so far."""
+        return sum(self._rejected.values())
+
+    @property
+    def labels_per_second(self) -> float:
+        """Labels committed per second of this run."""
+        return self.labels / max(1e-9, self.seconds)
+
+    @property
+    def seconds(self) -> float:
+        """Time since labelling began."""
+        return time.monotonic() - self._started
+
+    def _count_rejections(self, committed: Committed) -> None:
+        shard = committed.entry.part.shard
+        self._rejected[shard] = len(committed.rejections)
+        config, samples = self._plan.config, self._plan.shards.samples
+        if self.rejected > config.max_rejected * samples:
+            reasons = "; ".join(one.reason for one in committed.rejections[:3])
+            raise RejectionError(
+                f"{self.rejected} of {samples} images do not decode, more than --max-rejected "
+                f"{config.max_rejected:g} allows; the latest, in "
+                f"{self._plan.shards.infos[shard].name}: {reasons}; raise "
+                "--max-rejected, or mend the shards and give another --out"
+            )
+
+
+def begin_job(plan: JobPlan) -> None:
+    """Claim the place where parts are committed; a finished Zarr store is taken apart first."""
+    out = plan.config.out
+    if plan.missing:
+        unpack_store(out)
+    if packed_store(out) is None:
+        claim_store(parts_root(out), plan.identity, plan.fingerprints)
+
+
+def finish_job(plan: JobPlan, run: Mapping[str, Any]) -> Manifest:
+    """Verify the whole store, write its manifest and card, and this run's provenance."""
+    out = plan.config.out
+    packed = packed_store(out)
+    if packed is not None:  # a Zarr store to which nothing was to be added
+        return packed.manifest
+    root = parts_root(out)
+    write_run(root, plan.config, run)
+    manifest = finish_store(root, plan.identity, plan.fingerprints, plan.shards.infos, card_text)
+    pack_store(out)
+    return manifest
+
+
+def write_run(root: Place, config: LabelConfig, run: Mapping[str, Any]) -> None:
+    """Record how a run went: settings, versions, hardware, times. Never compared."""
+    settings = {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in asdict(config).items()
+    }
+    record_run(open_folder(root), "label-teacher", {"settings": settings, **run})

@@ -1,0 +1,249 @@
+"""Labels one part: groups are augmented, labelled and gathered, in any order.
+
+``augment_group`` runs anywhere and needs no PyTorch; ``Teacher.label_group`` runs on the
+teacher's device; ``PartBuilder`` gathers what comes back. The result depends on none of the
+order, the number of processes, or what else is labelled.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import DecodeError, TeacherError
+from pipeline.files.cache import ShardFile
+from pipeline.identity import AugmentConfig, ColumnConfig, MixConfig, StoreIdentity
+from pipeline.records import (
+    NO_PARTNER,
+    AugmentedGroup,
+    PartKey,
+    PartRows,
+    Pixels,
+    Rejection,
+    ShardInfo,
+    TeacherLabels,
+    ViewMix,
+    optional_columns,
+)
+from pipeline.shards.index import Shard, open_known_shard
+from pipeline.views.apply import apply_view, decode, image_size, view_digest
+from pipeline.views.draw import draw_view, has_digest
+from pipeline.views.pairing import GroupPlaces, block_of, draw_group_mixing, draw_groups
+from pipeline.views.rng import sample_seed
+
+__all__ = ["GroupTask", "PartBuilder", "augment_group", "group_tasks", "label_part", "run_task"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupTask:
+    """One group of a shard at the views of one block that a part covers."""
+
+    path: ShardFile
+    shard: ShardInfo
+    group: int
+    members: tuple[int, ...]  # sample indices in the shard, by place
+    first_view: int
+    views: int
+    root_seed: int
+    augment: AugmentConfig
+    mix: MixConfig
+
+
+def group_tasks(
+    path: ShardFile, shard: ShardInfo, part: PartKey, identity: StoreIdentity
+) -> Iterator[GroupTask]:
+    """Yield the tasks of one part, block by block."""
+    mix = identity.mix
+    for block in range(block_of(part.first_view, mix), block_of(part.end_view - 1, mix) + 1):
+        first = max(part.first_view, block * mix.block_views)
+        end = min(part.end_view, (block + 1) * mix.block_views)
+        drawn = draw_groups(identity.root_seed, shard.key_hash, shard.samples, block, mix)
+        for group, members in enumerate(drawn.groups):
+            yield GroupTask(
+                path=path,
+                shard=shard,
+                group=group,
+                members=members,
+                first_view=first,
+                views=end - first,
+                root_seed=identity.root_seed,
+                augment=identity.augment,
+                mix=mix,
+            )
+
+
+def run_task(task: GroupTask) -> AugmentedGroup:
+    """Open the task's shard, check that it is the one that was planned, and augment."""
+    return augment_group(_opened(task.path, task.shard), task)
+
+
+@lru_cache(maxsize=4)
+def _opened(path: ShardFile, shard: ShardInfo) -> Shard:
+    return open_known_shard(path, shard)
+
+
+def augment_group(shard: Shard, task: GroupTask) -> AugmentedGroup:
+    """Decode a group's images once, and make all their views of the task."""
+    started = time.perf_counter()
+    images, rejections = _decode_members(shard, task.members)
+    decoded = time.perf_counter()
+    places, views, side = task.mix.group_size, task.views, task.augment.image_size
+    pixels = np.zeros((places, views, side, side, 3), np.uint8)
+    valid = np.zeros((places, views), np.bool_)
+    digest = np.zeros((places, views), np.uint32)
+    digested = np.zeros((places, views), np.bool_)
+    mix = ViewMix.unmixed(places * views)
+    group = GroupPlaces(
+        group=task.group,
+        members=task.members,
+        rejected=frozenset(rejection.index for rejection in rejections),
+    )
+    seeds = [sample_seed(task.root_seed, shard.samples[i].key) for i in task.members]
+    for column in range(views):
+        view = task.first_view + column
+        mixings = draw_group_mixing(task.root_seed, task.shard, view, group, side, task.mix)
+        for place, image in enumerate(images):
+            if image is None:
+                continue
+            params = draw_view(seeds[place], view, image_size(image), task.augment)
+            pixels[place, column] = apply_view(image, params, task.augment)
+            valid[place, column] = True
+            partner, mixing = mixings[place]
+            if partner != NO_PARTNER:
+                mix.set_row(place * views + column, partner * views + column, mixing)
+            if has_digest(seeds[place], view):
+                key = None if partner == NO_PARTNER else shard.samples[task.members[partner]].key
+                digest[place, column] = view_digest(pixels[place, column], key, mixing)
+                digested[place, column] = True
+    return AugmentedGroup(
+        shard=task.shard.number,
+        members=task.members,
+        first_view=task.first_view,
+        pixels=pixels,
+        valid=valid,
+        mix=mix,
+        digest=digest,
+        has_digest=digested,
+        rejections=tuple(rejections),
+        decode_seconds=decoded - started,
+        augment_seconds=time.perf_counter() - decoded,
+    )
+
+
+def _decode_members(
+    shard: Shard, members: tuple[int, ...]
+) -> tuple[list[Pixels | None], list[Rejection]]:
+    images: list[Pixels | None] = []
+    rejections = []
+    for index in members:
+        sample = shard.samples[index]
+        try:
+            images.append(decode(shard.image_bytes(index), sample.image_name))
+        except DecodeError as error:
+            images.append(None)
+            rejections.append(Rejection(index=index, key=sample.key, reason=str(error)))
+    return images, rejections
+
+
+class Labeller(Protocol):
+    """Whatever labels a group: the teacher, or its process."""
+
+    def label_group(self, group: AugmentedGroup) -> TeacherLabels:
+        """Return a row for each of the group's P * V slots."""
+
+
+class PartBuilder:
+    """Gathers the labelled groups of one part."""
+
+    def __init__(self, shard: Shard, part: PartKey, identity: StoreIdentity) -> None:
+        self._shard = shard
+        self._part = part
+        self._identity = identity
+        shape = (shard.info.samples, part.views)
+        self._label = np.zeros(shape, np.uint16)
+        self._columns = _empty_columns(shape, identity.columns)
+        self._labelled = np.zeros(shape, np.bool_)
+        self._digest = np.zeros(shape, np.uint32)
+        self._has_digest = np.zeros(shape, np.bool_)
+        self._rejections: dict[int, Rejection] = {}
+
+    def add(self, group: AugmentedGroup, labels: TeacherLabels) -> None:
+        """Take in one group's labels; ``labels`` has a row for each of its P * V slots."""
+        first = group.first_view - self._part.first_view
+        columns = slice(first, first + group.valid.shape[1])
+        rows, places = list(group.members), len(group.members)
+        label = labels.label.reshape(group.valid.shape)
+        self._label[rows, columns] = np.where(group.valid, label, 0)[:places]
+        given = optional_columns(labels)
+        if given.keys() != self._columns.keys():
+            raise TeacherError(
+                f"the teacher gives the columns {sorted(given)}, the store holds "
+                f"{sorted(self._columns)}; load it with the columns of the store's identity"
+            )
+        for name, values in given.items():
+            one_each = values.reshape(*group.valid.shape, *values.shape[1:])
+            self._columns[name][rows, columns] = one_each[:places]
+        self._labelled[rows, columns] = group.valid[:places]
+        self._digest[rows, columns] = group.digest[:places]
+        self._has_digest[rows, columns] = group.has_digest[:places]
+        for rejection in group.rejections:
+            self._rejections.setdefault(rejection.index, rejection)
+
+    def finish(self) -> PartRows:
+        """Return the part's rows; every sample is labelled at all views or rejected."""
+        samples = self._shard.samples
+        accepted = np.array([index not in self._rejections for index in range(len(samples))])
+        if not (self._labelled == accepted[:, None]).all():
+            raise RuntimeError(f"{self._part}: some views were neither labelled nor rejected")
+        kept = [sample for sample, keep in zip(samples, accepted, strict=True) if keep]
+        root_seed = self._identity.root_seed
+        info = self._shard.info
+        return PartRows(
+            part=self._part,
+            identity=self._identity.digest,
+            key_hash=info.key_hash,
+            content_hash=info.content_hash,
+            image_hash=self._shard.image_hash,
+            samples=info.samples,
+            rejections=tuple(self._rejections[index] for index in sorted(self._rejections)),
+            keys=tuple(sample.key for sample in kept),
+            target=np.array([sample.target for sample in kept], np.int32),
+            seed=np.array([sample_seed(root_seed, sample.key) for sample in kept], np.int64),
+            label=self._label[accepted],
+            digest=self._digest[accepted],
+            has_digest=self._has_digest[accepted],
+            **{name: values[accepted] for name, values in self._columns.items()},
+        )
+
+
+def _empty_columns(shape: tuple[int, int], columns: ColumnConfig) -> dict[str, NDArray[Any]]:
+    """Return the optional columns of a part, (N, V) or (N, V, k), all zero."""
+    empty: dict[str, NDArray[Any]] = {}
+    if columns.confidence:
+        empty["confidence"] = np.zeros(shape, np.uint8)
+    if columns.margin:
+        empty["margin"] = np.zeros(shape, np.uint8)
+    if columns.topk:
+        empty["topk_label"] = np.zeros((*shape, columns.topk), np.uint16)
+        empty["topk_prob"] = np.zeros((*shape, columns.topk), np.uint8)
+    return empty
+
+
+def label_part(
+    shard: Shard,
+    part: PartKey,
+    identity: StoreIdentity,
+    groups: Iterable[AugmentedGroup],
+    teacher: Labeller,
+) -> PartRows:
+    """Label one part from its augmented groups, in whatever order they come."""
+    builder = PartBuilder(shard, part, identity)
+    for group in groups:
+        builder.add(group, teacher.label_group(group))
+    return builder.finish()

@@ -1,0 +1,332 @@
+"""The teacher: mixed views in, argmax labels out, in batches of one constant shape."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from timm.layers import ConvNormAct
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from pipeline.errors import TeacherError
+from pipeline.identity import (
+    TRIPLE_VIEWS,
+    AugmentConfig,
+    ColumnConfig,
+    MixConfig,
+    Precision,
+    StoreIdentity,
+    TeacherIdentity,
+    derivation_of,
+    different_fields,
+)
+from pipeline.labelling.ranking import rank_logits
+from pipeline.labelling.weights import read_teacher_checkpoint, state_digest
+from pipeline.records import AugmentedGroup, TeacherLabels, optional_columns
+from pipeline.views.mixing import mix_images, normalise, to_device
+
+__all__ = ["Teacher", "TeacherSpec", "load_stored_teacher", "load_teacher"]
+
+DTYPES: Mapping[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherSpec:
+    """Which teacher to build. Without a checkpoint, timm's pretrained weights are fetched."""
+
+    architecture: str  # timm's name
+    checkpoint: Path | None = None  # .safetensors, or a .pth with tensors alone
+    random_weights: int | None = None  # seed of untrained weights, for trials of speed
+    classes: int | None = None  # None: the checkpoint's, or the pretrained model's
+    precision: Precision = "fp32"
+    batch_views: int | None = None  # None: a triple on a CPU, a block on a GPU
+    columns: ColumnConfig = field(default_factory=ColumnConfig)  # what to give beside labels
+
+
+def load_teacher(
+    spec: TeacherSpec, augment: AugmentConfig, mix: MixConfig, device: torch.device
+) -> Teacher:
+    """Build a teacher for views of this configuration.
+
+    Raises ``TeacherError`` for an unknown architecture, that of a derived store, weights that
+    cannot be read or do not fit, or a class count that labels (uint16) cannot hold.
+    """
+    note = derivation_of(spec.architecture)
+    if note is not None:
+        raise TeacherError(
+            f"the store's labels are derived ({note}): no teacher gives them to its views; use the "
+            "store that it was derived from, which its _meta/runs name"
+        )
+    state = read_teacher_checkpoint(spec.checkpoint) if spec.checkpoint is not None else None
+    model = _create_model(spec, state, augment.image_size)
+    if state is not None:
+        _load_state(model, state, spec)
+    model = model.eval().requires_grad_(False)
+    classes = int(getattr(model, "num_classes", 0))
+    if not 2 <= classes < 1 << 16:
+        raise TeacherError(f"{spec.architecture} has {classes} classes; labels hold 2..65535")
+    if spec.columns.topk > classes:
+        raise TeacherError(
+            f"{spec.architecture} has {classes} classes, fewer than topk={spec.columns.topk}; "
+            "ask for no more than there are"
+        )
+    default_views = mix.block_views if device.type == "cuda" else TRIPLE_VIEWS
+    identity = TeacherIdentity(
+        architecture=spec.architecture,
+        weights=state_digest(model.state_dict()),
+        classes=classes,
+        precision=spec.precision,
+        batch_views=spec.batch_views or default_views,
+    )
+    expected = _expected_input(model)
+    prepared = _prepare(model, spec.precision, device)
+    return Teacher(prepared, identity, augment, mix, expected, spec.columns)
+
+
+def load_stored_teacher(
+    identity: StoreIdentity,
+    device: torch.device,
+    *,
+    checkpoint: Path | None,
+    random_weights: int | None,
+) -> Teacher:
+    """Build the very teacher that labelled a store; raises ``TeacherError`` if it is another."""
+    stored = identity.teacher
+    spec = TeacherSpec(
+        architecture=stored.architecture,
+        checkpoint=checkpoint,
+        random_weights=random_weights,
+        classes=stored.classes,
+        precision=stored.precision,
+        batch_views=stored.batch_views,
+        columns=identity.columns,
+    )
+    teacher = load_teacher(spec, identity.augment, identity.mix, device)
+    different = different_fields(asdict(teacher.identity), asdict(stored))
+    if different:
+        raise TeacherError(
+            "this teacher is not the one that labelled the store (ours / the store's):\n  "
+            + "\n  ".join(different)
+            + "\ngive --teacher-checkpoint the very weights that were used, or "
+            "--teacher-random-weights the same seed"
+        )
+    return teacher
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectedInput:
+    """The pixels a pretrained model was made for, as timm describes it."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    size: int
+
+
+class Teacher:
+    """A frozen network that labels views in padded batches of one shape."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        identity: TeacherIdentity,
+        augment: AugmentConfig,
+        mix: MixConfig,
+        expected: ExpectedInput,
+        columns: ColumnConfig,
+    ) -> None:
+        self.identity = identity
+        self.expected = expected
+        self._columns = columns
+        self.model = model
+        self._augment = augment
+        self._batch_rows = mix.group_size * identity.batch_views
+        parameter = next(model.parameters())
+        self._device, self._dtype = parameter.device, DTYPES[identity.precision]
+
+    def label_group(self, group: AugmentedGroup) -> TeacherLabels:
+        """Label a group's views: P * V rows, those not valid with an arbitrary label.
+
+        Teacher batches are cut at absolute multiples of ``batch_views``, so a view has the
+        same slot and shape whatever range of views a part or a run covers.
+        """
+        places, views = group.valid.shape
+        size = self._augment.image_size
+        pixels = to_device(group.pixels.reshape(-1, size, size, 3), self._device)
+        images = mix_images(normalise(pixels, self._augment.mean, self._augment.std), group.mix)
+        images = images.view(places, views, *images.shape[1:])
+        step = self.identity.batch_views
+        pieces = []
+        for start in range(group.first_view // step * step, group.first_view + views, step):
+            first = max(start, group.first_view) - group.first_view
+            end = min(start + step, group.first_view + views) - group.first_view
+            batch = images.new_zeros(places, step, *images.shape[2:])
+            slots = slice(first + group.first_view - start, end + group.first_view - start)
+            batch[:, slots] = images[:, first:end]
+            found = self._label(batch.flatten(0, 1))
+            pieces.append(
+                {
+                    name: values.reshape(places, step, *values.shape[1:])[:, slots]
+                    for name, values in _arrays(found).items()
+                }
+            )
+        joined = {name: np.concatenate([one[name] for one in pieces], 1) for name in pieces[0]}
+        return TeacherLabels(
+            **{name: values.reshape(-1, *values.shape[2:]) for name, values in joined.items()}
+        )
+
+    def label_images(self, images: Tensor) -> TeacherLabels:
+        """Label normalised and mixed images on the device, (N, 3, S, S) float32, any N > 0."""
+        pieces = []
+        for start in range(0, len(images), self._batch_rows):
+            rows = images[start : start + self._batch_rows]
+            batch = images.new_zeros(self._batch_rows, *images.shape[1:])
+            batch[: len(rows)] = rows
+            found = _arrays(self._label(batch))
+            pieces.append({name: values[: len(rows)] for name, values in found.items()})
+        return TeacherLabels(
+            **{name: np.concatenate([one[name] for one in pieces]) for name in pieces[0]}
+        )
+
+    def logits(self, batch: Tensor) -> Tensor:
+        """Return the float32 logits, (N, C), of normalised images, (N, 3, S, S) float32."""
+        with torch.inference_mode():
+            batch = batch.to(dtype=self._dtype, memory_format=torch.channels_last)
+            logits: Tensor = self.model(batch)
+        return logits.float()
+
+    def _label(self, batch: Tensor) -> TeacherLabels:
+        logits = self.logits(batch)
+        if not bool(logits.isfinite().all()):
+            raise TeacherError(
+                f"{self.identity.architecture} gives logits that are not finite in "
+                f"{self.identity.precision}; use --precision bf16 or fp32, or check its weights"
+            )
+        return rank_logits(logits, self._columns)
+
+
+def _arrays(labels: TeacherLabels) -> dict[str, Any]:
+    return {"label": labels.label, **optional_columns(labels)}
+
+
+def _create_model(spec: TeacherSpec, state: Mapping[str, Tensor] | None, size: int) -> nn.Module:
+    if not timm.is_model(spec.architecture):
+        close = get_close_matches(spec.architecture, timm.list_models(), n=5)
+        raise TeacherError(
+            f"--teacher {spec.architecture!r} is no model of timm {timm.__version__}"
+            + (f"; similar names: {', '.join(close)}" if close else "")
+        )
+    try:
+        config = timm.models.get_pretrained_cfg(spec.architecture)
+    except RuntimeError as error:
+        known = timm.list_pretrained(f"{spec.architecture.split('.')[0]}.*")
+        raise TeacherError(
+            f"--teacher {spec.architecture!r}: timm {timm.__version__} knows no such weights; it "
+            f"knows {', '.join(known) or 'none of this model'}"
+        ) from error
+    options: dict[str, Any] = {}
+    classes = spec.classes
+    if classes is None and state is not None:
+        classifier = config.classifier
+        weight = state.get(f"{classifier}.weight") if isinstance(classifier, str) else None
+        classes = len(weight) if weight is not None else None
+    if classes is not None:
+        options["num_classes"] = classes
+    if config.fixed_input_size:
+        options["img_size"] = size
+    pretrained = state is None and spec.random_weights is None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(spec.random_weights or 0)
+        try:
+            model: nn.Module = timm.create_model(
+                spec.architecture, pretrained=pretrained, **options
+            )
+        except (OSError, RuntimeError, TypeError, AssertionError) as error:
+            cure = (
+                "give a local file with --teacher-checkpoint, or connect to the model hub"
+                if pretrained
+                else "check --num-classes and --image-size"
+            )
+            raise TeacherError(
+                f"cannot create the teacher {spec.architecture!r}: {str(error).rstrip('.')}; {cure}"
+            ) from error
+    return model
+
+
+def _load_state(model: nn.Module, state: Mapping[str, Tensor], spec: TeacherSpec) -> None:
+    own = model.state_dict()
+    missing, foreign = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    misshapen = [
+        f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
+        for name in sorted(set(own) & set(state))
+        if state[name].shape != own[name].shape
+    ]
+    if missing or foreign or misshapen:
+        raise TeacherError(
+            f"--teacher-checkpoint {spec.checkpoint} is not a {spec.architecture} with "
+            f"{getattr(model, 'num_classes', '?')} classes: "
+            f"{len(missing)} tensors are missing {missing[:3]}, "
+            f"{len(foreign)} are foreign {foreign[:3]}, "
+            f"{len(misshapen)} have another shape {misshapen[:3]}; check --teacher and "
+            "--num-classes"
+        )
+    model.load_state_dict(state)
+
+
+def _expected_input(model: nn.Module) -> ExpectedInput:
+    config = getattr(model, "pretrained_cfg", {})
+    return ExpectedInput(
+        mean=tuple(config.get("mean", ())),
+        std=tuple(config.get("std", ())),
+        size=int(config.get("input_size", (3, 0, 0))[-1]),
+    )
+
+
+def _prepare(model: nn.Module, precision: Precision, device: torch.device) -> nn.Module:
+    """Fold BatchNorm, cast, and move; the classifier stays in float32.
+
+    In bf16 two close logits are often equal, and the argmax would be the lower class; with
+    features in bf16 and the last layer in float32 ties are as rare as in float32.
+    """
+    _fold_batch_norm(model)
+    model = model.to(device=device, dtype=DTYPES[precision]).to(memory_format=torch.channels_last)
+    get_classifier = getattr(model, "get_classifier", None)
+    classifier = get_classifier() if get_classifier is not None else None
+    if precision != "fp32" and isinstance(classifier, nn.Linear):
+        classifier.float()
+        classifier.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
+    return model
+
+
+def _fold_batch_norm(model: nn.Module) -> None:
+    """Fold each BatchNorm that follows a convolution in timm's ``ConvNormAct`` into it."""
+    for module in model.modules():
+        if not isinstance(module, ConvNormAct):
+            continue
+        conv, norm = module.conv, module.bn
+        if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
+            continue
+        if norm.running_mean is None or norm.running_var is None or not math.isfinite(norm.eps):
+            continue
+        conv.weight, conv.bias = fuse_conv_bn_weights(
+            conv.weight,
+            conv.bias,
+            norm.running_mean,
+            norm.running_var,
+            norm.eps,
+            norm.weight,
+            norm.bias,
+        )
+        rest = [getattr(norm, name, None) for name in ("drop", "act")]
+        module.bn = nn.Sequential(*(layer for layer in rest if isinstance(layer, nn.Module)))

@@ -1,0 +1,164 @@
+"""What a teacher's process does: load the teacher, try it out, label and commit parts."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from pipeline.errors import DecodeError, TeacherError
+from pipeline.identity import TeacherIdentity
+from pipeline.labelling.devices import choose_device, set_threads
+from pipeline.labelling.job import IndexedShards, LabelConfig, PartOrder, Preflight
+from pipeline.labelling.part import augment_group, group_tasks, label_part
+from pipeline.labelling.teacher import Teacher, load_teacher
+from pipeline.records import AugmentedGroup, PartKey, Pixels, TeacherLabels, ViewMix
+from pipeline.shards.index import open_known_shard
+from pipeline.store import Committed, commit_part
+from pipeline.views.apply import apply_view, decode, image_size
+from pipeline.views.draw import draw_view
+
+__all__ = ["TeacherWorker"]
+
+
+class TeacherWorker:
+    """A loaded teacher. Several threads may label parts; the teacher serves one at a time."""
+
+    def __init__(self, config: LabelConfig, threads: int | None = None) -> None:
+        set_threads(threads)
+        self._config = config
+        self._device = choose_device(config.device)
+        self._teacher = self._load(config)
+        self._turn = threading.Lock()
+
+    @property
+    def identity(self) -> TeacherIdentity:
+        """What makes this teacher the same as another."""
+        return self._teacher.identity
+
+    def label_part(self, order: PartOrder, groups: Iterable[AugmentedGroup]) -> Committed:
+        """Label the groups of one part and commit it."""
+        if order.identity.teacher != self.identity:
+            raise TeacherError(
+                f"this process loaded the teacher {self.identity}, the job's is "
+                f"{order.identity.teacher}; give all processes the same checkpoint"
+            )
+        shard = open_known_shard(order.path, order.shard)
+        rows = label_part(shard, order.part, order.identity, groups, self)
+        return commit_part(order.out, rows)
+
+    def label_group(self, group: AugmentedGroup) -> TeacherLabels:
+        """Label a group's views when it is this thread's turn."""
+        with self._turn:
+            return self._teacher.label_group(group)
+
+    def preflight(self, shards: IndexedShards) -> Preflight:
+        """Label a few images as they are, and a few views in fp32 too."""
+        batch = self._config.effective_mixing.group_size * self.identity.batch_views
+        pixels, targets = _plain_images(self._config, shards, batch)
+        group = _as_group(pixels, self._config.effective_mixing.group_size)
+        labels = self.label_group(group).label[: len(targets)]
+        started = time.perf_counter()
+        self.label_group(group)
+        batches = -(-group.valid.shape[1] // self.identity.batch_views)
+        seconds = (time.perf_counter() - started) / batches
+        flip_rows, flips = self._count_flips(shards)
+        return Preflight(
+            images=len(targets),
+            correct=int((labels == targets).sum()),
+            rows_per_batch=batch,
+            batch_seconds=seconds,
+            flip_rows=flip_rows,
+            flips=flips,
+            warnings=(*shards.warnings, *self._warnings()),
+        )
+
+    def _load(self, config: LabelConfig) -> Teacher:
+        return load_teacher(
+            config.teacher_spec(), config.augment, config.effective_mixing, self._device
+        )
+
+    def _count_flips(self, shards: IndexedShards) -> tuple[int, int]:
+        """Label one group's first views in fp32 as well; untrained weights show nothing."""
+        config = self._config
+        if config.precision == "fp32" or config.teacher_random_weights is not None:
+            return 0, 0
+        part = PartKey(shard=0, first_view=0, views=self.identity.batch_views)
+        shard = open_known_shard(shards.paths[0], shards.infos[0])
+        identity = config.identity(self.identity)
+        task = next(group_tasks(shards.paths[0], shard.info, part, identity))
+        group = augment_group(shard, task)
+        exact = self._load(dataclasses.replace(config, precision="fp32"))
+        valid = group.valid.reshape(-1)
+        ours, theirs = (teacher.label_group(group).label[valid] for teacher in (self, exact))
+        return int(valid.sum()), int((ours != theirs).sum())
+
+    def _warnings(self) -> Iterator[str]:
+        config, augment, expected = self._config, self._config.augment, self._teacher.expected
+        if config.teacher_checkpoint is not None and "." not in config.teacher:
+            return  # weights of the user's own, of which timm knows nothing
+        if expected.mean and not np.allclose(
+            (*expected.mean, *expected.std), (*augment.mean, *augment.std), atol=1e-3
+        ):
+            yield (
+                f"timm's {self.identity.architecture} expects mean {expected.mean} and std "
+                f"{expected.std}, the views have {augment.mean} and {augment.std}: see --mean "
+                "and --std"
+            )
+        if expected.size and not 0.5 <= augment.image_size / expected.size <= 2:
+            yield (
+                f"timm's {self.identity.architecture} expects {expected.size} px, the views have "
+                f"{augment.image_size}: see --image-size"
+            )
+
+
+def _plain_images(
+    config: LabelConfig, shards: IndexedShards, count: int
+) -> tuple[list[Pixels], list[int]]:
+    """Return up to ``count`` centre views from all over the shards, with their targets."""
+    plain = dataclasses.replace(
+        config.augment, crop="center", hflip=0.0, policy="none", erase_probability=0.0
+    )
+    count = min(count, shards.samples)
+    per_shard = -(-count // len(shards.paths))
+    step = max(1, len(shards.paths) * per_shard // count)
+    pixels: list[Pixels] = []
+    targets: list[int] = []
+    for path, info in list(zip(shards.paths, shards.infos, strict=True))[::step]:
+        shard = open_known_shard(path, info)
+        for index in range(0, info.samples, max(1, info.samples // per_shard)):
+            sample = shard.samples[index]
+            try:
+                image = decode(shard.image_bytes(index), sample.image_name)
+            except DecodeError:
+                continue  # the job itself will count and name it
+            pixels.append(apply_view(image, draw_view(0, 0, image_size(image), plain), plain))
+            targets.append(sample.target)
+            if len(pixels) == count:
+                return pixels, targets
+    return pixels, targets
+
+
+def _as_group(pixels: list[Pixels], places: int) -> AugmentedGroup:
+    """Arrange unmixed images as a group, so that they take the way of all views."""
+    views = max(1, -(-len(pixels) // places))
+    size = pixels[0].shape[0] if pixels else 1
+    rows = np.zeros((places * views, size, size, 3), np.uint8)
+    for row, image in enumerate(pixels):
+        rows[row] = image
+    return AugmentedGroup(
+        shard=0,
+        members=tuple(range(places)),
+        first_view=0,
+        pixels=rows.reshape(places, views, size, size, 3),
+        valid=(np.arange(places * views) < len(pixels)).reshape(places, views),
+        mix=ViewMix.unmixed(places * views),
+        digest=np.zeros((places, views), np.uint32),
+        has_digest=np.zeros((places, views), np.bool_),
+        rejections=(),
+        decode_seconds=0.0,
+        augment_seconds=0.0,
+    )

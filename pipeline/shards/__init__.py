@@ -1,0 +1,1 @@
+"""WebDataset shards: indexed, and packed."""

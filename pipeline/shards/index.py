@@ -1,0 +1,256 @@
+"""A WebDataset shard (one tar file) as an index of samples, with bytes read by offset."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import re
+import tarfile
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import BinaryIO
+
+from pipeline.errors import ShardError
+from pipeline.files.cache import RemoteShard, ShardFile
+from pipeline.identity import canonical_json
+from pipeline.records import Sample, ShardInfo
+
+__all__ = [
+    "IMAGE_EXTENSIONS",
+    "Shard",
+    "match_shards",
+    "open_known_shard",
+    "open_shard",
+    "open_shards",
+]
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+TARGET_EXTENSIONS = ("cls", "json")
+
+_AHEAD = 4  # shards fetched at a time while others are indexed
+_BLOCK = 512  # bytes; a tar file ends with two empty blocks
+_KEY = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # WebDataset's rule: up to the first dot
+_SPECIAL = re.compile(r"^__[^/]*__($|/)")  # names that WebDataset keeps for itself
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """An open shard: its samples in file order, and its bytes, mapped into memory."""
+
+    path: ShardFile
+    info: ShardInfo
+    samples: tuple[Sample, ...]
+    _data: mmap.mmap = field(repr=False)
+
+    def image_bytes(self, index: int) -> memoryview:
+        """Return the encoded image of the sample at ``index``."""
+        sample = self.samples[index]
+        start = sample.image_offset
+        return memoryview(self._data)[start : start + sample.image_bytes]
+
+    @cached_property
+    def image_hash(self) -> str:
+        """SHA-256 of all encoded images, one after the other; reads the whole shard."""
+        digest = hashlib.sha256()
+        for index in range(len(self.samples)):
+            digest.update(self.image_bytes(index))
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    name: str
+    offset: int
+    size: int
+
+
+def open_shard(path: ShardFile, number: int) -> Shard:
+    """Map a shard and index it; ``number`` is its place in the job's list of shards.
+
+    A shard in object storage is fetched into the cache first, unless it is there.
+
+    Each sample needs exactly one image and one target, ``<key>.cls`` (an integer as text)
+    or ``<key>.json`` (field ``label``). Raises ``ShardError`` naming the shard and sample.
+    """
+    try:
+        if _size(path) == 0:
+            raise ShardError(f"{path}: the shard is empty; fetch or pack it again")
+        with _open(path) as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        raise ShardError(f"{path}: cannot read the shard: {error}") from error
+    members = _read_members(path, data)
+    samples = tuple(_sample(path, data, key, parts) for key, parts in members.items())
+    if not samples:
+        raise ShardError(f"{path}: the shard holds no samples")
+    keys = canonical_json([sample.key for sample in samples])
+    content = canonical_json(
+        [
+            [sample.key, sample.target, [[ext, part.size] for ext, part in parts.items()]]
+            for sample, parts in zip(samples, members.values(), strict=True)
+        ]
+    )
+    info = ShardInfo(
+        number=number,
+        name=path.name,
+        key_hash=hashlib.sha256(keys).hexdigest(),
+        content_hash=hashlib.sha256(content).hexdigest(),
+        samples=len(samples),
+        bytes=len(data),
+    )
+    return Shard(path=path, info=info, samples=samples, _data=data)
+
+
+def open_shards(paths: Sequence[ShardFile]) -> Iterator[Shard]:
+    """Open shards one after the other, numbered by place; a few are fetched ahead."""
+    with ThreadPoolExecutor(_AHEAD) as pool:
+        ahead: deque[Future[Shard]] = deque()
+        for number, path in enumerate(paths):
+            ahead.append(pool.submit(open_shard, path, number))
+            if len(ahead) > _AHEAD:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def open_known_shard(path: ShardFile, known: ShardInfo) -> Shard:
+    """Open a shard that a store knows; raises ``ShardError`` if it is another one now."""
+    shard = open_shard(path, known.number)
+    cure = "use the very shards that were labelled, or label these"
+    if shard.info.key_hash != known.key_hash:
+        raise ShardError(
+            f"{path} has {shard.info.samples} samples with other keys than the {known.samples} "
+            f"of {known.name} that were labelled; {cure}"
+        )
+    if shard.info.content_hash != known.content_hash:
+        raise ShardError(
+            f"{path} has the keys of {known.name}, but its images were encoded again or its "
+            f"targets changed since they were labelled; {cure}"
+        )
+    return shard
+
+
+def _open(path: ShardFile) -> BinaryIO:
+    return path.open() if isinstance(path, RemoteShard) else path.open("rb")
+
+
+def _size(path: ShardFile) -> int:
+    return path.size if isinstance(path, RemoteShard) else path.stat().st_size
+
+
+def match_shards(
+    known: Sequence[ShardInfo], paths: Sequence[ShardFile], flag: str = "--shards"
+) -> dict[int, ShardFile]:
+    """Return the file of each shard that a store knows, by number.
+
+    Names and sizes are compared first, which costs no reading; contents are then checked
+    as shards are opened. If some do not fit, all files are opened and told apart by content,
+    so renamed and moved shards are recognised. Raises ``ShardError`` for a shard that is not
+    among the files, and for a file that the store does not know.
+    """
+    by_name: dict[tuple[str, int], list[ShardFile]] = {}
+    for path in paths:
+        by_name.setdefault((path.name, _size(path)), []).append(path)
+    found = {
+        info.number: same[0]
+        for info in known
+        if len(same := by_name.get((info.name, info.bytes), [])) == 1
+    }
+    if len(found) == len(known) == len(paths):
+        return found
+    by_content = {open_shard(path, 0).info.content_hash: path for path in paths}
+    for info in known:
+        path_found = by_content.pop(info.content_hash, None)
+        if path_found is None:
+            raise ShardError(
+                f"no file of {flag} is the shard {info.name} ({info.samples} samples) that was "
+                "labelled; is it left out?"
+                + (f" {min(map(str, by_content.values()))} is another one." if by_content else "")
+                + " Shards that were packed, encoded or labelled again do not fit: use the very "
+                "shards that were labelled, or label these"
+            )
+        found[info.number] = path_found
+    if by_content:
+        raise ShardError(
+            f"the store has no labels for {len(by_content)} of the given shards, the first is "
+            f"{min(map(str, by_content.values()))}; leave them out, or run the label job on all "
+            "shards"
+        )
+    return found
+
+
+def _read_members(path: ShardFile, data: mmap.mmap) -> dict[str, dict[str, _Member]]:
+    """Return key -> extension -> member, in file order."""
+    cure = "fetch or pack the shard again"
+    members: dict[str, dict[str, _Member]] = {}
+    last_key: str | None = None
+    try:
+        with tarfile.open(fileobj=data, mode="r:") as tar:
+            for info in tar:
+                if info.offset_data + info.size > len(data):
+                    raise ShardError(
+                        f"{path}: truncated inside {info.name} (at byte {len(data)}); {cure}"
+                    )
+                match = _KEY.match(info.name)
+                if not info.isreg() or match is None or _SPECIAL.match(info.name):
+                    continue
+                key, extension = match[1], match[2].lower()
+                if key in members and key != last_key:
+                    raise ShardError(
+                        f"{path}: two samples have the key {key!r}; seeds and labels go by "
+                        "key, so pack the shard with unique keys"
+                    )
+                parts = members.setdefault(key, {})
+                if extension in parts:
+                    raise ShardError(
+                        f"{path}: two members are named {key}.{extension}; seeds and labels go "
+                        "by key, so pack the shard with unique keys"
+                    )
+                parts[extension] = _Member(info.name, info.offset_data, info.size)
+                last_key = key
+            end = tar.offset
+    except (tarfile.TarError, ValueError) as error:  # mmap: "seek out of range"
+        raise ShardError(f"{path}: not a whole tar file ({error}); {cure}") from error
+    if data[end : end + _BLOCK] != bytes(_BLOCK):
+        raise ShardError(f"{path}: truncated, the end-of-archive mark is missing; {cure}")
+    return members
+
+
+def _sample(path: ShardFile, data: mmap.mmap, key: str, parts: Mapping[str, _Member]) -> Sample:
+    images = [extension for extension in IMAGE_EXTENSIONS if extension in parts]
+    if len(images) != 1:
+        found = ", ".join(sorted(parts))
+        raise ShardError(
+            f"{path}: sample {key!r} has {len(images)} images (members: {found}); each sample "
+            f"needs exactly one of {', '.join('.' + name for name in IMAGE_EXTENSIONS)}"
+        )
+    image = parts[images[0]]
+    return Sample(
+        key=key,
+        target=_target(path, data, key, parts),
+        image_name=image.name,
+        image_offset=image.offset,
+        image_bytes=image.size,
+    )
+
+
+def _target(path: ShardFile, data: mmap.mmap, key: str, parts: Mapping[str, _Member]) -> int:
+    cure = "each sample needs <key>.cls with its class index, or <key>.json with a label field"
+    present = [extension for extension in TARGET_EXTENSIONS if extension in parts]
+    if not present:
+        raise ShardError(f"{path}: sample {key!r} has no .cls and no .json member; {cure}")
+    member = parts[present[0]]
+    text = data[member.offset : member.offset + member.size]
+    try:
+        target = int(text) if present[0] == "cls" else json.loads(text)["label"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ShardError(
+            f"{path}: {member.name} holds no class index ({error!r}); {cure}"
+        ) from error
+    if not isinstance(target, int) or isinstance(target, bool) or not 0 <= target < 1 << 16:
+        raise ShardError(f"{path}: {member.name} holds {target!r}, not a class index; {cure}")
+    return target

@@ -1,0 +1,377 @@
+"""Packs a folder of images, one directory per class, into shuffled WebDataset shards.
+
+The same images and seed give the same bytes on every machine: the order is drawn over the
+sorted file list, and tar headers carry no times, users or modes of the files. Only images that
+are encoded anew (``max_side``, ``quality``) also depend on Pillow's version.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image
+from webdataset import TarWriter
+
+from pipeline.errors import ConfigError, DecodeError, PipelineError, ShardError
+from pipeline.files.local import LocalFolder, open_folder
+from pipeline.identity import canonical_json
+from pipeline.views.rng import stream
+
+__all__ = [
+    "CLASSES_FILE",
+    "EncodedImage",
+    "PackConfig",
+    "PackReport",
+    "encode_image",
+    "pack_shards",
+]
+
+CLASSES_FILE = "classes.json"
+"""The class names in order of their index; written last, so its absence means an unfinished
+run."""
+
+_EXTENSIONS = {".jpg": "jpg", ".jpeg": "jpg", ".png": "png", ".webp": "webp"}
+_SHRUNK_QUALITY = 90  # where --quality says nothing
+_MAX_CLASSES = (1 << 16) - 1  # labels are uint16, and a store keeps 65535 for "missing"
+_WINDOW = 64  # images in memory at once
+_PREFIX = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackConfig:
+    """What to pack, and how."""
+
+    images: Path
+    """Directory with one directory of images for each class."""
+    out: str
+    """Directory or URL (s3://...) of the shards; made if need be, and must hold none yet."""
+    per_shard: int = 1000
+    """Images in a shard. A single one left over joins the shard before it."""
+    prefix: str = "shard"
+    """Shards are named <prefix>-000000.tar and so on."""
+    seed: int = 0
+    """Seed of the order in which images are packed."""
+    max_side: int | None = None
+    """Shrink images whose longer side exceeds this many pixels, and store them as JPEG."""
+    quality: int | None = None
+    """Encode every image anew as JPEG of this quality, 1 to 100 (colour at half resolution:
+    4:2:0); a JPEG that would not get smaller keeps its bytes. Unset: only images that
+    --max-side shrinks are encoded, at 90; all others keep their bytes."""
+
+    def __post_init__(self) -> None:
+        if self.per_shard < 2:
+            raise ConfigError(
+                f"--per-shard is {self.per_shard}; use 2 or more, pairs need two samples"
+            )
+        if not _PREFIX.fullmatch(self.prefix):
+            raise ConfigError(
+                f"--prefix is {self.prefix!r}; use letters, digits, '_', '-' and '.', "
+                "and no '.' or '-' in front"
+            )
+        if self.max_side is not None and self.max_side < 1:
+            raise ConfigError(f"--max-side is {self.max_side}; use 1 or more pixels")
+        if self.quality is not None and not 1 <= self.quality <= 100:
+            raise ConfigError(f"--quality is {self.quality}; use 1..100")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackReport:
+    """What was done; ``read`` is always ``packed`` plus the files passed over."""
+
+    shards: tuple[Path | str, ...]  # files, or URLs
+    classes: tuple[str, ...]
+    read: int  # files found
+    packed: int
+    shrunk: int  # of the packed ones
+    reencoded: int  # of the packed ones, the shrunk ones included
+    passed_over: tuple[Path, ...]  # not images by their extension, or hidden
+    bytes: int  # of all shards
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Source:
+    """One image file to be packed."""
+
+    path: Path
+    key: str
+    target: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedImage:
+    """The bytes of one image as they go into the shard."""
+
+    extension: str
+    data: bytes
+    shrunk: bool = False
+    reencoded: bool = False
+
+
+def pack_shards(
+    config: PackConfig, on_progress: Callable[[int, int], None] = lambda packed, total: None
+) -> PackReport:
+    """Write the shards and ``classes.json`` and return what was done.
+
+    ``on_progress`` is called with the images packed so far and their total. A shard has its
+    final name only when it is whole. Raises ``ConfigError`` for directories that do not
+    fit, ``ShardError`` for two images of one key, and ``DecodeError`` for an image that
+    is empty or cannot be encoded anew; an unreadable file or a full disk raises ``PipelineError``.
+    """
+    _check_directories(config)
+    files = _files_below(config.images)
+    images = [path for path in files if _is_image(path.relative_to(config.images))]
+    packed = set(images)
+    passed_over = tuple(path for path in files if path not in packed)
+    classes = _read_classes(config.images, images)
+    sources = _name_sources(config.images, images, classes)
+    order = stream("pack", config.seed).permutation(len(sources))
+    shuffled = [sources[index] for index in order]
+
+    folder = open_folder(config.out)
+    shards: list[Path | str] = []
+    done = shrunk = reencoded = size = 0
+    for number, (start, end) in enumerate(_cut(len(shuffled), config.per_shard)):
+        name = f"{config.prefix}-{number:06d}.tar"
+        with _saying_what_is_left(config.out, len(shards)), folder.write_file(name) as file:
+            for encoded in _write_shard(file, shuffled[start:end], config):
+                done, shrunk = done + 1, shrunk + encoded.shrunk
+                reencoded += encoded.reencoded
+                on_progress(done, len(shuffled))
+            size += file.tell()
+        local = isinstance(folder, LocalFolder)
+        shards.append(Path(folder.at(name)) if local else folder.at(name))
+    folder.replace(CLASSES_FILE, canonical_json(list(classes)) + b"\n")
+    return PackReport(
+        shards=tuple(shards),
+        classes=classes,
+        read=len(files),
+        packed=done,
+        shrunk=shrunk,
+        reencoded=reencoded,
+        passed_over=passed_over,
+        bytes=size,
+    )
+
+
+@contextmanager
+def _saying_what_is_left(out: str, shards: int) -> Iterator[None]:
+    """Add to an error that finished shards are there and must go before the next run."""
+    try:
+        yield
+    except PipelineError as error:
+        if not shards:
+            raise
+        raise type(error)(
+            f"{error}; {shards} finished shards are in {out}: delete them before you run again"
+        ) from error
+
+
+def _check_directories(config: PackConfig) -> None:
+    if not config.images.is_dir():
+        raise ConfigError(f"--images {config.images}: no such directory")
+    folder = open_folder(config.out)
+    local = folder.path.resolve() if isinstance(folder, LocalFolder) else None
+    if local is not None and local.is_relative_to(config.images.resolve()):
+        raise ConfigError(
+            f"--out {config.out} lies in --images {config.images} and would become a class; "
+            "choose a directory outside"
+        )
+    if folder.is_a_file():
+        raise ConfigError(f"--out {config.out} is a file; name a directory")
+    found = [path for path in folder.list() if "/" not in path and path.endswith(".tar")]
+    if folder.exists(CLASSES_FILE):
+        found.append(CLASSES_FILE)
+    if found:
+        raise ConfigError(
+            f"--out {config.out} already holds {found[0]}"
+            + (f" and {len(found) - 1} more" if len(found) > 1 else "")
+            + "; delete what an earlier run left there, or choose another directory"
+        )
+
+
+def _files_below(root: Path) -> list[Path]:
+    """Return all files, links followed, sorted by code points so that no locale matters."""
+
+    def refuse(error: OSError) -> None:
+        raise PipelineError(f"{error.filename}: cannot list the directory: {error.strerror}")
+
+    files = [
+        Path(directory, name)
+        for directory, _, names in os.walk(root, onerror=refuse, followlinks=True)
+        for name in names
+    ]
+    for path in files:
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            raise ConfigError(
+                f"{str(path)!r}: the name is not UTF-8, so it cannot be a key; rename the file"
+            ) from None
+    return sorted(files, key=lambda path: path.relative_to(root).as_posix())
+
+
+def _is_image(relative: Path) -> bool:
+    # Hidden files are not images, whatever they are called: ._cat.jpg is a Mac's metadata.
+    hidden = any(part.startswith(".") for part in relative.parts)
+    return not hidden and relative.suffix.lower() in _EXTENSIONS
+
+
+def _read_classes(root: Path, images: Sequence[Path]) -> tuple[str, ...]:
+    """Return the names of the class directories; a class's place here is its index."""
+    cure = "give each class one directory of images below --images"
+    loose = [path for path in images if path.parent == root]
+    if loose:
+        raise ConfigError(
+            f"{loose[0]}: the image lies in no class directory"
+            + (f", nor do {len(loose) - 1} more" if len(loose) > 1 else "")
+            + f"; {cure}"
+        )
+    classes = sorted(
+        path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")
+    )
+    if not classes:
+        raise ConfigError(f"--images {root} holds no directories; {cure}")
+    if len(classes) > _MAX_CLASSES:
+        raise ConfigError(
+            f"--images {root} holds {len(classes)} classes; labels have 16 bits, so pack at "
+            f"most {_MAX_CLASSES}"
+        )
+    filled = {path.relative_to(root).parts[0] for path in images}
+    empty = [name for name in classes if name not in filled]
+    if empty:
+        raise ConfigError(
+            f"{root / empty[0]}: the class holds no images"
+            + (f", nor do {len(empty) - 1} more" if len(empty) > 1 else "")
+            + f" ({', '.join(_EXTENSIONS)}); fill or delete the directory, because it would "
+            "take a class index"
+        )
+    return tuple(classes)
+
+
+def _name_sources(root: Path, images: Sequence[Path], classes: Sequence[str]) -> list[_Source]:
+    """Give each image its key and class index; two images of one key are an error."""
+    index = {name: target for target, name in enumerate(classes)}
+    by_key: dict[str, _Source] = {}
+    for path in images:
+        name = path.relative_to(root).parts[0]
+        stem = path.stem if path.stem.startswith(f"{name}_") else f"{name}_{path.stem}"
+        key = stem.replace(".", "_")  # WebDataset ends a key at its first dot
+        if key in by_key:
+            raise ShardError(
+                f"{by_key[key].path} and {path} both get the key {key!r}; seeds and labels go "
+                "by key, so rename one of the files"
+            )
+        by_key[key] = _Source(path=path, key=key, target=index[name])
+    return list(by_key.values())
+
+
+def _cut(count: int, per_shard: int) -> list[tuple[int, int]]:
+    """Return (start, end) of each shard; no shard of one sample, for it could not be paired."""
+    starts = list(range(0, count, per_shard))
+    if len(starts) > 1 and count % per_shard == 1:
+        starts.pop()
+    return list(zip(starts, [*starts[1:], count], strict=True))
+
+
+@contextmanager
+def _saying_where(path: Path) -> Iterator[None]:
+    """Turn what the operating system refuses into a ``PipelineError`` that names ``path``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise PipelineError(
+                f"{path}: the disk is full, nothing of this file is left behind; free space, "
+                f"delete the other shards in {path.parent} and run again"
+            ) from error
+        raise PipelineError(f"{path}: {error.strerror or error}") from error
+
+
+def _write_shard(
+    file: BinaryIO, sources: Sequence[_Source], config: PackConfig
+) -> Iterator[EncodedImage]:
+    """Write one shard's samples in order, and give each once it is written."""
+    tar = TarWriter(
+        file, encoder=False, mtime=0, mode=0o444, user="root", group="root", format="PAX_FORMAT"
+    )
+    with tar, ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(sources), _WINDOW):
+            window = sources[start : start + _WINDOW]
+            # Results come in the order of the window, so threads do not change the bytes.
+            encoded_window = pool.map(lambda source: _encode(source.path, config), window)
+            for source, encoded in zip(window, encoded_window, strict=True):
+                tar.write(_members(source, encoded))
+                yield encoded
+
+
+def _members(source: _Source, encoded: EncodedImage) -> Mapping[str, str | bytes]:
+    return {
+        "__key__": source.key,
+        encoded.extension: encoded.data,
+        "cls": str(source.target).encode(),
+    }
+
+
+def _encode(path: Path, config: PackConfig) -> EncodedImage:
+    with _saying_where(path):
+        data = path.read_bytes()
+    if not data:
+        raise DecodeError(f"{path}: the file is empty; restore or remove it")
+    return encode_image(path, data, config.max_side, config.quality)
+
+
+def encode_image(
+    path: Path, data: bytes, max_side: int | None, quality: int | None
+) -> EncodedImage:
+    """Return an image file's own bytes, or those of a JPEG as the settings ask for.
+
+    What is encoded anew loses orientation and colour profile, which ``augment.decode``
+    ignores. Raises ``DecodeError`` for an image that cannot be decoded, if it has to be.
+    """
+    own = EncodedImage(extension=_EXTENSIONS[path.suffix.lower()], data=data)
+    if max_side is None and quality is None:
+        return own
+    rgb, is_jpeg = _read_rgb(path, data)
+    shrunk = max_side is not None and max(rgb.size) > max_side
+    if max_side is not None and shrunk:
+        scale = max_side / max(rgb.size)
+        width, height = (max(1, round(side * scale)) for side in rgb.size)
+        rgb = rgb.resize((width, height), Image.Resampling.BICUBIC)
+    elif quality is None:
+        return own
+    file = io.BytesIO()
+    rgb.save(file, "JPEG", quality=quality or _SHRUNK_QUALITY, subsampling="4:2:0")
+    anew = file.getvalue()
+    if is_jpeg and not shrunk and len(anew) >= len(data):
+        return own
+    return EncodedImage(extension="jpg", data=anew, shrunk=shrunk, reencoded=True)
+
+
+def _read_rgb(path: Path, data: bytes) -> tuple[Image.Image, bool]:
+    """Return the decoded image, and whether it was a JPEG."""
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
+            image.load()
+            # A palette must become colours before alpha is dropped.
+            colours = image.convert("RGBA") if image.mode in ("P", "PA") else image
+            return colours.convert("RGB"), image.format == "JPEG"
+    except Exception as error:  # broken files make Pillow raise almost anything
+        raise DecodeError(
+            f"{path}: cannot be decoded, so it cannot be encoded anew ({_plain(error)}); repair "
+            "or remove the file, or pack without --max-side and --quality"
+        ) from error
+
+
+def _plain(error: Exception) -> str:
+    """Return the error's text; Pillow's names the buffer by its address."""
+    known = f"{type(error).__name__}: {error}"
+    return "it is no JPEG, PNG or WebP" if "BytesIO" in known else known

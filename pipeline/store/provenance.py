@@ -1,0 +1,115 @@
+"""The records of how a store's runs went: read for people, never compared."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import PipelineError
+from pipeline.files.local import Folder
+from pipeline.identity import canonical_json
+
+__all__ = ["RUNS_PATH", "Run", "processor", "read_runs", "record_run", "versions"]
+
+RUNS_PATH = "_meta/runs"
+VERSIONED_PACKAGES = (
+    "teacher-labels",
+    "numba",
+    "numpy",
+    "pillow",
+    "pyarrow",
+    "ray",
+    "simplejpeg",
+    "timm",
+    "torch",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What one run left beside a store; ``error`` says why a record cannot be read."""
+
+    name: str  # of its file
+    finished: str = ""  # ISO 8601, UTC
+    tool: str = ""  # the command that ran
+    labels: int = 0  # new ones
+    seconds: float = 0.0
+    versions: Mapping[str, str] | None = None
+    processor: str = ""
+    flip_rows: int = 0  # views that were labelled in fp32 too
+    flips: int = 0  # of them, where fp32 gives another label
+    settings: Mapping[str, Any] | None = None  # of a label job
+    error: str = ""
+
+    @staticmethod
+    def from_json(name: str, values: Mapping[str, Any]) -> Run:
+        """Build a run from its record; raises ``ValueError`` or ``TypeError`` for no record."""
+        preflight = values.get("preflight") or {}
+        return Run(
+            name=name,
+            finished=str(values.get("finished", "")),
+            tool=str(values.get("tool", "label-teacher")),
+            labels=int(values.get("labels", 0)),
+            seconds=float(values.get("seconds", 0.0)),
+            versions={str(key): str(one) for key, one in values.get("versions", {}).items()},
+            processor=str(values.get("machine", {}).get("processor", "")),
+            flip_rows=int(preflight.get("flip_rows", 0)),
+            flips=int(preflight.get("flips", 0)),
+            settings=values.get("settings"),
+        )
+
+
+def read_runs(root: Folder) -> tuple[Run, ...]:
+    """Return the runs of a store, the oldest first; damaged records say so."""
+    runs = []
+    for path in root.list(f"{RUNS_PATH}/"):
+        name = path.rpartition("/")[2]
+        try:
+            runs.append(Run.from_json(name, json.loads(root.read_bytes(path))))
+        except (PipelineError, OSError, ValueError, TypeError, AttributeError) as error:
+            runs.append(Run(name=name, error=repr(error)))
+    return tuple(runs)
+
+
+def record_run(root: Folder, tool: str, run: Mapping[str, Any]) -> None:
+    """Record how a run of ``tool`` went, with versions, hardware and time."""
+    now = datetime.now(UTC)
+    record = {
+        "finished": now.isoformat(timespec="seconds"),
+        "tool": tool,
+        "versions": versions(),
+        "python": sys.version.split()[0],
+        "machine": {"platform": platform.platform(), "processor": processor()},
+        **run,
+    }
+    name = f"{now:%Y%m%dT%H%M%S%f}.json"
+    root.commit_new(f"{RUNS_PATH}/{name}", canonical_json(record) + b"\n")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of all packages that touch pixels, labels or files."""
+    found = {}
+    for name in VERSIONED_PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def processor() -> str:
+    """Return the CPU's name, as far as the system tells."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"

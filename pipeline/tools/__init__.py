@@ -1,0 +1,29 @@
+"""Tools for stores that exist: compare, describe, join, extend and thin them."""
+
+from __future__ import annotations
+
+from pipeline.tools.derive import relabelled_store
+from pipeline.tools.diff import Disagreement, MarginFlips, StoreDiff, diff_stores
+from pipeline.tools.extend import extend_command, extended_config
+from pipeline.tools.merge import MergeReport, merge_stores
+from pipeline.tools.stats import ClassStats, EntropyStats, StoreStats, ViewStats, store_stats
+from pipeline.tools.thin import ThinReport, thin_store
+
+__all__ = [
+    "ClassStats",
+    "Disagreement",
+    "EntropyStats",
+    "MarginFlips",
+    "MergeReport",
+    "StoreDiff",
+    "StoreStats",
+    "ThinReport",
+    "ViewStats",
+    "diff_stores",
+    "extend_command",
+    "extended_config",
+    "merge_stores",
+    "relabelled_store",
+    "store_stats",
+    "thin_store",
+]

@@ -1,0 +1,130 @@
+"""Makes a store whose labels come from other views than those it replays, and says so."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import ConfigError, IncompleteStoreError, ShardError
+from pipeline.files.local import Place
+from pipeline.identity import ColumnConfig, StoreIdentity
+from pipeline.records import PartRows
+from pipeline.store import LabelStore, commit_part, open_store
+from pipeline.tools.target import ShowProgress, check_target, copy_runs, finish_target
+
+__all__ = ["relabelled_store"]
+
+
+def relabelled_store(
+    source: LabelStore,
+    labels_of: LabelStore,
+    out: Place,
+    *,
+    note: str,
+    view: int | None = None,
+    show: ShowProgress = lambda done, total: None,
+) -> LabelStore:
+    """Write the views of ``source`` with each sample's label at one view of ``labels_of``.
+
+    It is for comparisons, such as with labels of plain images. Views, seeds and digests are the
+    source's, so replay audits as ever. ``note`` becomes part of the teacher's name in identity
+    and card ("labels of the plain image"), by which all that would run the teacher refuses the
+    store. Optional columns are left out. ``view`` is the first one of ``labels_of`` by default.
+    An interrupted run can be run again.
+
+    Raises ``ShardError`` for stores of other shards, ``ConfigError`` for other classes, a note
+    that is no name or a view that is not there, ``IncompleteStoreError`` for samples that
+    ``labels_of`` rejects.
+    """
+    identity = _derived_identity(source, labels_of, note)
+    numbers = _same_shards(source, labels_of)
+    view = _require_view(labels_of, view)
+    parts = source.manifest.parts
+    target = check_target(
+        out, identity, source.manifest.fingerprints, {entry.part for entry in parts}
+    )
+    copy_runs(target, source)
+    copy_runs(target, labels_of)
+    for done, entry in enumerate(parts, start=1):
+        labels = labels_of.read_view(numbers[entry.part.shard], view).label
+        commit_part(target, _relabelled(source.read_part(entry), labels, identity))
+        show(done, len(parts))
+    run = {
+        "command": "relabelled_store",
+        "stores": [source.root.name, labels_of.root.name],
+        "view": view,
+        "note": note,
+    }
+    finish_target(target, [source], identity, source.manifest.shards, run)
+    return open_store(out)
+
+
+def _derived_identity(source: LabelStore, labels_of: LabelStore, note: str) -> StoreIdentity:
+    ours, theirs = source.identity.teacher, labels_of.identity.teacher
+    if ours.classes != theirs.classes:
+        raise ConfigError(
+            f"{source.root} has labels of {ours.classes} classes, {labels_of.root} of "
+            f"{theirs.classes}; derive from stores of the same classes"
+        )
+    return replace(source.identity, teacher=theirs.derived(note), columns=ColumnConfig())
+
+
+def _same_shards(source: LabelStore, labels_of: LabelStore) -> dict[int, int]:
+    """Return the number that ``labels_of`` has for each shard of ``source``."""
+    theirs = {shard.key_hash: shard for shard in labels_of.manifest.shards}
+    numbers: dict[int, int] = {}
+    for shard in source.manifest.shards:
+        other = theirs.get(shard.key_hash)
+        same = other is not None and (
+            (shard.content_hash, source.manifest.image_hashes.get(shard.number))
+            == (other.content_hash, labels_of.manifest.image_hashes.get(other.number))
+        )
+        if other is None or not same:
+            raise ShardError(
+                f"{labels_of.root} has no labels of {shard.name} as {source.root} knows it "
+                f"({'other contents' if other else 'no shard of these keys'}); label the very "
+                "same shards twice"
+            )
+        _require_accepted(source, shard.number, labels_of, other.number)
+        numbers[shard.number] = other.number
+    return numbers
+
+
+def _require_accepted(source: LabelStore, ours: int, labels_of: LabelStore, theirs: int) -> None:
+    known = {one.key for one in source.manifest.rejections.get(ours, ())}
+    missing = [
+        one.key for one in labels_of.manifest.rejections.get(theirs, ()) if one.key not in known
+    ]
+    if missing:
+        raise IncompleteStoreError(
+            f"{labels_of.root} rejects {missing[0]!r} (and {len(missing) - 1} more of its shard), "
+            f"which {source.root} labels; label both on one machine"
+        )
+
+
+def _require_view(labels_of: LabelStore, view: int | None) -> int:
+    views = labels_of.manifest.view_range
+    if not views:
+        raise IncompleteStoreError(f"{labels_of.root} has no view that all its shards have")
+    if view is not None and view not in views:
+        raise ConfigError(
+            f"view is {view}; {labels_of.root} has the views {views.start}..{views.stop - 1}"
+        )
+    return views.start if view is None else view
+
+
+def _relabelled(rows: PartRows, labels: NDArray[np.uint16], identity: StoreIdentity) -> PartRows:
+    """Return a part with the same label at all its views; ``labels`` (N,) are the shard's."""
+    rejected = [one.index for one in rows.rejections]
+    own = np.delete(labels, rejected)
+    return replace(
+        rows,
+        identity=identity.digest,
+        label=np.repeat(own[:, None], rows.part.views, axis=1),
+        confidence=None,
+        margin=None,
+        topk_label=None,
+        topk_prob=None,
+    )

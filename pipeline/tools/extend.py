@@ -1,0 +1,74 @@
+"""Adds views to a store: a label job whose settings are those of the store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from pipeline.errors import ConfigError
+from pipeline.labelling.job import LabelConfig
+from pipeline.store import LabelStore
+from pipeline.store.provenance import read_runs
+
+__all__ = ["extend_command", "extended_config"]
+
+
+def extended_config(config: LabelConfig, store: LabelStore, end_view: int) -> LabelConfig:
+    """Return the settings of a job after which ``store`` has all views before ``end_view``.
+
+    What labels depend on, and how views are cut into parts, is the store's; shards, weights'
+    file, and how the job runs are those of ``config``. Raises ``ConfigError`` if the store has
+    more views already.
+    """
+    identity, there = store.identity, store.manifest.view_range
+    if end_view < there.stop:
+        raise ConfigError(
+            f"--extend-to {end_view}: {store.root} has the views {there.start}..{there.stop - 1} "
+            "already; give the number of views in all, old and new"
+        )
+    return replace(
+        config,
+        teacher=identity.teacher.architecture,
+        num_classes=identity.teacher.classes,
+        precision=identity.teacher.precision,
+        batch_views=identity.teacher.batch_views,
+        seed=identity.root_seed,
+        augment=identity.augment,
+        mix=True,  # as ``mixing`` says, which may be not at all
+        mixing=identity.mix,
+        store=identity.columns.to_text(),
+        first_view=there.start,
+        views=end_view - there.start,
+        views_per_part=max(entry.part.views for entry in store.manifest.parts),
+        extend_to=end_view,
+    )
+
+
+def extend_command(store: LabelStore, views: int, shards: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return the ``label-teacher`` command that adds ``views`` views to a store.
+
+    Shards and weights' file are those of the store's last label job unless given. Raises
+    ``ConfigError`` if there is no record of them.
+    """
+    if views < 1:
+        raise ConfigError(f"--views {views}: give how many views to add, 1 or more")
+    if store.root.is_a_file():
+        raise ConfigError(
+            f"{store.root} is one file, to which nothing can be added: write it as a directory "
+            "with `label-store export`, and extend that"
+        )
+    jobs = [run.settings for run in read_runs(store.root) if run.settings]
+    last = jobs[-1] if jobs else {}
+    named = {tuple(str(one) for one in job.get("shards", ())) for job in jobs}
+    if not shards and len(named) != 1:
+        raise ConfigError(
+            f"{store.root} has the records of {len(jobs)} label jobs with {len(named)} lists of "
+            "shards; give --shards, all in the order of their numbers in `label-store inspect`"
+        )
+    patterns = tuple(shards) or next(iter(named))
+    end = store.manifest.view_range.stop + views
+    command = ["label-teacher", "--out", store.root.name, "--extend-to", str(end)]
+    for name in ("teacher_checkpoint", "teacher_random_weights"):
+        if last.get(name) is not None:
+            command += [f"--{name.replace('_', '-')}", str(last[name])]
+    return (*command, "--shards", *patterns)

@@ -1,0 +1,206 @@
+"""Labels a sample of a store's groups again, with the store's own teacher.
+
+Digests prove that the pixels are the same. This proves that the labels are what the teacher
+says of them: the third level of verification.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import ConfigError, ReplayError
+from pipeline.files.cache import CacheConfig
+from pipeline.files.local import Place, expand_shards
+from pipeline.identity import StoreIdentity
+from pipeline.labelling.devices import choose_device, set_threads
+from pipeline.labelling.part import GroupTask, augment_group, group_tasks
+from pipeline.labelling.teacher import load_stored_teacher
+from pipeline.records import AugmentedGroup, PartRows, TeacherLabels, optional_columns
+from pipeline.shards.index import Shard, match_shards, open_known_shard
+from pipeline.store import LabelStore, PartEntry, open_store
+from pipeline.tools.verify import Mismatch, check_fingerprints
+from pipeline.views.rng import stream
+
+__all__ = ["RelabelConfig", "RelabelReport", "relabel_store"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelabelConfig:
+    """How many groups are labelled again, by which weights, and what is forgiven."""
+
+    groups: int
+    checkpoint: Path | None = None  # None: timm's pretrained weights, or random ones
+    random_weights: int | None = None  # seed of untrained weights
+    device: str = "auto"
+    allow_flips: float = 0.0  # share of other labels, on hardware of another kind
+
+    def __post_init__(self) -> None:
+        if self.groups < 1:
+            raise ConfigError(f"--relabel is {self.groups}; use 1 group or more")
+        if not 0 <= self.allow_flips <= 1:
+            raise ConfigError(f"--allow-flips is {self.allow_flips}; a share is in 0..1")
+        if self.checkpoint is not None and self.random_weights is not None:
+            raise ConfigError("give --teacher-checkpoint or --teacher-random-weights, not both")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelabelReport:
+    """What labelling again found; it passed if no more labels flipped than are forgiven."""
+
+    groups: int
+    rows: int  # labels compared
+    digests: int  # of them, rows whose pixels were compared too
+    flips: tuple[Mismatch, ...]  # other labels
+    changed: int  # rows with the same label and other stored probabilities
+    allow_flips: float
+
+    @property
+    def flip_share(self) -> float:
+        """Flips per label compared."""
+        return len(self.flips) / max(1, self.rows)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the store's labels are its teacher's."""
+        return self.flip_share <= self.allow_flips
+
+
+def relabel_store(
+    place: Place,
+    shards: Sequence[str],
+    config: RelabelConfig,
+    *,
+    cache: CacheConfig | None = None,
+) -> RelabelReport:
+    """Label groups from all over a store again, in its batch shape and precision.
+
+    ``cache`` is where shards from object storage are kept.
+
+    Raises ``TeacherError`` naming what differs if the teacher is not the store's,
+    ``ReplayError`` if a view is not what was labelled, and what ``check_fingerprints``,
+    ``match_shards`` and reading a part raise. Flips are reported, not raised.
+    """
+    store = open_store(place)
+    check_fingerprints(store)
+    paths = match_shards(store.manifest.shards, expand_shards(shards, cache))
+    set_threads()
+    teacher = load_stored_teacher(
+        store.identity,
+        choose_device(config.device),
+        checkpoint=config.checkpoint,
+        random_weights=config.random_weights,
+    )
+    groups = rows = digests = changed = 0
+    flips: list[Mismatch] = []
+    for entry, count in _sampled_parts(store, config.groups):
+        stored = store.read_part(entry)
+        info = store.manifest.by_shard[entry.part.shard]
+        shard = open_known_shard(paths[info.number], info)
+        for task in _sampled_groups(store.identity, shard, entry, count):
+            group = augment_group(shard, task)
+            one = _compare(group, teacher.label_group(group), stored, shard)
+            groups += 1
+            rows += one.rows
+            digests += one.digests
+            changed += one.changed
+            flips += one.flips
+    return RelabelReport(
+        groups=groups,
+        rows=rows,
+        digests=digests,
+        flips=tuple(flips),
+        changed=changed,
+        allow_flips=config.allow_flips,
+    )
+
+
+def _sampled_parts(store: LabelStore, groups: int) -> Iterator[tuple[PartEntry, int]]:
+    """Yield parts from all over the store, each with the number of its groups to label."""
+    parts = store.manifest.parts
+    places = Counter(number * len(parts) // groups for number in range(groups) if parts)
+    for place, count in sorted(places.items()):
+        yield parts[place], count
+
+
+def _sampled_groups(
+    identity: StoreIdentity, shard: Shard, entry: PartEntry, count: int
+) -> list[GroupTask]:
+    """Return that many of a part's groups, or all: the same ones each time."""
+    tasks = list(group_tasks(shard.path, shard.info, entry.part, identity))
+    order = stream("relabel", identity.root_seed, entry.sha256).permutation(len(tasks))
+    return [tasks[place] for place in sorted(order[:count])]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Compared:
+    rows: int
+    digests: int
+    changed: int
+    flips: list[Mismatch]
+
+
+def _compare(
+    group: AugmentedGroup, labels: TeacherLabels, stored: PartRows, shard: Shard
+) -> _Compared:
+    """Compare a group's labels with a part's; raises ``ReplayError`` for other views."""
+    members, shape = list(group.members), group.valid.shape
+    first = group.first_view - stored.part.first_view
+    columns = slice(first, first + shape[1])
+    row_of = _rows_of_samples(stored)[members]
+    accepted = row_of >= 0
+    if not (group.valid[: len(members)] == accepted[:, None]).all():
+        place = int(np.argmax((group.valid[: len(members)] != accepted[:, None]).any(axis=1)))
+        raise ReplayError(
+            f"{shard.path}: {shard.samples[members[place]].key!r} "
+            + ("does not decode here" if accepted[place] else "decodes here, but was rejected")
+            + "; compare the versions of simplejpeg and Pillow with those in the store's "
+            "_meta/runs"
+        )
+    kept, rows = np.flatnonzero(accepted), row_of[accepted]
+    has_digest = stored.has_digest[rows, columns]
+    other = has_digest & (stored.digest[rows, columns] != group.digest[kept])
+    if other.any():
+        place, column = np.argwhere(other)[0].tolist()
+        raise ReplayError(
+            f"{shard.path}: view {group.first_view + column} of {stored.keys[rows[place]]!r} is "
+            "not the one that was labelled; `label-store verify --all` lists all such views"
+        )
+    ours = labels.label.reshape(shape)[kept]
+    theirs = stored.label[rows, columns]
+    flipped = ours != theirs
+    changed = np.zeros_like(flipped)
+    there = optional_columns(stored)
+    for name, values in optional_columns(labels).items():
+        mine = values.reshape(*shape, *values.shape[1:])[kept]
+        differs = mine != there[name][rows, columns]
+        changed |= differs.reshape(*flipped.shape, -1).any(axis=2)
+    return _Compared(
+        rows=flipped.size,
+        digests=int(has_digest.sum()),
+        changed=int((changed & ~flipped).sum()),
+        flips=[
+            Mismatch(
+                shard=shard.info.name,
+                key=stored.keys[rows[place]],
+                view=group.first_view + column,
+                stored=str(theirs[place, column]),
+                found=str(ours[place, column]),
+            )
+            for place, column in np.argwhere(flipped).tolist()
+        ],
+    )
+
+
+def _rows_of_samples(stored: PartRows) -> NDArray[np.int64]:
+    """Return each sample's row in the part, -1 for rejected ones."""
+    rows = np.full(stored.samples, -1, np.int64)
+    accepted = np.ones(stored.samples, np.bool_)
+    accepted[[one.index for one in stored.rejections]] = False
+    rows[accepted] = np.arange(int(accepted.sum()))
+    return rows

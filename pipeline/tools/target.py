@@ -1,0 +1,79 @@
+"""The store that a tool writes: checked before, complete or without a manifest after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from pipeline.errors import IdentityError, StoreError
+from pipeline.files.local import Folder, Place, open_folder
+from pipeline.identity import StoreIdentity
+from pipeline.records import PartKey, ShardInfo
+from pipeline.store import (
+    LabelStore,
+    Manifest,
+    check_store,
+    claim_store,
+    find_parts,
+    finish_store,
+)
+from pipeline.store.card import card_text
+from pipeline.store.provenance import RUNS_PATH, record_run
+from pipeline.views.fingerprints import different_fingerprints
+
+__all__ = ["ShowProgress", "check_target", "copy_runs", "finish_target"]
+
+ShowProgress = Callable[[int, int], None]
+"""Called with the number of parts that are done, and of all."""
+
+
+def check_target(
+    out: Place,
+    identity: StoreIdentity,
+    fingerprints: Mapping[str, int],
+    parts: Collection[PartKey],
+) -> Folder:
+    """Claim ``out`` for these parts, new or left by an interrupted run, and return it.
+
+    Raises ``StoreError`` if it holds something else, ``IdentityError`` if it is a store of
+    another identity; writes nothing then.
+    """
+    folder = open_folder(out)
+    claimed = check_store(folder, identity)
+    stray = sorted(set(find_parts(folder)) - set(parts)) if claimed is not None else []
+    if stray:
+        raise StoreError(
+            f"--out {folder} holds {len(stray)} parts that would not be in the result, the "
+            f"first is {stray[0].path}; give the path of a new store"
+        )
+    if different_fingerprints(claim_store(folder, identity, fingerprints), fingerprints):
+        raise IdentityError(
+            f"--out {folder} was begun with other fingerprints than the stores given; give the "
+            "path of a new store"
+        )
+    return folder
+
+
+def copy_runs(out: Folder, source: LabelStore) -> None:
+    """Copy the records of a source's runs, which say how the labels were made."""
+    for path in source.root.list(f"{RUNS_PATH}/"):
+        out.commit_new(path, source.root.read_bytes(path))
+
+
+def finish_target(
+    out: Folder,
+    sources: Sequence[LabelStore],
+    identity: StoreIdentity,
+    shards: Sequence[ShardInfo],
+    run: Mapping[str, Any],
+) -> Manifest:
+    """Record how the store came about, verify it whole, and write its manifest and card.
+
+    Notes of the sources are kept: as they are where all agree, else as a list.
+    """
+    record_run(out, "label-store", run)
+    begun = check_store(out, identity) or sources[0].manifest.fingerprints
+    notes = [source.manifest.notes for source in sources]
+    alike = all(one == notes[0] for one in notes)
+    kept = notes[0] if alike else {"of_sources": [dict(one) for one in notes]}
+    return finish_store(out, identity, begun, shards, card_text, notes=kept)

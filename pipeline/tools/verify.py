@@ -1,0 +1,268 @@
+"""Proves that a store is whole, and that its labels belong to the pixels that replay gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import ChecksumError, DecodeError, IdentityError, ShardError
+from pipeline.files.cache import CacheConfig
+from pipeline.files.local import Folder, Place, expand_shards
+from pipeline.records import NO_PARTNER, MixParams, PartRows, Pixels
+from pipeline.shards.index import Shard, match_shards, open_known_shard
+from pipeline.store import Agreement, LabelStore, open_store
+from pipeline.store.provenance import read_runs, versions
+from pipeline.views.apply import apply_view, decode, image_size, view_digest
+from pipeline.views.draw import draw_view
+from pipeline.views.fingerprints import different_fingerprints, fingerprints, what_they_watch
+from pipeline.views.pairing import GroupPlaces, block_of, draw_group_mixing, draw_groups
+
+__all__ = ["Mismatch", "VerifyReport", "check_fingerprints", "verify_store"]
+
+SAMPLED_DIGESTS = 512
+"""Digests that are redrawn unless all are asked for, spread over all parts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mismatch:
+    """A view that is not what the teacher labelled."""
+
+    shard: str
+    key: str
+    view: int
+    stored: str
+    found: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyReport:
+    """What a verification looked at and found; it passed if there are no mismatches."""
+
+    parts: int
+    labels: int
+    bytes: int
+    samples: int
+    rejected: int
+    digests: int  # in the store
+    redrawn: int  # of them
+    mismatches: tuple[Mismatch, ...]
+
+
+def verify_store(
+    place: Place,
+    shards: Sequence[str] = (),
+    *,
+    every_digest: bool = False,
+    cache: CacheConfig | None = None,
+) -> VerifyReport:
+    """Check every file of a store, and with shards redraw views that have a digest.
+
+    Without shards: the manifest, the card, the identity, and each part's SHA-256, page
+    checksums, rows and identity. With shards: every byte of their images too, and digests
+    redrawn from them, a spread sample or all; rejected images must still not decode if all
+    are asked for. ``cache`` is where shards from object storage are kept.
+
+    Raises ``StoreError`` for damage, ``ShardError`` for other shards, ``IdentityError`` if
+    this machine's fingerprints differ. Views that differ are reported, not raised.
+    """
+    store = open_store(place)
+    store.check_files()
+    store.check_companions()
+    paths = {}
+    if shards:
+        check_fingerprints(store)
+        paths = match_shards(store.manifest.shards, expand_shards(shards, cache))
+    digests = redrawn = 0
+    mismatches: list[Mismatch] = []
+    hashed: set[int] = set()
+    agreements: list[Agreement] = []
+    quota = -(-SAMPLED_DIGESTS // max(1, len(store.manifest.parts)))
+    for entry in store.manifest.parts:
+        rows = store.read_part(entry)
+        _check_part(store, rows)
+        agreements.append(Agreement.of_rows(rows))
+        places = np.argwhere(rows.has_digest)
+        digests += len(places)
+        if not shards:
+            continue
+        shard = open_known_shard(paths[entry.part.shard], store.manifest.by_shard[entry.part.shard])
+        if shard.info.number not in hashed:
+            hashed.add(shard.info.number)
+            _check_images(store, shard)
+        if not every_digest and len(places) > quota:
+            places = places[np.linspace(0, len(places) - 1, quota).astype(int)]
+        redrawn += len(places)
+        mismatches += _redraw(store, shard, rows, places)
+        if every_digest:
+            mismatches += _rejections_that_decode(shard, rows)
+    manifest = store.manifest
+    if Agreement.total(agreements) != manifest.agreement:
+        raise ChecksumError(
+            f"{store.root}: the labels agree with the true classes as "
+            f"{Agreement.total(agreements)}, the manifest says {manifest.agreement}; run the "
+            "label job again, it writes the manifest anew"
+        )
+    return VerifyReport(
+        parts=len(manifest.parts),
+        labels=manifest.rows,
+        bytes=store.stored_bytes,
+        samples=sum(shard.samples for shard in manifest.shards),
+        rejected=sum(len(rejections) for rejections in manifest.rejections.values()),
+        digests=digests,
+        redrawn=redrawn,
+        mismatches=tuple(mismatches),
+    )
+
+
+def check_fingerprints(store: LabelStore) -> None:
+    """Refuse a store whose views this machine would not replay alike.
+
+    Raises ``IdentityError`` naming what differs and the versions on both sides.
+    """
+    prints, stored = fingerprints(store.identity), store.manifest.fingerprints
+    if not prints.keys() & stored:
+        raise IdentityError(
+            f"{store.root} has no fingerprint that this release knows, so nothing shows that its "
+            "views come out here as they were labelled; install the release that wrote it"
+        )
+    different = different_fingerprints(prints, stored)
+    if not different:
+        return
+    ours, theirs = versions(), _versions_of_runs(store.root)
+    lines = [
+        f"{name} {version} here, {theirs.get(name, 'unknown')} there"
+        for name, version in ours.items()
+        if theirs.get(name) != version
+    ]
+    raise IdentityError(
+        f"{store.root}: this machine makes other pixels than the one that labelled, in "
+        f"{what_they_watch(store.identity, different)}; install the versions of the store ("
+        + ("; ".join(lines) or "all versions are equal: do the machines differ?")
+        + ")"
+    )
+
+
+def _versions_of_runs(root: Folder) -> Mapping[str, str]:
+    """Return the versions of the store's first run, nothing if none is recorded."""
+    return next((run.versions for run in read_runs(root) if run.versions), {})
+
+
+def _check_part(store: LabelStore, rows: PartRows) -> None:
+    manifest, part = store.manifest, rows.part
+    shard = manifest.by_shard[part.shard]
+    known = {rejection.key for rejection in manifest.rejections.get(part.shard, ())}
+    same = (
+        (rows.key_hash, rows.content_hash, rows.samples)
+        == (shard.key_hash, shard.content_hash, shard.samples)
+    ) and known == {rejection.key for rejection in rows.rejections}
+    classes = store.identity.teacher.classes
+    if not same or not _are_ranked(rows, classes):
+        raise ChecksumError(
+            f"{store.root.at(part.path)} does not fit its manifest; delete the file and run the "
+            "label job again, it will redo only this part"
+        )
+
+
+def _are_ranked(rows: PartRows, classes: int) -> bool:
+    """Return whether labels are classes, and lie before what is stored of the others."""
+    if rows.label.size == 0:
+        return True
+    top = [rows.label.max()]
+    fits = True
+    if rows.topk_label is not None and rows.topk_prob is not None:
+        top.append(rows.topk_label.max())
+        fits = bool((rows.topk_label[..., 0] == rows.label).all())
+        fits &= bool((rows.topk_prob[..., 1:] <= rows.topk_prob[..., :-1]).all())
+        if rows.confidence is not None:
+            fits &= bool((rows.topk_prob[..., 0] == rows.confidence).all())
+    if rows.confidence is not None and rows.margin is not None:
+        fits &= bool((rows.margin <= rows.confidence).all())
+    return fits and max(top) < classes
+
+
+def _check_images(store: LabelStore, shard: Shard) -> None:
+    """Compare every byte of a shard's images with those that were labelled."""
+    if shard.image_hash != store.manifest.image_hashes.get(shard.info.number):
+        raise ShardError(
+            f"{shard.path}: the bytes of its images are not those that were labelled, though "
+            "keys, targets and lengths are; fetch the shard again, it is damaged or changed"
+        )
+
+
+def _redraw(
+    store: LabelStore, shard: Shard, rows: PartRows, places: NDArray[np.int64]
+) -> Iterator[Mismatch]:
+    """Redraw views of one part, sample by sample, and yield those that differ."""
+    index_of_key = {sample.key: index for index, sample in enumerate(shard.samples)}
+    mixings = _Mixings(store, shard, rows)
+    last: tuple[int, Pixels] | None = None
+    for row, column in places.tolist():
+        key, view = rows.keys[row], rows.part.first_view + column
+        index = index_of_key[key]
+        stored = f"{int(rows.digest[row, column]):08x}"
+        if last is None or last[0] != index:
+            try:
+                image = decode(shard.image_bytes(index), shard.samples[index].image_name)
+            except DecodeError as error:
+                yield Mismatch(
+                    shard=shard.info.name, key=key, view=view, stored=stored, found=str(error)
+                )
+                continue
+            last = (index, image)
+        augment = store.identity.augment
+        params = draw_view(int(rows.seed[row]), view, image_size(last[1]), augment)
+        partner, mixing = mixings.of(index, view)
+        partner_key = None if partner == NO_PARTNER else shard.samples[partner].key
+        found = f"{view_digest(apply_view(last[1], params, augment), partner_key, mixing):08x}"
+        if found != stored:
+            yield Mismatch(shard=shard.info.name, key=key, view=view, stored=stored, found=found)
+
+
+class _Mixings:
+    """Finds a sample's partner and mix parameters, drawing each block's groups once."""
+
+    def __init__(self, store: LabelStore, shard: Shard, rows: PartRows) -> None:
+        self._identity = store.identity
+        self._shard = shard.info
+        self._rejected = frozenset(rejection.index for rejection in rows.rejections)
+        self._groups: dict[int, dict[int, GroupPlaces]] = {}
+
+    def of(self, index: int, view: int) -> tuple[int, MixParams]:
+        """Return the partner's index, or ``NO_PARTNER``, and the mix parameters."""
+        identity = self._identity
+        block = block_of(view, identity.mix)
+        if block not in self._groups:
+            self._groups[block] = self._draw(block)
+        group = self._groups[block][index]
+        drawn = draw_group_mixing(
+            identity.root_seed, self._shard, view, group, identity.augment.image_size, identity.mix
+        )
+        place, mixing = drawn[group.members.index(index)]
+        return (NO_PARTNER if place == NO_PARTNER else group.members[place]), mixing
+
+    def _draw(self, block: int) -> dict[int, GroupPlaces]:
+        identity, shard = self._identity, self._shard
+        drawn = draw_groups(identity.root_seed, shard.key_hash, shard.samples, block, identity.mix)
+        return {
+            index: GroupPlaces(group=number, members=members, rejected=self._rejected)
+            for number, members in enumerate(drawn.groups)
+            for index in members
+        }
+
+
+def _rejections_that_decode(shard: Shard, rows: PartRows) -> Iterator[Mismatch]:
+    for rejection in rows.rejections:
+        try:
+            decode(shard.image_bytes(rejection.index), rejection.key)
+        except DecodeError:
+            continue
+        yield Mismatch(
+            shard=shard.info.name,
+            key=rejection.key,
+            view=rows.part.first_view,
+            stored=f"rejected ({rejection.reason})",
+            found="decodes",
+        )

@@ -1,0 +1,1 @@
+"""Views: drawn from seeds, applied to pixels, paired and mixed."""

@@ -1,0 +1,1 @@
+"""Evaluating students, alone and beside their teachers."""

@@ -1,0 +1,143 @@
+"""What a distilled student learned from whom: tokens by layer, and who disagrees with whom.
+
+Section 5.2 and table 4 of the DeiT paper, as JSON and, with matplotlib, as a plot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.errors import ConfigError
+from pipeline.views.mixing import normalise, to_device
+from student.evaluation.evaluate import fuse
+from student.evaluation.validation import NO_LABEL, ValidationDataset
+from student.loading import LoaderOptions, load
+from student.model import two_headed
+
+__all__ = ["Analysis", "analyse", "plot_analysis"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Analysis:
+    """Means over N validation samples, those that the teacher labelled if it is known."""
+
+    samples: int
+    token_cosine: tuple[float, ...] | None  # of class and distillation token, from the input on
+    names: tuple[str, ...]  # of whom the matrix compares: truth, teacher, heads
+    disagreement: tuple[tuple[float, ...], ...]  # share of samples that two label differently
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self)
+
+
+def analyse(
+    model: nn.Module,
+    dataset: ValidationDataset,
+    options: LoaderOptions,
+    precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Analysis:
+    """Run the student over the samples once; its training mode is left as it was.
+
+    ``precision`` gives the context in which it runs.
+    """
+    device = next(model.parameters()).device
+    views = dataset.views
+    counts: Tensor | None = None
+    names: tuple[str, ...] = ()
+    cosine: Tensor | None = None
+    samples = rows = 0
+    with two_headed(model), torch.inference_mode(), _watch_tokens(model) as tokens:
+        for batch in load(dataset, range(len(dataset)), options):
+            images = normalise(to_device(batch.pixels, device), views.mean, views.std)
+            with precision():
+                output = model(images)
+            scores = fuse(output)
+            said = {"truth": batch.target.to(device)}
+            if dataset.has_teacher:
+                said["teacher"] = batch.teacher.to(device)
+            fusions = [name for name in scores if name != "sum_of_softmaxes"]
+            said.update({name: scores[name].argmax(-1) for name in fusions})
+            names = tuple(said)
+            labels = torch.stack(list(said.values()))
+            known = labels[:, batch.teacher.to(device) != NO_LABEL]
+            labels = known if dataset.has_teacher else labels
+            differing = (labels[:, None] != labels[None]).sum(-1)
+            counts = differing if counts is None else counts + differing
+            samples += labels.shape[1]
+            if tokens:
+                layers = torch.stack([_cosines(layer) for layer in tokens]).double().sum(-1)
+                cosine = layers if cosine is None else cosine + layers
+                rows += len(images)
+                tokens.clear()
+    shares = [] if counts is None else (counts.double() / max(1, samples)).tolist()
+    return Analysis(
+        samples=samples,
+        token_cosine=None if cosine is None else tuple((cosine / rows).tolist()),
+        names=names,
+        disagreement=tuple(tuple(row) for row in shares),
+    )
+
+
+def plot_analysis(analysis: Analysis, path: Path) -> None:
+    """Draw an analysis into an image file; its suffix names the format.
+
+    Raises ``ConfigError`` if matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError(
+            "--plot needs matplotlib; install the extra 'plots', or leave the flag out, the "
+            "numbers are in the JSON"
+        ) from error
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    table, curve = figure.subplots(1, 2)
+    names = [name.replace("_", " ") for name in analysis.names]
+    table.imshow(analysis.disagreement, cmap="Blues", vmin=0)
+    table.set_xticks(range(len(names)), names, rotation=30, ha="right")
+    table.set_yticks(range(len(names)), names)
+    for row, shares in enumerate(analysis.disagreement):
+        for column, share in enumerate(shares):
+            table.text(column, row, f"{share:.3f}", ha="center", va="center")
+    table.set_title(f"disagreement, {analysis.samples} images")
+    if analysis.token_cosine is not None:
+        curve.plot(range(len(analysis.token_cosine)), analysis.token_cosine, marker="o")
+    curve.set(title="class and distillation token", xlabel="layer", ylabel="cosine")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+@contextmanager
+def _watch_tokens(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Give a list that each forward pass fills with the tokens before and after each block.
+
+    It stays empty for a model without a distillation token.
+    """
+    seen: list[Tensor] = []
+    blocks = getattr(model, "blocks", None)
+    hooks = []
+    if isinstance(getattr(model, "dist_token", None), Tensor) and isinstance(blocks, nn.Sequential):
+        hooks = [blocks[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))]
+        hooks += [
+            block.register_forward_hook(lambda _, _inputs, output: seen.append(output))
+            for block in blocks
+        ]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _cosines(tokens: Tensor) -> Tensor:
+    """Return the cosine of the first two of (N, T, D) tokens, (N,)."""
+    return F.cosine_similarity(tokens[:, 0].float(), tokens[:, 1].float(), dim=-1)

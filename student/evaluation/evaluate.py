@@ -1,0 +1,190 @@
+"""Top-1 and top-5 accuracy of students on validation shards, for all ways to use their heads."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.views.mixing import normalise, to_device
+from student.evaluation.validation import NO_LABEL, ValidationDataset
+from student.loading import LoaderOptions, load
+from student.model import split_heads, two_headed
+
+__all__ = ["FUSIONS", "Accuracy", "Evaluation", "TeacherComparison", "evaluate", "evaluate_all"]
+
+FUSIONS = ("class_head", "distillation_head", "mean_of_logits", "sum_of_softmaxes")
+"""What a prediction may be taken from; DeiT reports the sum of softmaxes."""
+
+_ROWS_PER_CLASS = 10  # fewer tell nothing about the order of classes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accuracy:
+    """Shares of samples whose class is the first, or among the first five."""
+
+    top1: float
+    top5: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherComparison:
+    """The teacher beside the student, on the samples that it labelled."""
+
+    samples: int
+    accuracy: float  # of the teacher
+    agreement: Mapping[str, float]  # by fusion: share that the student labels alike
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """The accuracy of each way to fuse two heads; of a single head that of the class head."""
+
+    samples: int
+    class_head: Accuracy
+    distillation_head: Accuracy | None
+    mean_of_logits: Accuracy | None
+    sum_of_softmaxes: Accuracy | None
+    teacher: TeacherComparison | None
+    permuted_top1: float  # if each class were called what it mostly is; 0 if most are not there
+    images_per_second: float  # with decoding, of all students evaluated together
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self)
+
+    def of(self, fusion: str) -> Accuracy:
+        """Return the accuracy of a fusion, that of the class head for one head."""
+        accuracy: Accuracy | None = getattr(self, fusion)
+        return accuracy or self.class_head
+
+    def classes_look_permuted(self, classes: int) -> bool:
+        """Return whether the student tells classes apart but calls them otherwise."""
+        enough = self.samples >= _ROWS_PER_CLASS * classes
+        top1 = max(self.of(name).top1 for name in FUSIONS)
+        return enough and self.permuted_top1 > 0.3 and top1 < self.permuted_top1 / 3
+
+
+def evaluate(
+    model: nn.Module,
+    dataset: ValidationDataset,
+    options: LoaderOptions,
+    precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Evaluation:
+    """Return the student's accuracies; its training mode is left as it was."""
+    return evaluate_all({"": model}, dataset, options, precision)[""]
+
+
+def evaluate_all(
+    models: Mapping[str, nn.Module],
+    dataset: ValidationDataset,
+    options: LoaderOptions,
+    precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> dict[str, Evaluation]:
+    """Return the accuracies of several students, of which each sees every view once.
+
+    ``precision`` gives the context in which they run; scores are float32.
+    """
+    device = next(next(iter(models.values())).parameters()).device
+    tallies = {name: _Tally(device) for name in models}
+    views, started = dataset.views, time.perf_counter()
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode())
+        for model in models.values():
+            stack.enter_context(two_headed(model))
+        for batch in load(dataset, range(len(dataset)), options):
+            images = normalise(to_device(batch.pixels, device), views.mean, views.std)
+            target, teacher = to_device(batch.target, device), to_device(batch.teacher, device)
+            for name, model in models.items():
+                with precision():
+                    output = model(images)
+                tallies[name].add(fuse(output), target, teacher)
+        rates = {name: tally.samples for name, tally in tallies.items()}
+    seconds = max(time.perf_counter() - started, 1e-9)
+    return {name: tally.result(rates[name] / seconds) for name, tally in tallies.items()}
+
+
+def fuse(output: Any) -> Mapping[str, Tensor]:
+    """Return the float32 scores, (N, C), of each of ``FUSIONS`` that a model's output allows."""
+    class_logits, distillation_logits = (one.float() for one in split_heads(output))
+    if not isinstance(output, tuple | list):
+        return {"class_head": class_logits}
+    return {
+        "class_head": class_logits,
+        "distillation_head": distillation_logits,
+        "mean_of_logits": (class_logits + distillation_logits) / 2,
+        "sum_of_softmaxes": class_logits.softmax(-1) + distillation_logits.softmax(-1),
+    }
+
+
+class _Tally:
+    """Counts of hits that stay on the device until all batches are through."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.samples = 0
+        self._names: tuple[str, ...] = ()
+        self._hits = torch.zeros(len(FUSIONS), 3, dtype=torch.int64, device=device)
+        self._teacher = torch.zeros(2, dtype=torch.int64, device=device)
+        self._classes = 0
+        self._called: list[Tensor] = []  # (2, N) of each batch, true class and the class head's
+
+    def add(self, scores: Mapping[str, Tensor], target: Tensor, teacher: Tensor) -> None:
+        """Count a batch; ``teacher`` (N,) holds -1 where its label is not known."""
+        self._names = tuple(scores)
+        self.samples += len(target)
+        known = teacher != NO_LABEL
+        self._teacher += torch.stack([known.sum(), (known & (teacher == target)).sum()])
+        for row, one in enumerate(scores.values()):
+            first = one.topk(min(5, one.shape[1]), dim=1).indices
+            ranked = first == target[:, None]
+            alike = known & (first[:, 0] == teacher)
+            self._hits[row] += torch.stack([ranked[:, 0].sum(), ranked.any(1).sum(), alike.sum()])
+        self._classes = scores["class_head"].shape[1]
+        self._called.append(torch.stack([target, scores["class_head"].argmax(1)]))
+
+    def result(self, images_per_second: float) -> Evaluation:
+        """Return what was counted."""
+        count = max(1, self.samples)
+        known, right = self._teacher.tolist()
+        hits = dict(zip(self._names, self._hits.tolist(), strict=False))
+        accuracies: dict[str, Any] = {
+            name: Accuracy(top1=hits[name][0] / count, top5=hits[name][1] / count)
+            if name in hits
+            else None
+            for name in FUSIONS
+        }
+        comparison = None
+        if known:
+            comparison = TeacherComparison(
+                samples=known,
+                accuracy=right / known,
+                agreement={name: row[2] / known for name, row in hits.items()},
+            )
+        return Evaluation(
+            samples=self.samples,
+            **accuracies,
+            teacher=comparison,
+            permuted_top1=self._most_common() / count,
+            images_per_second=images_per_second,
+        )
+
+    def _most_common(self) -> int:
+        """Return how many samples are called what their class, and no other, mostly is."""
+        if not self._called:
+            return 0
+        seen = torch.cat(self._called, dim=1)
+        pairs, counts = torch.unique(seen, dim=1, return_counts=True)
+        most: dict[int, tuple[int, int]] = {}  # of each class: how many, called what
+        for (target, called), count in zip(pairs.T.tolist(), counts.tolist(), strict=True):
+            most[target] = max(most.get(target, (0, 0)), (count, called))
+        if 2 * len(most) < self._classes:
+            return 0  # few classes are told apart by chance alone
+        kept: dict[int, int] = {}  # of classes called alike, one
+        for count, called in most.values():
+            kept[called] = max(kept.get(called, 0), count)
+        return sum(kept.values())

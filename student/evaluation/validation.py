@@ -1,0 +1,175 @@
+"""Validation: the centre view of every sample once, with the teacher's label if it is known."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from pipeline.errors import DecodeError, ShardError, StoreError
+from pipeline.files.cache import ShardFile
+from pipeline.identity import AugmentConfig
+from pipeline.shards.index import Shard, match_shards, open_shard
+from pipeline.store import open_store
+from pipeline.views.apply import apply_view, decode, image_size
+from pipeline.views.draw import draw_view
+
+__all__ = ["ValidationBatch", "ValidationDataset", "centre_views", "read_teacher_labels"]
+
+_OPEN_SHARDS = 16
+
+NO_LABEL = -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidationBatch:
+    """N centre views with their classes."""
+
+    pixels: Tensor  # (N, S, S, 3) uint8
+    target: Tensor  # (N,) int64
+    teacher: Tensor  # (N,) int64, the teacher's label, -1 where it is not known
+
+    def pin_memory(self) -> ValidationBatch:
+        """Return the batch in pinned memory; the loader calls this."""
+        return ValidationBatch(
+            pixels=self.pixels.pin_memory(),
+            target=self.target.pin_memory(),
+            teacher=self.teacher.pin_memory(),
+        )
+
+
+def centre_views(
+    augment: AugmentConfig, fraction: float, image_size: int | None = None
+) -> AugmentConfig:
+    """Return the store's settings without any randomness, for validation.
+
+    ``fraction`` is the share of the shorter side that the centre crop keeps; the views have
+    the store's size unless ``image_size`` is given, in pixels.
+    """
+    return replace(
+        augment,
+        image_size=image_size or augment.image_size,
+        crop="center",
+        center_fraction=fraction,
+        hflip=0.0,
+        policy="none",
+        erase_probability=0.0,
+    )
+
+
+def read_teacher_labels(store: str, shards: Sequence[ShardFile]) -> Mapping[str, NDArray[np.int64]]:
+    """Return the teacher's label of each sample of validation shards, -1 where it has none.
+
+    Raises ``StoreError`` if the store's views are not plain centre views, ``ShardError`` if
+    it labels other shards.
+    """
+    labels = open_store(store)
+    identity = labels.identity
+    if centre_views(identity.augment, identity.augment.center_fraction) != identity.augment or (
+        identity.mix.probability
+    ):
+        raise StoreError(
+            f"--val-labels {store} labels augmented or mixed views, which are not those that are "
+            "evaluated; label the validation shards with --preset center"
+        )
+    numbers = match_shards(labels.manifest.shards, shards, "--val-shards")
+    view = labels.manifest.view_range.start
+    found = {}
+    for number, path in numbers.items():
+        rows = labels.read_view(number, view)
+        found[str(path)] = np.where(rows.accepted, rows.label.astype(np.int64), NO_LABEL)
+    return found
+
+
+class ValidationDataset(Dataset[ValidationBatch]):
+    """Consecutive batches of all samples of some shards, with the teacher's ``labels`` if given.
+
+    Raises ``ShardError`` for a shard that cannot be read, or a class that the student
+    lacks; an item raises it for an image that does not decode.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[ShardFile],
+        views: AugmentConfig,
+        *,
+        classes: int,
+        batch_size: int,
+        labels: Mapping[str, NDArray[np.int64]] | None = None,
+    ) -> None:
+        self._paths, self._batch_size = tuple(paths), batch_size
+        self.views = views
+        self._labels = labels or {}
+        self._forget()
+        counts = []
+        for number, path in enumerate(self._paths):
+            shard = self._shard(number)
+            counts.append(len(shard.samples))
+            beyond = [sample for sample in shard.samples if sample.target >= classes]
+            if beyond:
+                raise ShardError(
+                    f"{path}: sample {beyond[0].key!r} has class {beyond[0].target}, the store's "
+                    f"teacher and the student have {classes} classes (0..{classes - 1}); give "
+                    "validation shards whose .cls are the teacher's class indices"
+                )
+        self._ends = list(accumulate(counts))
+
+    def _forget(self) -> None:
+        self._shard = lru_cache(maxsize=_OPEN_SHARDS)(self._open_shard)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_shard"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._forget()
+
+    def __len__(self) -> int:
+        return -(-self._ends[-1] // self._batch_size) if self._ends else 0
+
+    def __getitem__(self, item: int) -> ValidationBatch:
+        start = item * self._batch_size
+        rows = [
+            self._view(place)
+            for place in range(start, min(start + self._batch_size, self._ends[-1]))
+        ]
+        return ValidationBatch(
+            pixels=torch.from_numpy(np.stack([pixels for pixels, _, _ in rows])),
+            target=torch.tensor([target for _, target, _ in rows]),
+            teacher=torch.tensor([teacher for _, _, teacher in rows]),
+        )
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether the teacher's labels are known, of all samples that it could decode."""
+        return bool(self._labels)
+
+    def _open_shard(self, number: int) -> Shard:
+        return open_shard(self._paths[number], number)
+
+    def _view(self, place: int) -> tuple[NDArray[np.uint8], int, int]:
+        """Return a sample's pixels, its class and the teacher's label."""
+        number = bisect.bisect_right(self._ends, place)
+        shard = self._shard(number)
+        index = place - (self._ends[number - 1] if number else 0)
+        sample = shard.samples[index]
+        try:
+            image = decode(shard.image_bytes(index), sample.image_name)
+        except DecodeError as error:
+            raise ShardError(
+                f"{shard.path}: validation image {sample.key!r} does not decode ({error}); "
+                "mend or remove it, so that accuracies count the same images everywhere"
+            ) from error
+        params = draw_view(0, 0, image_size(image), self.views)
+        labels = self._labels.get(str(self._paths[number]))
+        teacher = NO_LABEL if labels is None else int(labels[index])
+        return apply_view(image, params, self.views), sample.target, teacher

@@ -1,0 +1,357 @@
+"""The order in which training consumes a store: one endless stream of units.
+
+Everything here follows from the manifest, a seed and a few settings, so any process finds
+any batch by itself: no communication, no state to save but a step number.
+
+A **unit** is two samples, each at ``views_per_unit`` consecutive views: a pair that is mixed
+with one another, or two samples without a partner. A **pass** shows every accepted sample
+once, in **windows** of a few shards; a sample that a window leaves single opens the next.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import ConfigError, StoreError
+from pipeline.identity import TRIPLE_VIEWS
+from pipeline.records import NO_PARTNER, ShardInfo
+from pipeline.store.manifest import Manifest
+from pipeline.views.pairing import block_of, draw_groups, draw_partners
+from pipeline.views.rng import stream
+
+__all__ = ["PlanConfig", "PlannedBatch", "TrainingPlan"]
+
+UNIT_SAMPLES = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanConfig:
+    """What decides the order of training, beside the store."""
+
+    seed: int
+    batch_size: int  # rows of a global batch, over all ranks
+    epochs: int
+    repeated_augmentation: bool = False  # units of three views from one decode
+    window_shards: int = 8  # shards whose units are shuffled together
+    cycle_views: bool = False  # begin with the first views again when all were shown
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "epochs", "window_shards"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; use at least 1")
+
+    @property
+    def views_per_unit(self) -> int:
+        """Views of each sample in one unit (m)."""
+        return TRIPLE_VIEWS if self.repeated_augmentation else 1
+
+    @property
+    def unit_rows(self) -> int:
+        """Rows of one unit; the batch size is a multiple of it."""
+        return UNIT_SAMPLES * self.views_per_unit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedBatch:
+    """N rows of one batch, unit after unit; the rows of one sample lie together."""
+
+    shard: NDArray[np.int64]  # (N,), shard numbers
+    sample: NDArray[np.int64]  # (N,), places in the shard
+    view: NDArray[np.int64]  # (N,)
+    partner: NDArray[np.int64]  # (N,), row of the partner; the row itself if it has none
+
+
+class _Member(NamedTuple):
+    """A sample in a unit, with the first of the unit's views."""
+
+    shard: int
+    sample: int
+    view: int
+
+
+class _Unit(NamedTuple):
+    first: _Member
+    second: _Member
+    paired: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _ShardUnits:
+    """What one shard contributes to a pass: indices of pairs and of single samples."""
+
+    pairs: tuple[tuple[int, int], ...]
+    singles: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """A pass cut into windows: shard numbers, and accepted samples up to each window's end."""
+
+    windows: tuple[tuple[int, ...], ...]
+    ends: tuple[int, ...]  # counted from the start of the stream
+
+
+class TrainingPlan:
+    """The order of all rows of a training run, cut into global batches.
+
+    Batch ``k`` is the same however it is reached, and whatever the number of ranks. Epoch
+    ``e`` ends with the last batch that it can fill; its other rows open the next epoch, and
+    only the run's last rows, fewer than a batch, are never shown (``dropped_rows``).
+
+    Raises ``ConfigError`` if the batch size does not fit, or the store has too few views.
+    """
+
+    def __init__(self, manifest: Manifest, config: PlanConfig) -> None:
+        self.config = config
+        self._root_seed = manifest.identity.root_seed
+        self._mix = manifest.identity.mix
+        self._shards: dict[int, ShardInfo] = dict(manifest.by_shard)
+        self._rejected = {
+            number: frozenset(one.index for one in rejections)
+            for number, rejections in manifest.rejections.items()
+            if rejections
+        }
+        self._accepted = {number: manifest.accepted_samples(number) for number in self._shards}
+        self.rows_per_epoch = sum(self._accepted.values())
+        self.first_view = manifest.view_range.start
+        self._passes = len(manifest.view_range) // config.views_per_unit
+        _check_views(manifest.view_range, config)
+        _check_batch_size(config, self.rows_per_epoch, ranks=1)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Start with empty caches: a pass and a few windows, as batches need them in turn."""
+        self._pass = lru_cache(maxsize=2)(self._draw_pass)
+        self._window = lru_cache(maxsize=3)(self._draw_window)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in vars(self).items() if k not in ("_pass", "_window")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._forget()
+
+    @property
+    def steps(self) -> int:
+        """Global batches in the whole run."""
+        return self.epoch_start(self.config.epochs)
+
+    @property
+    def dropped_rows(self) -> int:
+        """Rows at the run's end that fill no batch."""
+        return self.config.epochs * self.rows_per_epoch - self.steps * self.config.batch_size
+
+    def epoch_start(self, epoch: int) -> int:
+        """Return the first step of an epoch, which is one past the last of the epoch before."""
+        return epoch * self.rows_per_epoch // self.config.batch_size
+
+    def epoch_of(self, step: int) -> int:
+        """Return the epoch that a step belongs to."""
+        # The last e with e * R // B <= step, which is the last with e * R < (step + 1) * B.
+        return ((step + 1) * self.config.batch_size - 1) // self.rows_per_epoch
+
+    def check_ranks(self, ranks: int) -> None:
+        """Raise ``ConfigError`` unless every rank gets whole units of every batch.
+
+        A rank that works off its share in pieces counts once for each.
+        """
+        _check_batch_size(self.config, self.rows_per_epoch, ranks)
+
+    def batch(self, step: int) -> PlannedBatch:
+        """Return global batch ``step``; raises ``IndexError`` beyond the run."""
+        return self.slice(step, rank=0, ranks=1)
+
+    def slice(self, step: int, rank: int, ranks: int) -> PlannedBatch:
+        """Return the rows of global batch ``step`` that are ``rank``'s, of ``ranks``.
+
+        Concatenated in the order of ranks, the slices are the batch.
+        """
+        if not 0 <= step < self.steps:
+            raise IndexError(f"step {step} is not in 0..{self.steps - 1}")
+        if not 0 <= rank < ranks:
+            raise ConfigError(f"rank {rank} is not in 0..{ranks - 1}")
+        self.check_ranks(ranks)
+        units = self.config.batch_size // self.config.unit_rows
+        start = step * units + rank * (units // ranks)
+        return self._rows(self._units(start, start + units // ranks))
+
+    def _rows(self, units: list[_Unit]) -> PlannedBatch:
+        """Lay out units as rows: unit, then member, then view."""
+        views = self.config.views_per_unit
+        members = np.array([(unit.first, unit.second) for unit in units], np.int64)
+        rows = np.arange(len(units) * UNIT_SAMPLES * views).reshape(-1, UNIT_SAMPLES, views)
+        paired = np.array([unit.paired for unit in units])[:, None, None]
+        partner = np.where(paired, rows[:, ::-1], rows)
+        repeated = np.repeat(members.reshape(-1, 3), views, axis=0)
+        return PlannedBatch(
+            shard=repeated[:, 0],
+            sample=repeated[:, 1],
+            view=repeated[:, 2] + np.tile(np.arange(views), len(members) * UNIT_SAMPLES),
+            partner=partner.reshape(-1),
+        )
+
+    def _units(self, start: int, end: int) -> list[_Unit]:
+        """Return units ``start`` to ``end`` of the stream."""
+        units: list[_Unit] = []
+        while start < end:
+            pass_ = self._pass_of(start)
+            ends = self._pass(pass_).ends
+            window = bisect.bisect_right(ends, start, key=lambda rows: rows // UNIT_SAMPLES)
+            before = ends[window - 1] if window else pass_ * self.rows_per_epoch
+            offset = start - before // UNIT_SAMPLES
+            drawn = self._window(pass_, window)
+            if len(drawn) != ends[window] // UNIT_SAMPLES - before // UNIT_SAMPLES:
+                raise StoreError(
+                    f"shards {list(self._pass(pass_).windows[window])} have other samples than "
+                    "their manifest counts; run the label job again to write it anew"
+                )
+            taken = drawn[offset : offset + end - start]
+            units += taken
+            start += len(taken)
+        return units
+
+    def _pass_of(self, unit: int) -> int:
+        # The first pass p with unit < (p + 1) * R // 2.
+        return (UNIT_SAMPLES * unit + 1) // self.rows_per_epoch
+
+    def _draw_pass(self, pass_: int) -> _Pass:
+        numbers = list(self._shards)
+        order = stream("epoch", self.config.seed, pass_).permutation(len(numbers))
+        size = self.config.window_shards
+        windows = tuple(
+            tuple(numbers[place] for place in order[start : start + size])
+            for start in range(0, len(order), size)
+        )
+        accepted = (sum(self._accepted[number] for number in window) for window in windows)
+        ends = tuple(accumulate(accepted, initial=pass_ * self.rows_per_epoch))[1:]
+        return _Pass(windows, ends)
+
+    def _draw_window(self, pass_: int, window: int) -> tuple[_Unit, ...]:
+        """Return the units of one window, shuffled."""
+        view = self._view_of(pass_)
+        units: list[_Unit] = []
+        singles = self._carried_into(pass_, window)
+        for number in self._pass(pass_).windows[window]:
+            drawn = self._draw_shard(number, view)
+            units += [
+                _Unit(_Member(number, one, view), _Member(number, other, view), True)
+                for one, other in drawn.pairs
+            ]
+            singles += [_Member(number, index, view) for index in drawn.singles]
+        units += [
+            _Unit(*two, paired=False) for two in zip(singles[::2], singles[1::2], strict=False)
+        ]  # an odd one is carried into the next window
+        order = stream("window", self.config.seed, pass_, window).permutation(len(units))
+        return tuple(units[place] for place in order)
+
+    def _carried_into(self, pass_: int, window: int) -> list[_Member]:
+        """Return the single that the windows before leave over, or nothing.
+
+        Pairs take two samples each, so one is left over if and only if the samples so far
+        are odd; it is the last single so far. It lies at most one pass back: an even pass
+        leaves as many over as it found, and an odd one has a single of its own.
+        """
+        ends = self._pass(pass_).ends
+        before = ends[window - 1] if window else pass_ * self.rows_per_epoch
+        if before % UNIT_SAMPLES == 0:
+            return []
+        earlier = self._pass(pass_).windows[:window]
+        last = self._last_single(earlier, self._view_of(pass_))
+        if last is None:
+            last = self._last_single(self._pass(pass_ - 1).windows, self._view_of(pass_ - 1))
+        if last is None:  # pragma: no cover - excluded by the parity above
+            raise AssertionError("an odd number of samples without a single one")
+        return [last]
+
+    def _last_single(self, windows: Iterable[tuple[int, ...]], view: int) -> _Member | None:
+        numbers = [number for window in windows for number in window]
+        for number in reversed(numbers):
+            # Only an odd shard, or one with rejections, can have a single: others need no draw.
+            if self._shards[number].samples % 2 or number in self._rejected:
+                singles = self._draw_shard(number, view).singles
+                if singles:
+                    return _Member(number, singles[-1], view)
+        return None
+
+    def _draw_shard(self, number: int, view: int) -> _ShardUnits:
+        """Return a shard's accepted pairs and single samples at a view (or its triple)."""
+        info = self._shards[number]
+        rejected = self._rejected.get(number, frozenset())
+        block = block_of(view, self._mix)
+        drawn = draw_groups(self._root_seed, info.key_hash, info.samples, block, self._mix)
+        pairs: list[tuple[int, int]] = []
+        singles: list[int] = []
+        for place, members in enumerate(drawn.groups):
+            opponents = draw_partners(
+                self._root_seed, info.key_hash, view, place, len(members), self._mix
+            )
+            for seat, opponent in enumerate(opponents):
+                sample = members[seat]
+                partner = members[opponent] if opponent != NO_PARTNER else None
+                if sample in rejected:
+                    continue
+                if partner is None or partner in rejected:
+                    singles.append(sample)
+                elif seat < opponent:
+                    pairs.append((sample, partner))
+        return _ShardUnits(tuple(pairs), tuple(singles))
+
+    def _view_of(self, pass_: int) -> int:
+        # Without cycling, no pass is beyond the store's.
+        return self.first_view + pass_ % self._passes * self.config.views_per_unit
+
+
+def _check_views(views: range, config: PlanConfig) -> None:
+    each = config.views_per_unit
+    if views.start % each:
+        raise ConfigError(
+            f"the store's views begin at {views.start}, and repeated augmentation shows "
+            f"triples that begin at multiples of {each}; label again from --first-view "
+            f"{views.start - views.start % each}, or train without repeated augmentation"
+        )
+    needed = -(-config.epochs // each) * each
+    enough = each if config.cycle_views else needed
+    if len(views) < each:
+        raise ConfigError(
+            f"repeated augmentation shows {each} views of a sample in one batch, and the store has "
+            f"{len(views)}; add views with label-teacher --extend-to {views.start + enough}, or "
+            "train without --repeated-augmentation"
+        )
+    if config.cycle_views:
+        return
+    if needed > len(views):
+        raise ConfigError(
+            f"{config.epochs} epochs need {needed} views of every sample, and the store has "
+            f"{len(views)} (from view {views.start}); train for at most "
+            f"{len(views) - len(views) % each} epochs, or add views to the store with "
+            f"label-teacher --extend-to {views.start + needed}, or show views again with "
+            "--cycle-views"
+        )
+
+
+def _check_batch_size(config: PlanConfig, rows: int, ranks: int) -> None:
+    step = config.unit_rows * ranks
+    size = config.batch_size
+    if size % step == 0 and size <= rows:
+        return
+    if rows < step:
+        raise ConfigError(
+            f"the store has {rows} samples, fewer than the smallest batch of {step} rows for "
+            f"{ranks} ranks (times pieces of --accumulate); label more samples, or train on fewer"
+        )
+    below = min(size, rows) // step * step
+    valid = [one for one in (below, below + step) if 0 < one <= rows]
+    why = "three views of two samples" if config.repeated_augmentation else "two samples"
+    raise ConfigError(
+        f"batch size {size} does not fit: it must be a multiple of {step} ({why} x {ranks} "
+        f"ranks, times pieces of --accumulate) and at most the {rows} samples of the store; use "
+        + " or ".join(str(one) for one in valid)
+    )

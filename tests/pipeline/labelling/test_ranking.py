@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
+from numpy.typing import NDArray
+
+from pipeline.identity import ColumnConfig
+from pipeline.labelling.ranking import rank_logits
+
+EVERYTHING = ColumnConfig(confidence=True, margin=True, topk=5)
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the probabilities, in float64, by the book."""
+    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+@st.composite
+def logit_batches(draw: st.DrawFn) -> NDArray[np.float32]:
+    """Draw (N, C) logits in coarse steps, so that many are equal, with zeros of both signs."""
+    random = np.random.default_rng(draw(st.integers(0, 1 << 32)))
+    step = draw(st.sampled_from([1.0, 0.25, 1e-3]))
+    shape = (draw(st.integers(1, 20)), draw(st.integers(5, 40)))
+    values = np.round(random.normal(0, draw(st.sampled_from([0.5, 4.0])), shape) / step) * step
+    return np.where(random.random(shape) < 0.5, values, -values).astype(np.float32)
+
+
+@given(logits=logit_batches())
+def test_labels_are_the_same_whatever_else_is_stored(logits: NDArray[np.float32]) -> None:
+    alone = rank_logits(torch.from_numpy(logits), ColumnConfig())
+    among = rank_logits(torch.from_numpy(logits), EVERYTHING)
+    assert_array_equal(alone.label, logits.argmax(axis=1))
+    assert_array_equal(among.label, alone.label)
+    assert alone.topk_label is None
+    assert alone.confidence is None
+
+
+@given(logits=logit_batches())
+def test_the_top_classes_are_those_of_a_plain_sort_equal_ones_by_number(
+    logits: NDArray[np.float32],
+) -> None:
+    found = rank_logits(torch.from_numpy(logits), EVERYTHING)
+    assert found.topk_label is not None
+    for row, ranked in zip(logits.tolist(), found.topk_label.tolist(), strict=True):
+        assert ranked == sorted(range(len(row)), key=lambda place: (-row[place], place))[:5]
+    assert_array_equal(found.topk_label[:, 0], found.label)
+
+
+@given(logits=logit_batches())
+def test_stored_probabilities_are_off_by_half_a_step_at_most(
+    logits: NDArray[np.float32],
+) -> None:
+    found = rank_logits(torch.from_numpy(logits), EVERYTHING)
+    assert found.topk_label is not None
+    assert found.topk_prob is not None
+    assert found.confidence is not None
+    assert found.margin is not None
+    prob = softmax(logits)
+    top = np.take_along_axis(prob, found.topk_label.astype(np.int64), axis=1)
+    half = 0.5 / 255 + 1e-12  # the last bits of two float64 softmaxes differ
+    assert np.abs(top - found.topk_prob / 255).max() <= half
+    assert np.abs(top[:, 0] - found.confidence / 255).max() <= half
+    assert np.abs(top[:, 0] - top[:, 1] - found.margin / 255).max() <= half
+    assert_array_equal(found.topk_prob[:, 0], found.confidence)
+    assert (np.diff(found.topk_prob.astype(int), axis=1) <= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "columns"),
+    [
+        ("", ColumnConfig()),
+        ("confidence,margin,topk=5", EVERYTHING),
+        (" topk=255 , margin", ColumnConfig(margin=True, topk=255)),
+    ],
+)
+def test_words_name_columns(text: str, columns: ColumnConfig) -> None:
+    assert ColumnConfig.from_text(text) == columns

@@ -1,0 +1,321 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+
+from pipeline.errors import ConfigError, TeacherError
+from pipeline.identity import AugmentConfig, ColumnConfig, MixConfig
+from pipeline.labelling.devices import choose_device
+from pipeline.labelling.job import (
+    LabelConfig,
+    PartOrder,
+    Preflight,
+    index_shards,
+    require_agreement,
+)
+from pipeline.labelling.part import augment_group, group_tasks
+from pipeline.labelling.teacher import Teacher, TeacherSpec, load_teacher
+from pipeline.labelling.weights import state_digest
+from pipeline.labelling.worker import TeacherWorker
+from pipeline.records import OPTIONAL_COLUMNS, AugmentedGroup, optional_columns
+from pipeline.shards.index import open_shard
+from pipeline.views.mixing import mix_images, normalise
+from tests.labelling import (
+    SMALL,
+    TEACHER,
+    digit_shard,
+    hash_identity,
+    part_of,
+    small_teacher,
+    write_teacher,
+)
+
+CPU = torch.device("cpu")
+VIEWS = replace(SMALL, image_size=32)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_teacher(tmp_path_factory.mktemp("teacher") / "small.safetensors")
+
+
+@pytest.fixture(scope="module")
+def teacher(checkpoint: Path) -> Teacher:
+    return small_teacher(checkpoint, VIEWS)
+
+
+@pytest.fixture(scope="module")
+def group(tmp_path_factory: pytest.TempPathFactory) -> AugmentedGroup:
+    """Views 1..10 of 14 digits: rows, places and views all need padding."""
+    path = digit_shard(tmp_path_factory.mktemp("shard") / "a.tar", 14, broken=(2,))
+    shard = open_shard(path, 0)
+    (task,) = group_tasks(path, shard.info, part_of(1, 10), hash_identity(VIEWS))
+    return augment_group(shard, task)
+
+
+def views_of(group: AugmentedGroup, first: int, end: int) -> AugmentedGroup:
+    """Return the group cut to some of its views, with fresh row numbers."""
+    places, views = group.valid.shape
+    kept = np.arange(places * views).reshape(places, views)[:, first:end].reshape(-1)
+    new_row = np.full(places * views, -1)
+    new_row[kept] = np.arange(len(kept))
+    mix = group.mix
+    return replace(
+        group,
+        first_view=group.first_view + first,
+        pixels=np.ascontiguousarray(group.pixels[:, first:end]),
+        valid=group.valid[:, first:end],
+        digest=group.digest[:, first:end],
+        has_digest=group.has_digest[:, first:end],
+        mix=replace(
+            mix,
+            partner=new_row[mix.partner[kept]],
+            kind=mix.kind[kept],
+            lam=mix.lam[kept],
+            box=mix.box[kept],
+        ),
+    )
+
+
+def test_the_test_teacher_gives_many_labels(teacher: Teacher, group: AugmentedGroup) -> None:
+    labels = teacher.label_group(group).label.reshape(group.valid.shape)[group.valid]
+    assert len(np.unique(labels)) >= 4
+
+
+def test_a_label_does_not_depend_on_the_views_labelled_with_it(
+    teacher: Teacher, group: AugmentedGroup
+) -> None:
+    places, views = group.valid.shape
+    whole = teacher.label_group(group).label.reshape(places, views)
+    for first, end in ((0, 1), (1, 2), (2, 7), (9, 10)):
+        part = teacher.label_group(views_of(group, first, end)).label.reshape(places, -1)
+        assert (part == whole[:, first:end])[group.valid[:, first:end]].all()
+
+
+def test_the_loops_labels_are_the_jobs(teacher: Teacher, group: AugmentedGroup) -> None:
+    valid = group.valid.reshape(-1)
+    pixels = torch.from_numpy(group.pixels.reshape(-1, 32, 32, 3))
+    images = mix_images(normalise(pixels, VIEWS.mean, VIEWS.std), group.mix)[valid]
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(1))
+    expected = teacher.label_group(group).label[valid]
+    for count in (1, 5, len(images)):
+        chosen = order[:count]
+        assert (teacher.label_images(images[chosen]).label == expected[chosen.numpy()]).all()
+
+
+def test_columns_are_of_the_same_labels_and_do_not_depend_on_other_views(
+    checkpoint: Path, teacher: Teacher, group: AugmentedGroup
+) -> None:
+    columns = ColumnConfig(confidence=True, margin=True, topk=10)
+    soft = small_teacher(checkpoint, VIEWS, columns=columns)
+    assert soft.identity == teacher.identity
+    places, views = group.valid.shape
+    whole = soft.label_group(group)
+    assert (whole.label == teacher.label_group(group).label).all()
+    for first, end in ((0, 1), (2, 7)):
+        valid = group.valid[:, first:end].reshape(-1)
+        part = optional_columns(soft.label_group(views_of(group, first, end)))
+        assert set(part) == set(OPTIONAL_COLUMNS)
+        for name, values in optional_columns(whole).items():
+            among = values.reshape(places, views, *values.shape[1:])[:, first:end]
+            among = among.reshape(-1, *values.shape[1:])
+            assert (part[name] == among)[valid].all(), name
+    valid = group.valid.reshape(-1)
+    pixels = torch.from_numpy(group.pixels.reshape(-1, 32, 32, 3))
+    images = mix_images(normalise(pixels, VIEWS.mean, VIEWS.std), group.mix)[valid]
+    loop = optional_columns(soft.label_images(images))
+    for name, values in optional_columns(whole).items():
+        assert (loop[name] == values[valid]).all(), name
+
+
+def test_more_top_classes_than_the_teacher_has_are_refused(checkpoint: Path) -> None:
+    with pytest.raises(TeacherError, match="has 10 classes, fewer than topk=11"):
+        small_teacher(checkpoint, VIEWS, columns=ColumnConfig(topk=11))
+
+
+def test_logits_of_a_row_do_not_depend_on_threads_slot_or_mates(
+    teacher: Teacher, group: AugmentedGroup
+) -> None:
+    pixels = torch.from_numpy(group.pixels.reshape(-1, 32, 32, 3)[:48])
+    batch = normalise(pixels, VIEWS.mean, VIEWS.std)
+    expected = teacher.logits(batch)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1 if threads > 1 else 2)
+        assert torch.equal(teacher.logits(batch), expected)
+    finally:
+        torch.set_num_threads(threads)
+    order = torch.randperm(48, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(teacher.logits(batch[order]), expected[order])
+    lonely = torch.zeros_like(batch)
+    lonely[31] = batch[5]
+    assert torch.equal(teacher.logits(lonely)[31], expected[5])
+
+
+def test_a_folded_teacher_is_the_models_eval_mode(checkpoint: Path, teacher: Teacher) -> None:
+    model = timm.create_model("regnety_002", num_classes=10)
+    model.load_state_dict(load_file(checkpoint))
+    model.eval()
+    batch = torch.randn(48, 3, 32, 32, generator=torch.Generator().manual_seed(4))
+    with torch.inference_mode():
+        expected = model(batch)
+    # Folding changes the order of roundings; logits are of the order of ten.
+    torch.testing.assert_close(teacher.logits(batch), expected, rtol=1e-3, atol=1e-3)
+    assert not any(isinstance(one, torch.nn.BatchNorm2d) for one in teacher.model.modules())
+
+
+def test_the_last_layer_of_a_bf16_teacher_is_float32(checkpoint: Path) -> None:
+    spec = TeacherSpec(architecture="regnety_002", checkpoint=checkpoint, precision="bf16")
+    teacher = load_teacher(spec, VIEWS, MixConfig(), CPU)
+    assert teacher.model.get_classifier().weight.dtype is torch.float32
+    assert teacher.model.stem.conv.weight.dtype is torch.bfloat16
+    logits = teacher.logits(torch.randn(48, 3, 32, 32))
+    assert not torch.equal(logits, logits.bfloat16().float())
+
+
+def test_the_weights_digest_does_not_depend_on_the_file(
+    checkpoint: Path, teacher: Teacher, tmp_path: Path
+) -> None:
+    state = load_file(checkpoint)
+    for name, content in {
+        "plain.pth": state,
+        "wrapped.pth": {"model": {f"module.{key}": value for key, value in state.items()}},
+    }.items():
+        torch.save(content, tmp_path / name)
+        again = small_teacher(tmp_path / name, VIEWS)
+        assert again.identity == teacher.identity
+    changed = {**state, "head.fc.bias": state["head.fc.bias"] + 1e-6}
+    assert state_digest(changed) != state_digest(state)
+
+
+def test_random_weights_follow_from_their_seed_alone() -> None:
+    def weights(seed: int) -> str:
+        spec = TeacherSpec(architecture="regnety_002", random_weights=seed, classes=7)
+        return load_teacher(spec, VIEWS, MixConfig(), CPU).identity.weights
+
+    torch.manual_seed(1)
+    first, state = weights(0), torch.get_rng_state()
+    assert weights(0) == first != weights(1)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"architecture": "regnety_00"}, r"no model of timm .* similar names: .*regnety"),
+        ({"architecture": "regnety_160.nonsense"}, "knows no such weights|no model of timm"),
+        ({"checkpoint": Path("absent.pth")}, "absent.pth: no such file"),
+        ({"architecture": "regnety_004"}, "is not a regnety_004 with 10 classes"),
+        ({"classes": 7}, r"2 have another shape .*\(10,.* instead of \(7,"),
+    ],
+)
+def test_a_teacher_that_cannot_be_built_is_named(
+    checkpoint: Path, spec: dict[str, object], message: str
+) -> None:
+    values = {"architecture": "regnety_002", "checkpoint": checkpoint, **spec}
+    with pytest.raises(TeacherError, match=message):
+        load_teacher(TeacherSpec(**values), VIEWS, MixConfig(), CPU)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["x.safetensors", "x.pth"])
+def test_an_unreadable_checkpoint_is_named(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"not a checkpoint at all")
+    with pytest.raises(TeacherError, match=rf"{name} cannot be read .*give a \.safetensors"):
+        small_teacher(path, VIEWS)
+
+
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return open, (str(tmp_path / "ran"),)
+
+    torch.save({"model": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(TeacherError, match="cannot be read"):
+        small_teacher(tmp_path / "evil.pth", VIEWS)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_logits_that_are_not_finite_stop_the_job(checkpoint: Path, tmp_path: Path) -> None:
+    state = load_file(checkpoint)
+    state["head.fc.bias"][3] = torch.nan
+    torch.save(state, tmp_path / "nan.pth")
+    with pytest.raises(TeacherError, match="not finite in fp32"):
+        small_teacher(tmp_path / "nan.pth", VIEWS).label_images(torch.zeros(2, 3, 32, 32))
+
+
+def test_a_gpu_that_is_not_there_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("auto").type == "cpu"
+    with pytest.raises(ConfigError, match="sees no GPU"):
+        choose_device("cuda")
+
+
+def worker_of(tmp_path: Path, checkpoint: Path, **settings: object) -> TeacherWorker:
+    values = {
+        "shards": (str(digit_shard(tmp_path / "a.tar", 60)),),
+        "out": tmp_path / "x.parquet",
+        "teacher": "regnety_002",
+        "teacher_checkpoint": checkpoint,
+        "augment": AugmentConfig(image_size=32),
+        **settings,
+    }
+    return TeacherWorker(LabelConfig(**values), threads=2)  # type: ignore[arg-type]
+
+
+def test_the_preflight_counts_agreement_and_flips(tmp_path: Path, checkpoint: Path) -> None:
+    worker = worker_of(tmp_path, checkpoint, precision="bf16")
+    report = worker.preflight(index_shards([str(tmp_path / "a.tar")]))
+    assert report.images == report.rows_per_batch == 48
+    assert 0 <= report.correct <= 48
+    assert report.flip_rows == 48
+    assert 0 < report.flips < 48  # untrained layers amplify bf16's rounding
+    assert report.warnings == ()
+
+
+def test_views_unlike_those_a_published_teacher_expects_get_a_warning(tmp_path: Path) -> None:
+    augment = replace(VIEWS, mean=(0.5, 0.5, 0.5))
+    settings = {"teacher_checkpoint": None, "teacher_random_weights": 0, "augment": augment}
+    worker = worker_of(tmp_path, tmp_path, precision="fp32", **settings)
+    warnings = worker.preflight(index_shards([str(tmp_path / "a.tar")])).warnings
+    assert "expects 224 px, the views have 32" in warnings[-1]
+    assert "expects mean (0.485, 0.456, 0.406)" in warnings[-2]
+
+
+def test_a_teacher_no_better_than_chance_is_refused_unless_untrained(tmp_path: Path) -> None:
+    report = Preflight(
+        images=100,
+        correct=10,
+        rows_per_batch=48,
+        batch_seconds=1.0,
+        flip_rows=0,
+        flips=0,
+        warnings=(),
+    )
+    config = LabelConfig(shards=("a",), out=tmp_path / "x.parquet")
+    with pytest.raises(TeacherError, match=r"of 10 of 100 images, chance is 10\.0"):
+        require_agreement(config, report, 10)
+    require_agreement(config, replace(report, correct=30), 10)
+    require_agreement(config, replace(report, images=10, correct=0), 10)
+    require_agreement(replace(config, teacher_random_weights=0), report, 10)
+    require_agreement(replace(config, allow_low_agreement=True), report, 10)
+
+
+def test_another_teacher_than_the_jobs_labels_nothing(tmp_path: Path, checkpoint: Path) -> None:
+    worker = worker_of(tmp_path, checkpoint)
+    path = tmp_path / "a.tar"
+    order = PartOrder(
+        part=part_of(0, 3),
+        path=path,
+        shard=open_shard(path, 0).info,
+        identity=replace(hash_identity(), teacher=TEACHER),
+        out=tmp_path / "x.parquet",
+    )
+    with pytest.raises(TeacherError, match="give all processes the same checkpoint"):
+        worker.label_part(order, iter(()))

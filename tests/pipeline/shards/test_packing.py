@@ -1,0 +1,407 @@
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import shutil
+import sys
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.cli import commands as cli
+from pipeline.errors import ConfigError, DecodeError, PipelineError, ShardError
+from pipeline.shards import packing
+from pipeline.shards.index import Shard, open_shard
+from pipeline.shards.packing import PackConfig, pack_shards
+from pipeline.views.apply import decode
+from tests.factories import encode, photographs, synthetic_image
+
+
+def write_folder(root: Path, names: dict[str, list[str]]) -> Path:
+    """Write a small image, different for each, under every name of every class."""
+    seed = 0
+    for class_name, files in names.items():
+        (root / class_name).mkdir(parents=True, exist_ok=True)
+        for name in files:
+            path = root / class_name / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            seed += 1
+            kind = {".png": "PNG", ".webp": "WEBP"}.get(path.suffix.lower(), "JPEG")
+            path.write_bytes(encode(synthetic_image(6, 9, seed), kind))
+    return root
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    names = {name: [f"{i}.jpg" for i in range(6)] for name in ("cat", "ape", "dog")}
+    return write_folder(tmp_path / "images", names)
+
+
+def pack(folder: Path, out: Path, **options: object) -> packing.PackReport:
+    return pack_shards(PackConfig(images=folder, out=out, **options))
+
+
+def open_all(report: packing.PackReport) -> list[Shard]:
+    return [open_shard(path, number) for number, path in enumerate(report.shards)]
+
+
+def samples_of(report: packing.PackReport) -> dict[str, tuple[int, bytes]]:
+    """Return key -> (target, image bytes) over all shards."""
+    return {
+        sample.key: (sample.target, bytes(shard.image_bytes(index)))
+        for shard in open_all(report)
+        for index, sample in enumerate(shard.samples)
+    }
+
+
+def test_every_image_is_packed_once_with_its_class_and_its_own_bytes(folder, tmp_path):
+    report = pack(folder, tmp_path / "shards", per_shard=5)
+    expected = {
+        f"{path.parent.name}_{path.stem}": (
+            ("ape", "cat", "dog").index(path.parent.name),
+            path.read_bytes(),
+        )
+        for path in folder.rglob("*.jpg")
+    }
+    assert samples_of(report) == expected
+    assert report.classes == ("ape", "cat", "dog")
+    assert json.loads((tmp_path / "shards" / "classes.json").read_text()) == ["ape", "cat", "dog"]
+    assert (report.read, report.packed, report.passed_over) == (18, 18, ())
+
+
+def test_the_same_images_and_seed_give_the_same_bytes(folder, tmp_path):
+    copy = tmp_path / "elsewhere"
+    for path in sorted(folder.rglob("*.jpg"), reverse=True):  # another order, other times
+        target = copy / path.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+        target.chmod(0o600)
+        os.utime(target, (1, 1))
+    one = pack(folder, tmp_path / "one", per_shard=4, max_side=7)
+    two = pack(copy, tmp_path / "two", per_shard=4, max_side=7)
+    assert [path.read_bytes() for path in one.shards] == [path.read_bytes() for path in two.shards]
+
+
+def test_another_seed_gives_another_order_of_the_same_samples(folder, tmp_path):
+    one = pack(folder, tmp_path / "one", seed=0)
+    two = pack(folder, tmp_path / "two", seed=1)
+    assert list(samples_of(one)) != list(samples_of(two))
+    assert samples_of(one) == samples_of(two)
+
+
+def test_shards_are_shuffled_over_classes(folder, tmp_path):
+    first = open_all(pack(folder, tmp_path / "shards", per_shard=9))[0]
+    assert len({sample.target for sample in first.samples}) == 3
+
+
+def test_the_order_is_golden(folder, tmp_path):
+    (shard,) = open_all(pack(folder, tmp_path / "shards"))
+    assert [sample.key for sample in shard.samples][:6] == [
+        "ape_0",
+        "cat_2",
+        "ape_3",
+        "cat_0",
+        "ape_4",
+        "ape_5",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("count", "per_shard", "sizes"),
+    [
+        (1, 5, [1]),
+        (2, 2, [2]),
+        (3, 2, [3]),
+        (5, 5, [5]),
+        (6, 5, [6]),
+        (7, 5, [5, 2]),
+        (11, 5, [5, 6]),
+        (12, 5, [5, 5, 2]),
+    ],
+)
+def test_a_shard_of_one_sample_is_avoided(tmp_path, count, per_shard, sizes):
+    folder = write_folder(tmp_path / "images", {"a": [f"{i}.jpg" for i in range(count)]})
+    report = pack(folder, tmp_path / "shards", per_shard=per_shard)
+    assert [shard.info.samples for shard in open_all(report)] == sizes
+    assert [path.name for path in report.shards] == [
+        f"shard-{number:06d}.tar" for number in range(len(sizes))
+    ]
+
+
+def test_keys_carry_the_class_once_and_no_dots_and_extensions_are_normalised(tmp_path):
+    names = {"n01.x": ["n01.x_7.JPEG", "8.a.jpeg", "deep/er/9.PNG", "10.WebP", "n01_11.JPG"]}
+    folder = write_folder(tmp_path / "images", names)
+    shards = open_all(pack(folder, tmp_path / "shards"))
+    assert sorted(sample.image_name for shard in shards for sample in shard.samples) == [
+        "n01_x_10.webp",
+        "n01_x_7.jpg",
+        "n01_x_8_a.jpg",
+        "n01_x_9.png",
+        "n01_x_n01_11.jpg",
+    ]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["1.jpg", "1.png"], ["1.jpg", "1.JPG"], ["a.b.jpg", "a_b.jpg"], ["x/1.jpg", "y/1.jpg"]],
+)
+def test_two_images_of_one_key_are_refused_by_name(tmp_path, names):
+    folder = write_folder(tmp_path / "images", {"c": names})
+    with pytest.raises(ShardError) as caught:
+        pack(folder, tmp_path / "shards")
+    assert all(str(folder / "c" / name) in str(caught.value) for name in names)
+
+
+def test_long_and_foreign_names_survive(tmp_path):
+    names = ["x" * 200 + ".jpg", "été 猫.jpg"]
+    folder = write_folder(tmp_path / "images", {"c": names})
+    assert set(samples_of(pack(folder, tmp_path / "shards"))) == {"c_" + "x" * 200, "c_été 猫"}
+
+
+def test_files_that_are_no_images_are_counted_and_listed(folder, tmp_path):
+    others = ["README.txt", "cat/list.csv", "cat/._0.jpg", ".thumbnails/1.jpg", "dog/noextension"]
+    for name in others:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    report = pack(folder, tmp_path / "shards")
+    assert set(report.passed_over) == {folder / name for name in others}
+    assert report.classes == ("ape", "cat", "dog")
+    assert report.read == report.packed + len(report.passed_over) == 18 + 5
+
+
+def test_only_images_beyond_max_side_are_shrunk(tmp_path):
+    folder = tmp_path / "images"
+    (folder / "c").mkdir(parents=True)
+    china = photographs()[0]
+    large = folder / "c" / "large.png"
+    large.write_bytes(encode(china, "PNG", mode="RGBA"))
+    small = folder / "c" / "small.webp"
+    small.write_bytes(encode(china[:100, :80], "WEBP"))
+    report = pack(folder, tmp_path / "shards", max_side=100)
+    found = samples_of(report)
+    assert report.shrunk == 1
+    assert found["c_small"][1] == small.read_bytes()
+    (shard,) = open_all(report)
+    assert {sample.image_name for sample in shard.samples} == {"c_large.jpg", "c_small.webp"}
+    pixels = decode(found["c_large"][1], "large")
+    assert pixels.shape == (67, 100, 3)
+    twin = np.asarray(Image.fromarray(china).resize((100, 67), Image.Resampling.BICUBIC))
+    assert found["c_large"][1] == encode(twin, quality=90, subsampling="4:2:0")
+
+
+def test_with_a_quality_every_image_is_encoded_anew_unless_that_makes_it_larger(tmp_path):
+    folder = tmp_path / "images"
+    (folder / "c").mkdir(parents=True)
+    china = photographs()[0][:120, :150]
+    files = {
+        "fine.jpg": encode(china, quality=97),
+        "coarse.jpg": encode(china, quality=40, subsampling="4:2:0"),
+        "drawing.png": encode(china, "PNG"),
+    }
+    for name, data in files.items():
+        (folder / "c" / name).write_bytes(data)
+    report = pack(folder, tmp_path / "shards", quality=80, max_side=500)
+    found = samples_of(report)
+    assert (report.shrunk, report.reencoded) == (0, 2)
+    assert found["c_coarse"][1] == files["coarse.jpg"]
+    for key, name in (("c_fine", "fine.jpg"), ("c_drawing", "drawing.png")):
+        twin = decode(files[name], name)
+        assert found[key][1] == encode(twin, quality=80, subsampling="4:2:0")
+
+
+def test_a_shrunk_image_is_stored_shrunk_even_if_its_file_grows(tmp_path):
+    folder = tmp_path / "images"
+    (folder / "c").mkdir(parents=True)
+    data = encode(photographs()[0][:100, :100], quality=1)
+    (folder / "c" / "a.jpg").write_bytes(data)
+    report = pack(folder, tmp_path / "shards", quality=100, max_side=90)
+    stored = samples_of(report)["c_a"][1]
+    assert len(stored) > len(data)
+    assert decode(stored, "a").shape == (90, 90, 3)
+
+
+@pytest.mark.parametrize("data", [b"no image", encode(synthetic_image(40, 40))[:-300]])
+@pytest.mark.parametrize("settings", [{"max_side": 10}, {"max_side": 1000}, {"quality": 90}])
+def test_an_undecodable_image_that_may_be_encoded_anew_is_named(folder, tmp_path, data, settings):
+    bad = folder / "cat" / "bad.jpg"
+    bad.write_bytes(data)
+    with pytest.raises(DecodeError, match=r"cat/bad\.jpg: .*repair or remove") as error:
+        pack(folder, tmp_path / "shards", **settings)
+    assert "object at" not in str(error.value)
+    assert list((tmp_path / "shards").iterdir()) == []
+
+
+def test_an_empty_image_is_never_packed_and_finished_shards_are_named(folder, tmp_path):
+    (folder / "cat" / "bad.jpg").write_bytes(b"")
+    out = tmp_path / "shards"
+    with pytest.raises(DecodeError, match=r"cat/bad\.jpg: the file is empty") as error:
+        pack(folder, out, per_shard=2)
+    left = list(out.glob("*.tar"))
+    assert left
+    assert f"{len(left)} finished shards are in {out}: delete them" in str(error.value)
+
+
+def test_without_max_side_bytes_are_not_looked_at(folder, tmp_path):
+    (folder / "cat" / "bad.jpg").write_bytes(b"no image")
+    assert samples_of(pack(folder, tmp_path / "shards"))["cat_bad"] == (1, b"no image")
+
+
+def test_an_image_in_no_class_is_refused(folder, tmp_path):
+    (folder / "stray.jpg").write_bytes(b"x")
+    with pytest.raises(ConfigError, match=r"stray\.jpg: .*one directory"):
+        pack(folder, tmp_path / "shards")
+
+
+def test_an_empty_class_is_refused_by_name(folder, tmp_path):
+    (folder / "emu").mkdir()
+    (folder / "emu" / "notes.txt").write_text("no image")
+    with pytest.raises(ConfigError, match=r"emu: the class holds no images"):
+        pack(folder, tmp_path / "shards")
+
+
+def test_a_folder_without_classes_is_refused(tmp_path):
+    (tmp_path / "images").mkdir()
+    with pytest.raises(ConfigError, match="holds no directories"):
+        pack(tmp_path / "images", tmp_path / "shards")
+    with pytest.raises(ConfigError, match="no such directory"):
+        pack(tmp_path / "absent", tmp_path / "shards")
+
+
+@pytest.mark.parametrize("name", ["old-000003.tar", "classes.json"])
+def test_a_directory_that_holds_shards_is_refused_by_name(folder, tmp_path, name):
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / name).write_bytes(b"")
+    with pytest.raises(ConfigError, match=f"already holds {name}"):
+        pack(folder, tmp_path / "shards")
+
+
+def test_shards_are_not_written_among_the_images(folder):
+    with pytest.raises(ConfigError, match="would become a class"):
+        pack(folder, folder / "shards")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"per_shard": 1},
+        {"prefix": ""},
+        {"prefix": "a/b"},
+        {"prefix": ".hidden"},
+        {"max_side": 0},
+        {"quality": 0},
+        {"quality": 101},
+    ],
+)
+def test_settings_out_of_range_are_refused(tmp_path, options):
+    (name,) = options
+    with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')} is"):
+        PackConfig(images=tmp_path, out=tmp_path, **options)
+
+
+def test_an_unreadable_image_is_named(folder, tmp_path):
+    (folder / "cat" / "lost.jpg").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(PipelineError, match=r"cat/lost\.jpg: No such file"):
+        pack(folder, tmp_path / "shards")
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_leaves_whole_shards_only(folder, tmp_path, monkeypatch, code):
+    real = os.fsync
+    calls = []
+
+    def full_at_the_second(handle: int) -> None:
+        calls.append(handle)
+        if len(calls) == 2:
+            raise OSError(code, os.strerror(code))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", full_at_the_second)
+    with pytest.raises(PipelineError, match=r"shard-000001\.tar: the disk is full"):
+        pack(folder, tmp_path / "shards", per_shard=6)
+    assert sorted((tmp_path / "shards").iterdir()) == [tmp_path / "shards" / "shard-000000.tar"]
+    assert open_shard(tmp_path / "shards" / "shard-000000.tar", 0).info.samples == 6
+
+
+def test_a_shard_has_no_final_name_before_it_is_whole(folder, tmp_path):
+    seen = []
+
+    def look(packed: int, total: int) -> None:
+        seen.append((packed, total, sorted(path.name for path in out.glob("*.tar"))))
+
+    out = tmp_path / "shards"
+    pack_shards(PackConfig(images=folder, out=out, per_shard=9), look)
+    assert [(packed, total) for packed, total, _ in seen] == [(i, 18) for i in range(1, 19)]
+    assert all(names == [] for packed, _, names in seen if packed <= 9)
+    assert all(names == ["shard-000000.tar"] for packed, _, names in seen if packed > 9)
+
+
+def test_tar_headers_carry_nothing_of_the_machine(folder, tmp_path):
+    (path,) = pack(folder, tmp_path / "shards").shards
+    with tarfile.open(fileobj=io.BytesIO(path.read_bytes())) as tar:
+        headers = {(m.mtime, m.uname, m.gname, m.uid, m.gid, m.mode) for m in tar}
+    assert headers == {(0, "root", "root", 0, 0, 0o444)}
+
+
+def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["pack-shards", *map(str, arguments)])
+    try:
+        cli.pack_shards()
+    except SystemExit as stopped:
+        return int(stopped.code or 0)
+    return 0
+
+
+def test_the_command_packs_and_sums_up(folder, tmp_path, monkeypatch, capsys):
+    (folder / "README").write_text("x")
+    out = tmp_path / "shards"
+    code = run_command(monkeypatch, "--images", folder, "--out", out, "--per-shard", 8)
+    printed = capsys.readouterr()
+    assert code == 0
+    assert "19 files read = 18 packed + 1 passed over; 3 classes" in printed.out
+    assert str(folder / "README") in printed.out
+    assert "18 of 18" in printed.err
+
+
+def test_the_command_prints_errors_without_a_traceback(folder, tmp_path, monkeypatch, capsys):
+    arguments = ("--images", folder, "--out", tmp_path / "shards")
+    assert run_command(monkeypatch, *arguments, "--per-shard", 1) == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("pack-shards: error: --per-shard is 1")
+    assert "Traceback" not in printed
+
+
+def test_a_config_is_frozen(tmp_path):
+    config = PackConfig(images=tmp_path, out=tmp_path)
+    assert replace(config, seed=3).seed == 3
+    with pytest.raises(AttributeError):
+        config.seed = 3  # type: ignore[misc]
+
+
+def test_shards_packed_into_object_storage_have_the_local_bytes(folder, tmp_path, s3) -> None:
+    local = pack(folder, tmp_path / "shards", per_shard=6)
+    url = s3.make_bucket() + "/train"
+    report = pack(folder, url, per_shard=6)
+    assert report.shards == tuple(f"{url}/{path.name}" for path in local.shards)
+    assert report.bytes == local.bytes
+    theirs = {path.name: path.read_bytes() for path in (tmp_path / "shards").iterdir()}
+    assert s3.objects(url) == theirs
+    with pytest.raises(ConfigError, match=r"s3://.*/train already holds shard-000000\.tar and 3"):
+        pack(folder, url)
+
+
+def test_a_shard_that_fails_is_not_sent_to_object_storage(folder, tmp_path, s3) -> None:
+    url = s3.make_bucket() + "/train"
+
+    def fail(packed: int, total: int) -> None:
+        if packed == 9:
+            raise PipelineError("stop")
+
+    with pytest.raises(PipelineError, match="stop"):
+        pack_shards(PackConfig(images=folder, out=url, per_shard=6), fail)
+    assert list(s3.objects(url)) == ["shard-000000.tar"]

@@ -1,0 +1,396 @@
+"""Stores made to harm their reader: consistent in every checksum, wrong in what they claim."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import struct
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import pyarrow as pa
+import pytest
+
+from pipeline.errors import PipelineError, StoreError
+from pipeline.files.local import sha256
+from pipeline.records import PartRows
+from pipeline.store import LabelStore, export_store, open_store, parquet, single
+from pipeline.store.layout import array_specs
+from pipeline.store.manifest import read_values, seal
+from pipeline.store.pages import check_pages
+from tests.storing import info_of, write_store
+
+MEMORY = 8 << 20  # bytes: far less than any claim below, far more than an honest read needs
+VIEWS = 5
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("honest")
+    write_store(folder / "directory.parquet", [info_of(0), info_of(1)], [(0, VIEWS)])
+    export_store(folder / "directory.parquet", folder / "arrays.zarr")
+    export_store(folder / "directory.parquet", folder / "one.parquet", single_file=True)
+    return folder
+
+
+@pytest.fixture
+def crafted(folder: Path, tmp_path: Path) -> Path:
+    """A copy of the honest Zarr store, to be changed."""
+    return Path(shutil.copytree(folder / "arrays.zarr", tmp_path / "crafted.zarr"))
+
+
+@contextmanager
+def little_memory() -> Iterator[None]:
+    """Assert that neither Arrow nor Python takes much."""
+    before, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
+    pa.set_memory_pool(pool)
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < MEMORY
+        assert pool.max_memory() < MEMORY
+    finally:
+        tracemalloc.stop()
+        pa.set_memory_pool(before)
+
+
+def read_all(root: Path) -> None:
+    store = open_store(root)
+    for shard in store.manifest.shards:
+        for view in store.manifest.view_range:
+            store.read_view(shard.number, view)
+
+
+def rewrite(root: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change a manifest and seal it again."""
+    values = read_values(root)
+    change(values)
+    (root / "_manifest.json").write_bytes(seal(values))
+
+
+def file_of(values: dict[str, Any], path: str) -> dict[str, Any]:
+    return next(one for one in values["zarr"]["files"] if one["path"] == path)
+
+
+def rewrite_file(root: Path, path: str, data: bytes, **fields: object) -> None:
+    """Write a file with other bytes, and list it with its true size and checksum."""
+    (root / path).write_bytes(data)
+    entry = {"bytes": len(data), "sha256": sha256(data), **fields}
+    rewrite(root, lambda values: file_of(values, path).update(entry))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../outside",
+        "/etc/passwd",
+        "label/c/0/../../../../outside",
+        "label/c/0",
+        "label/c/0/0/0",
+        "label/c/00/0",
+        "label/c/1/0",
+        "label/c/-1/0",
+        "label/c/0/1",
+        "label/c/9999999999999999999999/0",
+        "other/c/0/0",
+        "_meta/identity.json",
+    ],
+)
+def test_a_zarr_manifest_names_no_file_but_the_arrays(crafted: Path, path: str) -> None:
+    rewrite(crafted, lambda values: file_of(values, "label/c/0/0").update(path=path))
+    with pytest.raises(StoreError, match="no file of this store is called"):
+        open_store(crafted)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda one: one["chunks"][0].__setitem__(1, 1 << 40),
+            "has a chunk of 1099511627776 bytes",
+        ),
+        (lambda one: one["chunks"][0].__setitem__(0, 7), "at 7"),
+        (lambda one: one["chunks"][0].__setitem__(0, -1), "-1 is no number of bytes"),
+        (lambda one: one["chunks"].append(None), "lists 7 chunks"),
+        (lambda one: one.update(chunks=[]), "lists 0 chunks"),
+        (lambda one: one.update(bytes=1 << 50), "has 1125899906842624 bytes"),
+        (lambda one: one["index"].__setitem__(1, 1), "of which"),
+        (lambda one: one.pop("index"), "lists 6 chunks"),
+        (lambda one: one.update(chunks="abc"), "malformed"),
+        (lambda one: one.update(bytes=True), "True is no number"),
+    ],
+)
+def test_a_zarr_manifest_whose_sizes_do_not_add_up_is_refused(
+    crafted: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    rewrite(crafted, lambda values: change(file_of(values, "label/c/0/0")))
+    with little_memory(), pytest.raises(StoreError, match=message):
+        open_store(crafted)
+
+
+def test_a_label_that_reads_as_the_fill_value_is_missing_and_named(crafted: Path) -> None:
+    rewrite(crafted, lambda values: values["zarr"]["files"].remove(file_of(values, "label/c/0/0")))
+    store = open_store(crafted)
+    message = r"label has no label of 's-1.tar/0' at view 3: it reads as the fill value 65535"
+    with pytest.raises(StoreError, match=message):
+        store.read_view(1, 3)
+    with pytest.raises(StoreError, match=message.replace("view 3", "view 0")):
+        store.read_part(store.manifest.parts[1])
+
+
+@pytest.mark.parametrize("key_bytes", [0, 1 << 40, -1, "8", None])
+def test_absurd_keys_are_refused(crafted: Path, key_bytes: object) -> None:
+    rewrite(crafted, lambda values: values["zarr"].update(key_bytes=key_bytes))
+    with little_memory(), pytest.raises(StoreError, match=r"keys of|is no number"):
+        open_store(crafted)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda one: one.update(shape=[10**12, 10**6]), r"its shape is \[1000000000000, 1000000\]"),
+        (lambda one: one.update(data_type="float64"), "its data_type is 'float64'"),
+        (lambda one: one.update(fill_value=0), "its fill_value is 0"),
+        (
+            lambda one: one["chunk_grid"]["configuration"].update(chunk_shape=[10**9, 10**9]),
+            "its shard is",
+        ),
+        (
+            lambda one: one["codecs"][0]["configuration"].update(chunk_shape=[10**9, 50]),
+            "its chunk is",
+        ),
+        (
+            lambda one: one["codecs"][0]["configuration"]["codecs"].append({"name": "blosc"}),
+            "its codecs is",
+        ),
+        (lambda one: one.update(codecs=[]), "does not fit"),
+        (lambda one: one.update(node_type="group"), "its node_type is 'group'"),
+    ],
+)
+def test_absurd_metadata_of_an_array_is_refused(
+    crafted: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    values = json.loads((crafted / "label" / "zarr.json").read_bytes())
+    change(values)
+    rewrite_file(crafted, "label/zarr.json", json.dumps(values).encode())
+    with little_memory(), pytest.raises(StoreError, match=message):
+        read_all(crafted)
+
+
+def test_metadata_nested_without_an_end_is_refused(crafted: Path) -> None:
+    rewrite_file(crafted, "label/zarr.json", b"[" * 100_000 + b"]" * 100_000)
+    with pytest.raises(StoreError, match="does not fit the store's manifest"):
+        read_all(crafted)
+
+
+@pytest.mark.parametrize("zeros", [1000 * 50 * 2 - 2, 1000 * 50 * 2 + 2, 1 << 28])
+def test_a_chunk_that_decodes_to_another_size_is_refused(crafted: Path, zeros: int) -> None:
+    chunk = bytes(pa.Codec("zstd").compress(bytes(zeros)))
+    chunk += struct.pack("<I", google_crc32c.value(chunk))
+    places = [(0, len(chunk))] + [((1 << 64) - 1, (1 << 64) - 1)] * 5
+    index = b"".join(struct.pack("<QQ", *place) for place in places)
+    index += struct.pack("<I", google_crc32c.value(index))
+    rewrite_file(
+        crafted,
+        "label/c/0/0",
+        chunk + index,
+        chunks=[[0, len(chunk), sha256(chunk)], *[None] * 5],
+        index=[len(chunk), len(index), sha256(index)],
+    )
+    with (
+        little_memory(),
+        pytest.raises(StoreError, match="is damaged, though as its manifest says"),
+    ):
+        read_all(crafted)
+
+
+@pytest.mark.parametrize("name", ["directory.parquet", "arrays.zarr"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v["parts"][0].update(rows=10**9), "claims 1000000000 rows"),
+        (
+            lambda v: (v["shards"][0].update(samples=10**9), v["parts"][0].update(rows=10**9)),
+            "claims 1000000000 rows",
+        ),
+        (
+            lambda v: (
+                v["shards"][0].update(samples=10**9 + 1),
+                v["parts"][0].update(rows=10**9 * VIEWS),
+            ),
+            "a part has at most 67108864",
+        ),
+        (lambda v: v["shards"][0].update(samples=1 << 62), "malformed"),
+        (lambda v: v["shards"][0].update(samples=-1), "malformed"),
+        (lambda v: v["shards"][0].update(samples="7"), "malformed"),
+        (lambda v: v["shards"].reverse(), "not in order"),
+        (lambda v: v["parts"].reverse(), "not in order"),
+        (lambda v: v["parts"].append(v["parts"][1]), "not in order"),
+        (lambda v: v["rejections"]["0"][0].update(index=10**9), "rejections of shard 0"),
+        (lambda v: v["rejections"]["0"][0].update(index=-1), "rejections of shard 0"),
+        (lambda v: v["parts"][0].update(path="../../etc/passwd"), "should be 'shard=0/view-"),
+        (lambda v: v.update(parts=5), "malformed"),
+        (lambda v: v.update(rejections=[]), "malformed"),
+        (lambda v: v["identity"].update(root_seed=6), "identity has the digest"),
+    ],
+)
+def test_a_manifest_that_claims_what_no_job_makes_is_refused(
+    folder: Path,
+    tmp_path: Path,
+    name: str,
+    change: Callable[[dict[str, Any]], object],
+    message: str,
+) -> None:
+    root = Path(shutil.copytree(folder / name, tmp_path / name))
+    rewrite(root, change)
+    with little_memory(), pytest.raises(StoreError, match=message) as error:
+        open_store(root)
+    assert str(root) in str(error.value)
+
+
+def test_a_manifest_of_ten_thousand_brackets_is_refused(folder: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(folder / "arrays.zarr", tmp_path / "deep.zarr"))
+    body = b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}\n"
+    (root / "_manifest.json").write_bytes(b'{"sha256":"' + sha256(body).encode() + b'",' + body[1:])
+    with pytest.raises(StoreError, match=r"is no manifest \(RecursionError"):
+        open_store(root)
+
+
+def with_long_key(rows: PartRows) -> PartRows:
+    """Return rows with a key that compresses ten thousand times."""
+    return dataclasses.replace(rows, keys=("k" * (1 << 25), *rows.keys[1:]))
+
+
+@pytest.fixture
+def bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Parquet stores with a page that decodes to 32 MB, written by code that lets it pass."""
+    with monkeypatch.context() as patch:
+        for module in (parquet, single):
+            patch.setattr(module, "check_pages", lambda *_: None)
+        write_store(tmp_path / "directory.parquet", [info_of(0)], [(0, 2)], change=with_long_key)
+        export_store(tmp_path / "directory.parquet", tmp_path / "one.parquet", single_file=True)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["directory.parquet", "one.parquet"])
+def test_a_page_that_claims_far_more_than_its_rows_is_refused(bombs: Path, name: str) -> None:
+    path = bombs / name
+    assert sum(p.stat().st_size for p in [path, *path.rglob("*")] if p.is_file()) < 1 << 17
+    with (
+        little_memory(),
+        pytest.raises(
+            StoreError, match=r"key has a page of \d+ bytes that claims 335545\d\d bytes"
+        ),
+    ):
+        read_all(path)
+
+
+def claim_rows(data: bytes, rows: int, claimed: int) -> bytes:
+    """Return a Parquet file whose footer says ``claimed`` wherever it said ``rows``."""
+    length = int.from_bytes(data[-8:-4], "little")
+    body, footer = data[: -8 - length], data[-8 - length : -8]
+    changed = footer.replace(b"\x16" + varint(2 * rows), b"\x16" + varint(2 * claimed))
+    assert changed.count(varint(2 * claimed)) >= 6  # the file's, the row group's, the columns'
+    return body + changed + len(changed).to_bytes(4, "little") + b"PAR1"
+
+
+def varint(value: int) -> bytes:
+    digits = bytearray()
+    while value > 127:
+        digits.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*digits, value])
+
+
+def test_a_part_that_claims_a_billion_rows_is_refused(tmp_path: Path) -> None:
+    root = tmp_path / "s.parquet"
+    store = write_store(root, [info_of(0, samples=114)], [(0, 111)])
+    rows = store.manifest.rows
+    assert rows == 113 * 111
+    path = root / store.manifest.parts[0].part.path
+    data = claim_rows(path.read_bytes(), rows, 10**9)
+    path.write_bytes(data)
+    rewrite(root, lambda v: v["parts"][0].update(bytes=len(data), sha256=sha256(data)))
+    with little_memory(), pytest.raises(StoreError, match=r"1000000000 rows of .*not 12543"):
+        read_all(root)
+    with little_memory(), pytest.raises(StoreError, match="1000000000 rows"):
+        parquet.decode_part(data, store.manifest.parts[0].part, "a part")
+
+
+def test_row_groups_outside_of_their_file_are_refused(folder: Path, tmp_path: Path) -> None:
+    store = open_store(folder / "one.parquet")
+    plain = single.asdict
+    path = tmp_path / "crafted.parquet"
+    for change in (
+        {"offset": 5},
+        {"bytes": 1 << 50},
+        {"bytes": -1},
+        {"offset": "4"},
+        {"more": 1},
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(single, "asdict", lambda group, c=change: {**plain(group), **c})
+            single.write_single_file(store, path)
+        with little_memory(), pytest.raises(StoreError):
+            open_store(path)
+        path.unlink()
+
+
+def test_bytes_that_no_row_group_has_are_refused(folder: Path, tmp_path: Path) -> None:
+    data = (folder / "one.parquet").read_bytes()
+    footer = int.from_bytes(data[-8:-4], "little") + 8
+    path = tmp_path / "one.parquet"
+    path.write_bytes(data[:-footer] + b"more" + data[-footer:])
+    with pytest.raises(StoreError, match=r"has \d+ bytes, its manifest says"):
+        open_store(path)
+
+
+@pytest.mark.parametrize("length", [0, 1, 1 << 20, (1 << 32) - 1])
+def test_a_footer_longer_than_its_file_is_refused(
+    folder: Path, tmp_path: Path, length: int
+) -> None:
+    data = (folder / "one.parquet").read_bytes()
+    path = tmp_path / "one.parquet"
+    path.write_bytes(data[:-8] + length.to_bytes(4, "little") + b"PAR1")
+    with little_memory(), pytest.raises(StoreError):
+        open_store(path)
+
+
+def test_pages_are_walked_to_their_ends(folder: Path) -> None:
+    store = open_store(folder / "directory.parquet")
+    entry = store.manifest.parts[0]
+    data = store.read_file(entry)
+    assert data is not None
+    group = parquet.pq.read_metadata(pa.BufferReader(data)).row_group(0)
+    check_pages(data, 0, group, entry.rows)
+    with pytest.raises(ValueError, match=f"a row group of {entry.rows} rows"):
+        check_pages(data, 0, group, entry.rows + 1)
+    for cut in (data[:40], b"\xff" * len(data), bytes(len(data))):
+        with pytest.raises(ValueError, match="key"):
+            check_pages(cut, 0, group, entry.rows)
+
+
+def test_a_store_of_another_format_is_not_taken_by_its_name(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "directory.parquet", tmp_path / "x.zarr")
+    with pytest.raises(StoreError, match="named as a Zarr store, but its manifest is another's"):
+        open_store(tmp_path / "x.zarr")
+    (tmp_path / "file.zarr").write_text("")
+    with pytest.raises(StoreError, match="is no label store: give a directory"):
+        open_store(tmp_path / "file.zarr")
+    shutil.copytree(folder / "arrays.zarr", tmp_path / "x.parquet")
+    with pytest.raises(PipelineError, match="is missing"):
+        read_all(tmp_path / "x.parquet")
+
+
+def test_shapes_follow_from_the_manifest(folder: Path) -> None:
+    store: LabelStore = open_store(folder / "arrays.zarr")
+    specs = array_specs(store.manifest, 5)
+    assert specs["label"].shape == (14, VIEWS)
+    assert specs["key"].shape == (14, 5)
+    assert specs["label"].place((3, 13)) == ("label/c/3/2", 1)
+    assert specs["seed"].place((101,)) == ("seed/c/1", 1)

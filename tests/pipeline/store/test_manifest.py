@@ -1,0 +1,158 @@
+"""The manifest: its seal, its claims, and what it costs to open a large store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import ChecksumError, StoreError
+from pipeline.files.local import sha256
+from pipeline.records import PartKey
+from pipeline.store.manifest import (
+    Manifest,
+    PartEntry,
+    read_manifest,
+    seal,
+    unseal,
+    write_manifest,
+)
+from tests.student.factories import make_manifest
+
+
+def test_a_manifest_reads_back_as_it_was_written(tmp_path: Path) -> None:
+    manifest = make_manifest([5, 3], rejected={1: [0, 2]}, views=4)
+    parts = tuple(
+        replace(entry, rows=manifest.accepted_samples(entry.part.shard) * 4)
+        for entry in manifest.parts
+    )
+    manifest = replace(manifest, parts=parts, card="c" * 64)
+    write_manifest(tmp_path, manifest)
+    assert read_manifest(tmp_path) == manifest
+
+
+@given(
+    values=st.dictionaries(st.text(), st.integers() | st.text()),
+    at=st.integers(0),
+    bit=st.integers(0, 7),
+)
+def test_any_flipped_bit_breaks_the_seal(values: dict[str, object], at: int, bit: int) -> None:
+    data = seal(values)
+    assert unseal(data, "it") == values
+    changed = bytearray(data)
+    changed[at % len(data)] ^= 1 << bit
+    with pytest.raises(ChecksumError, match="it"):
+        unseal(bytes(changed), "it")
+    with pytest.raises(ChecksumError, match="it"):
+        unseal(data[: at % len(data)], "it")
+
+
+def test_a_sealed_file_is_json_that_any_tool_reads() -> None:
+    data = seal({"b": 1, "a": "é"})
+    assert json.loads(data) == {"sha256": sha256(b'{"a":"\\u00e9","b":1}\n'), "a": "é", "b": 1}
+
+
+def _swapped(manifest: Manifest) -> Manifest:
+    return replace(manifest, parts=manifest.parts[::-1])
+
+
+def _overlapping(manifest: Manifest) -> Manifest:
+    first = manifest.parts[0]
+    again = replace(first, part=replace(first.part, first_view=2))
+    return replace(manifest, parts=(first, again, *manifest.parts[1:]))
+
+
+def _of_too_many_rows(manifest: Manifest) -> Manifest:
+    return replace(manifest, parts=(replace(manifest.parts[0], rows=10**9), *manifest.parts[1:]))
+
+
+def _of_an_unknown_shard(manifest: Manifest) -> Manifest:
+    part = PartKey(shard=9, first_view=0, views=1)
+    stray = PartEntry(part=part, bytes=1, sha256="0", rows=1)
+    return replace(manifest, parts=(*manifest.parts, stray))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_swapped, "are not in order"),
+        (_overlapping, "are not in order"),
+        (_of_too_many_rows, "claims 1000000000 rows"),
+        (_of_an_unknown_shard, r"unknown shards \[9\]"),
+    ],
+)
+def test_claims_that_no_label_job_makes_are_refused(
+    tmp_path: Path, change: Callable[[Manifest], Manifest], message: str
+) -> None:
+    write_manifest(tmp_path, change(make_manifest([5, 3], views=4)))
+    with pytest.raises(StoreError, match=message):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (lambda v: v.update(weather=1), "'weather'"),
+        (lambda v: v["identity"].update(zoom=1), r"identity\.zoom"),
+        (lambda v: v["identity"]["mix"].update(zoom=1), r"identity\.mix\.zoom"),
+        (lambda v: v["shards"][0].update(zoom=1), r"shards\.zoom"),
+        (lambda v: v["parts"][0].update(zoom=1), r"parts\.zoom"),
+        (lambda v: v["rejections"]["1"][0].update(zoom=1), r"rejections\.zoom"),
+        (lambda v: v["agreement"].update(zoom=1), r"agreement\.zoom"),
+    ],
+)
+def test_a_field_of_a_later_release_is_refused_by_its_name_and_release(
+    change: Callable[[dict[str, Any]], object], name: str
+) -> None:
+    values = json.loads(json.dumps(make_manifest([5, 3], rejected={1: [0]}, views=4).to_json()))
+    values["parts"][1]["rows"] = 8
+    Manifest.from_json(values, "it")
+    values["needs"] = "3.1.0"
+    change(values)
+    with pytest.raises(StoreError, match=rf"{name}.* not known .* install teacher-labels 3\.1\.0"):
+        Manifest.from_json(values, "it")
+
+
+def test_what_lies_below_notes_is_kept_and_need_not_be_known() -> None:
+    values = make_manifest([5, 3], views=4).to_json()
+    values["notes"] = {"weather": {"rain": [1, 2]}}
+    assert Manifest.from_json(values, "it").to_json()["notes"] == {"weather": {"rain": [1, 2]}}
+
+
+@given(
+    cuts=st.lists(
+        st.lists(st.tuples(st.integers(0, 20), st.integers(1, 6)), max_size=5),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_the_views_that_all_shards_have_are_those_of_plain_sets(
+    cuts: list[list[tuple[int, int]]],
+) -> None:
+    manifest = make_manifest([2] * len(cuts))
+    parts = tuple(
+        PartEntry(
+            part=PartKey(shard=shard, first_view=first, views=views), bytes=1, sha256="", rows=0
+        )
+        for shard, ranges in enumerate(cuts)
+        for first, views in ranges
+    )
+    found = replace(manifest, parts=parts).view_range
+    common = set.intersection(
+        *(
+            {view for first, views in ranges for view in range(first, first + views)}
+            for ranges in cuts
+        )
+    )
+    expected = []
+    view = min(common, default=0)
+    while view in common:
+        expected.append(view)
+        view += 1
+    assert list(found) == expected

@@ -1,0 +1,78 @@
+"""Pixels must not depend on which vector instructions a processor has."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.identity import PRESETS
+from pipeline.records import AppliedOp, MixKind, MixParams, Op, ViewMix
+from pipeline.views.apply import apply_op, apply_view, decode, image_size
+from pipeline.views.draw import draw_view
+from pipeline.views.mixing import mix_images, normalise
+from tests.factories import encode, photographs
+
+ROOT = Path(__file__).resolve().parents[3]
+ARGUMENTS = {Op.POSTERIZE: 2, Op.SOLARIZE: 90, Op.SOLARIZE_ADD: 80, Op.ROTATE: 17 << 16}
+
+
+def views() -> bytes:
+    """Return the pixels of decoded photographs, of each operation, and of drawn views."""
+    parts = []
+    for number, photograph in enumerate(photographs()):
+        for options in ({}, {"subsampling": "4:2:0", "quality": 60}, {"progressive": True}):
+            image = decode(encode(photograph[:301, :407], **options), "x")
+            parts.append(image)
+        for op in Op:
+            applied = AppliedOp(op=op, argument=ARGUMENTS.get(op, 18_000))
+            parts.append(apply_op(image, applied, PRESETS["deit"]))
+        for preset in ("deit", "three-augment"):
+            config = PRESETS[preset]
+            for view in range(12):
+                params = draw_view(number, view, image_size(image), config)
+                parts.append(apply_view(image, params, config))
+    return b"".join(part.tobytes() for part in parts)
+
+
+def mixed() -> bytes:
+    """Return a normalised and mixed batch, as the teacher and the student see it."""
+    pixels = np.stack([photograph[:64, :64] for photograph in photographs()])
+    mix = ViewMix.unmixed(2)
+    mix.set_row(0, 1, MixParams(kind=MixKind.MIXUP, lam=20_011, box=None))
+    mix.set_row(1, 0, MixParams(kind=MixKind.MIXUP, lam=45_525, box=None))
+    config = PRESETS["deit"]
+    images = mix_images(normalise(torch.from_numpy(pixels), config.mean, config.std), mix)
+    return images.numpy().tobytes()
+
+
+def digest() -> str:
+    import hashlib
+
+    return f"{hashlib.sha256(views()).hexdigest()} {hashlib.sha256(mixed()).hexdigest()}"
+
+
+@pytest.mark.timeout(300)
+def test_pixels_do_not_depend_on_vector_instructions(tmp_path):
+    plain = {
+        "JSIMD_FORCENONE": "1",  # libjpeg-turbo
+        "ATEN_CPU_CAPABILITY": "default",  # PyTorch
+        "NUMBA_CPU_NAME": "generic",  # our kernels, compiled anew for any x86-64
+        "NUMBA_CPU_FEATURES": "",
+        "NUMBA_CACHE_DIR": str(tmp_path),
+    }
+    command = [sys.executable, "-c", f"import {__name__} as m; print(m.digest())"]
+    found = subprocess.run(
+        command,
+        env={**os.environ, **plain, "PYTHONPATH": str(ROOT)},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert found.stdout.split() == digest().split()
+    assert any(tmp_path.rglob("*.nbc"))  # the kernels were compiled anew

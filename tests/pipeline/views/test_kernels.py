@@ -1,0 +1,286 @@
+"""Each kernel against a plain NumPy twin in int64: whole arrays, no loops over pixels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.testing import assert_array_equal
+from numpy.typing import NDArray
+
+from pipeline.records import FIXED_ONE, Pixels
+from pipeline.views import kernels
+from pipeline.views.apply import _affine_weights
+from tests.factories import synthetic_image
+
+Integers = NDArray[np.int64]
+
+lengths = st.one_of(
+    st.sampled_from([(1, 1), (1, 300), (300, 1), (2, 3), (3000, 2), (1999, 7), (5, 224)]),
+    st.tuples(st.integers(1, 500), st.integers(1, 300)),
+)
+shapes = st.one_of(
+    st.sampled_from([(1, 1), (1, 17), (17, 1), (2, 2), (3, 3), (1, 200), (2, 65)]),
+    st.tuples(st.integers(1, 40), st.integers(1, 40)),
+)
+images = shapes.flatmap(lambda shape: arrays(np.uint8, (*shape, 3)))
+factors = st.integers(FIXED_ONE // 10, 2 * FIXED_ONE)
+
+
+def to_pixels(values: Integers) -> Pixels:
+    return np.clip(values, 0, 255).astype(np.uint8)
+
+
+# ------------------------------------------------------------------------ resizing
+
+
+def cubic_plain(distance: Integers) -> Integers:
+    """Return Keys' cubic, 1.5 d^3 - 2.5 d^2 + 1 and -.5 d^3 + 2.5 d^2 - 4 d + 2, in 2**-32."""
+    one = np.int64(1) << 16
+    near = 3 * distance**3 - 5 * distance**2 * one + 2 * one**3
+    far = -(distance**3) + 5 * distance**2 * one - 8 * distance * one**2 + 4 * one**3
+    return np.where(distance < one, near, np.where(distance < 2 * one, far, 0)) // (2 * one)
+
+
+def weight_matrix_plain(source: int, target: int) -> Integers:
+    """Return the resize along one axis as a matrix, (target, source), rows of 2**14."""
+    wide = max(source, target)
+    centre = (2 * np.arange(target, dtype=np.int64)[:, None] + 1) * source
+    position = (2 * np.arange(source, dtype=np.int64) + 1) * target
+    values = cubic_plain(np.abs(position - centre) * 65536 // (2 * wide))
+    total = values.sum(axis=1, keepdims=True)
+    weights = (values * 2**15 + total) // (2 * total)
+    weights[np.arange(target), values.argmax(axis=1)] += 2**14 - weights.sum(axis=1)
+    return weights
+
+
+def as_matrix(starts: NDArray[np.int32], weights: NDArray[np.int32], source: int) -> Integers:
+    """Return starts and weights as a matrix, (target, source)."""
+    matrix = np.zeros((len(starts), source), np.int64)
+    columns = starts[:, None] + np.arange(weights.shape[1])
+    np.add.at(matrix, (np.arange(len(starts))[:, None], columns), weights)
+    return matrix
+
+
+def resample_plain(image: Pixels, rows: Integers, columns: Integers, hflip: bool) -> Pixels:
+    """Return the image between two weight matrices, rounded to uint8 in between."""
+    tall = to_pixels((np.einsum("yi,ixc->yxc", rows, image.astype(np.int64)) + 2**13) >> 14)
+    wide = to_pixels((np.einsum("xi,yic->yxc", columns, tall.astype(np.int64)) + 2**13) >> 14)
+    return wide[:, ::-1] if hflip else wide
+
+
+@given(lengths)
+def test_resize_weights_equal_the_plain_ones(length):
+    source, target = length
+    starts, weights = kernels.resize_weights(source, target)
+    assert starts.min() >= 0
+    assert starts.max() + weights.shape[1] <= source
+    assert_array_equal(as_matrix(starts, weights, source), weight_matrix_plain(source, target))
+
+
+@given(lengths)
+def test_resize_weights_add_up_to_one(length):
+    _, weights = kernels.resize_weights(*length)
+    assert_array_equal(weights.sum(axis=1), 1 << kernels.WEIGHT_BITS)
+
+
+@pytest.mark.parametrize(("source", "target"), [(7, 20), (20, 7), (500, 224), (1, 5), (97, 96)])
+def test_resize_weights_are_keys_cubic(source, target):
+    scale = max(source / target, 1.0)
+    centre = (np.arange(target)[:, None] + 0.5) * source / target
+    d = np.abs(np.arange(source) + 0.5 - centre) / scale
+    real = np.where(
+        d < 1, 1.5 * d**3 - 2.5 * d**2 + 1, np.where(d < 2, ((5 - d) * d - 8) * d / 2 + 2, 0)
+    )
+    real /= real.sum(axis=1, keepdims=True)
+    matrix = as_matrix(*kernels.resize_weights(source, target), source) / 2**14
+    # Each weight is rounded to 2**-14; the largest also takes up what the others left.
+    assert np.abs(matrix - real).max() < source / 2 * 2**-14
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 224])
+def test_a_resize_to_the_same_length_changes_nothing(length):
+    starts, weights = kernels.resize_weights(length, length)
+    assert_array_equal(as_matrix(starts, weights, length), np.eye(length) * 2**14)
+
+
+@given(
+    height=lengths, width=lengths, hflip=st.booleans(), seed=st.integers(0, 99), hard=st.booleans()
+)
+def test_resample_equals_the_plain_one(height, width, hflip, seed, hard):
+    image = synthetic_image(height[0], min(width[0], 300), seed)
+    if hard:  # black and white makes the cubic overshoot
+        image = np.where(image & 1, np.uint8(255), np.uint8(0))
+    rows = kernels.resize_weights(height[0], min(height[1], 64))
+    columns = kernels.resize_weights(image.shape[1], min(width[1], 64))
+    assert_array_equal(
+        kernels.resample(image, *rows, *columns, hflip),
+        resample_plain(
+            image, as_matrix(*rows, height[0]), as_matrix(*columns, image.shape[1]), hflip
+        ),
+    )
+
+
+@given(value=st.integers(0, 255), height=lengths, width=lengths)
+def test_a_flat_image_stays_flat(value, height, width):
+    image = np.full((height[0], width[0], 3), value, np.uint8)
+    rows, columns = kernels.resize_weights(*height), kernels.resize_weights(*width)
+    assert (kernels.resample(image, *rows, *columns, False) == value).all()
+
+
+# -------------------------------------------------------------------------- affine
+
+
+def affine_plain(image: Pixels, matrix: Integers, weights: Integers, fill: Pixels) -> Pixels:
+    """Return the image moved by the matrix: four taps a axis, edges repeated, int64."""
+    height, width = image.shape[:2]
+    y, x = np.mgrid[:height, :width].astype(np.int64)
+    # Twice the position of the pixel's centre, in 2**-16 pixels.
+    sx = matrix[0] * (2 * x + 1) + matrix[1] * (2 * y + 1) + 2 * matrix[2]
+    sy = matrix[3] * (2 * x + 1) + matrix[4] * (2 * y + 1) + 2 * matrix[5]
+    outside = (sx < 0) | (sy < 0) | (sx >= width * 2**17) | (sy >= height * 2**17)
+    sx, sy = sx - 2**16, sy - 2**16
+    wx = weights.astype(np.int64)[(sx % 2**17) // 2**7]
+    wy = weights.astype(np.int64)[(sy % 2**17) // 2**7]
+    taps = np.arange(-1, 3)
+    columns = np.clip((sx // 2**17)[..., None] + taps, 0, width - 1)
+    rows = np.clip((sy // 2**17)[..., None] + taps, 0, height - 1)
+    patch = image.astype(np.int64)[rows[..., :, None], columns[..., None, :]]  # (H, W, 4, 4, 3)
+    lines = np.einsum("hwi,hwjic->hwjc", wx, patch) // 2**4
+    moved = (np.einsum("hwj,hwjc->hwc", wy, lines) + 2**19) // 2**20
+    return np.where(outside[..., None], fill, to_pixels(moved))
+
+
+def affine_matrices(spread: int) -> st.SearchStrategy[tuple[int, ...]]:
+    """Return matrices whose linear part is off the identity by up to ``spread``."""
+    near_one = st.integers(FIXED_ONE - spread, FIXED_ONE + spread)
+    near_zero = st.integers(-spread, spread)
+    shift = st.integers(-4 * FIXED_ONE, 4 * FIXED_ONE)
+    return st.tuples(near_one, near_zero, shift, near_zero, near_one, shift)
+
+
+@settings(max_examples=150)
+@given(image=images, matrix=affine_matrices(FIXED_ONE // 2) | affine_matrices(3 * FIXED_ONE))
+def test_apply_affine_equals_the_plain_one(image, matrix):
+    moves = np.array(matrix, np.int64)
+    fill = np.array([124, 116, 104], np.uint8)
+    assert_array_equal(
+        kernels.apply_affine(image, moves, _affine_weights(), fill),
+        affine_plain(image, moves, _affine_weights(), fill),
+    )
+
+
+@settings(max_examples=150)
+@given(
+    image=images,
+    slope=st.integers(-FIXED_ONE, FIXED_ONE) | st.just(0),
+    offset=st.integers(-12 * FIXED_ONE, 12 * FIXED_ONE) | st.integers(-2, 2),
+)
+def test_shifting_rows_and_columns_equals_the_plain_affine_move(image, slope, offset):
+    fill = np.array([124, 116, 104], np.uint8)
+    weights = _affine_weights()
+    along_x = np.array([FIXED_ONE, slope, offset, 0, FIXED_ONE, 0], np.int64)
+    along_y = np.array([FIXED_ONE, 0, 0, slope, FIXED_ONE, offset], np.int64)
+    assert_array_equal(
+        kernels.shift_rows(image, slope, offset, weights, fill),
+        affine_plain(image, along_x, weights, fill),
+    )
+    assert_array_equal(
+        kernels.shift_columns(image, slope, offset, weights, fill),
+        affine_plain(image, along_y, weights, fill),
+    )
+
+
+@given(images)
+def test_the_identity_moves_nothing(image):
+    identity = np.array([FIXED_ONE, 0, 0, 0, FIXED_ONE, 0], np.int64)
+    fill = np.zeros(3, np.uint8)
+    assert_array_equal(kernels.apply_affine(image, identity, _affine_weights(), fill), image)
+
+
+@given(image=images, dx=st.integers(-9, 9), dy=st.integers(-9, 9))
+def test_a_move_by_whole_pixels_is_exact(image, dx, dy):
+    height, width = image.shape[:2]
+    moves = np.array([FIXED_ONE, 0, dx * FIXED_ONE, 0, FIXED_ONE, dy * FIXED_ONE], np.int64)
+    fill = np.array([1, 2, 3], np.uint8)
+    moved = kernels.apply_affine(image, moves, _affine_weights(), fill)
+    expected = np.broadcast_to(fill, image.shape).copy()
+    for y in range(max(0, -dy), min(height, height - dy)):
+        for x in range(max(0, -dx), min(width, width - dx)):
+            expected[y, x] = image[y + dy, x + dx]
+    assert_array_equal(moved, expected)
+
+
+# ------------------------------------------------------------------- colours, tables
+
+
+def gray_plain(image: Pixels) -> Integers:
+    """Return ITU-R 601 luma, (H, W)."""
+    return (image.astype(np.int64) @ np.array([19595, 38470, 7471]) + 2**15) // 2**16
+
+
+def blend_plain(base: Integers, image: Pixels, factor: int) -> Pixels:
+    return to_pixels((base * 65536 + factor * (image.astype(np.int64) - base)) // 65536)
+
+
+@given(images)
+def test_histogram_equals_the_plain_one(image):
+    plain = [np.bincount(image[..., channel].ravel(), minlength=256) for channel in range(3)]
+    assert_array_equal(kernels.histogram(image), plain)
+
+
+@given(image=images, table=arrays(np.uint8, (3, 256)))
+def test_apply_table_equals_the_plain_one(image, table):
+    plain = np.stack([table[channel][image[..., channel]] for channel in range(3)], axis=-1)
+    assert_array_equal(kernels.apply_table(image, table), plain)
+
+
+@given(images)
+def test_gray_equals_the_plain_one(image):
+    plain = gray_plain(image)
+    assert_array_equal(kernels.to_gray(image), np.repeat(plain[..., None], 3, axis=2))
+    assert kernels.gray_sum(image) == plain.sum()
+
+
+@given(image=images, factor=factors)
+def test_blend_with_gray_equals_the_plain_one(image, factor):
+    plain = blend_plain(gray_plain(image)[..., None], image, factor)
+    assert_array_equal(kernels.blend_with_gray(image, factor), plain)
+
+
+@given(image=images, factor=factors)
+def test_blend_with_smooth_equals_the_plain_one(image, factor):
+    height, width = image.shape[:2]
+    wide = image.astype(np.int64)
+    smooth = wide.copy()
+    if height > 2 and width > 2:
+        around = sum(
+            wide[dy : height - 2 + dy, dx : width - 2 + dx] for dy in range(3) for dx in range(3)
+        )
+        smooth[1:-1, 1:-1] = (around + 4 * wide[1:-1, 1:-1] + 6) // 13
+    assert_array_equal(kernels.blend_with_smooth(image, factor), blend_plain(smooth, image, factor))
+
+
+@given(images)
+def test_a_factor_of_one_changes_nothing(image):
+    assert_array_equal(kernels.blend_with_gray(image, FIXED_ONE), image)
+    assert_array_equal(kernels.blend_with_smooth(image, FIXED_ONE), image)
+
+
+def test_kernels_leave_their_input_alone():
+    image = synthetic_image(9, 7)
+    before = image.copy()
+    rows, columns = kernels.resize_weights(9, 5), kernels.resize_weights(7, 5)
+    identity = np.array([FIXED_ONE, 9, 9, 9, FIXED_ONE, 9], np.int64)
+    for result in (
+        kernels.resample(image, *rows, *columns, True),
+        kernels.apply_affine(image, identity, _affine_weights(), np.zeros(3, np.uint8)),
+        kernels.apply_table(image, np.zeros((3, 256), np.uint8)),
+        kernels.to_gray(image),
+        kernels.blend_with_gray(image, 9),
+        kernels.blend_with_smooth(image, 9),
+    ):
+        assert not np.shares_memory(result, image)
+    assert_array_equal(image, before)

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from timm.data.mixup import Mixup
+
+from pipeline.identity import IMAGENET_MEAN, IMAGENET_STD, MixConfig
+from pipeline.records import FIXED_ONE, Box, MixKind, MixParams, ViewMix
+from pipeline.views.mixing import mix_images, normalise
+from pipeline.views.pairing import draw_mix
+from tests.factories import synthetic_image
+
+
+def views(count: int, size: int = 12) -> torch.Tensor:
+    images = np.stack([synthetic_image(size, size, seed) for seed in range(1, count + 1)])
+    return normalise(torch.from_numpy(images), IMAGENET_MEAN, IMAGENET_STD)
+
+
+def pairs(*params: MixParams) -> ViewMix:
+    """Mix rows 0 and 1, 2 and 3, ... by one of ``params`` each."""
+    mix = ViewMix.unmixed(2 * len(params))
+    for pair, one in enumerate(params):
+        if one.kind is not MixKind.NONE:
+            mix.set_row(2 * pair, 2 * pair + 1, one)
+            mix.set_row(2 * pair + 1, 2 * pair, one)
+    return mix
+
+
+def test_normalisation_is_torchvisions() -> None:
+    from torchvision.transforms.functional import normalize, to_tensor
+
+    pixels = synthetic_image(9, 9)
+    expected = normalize(to_tensor(pixels), list(IMAGENET_MEAN), list(IMAGENET_STD))
+    actual = normalise(torch.from_numpy(pixels[None]), IMAGENET_MEAN, IMAGENET_STD)[0]
+    # Two roundings instead of three; float32 has 7 digits.
+    torch.testing.assert_close(actual, expected, rtol=0, atol=2e-6)
+
+
+@given(lam=st.integers(0, FIXED_ONE))
+def test_mixup_is_the_plain_formula_and_symmetric(lam: int) -> None:
+    images = views(2)
+    mixed = mix_images(images, pairs(MixParams(kind=MixKind.MIXUP, lam=lam, box=None)))
+    share = np.float32(lam / FIXED_ONE)
+    for own, other in ((0, 1), (1, 0)):
+        plain = images[own].numpy() * share + images[other].numpy() * (np.float32(1) - share)
+        np.testing.assert_array_equal(mixed[own].numpy(), plain)
+
+
+def test_cutmix_takes_the_partners_box_and_leaves_the_rest() -> None:
+    images = views(2)
+    box = Box(top=2, left=3, height=4, width=5)
+    mixed = mix_images(images, pairs(MixParams(kind=MixKind.CUTMIX, lam=1, box=box)))
+    expected = images.clone()
+    expected[0, :, 2:6, 3:8], expected[1, :, 2:6, 3:8] = (
+        images[1, :, 2:6, 3:8],
+        images[0, :, 2:6, 3:8],
+    )
+    assert torch.equal(mixed, expected)
+
+
+def test_unmixed_rows_are_untouched_and_inputs_never_change() -> None:
+    images = views(4)
+    before = images.clone()
+    mixup = MixParams(kind=MixKind.MIXUP, lam=FIXED_ONE // 3, box=None)
+    mixed = mix_images(images, pairs(MixParams.none(), mixup))
+    assert torch.equal(mixed[:2], images[:2])
+    assert not torch.equal(mixed[2:], images[2:])
+    assert torch.equal(images, before)
+
+
+@given(seed=st.integers(0, 1000))
+def test_a_mixed_row_does_not_depend_on_its_batch(seed: int) -> None:
+    images = views(6)
+    config = MixConfig()
+    params = [draw_mix(seed, "shard", 0, (0, pair + 1), 12, config) for pair in range(3)]
+    whole = mix_images(images, pairs(*params))
+    for pair, one in enumerate(params):
+        alone = mix_images(images[2 * pair : 2 * pair + 2].clone(), pairs(one))
+        assert torch.equal(alone, whole[2 * pair : 2 * pair + 2])
+
+
+def test_a_pair_is_mixed_as_timm_mixes_a_flipped_batch_of_two() -> None:
+    images = views(2, size=16)
+    for cutmix in (False, True):
+        theirs = Mixup(
+            mixup_alpha=0.0 if cutmix else 0.8,
+            cutmix_alpha=1.0 if cutmix else 0.0,
+            label_smoothing=0.0,
+            num_classes=2,
+        )
+        np.random.seed(3)  # noqa: NPY002 - timm draws from the global generator
+        expected, target = theirs(images.clone(), torch.tensor([0, 1]))
+        lam = round(float(target[0, 0]) * FIXED_ONE)
+        if cutmix:
+            changed = (expected[0] != images[0]).any(dim=0).nonzero()
+            (top, left), (bottom, right) = changed.amin(0).tolist(), changed.amax(0).tolist()
+            box = Box(top=top, left=left, height=bottom - top + 1, width=right - left + 1)
+            params = MixParams(kind=MixKind.CUTMIX, lam=lam, box=box)
+        else:
+            params = MixParams(kind=MixKind.MIXUP, lam=lam, box=None)
+        actual = mix_images(images, pairs(params))
+        # lam is rounded to 2**-16 here, and values reach 2.6.
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4)

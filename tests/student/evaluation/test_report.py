@@ -1,0 +1,275 @@
+"""A checkpoint alone: evaluated, compared with the teacher, analysed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.errors import CheckpointError, ConfigError, StoreError
+from pipeline.identity import PRESETS, MixConfig
+from pipeline.views.mixing import normalise
+from student.cli import evaluate_main
+from student.config import EvaluateConfig
+from student.engine import train
+from student.evaluation.analysis import analyse, plot_analysis
+from student.evaluation.evaluate import Accuracy, Evaluation, evaluate
+from student.evaluation.report import evaluate_checkpoint, load_student
+from student.evaluation.validation import ValidationDataset, centre_views, read_teacher_labels
+from student.inputs import open_inputs
+from student.loading import LoaderOptions
+from student.model import split_heads, two_headed
+from tests.student.factories import SMALL_VIEWS, make_identity, make_store, write_digit_shards
+from tests.student.worlds import World, make_world
+
+VALIDATION = (13, 8)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A world with a run in it, validation shards, and their labels."""
+    root = tmp_path_factory.mktemp("world")
+    paths = write_digit_shards(root / "validation", VALIDATION)
+    centre = replace(PRESETS["center"], image_size=32)
+    identity = make_identity(augment=centre, mix=MixConfig(probability=0))
+    make_store(root / "validation.parquet", paths, identity=identity, views=1)
+    world = make_world(root, (14, 10))
+    for name, changes in (
+        ("run", {"ema_decay": 0.5}),
+        ("single", {"model": "deit_tiny_patch16_224", "distillation_kind": "classical"}),
+        ("none", {"distillation": "none"}),
+    ):
+        config = world.config(
+            root / name,
+            val_shards=(str(root / "validation" / "digits-*.tar"),),
+            val_labels=str(root / "validation.parquet"),
+            **changes,
+        )
+        train(config, open_inputs(config))
+    return world
+
+
+def settings(world: World, run: str = "run", **changes) -> EvaluateConfig:
+    values = {
+        "checkpoint": world.root / run / "last.pt",
+        "val_shards": (str(world.root / "validation" / "digits-*.tar"),),
+        "val_labels": str(world.root / "validation.parquet"),
+        "workers": 0,
+        "threads": 1,
+        "device": "cpu",
+        "eval_batch_size": 8,
+    }
+    return EvaluateConfig(**{**values, **changes})
+
+
+@pytest.fixture(autouse=True)
+def _quickly(monkeypatch) -> None:
+    monkeypatch.setattr("student.evaluation.report._SECONDS_OF_SPEED", 0.0)
+
+
+@pytest.mark.parametrize("run", ["run", "single", "none"])
+def test_a_checkpoint_alone_gives_the_accuracies_that_its_run_found(world, run) -> None:
+    report = evaluate_checkpoint(settings(world, run))
+    last = (world.root / run / "metrics.jsonl").read_text().splitlines()[-1]
+    logged = json.loads(last)
+    pairs = (
+        {"raw": "evaluation", "ema": "ema_evaluation"} if run == "run" else {"raw": "evaluation"}
+    )
+    assert set(report.evaluations) == set(pairs)
+    for name, line in pairs.items():
+        found = json.loads(json.dumps(report.evaluations[name].to_json()))
+        for timing in (found, logged[line]):
+            timing.pop("images_per_second")
+        assert found == logged[line]
+    assert report.forward_images_per_second > 0
+
+
+def test_a_single_head_has_one_accuracy_and_is_the_headline(world) -> None:
+    evaluation = evaluate_checkpoint(settings(world, "single")).evaluations["raw"]
+    assert evaluation.distillation_head is evaluation.sum_of_softmaxes is None
+    assert evaluation.of("mean_of_logits") == evaluation.class_head
+
+
+def test_teacher_and_student_are_compared_on_the_same_images(world) -> None:
+    paths = sorted((world.root / "validation").glob("*.tar"))
+    labels = read_teacher_labels(str(world.root / "validation.parquet"), paths)
+    views = centre_views(SMALL_VIEWS, 0.875)
+    data = ValidationDataset(paths, views, classes=10, batch_size=21, labels=labels)
+    model = load_student(world.root / "run" / "last.pt")
+    found = evaluate(model, data, LoaderOptions())
+    batch = data[0]
+    with torch.no_grad(), two_headed(model):
+        images = normalise(batch.pixels, views.mean, views.std)
+        class_logits, distillation_logits = split_heads(model(images))
+    assert found.teacher is not None
+    assert found.teacher.samples == sum(VALIDATION)
+    expected = (batch.teacher == batch.target).double().mean()
+    assert found.teacher.accuracy == pytest.approx(expected.item())
+    for name, logits in (("class_head", class_logits), ("distillation_head", distillation_logits)):
+        share = (logits.argmax(1) == batch.teacher).double().mean()
+        assert found.teacher.agreement[name] == pytest.approx(share.item())
+
+
+def test_labels_of_augmented_views_are_no_validation_labels(world) -> None:
+    with pytest.raises(StoreError, match="--preset center"):
+        evaluate_checkpoint(settings(world, val_labels=str(world.root / "labels.parquet")))
+
+
+def test_the_analysis_is_its_definition(world) -> None:
+    report = evaluate_checkpoint(settings(world, analysis=True))
+    analysis = report.analysis
+    assert analysis is not None
+    assert analysis.names == (
+        *("truth", "teacher", "class_head", "distillation_head", "mean_of_logits"),
+    )
+    matrix = np.array(analysis.disagreement)
+    assert (matrix == matrix.T).all()
+    assert (np.diag(matrix) == 0).all()
+    raw = report.evaluations["raw"]
+    truth = dict(zip(analysis.names, matrix[0], strict=True))
+    assert raw.teacher is not None
+    assert truth["teacher"] == pytest.approx(1 - raw.teacher.accuracy)
+    for name in ("class_head", "distillation_head", "mean_of_logits"):
+        assert truth[name] == pytest.approx(1 - getattr(raw, name).top1)
+        assert matrix[1][analysis.names.index(name)] == pytest.approx(
+            1 - raw.teacher.agreement[name]
+        )
+    assert analysis.token_cosine is not None
+    assert len(analysis.token_cosine) == 3  # the input and two blocks
+    model = load_student(world.root / "run" / "last.pt")
+    views = centre_views(SMALL_VIEWS, 0.875)
+    paths = sorted((world.root / "validation").glob("*.tar"))
+    batch = ValidationDataset(paths, views, classes=10, batch_size=sum(VALIDATION))[0]
+    with torch.no_grad(), two_headed(model):
+        images = normalise(batch.pixels, views.mean, views.std)
+        heads = [logits.argmax(1) for logits in split_heads(model(images))]
+        tokens = model.norm_pre(model._pos_embed(model.patch_embed(images)))
+        expected = []
+        for block in (torch.nn.Identity(), *model.blocks):
+            tokens = block(tokens)
+            cosines = torch.cosine_similarity(tokens[:, 0], tokens[:, 1], dim=-1)
+            expected.append(cosines.mean().item())
+    assert analysis.token_cosine == pytest.approx(expected, abs=1e-5)
+    assert len(set(expected)) == 3
+    one, other = (analysis.names.index(name) for name in ("class_head", "distillation_head"))
+    differ = (heads[0] != heads[1]).double().mean().item()
+    assert matrix[one][other] == pytest.approx(differ)
+
+
+def test_a_student_without_tokens_is_analysed_without_them(world) -> None:
+    analysis = evaluate_checkpoint(settings(world, "single", analysis=True)).analysis
+    assert analysis is not None
+    assert analysis.token_cosine is None
+    assert analysis.names == ("truth", "teacher", "class_head")
+
+
+def test_an_analysis_leaves_no_hook_behind(world) -> None:
+    model = load_student(world.root / "run" / "last.pt")
+    paths = sorted((world.root / "validation").glob("*.tar"))
+    data = ValidationDataset(paths, centre_views(SMALL_VIEWS, 1.0), classes=10, batch_size=8)
+    found = analyse(model, data, LoaderOptions())
+    assert "teacher" not in found.names
+    assert not any(one._forward_hooks or one._forward_pre_hooks for one in model.modules())
+
+
+def test_the_plot_is_an_image(world, tmp_path) -> None:
+    analysis = evaluate_checkpoint(settings(world, analysis=True)).analysis
+    assert analysis is not None
+    plot_analysis(analysis, tmp_path / "new" / "plot.png")
+    assert (tmp_path / "new" / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_missing_matplotlib_is_named(world, tmp_path, monkeypatch) -> None:
+    analysis = evaluate_checkpoint(settings(world, analysis=True)).analysis
+    assert analysis is not None
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ConfigError, match="extra 'plots'"):
+        plot_analysis(analysis, tmp_path / "plot.png")
+
+
+def test_the_command_prints_tables_and_writes_json(world, tmp_path, capsys) -> None:
+    flags = (
+        *("--checkpoint", str(world.root / "run" / "best.pt"), "--val-shards"),
+        *(str(world.root / "validation" / "digits-*.tar"), "--workers", "0", "--threads", "1"),
+        *("--val-labels", str(world.root / "validation.parquet"), "--analysis"),
+        *("--json", str(tmp_path / "report.json"), "--device", "cpu"),
+    )
+    evaluate_main(flags)
+    text = capsys.readouterr().out
+    for words in ("sum of softmaxes", "averaged weights", "the teacher", "disagreement", "cosine"):
+        assert words in text
+    values = json.loads((tmp_path / "report.json").read_text())
+    assert values["evaluations"]["ema"]["samples"] == sum(VALIDATION)
+    assert values["analysis"]["names"][0] == "truth"
+
+
+def test_a_file_that_is_no_checkpoint_is_one_error(world, tmp_path, capsys) -> None:
+    (tmp_path / "bad.pt").write_bytes(b"no")
+    with pytest.raises(SystemExit):
+        evaluate_main(["--checkpoint", str(tmp_path / "bad.pt"), "--val-shards", "x.tar"])
+    assert capsys.readouterr().err.startswith("evaluate-student: error: ")
+    with pytest.raises(CheckpointError, match="no averaged weights"):
+        load_student(world.root / "single" / "last.pt", "ema")
+
+
+@pytest.mark.parametrize(
+    ("top1", "permuted", "samples", "expected"),
+    [
+        (0.1, 0.9, 1000, True),
+        (0.9, 0.9, 1000, False),
+        (0.1, 0.9, 50, False),
+        (0.1, 0.1, 1000, False),
+    ],
+)
+def test_only_a_student_that_tells_classes_apart_by_other_names_is_suspected(
+    top1, permuted, samples, expected
+) -> None:
+    evaluation = Evaluation(
+        samples=samples,
+        class_head=Accuracy(top1=top1, top5=1.0),
+        distillation_head=None,
+        mean_of_logits=None,
+        sum_of_softmaxes=None,
+        teacher=None,
+        permuted_top1=permuted,
+        images_per_second=1.0,
+    )
+    assert evaluation.classes_look_permuted(10) == expected
+
+
+class Namer(torch.nn.Module):
+    """Calls class c by another number, knowing it from the shards' order."""
+
+    def __init__(self, targets: torch.Tensor, names: torch.Tensor, classes: int = 10) -> None:
+        super().__init__()
+        self.classes = classes
+        self.unused = torch.nn.Parameter(torch.zeros(1))
+        self.targets, self.names, self.seen = targets, names, 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        mine = self.targets[self.seen : self.seen + len(images)]
+        self.seen += len(images)
+        return torch.nn.functional.one_hot(self.names[mine], self.classes).float()
+
+
+@pytest.mark.parametrize("names", ["shifted", "collapsed"])
+def test_classes_in_another_order_are_told_from_a_student_that_knows_none(tmp_path, names) -> None:
+    paths = write_digit_shards(tmp_path, [200])
+    data = ValidationDataset(paths, centre_views(SMALL_VIEWS, 1.0), classes=10, batch_size=64)
+    targets = torch.cat([data[item].target for item in range(len(data))])
+    called = (torch.arange(10) + 1) % 10 if names == "shifted" else torch.full((10,), 3)
+    found = evaluate(Namer(targets, called), data, LoaderOptions())
+    assert found.permuted_top1 == (1.0 if names == "shifted" else pytest.approx(0.1, abs=0.05))
+    assert found.classes_look_permuted(10) == (names == "shifted")
+
+
+def test_of_few_classes_nothing_is_said_about_their_order(tmp_path) -> None:
+    paths = write_digit_shards(tmp_path, [200])
+    data = ValidationDataset(paths, centre_views(SMALL_VIEWS, 1.0), classes=40, batch_size=64)
+    targets = torch.cat([data[item].target for item in range(len(data))])
+    namer = Namer(targets, (torch.arange(10) + 1) % 10, classes=40)
+    assert evaluate(namer, data, LoaderOptions()).permuted_top1 == 0

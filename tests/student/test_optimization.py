@@ -1,0 +1,142 @@
+"""How a step changes weights: averages, reduced precision, compilation, pieces."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.errors import ConfigError
+from student.distributed import Ranks
+from student.engine import Outcome, Trainer, train
+from student.inputs import open_inputs
+from student.optimization import Optimisation
+from tests.student.factories import write_digit_shards
+from tests.student.worlds import World, make_world, train_and_report
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    root = tmp_path_factory.mktemp("world")
+    write_digit_shards(root / "validation", [9])
+    return make_world(root, (14, 10))
+
+
+def run(world: World, output: Path, stop_after: int | None = None, **changes: Any) -> Outcome:
+    config = world.config(output, batch_size=8, **changes)
+    return train(config, open_inputs(config), stop_after=stop_after)
+
+
+def test_the_average_is_its_formula_over_the_weights_of_all_steps(world, tmp_path) -> None:
+    config = world.config(tmp_path / "run", ema_decay=0.9)
+    trainer = Trainer(config, open_inputs(config))
+    expected = {name: one.clone() for name, one in trainer.model.state_dict().items()}
+    finish = trainer.optimisation.finish
+
+    def follow() -> None:
+        finish()
+        for name, weight in trainer.model.state_dict().items():
+            expected[name] = 0.9 * expected[name] + 0.1 * weight
+
+    trainer.optimisation.finish = follow  # type: ignore[method-assign]
+    trainer.run()
+    assert trainer.optimisation.average is not None
+    for name, weight in trainer.optimisation.average.state_dict().items():
+        # One lerp in float32 against two products.
+        torch.testing.assert_close(weight, expected[name], rtol=1e-5, atol=1e-7)
+
+
+def test_averages_of_bf16_weights_are_rounded_to_the_nearest_not_by_chance(world, tmp_path) -> None:
+    config = world.config(tmp_path / "run", ema_decay=0.9)
+    model = torch.nn.Linear(64, 64, dtype=torch.bfloat16)
+    optimisation = Optimisation(model, config, torch.device("cpu"))
+    expected = model.weight.detach().clone()
+    with torch.no_grad():
+        model.weight.add_(1.0)
+    optimisation.begin(0.0)
+    optimisation.finish()
+    assert optimisation.average is not None
+    expected.lerp_(model.weight.detach(), 0.1)
+    assert torch.equal(optimisation.average.get_parameter("weight"), expected)
+
+
+@pytest.mark.parametrize("changes", [{"ema_decay": 0.9}, {"ema_decay": 0.5, "precision": "fp16"}])
+def test_averages_and_loss_scales_go_on_where_a_run_stopped(world, tmp_path, changes) -> None:
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    run(world, straight, **changes)
+    run(world, stopped, stop_after=4, **changes)
+    run(world, stopped, resume="auto", **changes)
+    one, other = (torch.load(path / "last.pt", weights_only=True) for path in (straight, stopped))
+    assert one["scaler"] == other["scaler"]
+    for part in ("model", "ema"):
+        assert all(torch.equal(one[part][name], other[part][name]) for name in one[part])
+    assert any(not torch.equal(one["ema"][name], one["model"][name]) for name in one["ema"])
+
+
+def test_keeping_an_average_changes_no_weights(world, tmp_path) -> None:
+    plain = run(world, tmp_path / "plain")
+    averaged = run(world, tmp_path / "averaged", ema_decay=0.99)
+    assert plain.weights == averaged.weights
+
+
+def test_the_average_is_evaluated_beside_the_weights_and_may_be_the_best(world, tmp_path) -> None:
+    validation = (str(world.root / "validation" / "digits-0.tar"),)
+    outcome = run(world, tmp_path / "run", val_shards=validation, ema_decay=0.5)
+    assert outcome.evaluation is not None
+    assert outcome.ema_evaluation is not None
+    best = torch.load(tmp_path / "run" / "best.pt", weights_only=True)
+    scores = [best["metrics"][name]["mean_of_logits"]["top1"] for name in ("raw", "ema")]
+    assert best["best"] == max(scores)
+
+
+def test_fp16_scales_the_loss_and_bf16_does_not(world, tmp_path) -> None:
+    weights = set()
+    for precision in ("fp32", "bf16", "fp16"):
+        outcome = run(world, tmp_path / precision, precision=precision)
+        weights.add(outcome.weights)
+        saved = torch.load(tmp_path / precision / "last.pt", weights_only=True)
+        assert bool(saved["scaler"]) == (precision == "fp16")
+    assert len(weights) == 3
+
+
+def test_a_compiled_student_runs_its_graph_and_keeps_its_names(world, tmp_path, monkeypatch):
+    compiled = []
+
+    def backend(graph: Any, _inputs: Any) -> Any:
+        compiled.append(graph)
+        return graph
+
+    original = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: original(self, backend=backend))
+    outcome = run(world, tmp_path / "run", compile=True, ema_decay=0.5)
+    assert compiled
+    saved = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    plain = run(world, tmp_path / "plain", stop_after=1)
+    names = torch.load(tmp_path / "plain" / "last.pt", weights_only=True)["model"]
+    assert set(saved["model"]) == set(names) == set(saved["ema"])
+    assert outcome.steps == plain.steps * 9
+
+
+def test_pieces_of_a_batch_hold_its_rows_in_order(world, tmp_path) -> None:
+    whole = train_and_report(world.config(tmp_path / "a"), Ranks(), None, lambda: False)
+    config = world.config(tmp_path / "b", accumulate=3)
+    pieces = train_and_report(config, Ranks(), None, lambda: False)
+    assert pieces.rows == whole.rows
+
+
+def test_evaluating_every_second_epoch_still_evaluates_the_last(world, tmp_path) -> None:
+    import json
+
+    validation = (str(world.root / "validation" / "digits-0.tar"),)
+    run(world, tmp_path / "run", val_shards=validation, eval_epochs=2)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    epochs = [json.loads(line) for line in lines if json.loads(line)["kind"] == "epoch"]
+    assert ["evaluation" in line for line in epochs] == [False, True, True]
+
+
+def test_an_unknown_optimiser_is_refused_by_its_flag(world, tmp_path) -> None:
+    with pytest.raises(ConfigError, match="--optimizer 'adamv'"):
+        run(world, tmp_path / "run", optimizer="adamv")
+    assert run(world, tmp_path / "sgd", optimizer="sgd").steps == 9

@@ -1,0 +1,349 @@
+"""The order of training: what it covers, and how it may be reached."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
+
+from pipeline.errors import ConfigError, StoreError
+from pipeline.identity import MixConfig
+from pipeline.records import NO_PARTNER
+from pipeline.store.manifest import Manifest
+from pipeline.views.pairing import block_of, draw_groups, draw_partners
+from student.order import PlanConfig, PlannedBatch, TrainingPlan
+from tests.student.factories import make_identity, make_manifest
+
+Row = tuple[int, int, int]  # shard, sample, view
+
+
+@dataclass(frozen=True)
+class Case:
+    manifest: Manifest
+    config: PlanConfig
+
+    def plan(self) -> TrainingPlan:
+        return TrainingPlan(self.manifest, self.config)
+
+
+@st.composite
+def cases(draw: st.DrawFn, max_epochs: int = 4) -> Case:
+    """Stores of odd shards with rejections, and a batch size that fits."""
+    sizes = draw(st.lists(st.sampled_from([1, 2, 3, 5, 17, 34]), min_size=2, max_size=6))
+    rejected = {
+        number: draw(st.lists(st.integers(0, size - 1), unique=True, max_size=3))
+        for number, size in enumerate(sizes)
+    }
+    repeated = draw(st.booleans())
+    first = draw(st.sampled_from([0, 3, 12]))
+    manifest = make_manifest(sizes, rejected=rejected, first_view=first, views=6)
+    rows = sum(manifest.accepted_samples(number) for number in range(len(sizes)))
+    unit = 6 if repeated else 2
+    if rows < unit:
+        manifest = make_manifest([17, 3], first_view=first, views=6)
+        rows = 20
+    config = PlanConfig(
+        seed=draw(st.integers(0, 3)),
+        batch_size=unit * draw(st.integers(1, min(rows // unit, 4))),
+        epochs=draw(st.integers(1, max_epochs)),
+        repeated_augmentation=repeated,
+        window_shards=draw(st.integers(1, 3)),
+    )
+    return Case(manifest, config)
+
+
+def rows_of(batch: PlannedBatch) -> list[Row]:
+    triples = zip(batch.shard, batch.sample, batch.view, strict=True)
+    return [(int(a), int(b), int(c)) for a, b, c in triples]
+
+
+def all_rows(plan: TrainingPlan) -> list[Row]:
+    return [row for step in range(plan.steps) for row in rows_of(plan.batch(step))]
+
+
+def expected_rows(manifest: Manifest, views: range) -> set[Row]:
+    rejected = {(n, one.index) for n, many in manifest.rejections.items() for one in many}
+    return {
+        (shard.number, index, view)
+        for shard in manifest.shards
+        for index in range(shard.samples)
+        for view in views
+        if (shard.number, index) not in rejected
+    }
+
+
+def assert_equal_batches(one: PlannedBatch, other: PlannedBatch) -> None:
+    for name in ("shard", "sample", "view", "partner"):
+        assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+@given(case=cases())
+@settings(max_examples=80, deadline=None)
+def test_every_epoch_shows_each_accepted_sample_once_up_to_the_tail(case: Case) -> None:
+    plan = case.plan()
+    per_pass, first = case.config.views_per_unit, plan.first_view
+    rows = all_rows(plan)
+    assert len(rows) == plan.steps * case.config.batch_size
+    assert plan.dropped_rows == case.config.epochs * plan.rows_per_epoch - len(rows)
+    assert 0 <= plan.dropped_rows < case.config.batch_size
+    assert max(Counter(rows).values()) == 1
+    passes = -(-case.config.epochs // per_pass)
+    assert set(rows) <= expected_rows(case.manifest, range(first, first + passes * per_pass))
+    for done in range(1, case.config.epochs // per_pass + 1):
+        expected = expected_rows(case.manifest, range(first, first + done * per_pass))
+        odd = done * plan.rows_per_epoch % 2  # the last single waits for its mate
+        shown = rows[: len(expected) - odd * per_pass]
+        assert set(shown) <= expected
+        assert len(shown) == min(len(expected) - odd * per_pass, len(rows))
+
+
+@given(case=cases(max_epochs=6))
+@settings(max_examples=40, deadline=None)
+def test_three_epochs_of_repeated_augmentation_show_each_view_once(case: Case) -> None:
+    repeated = case.config.repeated_augmentation
+    plan = TrainingPlan(
+        case.manifest,
+        PlanConfig(
+            seed=case.config.seed,
+            batch_size=case.config.unit_rows,  # so small that no more than a unit is dropped
+            epochs=3,
+            repeated_augmentation=repeated,
+        ),
+    )
+    rows = all_rows(plan)
+    expected = expected_rows(case.manifest, range(plan.first_view, plan.first_view + 3))
+    assert len(rows) == len(set(rows))
+    assert set(rows) <= expected
+    assert len(expected) - len(rows) < case.config.unit_rows
+
+
+@given(case=cases(), order=st.randoms(use_true_random=False))
+@settings(max_examples=40, deadline=None)
+def test_a_batch_does_not_depend_on_the_batches_asked_for_before_it(case, order) -> None:
+    plan = case.plan()
+    in_order = [plan.batch(step) for step in range(plan.steps)]
+    steps = list(range(plan.steps))
+    order.shuffle(steps)
+    for step in steps[:10]:
+        assert_equal_batches(case.plan().batch(step), in_order[step])
+        assert_equal_batches(plan.batch(step), in_order[step])
+
+
+@given(case=cases(), ranks=st.sampled_from([1, 2, 3]), share=st.sampled_from([1, 2, 3]))
+@settings(max_examples=40, deadline=None)
+def test_the_slices_of_all_ranks_are_the_global_batch(case: Case, ranks: int, share: int) -> None:
+    size = case.config.unit_rows * ranks * share
+    if size > sum(map(case.manifest.accepted_samples, case.manifest.by_shard)):
+        return
+    config = PlanConfig(
+        seed=1,
+        batch_size=size,
+        epochs=2,
+        repeated_augmentation=case.config.repeated_augmentation,
+    )
+    plan = TrainingPlan(case.manifest, config)
+    for step in range(min(plan.steps, 5)):
+        slices = [plan.slice(step, rank, ranks) for rank in range(ranks)]
+        rows = size // ranks
+        joined = PlannedBatch(
+            shard=np.concatenate([one.shard for one in slices]),
+            sample=np.concatenate([one.sample for one in slices]),
+            view=np.concatenate([one.view for one in slices]),
+            partner=np.concatenate([one.partner + rows * i for i, one in enumerate(slices)]),
+        )
+        assert_equal_batches(joined, plan.batch(step))
+
+
+def drawn_partner(manifest: Manifest, row: Row) -> int | None:
+    """Return the sample that pairing gives a row as partner, the plain way."""
+    shard, sample, view = row
+    info, identity = manifest.by_shard[shard], manifest.identity
+    mix = identity.mix
+    groups = draw_groups(
+        identity.root_seed, info.key_hash, info.samples, block_of(view, mix), mix
+    ).groups
+    for number, group in enumerate(groups):
+        if sample in group:
+            places = draw_partners(identity.root_seed, info.key_hash, view, number, len(group), mix)
+            place = places[group.index(sample)]
+            return None if place == NO_PARTNER else group[place]
+    raise AssertionError(row)
+
+
+@given(case=cases())
+@settings(max_examples=40, deadline=None)
+def test_partners_are_those_that_pairing_draws_and_rejected_ones_are_left_out(case) -> None:
+    plan = case.plan()
+    rejected = {(n, one.index) for n, many in case.manifest.rejections.items() for one in many}
+    for step in range(plan.steps):
+        batch = plan.batch(step)
+        rows = rows_of(batch)
+        for row, partner_row in enumerate(batch.partner):
+            shard, _, view = rows[row]
+            partner = drawn_partner(case.manifest, rows[row])
+            if partner is None or (shard, partner) in rejected:
+                assert partner_row == row
+            else:
+                assert rows[partner_row] == (shard, partner, view)
+                assert batch.partner[partner_row] == row
+
+
+@given(case=cases())
+@settings(max_examples=30, deadline=None)
+def test_a_unit_is_two_samples_at_consecutive_views(case: Case) -> None:
+    plan, views = case.plan(), case.config.views_per_unit
+    batch = plan.batch(plan.steps - 1)
+    shaped = batch.view.reshape(-1, 2, views)
+    assert_array_equal(shaped - shaped[..., :1], np.broadcast_to(np.arange(views), shaped.shape))
+    for name in ("shard", "sample"):
+        values = getattr(batch, name).reshape(-1, 2, views)
+        assert (values == values[..., :1]).all()
+    assert (shaped[..., 0] % views == 0).all()
+
+
+def test_one_seed_gives_one_order_and_another_seed_another() -> None:
+    manifest = make_manifest([97, 17, 3])
+    orders = [
+        all_rows(TrainingPlan(manifest, PlanConfig(seed=seed, batch_size=10, epochs=1)))
+        for seed in (0, 0, 1)
+    ]
+    assert orders[0] == orders[1]
+    assert orders[0] != orders[2]
+
+
+def test_epochs_differ_in_order() -> None:
+    plan = TrainingPlan(make_manifest([34, 34]), PlanConfig(seed=0, batch_size=68, epochs=2))
+    first, second = ([row[:2] for row in rows_of(plan.batch(step))] for step in (0, 1))
+    assert first != second
+    assert sorted(first) == sorted(second)
+
+
+@given(case=cases())
+@settings(max_examples=40, deadline=None)
+def test_epochs_share_out_the_steps_without_gap(case: Case) -> None:
+    plan = case.plan()
+    assert plan.epoch_start(0) == 0
+    for step in range(plan.steps):
+        epoch = plan.epoch_of(step)
+        assert plan.epoch_start(epoch) <= step < plan.epoch_start(epoch + 1)
+    assert plan.steps == case.config.epochs * plan.rows_per_epoch // case.config.batch_size
+
+
+def test_a_plan_survives_pickling() -> None:
+    plan = TrainingPlan(make_manifest([17, 5]), PlanConfig(seed=0, batch_size=4, epochs=2))
+    before = plan.batch(3)
+    assert_equal_batches(pickle.loads(pickle.dumps(plan)).batch(3), before)
+
+
+def test_the_order_of_training_never_changes() -> None:
+    """A golden value: with another order a resumed run would repeat and miss samples."""
+    manifest = make_manifest([5, 17, 3], rejected={1: [4]})
+    plan = TrainingPlan(manifest, PlanConfig(seed=0, batch_size=4, epochs=2, window_shards=2))
+    assert rows_of(plan.batch(0)) == [(0, 3, 0), (0, 1, 0), (2, 1, 0), (2, 0, 0)]
+    assert rows_of(plan.batch(plan.steps - 1)) == [(2, 1, 1), (2, 0, 1), (1, 12, 1), (2, 2, 1)]
+
+
+def test_a_plan_of_a_million_samples_finds_a_late_batch_without_walking_to_it() -> None:
+    manifest = make_manifest([1000] * 1280 + [999], views=300, rejected={7: [3], 700: [5, 6]})
+    started = time.perf_counter()
+    plan = TrainingPlan(manifest, PlanConfig(seed=0, batch_size=1024, epochs=300))
+    rows = rows_of(plan.batch(plan.steps - 1))
+    assert {row[2] for row in rows} == {299}
+    assert time.perf_counter() - started < 5  # about 0.2 s; a walk takes hours
+
+
+def refusal(manifest: Manifest, **settings_: int) -> str:
+    values = {"seed": 0, "batch_size": 4, "epochs": 1, **settings_}
+    with pytest.raises(ConfigError) as caught:
+        TrainingPlan(manifest, PlanConfig(**values))
+    return str(caught.value)
+
+
+def test_a_batch_size_that_does_not_fit_is_refused_with_those_that_do() -> None:
+    manifest = make_manifest([20])
+    assert "use 6 or 8" in refusal(manifest, batch_size=7)
+    assert "use 20" in refusal(manifest, batch_size=22)
+    assert "use 6 or 12" in refusal(manifest, batch_size=8, repeated_augmentation=True)
+    assert "fewer than the smallest batch" in refusal(make_manifest([1]), batch_size=2)
+    assert "batch_size is 0" in refusal(manifest, batch_size=0)
+    plan = TrainingPlan(manifest, PlanConfig(seed=0, batch_size=8, epochs=1))
+    with pytest.raises(ConfigError, match="use 6 or 12"):
+        plan.slice(0, 0, 3)
+
+
+def test_more_epochs_than_views_are_refused_with_the_way_to_more_views() -> None:
+    manifest = make_manifest([20], first_view=3, views=6)
+    message = refusal(manifest, epochs=7)
+    assert "7 epochs need 7 views" in message
+    assert "--extend-to 10" in message
+    assert "9 views" in refusal(manifest, batch_size=6, epochs=7, repeated_augmentation=True)
+    TrainingPlan(manifest, PlanConfig(seed=0, batch_size=6, epochs=6, repeated_augmentation=True))
+
+
+def test_repeated_augmentation_needs_whole_triples() -> None:
+    manifest = make_manifest([20], first_view=4, views=6)
+    message = refusal(manifest, batch_size=6, repeated_augmentation=True)
+    assert "--first-view 3" in message
+
+
+def test_cycling_does_not_make_triples_of_two_views() -> None:
+    manifest = make_manifest([20], views=2)
+    settings = {"batch_size": 6, "epochs": 3, "repeated_augmentation": True, "cycle_views": True}
+    message = refusal(manifest, **settings)
+    assert "shows 3 views of a sample in one batch, and the store has 2; add" in message
+    assert "--extend-to 3" in message
+
+
+def test_pairs_without_mixing_are_units_too() -> None:
+    identity = make_identity(mix=MixConfig(probability=0))
+    plan = TrainingPlan(
+        make_manifest([5], identity=identity), PlanConfig(seed=0, batch_size=4, epochs=2)
+    )
+    assert len(set(all_rows(plan))) == 8
+
+
+def test_a_manifest_whose_rejections_do_not_fit_is_refused() -> None:
+    plan = TrainingPlan(
+        make_manifest([20], rejected={0: [20]}), PlanConfig(seed=0, batch_size=4, epochs=1)
+    )
+    with pytest.raises(StoreError, match="other samples than their manifest counts"):
+        plan.batch(0)
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+@pytest.mark.parametrize("sizes", [(17, 3, 34), (17, 5, 5)])
+def test_cycling_shows_every_view_again_and_no_other(sizes, repeated: bool) -> None:
+    manifest = make_manifest(sizes, first_view=3, views=6)
+    settings = PlanConfig(
+        seed=1, batch_size=6, epochs=12, repeated_augmentation=repeated, cycle_views=True
+    )
+    plan = TrainingPlan(manifest, settings)
+    rows: Counter[Row] = Counter()
+    for step in range(plan.steps):
+        batch = plan.batch(step)
+        rows.update(
+            (int(a), int(b), int(c))
+            for a, b, c in zip(batch.shard, batch.sample, batch.view, strict=True)
+        )
+    assert {view for _, _, view in rows} == set(range(3, 9))
+    assert sum(2 - count for count in rows.values()) == plan.dropped_rows
+    assert len(rows) == sum(sizes) * 6
+    first = TrainingPlan(manifest, PlanConfig(**{**vars_of(settings), "epochs": 6}))
+    for step in range(first.steps):
+        assert_array_equal(first.batch(step).sample, plan.batch(step).sample)
+
+
+def vars_of(config: PlanConfig) -> dict[str, object]:
+    return {name: getattr(config, name) for name in PlanConfig.__dataclass_fields__}
+
+
+def test_too_few_views_are_refused_with_both_ways_out() -> None:
+    with pytest.raises(ConfigError, match=r"--extend-to 7, or show .*--cycle-views"):
+        TrainingPlan(make_manifest([17]), PlanConfig(seed=0, batch_size=2, epochs=7))
