@@ -7,19 +7,20 @@ import hashlib
 import io
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from dataclasses import replace as replace_field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, get_args
 
 import torch
 from torch import Tensor
 
-from pipeline.errors import CheckpointError, ConfigError
+from pipeline.errors import CheckpointError, ConfigError, PipelineError
 from pipeline.files.local import replace, writing
-from pipeline.identity import canonical_json, different_fields
-from pipeline.labelling.weights import state_digest
+from pipeline.growth import from_plain
+from pipeline.identity import AugmentConfig, Precision, canonical_json, different_fields
+from pipeline.labelling.weights import leaves, load_tensors, state_digest
 
 __all__ = [
     "BEST",
@@ -27,6 +28,7 @@ __all__ = [
     "PREVIOUS",
     "Checkpoint",
     "RunIdentity",
+    "SavedStudent",
     "claim_output",
     "read_checkpoint",
     "read_sound_checkpoint",
@@ -39,6 +41,7 @@ LAST, PREVIOUS, BEST, TORN = "last.pt", "previous.pt", "best.pt", "torn.pt"
 LOCK = ".lock"
 
 _VERSION = 2
+_OTHER = "give last.pt or best.pt of a run"
 _CURE = "resume from another checkpoint, or start again without --resume in a new --output"
 
 
@@ -78,6 +81,47 @@ class Checkpoint:
     metrics: Mapping[str, Any]  # of the last evaluation
     best: float  # top-1 of the best evaluation so far, -1 before the first
     fallback: bool = False  # read in place of a torn last.pt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedStudent:
+    """What a checkpoint says of its student; nothing of it is to be trusted."""
+
+    model: str
+    model_args: tuple[str, ...]
+    classes: int
+    image_size: int
+    heads: int | None
+    headline: str
+    precision: Precision
+    views: AugmentConfig  # of validation
+
+    @staticmethod
+    def from_values(values: Mapping[str, Any], path: Path) -> SavedStudent:
+        """Build it from a checkpoint's ``student``; raises ``CheckpointError`` if malformed."""
+        try:
+            views = from_plain(AugmentConfig, values["views"], "views")
+            found = SavedStudent(
+                **{**values, "views": views, "model_args": tuple(values["model_args"])}
+            )
+            sound = (
+                all(isinstance(one, str) for one in (found.model, *found.model_args))
+                and _is_whole(found.classes, 1, 65535)
+                and _is_whole(found.image_size, 1, 4096)
+                and _is_whole(views.image_size, 1, 4096)
+                and found.heads in (None, 1, 2)
+                and found.headline in ("class_head", "mean_of_logits")
+                and found.precision in get_args(Precision)
+            )
+        except (KeyError, TypeError, ValueError, PipelineError) as error:
+            raise CheckpointError(f"{path} describes no student ({error!r}); {_OTHER}") from error
+        if not sound:
+            raise CheckpointError(f"{path} describes no student: {dict(values)}; {_OTHER}")
+        return found
+
+
+def _is_whole(value: object, low: int, high: int) -> bool:
+    return type(value) is int and low <= value <= high
 
 
 def claim_output(output: Path) -> IO[bytes]:
@@ -197,7 +241,7 @@ def read_values(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; give a last.pt or best.pt")
     try:
-        values = torch.load(path, map_location="cpu", weights_only=True)
+        values = load_tensors(path)
     except Exception as error:  # torn files raise a dozen kinds
         raise CheckpointError(
             f"{path} cannot be read, it is torn or no checkpoint "
@@ -209,8 +253,15 @@ def read_values(path: Path) -> dict[str, Any]:
             f"{path} is no checkpoint of this trainer (format version {version!r}, expected "
             f"{_VERSION}); {_CURE}"
         )
+    wrong = sorted(name for name, fits in _VALUES.items() if not fits(values.get(name)))
+    if wrong:
+        raise CheckpointError(f"{path} is malformed in {', '.join(wrong)}; {_CURE}")
     # PyTorch reads its files without their checksums.
-    if values.pop("digest", None) != _digest(values):
+    try:
+        sound = values.pop("digest", None) == _digest(values)
+    except (RuntimeError, TypeError, ValueError):  # values that no trainer writes
+        sound = False
+    if not sound:
         raise CheckpointError(f"{path} is damaged: its digest is another; {_CURE}")
     checked: dict[str, Any] = values
     return checked
@@ -218,23 +269,31 @@ def read_values(path: Path) -> dict[str, Any]:
 
 def _digest(values: Mapping[str, Any]) -> str:
     """Return the SHA-256 over all values of a checkpoint."""
-    leaves = dict(_leaves(values, ""))
-    tensors = {name: one for name, one in leaves.items() if isinstance(one, Tensor)}
-    others = {name: repr(one) for name, one in leaves.items() if name not in tensors}
+    found = dict(leaves(values))
+    tensors = {name: one for name, one in found.items() if isinstance(one, Tensor)}
+    others = {name: repr(one) for name, one in found.items() if name not in tensors}
     text = canonical_json({"tensors": state_digest(tensors), "others": others})
     return hashlib.sha256(text).hexdigest()
 
 
-def _leaves(values: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Yield all that mappings and sequences hold, by path."""
-    if isinstance(values, Mapping):
-        for name, value in values.items():
-            yield from _leaves(value, f"{path}/{name}")
-    elif isinstance(values, list | tuple):
-        for place, value in enumerate(values):
-            yield from _leaves(value, f"{path}/{place}")
-    else:
-        yield path, values
+def _is_mapping(value: object) -> bool:
+    return isinstance(value, Mapping)
+
+
+def _is_state(value: object) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(name, str) and isinstance(one, Tensor) for name, one in value.items()
+    )
+
+
+_VALUES: Mapping[str, Callable[[object], bool]] = {
+    "model": _is_state,
+    "ema": lambda value: value is None or _is_state(value),
+    "step": lambda value: _is_whole(value, 0, 1 << 62),
+    "best": lambda value: type(value) in (int, float),
+    **dict.fromkeys(("optimizer", "scaler", "student", "run", "meter", "metrics"), _is_mapping),
+}
+"""What a checkpoint holds, and whether a value may be it."""
 
 
 def _keep(path: Path, before: Path) -> None:

@@ -127,7 +127,9 @@ def _parse(arguments: Sequence[str]) -> tuple[TrainConfig, str | None]:
     if name is not None:
         settings.update(recipe(name))
     if given.config is not None:
-        values, own = read_run_file(given.config)
+        names = [flag[2:].partition("=")[0] for flag in flags if flag.startswith("--")]
+        named = {name.replace("-", "_") for name in names}
+        values, own = read_run_file(given.config, named)
         settings.update(values)
         name = own or name
     config = tyro.cli(

@@ -307,6 +307,12 @@ class EvaluateConfig:
     """last.pt or best.pt of a run."""
     val_shards: tuple[str, ...]
     """Validation shards: files, brace patterns or globs, in quotes."""
+    model: str | None = None
+    """The checkpoint's model, if that is a 'package.module:function': a file alone chooses no
+    code."""
+    model_args: tuple[str, ...] = ()
+    """Those of the checkpoint's model arguments that may fetch or read something, such as
+    pretrained=True: a file alone does not choose that."""
     val_labels: str | None = None
     """Label store of these shards (center views, no mixing), for the teacher's part."""
     eval_batch_size: int = 256
@@ -370,6 +376,6 @@ def parse_model_args(arguments: tuple[str, ...]) -> Mapping[str, Any]:
             raise ConfigError(f"--model-args gives {name} twice")
         try:
             parsed[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             parsed[name] = text
     return parsed

@@ -397,12 +397,17 @@ class Trainer:
                     "ema": checkpoint.ema,
                 }
             )
-        except (RuntimeError, ValueError, KeyError) as error:
+            self._meter.restore(checkpoint.meter)
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"{path} does not fit {self.config.model}: {error}; resume with the versions of "
                 "torch and timm that wrote it"
             ) from error
-        self._meter.restore(checkpoint.meter)
+        if checkpoint.step > self.plan.steps:
+            raise CheckpointError(
+                f"{path} is of step {checkpoint.step}, the run has {self.plan.steps}; resume from "
+                "another checkpoint"
+            )
         self.step, self._fell_back = checkpoint.step, checkpoint.fallback
         here = self.config.output.resolve()
         if path.resolve().parent == here:  # else there is no best.pt to be better than

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.errors import CheckpointError
+from pipeline.labelling.weights import load_tensors
 
 __all__ = ["Loaded", "load_weights", "read_weights", "resize_position_embedding"]
 
@@ -94,7 +95,7 @@ def read_weights(path: Path, which: str = "raw") -> dict[str, Tensor]:
 
             values = load_file(path)
         else:
-            values = torch.load(path, map_location="cpu", weights_only=True)
+            values = load_tensors(path)
     except Exception as error:  # each loader raises its own kinds
         raise CheckpointError(
             f"--finetune {path} cannot be read ({type(error).__name__}); give a checkpoint of "
@@ -109,7 +110,9 @@ def read_weights(path: Path, which: str = "raw") -> dict[str, Tensor]:
             raise CheckpointError(
                 f"--finetune {path} holds no averaged weights; use --finetune-weights raw"
             )
-    if not isinstance(values, dict) or not all(isinstance(one, Tensor) for one in values.values()):
+    if not isinstance(values, dict) or not all(
+        isinstance(name, str) and isinstance(one, Tensor) for name, one in values.items()
+    ):
         raise CheckpointError(f"--finetune {path} holds no weights; give best.pt of a run")
     return {name.removeprefix("module."): tensor for name, tensor in values.items()}
 

@@ -22,6 +22,13 @@ from pipeline.views.rng import stream
 __all__ = ["StudentSpec", "create_student", "reseed", "split_heads", "two_headed"]
 
 
+_CANNOT_BUILD = (
+    *(TypeError, ValueError, RuntimeError, AssertionError),
+    *(ArithmeticError, LookupError, AttributeError, MemoryError),
+)
+"""What arguments that do not fit a model make it raise."""
+
+
 def reseed(purpose: str, *identity: int | str) -> None:
     """Set PyTorch's generators, on all devices, to the words owned by one identity."""
     torch.manual_seed(stream(purpose, *identity).word() >> 1)
@@ -53,7 +60,7 @@ def create_student(spec: StudentSpec) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         try:
             model = _build(build, spec)
-        except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        except _CANNOT_BUILD as error:
             raise _misfit(spec, error) from error
     if not isinstance(model, nn.Module):
         raise ConfigError(f"--model {spec.name} gives a {type(model).__name__}, not a module")
@@ -159,7 +166,7 @@ def _try_out(model: nn.Module, spec: StudentSpec) -> None:
     with two_headed(model), torch.no_grad():
         try:
             output = model(torch.zeros(1, 3, spec.image_size, spec.image_size))
-        except (RuntimeError, ValueError, AssertionError) as error:
+        except _CANNOT_BUILD as error:
             raise _misfit(spec, error) from error
     several = isinstance(output, tuple | list)
     heads = output if several else (output,)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import tomllib
 import types
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pipeline.errors import ConfigError
 from student.config import TrainConfig
+from student.trust import require_named_arguments, require_named_model
 
 __all__ = ["RECIPES", "read_run_file", "recipe", "to_toml"]
 
@@ -62,11 +63,12 @@ def recipe(name: str) -> dict[str, Any]:
     return dict(RECIPES[name])
 
 
-def read_run_file(path: Path) -> tuple[dict[str, Any], str | None]:
+def read_run_file(path: Path, named: Collection[str] = ()) -> tuple[dict[str, Any], str | None]:
     """Return the settings in a TOML file, over those of its ``recipe``, and that one's name.
 
-    Raises ``ConfigError`` if it cannot be read, for a setting that there is not, or for a
-    value of another type.
+    Paths and URLs are the file's to give, code is not. Raises ``ConfigError`` if it cannot be
+    read, for a setting that there is not, for a value of another type, or for a model that is
+    code or may fetch something, unless that setting is in ``named``, those that the user gives.
     """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -82,6 +84,10 @@ def read_run_file(path: Path) -> tuple[dict[str, Any], str | None]:
                 "with _ for -"
             )
         settings[name] = _typed(value, types_of_fields[name], f"--config {path}: {name}")
+    if "model" in values and "model" not in named:
+        require_named_model(f"--config {path}", settings["model"], None)
+    if "model_args" in values and "model_args" not in named:
+        require_named_arguments(f"--config {path}", settings["model_args"], ())
     return settings, name_of_recipe
 
 

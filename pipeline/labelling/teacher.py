@@ -235,6 +235,11 @@ def _create_model(spec: TeacherSpec, state: Mapping[str, Tensor] | None, size: i
             f"--teacher {spec.architecture!r}: timm {timm.__version__} knows no such weights; it "
             f"knows {', '.join(known) or 'none of this model'}"
         ) from error
+    if config is None:  # one of its old names
+        raise TeacherError(
+            f"--teacher {spec.architecture!r} is an old name; give the one that timm "
+            f"{timm.__version__} has for it"
+        )
     options: dict[str, Any] = {}
     classes = spec.classes
     if classes is None and state is not None:

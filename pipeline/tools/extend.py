@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from pipeline.errors import ConfigError
@@ -57,18 +57,30 @@ def extend_command(store: LabelStore, views: int, shards: Sequence[str] = ()) ->
             f"{store.root} is one file, to which nothing can be added: write it as a directory "
             "with `label-store export`, and extend that"
         )
-    jobs = [run.settings for run in read_runs(store.root) if run.settings]
+    settings = [run.settings for run in read_runs(store.root) if run.settings]
+    jobs = [one for one in settings if isinstance(one, Mapping)]
     last = jobs[-1] if jobs else {}
-    named = {tuple(str(one) for one in job.get("shards", ())) for job in jobs}
+    named = {tuple(map(str, found)) for job in jobs if isinstance(found := job.get("shards"), list)}
     if not shards and len(named) != 1:
         raise ConfigError(
             f"{store.root} has the records of {len(jobs)} label jobs with {len(named)} lists of "
             "shards; give --shards, all in the order of their numbers in `label-store inspect`"
         )
-    patterns = tuple(shards) or next(iter(named))
+    patterns = tuple(shards) or tuple(_value(one, store) for one in next(iter(named)))
     end = store.manifest.view_range.stop + views
     command = ["label-teacher", "--out", store.root.name, "--extend-to", str(end)]
     for name in ("teacher_checkpoint", "teacher_random_weights"):
         if last.get(name) is not None:
-            command += [f"--{name.replace('_', '-')}", str(last[name])]
+            command += [f"--{name.replace('_', '-')}", _value(last[name], store)]
     return (*command, "--shards", *patterns)
+
+
+def _value(found: object, store: LabelStore) -> str:
+    """Return a recorded value for a command; raises ``ConfigError`` if it would be a flag."""
+    text = str(found)
+    if text.startswith("-") or not text.isprintable():
+        raise ConfigError(
+            f"{store.root} records {text!r} where a file or number belongs, so no command is made "
+            "of it; write the command yourself"
+        )
+    return text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.files.local import expand_shards
 from pipeline.identity import AugmentConfig
 from pipeline.labelling.devices import choose_device, set_threads
-from student.checkpoint import read_values
+from student.checkpoint import SavedStudent, read_values
 from student.config import EvaluateConfig, parse_model_args
 from student.evaluation.analysis import Analysis, analyse
 from student.evaluation.evaluate import Evaluation, evaluate_all
@@ -25,6 +25,7 @@ from student.evaluation.validation import ValidationDataset, centre_views, read_
 from student.loading import LoaderOptions
 from student.model import StudentSpec, create_student, two_headed
 from student.optimization import autocast
+from student.trust import require_named_arguments, require_named_model
 
 __all__ = ["CheckpointReport", "evaluate_checkpoint", "load_student"]
 
@@ -59,16 +60,17 @@ def evaluate_checkpoint(config: EvaluateConfig) -> CheckpointReport:
     """Evaluate the raw and averaged weights of a checkpoint.
 
     Raises ``CheckpointError`` for a checkpoint that is torn or of another kind,
-    ``ShardError`` for validation shards with other classes.
+    ``ConfigError`` if its model is code or may fetch something and the settings do not name
+    it too, ``ShardError`` for validation shards with other classes.
     """
     set_threads(config.threads)
     device = choose_device(config.device)
     values = read_values(config.checkpoint)
-    student = values["student"]
-    models = {"raw": load_student(config.checkpoint, values=values).to(device)}
+    student = _student_of(config.checkpoint, values, config.model, config.model_args)
+    models = {"raw": _build(config.checkpoint, student, values["model"]).to(device)}
     if values["ema"] is not None:
-        models["ema"] = load_student(config.checkpoint, "ema", values=values).to(device)
-    views = AugmentConfig(**student["views"])
+        models["ema"] = _build(config.checkpoint, student, values["ema"]).to(device)
+    views = student.views
     if config.eval_fraction is not None:
         views = centre_views(views, config.eval_fraction)
     paths = expand_shards(config.val_shards, config.cache)
@@ -76,18 +78,18 @@ def evaluate_checkpoint(config: EvaluateConfig) -> CheckpointReport:
     dataset = ValidationDataset(
         paths,
         views,
-        classes=student["classes"],
+        classes=student.classes,
         batch_size=config.eval_batch_size,
         labels=None if labels is None else read_teacher_labels(labels, paths),
     )
     options = LoaderOptions(workers=config.workers, pin=device.type == "cuda")
-    number_format = config.precision or student["precision"]
+    number_format = config.precision or student.precision
     precision = partial(autocast, device, number_format)
     evaluations = evaluate_all(models, dataset, options, precision)
     return CheckpointReport(
         step=int(values["step"]),
-        classes=student["classes"],
-        taught=student["headline"] != "class_head",
+        classes=student.classes,
+        taught=student.headline != "class_head",
         precision=number_format,
         evaluations=evaluations,
         analysis=analyse(models["raw"], dataset, options, precision) if config.analysis else None,
@@ -99,24 +101,41 @@ def load_student(
     checkpoint: Path,
     weights: Literal["raw", "ema"] = "raw",
     *,
-    values: Mapping[str, Any] | None = None,
+    model: str | None = None,
+    model_args: Sequence[str] = (),
 ) -> nn.Module:
     """Return the student of a checkpoint, in evaluation mode.
 
-    ``values`` are the checkpoint's, if they were read already. Raises ``CheckpointError`` if
-    it cannot be read, holds no averaged weights, or does not fit its model.
+    A model that is code, a ``package.module:function``, and arguments that may fetch or read
+    something, are used only if ``model`` and ``model_args`` name them too. Raises
+    ``ConfigError`` if they do not, ``CheckpointError`` if the file cannot be read, holds no
+    averaged weights, or does not fit its model.
     """
-    values = values or read_values(checkpoint)
-    student = values["student"]
+    values = read_values(checkpoint)
+    student = _student_of(checkpoint, values, model, model_args)
     state = values["model" if weights == "raw" else "ema"]
     if state is None:
         raise CheckpointError(f"{checkpoint} holds no averaged weights; use the raw ones")
+    return _build(checkpoint, student, state)
+
+
+def _student_of(
+    checkpoint: Path, values: Mapping[str, Any], model: str | None, model_args: Sequence[str]
+) -> SavedStudent:
+    """Return which student a checkpoint holds, if the user names what it may not choose."""
+    student = SavedStudent.from_values(values["student"], checkpoint)
+    require_named_model(str(checkpoint), student.model, model)
+    require_named_arguments(str(checkpoint), student.model_args, model_args)
+    return student
+
+
+def _build(checkpoint: Path, student: SavedStudent, state: Mapping[str, Tensor]) -> nn.Module:
     spec = StudentSpec(
-        name=student["model"],
-        classes=student["classes"],
-        image_size=student["image_size"],
-        heads=student["heads"],
-        model_args=parse_model_args(tuple(student["model_args"])),
+        name=student.model,
+        classes=student.classes,
+        image_size=student.image_size,
+        heads=student.heads,
+        model_args=parse_model_args(student.model_args),
     )
     try:
         model = create_student(spec)

@@ -141,6 +141,7 @@ def test_it_trains_resumes_and_is_evaluated_like_any_other(world, tmp_path, head
     assert resumed.weights == straight.weights
     alone = EvaluateConfig(
         checkpoint=output / "last.pt",
+        model="own_students:build",
         val_shards=(str(world.root / "digits-1.tar"),),
         workers=0,
         threads=1,

@@ -173,3 +173,22 @@ def test_the_command_prints_a_job_that_may_be_run_again(
     assert extend_command(store, 4, ["c.tar", "d.tar"])[-2:] == ("c.tar", "d.tar")
     with pytest.raises(ConfigError, match="1 or more"):
         extend_command(store, 0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"shards": ["a.tar", "--out", "/elsewhere"]},
+        {"shards": ["a.tar\x1b[2K"]},
+        {"shards": ["a.tar"], "teacher_checkpoint": "--cache-dir"},
+        {"shards": 5},
+        [5],
+    ],
+)
+def test_a_record_adds_no_flag_to_the_command_that_extends_its_store(
+    store: LabelStore, settings: object
+) -> None:
+    record = json.dumps({"settings": settings}).encode()
+    store.root.commit_new("_meta/runs/20260101.json", record)
+    with pytest.raises(ConfigError, match=r"where a file or number belongs|give --shards"):
+        extend_command(store, 4)
