@@ -7,14 +7,19 @@ either has a whole and true manifest or is unfinished.
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from pipeline.config import FORMAT_VERSION, StoreIdentity, canonical_json, check_version
+from pipeline.config import (
+    FORMAT_VERSION,
+    StoreIdentity,
+    canonical_json,
+    check_version,
+    read_json,
+)
 from pipeline.errors import ChecksumError, IncompleteStoreError, StoreError
 from pipeline.files import Place, open_folder, sha256
 from pipeline.records import PartKey, PartRows, Rejection, ShardInfo
@@ -23,12 +28,15 @@ __all__ = [
     "CARD_PATH",
     "IDENTITY_PATH",
     "MANIFEST_PATH",
+    "MAX_COMPANION_BYTES",
+    "MAX_MANIFEST_BYTES",
     "MAX_ROWS",
     "META_PREFIX",
     "RUNS_PATH",
     "Agreement",
     "Manifest",
     "PartEntry",
+    "check_companion_paths",
     "identity_bytes",
     "listed_parts",
     "read_manifest",
@@ -47,7 +55,32 @@ META_PREFIX = "_meta/"
 MAX_ROWS = 1 << 26
 """Rows of a part: more are refused, since a part is decoded whole (about 2 GB at this size)."""
 MAX_VIEW = 1 << 31
+MAX_MANIFEST_BYTES = 1 << 30
+MAX_COMPANION_BYTES = 1 << 26
+"""Of the card, the identity, a run's record, and the metadata of an array."""
 _CURE = "restore the file, or run the label job again to write it anew"
+
+
+_RUN_PATH = re.compile(RUNS_PATH + r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\.json")
+
+
+def check_companion_paths(paths: Collection[str], store: str) -> list[str]:
+    """Return the paths of the files beside a store's labels, which are of a closed list.
+
+    They become files' names when a store is written again, so a received store must not choose
+    them. Raises ``StoreError`` for any other, and for two that differ by case alone.
+    """
+    seen: set[str] = set()
+    for path in paths:
+        known = path in (CARD_PATH, IDENTITY_PATH) or _RUN_PATH.fullmatch(path)
+        if not known or path.casefold() in seen:
+            raise StoreError(
+                f"{store}: {path!r} is no name of a file beside the labels ({CARD_PATH}, "
+                f"{IDENTITY_PATH}, {RUNS_PATH}NAME.json); remove it, or if the store came from "
+                "others, trust none of it and get it anew"
+            )
+        seen.add(path.casefold())
+    return list(paths)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -285,6 +318,10 @@ def _shard_info(values: Mapping[str, Any]) -> ShardInfo:
         for one in (shard.number, shard.samples, shard.bytes)
     ):
         raise ValueError(f"shard {shard.number!r} has {shard.samples!r} samples")
+    if not all(isinstance(one, str) for one in (shard.name, shard.key_hash, shard.content_hash)):
+        raise ValueError(f"shard {shard.number} is called {shard.name!r}")
+    if shard.name in ("", ".", "..") or any(mark in shard.name for mark in "/\0"):
+        raise ValueError(f"shard {shard.number} is called {shard.name!r}, which is no file's name")
     return shard
 
 
@@ -303,6 +340,8 @@ def _part_entry(values: Mapping[str, Any]) -> PartEntry:
     )
     if values["path"] != part.path:
         raise ValueError(f"path {values['path']!r} should be {part.path!r}")
+    if not 0 <= int(values["bytes"]) < 1 << 40:
+        raise ValueError(f"{part.path} has {values['bytes']!r} bytes")
     return PartEntry(
         part=part,
         bytes=int(values["bytes"]),
@@ -347,8 +386,8 @@ def unseal(data: bytes, name: str) -> dict[str, Any]:
     if actual != expected:
         raise ChecksumError(f"{name}: sha256 is {actual}, it says {expected}; {_CURE}")
     try:
-        return dict(json.loads(body))
-    except (ValueError, RecursionError) as error:
+        return dict(read_json(body))
+    except (ValueError, TypeError) as error:
         raise ChecksumError(f"{name} is no manifest ({error!r}); {_CURE}") from error
 
 
@@ -364,7 +403,7 @@ def read_values(root: Place) -> dict[str, Any]:
     """
     folder = open_folder(root)
     try:
-        data = folder.read_bytes(MANIFEST_PATH)
+        data = folder.read_bytes(MANIFEST_PATH, MAX_MANIFEST_BYTES)
     except FileNotFoundError as error:
         what = "an unfinished store" if folder.exists(IDENTITY_PATH) else "no store"
         raise IncompleteStoreError(
