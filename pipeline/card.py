@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.config import AugmentConfig, ColumnConfig, MixConfig
-from pipeline.markdown import first_lines, markdown_table, share
+from pipeline.markdown import first_lines, markdown_table, printable, share
 from pipeline.provenance import Run, read_runs
 from pipeline.records import ShardInfo
 from pipeline.store import LabelStore, Manifest
@@ -59,7 +59,7 @@ class StoreCard:
         if self.manifest.rejections:
             sections += ["## Rejected images\n\n" + _rejections(self.manifest)]
         sections += ["## Runs\n\n" + (_runs(self.runs) if self.runs else _NO_RUNS)]
-        return "\n".join(sections)
+        return printable("\n".join(sections))
 
 
 def card_text(manifest: Manifest) -> str:

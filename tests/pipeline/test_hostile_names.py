@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -332,3 +334,15 @@ def test_a_record_whose_settings_are_none_says_so(
     assert "Error" in run.error
     with pytest.raises(PipelineError, match="the records of 0 label jobs"):
         extend_command(open_store(store), 2)
+
+
+def test_what_a_terminal_would_act_upon_is_shown_as_an_escape(tmp_path: Path) -> None:
+    """In the names of shards, the keys of rejections, and the records of runs."""
+    evil = "\x1b[31m\u202e"
+    shard = dataclasses.replace(info_of(0), name=f"{evil}.tar")
+    store = write_store(tmp_path / "s.parquet", [shard], [(0, 2)])
+    record = {"finished": evil, "tool": evil, "versions": {evil: evil}}
+    store.root.commit_new("_meta/runs/a.json", json.dumps(record).encode())
+    shown = inspect_store(store).to_markdown()
+    assert shown.count("\\x1b[31m\\u202e") == 7
+    assert all(one.isprintable() for one in shown.split("\n"))
