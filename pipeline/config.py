@@ -276,15 +276,30 @@ class StoreIdentity:
         """
         check_version(values.get("format_version"), "the store")
         try:
-            return StoreIdentity(
+            identity = StoreIdentity(
                 root_seed=values["root_seed"],
                 augment=AugmentConfig(**_tuples(values["augment"])),
                 mix=MixConfig(**values["mix"]),
                 teacher=TeacherIdentity(**values["teacher"]),
                 columns=ColumnConfig(**values["columns"]),
             )
+            for one in (identity, *(getattr(identity, name) for name in _PARTS_OF_IDENTITY)):
+                _require_kinds(one)
+            return identity
         except (KeyError, TypeError, ConfigError) as error:
             raise StoreError(f"the store's identity is malformed: {error!r}") from error
+
+
+_PARTS_OF_IDENTITY = ("augment", "mix", "teacher", "columns")
+_KINDS = {"bool": (bool,), "int": (int,), "float": (int, float), "str": (str,)}
+
+
+def _require_kinds(record: Any) -> None:
+    """Raise ``TypeError`` for a field whose value is of another kind than it is declared."""
+    for one in dataclasses.fields(record):
+        kinds, value = _KINDS.get(str(one.type)), getattr(record, one.name)
+        if kinds is not None and type(value) not in kinds:
+            raise TypeError(f"{one.name} is {value!r}")
 
 
 def check_version(version: object, name: str) -> None:

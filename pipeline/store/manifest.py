@@ -251,7 +251,7 @@ class Manifest:
                 for shard, rejections in values["rejections"].items()
             },
             parts=tuple(_part_entry(entry) for entry in values["parts"]),
-            agreement=Agreement(**values["agreement"]),
+            agreement=_agreement(values["agreement"]),
             card=str(values["card"]),
         )
 
@@ -327,8 +327,16 @@ def _shard_info(values: Mapping[str, Any]) -> ShardInfo:
 
 def _rejection(values: Mapping[str, Any]) -> Rejection:
     one = Rejection(**values)
-    if type(one.index) is not int or not isinstance(one.key, str):
+    texts = isinstance(one.key, str) and isinstance(one.reason, str)
+    if type(one.index) is not int or not texts:
         raise ValueError(f"rejection of {one.key!r} at {one.index!r}")
+    return one
+
+
+def _agreement(values: Mapping[str, Any]) -> Agreement:
+    one = Agreement(**values)
+    if not all(type(count) is int and count >= 0 for count in (one.known, one.equal)):
+        raise ValueError(f"agreement of {one.equal!r} of {one.known!r} labels")
     return one
 
 

@@ -16,6 +16,7 @@ import google_crc32c
 import pyarrow as pa
 import pytest
 
+from pipeline.config import canonical_json
 from pipeline.errors import PipelineError, StoreError
 from pipeline.files import sha256
 from pipeline.records import PartRows
@@ -237,6 +238,9 @@ def test_a_chunk_that_decodes_to_another_size_is_refused(crafted: Path, zeros: i
         (lambda v: v["shards"][0].update(name="../../s-0.tar"), "which is no file's name"),
         (lambda v: v["shards"][0].update(name=["s-0.tar"]), r"is called \['s-0.tar'\]"),
         (lambda v: v["shards"][0].update(key_hash=[]), "malformed"),
+        (lambda v: v["rejections"]["0"][0].update(reason=None), "malformed"),
+        (lambda v: v["agreement"].update(equal="7"), "agreement of '7'"),
+        (lambda v: v["agreement"].update(known=-1), "malformed"),
         (lambda v: v["parts"][0].update(bytes=1 << 70), "malformed"),
         (lambda v: v["parts"][0].update(bytes=-1), "malformed"),
         (lambda v: v["parts"][0].update(path="shard=0\\view-00000-00005.parquet"), "should be"),
@@ -263,6 +267,31 @@ def test_a_manifest_that_claims_what_no_job_makes_is_refused(
     with little_memory(), pytest.raises(StoreError, match=message) as error:
         open_store(root)
     assert str(root) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("columns.margin", "yes"),
+        ("columns.confidence", 1 << 70),
+        ("teacher.architecture", ["x"]),
+        ("teacher.classes", 5.5),
+        ("augment.hflip", True),
+    ],
+)
+def test_an_identity_with_values_of_another_kind_is_refused(
+    folder: Path, tmp_path: Path, field: str, value: object
+) -> None:
+    root = Path(shutil.copytree(folder / "arrays.zarr", tmp_path / "arrays.zarr"))
+    part, _, name = field.partition(".")
+
+    def change(values: dict[str, Any]) -> None:
+        values["identity"][part][name] = value
+        values["identity_digest"] = sha256(canonical_json(values["identity"]))
+
+    rewrite(root, change)
+    with pytest.raises(StoreError, match=f"identity is malformed: TypeError.*{name} is "):
+        open_store(root)
 
 
 def test_a_manifest_of_ten_thousand_brackets_is_refused(folder: Path, tmp_path: Path) -> None:
