@@ -9,6 +9,7 @@ yesterday and a store made by a release with ten more fields have one digest.
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 from collections.abc import Hashable, Iterator, Mapping
 from functools import cache
@@ -25,6 +26,8 @@ RELEASE = "0.1.0"
 """This release of teacher-labels."""
 
 Record = TypeVar("Record")
+
+_IS_RELEASE = re.compile(r"\d{1,4}(\.\d{1,4}){1,3}")  # a stranger wrote what it is asked of
 
 _FOUNDING, _SINCE = "founding", "since"
 
@@ -102,7 +105,7 @@ def from_plain(kind: type[Record], values: Any, where: str, needs: str = "") -> 
         if name in values and dataclasses.is_dataclass(hints[name]):
             found[name] = from_plain(hints[name], values[name], f"{where}.{name}", needs)
         elif name in values:
-            found[name] = values[name]
+            found[name] = _converted(values[name], hints[name], f"{where}.{name}", needs)
         elif _FOUNDING in field.metadata:
             found[name] = field.metadata[_FOUNDING]
         else:
@@ -110,15 +113,22 @@ def from_plain(kind: type[Record], values: Any, where: str, needs: str = "") -> 
     try:
         record: Record = kind(**found)
     except ConfigError as error:
-        raise StoreError(
-            f"{where}.{error}. A newer release may know it: {install(needs)}"
-        ) from error
+        raise StoreError(f"{where}.{error}; the file is damaged or forged") from error
     return record
+
+
+def _converted(value: Any, hint: Any, where: str, needs: str) -> Any:
+    try:
+        return convert(value, hint, where)
+    except ConfigError as error:
+        known = f"a newer release may know it: {install(needs)}"
+        cure = known if get_origin(hint) is Literal else "the file is damaged or forged"
+        raise StoreError(f"{error}; {cure}") from error
 
 
 def install(needs: str) -> str:
     """Return the cure for what this release does not know."""
-    if needs and _numbers(needs) > _numbers(RELEASE):
+    if _IS_RELEASE.fullmatch(needs) and _numbers(needs) > _numbers(RELEASE):
         return f"install teacher-labels {needs} or newer"
     return "install the release that wrote it (a store's _meta/runs name it), or a newer one"
 

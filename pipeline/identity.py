@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -33,6 +34,7 @@ __all__ = [
     "derivation_of",
     "different_fields",
     "mixing_of_preset",
+    "read_json",
 ]
 
 FORMAT_VERSION = 2
@@ -311,6 +313,50 @@ def canonical_json(value: object) -> bytes:
     """Return the one JSON text of ``value``: sorted keys, no spaces, ASCII."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return text.encode("ascii")
+
+
+def read_json(data: bytes | str) -> Any:
+    """Return the values of JSON that others may have made.
+
+    Raises ``ValueError`` for what no release writes, and what would break who works with it:
+    numbers that are not finite or have more than 40 digits, and values nested more than 32 deep.
+    """
+    try:
+        values = json.loads(
+            data, parse_constant=_refuse_number, parse_int=_integer, parse_float=_finite
+        )
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+    level = [values]
+    for _ in range(_DEEPEST):
+        level = [child for one in level for child in _inside(one) if type(child) in (dict, list)]
+        if not level:
+            return values
+    raise ValueError(_TOO_DEEP)
+
+
+_DEEPEST = 32
+_TOO_DEEP = f"values are nested more than {_DEEPEST} deep"
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
+def _refuse_number(text: str) -> Any:
+    raise ValueError(f"the number {text[:40]}")
+
+
+def _integer(text: str) -> int:
+    # Python's own limit of 4300 digits lets through what overflows a float.
+    return int(text) if len(text) <= 40 else _refuse_number(text)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _refuse_number(text)
 
 
 def different_fields(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:

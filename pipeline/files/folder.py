@@ -6,15 +6,44 @@ from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
 from typing import BinaryIO
 
-__all__ = ["Folder"]
+from pipeline.errors import PipelineError
+
+__all__ = ["MAX_FILE_BYTES", "Folder", "check_path", "check_size"]
+
+MAX_FILE_BYTES = 1 << 32
+"""A file that is read whole has no more; a part of the most rows is smaller."""
+
+
+def check_path(path: str, place: str) -> str:
+    """Return a path that leads to a file in the folder ``place``, whatever it is made of.
+
+    Raises ``PipelineError`` for one that may lead out, or that a terminal would act upon.
+    """
+    plain = path.isprintable() and "\\" not in path
+    if not plain or any(name in ("", ".", "..") for name in path.split("/")):
+        raise PipelineError(
+            f"{place}: {path!r} is no path of a file in it; use names with / between them, without "
+            "empty ones, '.', '..', backslashes and control characters"
+        )
+    return path
+
+
+def check_size(name: str, size: int, at_most: int) -> None:
+    """Raise ``PipelineError`` for a file that is larger than any of its kind."""
+    if size > at_most:
+        raise PipelineError(
+            f"{name} has {size} bytes, and such a file has at most {at_most}; restore it, or get "
+            "the store anew from where it came from"
+        )
 
 
 class Folder(ABC):
     """A place for whole files; none is ever seen half-written.
 
-    Paths are relative, with ``/`` between names. A folder may be pickled to other
-    processes. Methods raise ``PipelineError`` where the disk, the network or permissions
-    fail, with the place and the cure.
+    Paths are relative, with ``/`` between names, and are refused if they may lead out of the
+    folder, by themselves or by links in it. A folder may be pickled to other processes.
+    Methods raise ``PipelineError`` where the disk, the network or permissions fail, with the
+    place and the cure.
     """
 
     def __init__(self, name: str) -> None:
@@ -32,8 +61,11 @@ class Folder(ABC):
         return False
 
     @abstractmethod
-    def read_bytes(self, path: str) -> bytes:
-        """Return a file's bytes; raises ``FileNotFoundError`` if there is none."""
+    def read_bytes(self, path: str, at_most: int = MAX_FILE_BYTES) -> bytes:
+        """Return a file's bytes; raises ``FileNotFoundError`` if there is none.
+
+        A file of more than ``at_most`` bytes is refused unread.
+        """
 
     def read_range(self, path: str, offset: int, size: int) -> bytes:
         """Return ``size`` bytes of a file from ``offset`` on, fewer where it ends before.

@@ -6,6 +6,7 @@ import errno
 import glob
 import hashlib
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from braceexpand import braceexpand
 
 from pipeline.errors import PipelineError, ShardError
 from pipeline.files.cache import CacheConfig, RemoteShard, ShardFile
-from pipeline.files.folder import Folder
+from pipeline.files.folder import MAX_FILE_BYTES, Folder, check_path, check_size
 from pipeline.files.objects import ObjectFolder, ObjectUrl, is_url, look_at_all
 
 __all__ = [
@@ -110,9 +111,10 @@ class LocalFolder(Folder):
         """Return whether a file is where the directory would be."""
         return self.path.exists() and not self.path.is_dir()
 
-    def read_bytes(self, path: str) -> bytes:
+    def read_bytes(self, path: str, at_most: int = MAX_FILE_BYTES) -> bytes:
         """Return a file's bytes; see ``Folder``."""
         with self._reading(path) as file:
+            check_size(self.at(path), os.fstat(file.fileno()).st_size, at_most)
             return file.read()
 
     def read_range(self, path: str, offset: int, size: int) -> bytes:
@@ -129,15 +131,13 @@ class LocalFolder(Folder):
 
     @contextmanager
     def _reading(self, path: str) -> Iterator[BinaryIO]:
-        place = self.path / path
+        place = self._inside(path)
         try:
-            # A store that was received from others must not name files outside of it.
-            if not place.resolve().is_relative_to(self.path.resolve()):
-                raise PipelineError(
-                    f"{self.at(path)} leads out of {self.name}, to {place.resolve()}; a store's "
-                    "files lie in the store: put the file itself there, not a link"
-                )
-            with place.open("rb") as file:
+            with open(place, "rb", opener=_without_waiting) as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise PipelineError(
+                        f"{self.at(path)} is no file, but a pipe or a device; put the file there"
+                    )
                 yield file
         except (FileNotFoundError, NotADirectoryError) as error:
             raise FileNotFoundError(error.errno, error.strerror, self.at(path)) from error
@@ -147,34 +147,64 @@ class LocalFolder(Folder):
                 "the disk"
             ) from error
 
+    def _inside(self, path: str) -> Path:
+        """Return where a path of the folder lies, which is not out of it."""
+        place = self.path / path
+        if not path:
+            return place  # a folder may be a link itself: whoever runs this named it
+        check_path(path, self.name)
+        try:
+            real = place.resolve()
+            inside = real.is_relative_to(self.path.resolve())
+        except (OSError, RuntimeError) as error:  # links in a circle
+            raise PipelineError(
+                f"{self.at(path)} cannot be found ({error}); put the file itself there, not a link"
+            ) from error
+        # A store that was received from others must not name files outside of it.
+        if not inside:
+            raise PipelineError(
+                f"{self.at(path)} leads out of {self.name}, to {str(real)!r}; a "
+                "store's files lie in the store: put the file itself there, not a link"
+            )
+        return place
+
+    def _to_write(self, path: str) -> Path:
+        """Return where a file is written; a link of its own name is replaced, never followed."""
+        if not path:
+            return self.path
+        above, _, name = check_path(path, self.name).rpartition("/")
+        return self._inside(above) / name
+
     def exists(self, path: str = "") -> bool:
         """Return whether this file exists; see ``Folder``."""
-        return (self.path / path).exists()
+        return self._inside(path).exists()
 
     def list(self, prefix: str = "") -> list[str]:
         """Return the paths that begin with ``prefix``; see ``Folder``."""
-        above = self.path / prefix.rpartition("/")[0]
+        above = self._inside(prefix.rpartition("/")[0])
         found = []
         for directory, folders, names in os.walk(above):
             folders[:] = [name for name in folders if not name.startswith(".")]
             relative = Path(directory).relative_to(self.path)
+            # A link to a directory is not entered, so it is listed, for nothing to go unseen.
+            names += [name for name in folders if (Path(directory) / name).is_symlink()]
             found += [(relative / name).as_posix() for name in names if not name.startswith(".")]
         return sorted(path for path in found if path.startswith(prefix))
 
     def commit_new(self, path: str, data: bytes) -> bool:
         """Write a new file; see ``Folder``."""
-        return commit_new(self.path / path, data)
+        return commit_new(self._to_write(path), data)
 
     @contextmanager
     def write_file(self, path: str) -> Iterator[BinaryIO]:
         """Give a file that appears whole; see ``Folder``."""
-        final = self.path / path
+        final = self._to_write(path)
         with writing(final):
             final.parent.mkdir(parents=True, exist_ok=True)
         aside = final.with_name(f".{final.name}.{os.getpid()}-{os.urandom(4).hex()}")
         try:
             with writing(final):
-                with aside.open("wb") as file:
+                with aside.open("xb") as file:
                     yield file
                     file.flush()
                     os.fsync(file.fileno())
@@ -184,7 +214,12 @@ class LocalFolder(Folder):
 
     def replace(self, path: str, data: bytes) -> None:
         """Write a file over the one that may be there; see ``Folder``."""
-        replace(self.path / path, data)
+        replace(self._to_write(path), data)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file; a pipe that nobody writes to is opened too, to be refused."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def open_folder(place: Place) -> Folder:
@@ -283,7 +318,7 @@ def _write_aside(path: Path, data: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}")
     try:
-        with aside.open("wb") as file:
+        with aside.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -22,7 +22,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.files.folder import Folder
+from pipeline.files.folder import MAX_FILE_BYTES, Folder, check_path, check_size
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
@@ -96,7 +96,8 @@ class ObjectUrl:
         return ObjectUrl(scheme, bucket, key)
 
     def child(self, path: str) -> ObjectUrl:
-        """Return the URL of a path below this one."""
+        """Return the URL of a path below this one; raises ``PipelineError`` if it is not below."""
+        check_path(path, str(self))
         return ObjectUrl(self.scheme, self.bucket, f"{self.key}/{path}" if self.key else path)
 
 
@@ -190,14 +191,16 @@ class ObjectFolder(Folder):
         super().__init__(str(url))
         self._url = url
 
-    def read_bytes(self, path: str) -> bytes:
+    def read_bytes(self, path: str, at_most: int = MAX_FILE_BYTES) -> bytes:
         """Return an object's bytes; see ``Folder``."""
         url = self._url.child(path)
         with _asking(url):
             import obstore
 
             try:
-                return bytes(obstore.get(_client(url), url.key).bytes())
+                found = obstore.get(_client(url), url.key)
+                check_size(str(url), int(found.meta["size"]), at_most)
+                return bytes(found.bytes())
             except FileNotFoundError as error:
                 if _code_of(error) == "NoSuchBucket":
                     raise

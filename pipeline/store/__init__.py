@@ -17,7 +17,15 @@ from pipeline.store.commit import (
 )
 from pipeline.store.contract import LabelStore
 from pipeline.store.export import export_store
-from pipeline.store.manifest import Agreement, Manifest, PartEntry, listed_parts, read_manifest
+from pipeline.store.manifest import (
+    MAX_COMPANION_BYTES,
+    Agreement,
+    Manifest,
+    PartEntry,
+    check_companion_paths,
+    listed_parts,
+    read_manifest,
+)
 from pipeline.store.opening import open_store, parts_root
 from pipeline.store.parquet import ParquetStore
 from pipeline.store.place import (
@@ -30,6 +38,7 @@ from pipeline.store.place import (
 )
 
 __all__ = [
+    "MAX_COMPANION_BYTES",
     "Agreement",
     "Committed",
     "LabelStore",
@@ -38,6 +47,7 @@ __all__ = [
     "PartEntry",
     "begun_fingerprints",
     "bytes_per_label",
+    "check_companion_paths",
     "check_out",
     "check_place",
     "check_store",

@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.identity import AugmentConfig, ColumnConfig, MixConfig
 from pipeline.records import ShardInfo
 from pipeline.store import LabelStore, Manifest
-from pipeline.store.markdown import first_lines, markdown_table, share
+from pipeline.store.markdown import first_lines, markdown_table, printable, share
 from pipeline.store.provenance import Run, read_runs
 
 __all__ = ["StoreCard", "card_text", "inspect_store"]
@@ -59,7 +59,7 @@ class StoreCard:
         if self.manifest.rejections:
             sections += ["## Rejected images\n\n" + _rejections(self.manifest)]
         sections += ["## Runs\n\n" + (_runs(self.runs) if self.runs else _NO_RUNS)]
-        return "\n".join(sections)
+        return printable("\n".join(sections))
 
 
 def card_text(manifest: Manifest) -> str:

@@ -7,7 +7,6 @@ not at all, and never changes afterwards; ``finish_store`` alone writes the mani
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,12 +17,13 @@ import numpy as np
 
 from pipeline.errors import IdentityError, IncompleteStoreError, RejectionError, StoreError
 from pipeline.files.local import Folder, Place, open_folder, sha256
-from pipeline.identity import StoreIdentity, different_fields
+from pipeline.identity import StoreIdentity, different_fields, read_json
 from pipeline.records import OPTIONAL_COLUMNS, PartKey, PartRows, Rejection, ShardInfo
 from pipeline.store.contract import LabelStore
 from pipeline.store.manifest import (
     CARD_PATH,
     IDENTITY_PATH,
+    MAX_COMPANION_BYTES,
     Agreement,
     Manifest,
     PartEntry,
@@ -108,8 +108,8 @@ def check_store(root: Place, identity: StoreIdentity) -> Mapping[str, int] | Non
     folder = open_folder(root)
     path = folder.at(IDENTITY_PATH)
     try:
-        theirs = json.loads(folder.read_bytes(IDENTITY_PATH))
-        their_fields, their_prints = theirs["identity"], dict(theirs["fingerprints"])
+        theirs = read_json(folder.read_bytes(IDENTITY_PATH, MAX_COMPANION_BYTES))
+        their_fields, their_prints = dict(theirs["identity"]), dict(theirs["fingerprints"])
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
@@ -207,7 +207,9 @@ def find_parts(root: Place) -> list[PartKey]:
         match = _PART_PATH.match(path)
         if match:
             shard, first, end = (int(number) for number in match.groups())
-            parts.append(PartKey(shard=shard, first_view=first, views=end - first))
+            part = PartKey(shard=shard, first_view=first, views=end - first)
+            if part.path == path:  # and not, for example, a second name for shard 7, shard=07
+                parts.append(part)
     return sorted(parts)
 
 

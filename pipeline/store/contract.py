@@ -12,9 +12,11 @@ from pipeline.records import PartRows, ShardView
 from pipeline.store.manifest import (
     CARD_PATH,
     IDENTITY_PATH,
+    MAX_COMPANION_BYTES,
     META_PREFIX,
     Manifest,
     PartEntry,
+    check_companion_paths,
     identity_bytes,
 )
 
@@ -73,20 +75,33 @@ class LabelStore(ABC):
         """
 
     def companions(self) -> Mapping[str, bytes]:
-        """Return the files that travel with a store, by path: card, identity, its runs."""
-        paths = [CARD_PATH, *self.root.list(META_PREFIX)]
-        return {path: self.root.read_bytes(path) for path in paths if self.root.exists(path)}
+        """Return the files that travel with a store, by path: card, identity, its runs.
+
+        Raises ``StoreError`` for a file beside them with another name.
+        """
+        return {
+            path: self.root.read_bytes(path, MAX_COMPANION_BYTES)
+            for path in self._companion_paths()
+            if self.root.exists(path)
+        }
+
+    def _companion_paths(self) -> list[str]:
+        return check_companion_paths([CARD_PATH, *self.root.list(META_PREFIX)], str(self.root))
 
     def check_companions(self) -> None:
-        """Raise ``ChecksumError`` unless card and identity are those of the manifest."""
+        """Raise ``ChecksumError`` unless card and identity are those of the manifest.
+
+        Raises ``StoreError`` for a file beside them that no release writes.
+        """
         manifest = self.manifest
+        self._companion_paths()
         expected = {
             CARD_PATH: manifest.card,
             IDENTITY_PATH: sha256(identity_bytes(manifest.identity, manifest.fingerprints)),
         }
         for path, checksum in expected.items():
             try:
-                actual = sha256(self.root.read_bytes(path))
+                actual = sha256(self.root.read_bytes(path, MAX_COMPANION_BYTES))
             except FileNotFoundError:
                 actual = "missing"
             if actual != checksum:

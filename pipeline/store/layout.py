@@ -6,7 +6,6 @@ nothing that an array's metadata claims is believed.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import StoreError
+from pipeline.identity import read_json
 from pipeline.records import ShardInfo
 from pipeline.store.headers import check_reasons
-from pipeline.store.manifest import Manifest
+from pipeline.store.manifest import MAX_COMPANION_BYTES, Manifest
 
 __all__ = [
     "FILL_LABEL",
@@ -251,6 +251,8 @@ class Layout:
             raise ValueError(f"no {min(missing)} is listed")
         for entry in self.files.values():
             if entry.path in metadata:
+                if entry.index is not None or entry.bytes > MAX_COMPANION_BYTES:
+                    raise ValueError(f"{entry.path} has {entry.bytes} bytes, or chunks")
                 continue
             spec = specs.get(entry.path.split("/")[0])
             if spec is None or not spec.has_file(entry.path):
@@ -280,7 +282,7 @@ def index_bytes(chunks: int) -> int:
 
 def check_array_metadata(data: bytes, spec: ArraySpec) -> None:
     """Raise ``ValueError`` if an array's metadata is not that of this layout."""
-    values = json.loads(data)
+    values = read_json(data)
     outer, inner = values["codecs"][0], values["codecs"][0]["configuration"]
     found = {
         "zarr_format": values["zarr_format"],

@@ -6,9 +6,8 @@ either has a whole and true manifest or is unfinished.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,19 +15,28 @@ from typing import Any
 from pipeline.errors import ChecksumError, IncompleteStoreError, StoreError
 from pipeline.files.local import Place, open_folder, sha256
 from pipeline.growth import from_plain, install, to_plain
-from pipeline.identity import FORMAT_VERSION, StoreIdentity, canonical_json, check_version
+from pipeline.identity import (
+    FORMAT_VERSION,
+    StoreIdentity,
+    canonical_json,
+    check_version,
+    read_json,
+)
 from pipeline.records import PartKey, PartRows, Rejection, ShardInfo
 
 __all__ = [
     "CARD_PATH",
     "IDENTITY_PATH",
     "MANIFEST_PATH",
+    "MAX_COMPANION_BYTES",
+    "MAX_MANIFEST_BYTES",
     "MAX_ROWS",
     "META_PREFIX",
     "RUNS_PATH",
     "Agreement",
     "Manifest",
     "PartEntry",
+    "check_companion_paths",
     "identity_bytes",
     "listed_notes",
     "listed_parts",
@@ -67,7 +75,32 @@ _FIELDS = frozenset(
     }
 )
 _PART_FIELDS = frozenset({"path", "shard", "first_view", "views", "bytes", "sha256", "rows"})
+MAX_MANIFEST_BYTES = 1 << 30
+MAX_COMPANION_BYTES = 1 << 26
+"""Of the card, the identity, a run's record, and the metadata of an array."""
 _CURE = "restore the file, or run the label job again to write it anew"
+
+
+_RUN_PATH = re.compile(RUNS_PATH + r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\.json")
+
+
+def check_companion_paths(paths: Collection[str], store: str) -> list[str]:
+    """Return the paths of the files beside a store's labels, which are of a closed list.
+
+    They become files' names when a store is written again, so a received store must not choose
+    them. Raises ``StoreError`` for any other, and for two that differ by case alone.
+    """
+    seen: set[str] = set()
+    for path in paths:
+        known = path in (CARD_PATH, IDENTITY_PATH) or _RUN_PATH.fullmatch(path)
+        if not known or path.casefold() in seen:
+            raise StoreError(
+                f"{store}: {path!r} is no name of a file beside the labels ({CARD_PATH}, "
+                f"{IDENTITY_PATH}, {RUNS_PATH}NAME.json); remove it, or if the store came from "
+                "others, trust none of it and get it anew"
+            )
+        seen.add(path.casefold())
+    return list(paths)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,11 +276,13 @@ class Manifest:
             shards=tuple(_shard_info(shard, needs) for shard in values["shards"]),
             image_hashes={int(n): str(text) for n, text in values["image_hashes"].items()},
             rejections={
-                int(shard): tuple(_rejection(one, needs) for one in rejections)
+                int(shard): tuple(
+                    from_plain(Rejection, one, "rejections", needs) for one in rejections
+                )
                 for shard, rejections in values["rejections"].items()
             },
             parts=tuple(_part_entry(entry, needs) for entry in values["parts"]),
-            agreement=from_plain(Agreement, values["agreement"], "agreement", needs),
+            agreement=_agreement(values["agreement"], needs),
             card=str(values["card"]),
             notes=dict(values["notes"]),
         )
@@ -310,18 +345,17 @@ def _check_claims(manifest: Manifest) -> None:
 
 def _shard_info(values: Mapping[str, Any], needs: str) -> ShardInfo:
     shard = from_plain(ShardInfo, values, "shards", needs)
-    if not all(
-        type(one) is int and 0 <= one < 1 << 40
-        for one in (shard.number, shard.samples, shard.bytes)
-    ):
-        raise ValueError(f"shard {shard.number!r} has {shard.samples!r} samples")
+    if not all(0 <= one < 1 << 40 for one in (shard.number, shard.samples, shard.bytes)):
+        raise ValueError(f"shard {shard.number} has {shard.samples} samples")
+    if shard.name in ("", ".", "..") or any(mark in shard.name for mark in "/\0"):
+        raise ValueError(f"shard {shard.number} is called {shard.name!r}, which is no file's name")
     return shard
 
 
-def _rejection(values: Mapping[str, Any], needs: str) -> Rejection:
-    one = from_plain(Rejection, values, "rejections", needs)
-    if type(one.index) is not int or not isinstance(one.key, str):
-        raise ValueError(f"rejection of {one.key!r} at {one.index!r}")
+def _agreement(values: Mapping[str, Any], needs: str) -> Agreement:
+    one = from_plain(Agreement, values, "agreement", needs)
+    if one.known < 0 or one.equal < 0:
+        raise ValueError(f"agreement of {one.equal} of {one.known} labels")
     return one
 
 
@@ -335,6 +369,8 @@ def _part_entry(values: Mapping[str, Any], needs: str) -> PartEntry:
     )
     if values["path"] != part.path:
         raise ValueError(f"path {values['path']!r} should be {part.path!r}")
+    if not 0 <= int(values["bytes"]) < 1 << 40:
+        raise ValueError(f"{part.path} has {values['bytes']!r} bytes")
     return PartEntry(
         part=part,
         bytes=int(values["bytes"]),
@@ -388,8 +424,8 @@ def unseal(data: bytes, name: str) -> dict[str, Any]:
     if actual != expected:
         raise ChecksumError(f"{name}: sha256 is {actual}, it says {expected}; {_CURE}")
     try:
-        return dict(json.loads(body))
-    except (ValueError, RecursionError) as error:
+        return dict(read_json(body))
+    except (ValueError, TypeError) as error:
         raise ChecksumError(f"{name} is no manifest ({error!r}); {_CURE}") from error
 
 
@@ -405,7 +441,7 @@ def read_values(root: Place) -> dict[str, Any]:
     """
     folder = open_folder(root)
     try:
-        data = folder.read_bytes(MANIFEST_PATH)
+        data = folder.read_bytes(MANIFEST_PATH, MAX_MANIFEST_BYTES)
     except FileNotFoundError as error:
         what = "an unfinished store" if folder.exists(IDENTITY_PATH) else "no store"
         raise IncompleteStoreError(

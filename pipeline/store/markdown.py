@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-__all__ = ["first_lines", "markdown_table", "share"]
+__all__ = ["first_lines", "markdown_table", "printable", "share"]
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Return a table with one line a row; what would break a cell is escaped."""
     lines = [_line(header), "|" + "---|" * len(header)]
     lines += [_line(row) for row in rows]
-    return "\n".join(lines) + "\n"
+    return printable("\n".join(lines) + "\n")
+
+
+def printable(text: str) -> str:
+    """Return a text of lines in which what a terminal would act upon is written as an escape."""
+    return "".join(one if one.isprintable() or one == "\n" else repr(one)[1:-1] for one in text)
 
 
 def _line(cells: Sequence[object]) -> str:

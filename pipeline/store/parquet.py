@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -16,7 +15,13 @@ from numpy.typing import NDArray
 from pipeline.errors import ChecksumError, ConfigError, StoreError
 from pipeline.files.local import Folder, sha256
 from pipeline.growth import from_plain, to_plain
-from pipeline.identity import FORMAT_VERSION, ColumnConfig, canonical_json, check_version
+from pipeline.identity import (
+    FORMAT_VERSION,
+    ColumnConfig,
+    canonical_json,
+    check_version,
+    read_json,
+)
 from pipeline.records import PartKey, PartRows, Rejection, ShardView
 from pipeline.store.columns import (
     column_fields,
@@ -216,7 +221,7 @@ def _open_part(
             page_checksum_verification=not trusted,
             read_dictionary=["key"],
         )
-        header = json.loads((file.metadata.metadata or {})[_METADATA])
+        header = read_json((file.metadata.metadata or {})[_METADATA])
         version, views = header["format_version"], (header["first_view"], header["views"])
     except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
         raise StoreError(
@@ -311,7 +316,7 @@ class ParquetStore(LabelStore):
         if stray:
             raise StoreError(
                 f"{self.root}: {len(stray)} parts are not in the manifest, the first is "
-                f"{stray[0]}; a label job that adds to the store has not finished: run it again"
+                f"{stray[0]!r}; a label job that adds to the store has not finished: run it again"
             )
 
     def _opened(self, entry: PartEntry) -> PartViews:

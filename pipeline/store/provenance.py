@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import sys
 from collections.abc import Mapping
@@ -14,7 +13,8 @@ from typing import Any
 
 from pipeline.errors import PipelineError
 from pipeline.files.local import Folder
-from pipeline.identity import canonical_json
+from pipeline.identity import canonical_json, read_json
+from pipeline.store.manifest import MAX_COMPANION_BYTES, check_companion_paths
 
 __all__ = ["RUNS_PATH", "Run", "processor", "read_runs", "record_run", "versions"]
 
@@ -51,7 +51,9 @@ class Run:
     @staticmethod
     def from_json(name: str, values: Mapping[str, Any]) -> Run:
         """Build a run from its record; raises ``ValueError`` or ``TypeError`` for no record."""
-        preflight = values.get("preflight") or {}
+        preflight, settings = values.get("preflight") or {}, values.get("settings")
+        if settings is not None and not isinstance(settings.get("shards", []), list):
+            raise TypeError("its shards are no list")
         return Run(
             name=name,
             finished=str(values.get("finished", "")),
@@ -62,17 +64,21 @@ class Run:
             processor=str(values.get("machine", {}).get("processor", "")),
             flip_rows=int(preflight.get("flip_rows", 0)),
             flips=int(preflight.get("flips", 0)),
-            settings=values.get("settings"),
+            settings=settings,
         )
 
 
 def read_runs(root: Folder) -> tuple[Run, ...]:
-    """Return the runs of a store, the oldest first; damaged records say so."""
+    """Return the runs of a store, the oldest first; damaged records say so.
+
+    Raises ``StoreError`` for a file among them that no release names so.
+    """
     runs = []
-    for path in root.list(f"{RUNS_PATH}/"):
+    for path in check_companion_paths(root.list(f"{RUNS_PATH}/"), str(root)):
         name = path.rpartition("/")[2]
         try:
-            runs.append(Run.from_json(name, json.loads(root.read_bytes(path))))
+            record = read_json(root.read_bytes(path, MAX_COMPANION_BYTES))
+            runs.append(Run.from_json(name, record))
         except (PipelineError, OSError, ValueError, TypeError, AttributeError) as error:
             runs.append(Run(name=name, error=repr(error)))
     return tuple(runs)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import io
-import json
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -22,12 +21,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import ChecksumError, StoreError
+from pipeline.files.folder import MAX_FILE_BYTES, check_size
 from pipeline.files.local import Folder, sha256
-from pipeline.identity import canonical_json
+from pipeline.identity import canonical_json, read_json
 from pipeline.records import PartRows
 from pipeline.store.contract import LabelStore
 from pipeline.store.headers import HeaderCheck, check_reasons, header_of
-from pipeline.store.manifest import Manifest, PartEntry, seal, unseal
+from pipeline.store.manifest import (
+    MAX_COMPANION_BYTES,
+    MAX_MANIFEST_BYTES,
+    Manifest,
+    PartEntry,
+    check_companion_paths,
+    seal,
+    unseal,
+)
 from pipeline.store.pages import check_pages
 from pipeline.store.parquet import (
     ParquetStore,
@@ -70,6 +78,7 @@ def open_single_file(root: Folder) -> SingleFileStore:
     whole = len(_MAGIC) + length <= size and tail[4:] == _MAGIC
     if not whole or root.read_range(_FILE, 0, len(_MAGIC)) != _MAGIC:
         raise ChecksumError(f"{root} is no whole Parquet file of {size} bytes; {_CURE}")
+    check_size(f"{root}, footer", length, MAX_MANIFEST_BYTES)
     store = _opened(root, root.read_range(_FILE, size - length, length))
     if store.stored_bytes != size:
         raise ChecksumError(
@@ -95,7 +104,9 @@ def _opened(root: Folder, footer: bytes) -> SingleFileStore:
         metadata = pq.read_metadata(pa.BufferReader(_MAGIC + footer))
         values = unseal(metadata.metadata[_MANIFEST], str(root))
         manifest = Manifest.from_json(values, str(root))
-        return SingleFileStore(root, manifest, _Footer(manifest, metadata, values["file"], footer))
+        read = _Footer(manifest, metadata, values["file"], footer)
+        check_companion_paths(read.companions, str(root))
+        return SingleFileStore(root, manifest, read)
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"{root}: its footer is malformed: {error}; {_CURE}") from error
 
@@ -114,12 +125,13 @@ class _Footer:
         }
         self.reasons = check_reasons(values["reasons"], manifest)
         self.companions = {
-            str(path): str(text).encode()
-            for path, text in json.loads(metadata.metadata[_COMPANIONS]).items()
+            path: _companion(path, text)
+            for path, text in read_json(metadata.metadata[_COMPANIONS]).items()
         }
         self.start = len(_MAGIC)
         for group in named:
-            if group.offset != self.start or not 0 <= group.bytes < 1 << 48:
+            whole = type(group.offset) is type(group.bytes) is int
+            if not whole or group.offset != self.start or not 0 <= group.bytes < 1 << 48:
                 raise ValueError(f"a row group of {group.bytes} bytes at {group.offset}")
             self.start += group.bytes
         if metadata.num_row_groups != len(named):
@@ -132,6 +144,13 @@ class _Footer:
     def file_bytes(self) -> int:
         """Bytes of the whole file."""
         return self.start + len(self.data)
+
+
+def _companion(path: str, text: Any) -> bytes:
+    data = text.encode() if isinstance(text, str) else None
+    if data is None or len(data) > MAX_COMPANION_BYTES:
+        raise ValueError(f"{path!r} is no text of at most {MAX_COMPANION_BYTES} bytes")
+    return data
 
 
 class SingleFileStore(ParquetStore):
@@ -209,7 +228,7 @@ class _FileFolder(Folder):
         """Return True."""
         return True
 
-    def read_bytes(self, path: str) -> bytes:
+    def read_bytes(self, path: str, at_most: int = MAX_FILE_BYTES) -> bytes:
         """Return one of the small files; see ``Folder``."""
         if path not in self._companions:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.at(path))
@@ -267,7 +286,7 @@ class _Window(io.RawIOBase):
 
 def write_single_file(source: LabelStore, path: Path) -> None:
     """Write the store ``source`` to the new file ``path``, one part in memory at a time."""
-    manifest = source.manifest
+    manifest, companions = source.manifest, source.companions()
     headers = HeaderCheck(source)
     groups: list[RowGroup] = []
     with path.open("xb") as file:
@@ -293,11 +312,21 @@ def write_single_file(source: LabelStore, path: Path) -> None:
                     "reasons": {part: list(words) for part, words in headers.reasons.items()},
                 },
             }
-            texts = {name: data.decode() for name, data in source.companions().items()}
+            texts = {name: _text_of(name, data, source) for name, data in companions.items()}
             writer.add_key_value_metadata(
                 {_MANIFEST: seal(values), _COMPANIONS: canonical_json(texts), _FOOTER: _ZEROS}
             )
     _sign_footer(path)
+
+
+def _text_of(name: str, data: bytes, source: LabelStore) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise StoreError(
+            f"{source.root.at(name)} is no text ({error}), so no footer can hold it; restore the "
+            "file, or remove it"
+        ) from error
 
 
 def _with_shard(table: pa.Table, shard: int) -> pa.Table:

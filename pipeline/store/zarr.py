@@ -145,7 +145,7 @@ class ZarrStore(LabelStore):
         if stray:
             raise StoreError(
                 f"{self.root}: {len(stray)} files are not in the manifest, the first is "
-                f"{stray[0]}; remove them, or export the store again"
+                f"{stray[0]!r}; remove them, or export the store again"
             )
 
     def _samples(self, shard: int) -> _Samples:

@@ -56,8 +56,9 @@ def check_target(
 
 def copy_runs(out: Folder, source: LabelStore) -> None:
     """Copy the records of a source's runs, which say how the labels were made."""
-    for path in source.root.list(f"{RUNS_PATH}/"):
-        out.commit_new(path, source.root.read_bytes(path))
+    for path, record in source.companions().items():
+        if path.startswith(f"{RUNS_PATH}/"):
+            out.commit_new(path, record)
 
 
 def finish_target(

@@ -104,7 +104,7 @@ def test_a_field_of_a_later_release_is_refused_by_its_name_and_release(
 
 def test_a_value_of_a_later_release_is_refused_with_the_values_that_are_known() -> None:
     stored = {**to_plain(Today()), "kind": "z"}
-    with pytest.raises(StoreError, match=r"it\.kind is 'z'; use 'x' or 'y'\. A newer release"):
+    with pytest.raises(StoreError, match=r"it\.kind is 'z'; use 'x' or 'y'; a newer release"):
         from_plain(Today, stored, "it")
 
 

@@ -72,7 +72,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         teacher = replace(identity.teacher, architecture=name)
         root = world.root / f"forged-{number}.parquet"
         identity = replace(identity, teacher=teacher)
-        claim_store(root, identity, fingerprints())
+        claim_store(root, identity, fingerprints(identity))
         make_store(root, paths, identity=identity)
     return world
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from contextlib import suppress
 from pathlib import Path
@@ -99,3 +100,123 @@ def test_a_file_in_the_place_of_a_folder_is_seen(tmp_path: Path) -> None:
     assert open_folder(tmp_path / "a").is_a_file()
     assert not open_folder(tmp_path).is_a_file()
     assert not open_folder(tmp_path / "b").is_a_file()
+
+
+OUTWARD = [
+    "../outside",
+    "a/../../outside",
+    "/etc/passwd",
+    "a//b",
+    "a/",
+    ".",
+    "a/./b",
+    "..\\outside",
+    "a\0b",
+    "a\n",
+    "\x1b[31ma",
+    "\u202ea",
+]
+
+
+@pytest.mark.parametrize("path", OUTWARD)
+def test_a_path_that_may_lead_out_is_refused_by_every_method(folder: Folder, path: str) -> None:
+    folder.replace("a/b", b"inside")
+    if isinstance(folder, LocalFolder):
+        (folder.path.parent / "outside").write_bytes(b"old")
+    calls = [
+        lambda: folder.read_bytes(path),
+        lambda: folder.read_range(path, 0, 1),
+        lambda: folder.size(path),
+        lambda: folder.exists(path),
+        lambda: folder.list(f"{path}/"),
+        lambda: folder.commit_new(path, b"new"),
+        lambda: folder.replace(path, b"new"),
+        lambda: folder.write_file(path).__enter__(),
+    ]
+    for call in calls:
+        with pytest.raises(PipelineError) as error:
+            call()
+        assert f"{folder}: {path!r} is no path of a file in it" in str(error.value)
+    assert folder.list() == ["a/b"]
+
+
+@pytest.mark.parametrize("link", ["there", "missing"])
+def test_a_link_in_a_folder_that_leads_out_is_never_followed(tmp_path: Path, link: str) -> None:
+    folder, outside = LocalFolder(tmp_path / "store"), tmp_path / "outside"
+    outside.mkdir()
+    (outside / "file").write_bytes(b"old")
+    folder.replace("a", b"x")
+    (folder.path / "dir").symlink_to(outside if link == "there" else outside / "new")
+    for call in (
+        lambda: folder.read_bytes("dir/file"),
+        lambda: folder.exists("dir/file"),
+        lambda: folder.list("dir/"),
+        lambda: folder.commit_new("dir/new", b"new"),
+        lambda: folder.replace("dir/file", b"new"),
+        lambda: folder.commit_new("dir/below/new", b"new"),
+        lambda: folder.write_file("dir/file").__enter__(),
+    ):
+        with pytest.raises(PipelineError, match=r"leads out of .*put the file itself there"):
+            call()
+    assert [path.name for path in outside.iterdir()] == ["file"]
+    assert (outside / "file").read_bytes() == b"old"
+
+
+def test_a_link_in_the_place_of_a_file_is_replaced_and_its_end_stays(tmp_path: Path) -> None:
+    folder = LocalFolder(tmp_path / "store")
+    folder.replace("a", b"x")
+    (tmp_path / "outside").write_bytes(b"old")
+    for name in ("b", "c"):
+        (folder.path / name).symlink_to(tmp_path / "outside")
+    folder.replace("b", b"new")
+    with folder.write_file("c") as file:
+        file.write(b"new")
+    assert folder.read_bytes("b") == folder.read_bytes("c") == b"new"
+    assert (tmp_path / "outside").read_bytes() == b"old"
+
+
+def test_a_folder_may_itself_be_a_link_and_links_may_stay_inside(tmp_path: Path) -> None:
+    LocalFolder(tmp_path / "real").replace("a/b", b"x")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "c").symlink_to("a/b")
+    folder = LocalFolder(tmp_path / "link")
+    folder.replace("a/d", b"y")
+    assert folder.read_bytes("a/b") == folder.read_bytes("c") == b"x"
+    assert folder.list() == ["a/b", "a/d", "c"]
+
+
+def test_a_link_to_a_directory_is_listed_and_not_entered(tmp_path: Path) -> None:
+    LocalFolder(tmp_path / "outside").replace("secret", b"x")
+    folder = LocalFolder(tmp_path / "store")
+    folder.replace("a", b"x")
+    (folder.path / "dir").symlink_to(tmp_path / "outside")
+    assert folder.list() == ["a", "dir"]
+
+
+def test_links_in_a_circle_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    for call in (LocalFolder(tmp_path).read_bytes, LocalFolder(tmp_path).exists):
+        with pytest.raises(PipelineError, match=r"a cannot be found .*not a link"):
+            call("a")
+
+
+def test_a_pipe_in_the_place_of_a_file_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    folder = LocalFolder(tmp_path)
+    for call in (
+        lambda: folder.read_bytes("pipe"),
+        lambda: folder.read_range("pipe", 0, 1),
+        lambda: folder.size("pipe"),
+        lambda: LocalFolder(tmp_path / "pipe").size(""),
+        lambda: LocalFolder(Path("/dev/zero")).read_bytes(""),
+    ):
+        with pytest.raises(PipelineError, match="is no file, but a pipe or a device"):
+            call()
+
+
+def test_a_file_larger_than_it_may_be_is_refused(folder: Folder) -> None:
+    folder.replace("a", b"12345")
+    assert folder.read_bytes("a", 5) == b"12345"
+    with pytest.raises(PipelineError, match="/a has 5 bytes, and such a file has at most 4"):
+        folder.read_bytes("a", 4)

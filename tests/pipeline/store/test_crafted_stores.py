@@ -18,6 +18,7 @@ import pytest
 
 from pipeline.errors import PipelineError, StoreError
 from pipeline.files.local import sha256
+from pipeline.identity import canonical_json
 from pipeline.records import PartRows
 from pipeline.store import LabelStore, export_store, open_store, parquet, single
 from pipeline.store.layout import array_specs
@@ -99,6 +100,12 @@ def rewrite_file(root: Path, path: str, data: bytes, **fields: object) -> None:
         "label/c/9999999999999999999999/0",
         "other/c/0/0",
         "_meta/identity.json",
+        "label\\c\\0\\0",
+        "label/c/0/0\0",
+        "label//c/0/0",
+        "LABEL/c/0/0",
+        "label/c/0/\u0660",
+        "\x1b[31mlabel/c/0/0",
     ],
 )
 def test_a_zarr_manifest_names_no_file_but_the_arrays(crafted: Path, path: str) -> None:
@@ -227,7 +234,22 @@ def test_a_chunk_that_decodes_to_another_size_is_refused(crafted: Path, zeros: i
         ),
         (lambda v: v["shards"][0].update(samples=1 << 62), "malformed"),
         (lambda v: v["shards"][0].update(samples=-1), "malformed"),
-        (lambda v: v["shards"][0].update(samples="7"), "malformed"),
+        (lambda v: v["shards"][0].update(samples="7"), r"shards\.samples is '7'; use a whole"),
+        (lambda v: v["shards"][0].update(name="../../s-0.tar"), "which is no file's name"),
+        (
+            lambda v: v["shards"][0].update(name=["s-0.tar"]),
+            r"shards\.name is \['s-0.tar'\]; use a text",
+        ),
+        (lambda v: v["shards"][0].update(key_hash=[]), r"shards\.key_hash is \[\]; use a text"),
+        (
+            lambda v: v["rejections"]["0"][0].update(reason=None),
+            r"rejections\.reason is None; use a text",
+        ),
+        (lambda v: v["agreement"].update(equal="7"), r"agreement\.equal is '7'; use a whole"),
+        (lambda v: v["agreement"].update(known=-1), "malformed"),
+        (lambda v: v["parts"][0].update(bytes=1 << 70), "malformed"),
+        (lambda v: v["parts"][0].update(bytes=-1), "malformed"),
+        (lambda v: v["parts"][0].update(path="shard=0\\view-00000-00005.parquet"), "should be"),
         (lambda v: v["shards"].reverse(), "not in order"),
         (lambda v: v["parts"].reverse(), "not in order"),
         (lambda v: v["parts"].append(v["parts"][1]), "not in order"),
@@ -253,11 +275,38 @@ def test_a_manifest_that_claims_what_no_job_makes_is_refused(
     assert str(root) in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("columns.margin", "yes"),
+        ("columns.confidence", 1 << 70),
+        ("teacher.architecture", ["x"]),
+        ("teacher.classes", 5.5),
+        ("augment.hflip", True),
+    ],
+)
+def test_an_identity_with_values_of_another_kind_is_refused(
+    folder: Path, tmp_path: Path, field: str, value: object
+) -> None:
+    root = Path(shutil.copytree(folder / "arrays.zarr", tmp_path / "arrays.zarr"))
+    part, _, name = field.partition(".")
+
+    def change(values: dict[str, Any]) -> None:
+        values["identity"][part][name] = value
+        values["identity_digest"] = sha256(canonical_json(values["identity"]))
+
+    rewrite(root, change)
+    with pytest.raises(
+        StoreError, match=rf"identity\.{part}\.{name} is .*; use .*damaged or forged"
+    ):
+        open_store(root)
+
+
 def test_a_manifest_of_ten_thousand_brackets_is_refused(folder: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(folder / "arrays.zarr", tmp_path / "deep.zarr"))
     body = b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}\n"
     (root / "_manifest.json").write_bytes(b'{"sha256":"' + sha256(body).encode() + b'",' + body[1:])
-    with pytest.raises(StoreError, match=r"is no manifest \(RecursionError"):
+    with pytest.raises(StoreError, match=r"is no manifest \(.*nested more than 32 deep"):
         open_store(root)
 
 
