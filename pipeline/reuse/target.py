@@ -39,18 +39,23 @@ def check_target(
     """
     folder = open_folder(out)
     claimed = check_store(folder, identity)
-    stray = sorted(set(find_parts(folder)) - set(parts)) if claimed is not None else []
-    if stray:
-        raise StoreError(
-            f"--out {folder} holds {len(stray)} parts that would not be in the result, the "
-            f"first is {stray[0].path}; give the path of a new store"
-        )
+    if claimed is not None:
+        _require_no_stray(folder, parts)
     if dict(claim_store(folder, identity, fingerprints)) != dict(fingerprints):
         raise IdentityError(
             f"--out {folder} was begun with other fingerprints than the stores given; give the "
             "path of a new store"
         )
     return folder
+
+
+def _require_no_stray(folder: Folder, parts: Collection[PartKey]) -> None:
+    stray = sorted(set(find_parts(folder)) - set(parts))
+    if stray:
+        raise StoreError(
+            f"--out {folder} holds {len(stray)} parts that would not be in the result, the "
+            f"first is {stray[0].path}; give the path of a new store"
+        )
 
 
 def copy_runs(out: Folder, source: LabelStore) -> None:
@@ -64,8 +69,15 @@ def finish_target(
     source: LabelStore,
     identity: StoreIdentity,
     shards: Sequence[ShardInfo],
+    parts: Collection[PartKey],
     run: Mapping[str, Any],
 ) -> Manifest:
-    """Record how the store came about, verify it whole, and write its manifest and card."""
+    """Record how the store came about, verify it whole, and write its manifest and card.
+
+    Raises ``StoreError`` and writes no manifest unless it holds these parts, and no others.
+    """
+    prints = source.manifest.fingerprints
+    claim_store(out, identity, prints)  # a record alone, were all else deleted, is no store
     record_run(out, "label-store", run)
-    return finish_store(out, identity, source.manifest.fingerprints, shards, card_text)
+    _require_no_stray(out, parts)
+    return finish_store(out, identity, prints, shards, card_text, parts)

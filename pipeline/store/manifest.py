@@ -29,6 +29,7 @@ __all__ = [
     "Agreement",
     "Manifest",
     "PartEntry",
+    "check_claims",
     "identity_bytes",
     "listed_parts",
     "read_manifest",
@@ -194,7 +195,7 @@ class Manifest:
         check_version(values.get("format_version"), name)
         try:
             manifest = Manifest._read(values)
-            _check_claims(manifest)
+            check_claims(manifest)
         except (KeyError, TypeError, ValueError, AttributeError, StoreError) as error:
             what = str(error) if isinstance(error, StoreError) else f"it is malformed ({error!r})"
             raise StoreError(
@@ -243,7 +244,7 @@ def _intersection(ours: Sequence[range], theirs: Sequence[range]) -> list[range]
     return [one for one in common if len(one)]
 
 
-def _check_claims(manifest: Manifest) -> None:
+def check_claims(manifest: Manifest) -> None:
     """Raise ``StoreError`` for claims that no label job makes, before they size any memory."""
     numbers = [shard.number for shard in manifest.shards]
     if numbers != sorted(set(numbers)) or any(number < 0 for number in numbers):
