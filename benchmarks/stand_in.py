@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.identity import PRESETS, TeacherIdentity
-from pipeline.labelling.job import LabelConfig, finish_job, index_shards, plan_job
+from pipeline.labelling.job import LabelConfig, begin_job, finish_job, index_shards, plan_job
 from pipeline.labelling.part import label_part, run_task
 from pipeline.records import AugmentedGroup, TeacherLabels
 from pipeline.shards.index import open_known_shard
@@ -58,6 +58,7 @@ def write_store(root: Path, shards: tuple[str, ...], *, views: int, image_size: 
     )
     indexed = index_shards(shards)
     plan = plan_job(config, indexed, stand_in_identity(batch_views=3))
+    begin_job(plan)
     for part in plan.missing:
         order = plan.order(part)
         shard = open_known_shard(order.path, order.shard)

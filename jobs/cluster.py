@@ -14,17 +14,21 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError, WorkerCrashedError
+from ray.exceptions import RayActorError, RayError, RayTaskError, WorkerCrashedError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.errors import PipelineError
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.files.objects import is_url
+from pipeline.files.sharing import SharedPaths, offered_paths, require_shared, unseen_path
 from pipeline.identity import TeacherIdentity
 from pipeline.labelling.job import IndexedShards, JobPlan, LabelConfig, PartOrder, Preflight
 from pipeline.labelling.part import GroupTask, run_task
 from pipeline.records import AugmentedGroup, PartKey
-from pipeline.store import Committed
+from pipeline.store import Committed, parts_root
 
 if TYPE_CHECKING:
     from pipeline.labelling.worker import TeacherWorker
@@ -34,6 +38,7 @@ __all__ = ["Cluster"]
 PARTS_IN_FLIGHT = 2  # a teacher: one is labelled while the other's first groups are augmented
 DEATHS_PER_PART = 4  # then the part itself is the likely cause
 CRASHES_PER_TASK = 8
+ANSWER_SECONDS = 120.0  # of a node that is asked what it sees; it may have to start Python
 
 
 MakeWorker: TypeAlias = "Callable[[LabelConfig, int], TeacherWorker]"
@@ -47,13 +52,20 @@ def load_worker(config: LabelConfig, threads: int) -> TeacherWorker:
     return TeacherWorker(config, threads)
 
 
-def connect() -> None:
-    """Join the cluster of ``RAY_ADDRESS``, or start a local one.
+def connect() -> bool:
+    """Join the cluster of ``RAY_ADDRESS`` and return True, or start a local one.
 
     ``jobs.label_teacher.prepare_environment`` keeps a local one on 127.0.0.1.
     """
     local = None if os.environ.get("RAY_ADDRESS") else "local"
     ray.init(address=local, include_dashboard=None if local is None else False, log_to_driver=False)
+    return local is None
+
+
+@ray.remote(num_cpus=0, max_retries=CRASHES_PER_TASK)
+def look_remotely(paths: SharedPaths, node: str) -> str | None:
+    """Return what a node does not see as the driver does."""
+    return unseen_path(paths, node)
 
 
 @ray.remote(num_cpus=1, max_retries=CRASHES_PER_TASK)
@@ -124,7 +136,7 @@ class Cluster:
     """The job's teachers on a Ray cluster."""
 
     def __init__(self, config: LabelConfig, make_worker: MakeWorker = load_worker) -> None:
-        connect()
+        self._joined = connect()
         resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
         gpus, cpus = int(resources.get("GPU", 0)), max(1, int(resources.get("CPU", 1)))
         on_gpu = config.device == "cuda" or (config.device == "auto" and gpus > 0)
@@ -140,6 +152,29 @@ class Cluster:
         self._threads = config.threads or max(1, cpus // teachers)
         self._window = max(2, 2 * cpus // teachers)
         self._seats = [_Seat(self._hire()) for _ in range(teachers)]
+
+    def check_paths(self, shards: IndexedShards) -> None:
+        """Raise ``ConfigError`` naming a node that does not see the job's local paths as they are.
+
+        Parts and teachers may come to any node, also to one without CPUs.
+        """
+        if not self._joined:
+            return
+        out, checkpoint = self._config.out, self._config.teacher_checkpoint
+        _refuse_temporary(out)
+        files = [
+            (path, info.bytes)
+            for path, info in zip(shards.paths, shards.infos, strict=True)
+            if isinstance(path, Path)
+        ]
+        if checkpoint is not None:
+            files.append((checkpoint, checkpoint.stat().st_size))
+        every: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+        nodes = {node["NodeID"]: _name_of(node) for node in every if node["Alive"]}
+        with offered_paths(parts_root(out), files) as paths:
+            calls = {node: _on_node(node).remote(paths, node) for node in nodes}
+            for node, ref in calls.items():
+                require_shared(paths, node, nodes[node], _answer_of(nodes[node], ref))
 
     def identity(self) -> TeacherIdentity:
         """Return the teacher's identity, once the first one is loaded."""
@@ -222,6 +257,38 @@ class Cluster:
         waiting.extendleft(reversed(lost))
         seat.parts.clear()
         seat.actor = self._hire()
+
+
+def _refuse_temporary(out: str) -> None:
+    """Raise ``ConfigError`` for a store in the copy of a directory that a submitted job runs in."""
+    unpacked = ray.get_runtime_context().runtime_env.get("working_dir")
+    if unpacked and not is_url(out) and Path(out).is_relative_to(Path.cwd()):
+        raise ConfigError(
+            f"{out} is in the working directory that Ray made for this job, and deletes; give the "
+            "store an absolute path outside of it, or one in object storage"
+        )
+
+
+def _name_of(node: dict[str, Any]) -> str:
+    return f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}, {node['NodeID'][:8]})"
+
+
+def _on_node(node: str) -> Any:
+    return look_remotely.options(
+        scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
+    )
+
+
+def _answer_of(name: str, ref: Any) -> str | None:
+    try:
+        unseen: str | None = ray.get(ref, timeout=ANSWER_SECONDS)
+    except RayError as error:
+        why = error.cause if isinstance(error, RayTaskError) else error
+        raise PipelineError(
+            f"node {name} could not be asked which files it sees ({why!r}); take it out of the "
+            "cluster, or see that it runs this project's release and is not overloaded"
+        ) from error
+    return unseen
 
 
 def _get(ref: Any) -> Any:

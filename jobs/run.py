@@ -25,7 +25,7 @@ from pipeline.labelling.job import (
     write_run,
 )
 from pipeline.records import PartKey
-from pipeline.store import Committed, Manifest, bytes_per_label, check_out, parts_root
+from pipeline.store import Committed, Manifest, bytes_per_label, check_out
 
 __all__ = ["EXIT_DRAINED", "run_label_job"]
 
@@ -63,6 +63,7 @@ def run_label_job(config: LabelConfig) -> int:
 
     Raises ``PipelineError`` for whatever the user can cure; parts that are committed stay.
     """
+    config = config.with_absolute_paths()  # other processes are in other directories
     drain = Drain(config.drain_seconds)
     check_out(config.out)  # a slip of the pen shows before shards are read
     config.check_checkpoint()
@@ -73,6 +74,7 @@ def run_label_job(config: LabelConfig) -> int:
     else:
         from jobs.cluster import Cluster as Teachers  # type: ignore[assignment]
     with contextlib.closing(Teachers(config)) as teachers, drain.listening():
+        teachers.check_paths(shards)
         plan = plan_job(config, shards, teachers.identity())
         describe_plan(plan)
         preflight = None
@@ -93,7 +95,7 @@ def run_label_job(config: LabelConfig) -> int:
             "preflight": None if preflight is None else dataclasses.asdict(preflight),
         }
         if progress.parts < len(plan.missing):
-            write_run(parts_root(config.out), config, run)
+            write_run(plan, run)
             say(
                 f"stopped by SIGTERM with {progress.parts} of {len(plan.missing)} parts done; run "
                 "the same command again, it will do the rest"

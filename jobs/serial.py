@@ -24,6 +24,9 @@ class SerialTeacher:
     def close(self) -> None:
         """Do nothing: the teacher goes with the process."""
 
+    def check_paths(self, shards: IndexedShards) -> None:
+        """Do nothing: there is no other machine."""
+
     def identity(self) -> TeacherIdentity:
         """Return the teacher's identity."""
         return self._worker.identity

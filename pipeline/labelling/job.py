@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,10 +20,12 @@ from pipeline.errors import (
     IdentityError,
     RejectionError,
     ShardError,
+    StoreError,
     TeacherError,
 )
 from pipeline.files.cache import CacheConfig, ShardFile
-from pipeline.files.local import Place, expand_shards, open_folder
+from pipeline.files.local import expand_shards, open_folder
+from pipeline.files.objects import is_url
 from pipeline.identity import (
     AugmentConfig,
     ColumnConfig,
@@ -46,6 +48,8 @@ from pipeline.store import (
     pack_store,
     packed_store,
     parts_root,
+    require_listed,
+    require_planned,
     unpack_store,
 )
 from pipeline.store.card import card_text
@@ -157,6 +161,20 @@ class LabelConfig:
         if self.precision == "fp16" and self.device == "cpu":
             raise ConfigError("--precision fp16 needs a GPU; use bf16 or fp32 on a CPU")
 
+    def with_absolute_paths(self) -> LabelConfig:
+        """Return the settings with local paths that mean the same in every process.
+
+        Shards get theirs in ``index_shards``, where patterns become files.
+        """
+        local = {
+            name: path.absolute()
+            for name in ("teacher_checkpoint", "cache_dir")
+            if (path := getattr(self, name)) is not None
+        }
+        if not is_url(self.out):
+            local["out"] = str(Path(self.out).absolute())
+        return replace(self, **local)
+
     def check_checkpoint(self) -> None:
         """Raise ``TeacherError`` if a checkpoint is given that is no file."""
         if self.teacher_checkpoint is not None and not self.teacher_checkpoint.is_file():
@@ -249,6 +267,11 @@ class JobPlan:
     done: tuple[Committed, ...]
     missing: tuple[PartKey, ...]
 
+    @property
+    def parts(self) -> tuple[PartKey, ...]:
+        """All parts that the store will have, there already or not."""
+        return (*(committed.entry.part for committed in self.done), *self.missing)
+
     def order(self, part: PartKey) -> PartOrder:
         """Return all that a teacher's process needs to label ``part``."""
         return PartOrder(
@@ -266,7 +289,11 @@ def index_shards(patterns: Sequence[str], cache: CacheConfig | None = None) -> I
     Raises ``ShardError`` for files that are no whole shards, and for two shards with the
     same keys, whose streams would be the same.
     """
-    paths = expand_shards(patterns, cache)
+    # Absolute, for they are opened by processes that were started elsewhere.
+    paths = tuple(
+        path.absolute() if isinstance(path, Path) else path
+        for path in expand_shards(patterns, cache)
+    )
     infos: list[ShardInfo] = []
     names: dict[str, ShardFile] = {}
     highest, highest_at, sorted_shards = -1, "", 0
@@ -331,7 +358,7 @@ def plan_job(config: LabelConfig, shards: IndexedShards, teacher: TeacherIdentit
         for number in infos
         for part in _missing_parts(config, number, covered.get(number, set()))
     ]
-    return JobPlan(
+    plan = JobPlan(
         config=config,
         identity=identity,
         fingerprints=theirs,
@@ -339,6 +366,8 @@ def plan_job(config: LabelConfig, shards: IndexedShards, teacher: TeacherIdentit
         done=tuple(done),
         missing=tuple(missing),
     )
+    require_listed(config.out, plan.parts)
+    return plan
 
 
 def _missing_parts(config: LabelConfig, shard: int, covered: set[int]) -> list[PartKey]:
@@ -403,7 +432,18 @@ class Progress:
             self._count_rejections(committed)
 
     def add(self, committed: Committed) -> None:
-        """Count a part that was just committed; raises ``RejectionError`` over the limit."""
+        """Count a part that was just committed; raises ``RejectionError`` over the limit.
+
+        Raises ``StoreError`` if its labels and rejections are not its samples x views.
+        """
+        part = committed.entry.part
+        samples = self._plan.shards.infos[part.shard].samples
+        if committed.entry.rows != (samples - len(committed.rejections)) * part.views:
+            raise StoreError(
+                f"{part.path} has {committed.entry.rows} labels and {len(committed.rejections)} "
+                f"rejected of {samples} samples at {part.views} views, which do not add up; "
+                "delete it and run again"
+            )
         self.labels += committed.entry.rows
         self.parts += 1
         self._count_rejections(committed)
@@ -447,22 +487,37 @@ def begin_job(plan: JobPlan) -> None:
 
 
 def finish_job(plan: JobPlan, run: Mapping[str, Any]) -> Manifest:
-    """Verify the whole store, write its manifest and card, and this run's provenance."""
+    """Verify the whole store, write its manifest and card, and this run's provenance.
+
+    Raises ``IncompleteStoreError`` and writes no manifest if a part of the plan is not there.
+    """
     out = plan.config.out
     packed = packed_store(out)
     if packed is not None:  # a Zarr store to which nothing was to be added
+        require_planned(out, plan.parts, [entry.part for entry in packed.manifest.parts])
         return packed.manifest
-    root = parts_root(out)
-    write_run(root, plan.config, run)
-    manifest = finish_store(root, plan.identity, plan.fingerprints, plan.shards.infos, card_text)
+    write_run(plan, run)
+    manifest = finish_store(
+        parts_root(out),
+        plan.identity,
+        plan.fingerprints,
+        plan.shards.infos,
+        card_text,
+        plan.parts,
+    )
     pack_store(out)
     return manifest
 
 
-def write_run(root: Place, config: LabelConfig, run: Mapping[str, Any]) -> None:
+def write_run(plan: JobPlan, run: Mapping[str, Any]) -> None:
     """Record how a run went: settings, versions, hardware, times. Never compared."""
+    if packed_store(plan.config.out) is not None:
+        return  # the directory of its new parts was deleted; one without the old would replace it
+    root = parts_root(plan.config.out)
+    # Again, for a record alone where the store was deleted would be no store to go on with.
+    claim_store(root, plan.identity, plan.fingerprints)
     settings = {
         name: str(value) if isinstance(value, Path) else value
-        for name, value in asdict(config).items()
+        for name, value in asdict(plan.config).items()
     }
     record_run(open_folder(root), "label-teacher", {"settings": settings, **run})

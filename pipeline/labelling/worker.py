@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import platform
 import threading
 import time
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from pipeline.errors import DecodeError, TeacherError
+from pipeline.errors import DecodeError, IncompleteStoreError, TeacherError
 from pipeline.identity import TeacherIdentity
 from pipeline.labelling.devices import choose_device, set_threads
 from pipeline.labelling.job import IndexedShards, LabelConfig, PartOrder, Preflight
@@ -17,7 +18,7 @@ from pipeline.labelling.part import augment_group, group_tasks, label_part
 from pipeline.labelling.teacher import Teacher, load_teacher
 from pipeline.records import AugmentedGroup, PartKey, Pixels, TeacherLabels, ViewMix
 from pipeline.shards.index import open_known_shard
-from pipeline.store import Committed, commit_part
+from pipeline.store import Committed, check_store, commit_part
 from pipeline.views.apply import apply_view, decode, image_size
 from pipeline.views.draw import draw_view
 
@@ -45,6 +46,11 @@ class TeacherWorker:
             raise TeacherError(
                 f"this process loaded the teacher {self.identity}, the job's is "
                 f"{order.identity.teacher}; give all processes the same checkpoint"
+            )
+        if check_store(order.out, order.identity) is None:  # on a node that joined later
+            raise IncompleteStoreError(
+                f"{order.out}: the store that this job began is not seen on {platform.node()}; use "
+                "a path of a file system that all nodes share, or object storage"
             )
         shard = open_known_shard(order.path, order.shard)
         rows = label_part(shard, order.part, order.identity, groups, self)

@@ -13,7 +13,7 @@ from pipeline.store.commit import (
     different_column,
     find_parts,
     finish_store,
-    read_entry,
+    require_planned,
 )
 from pipeline.store.contract import LabelStore
 from pipeline.store.export import export_store
@@ -34,6 +34,7 @@ from pipeline.store.place import (
     committed_parts,
     pack_store,
     packed_store,
+    require_listed,
     unpack_store,
 )
 
@@ -64,7 +65,8 @@ __all__ = [
     "pack_store",
     "packed_store",
     "parts_root",
-    "read_entry",
     "read_manifest",
+    "require_listed",
+    "require_planned",
     "unpack_store",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -27,8 +27,10 @@ from pipeline.store.manifest import (
     Agreement,
     Manifest,
     PartEntry,
+    check_claims,
     identity_bytes,
     listed_notes,
+    listed_parts,
     write_manifest,
 )
 from pipeline.store.parquet import decode_part, encode_part
@@ -43,11 +45,15 @@ __all__ = [
     "different_column",
     "find_parts",
     "finish_store",
-    "read_entry",
+    "lost_views",
+    "named_views",
+    "read_entries",
     "require_all_shards",
     "require_identity",
+    "require_planned",
 ]
 
+_NAMED = 8  # ranges of views in an error
 _PART_PATH = re.compile(r"^shard=(\d+)/view-(\d{5,})-(\d{5,})\.parquet$")
 
 
@@ -213,9 +219,24 @@ def find_parts(root: Place) -> list[PartKey]:
     return sorted(parts)
 
 
-def read_entry(root: Place, part: PartKey, identity: str, shard: ShardInfo) -> Committed:
-    """Read a committed part and check that it belongs to this store and shard."""
+def read_entries(
+    root: Place, parts: Iterable[PartKey], identity: str, shards: Mapping[int, ShardInfo]
+) -> list[Committed]:
+    """Read committed parts, and check that each belongs to this store and its shard.
+
+    One that is not there is left out, since others may delete it at any time.
+    """
     folder = open_folder(root)
+    found = []
+    for part in parts:
+        try:
+            found.append(_read_entry(folder, part, identity, shards[part.shard]))
+        except FileNotFoundError:
+            continue  # callers compare what they get with what they need
+    return found
+
+
+def _read_entry(folder: Folder, part: PartKey, identity: str, shard: ShardInfo) -> Committed:
     path = folder.at(part.path)
     data = folder.read_bytes(part.path)
     rows = decode_part(data, part, path)
@@ -242,27 +263,69 @@ def require_all_shards(
         )
 
 
+def lost_views(wanted: Iterable[PartKey], there: Iterable[PartKey]) -> list[PartKey]:
+    """Return the ranges of views in ``wanted`` that no part of ``there`` has, sorted."""
+    known = set(there)
+    covered: dict[int, set[int]] = {}
+    gone = sorted(set(wanted) - known)
+    for part in known if gone else ():
+        covered.setdefault(part.shard, set()).update(range(part.first_view, part.end_view))
+    lost = []
+    for part in gone:
+        there_too = covered.get(part.shard, set())
+        views = [v for v in range(part.first_view, part.end_view) if v not in there_too]
+        if views:
+            span = views[-1] + 1 - views[0]
+            lost.append(dataclasses.replace(part, first_view=views[0], views=span))
+    return lost
+
+
+def require_planned(root: Place, planned: Iterable[PartKey], there: Iterable[PartKey]) -> None:
+    """Raise ``IncompleteStoreError`` naming the planned views that no part has."""
+    lost = lost_views(planned, there)
+    if lost:
+        raise IncompleteStoreError(
+            f"{open_folder(root)} lacks {len(lost)} of the parts that were planned: "
+            f"{named_views(lost)}; no manifest was written. They were deleted, or lie on another "
+            "machine's disk. Run the same command again, it does what is missing; on several "
+            "machines, with a path that all of them share, or in object storage"
+        )
+
+
+def named_views(parts: Sequence[PartKey]) -> str:
+    """Return ranges of views in words, for messages."""
+    named = [f"shard {p.shard}, views {p.first_view}..{p.end_view - 1}" for p in parts[:_NAMED]]
+    more = len(parts) - len(named)
+    return "; ".join(named) + (f"; and {more} more" if more else "")
+
+
 def finish_store(
     root: Place,
     identity: StoreIdentity,
     fingerprints: Mapping[str, int],
     shards: Sequence[ShardInfo],
     card: Callable[[Manifest], str],
+    planned: Collection[PartKey] = (),
     *,
     notes: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """Verify all parts of these shards, write the card, and last the manifest.
 
-    ``notes`` are kept in it; by default those of the manifest that is there.
+    ``planned`` are the parts that the caller knows to be committed; their views, and those of
+    the manifest that is there, must all be read back. ``notes`` are kept in the manifest; by
+    default those of the one that is there.
 
     Raises ``RejectionError`` if parts of a shard disagree about which images decode,
-    ``IncompleteStoreError`` if the store has parts of other shards than these.
+    ``IncompleteStoreError`` if the store has parts of other shards than these, or lacks some.
     """
     folder = open_folder(root)
     by_number = {shard.number: shard for shard in shards}
-    parts = find_parts(folder)
+    # Planned ones are opened too: a network file system may list a directory as it was before.
+    parts = sorted({*find_parts(folder), *planned})
     require_all_shards(folder, parts, by_number)
-    committed = [read_entry(folder, part, identity.digest, by_number[part.shard]) for part in parts]
+    committed = read_entries(folder, parts, identity.digest, by_number)
+    there = [one.entry.part for one in committed]
+    require_planned(folder, [*planned, *listed_parts(folder)], there)
     manifest = Manifest(
         identity=identity,
         fingerprints=fingerprints,
@@ -273,6 +336,7 @@ def finish_store(
         agreement=Agreement.total(one.agreement for one in committed),
         notes=listed_notes(folder) if notes is None else notes,
     )
+    check_claims(manifest)  # labels and rejections add up to samples x views
     text = card(manifest).encode()
     folder.replace(CARD_PATH, text)
     manifest = dataclasses.replace(manifest, card=sha256(text))

@@ -6,12 +6,12 @@ import dataclasses
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.errors import StoreError
+from pipeline.errors import IncompleteStoreError, StoreError
 from pipeline.files.local import Folder, LocalFolder, Place, open_folder, publish, sha256, writing
 from pipeline.records import PartRows
 from pipeline.store.assemble import write_zarr
@@ -61,8 +61,19 @@ def _upload(copy: Path, folder: Folder) -> None:
     """Send a finished store to object storage, its manifest last."""
     paths = LocalFolder(copy).list() if copy.is_dir() else [""]
     for path in sorted(paths, key=lambda path: path == MANIFEST_PATH):
+        if path == MANIFEST_PATH:
+            _require_sent(folder, paths)
         with folder.write_file(path) as file, (copy / path).open("rb") as data:
             shutil.copyfileobj(data, file)
+
+
+def _require_sent(folder: Folder, paths: Collection[str]) -> None:
+    missing = sorted(set(paths) - {MANIFEST_PATH} - set(folder.list()))
+    if missing:
+        raise IncompleteStoreError(
+            f"{folder} lacks {len(missing)} files that were sent, the first is {missing[0]}; no "
+            "manifest was written: delete what is there, and export again"
+        )
 
 
 def _writer(path: Path, single_file: bool) -> Writer:

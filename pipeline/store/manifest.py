@@ -36,6 +36,7 @@ __all__ = [
     "Agreement",
     "Manifest",
     "PartEntry",
+    "check_claims",
     "check_companion_paths",
     "identity_bytes",
     "listed_notes",
@@ -250,7 +251,7 @@ class Manifest:
         check_version(values.get("format_version"), name)
         try:
             manifest = Manifest._read(values)
-            _check_claims(manifest)
+            check_claims(manifest)
         except (KeyError, TypeError, ValueError, AttributeError, StoreError) as error:
             what = str(error) if isinstance(error, StoreError) else f"it is malformed ({error!r})"
             raise StoreError(
@@ -308,7 +309,7 @@ def _intersection(ours: Sequence[range], theirs: Sequence[range]) -> list[range]
     return [one for one in common if len(one)]
 
 
-def _check_claims(manifest: Manifest) -> None:
+def check_claims(manifest: Manifest) -> None:
     """Raise ``StoreError`` for claims that no label job makes, before they size any memory."""
     numbers = [shard.number for shard in manifest.shards]
     if numbers != sorted(set(numbers)) or any(number < 0 for number in numbers):

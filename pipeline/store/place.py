@@ -7,20 +7,22 @@ all are there; then one process writes the Zarr store, compares it, and removes 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from pipeline.errors import ChecksumError, IdentityError, StoreError
+from pipeline.errors import ChecksumError, IdentityError, IncompleteStoreError, StoreError
 from pipeline.files.local import open_folder, publish
 from pipeline.identity import StoreIdentity
-from pipeline.records import ShardInfo
+from pipeline.records import PartKey, ShardInfo
 from pipeline.store.assemble import write_zarr
 from pipeline.store.commit import (
     Committed,
     check_place,
     check_store,
     find_parts,
-    read_entry,
+    lost_views,
+    named_views,
+    read_entries,
     require_all_shards,
     require_identity,
 )
@@ -35,6 +37,7 @@ __all__ = [
     "committed_parts",
     "pack_store",
     "packed_store",
+    "require_listed",
     "unpack_store",
 ]
 
@@ -94,9 +97,9 @@ def committed_parts(
     root = parts_root(out)
     parts, listed = find_parts(root), listed_parts(root)
     require_all_shards(root, parts, shards)
-    found = []
-    for part in parts:
-        committed = read_entry(root, part, digest, shards[part.shard])
+    found = read_entries(root, parts, digest, shards)
+    for committed in found:
+        part = committed.entry.part
         before = listed.get(part, committed.entry)
         if before.sha256 != committed.entry.sha256:
             raise ChecksumError(
@@ -104,8 +107,32 @@ def committed_parts(
                 f"manifest says {before.sha256}; delete the file and run again, only this "
                 "part will be redone"
             )
-        found.append(committed)
     return found
+
+
+def require_listed(out: str | Path, parts: Iterable[PartKey]) -> None:
+    """Raise ``IncompleteStoreError`` if the manifest lists views that ``parts`` do not hold.
+
+    A job would else leave them out of the manifest that it writes.
+    """
+    lost = lost_views([*listed_parts(parts_root(out)), *_packed_parts(out)], parts)
+    if lost:
+        first, end = min(p.first_view for p in lost), max(p.end_view for p in lost)
+        raise IncompleteStoreError(
+            f"{out}: parts that its manifest lists are gone, and the job does not "
+            f"label their views: {named_views(lost)}; restore them, or run the job with "
+            f"first_view={first} and views={end - first} first"
+        )
+
+
+def _packed_parts(out: str | Path) -> list[PartKey]:
+    """Return the parts of the Zarr store that a job is about to replace."""
+    if not _is_packed(out) or not open_folder(out).exists():
+        return []
+    try:
+        return [entry.part for entry in open_store(out).manifest.parts]
+    except StoreError:
+        return []  # damaged, and written anew
 
 
 def _read_packed(store: LabelStore, entry: PartEntry, shard: ShardInfo) -> Committed:

@@ -42,9 +42,8 @@ def relabelled_store(
     numbers = _same_shards(source, labels_of)
     view = _require_view(labels_of, view)
     parts = source.manifest.parts
-    target = check_target(
-        out, identity, source.manifest.fingerprints, {entry.part for entry in parts}
-    )
+    keys = {entry.part for entry in parts}
+    target = check_target(out, identity, source.manifest.fingerprints, keys)
     copy_runs(target, source)
     copy_runs(target, labels_of)
     for done, entry in enumerate(parts, start=1):
@@ -57,7 +56,7 @@ def relabelled_store(
         "view": view,
         "note": note,
     }
-    finish_target(target, [source], identity, source.manifest.shards, run)
+    finish_target(target, [source], identity, source.manifest.shards, keys, run)
     return open_store(out)
 
 

@@ -67,9 +67,8 @@ def merge_stores(
     """
     plan = _plan(stores)
     first = stores[0]
-    target = check_target(
-        out, first.identity, first.manifest.fingerprints, {copy.part for copy in plan.copies}
-    )
+    parts = {copy.part for copy in plan.copies}
+    target = check_target(out, first.identity, first.manifest.fingerprints, parts)
     for store in stores:
         copy_runs(target, store)
     for done, copy in enumerate(plan.copies, start=1):
@@ -77,7 +76,7 @@ def merge_stores(
         show(done, len(plan.copies))
     names = tuple(store.root.name for store in stores)
     run = {"command": "merge", "stores": names}
-    manifest = finish_target(target, stores, first.identity, plan.shards, run)
+    manifest = finish_target(target, stores, first.identity, plan.shards, parts, run)
     return MergeReport(
         out=target.name,
         stores=names,

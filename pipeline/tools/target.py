@@ -40,18 +40,23 @@ def check_target(
     """
     folder = open_folder(out)
     claimed = check_store(folder, identity)
-    stray = sorted(set(find_parts(folder)) - set(parts)) if claimed is not None else []
-    if stray:
-        raise StoreError(
-            f"--out {folder} holds {len(stray)} parts that would not be in the result, the "
-            f"first is {stray[0].path}; give the path of a new store"
-        )
+    if claimed is not None:
+        _require_no_stray(folder, parts)
     if different_fingerprints(claim_store(folder, identity, fingerprints), fingerprints):
         raise IdentityError(
             f"--out {folder} was begun with other fingerprints than the stores given; give the "
             "path of a new store"
         )
     return folder
+
+
+def _require_no_stray(folder: Folder, parts: Collection[PartKey]) -> None:
+    stray = sorted(set(find_parts(folder)) - set(parts))
+    if stray:
+        raise StoreError(
+            f"--out {folder} holds {len(stray)} parts that would not be in the result, the "
+            f"first is {stray[0].path}; give the path of a new store"
+        )
 
 
 def copy_runs(out: Folder, source: LabelStore) -> None:
@@ -66,15 +71,19 @@ def finish_target(
     sources: Sequence[LabelStore],
     identity: StoreIdentity,
     shards: Sequence[ShardInfo],
+    parts: Collection[PartKey],
     run: Mapping[str, Any],
 ) -> Manifest:
     """Record how the store came about, verify it whole, and write its manifest and card.
 
-    Notes of the sources are kept: as they are where all agree, else as a list.
+    Notes of the sources are kept: as they are where all agree, else as a list. Raises
+    ``StoreError`` and writes no manifest unless it holds these parts, and no others.
     """
+    # A record alone, were all else deleted, is no store.
+    begun = claim_store(out, identity, sources[0].manifest.fingerprints)
     record_run(out, "label-store", run)
-    begun = check_store(out, identity) or sources[0].manifest.fingerprints
+    _require_no_stray(out, parts)
     notes = [source.manifest.notes for source in sources]
     alike = all(one == notes[0] for one in notes)
     kept = notes[0] if alike else {"of_sources": [dict(one) for one in notes]}
-    return finish_store(out, identity, begun, shards, card_text, notes=kept)
+    return finish_store(out, identity, begun, shards, card_text, parts, notes=kept)

@@ -76,7 +76,8 @@ def thin_store(
         for entry in store.manifest.parts
         if (part := _overlap(entry.part, kept)) is not None
     ]
-    target = check_target(out, identity, store.manifest.fingerprints, {part for _, part in parts})
+    keys = {part for _, part in parts}
+    target = check_target(out, identity, store.manifest.fingerprints, keys)
     copy_runs(target, store)
     for done, (entry, part) in enumerate(parts, start=1):
         _write(target, store, entry, part, identity)
@@ -87,7 +88,7 @@ def thin_store(
         "views": [kept.start, kept.stop],
         "drop": list(drop),
     }
-    manifest = finish_target(target, [store], identity, store.manifest.shards, run)
+    manifest = finish_target(target, [store], identity, store.manifest.shards, keys, run)
     return ThinReport(
         out=target.name,
         store=store.root.name,

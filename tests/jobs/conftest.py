@@ -19,6 +19,7 @@ class Job:
     """A label job's settings but for ``--out``, and what a serial run gives."""
 
     arguments: list[str]
+    shard: Path  # the first
     hashes: dict[str, str]
 
     def to(self, out: Path, *more: str) -> list[str]:
@@ -62,4 +63,4 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
     assert "read 98 samples = 97 labelled + 1 rejected" in text
     hashes = part_hashes(out)
     assert len(hashes) == PARTS + 1
-    return Job(arguments, hashes)
+    return Job(arguments, folder / "d-0.tar", hashes)

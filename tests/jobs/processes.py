@@ -35,11 +35,12 @@ RAY_ENVIRONMENT = {
 
 @dataclass(frozen=True, slots=True)
 class RayHead:
-    """A running head: its address for drivers, for submissions, and its process."""
+    """A running head: its address for drivers, for submissions, its process and directory."""
 
     address: str
     dashboard: str
     pid: int
+    cwd: Path
 
 
 def free_ports(count: int) -> list[int]:
@@ -75,11 +76,13 @@ def ray_head() -> Iterator[RayHead]:
         "--object-store-memory=300000000",
         f"--temp-dir={folder}",
     ]
-    log = folder / "head.log"
+    log, cwd = folder / "head.log", folder / "cwd"
+    cwd.mkdir()  # a cluster is seldom started from where its jobs are
     with log.open("wb") as out:
         process = subprocess.Popen(
             command,
             env={**os.environ, **RAY_ENVIRONMENT},
+            cwd=cwd,
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -87,16 +90,53 @@ def ray_head() -> Iterator[RayHead]:
     try:
         wait_for(lambda: process.poll() is not None or _listens(dashboard), "Ray's head", log=log)
         assert process.poll() is None, log.read_text()
-        yield RayHead(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", process.pid)
+        yield RayHead(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", process.pid, cwd)
     finally:
-        family = [process.pid, *descendants(process.pid)]
-        process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(20)
-        for pid in family:
-            kill(pid)
-        process.wait()
+        _end_family(process)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+_CLUSTER = """
+import os, sys
+from ray.cluster_utils import Cluster
+
+cluster = Cluster()
+for directory in sys.argv[1:]:
+    os.chdir(directory)
+    cluster.add_node(
+        num_cpus=1, node_ip_address="127.0.0.1", object_store_memory=100_000_000,
+        include_dashboard=False,
+    )
+print(cluster.address, flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def ray_nodes(*directories: Path) -> Iterator[str]:
+    """Run a cluster with a node started in each directory, and yield its address."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", _CLUSTER, *map(str, directories)],
+        env={**os.environ, **RAY_ENVIRONMENT},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    assert process.stdout is not None
+    try:
+        yield process.stdout.readline().decode().strip()
+    finally:
+        _end_family(process)
+
+
+def _end_family(process: subprocess.Popen[bytes]) -> None:
+    family = [process.pid, *descendants(process.pid)]
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(20)
+    for pid in family:
+        kill(pid)
+    process.wait()
 
 
 def _listens(port: int) -> bool:
@@ -149,7 +189,9 @@ def kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def start_job(arguments: list[str], *, address: str | None, log: Path) -> subprocess.Popen[bytes]:
+def start_job(
+    arguments: list[str], *, address: str | None, log: Path, cwd: Path | None = None
+) -> subprocess.Popen[bytes]:
     """Start ``label-teacher`` in a process of its own; its output goes to ``log``."""
     environment = {**os.environ}
     environment.pop("RAY_ADDRESS", None)
@@ -159,14 +201,17 @@ def start_job(arguments: list[str], *, address: str | None, log: Path) -> subpro
         return subprocess.Popen(
             [str(BIN / "label-teacher"), *arguments],
             env=environment,
+            cwd=cwd,
             stdout=out,
             stderr=subprocess.STDOUT,
         )
 
 
-def run_job(arguments: list[str], *, address: str | None, log: Path) -> str:
+def run_job(
+    arguments: list[str], *, address: str | None, log: Path, cwd: Path | None = None
+) -> str:
     """Run ``label-teacher`` to its good end and return what it printed."""
-    process = start_job(arguments, address=address, log=log)
+    process = start_job(arguments, address=address, log=log, cwd=cwd)
     status = process.wait(PATIENCE_SECONDS)
     text = log.read_text()
     assert status == 0, text

@@ -23,6 +23,7 @@ from tests.jobs.processes import (
     named,
     part_hashes,
     part_paths,
+    ray_nodes,
     run_job,
     start_job,
     wait_for,
@@ -136,36 +137,85 @@ def test_a_drain_is_bounded(head: RayHead, job: Job, tmp_path: Path) -> None:
     assert not [path for path in out.rglob(".*") if path.is_file()]
 
 
-@pytest.mark.parametrize("entry", [["python", "jobs/label_teacher.py"], ["jobs/label_teacher.py"]])
-def test_ray_job_submit_writes_the_serial_bytes(
-    head: RayHead, job: Job, tmp_path: Path, entry: list[str]
-) -> None:
-    out = tmp_path / "submitted.parquet"
-    folder = tmp_path / "checkout"  # what a working directory of the project holds
+def submit(
+    head: RayHead, tmp_path: Path, entry: list[str], arguments: list[str]
+) -> subprocess.CompletedProcess[str]:
+    """Run ``ray job submit`` with a working directory of the project."""
+    folder = tmp_path / "checkout"
     for name in ("pipeline", "jobs"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    finished = subprocess.run(
-        [
-            str(BIN / "ray"),
-            "job",
-            "submit",
-            "--address",
-            head.dashboard,
-            "--working-dir",
-            str(folder),
-            "--",
-            *entry,
-            *job.to(out),
-        ],
+    command = [str(BIN / "ray"), "job", "submit", "--address", head.dashboard]
+    return subprocess.run(
+        [*command, "--working-dir", str(folder), "--", *entry, *arguments],
         env={**os.environ, **RAY_ENVIRONMENT},
         cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=PATIENCE_SECONDS,
     )
+
+
+@pytest.mark.parametrize("entry", [["python", "jobs/label_teacher.py"], ["jobs/label_teacher.py"]])
+def test_ray_job_submit_writes_the_serial_bytes(
+    head: RayHead, job: Job, tmp_path: Path, entry: list[str]
+) -> None:
+    out = tmp_path / "submitted.parquet"
+    finished = submit(head, tmp_path, entry, job.to(out))
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert "97 labelled + 1 rejected" in finished.stdout
     assert part_hashes(out) == job.hashes
+
+
+def test_a_store_in_the_directory_that_ray_made_for_a_job_is_refused(
+    head: RayHead, job: Job, tmp_path: Path
+) -> None:
+    entry = ["python", "jobs/label_teacher.py"]
+    finished = submit(head, tmp_path, entry, job.to(Path("labels.parquet")))
+    text = finished.stdout + finished.stderr
+    assert finished.returncode != 0, text
+    assert "labels.parquet is in the working directory that Ray made for this job" in text
+    assert "Traceback" not in finished.stdout
+    assert not list(head.cwd.parent.rglob("labels.parquet"))
+
+
+@pytest.mark.parametrize("serial", [True, False], ids=["serial", "ray"])
+def test_relative_paths_are_those_of_the_driver(
+    head: RayHead, job: Job, tmp_path: Path, serial: bool
+) -> None:
+    relative = [os.path.relpath(one, tmp_path) if "/" in one else one for one in job.arguments]
+    assert sum(one.startswith("..") for one in relative) == 2  # shards and checkpoint
+    arguments = [*relative, "--out", "labels.parquet", *(["--serial"] if serial else [])]
+    address = None if serial else head.address
+    run_job(arguments, address=address, log=tmp_path / "log", cwd=tmp_path)
+    assert part_hashes(tmp_path / "labels.parquet") == job.hashes
+    assert not any(head.cwd.iterdir())
+    assert not list(tmp_path.rglob(".*"))  # no probe is left
+
+
+def test_a_node_that_sees_other_files_is_refused_before_anything_is_labelled(
+    job: Job, tmp_path: Path
+) -> None:
+    """/proc/self/cwd is an absolute path that is another directory in each process."""
+    here, there, log = tmp_path / "here", tmp_path / "there", tmp_path / "log"
+    here.mkdir()
+    there.mkdir()
+    shutil.copy(job.shard, here / "a.tar")
+    with ray_nodes(here, there) as address:
+        for change in (
+            job.to(Path("/proc/self/cwd/labels.parquet")),
+            [*job.to(tmp_path / "labels.parquet"), "--shards", "/proc/self/cwd/a.tar"],
+        ):
+            process = start_job(change, address=address, log=log, cwd=here)
+            assert process.wait(PATIENCE_SECONDS) == 1, log.read_text()
+        assert not (tmp_path / "labels.parquet").exists()
+        shared = job.to(Path("../labels.parquet"), "--views", "3")
+        run_job(shared, address=address, log=tmp_path / "good", cwd=here)
+    assert open_store(tmp_path / "labels.parquet").manifest.rows == 97 * 3
+    errors = [line for line in log.read_text().splitlines() if "label-teacher: error" in line]
+    assert "does not see the job's files as this process does: /proc/self/cwd is an" in errors[0]
+    assert "cwd/a.tar cannot be read there (No such file or directory); use paths of" in errors[1]
+    assert [path.name for path in here.iterdir()] == ["a.tar"]
+    assert not any(there.iterdir())
 
 
 def test_more_views_extend_a_store(job: Job, tmp_path: Path) -> None:

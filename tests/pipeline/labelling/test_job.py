@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from pipeline.labelling.job import (
     finish_job,
     index_shards,
     plan_job,
+    write_run,
 )
 from pipeline.records import PartKey
 from pipeline.shards.index import open_shard
@@ -209,6 +211,111 @@ def test_a_part_damaged_after_the_manifest_listed_it_is_refused(
     assert ranges(again.missing) == [(0, 6, 8)]
     run(again)
     assert finish_job(again, {}) == manifest
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "zarr"])
+def test_a_part_that_vanishes_before_the_end_is_named_and_there_is_no_store(
+    shards: tuple[Path, ...], suffix: str
+) -> None:
+    config = config_of(shards, out=str(shards[0].parent / f"labels.{suffix}"))
+    plan = plan_of(config)
+    run(plan)
+    root = Path(parts_root(config.out))
+    for part in (plan.missing[1], plan.missing[5]):
+        (root / part.path).unlink()
+    with pytest.raises(
+        IncompleteStoreError,
+        match=r"lacks 2 of the parts.*: shard 0, views 3\.\.5; shard 1, views 6\.\.7; no manifest",
+    ):
+        finish_job(plan, {})
+    with pytest.raises(IncompleteStoreError, match="unfinished"):
+        open_store(config.out)
+    again = plan_of(config)
+    assert ranges(again.missing) == [(0, 3, 6), (1, 6, 8)]
+    run(again)
+    assert finish_job(again, {}).rows == 18 * 8
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "zarr"])
+def test_a_store_that_vanishes_whole_before_the_end_can_be_begun_again(
+    shards: tuple[Path, ...], suffix: str
+) -> None:
+    config = config_of(shards, out=str(shards[0].parent / f"labels.{suffix}"))
+    plan = plan_of(config)
+    run(plan)
+    shutil.rmtree(parts_root(config.out))
+    with pytest.raises(IncompleteStoreError, match="lacks 6 of the parts that were planned"):
+        finish_job(plan, {})
+    check_out(config.out)
+    assert len(finished(config)) > 0
+
+
+def test_a_zarr_store_whose_new_parts_vanish_is_not_taken_for_the_job_s(
+    shards: tuple[Path, ...],
+) -> None:
+    config = config_of(shards, out=str(shards[0].parent / "labels.zarr"), views=6)
+    before = finished(config)
+    plan = plan_of(replace(config, views=12))
+    run(plan)
+    shutil.rmtree(parts_root(config.out))
+    with pytest.raises(IncompleteStoreError, match=r"shard 0, views 6\.\.8"):
+        finish_job(plan, {})
+    assert files_of(Path(config.out)) == before
+    write_run(plan, {})  # as a job does that SIGTERM stops
+    assert not Path(parts_root(config.out)).exists()
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "zarr"])
+def test_views_that_a_manifest_lists_are_never_dropped_from_the_next(
+    shards: tuple[Path, ...], suffix: str
+) -> None:
+    config = config_of(shards, out=str(shards[0].parent / f"labels.{suffix}"), views=6)
+    finished(config)
+    more = replace(config, first_view=6, views=3)
+    run(plan_of(more), parts=1)
+    root = Path(parts_root(config.out))
+    plan = plan_of(more)
+    (root / "shard=1" / "view-00003-00006.parquet").unlink()
+    with pytest.raises(
+        IncompleteStoreError, match=r"shard 1, views 3\.\.5; .* first_view=3 and views=3"
+    ):
+        plan_of(more)
+    run(plan)
+    with pytest.raises(IncompleteStoreError, match=r"shard 1, views 3\.\.5; no manifest"):
+        finish_job(plan, {})
+    assert open_store(config.out).manifest.view_range == range(6)
+    run(plan_of(replace(config, first_view=3, views=3)))
+    assert finish_job(plan_of(more), {}).view_range == range(9)
+
+
+def test_labels_and_rejections_of_a_part_must_add_up(shards: tuple[Path, ...]) -> None:
+    plan = plan_of(config_of(shards))
+    begin_job(plan)
+    order = plan.order(plan.missing[0])
+    rows = label_with_hashes(open_shard(order.path, 0), order.part, plan.identity)
+    committed = commit_part(order.out, rows)
+    short = replace(committed, entry=replace(committed.entry, rows=committed.entry.rows - 1))
+    with pytest.raises(StoreError, match="has 26 labels and 0 rejected of 9 samples at 3 views"):
+        Progress(plan).add(short)
+
+
+def test_local_paths_mean_the_same_in_every_process(
+    shards: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shards[0].parent
+    monkeypatch.chdir(folder)
+    config = LabelConfig(
+        shards=("s-{0..1}.tar",),
+        out="labels.zarr",
+        teacher_checkpoint=Path("t.pth"),
+        cache_dir=Path("cache"),
+    ).with_absolute_paths()
+    assert config.out == str(folder / "labels.zarr")
+    assert config.teacher_checkpoint == folder / "t.pth"
+    assert config.cache_dir == folder / "cache"
+    assert index_shards(config.shards).paths == shards
+    remote = replace(config, out="s3://bucket/labels.parquet", cache_dir=None)
+    assert remote.with_absolute_paths() == remote
 
 
 def test_a_run_records_versions_and_settings(shards: tuple[Path, ...]) -> None:

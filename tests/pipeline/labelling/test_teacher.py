@@ -9,7 +9,7 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-from pipeline.errors import ConfigError, TeacherError
+from pipeline.errors import ConfigError, IncompleteStoreError, TeacherError
 from pipeline.identity import AugmentConfig, ColumnConfig, MixConfig
 from pipeline.labelling.devices import choose_device
 from pipeline.labelling.job import (
@@ -320,3 +320,20 @@ def test_another_teacher_than_the_jobs_labels_nothing(tmp_path: Path, checkpoint
     )
     with pytest.raises(TeacherError, match="give all processes the same checkpoint"):
         worker.label_part(order, iter(()))
+
+
+def test_a_machine_that_does_not_see_the_jobs_store_labels_nothing(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    worker = worker_of(tmp_path, checkpoint)
+    path = tmp_path / "a.tar"
+    order = PartOrder(
+        part=part_of(0, 3),
+        path=path,
+        shard=open_shard(path, 0).info,
+        identity=replace(hash_identity(), teacher=worker.identity),
+        out=str(tmp_path / "x.parquet"),
+    )
+    with pytest.raises(IncompleteStoreError, match="the store that this job began is not seen on"):
+        worker.label_part(order, iter(()))
+    assert not (tmp_path / "x.parquet").exists()

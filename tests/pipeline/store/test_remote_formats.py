@@ -11,7 +11,7 @@ from numpy.testing import assert_array_equal
 
 from pipeline.errors import ChecksumError, IncompleteStoreError, StoreError
 from pipeline.store import export_store, open_store
-from tests.object_storage import S3Server
+from tests.object_storage import Request, S3Server
 from tests.storing import ALL_COLUMNS, info_of, ranges, write_store
 
 NAMES = ("directory.parquet", "arrays.zarr", "one.parquet")
@@ -111,6 +111,22 @@ def test_a_store_exports_to_object_storage_with_the_manifest_last(
     assert_array_equal(store.read_view(1, 2).label, open_store(root).read_view(1, 2).label)
     with pytest.raises(StoreError, match="exists already"):
         export_store(tmp_path / NAMES[0], target, single_file=name == NAMES[2])
+
+
+def test_an_upload_that_loses_a_file_has_no_manifest(
+    s3: S3Server, bucket: str, tmp_path: Path
+) -> None:
+    target = f"{bucket}/copies/{NAMES[0]}"
+    first, name = "copies/directory.parquet/_meta/identity.json", bucket.removeprefix("s3://")
+
+    def lose(request: Request) -> None:
+        if request.method == "PUT" and request.path.endswith("00004.parquet"):
+            s3.client().delete_object(Bucket=name, Key=first)
+
+    s3.fault = lose
+    with pytest.raises(IncompleteStoreError, match=r"lacks 1 files.* is _meta/identity\.json; no"):
+        export_store(tmp_path / NAMES[0], target)
+    assert "_manifest.json" not in s3.objects(target)
 
 
 def test_a_store_that_is_not_there_is_named(bucket: str) -> None:
