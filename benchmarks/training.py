@@ -32,7 +32,7 @@ from pipeline.labelling.devices import set_threads
 from pipeline.records import FIXED_ONE
 from pipeline.shards.index import match_shards
 from pipeline.views.apply import warm_up
-from pipeline.views.mixing import mix_images, normalise
+from pipeline.views.mixing import mix_images, normalize
 from student.order import PlanConfig, TrainingPlan
 from student.replay import ReplayDataset, StudentBatch
 
@@ -101,7 +101,7 @@ class Steps:
 
         def run() -> int:
             batch = next(batches)
-            images = normalise(batch.pixels, self._augment.mean, self._augment.std)
+            images = normalize(batch.pixels, self._augment.mean, self._augment.std)
             images = mix_images(images, batch.mix)
             with torch.autocast("cpu", torch.bfloat16, enabled=self._bf16):
                 loss = loss_of(images, batch, _mixed_truth(batch))

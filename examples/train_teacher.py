@@ -25,7 +25,7 @@ from pipeline.records import Pixels
 from pipeline.shards.index import open_shard
 from pipeline.views.apply import apply_view, decode, image_size
 from pipeline.views.draw import draw_view
-from pipeline.views.mixing import normalise
+from pipeline.views.mixing import normalize
 from pipeline.views.rng import sample_seed
 
 ROOT_SEED = 1_000_003  # a label job's default is 0
@@ -89,7 +89,7 @@ def views_of(images: Images, rows: NDArray[np.int64], view: int, config: Augment
         image = images.pixels[row]
         params = draw_view(images.seed[row], view, image_size(image), config)
         views.append(apply_view(image, params, config))
-    return normalise(torch.from_numpy(np.stack(views)), config.mean, config.std)
+    return normalize(torch.from_numpy(np.stack(views)), config.mean, config.std)
 
 
 def batches(count: int, size: int, order: np.random.Generator) -> Iterator[NDArray[np.int64]]:

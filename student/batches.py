@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.identity import AugmentConfig, StoreIdentity
 from pipeline.records import FIXED_ONE, TeacherLabels
-from pipeline.views.mixing import mix_images, normalise, to_device
+from pipeline.views.mixing import mix_images, normalize, to_device
 from student.config import TrainConfig
 from student.losses import MixedTarget, TeacherSignal
 from student.replay import StudentBatch
@@ -23,7 +23,7 @@ __all__ = ["TeacherInLoop", "mixed_images", "mixed_target", "resize_images", "st
 def mixed_images(batch: StudentBatch, views: AugmentConfig, device: torch.device) -> Tensor:
     """Return the (B, 3, S, S) normalised and mixed images, which the teacher saw."""
     pixels = to_device(batch.pixels, device)
-    return mix_images(normalise(pixels, views.mean, views.std), batch.mix)
+    return mix_images(normalize(pixels, views.mean, views.std), batch.mix)
 
 
 def resize_images(images: Tensor, side: int) -> Tensor:

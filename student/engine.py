@@ -40,7 +40,7 @@ from student.checkpoint import (
 from student.config import TrainConfig, parse_model_args
 from student.distributed import Ranks, StopAgreement
 from student.evaluation.evaluate import Evaluation, evaluate_all
-from student.evaluation.validation import ValidationDataset, centre_views, read_teacher_labels
+from student.evaluation.validation import ValidationDataset, center_views, read_teacher_labels
 from student.finetune import Loaded, load_weights, read_weights
 from student.inputs import Inputs
 from student.loading import LoaderOptions
@@ -374,7 +374,7 @@ class Trainer:
 
     def _student_json(self) -> dict[str, Any]:
         """Return how to build the student again, and the views it was trained on."""
-        views = centre_views(self.identity.augment, self.config.eval_fraction, self.spec.image_size)
+        views = center_views(self.identity.augment, self.config.eval_fraction, self.spec.image_size)
         return {
             "model": self.spec.name,
             "model_args": list(self.config.model_args),
@@ -468,7 +468,7 @@ def _open_validation(config: TrainConfig, inputs: Inputs) -> ValidationDataset |
     labels = config.val_labels
     return ValidationDataset(
         inputs.validation,
-        centre_views(identity.augment, config.eval_fraction, config.student_size),
+        center_views(identity.augment, config.eval_fraction, config.student_size),
         classes=identity.teacher.classes,
         batch_size=config.eval_batch_size,
         labels=None if labels is None else read_teacher_labels(labels, inputs.validation),

@@ -34,7 +34,7 @@ from pipeline.store import (
     open_store,
 )
 from pipeline.views.fingerprints import fingerprints
-from pipeline.views.mixing import mix_images, normalise
+from pipeline.views.mixing import mix_images, normalize
 from tests.factories import digit_samples, digits, write_shard
 
 CLASSES = 10
@@ -54,7 +54,7 @@ class HashTeacher:
     def label_group(self, group: AugmentedGroup) -> TeacherLabels:
         side = self.augment.image_size
         pixels = torch.from_numpy(group.pixels.reshape(-1, side, side, 3))
-        images = mix_images(normalise(pixels, self.augment.mean, self.augment.std), group.mix)
+        images = mix_images(normalize(pixels, self.augment.mean, self.augment.std), group.mix)
         rows = images.permute(0, 2, 3, 1).contiguous().numpy()
         words = np.array([binascii.crc32(row.tobytes()) for row in rows], np.int64)
         return hash_labels(words, self.columns)
@@ -126,7 +126,7 @@ def _calibrated_state() -> dict[str, torch.Tensor]:
     model = timm.create_model("regnety_002", num_classes=CLASSES)
     images, _ = digits()
     pixels = np.stack([np.kron(one, np.ones((4, 4, 1), np.uint8)) for one in images[:256]])
-    batch = normalise(torch.from_numpy(pixels), SMALL.mean, SMALL.std)
+    batch = normalize(torch.from_numpy(pixels), SMALL.mean, SMALL.std)
     model.train()
     with torch.no_grad():
         for module in model.modules():

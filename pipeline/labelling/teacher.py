@@ -31,7 +31,7 @@ from pipeline.identity import (
 from pipeline.labelling.ranking import rank_logits
 from pipeline.labelling.weights import read_teacher_checkpoint, state_digest
 from pipeline.records import AugmentedGroup, TeacherLabels, optional_columns
-from pipeline.views.mixing import mix_images, normalise, to_device
+from pipeline.views.mixing import mix_images, normalize, to_device
 
 __all__ = ["Teacher", "TeacherSpec", "load_stored_teacher", "load_teacher"]
 
@@ -164,7 +164,7 @@ class Teacher:
         places, views = group.valid.shape
         size = self._augment.image_size
         pixels = to_device(group.pixels.reshape(-1, size, size, 3), self._device)
-        images = mix_images(normalise(pixels, self._augment.mean, self._augment.std), group.mix)
+        images = mix_images(normalize(pixels, self._augment.mean, self._augment.std), group.mix)
         images = images.view(places, views, *images.shape[1:])
         step = self.identity.batch_views
         pieces = []

@@ -1,4 +1,4 @@
-"""Normalises and mixes a batch on the device: one code for teacher and student.
+"""Normalizes and mixes a batch on the device: one code for teacher and student.
 
 Each step is one elementwise operation, rounded on its own in float32, so results do not
 depend on the batch's size, its order, or the device's instruction set.
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pipeline.records import FIXED_ONE, MixKind, Pixels, ViewMix
 
-__all__ = ["mix_images", "normalise", "to_device"]
+__all__ = ["mix_images", "normalize", "to_device"]
 
 
 def to_device(pixels: Pixels | Tensor, device: torch.device) -> Tensor:
@@ -23,7 +23,7 @@ def to_device(pixels: Pixels | Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def normalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Return (N, S, S, 3) uint8 pixels as (N, 3, S, S) float32, channels last in memory.
 
     ``mean`` and ``std`` are of pixels in [0, 1].
@@ -36,7 +36,7 @@ def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
 
 def mix_images(images: Tensor, mix: ViewMix) -> Tensor:
-    """Return (N, 3, S, S) normalised images, each mixed with its partner's row.
+    """Return (N, 3, S, S) normalized images, each mixed with its partner's row.
 
     mixup: ``lam * own + (1 - lam) * partner``; CutMix: the partner's pixels in the box.
     """
@@ -64,7 +64,7 @@ def mix_images(images: Tensor, mix: ViewMix) -> Tensor:
 def _box_masks(box: Tensor, size: int) -> Tensor:
     """Return where (N, 4) boxes lie, (N, 1, size, size) bool."""
     top, left, height, width = (part[:, None] for part in box.unbind(1))
-    place = torch.arange(size, device=box.device)
-    rows = (place >= top) & (place < top + height)
-    columns = (place >= left) & (place < left + width)
+    index = torch.arange(size, device=box.device)
+    rows = (index >= top) & (index < top + height)
+    columns = (index >= left) & (index < left + width)
     return (rows[:, :, None] & columns[:, None, :])[:, None]

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
-from pipeline.views.mixing import normalise, to_device
+from pipeline.views.mixing import normalize, to_device
 from student.evaluation.evaluate import fuse
 from student.evaluation.validation import NO_LABEL, ValidationDataset
 from student.loading import LoaderOptions, load
@@ -57,7 +57,7 @@ def analyse(
     samples = rows = 0
     with two_headed(model), torch.inference_mode(), _watch_tokens(model) as tokens:
         for batch in load(dataset, range(len(dataset)), options):
-            images = normalise(to_device(batch.pixels, device), views.mean, views.std)
+            images = normalize(to_device(batch.pixels, device), views.mean, views.std)
             with precision():
                 output = model(images)
             scores = fuse(output)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.views.mixing import normalise, to_device
+from pipeline.views.mixing import normalize, to_device
 from student.evaluation.validation import NO_LABEL, ValidationDataset
 from student.loading import LoaderOptions, load
 from student.model import split_heads, two_headed
@@ -98,7 +98,7 @@ def evaluate_all(
         for model in models.values():
             stack.enter_context(two_headed(model))
         for batch in load(dataset, range(len(dataset)), options):
-            images = normalise(to_device(batch.pixels, device), views.mean, views.std)
+            images = normalize(to_device(batch.pixels, device), views.mean, views.std)
             target, teacher = to_device(batch.target, device), to_device(batch.teacher, device)
             for name, model in models.items():
                 with precision():

@@ -21,7 +21,7 @@ from student.checkpoint import SavedStudent, read_values
 from student.config import EvaluateConfig, parse_model_args
 from student.evaluation.analysis import Analysis, analyse
 from student.evaluation.evaluate import Evaluation, evaluate_all
-from student.evaluation.validation import ValidationDataset, centre_views, read_teacher_labels
+from student.evaluation.validation import ValidationDataset, center_views, read_teacher_labels
 from student.loading import LoaderOptions
 from student.model import StudentSpec, create_student, two_headed
 from student.optimization import autocast
@@ -72,7 +72,7 @@ def evaluate_checkpoint(config: EvaluateConfig) -> CheckpointReport:
         models["ema"] = _build(config.checkpoint, student, values["ema"]).to(device)
     views = student.views
     if config.eval_fraction is not None:
-        views = centre_views(views, config.eval_fraction)
+        views = center_views(views, config.eval_fraction)
     paths = expand_shards(config.val_shards, config.cache)
     labels = config.val_labels
     dataset = ValidationDataset(

@@ -23,7 +23,7 @@ from pipeline.store import open_store
 from pipeline.views.apply import apply_view, decode, image_size
 from pipeline.views.draw import draw_view
 
-__all__ = ["ValidationBatch", "ValidationDataset", "centre_views", "read_teacher_labels"]
+__all__ = ["ValidationBatch", "ValidationDataset", "center_views", "read_teacher_labels"]
 
 _OPEN_SHARDS = 16
 
@@ -47,7 +47,7 @@ class ValidationBatch:
         )
 
 
-def centre_views(
+def center_views(
     augment: AugmentConfig, fraction: float, image_size: int | None = None
 ) -> AugmentConfig:
     """Return the store's settings without any randomness, for validation.
@@ -74,7 +74,7 @@ def read_teacher_labels(store: str, shards: Sequence[ShardFile]) -> Mapping[str,
     """
     labels = open_store(store)
     identity = labels.identity
-    if centre_views(identity.augment, identity.augment.center_fraction) != identity.augment or (
+    if center_views(identity.augment, identity.augment.center_fraction) != identity.augment or (
         identity.mix.probability
     ):
         raise StoreError(

@@ -28,7 +28,7 @@ from pipeline.store import ParquetStore, commit_part, finish_store, open_store
 from pipeline.store.manifest import Agreement, Manifest, PartEntry
 from pipeline.views.apply import resize
 from pipeline.views.fingerprints import fingerprints
-from pipeline.views.mixing import normalise
+from pipeline.views.mixing import normalize
 from tests.factories import digit_samples, digits, write_shard
 
 SMALL_VIEWS = AugmentConfig(image_size=32)
@@ -164,7 +164,7 @@ def write_digit_teacher(path: Path, architecture: str = "test_resnet") -> Teache
     images, targets = digits()
     box = Box(top=0, left=0, height=8, width=8)
     pixels = np.stack([resize(image, box, SMALL_VIEWS.image_size) for image in images[:800]])
-    normalised = normalise(torch.from_numpy(pixels), SMALL_VIEWS.mean, SMALL_VIEWS.std)
+    normalised = normalize(torch.from_numpy(pixels), SMALL_VIEWS.mean, SMALL_VIEWS.std)
     with torch.inference_mode():
         features = model.forward_head(model.forward_features(normalised), pre_logits=True)
     features = features.double()

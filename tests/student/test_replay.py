@@ -18,7 +18,7 @@ from pipeline.labelling.part import group_tasks, run_task
 from pipeline.records import PartKey
 from pipeline.shards.index import open_shard
 from pipeline.store import ParquetStore
-from pipeline.views.mixing import mix_images, normalise
+from pipeline.views.mixing import mix_images, normalize
 from student.loading import LoaderOptions
 from student.order import PlanConfig, TrainingPlan
 from student.replay import ReplayDataset, StudentBatch, replay_loader
@@ -71,7 +71,7 @@ def labelled_rows(labelled: Labelled) -> dict[tuple[int, int, int], tuple[Any, .
 
 
 def mixed_images(pixels: torch.Tensor, mix: Any) -> torch.Tensor:
-    return mix_images(normalise(pixels, SMALL_VIEWS.mean, SMALL_VIEWS.std), mix)
+    return mix_images(normalize(pixels, SMALL_VIEWS.mean, SMALL_VIEWS.std), mix)
 
 
 def assert_same_batches(one: StudentBatch, other: StudentBatch) -> None:

@@ -25,7 +25,7 @@ from pipeline.labelling.weights import state_digest
 from pipeline.labelling.worker import TeacherWorker
 from pipeline.records import OPTIONAL_COLUMNS, AugmentedGroup, optional_columns
 from pipeline.shards.index import open_shard
-from pipeline.views.mixing import mix_images, normalise
+from pipeline.views.mixing import mix_images, normalize
 from tests.labelling import (
     SMALL,
     TEACHER,
@@ -101,7 +101,7 @@ def test_a_label_does_not_depend_on_the_views_labelled_with_it(
 def test_the_loops_labels_are_the_jobs(teacher: Teacher, group: AugmentedGroup) -> None:
     valid = group.valid.reshape(-1)
     pixels = torch.from_numpy(group.pixels.reshape(-1, 32, 32, 3))
-    images = mix_images(normalise(pixels, VIEWS.mean, VIEWS.std), group.mix)[valid]
+    images = mix_images(normalize(pixels, VIEWS.mean, VIEWS.std), group.mix)[valid]
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(1))
     expected = teacher.label_group(group).label[valid]
     for count in (1, 5, len(images)):
@@ -128,7 +128,7 @@ def test_columns_are_of_the_same_labels_and_do_not_depend_on_other_views(
             assert (part[name] == among)[valid].all(), name
     valid = group.valid.reshape(-1)
     pixels = torch.from_numpy(group.pixels.reshape(-1, 32, 32, 3))
-    images = mix_images(normalise(pixels, VIEWS.mean, VIEWS.std), group.mix)[valid]
+    images = mix_images(normalize(pixels, VIEWS.mean, VIEWS.std), group.mix)[valid]
     loop = optional_columns(soft.label_images(images))
     for name, values in optional_columns(whole).items():
         assert (loop[name] == values[valid]).all(), name
@@ -143,7 +143,7 @@ def test_logits_of_a_row_do_not_depend_on_threads_slot_or_mates(
     teacher: Teacher, group: AugmentedGroup
 ) -> None:
     pixels = torch.from_numpy(group.pixels.reshape(-1, 32, 32, 3)[:48])
-    batch = normalise(pixels, VIEWS.mean, VIEWS.std)
+    batch = normalize(pixels, VIEWS.mean, VIEWS.std)
     expected = teacher.logits(batch)
     threads = torch.get_num_threads()
     try:

@@ -15,7 +15,7 @@ from pipeline.identity import PRESETS
 from pipeline.records import AppliedOp, MixKind, MixParams, Op, ViewMix
 from pipeline.views.apply import apply_op, apply_view, decode, image_size
 from pipeline.views.draw import draw_view
-from pipeline.views.mixing import mix_images, normalise
+from pipeline.views.mixing import mix_images, normalize
 from tests.factories import encode, photographs
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -47,7 +47,7 @@ def mixed() -> bytes:
     mix.set_row(0, 1, MixParams(kind=MixKind.MIXUP, lam=20_011, box=None))
     mix.set_row(1, 0, MixParams(kind=MixKind.MIXUP, lam=45_525, box=None))
     config = PRESETS["deit"]
-    images = mix_images(normalise(torch.from_numpy(pixels), config.mean, config.std), mix)
+    images = mix_images(normalize(torch.from_numpy(pixels), config.mean, config.std), mix)
     return images.numpy().tobytes()
 
 

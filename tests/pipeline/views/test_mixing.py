@@ -8,14 +8,14 @@ from timm.data.mixup import Mixup
 
 from pipeline.identity import IMAGENET_MEAN, IMAGENET_STD, MixConfig
 from pipeline.records import FIXED_ONE, Box, MixKind, MixParams, ViewMix
-from pipeline.views.mixing import mix_images, normalise
+from pipeline.views.mixing import mix_images, normalize
 from pipeline.views.pairing import draw_mix
 from tests.factories import synthetic_image
 
 
 def views(count: int, size: int = 12) -> torch.Tensor:
     images = np.stack([synthetic_image(size, size, seed) for seed in range(1, count + 1)])
-    return normalise(torch.from_numpy(images), IMAGENET_MEAN, IMAGENET_STD)
+    return normalize(torch.from_numpy(images), IMAGENET_MEAN, IMAGENET_STD)
 
 
 def pairs(*params: MixParams) -> ViewMix:
@@ -28,12 +28,13 @@ def pairs(*params: MixParams) -> ViewMix:
     return mix
 
 
-def test_normalisation_is_torchvisions() -> None:
-    from torchvision.transforms.functional import normalize, to_tensor
+def test_normalization_is_torchvisions() -> None:
+    from torchvision.transforms import functional
 
     pixels = synthetic_image(9, 9)
-    expected = normalize(to_tensor(pixels), list(IMAGENET_MEAN), list(IMAGENET_STD))
-    actual = normalise(torch.from_numpy(pixels[None]), IMAGENET_MEAN, IMAGENET_STD)[0]
+    scaled = functional.to_tensor(pixels)
+    expected = functional.normalize(scaled, list(IMAGENET_MEAN), list(IMAGENET_STD))
+    actual = normalize(torch.from_numpy(pixels[None]), IMAGENET_MEAN, IMAGENET_STD)[0]
     # Two roundings instead of three; float32 has 7 digits.
     torch.testing.assert_close(actual, expected, rtol=0, atol=2e-6)
 

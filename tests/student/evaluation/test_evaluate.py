@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from pipeline.errors import ShardError
 from pipeline.identity import AugmentConfig
 from student.evaluation.evaluate import FUSIONS, evaluate, fuse
-from student.evaluation.validation import ValidationDataset, centre_views
+from student.evaluation.validation import ValidationDataset, center_views
 from student.loading import LoaderOptions
 from tests.factories import digit_samples, write_shard
 from tests.student.factories import SMALL_VIEWS, write_digit_shards
 
-VIEWS = centre_views(SMALL_VIEWS, 1.0)
+VIEWS = center_views(SMALL_VIEWS, 1.0)
 
 
 def validation(paths: tuple[Path, ...], batch_size: int = 10, classes: int = 10):
@@ -37,7 +37,7 @@ class Brightness(nn.Module):
 
 def test_centre_views_keep_the_stores_size_and_normalisation_and_nothing_random() -> None:
     store = AugmentConfig(image_size=64, mean=(0.5, 0.5, 0.5), erase_probability=1.0)
-    views = centre_views(store, 0.9)
+    views = center_views(store, 0.9)
     assert (views.image_size, views.mean, views.center_fraction) == (64, store.mean, 0.9)
     assert (views.crop, views.policy, views.hflip, views.erase_probability) == (
         "center",
@@ -56,10 +56,10 @@ def test_accuracies_count_every_sample_once(tmp_path, batch_size: int, workers: 
     assert model.training
     assert found.samples == 30
     whole = validation(paths, 30)[0]
-    from pipeline.views.mixing import normalise
+    from pipeline.views.mixing import normalize
 
     with torch.no_grad():
-        scores = fuse(model(normalise(whole.pixels, VIEWS.mean, VIEWS.std)))
+        scores = fuse(model(normalize(whole.pixels, VIEWS.mean, VIEWS.std)))
     for name in FUSIONS:
         order = scores[name].argsort(dim=1, descending=True)
         ranks = (order == whole.target[:, None]).int().argmax(1)

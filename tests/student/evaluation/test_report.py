@@ -12,14 +12,14 @@ import torch
 
 from pipeline.errors import CheckpointError, ConfigError, StoreError
 from pipeline.identity import PRESETS, MixConfig
-from pipeline.views.mixing import normalise
+from pipeline.views.mixing import normalize
 from student.cli import evaluate_main
 from student.config import EvaluateConfig
 from student.engine import train
 from student.evaluation.analysis import analyse, plot_analysis
 from student.evaluation.evaluate import Accuracy, Evaluation, evaluate
 from student.evaluation.report import evaluate_checkpoint, load_student
-from student.evaluation.validation import ValidationDataset, centre_views, read_teacher_labels
+from student.evaluation.validation import ValidationDataset, center_views, read_teacher_labels
 from student.inputs import open_inputs
 from student.loading import LoaderOptions
 from student.model import split_heads, two_headed
@@ -97,13 +97,13 @@ def test_a_single_head_has_one_accuracy_and_is_the_headline(world) -> None:
 def test_teacher_and_student_are_compared_on_the_same_images(world) -> None:
     paths = sorted((world.root / "validation").glob("*.tar"))
     labels = read_teacher_labels(str(world.root / "validation.parquet"), paths)
-    views = centre_views(SMALL_VIEWS, 0.875)
+    views = center_views(SMALL_VIEWS, 0.875)
     data = ValidationDataset(paths, views, classes=10, batch_size=21, labels=labels)
     model = load_student(world.root / "run" / "last.pt")
     found = evaluate(model, data, LoaderOptions())
     batch = data[0]
     with torch.no_grad(), two_headed(model):
-        images = normalise(batch.pixels, views.mean, views.std)
+        images = normalize(batch.pixels, views.mean, views.std)
         class_logits, distillation_logits = split_heads(model(images))
     assert found.teacher is not None
     assert found.teacher.samples == sum(VALIDATION)
@@ -141,11 +141,11 @@ def test_the_analysis_is_its_definition(world) -> None:
     assert analysis.token_cosine is not None
     assert len(analysis.token_cosine) == 3  # the input and two blocks
     model = load_student(world.root / "run" / "last.pt")
-    views = centre_views(SMALL_VIEWS, 0.875)
+    views = center_views(SMALL_VIEWS, 0.875)
     paths = sorted((world.root / "validation").glob("*.tar"))
     batch = ValidationDataset(paths, views, classes=10, batch_size=sum(VALIDATION))[0]
     with torch.no_grad(), two_headed(model):
-        images = normalise(batch.pixels, views.mean, views.std)
+        images = normalize(batch.pixels, views.mean, views.std)
         heads = [logits.argmax(1) for logits in split_heads(model(images))]
         tokens = model.norm_pre(model._pos_embed(model.patch_embed(images)))
         expected = []
@@ -170,7 +170,7 @@ def test_a_student_without_tokens_is_analysed_without_them(world) -> None:
 def test_an_analysis_leaves_no_hook_behind(world) -> None:
     model = load_student(world.root / "run" / "last.pt")
     paths = sorted((world.root / "validation").glob("*.tar"))
-    data = ValidationDataset(paths, centre_views(SMALL_VIEWS, 1.0), classes=10, batch_size=8)
+    data = ValidationDataset(paths, center_views(SMALL_VIEWS, 1.0), classes=10, batch_size=8)
     found = analyse(model, data, LoaderOptions())
     assert "teacher" not in found.names
     assert not any(one._forward_hooks or one._forward_pre_hooks for one in model.modules())
@@ -259,7 +259,7 @@ class Namer(torch.nn.Module):
 @pytest.mark.parametrize("names", ["shifted", "collapsed"])
 def test_classes_in_another_order_are_told_from_a_student_that_knows_none(tmp_path, names) -> None:
     paths = write_digit_shards(tmp_path, [200])
-    data = ValidationDataset(paths, centre_views(SMALL_VIEWS, 1.0), classes=10, batch_size=64)
+    data = ValidationDataset(paths, center_views(SMALL_VIEWS, 1.0), classes=10, batch_size=64)
     targets = torch.cat([data[item].target for item in range(len(data))])
     called = (torch.arange(10) + 1) % 10 if names == "shifted" else torch.full((10,), 3)
     found = evaluate(Namer(targets, called), data, LoaderOptions())
@@ -269,7 +269,7 @@ def test_classes_in_another_order_are_told_from_a_student_that_knows_none(tmp_pa
 
 def test_of_few_classes_nothing_is_said_about_their_order(tmp_path) -> None:
     paths = write_digit_shards(tmp_path, [200])
-    data = ValidationDataset(paths, centre_views(SMALL_VIEWS, 1.0), classes=40, batch_size=64)
+    data = ValidationDataset(paths, center_views(SMALL_VIEWS, 1.0), classes=40, batch_size=64)
     targets = torch.cat([data[item].target for item in range(len(data))])
     namer = Namer(targets, (torch.arange(10) + 1) % 10, classes=40)
     assert evaluate(namer, data, LoaderOptions()).permuted_top1 == 0
