@@ -20,7 +20,18 @@ import msgspec
 
 from pipeline.errors import ConfigError, StoreError
 
-__all__ = ["RELEASE", "convert", "from_plain", "grown", "needed_release", "settle", "to_plain"]
+__all__ = [
+    "RELEASE",
+    "convert",
+    "founding_values",
+    "from_plain",
+    "grown",
+    "install",
+    "needed_release",
+    "plain_value",
+    "settle",
+    "to_plain",
+]
 
 RELEASE = "0.1.0"
 """This release of teacher-labels."""
@@ -54,6 +65,8 @@ def settle(record: Any) -> None:
     hints = _hints(cast(Hashable, type(record)))
     for field in dataclasses.fields(record):
         value = getattr(record, field.name)
+        if type(value).__module__.startswith("tyro."):
+            continue  # tyro's mark of what a command line is still to give
         settled = convert(value, hints[field.name], field.name)
         if settled is not value:
             object.__setattr__(record, field.name, settled)
@@ -68,7 +81,7 @@ def convert(value: Any, hint: Any, name: str) -> Any:
     try:
         return msgspec.convert(value, hint, dec_hook=_from_text)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{name} is {value!r}; use {_in_words(hint)}") from error
+        raise ConfigError(f"{name} is {_shown(value)}; use {_in_words(hint)}") from error
 
 
 def to_plain(record: Any) -> dict[str, Any]:
@@ -81,8 +94,17 @@ def to_plain(record: Any) -> dict[str, Any]:
         value = getattr(record, field.name)
         if _FOUNDING in field.metadata and value == field.metadata[_FOUNDING]:
             continue
-        plain[field.name] = _plain(value)
+        plain[field.name] = plain_value(value)
     return plain
+
+
+def founding_values(kind: Any) -> dict[str, Any]:
+    """Return the founding values of a record's fields that have one, as plain JSON values."""
+    return {
+        field.name: plain_value(field.metadata[_FOUNDING])
+        for field in dataclasses.fields(kind)
+        if _FOUNDING in field.metadata
+    }
 
 
 def from_plain(kind: type[Record], values: Any, where: str, needs: str = "") -> Record:
@@ -94,7 +116,7 @@ def from_plain(kind: type[Record], values: Any, where: str, needs: str = "") -> 
     if not isinstance(values, Mapping):
         raise StoreError(f"{where} is {values!r}, not a record of settings")
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    unknown = sorted(values.keys() - fields)
+    unknown = sorted(values.keys() - fields, key=str)
     if unknown:
         raise StoreError(
             f"{where}.{unknown[0]} is not known to teacher-labels {RELEASE}; " + install(needs)
@@ -104,6 +126,11 @@ def from_plain(kind: type[Record], values: Any, where: str, needs: str = "") -> 
     for name, field in fields.items():
         if name in values and dataclasses.is_dataclass(hints[name]):
             found[name] = from_plain(hints[name], values[name], f"{where}.{name}", needs)
+        elif name in values and (many := _record_of(hints[name])):
+            found[name] = tuple(
+                from_plain(many, one, f"{where}.{name}[{place}]", needs)
+                for place, one in enumerate(_converted(values[name], list[Any], name, needs))
+            )
         elif name in values:
             found[name] = _converted(values[name], hints[name], f"{where}.{name}", needs)
         elif _FOUNDING in field.metadata:
@@ -115,6 +142,12 @@ def from_plain(kind: type[Record], values: Any, where: str, needs: str = "") -> 
     except ConfigError as error:
         raise StoreError(f"{where}.{error}; the file is damaged or forged") from error
     return record
+
+
+def _record_of(hint: Any) -> Any:
+    """Return the kind of records that a tuple of any length holds, None for other types."""
+    kind, *more = get_args(hint) if get_origin(hint) is tuple else (None,)
+    return kind if more == [Ellipsis] and dataclasses.is_dataclass(kind) else None
 
 
 def _converted(value: Any, hint: Any, where: str, needs: str) -> Any:
@@ -133,9 +166,9 @@ def install(needs: str) -> str:
     return "install the release that wrote it (a store's _meta/runs name it), or a newer one"
 
 
-def needed_release(record: Any) -> str:
-    """Return the oldest release that knows all fields which a record's canonical form has."""
-    return max(_needed(record), key=_numbers)
+def needed_release(*records: Any) -> str:
+    """Return the oldest release that knows all fields which records' canonical forms have."""
+    return max((one for record in records for one in _needed(record)), key=_numbers)
 
 
 def _needed(record: Any) -> Iterator[str]:
@@ -153,15 +186,23 @@ def _numbers(release: str) -> tuple[int, ...]:
     return tuple(int(number) for number in release.split(".") if number.isdecimal())
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
+    """Return a field's value as JSON has it; mappings stay as they are."""
     if dataclasses.is_dataclass(value):
         return to_plain(value)
     if isinstance(value, tuple | list):
-        return [_plain(one) for one in value]
+        return [plain_value(one) for one in value]
     return str(value) if isinstance(value, Path) else value
 
 
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
 def _from_text(kind: type, value: Any) -> Any:
+    if isinstance(value, kind):
+        return value
     if kind is Path and isinstance(value, str):
         return Path(value)
     raise TypeError

@@ -7,32 +7,34 @@ import hashlib
 import io
 import os
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from dataclasses import replace as replace_field
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, get_args
+from typing import IO, Any, Literal
 
 import torch
 from torch import Tensor
 
-from pipeline.errors import CheckpointError, ConfigError, PipelineError
+from pipeline.errors import CheckpointError, ConfigError, StoreError
 from pipeline.files.local import replace, writing
-from pipeline.growth import from_plain
+from pipeline.growth import RELEASE, from_plain, install, settle, to_plain
 from pipeline.identity import AugmentConfig, Precision, canonical_json, different_fields
 from pipeline.labelling.weights import leaves, load_tensors, state_digest
+from student.config import FOUNDING, SETTINGS
 
 __all__ = [
     "BEST",
     "LAST",
     "PREVIOUS",
     "Checkpoint",
+    "FoundCheckpoint",
     "RunIdentity",
     "SavedStudent",
+    "Segment",
     "claim_output",
+    "find_checkpoint",
+    "open_checkpoint",
     "read_checkpoint",
-    "read_sound_checkpoint",
-    "read_values",
     "set_aside",
     "write_checkpoint",
 ]
@@ -40,8 +42,7 @@ __all__ = [
 LAST, PREVIOUS, BEST, TORN = "last.pt", "previous.pt", "best.pt", "torn.pt"
 LOCK = ".lock"
 
-_VERSION = 2
-_OTHER = "give last.pt or best.pt of a run"
+_VERSION = 3
 _CURE = "resume from another checkpoint, or start again without --resume in a new --output"
 
 
@@ -50,37 +51,31 @@ class RunIdentity:
     """What a checkpoint and the run that continues it must share."""
 
     config: Mapping[str, Any]  # ``TrainConfig.binding``
-    config_digest: str
     store: Mapping[str, Any]  # the store's identity
     views: Mapping[str, int]  # those that training consumes, as far as their order follows them
     shards: str  # digest of the store's shards and rejections, which the order follows
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return {
-            "config": dict(self.config),
-            "config_digest": self.config_digest,
-            "store": dict(self.store),
-            "views": dict(self.views),
-            "shards": self.shards,
-        }
+    def __post_init__(self) -> None:
+        settle(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Checkpoint:
-    """All that a run needs to go on as if it had never stopped."""
+class Segment:
+    """How the steps from one on were computed: sums in another order have other last bits."""
 
-    model: Mapping[str, Tensor]
-    ema: Mapping[str, Tensor] | None  # averaged weights
-    optimizer: Mapping[str, Any]
-    scaler: Mapping[str, Any]  # of the loss, in fp16
-    student: Mapping[str, Any]  # how to build it again, and the views it wants
-    step: int  # steps done
-    run: RunIdentity
-    meter: Mapping[str, float]  # sums over the epoch under way
-    metrics: Mapping[str, Any]  # of the last evaluation
-    best: float  # top-1 of the best evaluation so far, -1 before the first
-    fallback: bool = False  # read in place of a torn last.pt
+    step: int
+    ranks: int
+    accumulate: int
+    threads: int  # of each rank
+    device: str  # cpu, or the GPU's name
+
+    def changes(self, later: Segment) -> list[str]:
+        """Return what differs in a later segment that its weights depend on, in words."""
+        names = ["ranks", "accumulate", "device"]
+        if (self.device, later.device) == ("cpu", "cpu"):  # else they only feed the GPU
+            names.append("threads")
+        pairs = [(name, getattr(self, name), getattr(later, name)) for name in names]
+        return [f"{name} {one} -> {other}" for name, one, other in pairs if one != other]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,37 +86,48 @@ class SavedStudent:
     model_args: tuple[str, ...]
     classes: int
     image_size: int
-    heads: int | None
-    headline: str
+    heads: Literal[1, 2] | None
+    headline: Literal["class_head", "mean_of_logits"]
     precision: Precision
     views: AugmentConfig  # of validation
 
-    @staticmethod
-    def from_values(values: Mapping[str, Any], path: Path) -> SavedStudent:
-        """Build it from a checkpoint's ``student``; raises ``CheckpointError`` if malformed."""
-        try:
-            views = from_plain(AugmentConfig, values["views"], "views")
-            found = SavedStudent(
-                **{**values, "views": views, "model_args": tuple(values["model_args"])}
-            )
-            sound = (
-                all(isinstance(one, str) for one in (found.model, *found.model_args))
-                and _is_whole(found.classes, 1, 65535)
-                and _is_whole(found.image_size, 1, 4096)
-                and _is_whole(views.image_size, 1, 4096)
-                and found.heads in (None, 1, 2)
-                and found.headline in ("class_head", "mean_of_logits")
-                and found.precision in get_args(Precision)
-            )
-        except (KeyError, TypeError, ValueError, PipelineError) as error:
-            raise CheckpointError(f"{path} describes no student ({error!r}); {_OTHER}") from error
-        if not sound:
-            raise CheckpointError(f"{path} describes no student: {dict(values)}; {_OTHER}")
-        return found
+    def __post_init__(self) -> None:
+        settle(self)
+        for name, most in (("classes", 65535), ("image_size", 4096)):
+            if not 1 <= getattr(self, name) <= most:
+                raise ConfigError(f"{name} is {getattr(self, name)}; use 1 to {most}")
 
 
-def _is_whole(value: object, low: int, high: int) -> bool:
-    return type(value) is int and low <= value <= high
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """All that a run needs to go on as if it had never stopped; a file holds these fields."""
+
+    model: Mapping[str, Tensor]
+    ema: Mapping[str, Tensor] | None  # averaged weights
+    optimizer: Mapping[str, Any]
+    scaler: Mapping[str, Any]  # of the loss, in fp16
+    student: SavedStudent  # how to build it again, and the views it wants
+    step: int  # steps done
+    run: RunIdentity
+    history: tuple[Segment, ...]  # in the order of steps
+    meter: Mapping[str, float]  # sums over the epoch under way
+    metrics: Mapping[str, Any]  # of the last evaluation
+    best: float  # top-1 of the best evaluation so far, -1 before the first
+    needs: str  # the oldest release that knows the run's settings, its store and this record
+    notes: Mapping[str, Any] = field(default_factory=dict)  # of any release; kept, not understood
+
+    def __post_init__(self) -> None:
+        settle(self)
+        if self.step < 0 or not self.history:
+            raise ConfigError(f"step is {self.step} of {len(self.history)} segments")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundCheckpoint:
+    """A checkpoint of this run, and the file that it is from."""
+
+    path: Path
+    checkpoint: Checkpoint
 
 
 def claim_output(output: Path) -> IO[bytes]:
@@ -153,19 +159,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     A last.pt that is there stays beside it as previous.pt. The file is a dictionary of plain
     values and tensors, with the weights under ``model``.
     """
-    values = {
-        "format_version": _VERSION,
-        "model": dict(checkpoint.model),
-        "ema": None if checkpoint.ema is None else dict(checkpoint.ema),
-        "optimizer": dict(checkpoint.optimizer),
-        "scaler": dict(checkpoint.scaler),
-        "student": dict(checkpoint.student),
-        "step": checkpoint.step,
-        "run": checkpoint.run.to_json(),
-        "meter": dict(checkpoint.meter),
-        "metrics": dict(checkpoint.metrics),
-        "best": checkpoint.best,
-    }
+    values = {"format_version": _VERSION, **to_plain(checkpoint)}
     values["digest"] = _digest(values)
     buffer = io.BytesIO()
     torch.save(values, buffer)
@@ -177,54 +171,50 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 def read_checkpoint(path: Path, run: RunIdentity) -> Checkpoint:
     """Read a checkpoint of this very run.
 
-    Raises ``CheckpointError`` if there is none, if it is torn or no checkpoint of this
-    project, or if its settings, store or shards are others; it lists what differs.
+    Raises ``CheckpointError`` as ``open_checkpoint``, and if the settings, store or shards are
+    others; it lists what differs.
     """
-    return _of_run(read_values(path), path, run)
+    return _of_run(open_checkpoint(path), path, run)
 
 
-def _of_run(values: Mapping[str, Any], path: Path, run: RunIdentity) -> Checkpoint:
-    """Return a checkpoint's values as a record, if it belongs to this run."""
-    theirs = values["run"]
-    different = different_fields(run.to_json(), theirs)
-    lines = [line for line in different if not line.startswith("config_digest:")]
-    if lines:
+def _of_run(checkpoint: Checkpoint, path: Path, run: RunIdentity) -> Checkpoint:
+    """Return a checkpoint if it belongs to this run."""
+    # What either leaves out has its founding value.
+    ours, theirs = (
+        {**to_plain(one), "config": {**FOUNDING, **one.config}} for one in (run, checkpoint.run)
+    )
+    unknown = sorted(theirs["config"].keys() - set(SETTINGS))
+    if unknown:
+        raise CheckpointError(
+            f"{path} was trained with a setting {unknown[0]}, which teacher-labels {RELEASE} does "
+            f"not know; {install(checkpoint.needs)}"
+        )
+    different = different_fields(ours, theirs)
+    if different:
         raise CheckpointError(
             f"{path} belongs to another run (ours / the checkpoint's):\n  "
-            + "\n  ".join(line.removeprefix("config.") for line in lines)
+            + "\n  ".join(line.removeprefix("config.") for line in different)
             + f"\nresume with its settings and store, which its config.json names; or {_CURE}"
         )
-    return Checkpoint(
-        model=values["model"],
-        ema=values["ema"],
-        optimizer=values["optimizer"],
-        scaler=values["scaler"],
-        student=values["student"],
-        step=int(values["step"]),
-        run=run,
-        meter=values["meter"],
-        metrics=values["metrics"],
-        best=float(values["best"]),
-    )
+    return checkpoint
 
 
-def read_sound_checkpoint(path: Path, run: RunIdentity) -> Checkpoint:
-    """Read a checkpoint, or if it is a torn last.pt, the one before; ``fallback`` says so.
+def find_checkpoint(path: Path, run: RunIdentity) -> FoundCheckpoint:
+    """Read a checkpoint, or if it is a torn last.pt, the one before.
 
     Raises ``CheckpointError`` as ``read_checkpoint``, of the given one if both are torn.
     """
     before = path.with_name(PREVIOUS)
     try:
-        values = read_values(path)
+        found = open_checkpoint(path)
     except CheckpointError as error:
         if path.name != LAST or not before.is_file():
             raise
         try:
-            checkpoint = read_checkpoint(before, run)
+            return FoundCheckpoint(path=before, checkpoint=read_checkpoint(before, run))
         except CheckpointError:
             raise error from None
-        return replace_field(checkpoint, fallback=True)
-    return _of_run(values, path, run)
+    return FoundCheckpoint(path=path, checkpoint=_of_run(found, path, run))
 
 
 def set_aside(path: Path) -> None:
@@ -233,10 +223,11 @@ def set_aside(path: Path) -> None:
         path.replace(path.with_name(TORN))
 
 
-def read_values(path: Path) -> dict[str, Any]:
-    """Return the values of a checkpoint, its bytes checked.
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint of any run, its bytes checked.
 
-    Raises ``CheckpointError`` if there is none, or if it is torn or of another kind.
+    Raises ``CheckpointError`` if there is none, if it is torn or of another kind, or for a field
+    that only a later release knows.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; give a last.pt or best.pt")
@@ -247,24 +238,24 @@ def read_values(path: Path) -> dict[str, Any]:
             f"{path} cannot be read, it is torn or no checkpoint "
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); {_CURE}"
         ) from error
-    version = values.get("format_version") if isinstance(values, dict) else None
+    version = values.pop("format_version", None) if isinstance(values, dict) else None
     if version != _VERSION:
         raise CheckpointError(
             f"{path} is no checkpoint of this trainer (format version {version!r}, expected "
             f"{_VERSION}); {_CURE}"
         )
-    wrong = sorted(name for name, fits in _VALUES.items() if not fits(values.get(name)))
-    if wrong:
-        raise CheckpointError(f"{path} is malformed in {', '.join(wrong)}; {_CURE}")
     # PyTorch reads its files without their checksums.
+    digest = values.pop("digest", None)
     try:
-        sound = values.pop("digest", None) == _digest(values)
+        sound = digest == _digest({"format_version": version, **values})
     except (RuntimeError, TypeError, ValueError):  # values that no trainer writes
         sound = False
     if not sound:
         raise CheckpointError(f"{path} is damaged: its digest is another; {_CURE}")
-    checked: dict[str, Any] = values
-    return checked
+    try:
+        return from_plain(Checkpoint, values, "checkpoint", str(values.get("needs")))
+    except StoreError as error:
+        raise CheckpointError(f"{path}: {error}; or {_CURE}") from error
 
 
 def _digest(values: Mapping[str, Any]) -> str:
@@ -274,26 +265,6 @@ def _digest(values: Mapping[str, Any]) -> str:
     others = {name: repr(one) for name, one in found.items() if name not in tensors}
     text = canonical_json({"tensors": state_digest(tensors), "others": others})
     return hashlib.sha256(text).hexdigest()
-
-
-def _is_mapping(value: object) -> bool:
-    return isinstance(value, Mapping)
-
-
-def _is_state(value: object) -> bool:
-    return isinstance(value, Mapping) and all(
-        isinstance(name, str) and isinstance(one, Tensor) for name, one in value.items()
-    )
-
-
-_VALUES: Mapping[str, Callable[[object], bool]] = {
-    "model": _is_state,
-    "ema": lambda value: value is None or _is_state(value),
-    "step": lambda value: _is_whole(value, 0, 1 << 62),
-    "best": lambda value: type(value) in (int, float),
-    **dict.fromkeys(("optimizer", "scaler", "student", "run", "meter", "metrics"), _is_mapping),
-}
-"""What a checkpoint holds, and whether a value may be it."""
 
 
 def _keep(path: Path, before: Path) -> None:

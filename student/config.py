@@ -6,17 +6,18 @@ import ast
 import dataclasses
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.errors import ConfigError
 from pipeline.files.cache import CacheConfig
 from pipeline.files.objects import is_url
+from pipeline.growth import founding_values, plain_value, settle
 from pipeline.identity import canonical_json
 from student.order import PlanConfig
 
-__all__ = ["EvaluateConfig", "TrainConfig", "parse_model_args"]
+__all__ = ["FOUNDING", "SETTINGS", "EvaluateConfig", "TrainConfig", "parse_model_args"]
 
 _FREE_FIELDS = frozenset(
     {
@@ -174,6 +175,7 @@ class TrainConfig:
     """Steps between further checkpoints, for epochs that take hours."""
 
     def __post_init__(self) -> None:
+        settle(self)
         if is_url(str(self.output).replace(":/", "://", 1)):  # as a path has it
             raise ConfigError("--output is a URL; a run is written to a file system: give a path")
         for name in (
@@ -276,12 +278,9 @@ class TrainConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Return all settings as plain JSON values, defaults resolved."""
-        values = {
-            field.name: _plain(getattr(self, field.name), "float" in str(field.type))
-            for field in dataclasses.fields(self)
-        }
-        warmup = float(self.effective_warmup_epochs)
-        return {**values, "lr": float(self.peak_lr), "warmup_epochs": warmup}
+        whole = replace(self, lr=self.peak_lr, warmup_epochs=self.effective_warmup_epochs)
+        names = [field.name for field in dataclasses.fields(self)]
+        return {name: plain_value(getattr(whole, name)) for name in names}
 
     @property
     def losses(self) -> dict[str, Any]:
@@ -290,8 +289,16 @@ class TrainConfig:
         return {name: getattr(self, name) for name in names}
 
     def binding(self) -> dict[str, Any]:
-        """Return the settings that a resumed run must share, as plain JSON values."""
-        return {name: value for name, value in self.to_json().items() if name not in _FREE_FIELDS}
+        """Return the settings that a resumed run must share, as plain JSON values.
+
+        Those at their founding values are left out, so that older releases' runs go on.
+        """
+        founding = founding_values(self)
+        return {
+            name: value
+            for name, value in self.to_json().items()
+            if name not in _FREE_FIELDS and not (name in founding and founding[name] == value)
+        }
 
     @property
     def digest(self) -> str:
@@ -339,6 +346,7 @@ class EvaluateConfig:
     """Size of that directory."""
 
     def __post_init__(self) -> None:
+        settle(self)
         if self.eval_batch_size < 1 or self.workers < 0 or (self.threads or 1) < 1:
             raise ConfigError("--eval-batch-size, --workers or --threads is too small; use 1")
         if self.eval_fraction is not None and not 0 < self.eval_fraction <= 1:
@@ -353,13 +361,11 @@ class EvaluateConfig:
         return CacheConfig(directory=self.cache_dir, gigabytes=self.cache_gb)
 
 
-def _plain(value: object, real: bool) -> object:
-    """Return a value as JSON has it; ``real`` numbers are floats, also if given as 1."""
-    if isinstance(value, tuple):
-        return [_plain(one, real) for one in value]
-    if real and isinstance(value, int):
-        return float(value)
-    return str(value) if isinstance(value, Path) else value
+SETTINGS = tuple(field.name for field in dataclasses.fields(TrainConfig))
+"""The names of all settings."""
+
+FOUNDING = founding_values(TrainConfig)
+"""What runs of older releases did without the settings that were added since."""
 
 
 def parse_model_args(arguments: tuple[str, ...]) -> Mapping[str, Any]:

@@ -6,16 +6,16 @@ import math
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import IO, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from pipeline.errors import CheckpointError, ConfigError, PipelineError
 from pipeline.files.local import replace
-from pipeline.growth import to_plain
+from pipeline.growth import needed_release
 from pipeline.identity import StoreIdentity, canonical_json
 from pipeline.labelling.devices import choose_device, set_threads
 from pipeline.labelling.weights import state_digest
@@ -32,8 +32,10 @@ from student.checkpoint import (
     LAST,
     PREVIOUS,
     Checkpoint,
+    SavedStudent,
+    Segment,
     claim_output,
-    read_sound_checkpoint,
+    find_checkpoint,
     set_aside,
     write_checkpoint,
 )
@@ -135,6 +137,9 @@ class Trainer:
         self._watch = Stopwatch()
         self._evaluations: dict[str, Evaluation] = {}
         self._best, self._audited, self.step = -1.0, 0, 0
+        self._history: tuple[Segment, ...] = (_segment(config, ranks, self.device, 0),)
+        self._changes: list[str] = []  # of how steps are computed, since the checkpoint
+        self._notes: Mapping[str, Any] = {}
         self._fell_back, self._saved = False, -1  # the step of last.pt
         self._good: tuple[Path, int] | None = None  # the last sound checkpoint, and its step
         if resume_from is not None:
@@ -191,6 +196,12 @@ class Trainer:
                 log.say(f"warning: {self._good[0].with_name(LAST)} was torn or missing")
             if self._good is not None:
                 log.say(f"continues at step {self.step}/{self.plan.steps}, from {self._good[0]}")
+            if self._changes:
+                log.write("segment", self.step, asdict(self._history[-1]))
+                log.say(
+                    f"warning: {', '.join(self._changes)} since the checkpoint: the weights will "
+                    "not be those of an undisturbed run bit for bit"
+                )
             if self.loaded is not None:
                 log.say(
                     f"begins with the weights of {self.config.finetune}; resized: "
@@ -317,7 +328,7 @@ class Trainer:
         return seconds
 
     @property
-    def _headline(self) -> str:
+    def _headline(self) -> Literal["class_head", "mean_of_logits"]:
         """What predictions are taken from to find the best weights."""
         return "class_head" if self.config.distillation == "none" else "mean_of_logits"
 
@@ -355,7 +366,7 @@ class Trainer:
             self._saved = self.step
 
     def _write(self, path: Path, meter: Mapping[str, float]) -> None:
-        state = self.optimisation.state()
+        state, run = self.optimisation.state(), self.inputs.run_identity(self.config)
         write_checkpoint(
             path,
             Checkpoint(
@@ -363,31 +374,35 @@ class Trainer:
                 ema=state["ema"],
                 optimizer=state["optimizer"],
                 scaler=state["scaler"],
-                student=self._student_json(),
+                student=self._saved_student(),
                 step=self.step,
-                run=self.inputs.run_identity(self.config),
+                run=run,
+                history=self._history,
                 meter=meter,
                 metrics={name: one.to_json() for name, one in self._evaluations.items()},
                 best=self._best,
+                needs=needed_release(self.config, self.identity),
+                notes=self._notes,
             ),
         )
 
-    def _student_json(self) -> dict[str, Any]:
+    def _saved_student(self) -> SavedStudent:
         """Return how to build the student again, and the views it was trained on."""
         views = center_views(self.identity.augment, self.config.eval_fraction, self.spec.image_size)
-        return {
-            "model": self.spec.name,
-            "model_args": list(self.config.model_args),
-            "classes": self.spec.classes,
-            "image_size": self.spec.image_size,
-            "heads": self.spec.heads,
-            "headline": self._headline,
-            "precision": self.config.precision,
-            "views": to_plain(views),
-        }
+        return SavedStudent(
+            model=self.spec.name,
+            model_args=self.config.model_args,
+            classes=self.spec.classes,
+            image_size=self.spec.image_size,
+            heads=self.spec.heads,
+            headline=self._headline,
+            precision=self.config.precision,
+            views=views,
+        )
 
     def _resume(self, path: Path) -> None:
-        checkpoint = read_sound_checkpoint(path, self.inputs.run_identity(self.config))
+        found = find_checkpoint(path, self.inputs.run_identity(self.config))
+        checkpoint = found.checkpoint
         try:
             self.model.load_state_dict(checkpoint.model)
             self.optimisation.restore(
@@ -408,11 +423,16 @@ class Trainer:
                 f"{path} is of step {checkpoint.step}, the run has {self.plan.steps}; resume from "
                 "another checkpoint"
             )
-        self.step, self._fell_back = checkpoint.step, checkpoint.fallback
+        self.step, self._fell_back = checkpoint.step, found.path != path
+        self._notes, self._history = checkpoint.notes, checkpoint.history
+        now = _segment(self.config, self.ranks, self.device, self.step)
+        self._changes = self._history[-1].changes(now)
+        if self._changes:
+            self._history = (*self._history, now)
         here = self.config.output.resolve()
         if path.resolve().parent == here:  # else there is no best.pt to be better than
             self._best = checkpoint.best
-        self._good = (path.with_name(PREVIOUS) if self._fell_back else path, self.step)
+        self._good = (found.path, self.step)
         own = path.resolve() == here / LAST
         self._saved = self.step if own and not self._fell_back else -1
 
@@ -422,7 +442,7 @@ class Trainer:
         run = self.inputs.run_identity(self.config)
         values = {
             "config": self.config.to_json(),
-            "digest": run.config_digest,
+            "digest": self.config.digest,
             "store": self.identity.digest,
             "views": run.views,
             "shards": run.shards,
@@ -436,6 +456,17 @@ def _threads_of(ranks: Ranks) -> int | None:
     if not ranks.several:
         return None
     return max(1, len(os.sched_getaffinity(0)) // ranks.local_ranks)
+
+
+def _segment(config: TrainConfig, ranks: Ranks, device: torch.device, step: int) -> Segment:
+    """Return how this process computes steps from one on; threads are set already."""
+    return Segment(
+        step=step,
+        ranks=ranks.ranks,
+        accumulate=config.accumulate,
+        threads=torch.get_num_threads(),
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+    )
 
 
 def _checkpoint_to_resume(config: TrainConfig) -> Path | None:
@@ -476,7 +507,7 @@ def _open_validation(config: TrainConfig, inputs: Inputs) -> ValidationDataset |
 
 
 def _student_spec(config: TrainConfig, identity: StoreIdentity) -> StudentSpec:
-    heads = {"token": 2, "classical": 1}[config.distillation_kind]
+    heads: Literal[1, 2] = 2 if config.distillation_kind == "token" else 1
     return StudentSpec(
         name=config.model,
         classes=identity.teacher.classes,

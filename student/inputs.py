@@ -42,7 +42,6 @@ class Inputs:
             views["end"] = manifest.view_range.stop
         return RunIdentity(
             config=config.binding(),
-            config_digest=config.digest,
             store=self.store.identity.to_json(),
             views=views,
             shards=hashlib.sha256(canonical_json(shards)).hexdigest(),

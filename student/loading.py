@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from pipeline.errors import PipelineError
 from pipeline.files.objects import started_here
+from pipeline.growth import settle
 from pipeline.views.apply import warm_up
 from student.signals import outlive_signals
 
@@ -29,6 +30,9 @@ class LoaderOptions:
     workers: int = 0  # processes; 0 does the work in this one
     prefetch: int = 2  # items ahead, per worker
     pin: bool = False  # for copies to a GPU that do not block
+
+    def __post_init__(self) -> None:
+        settle(self)
 
 
 def load(dataset: Dataset[Item], items: range, options: LoaderOptions) -> Iterator[Item]:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.errors import StoreError
+from pipeline.growth import settle
 
 __all__ = [
     "DistillationConfig",
@@ -53,6 +54,9 @@ class DistillationConfig:
     alpha: float = 0.5  # hard: weight of the teacher's term
     soft_lambda: float = 0.1  # soft: weight of the teacher's term
     tau: float = 3.0  # soft: temperature
+
+    def __post_init__(self) -> None:
+        settle(self)
 
 
 @dataclass(frozen=True, slots=True)

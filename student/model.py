@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -17,6 +17,7 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
+from pipeline.growth import settle
 from pipeline.views.rng import stream
 
 __all__ = ["StudentSpec", "create_student", "reseed", "split_heads", "two_headed"]
@@ -41,10 +42,13 @@ class StudentSpec:
     name: str  # timm's, or 'package.module:function'
     classes: int
     image_size: int  # side of its images in pixels, whatever the name says
-    heads: int | None = 2  # with 2 it has a distillation head; None: any
+    heads: Literal[1, 2] | None = 2  # with 2 it has a distillation head; None: any
     drop_path: float = 0.0
     seed: int = 0  # of the weights
     model_args: Mapping[str, Any] = field(default_factory=dict)  # over timm's arguments
+
+    def __post_init__(self) -> None:
+        settle(self)
 
 
 def create_student(spec: StudentSpec) -> nn.Module:

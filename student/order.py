@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError, StoreError
+from pipeline.growth import settle
 from pipeline.identity import TRIPLE_VIEWS
 from pipeline.records import NO_PARTNER, ShardInfo
 from pipeline.store.manifest import Manifest
@@ -44,6 +45,7 @@ class PlanConfig:
     cycle_views: bool = False  # begin with the first views again when all were shown
 
     def __post_init__(self) -> None:
+        settle(self)
         for name in ("batch_size", "epochs", "window_shards"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; use at least 1")

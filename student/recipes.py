@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import tomllib
-import types
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 from pipeline.errors import ConfigError
+from pipeline.growth import convert
 from student.config import TrainConfig
 from student.trust import require_named_arguments, require_named_model
 
@@ -83,7 +83,7 @@ def read_run_file(path: Path, named: Collection[str] = ()) -> tuple[dict[str, An
                 f"--config {path}: there is no setting {name!r}; names are those of the flags, "
                 "with _ for -"
             )
-        settings[name] = _typed(value, types_of_fields[name], f"--config {path}: {name}")
+        settings[name] = convert(value, types_of_fields[name], f"{path}: {name}")
     if "model" in values and "model" not in named:
         require_named_model(f"--config {path}", settings["model"], None)
     if "model_args" in values and "model_args" not in named:
@@ -112,50 +112,3 @@ def _toml(value: Any) -> str:
     if isinstance(value, float):
         return repr(value)
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def _typed(value: Any, hint: Any, where: str) -> Any:
-    """Return a TOML value as a field's type; raises ``ConfigError`` if it is another."""
-    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    for option in options:
-        found = _as(value, option)
-        if found is not None:
-            return found[0]
-    raise ConfigError(f"{where} is {value!r}; write {_in_words(options)}")
-
-
-def _as(value: Any, option: Any) -> tuple[Any] | None:
-    """Return a value converted to a simple type, in a tuple, or None if it is another's."""
-    if get_origin(option) is Literal:
-        return (value,) if value in get_args(option) else None
-    if get_origin(option) is tuple:
-        kinds = get_args(option)
-        if not isinstance(value, list):
-            return None
-        if kinds[-1] is not Ellipsis and len(kinds) != len(value):
-            return None
-        inner = [_as(one, kinds[0]) for one in value]
-        return None if None in inner else (tuple(one[0] for one in inner if one),)
-    if option is Path and isinstance(value, str):
-        return (Path(value),)
-    if option is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return (float(value),)
-    if option in (int, str, bool) and type(value) is option:
-        return (value,)
-    return None
-
-
-def _in_words(options: tuple[Any, ...]) -> str:
-    words = {int: "a whole number", float: "a number", bool: "true or false"}
-    texts = []
-    for option in options:
-        if option is type(None):
-            continue
-        if get_origin(option) is Literal:
-            texts.append(" or ".join(repr(one) for one in get_args(option)))
-        elif get_origin(option) is tuple:
-            kinds = get_args(option)
-            texts.append("a list" if kinds[-1] is Ellipsis else f"a list of {len(kinds)} numbers")
-        else:
-            texts.append(words.get(option, "a text in quotes"))
-    return " or ".join(texts)

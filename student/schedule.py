@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from pipeline.growth import settle
+
 __all__ = ["Schedule"]
 
 
@@ -21,6 +23,9 @@ class Schedule:
     peak: float
     warmup_from: float
     end: float
+
+    def __post_init__(self) -> None:
+        settle(self)
 
     def lr(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0."""

@@ -21,6 +21,7 @@ from typing import BinaryIO, ParamSpec, TypeAlias, TypeVar
 
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.files.objects import StoredObject
+from pipeline.growth import settle
 
 __all__ = ["CacheConfig", "RemoteShard", "ShardFile"]
 
@@ -41,6 +42,7 @@ class CacheConfig:
     """Its size; the least recently used shards go first."""
 
     def __post_init__(self) -> None:
+        settle(self)
         if not self.gigabytes > 0:
             raise ConfigError(f"--cache-gb is {self.gigabytes}; use a positive number")
 

@@ -26,6 +26,7 @@ from pipeline.errors import (
 from pipeline.files.cache import CacheConfig, ShardFile
 from pipeline.files.local import expand_shards, open_folder
 from pipeline.files.objects import is_url
+from pipeline.growth import settle
 from pipeline.identity import (
     AugmentConfig,
     ColumnConfig,
@@ -142,6 +143,7 @@ class LabelConfig:
     """Go on although the teacher hardly agrees with the shards' targets."""
 
     def __post_init__(self) -> None:
+        settle(self)
         if self.views < 1 or self.first_view < 0 or self.views_per_part < 1:
             raise ConfigError("--views and --views-per-part start at 1, --first-view at 0")
         if self.extend_to not in (None, self.first_view + self.views):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from pipeline.errors import TeacherError
+from pipeline.growth import settle
 from pipeline.identity import (
     TRIPLE_VIEWS,
     AugmentConfig,
@@ -53,6 +54,9 @@ class TeacherSpec:
     precision: Precision = "fp32"
     batch_views: int | None = None  # None: a triple on a CPU, a block on a GPU
     columns: ColumnConfig = field(default_factory=ColumnConfig)  # what to give beside labels
+
+    def __post_init__(self) -> None:
+        settle(self)
 
 
 def load_teacher(

@@ -23,6 +23,7 @@ from webdataset import TarWriter
 
 from pipeline.errors import ConfigError, DecodeError, PipelineError, ShardError
 from pipeline.files.local import LocalFolder, open_folder
+from pipeline.growth import settle
 from pipeline.identity import canonical_json
 from pipeline.views.rng import stream
 
@@ -68,6 +69,7 @@ class PackConfig:
     --max-side shrinks are encoded, at 90; all others keep their bytes."""
 
     def __post_init__(self) -> None:
+        settle(self)
         if self.per_shard < 2:
             raise ConfigError(
                 f"--per-shard is {self.per_shard}; use 2 or more, pairs need two samples"

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pipeline.errors import ConfigError, ReplayError
 from pipeline.files.cache import CacheConfig
 from pipeline.files.local import Place, expand_shards
+from pipeline.growth import settle
 from pipeline.identity import StoreIdentity
 from pipeline.labelling.devices import choose_device, set_threads
 from pipeline.labelling.part import GroupTask, augment_group, group_tasks
@@ -41,6 +42,7 @@ class RelabelConfig:
     allow_flips: float = 0.0  # share of other labels, on hardware of another kind
 
     def __post_init__(self) -> None:
+        settle(self)
         if self.groups < 1:
             raise ConfigError(f"--relabel is {self.groups}; use 1 group or more")
         if not 0 <= self.allow_flips <= 1:

@@ -17,7 +17,7 @@ from pipeline.errors import CheckpointError, ConfigError
 from pipeline.files.local import expand_shards
 from pipeline.identity import AugmentConfig
 from pipeline.labelling.devices import choose_device, set_threads
-from student.checkpoint import SavedStudent, read_values
+from student.checkpoint import Checkpoint, SavedStudent, open_checkpoint
 from student.config import EvaluateConfig, parse_model_args
 from student.evaluation.analysis import Analysis, analyse
 from student.evaluation.evaluate import Evaluation, evaluate_all
@@ -65,11 +65,11 @@ def evaluate_checkpoint(config: EvaluateConfig) -> CheckpointReport:
     """
     set_threads(config.threads)
     device = choose_device(config.device)
-    values = read_values(config.checkpoint)
-    student = _student_of(config.checkpoint, values, config.model, config.model_args)
-    models = {"raw": _build(config.checkpoint, student, values["model"]).to(device)}
-    if values["ema"] is not None:
-        models["ema"] = _build(config.checkpoint, student, values["ema"]).to(device)
+    checkpoint = open_checkpoint(config.checkpoint)
+    student = _student_of(config.checkpoint, checkpoint, config.model, config.model_args)
+    models = {"raw": _build(config.checkpoint, student, checkpoint.model).to(device)}
+    if checkpoint.ema is not None:
+        models["ema"] = _build(config.checkpoint, student, checkpoint.ema).to(device)
     views = student.views
     if config.eval_fraction is not None:
         views = center_views(views, config.eval_fraction)
@@ -87,7 +87,7 @@ def evaluate_checkpoint(config: EvaluateConfig) -> CheckpointReport:
     precision = partial(autocast, device, number_format)
     evaluations = evaluate_all(models, dataset, options, precision)
     return CheckpointReport(
-        step=int(values["step"]),
+        step=checkpoint.step,
         classes=student.classes,
         taught=student.headline != "class_head",
         precision=number_format,
@@ -111,21 +111,21 @@ def load_student(
     ``ConfigError`` if they do not, ``CheckpointError`` if the file cannot be read, holds no
     averaged weights, or does not fit its model.
     """
-    values = read_values(checkpoint)
+    values = open_checkpoint(checkpoint)
     student = _student_of(checkpoint, values, model, model_args)
-    state = values["model" if weights == "raw" else "ema"]
+    state = values.model if weights == "raw" else values.ema
     if state is None:
         raise CheckpointError(f"{checkpoint} holds no averaged weights; use the raw ones")
     return _build(checkpoint, student, state)
 
 
 def _student_of(
-    checkpoint: Path, values: Mapping[str, Any], model: str | None, model_args: Sequence[str]
+    path: Path, checkpoint: Checkpoint, model: str | None, model_args: Sequence[str]
 ) -> SavedStudent:
     """Return which student a checkpoint holds, if the user names what it may not choose."""
-    student = SavedStudent.from_values(values["student"], checkpoint)
-    require_named_model(str(checkpoint), student.model, model)
-    require_named_arguments(str(checkpoint), student.model_args, model_args)
+    student = checkpoint.student
+    require_named_model(str(path), student.model, model)
+    require_named_arguments(str(path), student.model_args, model_args)
     return student
 
 

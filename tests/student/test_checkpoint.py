@@ -9,15 +9,32 @@ import pytest
 import torch
 
 from pipeline.errors import CheckpointError
-from student.checkpoint import Checkpoint, RunIdentity, read_checkpoint, write_checkpoint
+from pipeline.identity import AugmentConfig
+from student.checkpoint import (
+    Checkpoint,
+    RunIdentity,
+    SavedStudent,
+    Segment,
+    read_checkpoint,
+    write_checkpoint,
+)
 from student.finetune import read_weights
 
 RUN = RunIdentity(
     config={"epochs": 3, "lr": 0.1},
-    config_digest="c",
     store={"teacher": {"classes": 10}},
     views={"first": 0},
     shards="d",
+)
+STUDENT = SavedStudent(
+    model="deit",
+    model_args=(),
+    classes=10,
+    image_size=32,
+    heads=2,
+    headline="mean_of_logits",
+    precision="fp32",
+    views=AugmentConfig(image_size=32),
 )
 
 
@@ -30,12 +47,14 @@ def checkpoint() -> Checkpoint:
         },
         ema={"weight": torch.ones(3)},
         scaler={"scale": 2.0},
-        student={"model": "deit"},
+        student=STUDENT,
         step=3,
         run=RUN,
+        history=(Segment(step=0, ranks=1, accumulate=1, threads=1, device="cpu"),),
         meter={"loss": 0.5},
         metrics={"top1": 0.25},
         best=0.25,
+        needs="0.1.0",
     )
 
 
@@ -45,7 +64,7 @@ def test_a_checkpoint_reads_back_as_it_was_written(tmp_path: Path) -> None:
     assert torch.equal(found.model["weight"], checkpoint().model["weight"])
     assert found.optimizer == checkpoint().optimizer
     assert torch.equal(found.ema["weight"], torch.ones(3))
-    for name in ("scaler", "student", "step", "run", "meter", "metrics", "best"):
+    for name in ("scaler", "student", "step", "run", "history", "meter", "best", "needs", "notes"):
         assert getattr(found, name) == getattr(checkpoint(), name)
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
 
@@ -110,7 +129,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("other", "line"),
     [
-        (replace(RUN, config={"epochs": 4, "lr": 0.1}, config_digest="x"), "epochs: 4 / 3"),
+        (replace(RUN, config={"epochs": 4, "lr": 0.1}), "epochs: 4 / 3"),
         (replace(RUN, store={"teacher": {"classes": 12}}), "store.teacher.classes: 12 / 10"),
         (replace(RUN, views={"first": 6}), "views.first: 6 / 0"),
         (replace(RUN, shards="e"), "shards: 'e' / 'd'"),

@@ -14,7 +14,7 @@ from student.config import TrainConfig, parse_model_args
 
 def config(**values: Any) -> TrainConfig:
     return TrainConfig(
-        **{"labels": Path("l.parquet"), "shards": ("a.tar",), "output": Path("run"), **values}
+        **{"labels": "l.parquet", "shards": ("a.tar",), "output": Path("run"), **values}
     )
 
 
@@ -37,7 +37,7 @@ def test_a_run_is_not_written_to_a_url() -> None:
 def test_the_digest_follows_what_shapes_the_weights_and_nothing_else() -> None:
     base = config()
     free = {
-        "labels": Path("m.parquet"),
+        "labels": "m.parquet",
         "shards": ("b.tar",),
         "output": Path("other"),
         "val_shards": ("v.tar",),

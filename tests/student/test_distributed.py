@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from pipeline.errors import CheckpointError, ConfigError
+from student.checkpoint import open_checkpoint
 from student.distributed import Ranks, read_ranks
 from student.inputs import open_inputs
 from tests.student.factories import TINY
@@ -82,6 +83,18 @@ def test_a_resumed_run_of_two_ranks_ends_with_the_weights_of_one_that_never_stop
     resumed = run_ranks(world.config(output, resume="auto", **settings), 2)
     assert {one.outcome.weights for one in resumed} == {straight[0].outcome.weights}
     assert epoch_means(output) == epoch_means(tmp_path / "straight")
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_another_number_of_ranks_is_said_and_kept(world, tmp_path, capfd, before, after) -> None:
+    output = tmp_path / "run"
+    run_ranks(world.config(output), before, stop_after=5)
+    assert "not be those" not in capfd.readouterr().err
+    run_ranks(world.config(output, resume="auto"), after)
+    text = f"warning: ranks {before} -> {after} since the checkpoint: the weights will not be"
+    assert capfd.readouterr().err.count(text) == 1
+    history = open_checkpoint(output / "last.pt").history
+    assert [(one.step, one.ranks) for one in history] == [(0, before), (5, after)]
 
 
 def epoch_means(output: Path) -> list[tuple[int, float, float]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,14 @@ import pytest
 import torch
 
 from pipeline.errors import CheckpointError, PipelineError
-from student.checkpoint import read_values
+from pipeline.growth import founding_values, grown
+from student import checkpoint as checkpoints
+from student.checkpoint import Segment, open_checkpoint
+from student.config import SETTINGS, TrainConfig
 from student.engine import Outcome, Trainer, train
 from student.inputs import open_inputs
 from tests.student.factories import PixelTeacher, make_identity, make_store
+from tests.student.test_trust import forge
 from tests.student.worlds import World, make_world
 
 VIEWS = 3
@@ -81,26 +87,26 @@ def test_a_best_checkpoint_alone_is_gone_on_from(world, tmp_path, capsys) -> Non
     run(world, output, **validated(world))
     for name in ("last.pt", "previous.pt"):
         (output / name).unlink()
-    best = read_values(output / "best.pt")["step"]
+    best = open_checkpoint(output / "best.pt").step
     capsys.readouterr()
     resumed = run(world, output, resume="auto", **validated(world))
     assert f"continues at step {best}/{straight.steps}, from {output / 'best.pt'}" in (
         capsys.readouterr().err
     )
     assert resumed.weights == straight.weights
-    assert read_values(output / "last.pt")["step"] == straight.steps
+    assert open_checkpoint(output / "last.pt").step == straight.steps
 
 
 def test_a_run_that_goes_on_elsewhere_finds_its_best_weights_there(world, tmp_path) -> None:
     run(world, tmp_path / "one", stop_after=4, **validated(world))
     source = tmp_path / "one" / "last.pt"
-    assert read_values(source)["best"] >= 0
+    assert open_checkpoint(source).best >= 0
     # So no later evaluation could be better than the first run's.
     resumed = run(world, tmp_path / "two", resume=str(source), lr=1e-3, **validated(world))
     straight = run(world, tmp_path / "straight", **validated(world))
     assert resumed.weights == straight.weights
-    best = read_values(tmp_path / "two" / "best.pt")
-    assert best["step"] > 4
+    best = open_checkpoint(tmp_path / "two" / "best.pt")
+    assert best.step > 4
 
 
 def test_a_finished_run_that_goes_on_elsewhere_leaves_all_files_there(world, tmp_path) -> None:
@@ -109,7 +115,7 @@ def test_a_finished_run_that_goes_on_elsewhere_leaves_all_files_there(world, tmp
     again = run(world, tmp_path / "two", resume=source, **validated(world))
     assert again.weights == done.weights
     for name in ("last.pt", "best.pt"):
-        assert read_values(tmp_path / "two" / name)["step"] == done.steps
+        assert open_checkpoint(tmp_path / "two" / name).step == done.steps
 
 
 def test_the_best_checkpoint_may_be_the_last_good_one(world, tmp_path) -> None:
@@ -124,3 +130,107 @@ def test_the_best_checkpoint_may_be_the_last_good_one(world, tmp_path) -> None:
 
     with pytest.raises(PipelineError, match=r"finite at step 6; the last good .*best\.pt, of step"):
         Poisoned(config, open_inputs(config)).run()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaterConfig(TrainConfig):
+    """Settings with one that release 0.3.0 added, whose default is not what was done before."""
+
+    sharpness: float = grown(founding=0.0, since="0.3.0", default=1.0)
+
+
+def later(config: TrainConfig, sharpness: float) -> TrainConfig:
+    return LaterConfig(**asdict(config), sharpness=sharpness)
+
+
+@pytest.fixture
+def later_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoints, "SETTINGS", (*SETTINGS, "sharpness"))
+    monkeypatch.setattr(checkpoints, "FOUNDING", founding_values(LaterConfig))
+
+
+def go_on(config: TrainConfig, stop_after: int | None = None) -> Outcome:
+    return train(config, open_inputs(config), stop_after=stop_after)
+
+
+def test_a_setting_at_its_founding_value_binds_nothing_in_either_release(
+    world, tmp_path, later_release
+) -> None:
+    straight = run(world, tmp_path / "straight")
+    output = tmp_path / "run"
+    run(world, output, stop_after=2)
+    config = world.config(output, resume="auto")
+    assert later(config, 0.0).digest == config.digest
+    assert go_on(later(config, 0.0), stop_after=4).steps == 4
+    assert go_on(config).weights == straight.weights
+
+
+def test_an_older_run_has_the_founding_value_of_a_setting_and_not_its_default(
+    world, tmp_path, later_release
+) -> None:
+    run(world, tmp_path / "run", stop_after=2)
+    with pytest.raises(CheckpointError, match=r"\n  sharpness: 1\.0 / 0\.0\n"):
+        go_on(later(world.config(tmp_path / "run", resume="auto"), 1.0))
+
+
+def test_a_setting_of_a_later_release_is_refused_by_its_name_and_release(world, tmp_path) -> None:
+    config = world.config(tmp_path / "run", resume="auto")
+    go_on(later(config, 1.0), stop_after=2)
+    with pytest.raises(
+        CheckpointError, match=r"setting sharpness.* install teacher-labels 0\.3\.0 or newer"
+    ):
+        go_on(config)
+
+
+def test_a_later_releases_notes_are_kept_and_its_fields_refused(world, tmp_path) -> None:
+    output = tmp_path / "run"
+    run(world, output, stop_after=2)
+
+    def add(values: dict[str, Any]) -> None:
+        values["notes"]["mood"] = {"of": [1, "good"]}
+
+    forge(output / "last.pt", output / "last.pt", add)
+    run(world, output, resume="auto", stop_after=4)
+    assert open_checkpoint(output / "last.pt").notes == {"mood": {"of": [1, "good"]}}
+    more = {"mood": 1, "needs": "0.4.0"}
+    forge(output / "last.pt", output / "last.pt", lambda values: values.update(more))
+    (output / "previous.pt").unlink()
+    with pytest.raises(
+        CheckpointError,
+        match=r"checkpoint\.mood is not known.* install teacher-labels 0\.4\.0 or newer",
+    ):
+        run(world, output, resume="auto")
+
+
+OTHER_SUMS = {
+    "threads": ({"threads": 2}, "threads 1 -> 2"),
+    "pieces": ({"accumulate": 2}, "accumulate 1 -> 2"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_SUMS)
+def test_a_run_that_goes_on_with_other_sums_says_so_once_and_keeps_it(
+    world, tmp_path, capsys, kind
+) -> None:
+    changes, words = OTHER_SUMS[kind]
+    output = tmp_path / "run"
+    run(world, output, stop_after=2)
+    run(world, output, resume="auto", stop_after=3)
+    assert "not be those" not in capsys.readouterr().err
+    run(world, output, resume="auto", stop_after=4, **changes)
+    warning = f"warning: {words} since the checkpoint: the weights will not be those of an"
+    assert warning in capsys.readouterr().err
+    run(world, output, resume="auto", **changes)
+    assert "not be those" not in capsys.readouterr().err
+    history = open_checkpoint(output / "last.pt").history
+    assert [one.step for one in history] == [0, 3]
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    (line,) = (one for one in lines if one["kind"] == "segment")
+    assert line == {"kind": "segment", **asdict(history[1])}
+    torch.set_num_threads(1)
+
+
+def test_threads_that_only_feed_a_gpu_change_nothing_and_another_gpu_does() -> None:
+    gpu = Segment(step=0, ranks=1, accumulate=1, threads=1, device="NVIDIA A100")
+    assert gpu.changes(replace(gpu, threads=2)) == []
+    assert gpu.changes(replace(gpu, device="cpu")) == ["device NVIDIA A100 -> cpu"]

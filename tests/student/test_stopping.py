@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import Dataset
 
 from pipeline.errors import CheckpointError, ConfigError
-from student.checkpoint import read_values
+from student.checkpoint import open_checkpoint
 from student.engine import Outcome, train
 from student.inputs import open_inputs
 from student.loading import LoaderOptions, load
@@ -259,7 +259,7 @@ def test_two_torn_checkpoints_are_refused(world, tmp_path) -> None:
 
 
 def damage_is_undone(path: Path) -> bool:
-    return bool(read_values(path)["step"] == 4)
+    return bool(open_checkpoint(path).step == 4)
 
 
 def tear(path: Path, damage: str) -> None:

@@ -109,7 +109,7 @@ def named(world: World, **student: Any) -> Path:
 
 def harmful(name: str) -> Path:
     """Return a pickle that writes ``harm`` when it is loaded with code."""
-    torch.save({"format_version": 2, "model": Harm(Path("harm"))}, name)
+    torch.save({"format_version": 3, "model": Harm(Path("harm"))}, name)
     return Path(name)
 
 
@@ -346,7 +346,7 @@ def test_a_file_that_unpacks_to_more_than_it_has_is_refused(tmp_path: Path) -> N
     with zipfile.ZipFile("large.pt") as source, zipfile.ZipFile("small.pt", "w") as target:
         for one in source.infolist():
             target.writestr(one.filename, source.read(one), zipfile.ZIP_DEFLATED)
-    for read in (checkpoints.read_values, read_weights, read_teacher_checkpoint):
+    for read in (checkpoints.open_checkpoint, read_weights, read_teacher_checkpoint):
         with pytest.raises(Exception, match=r"small\.pt cannot be read"):
             read(Path("small.pt"))
 
@@ -355,7 +355,7 @@ def test_a_file_that_unpacks_to_more_than_it_has_is_refused(tmp_path: Path) -> N
 def test_what_is_no_file_is_refused_and_not_waited_for(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     os.mkfifo(path) if kind == "fifo" else path.mkdir()
-    for read in (checkpoints.read_values, read_weights, read_teacher_checkpoint):
+    for read in (checkpoints.open_checkpoint, read_weights, read_teacher_checkpoint):
         with pytest.raises(Exception, match=r"last\.pt: no such file"):
             read(path)
 
