@@ -207,13 +207,13 @@ class ViewMix:
 class AugmentedGroup:
     """The views of one group at V consecutive views: the teacher's input.
 
-    P is the group size of the configuration; places beyond the group's members, and
+    P is the group size of the configuration; indices beyond the group's members, and those of
     rejected members, hold zeros and are not ``valid``. Rows are numbered
-    ``place * V + view - first_view``; a row's partner is a row of the same view.
+    ``index * V + view - first_view``; a row's partner is a row of the same view.
     """
 
     shard: int
-    members: tuple[int, ...]  # sample indices in the shard, by place
+    members: tuple[int, ...]  # sample indices in the shard
     first_view: int
     pixels: Pixels  # (P, V, S, S, 3)
     valid: NDArray[np.bool_]  # (P, V)
