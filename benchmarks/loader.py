@@ -21,8 +21,8 @@ from benchmarks.timing import Timings, measure, on_one_core
 from pipeline.files.local import expand_shards
 from pipeline.shards.index import match_shards, open_known_shard
 from pipeline.store import LabelStore
-from pipeline.views.apply import apply_view, decode, image_size, warm_up
-from pipeline.views.draw import draw_view
+from pipeline.views.apply import decode, warm_up
+from pipeline.views.make import make_view
 from student.loading import LoaderOptions
 from student.order import PlanConfig, TrainingPlan
 from student.replay import ReplayDataset, replay_loader
@@ -87,7 +87,7 @@ class Sequential:
             ):
                 image = decode(self._shards[number].image_bytes(place), "image")
                 seed = int(store.read_view(number, view).seed[place])
-                apply_view(image, draw_view(seed, view, image_size(image), augment), augment)
+                make_view(image, seed, view, augment)
         return len(items) * self._rows
 
     def _take(self, case: str) -> range:

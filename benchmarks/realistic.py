@@ -20,9 +20,9 @@ from pipeline.identity import (
     StoreIdentity,
     TeacherIdentity,
 )
-from pipeline.records import FIXED_ONE, NO_PARTNER, PartKey, PartRows, ShardInfo
+from pipeline.records import FIXED_ONE, MixKind, PartKey, PartRows, ShardInfo
 from pipeline.views.draw import has_digest
-from pipeline.views.pairing import GroupPlaces, block_of, draw_group_mixing, draw_groups
+from pipeline.views.pairing import Pairing
 from pipeline.views.rng import sample_seed
 
 __all__ = ["CLASSES", "LabelModel", "make_identity", "make_rows"]
@@ -116,16 +116,13 @@ def _draw_mixing(
     share = np.ones((shard.samples, views))
     if not mix.probability:
         return partner, share
+    pairing = Pairing(root_seed=identity.root_seed, shard=shard, rejected=frozenset(), config=mix)
     for view in range(views):
-        block = block_of(view, mix)
-        drawn = draw_groups(identity.root_seed, shard.key_hash, shard.samples, block, mix)
-        for number, members in enumerate(drawn.groups):
-            group = GroupPlaces(group=number, members=members, rejected=frozenset())
-            mixings = draw_group_mixing(identity.root_seed, shard, view, group, side, mix)
-            for member, (place, params) in zip(members, mixings, strict=True):
-                if place != NO_PARTNER:
-                    partner[member, view] = members[place]
-                    share[member, view] = params.lam / FIXED_ONE
+        for pair in pairing.of_shard(view).items():
+            params = pairing.draw_mix(view, pair, side)
+            if params.kind is not MixKind.NONE:
+                partner[pair[0], view] = pair[1]
+                share[pair[0], view] = params.lam / FIXED_ONE
     return partner, share
 
 

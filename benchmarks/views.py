@@ -29,8 +29,8 @@ from pipeline.identity import PRESETS, AugmentConfig
 from pipeline.shards.index import open_shard
 from pipeline.shards.packing import encode_image
 from pipeline.store.provenance import processor
-from pipeline.views.apply import apply_view, decode, image_size, warm_up
-from pipeline.views.draw import draw_view
+from pipeline.views.apply import decode, warm_up
+from pipeline.views.make import make_view
 from pipeline.views.rng import sample_seed
 
 VIEWS_PER_DECODE = (1, 3, 15)
@@ -72,9 +72,8 @@ def ours(images: list[bytes], config: AugmentConfig, views: int) -> Callable[[],
         first = next(epoch)  # other views in each round
         for data, seed in zip(images, seeds, strict=True):
             image = decode(data, "image")
-            size = image_size(image)
             for view in range(first, first + views):
-                apply_view(image, draw_view(seed, view, size, config), config)
+                make_view(image, seed, view, config)
         return len(images) * views
 
     return run

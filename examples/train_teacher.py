@@ -23,8 +23,8 @@ from pipeline.files.local import expand_shards
 from pipeline.identity import AugmentConfig
 from pipeline.records import Pixels
 from pipeline.shards.index import open_shard
-from pipeline.views.apply import apply_view, decode, image_size
-from pipeline.views.draw import draw_view
+from pipeline.views.apply import decode
+from pipeline.views.make import make_view
 from pipeline.views.mixing import normalize
 from pipeline.views.rng import sample_seed
 
@@ -87,8 +87,7 @@ def views_of(images: Images, rows: NDArray[np.int64], view: int, config: Augment
     views = []
     for row in rows:
         image = images.pixels[row]
-        params = draw_view(images.seed[row], view, image_size(image), config)
-        views.append(apply_view(image, params, config))
+        views.append(make_view(image, images.seed[row], view, config))
     return normalize(torch.from_numpy(np.stack(views)), config.mean, config.std)
 
 

@@ -24,7 +24,6 @@ __all__ = [
     "ImageSize",
     "MixKind",
     "MixParams",
-    "Op",
     "PartKey",
     "PartRows",
     "Pixels",
@@ -106,33 +105,11 @@ class Rejection:
     reason: str
 
 
-class Op(StrEnum):
-    """An operation on pixels, applied after crop and flip."""
-
-    AUTO_CONTRAST = "auto-contrast"  # no argument
-    EQUALIZE = "equalize"  # no argument
-    INVERT = "invert"  # no argument
-    ROTATE = "rotate"  # degrees, counter-clockwise, fixed-point
-    POSTERIZE = "posterize"  # bits to keep, 0..8
-    SOLARIZE = "solarize"  # threshold, 0..256
-    SOLARIZE_ADD = "solarize-add"  # amount added below 128
-    COLOR = "color"  # factor, fixed-point; 1 changes nothing
-    CONTRAST = "contrast"  # factor
-    BRIGHTNESS = "brightness"  # factor
-    SHARPNESS = "sharpness"  # factor
-    SHEAR_X = "shear-x"  # horizontal pixels a row, fixed-point
-    SHEAR_Y = "shear-y"  # vertical pixels a column
-    TRANSLATE_X = "translate-x"  # share of the width, fixed-point
-    TRANSLATE_Y = "translate-y"  # share of the height
-    GRAYSCALE = "grayscale"  # no argument
-    GAUSSIAN_BLUR = "gaussian-blur"  # sigma in pixels, fixed-point
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppliedOp:
-    """An operation with its drawn argument, an integer (see ``Op``)."""
+    """An operation with its drawn argument; both mean what the operation's file says."""
 
-    op: Op
+    op: str  # its name: see ``pipeline.views.ops``
     argument: int = 0
 
 
@@ -207,13 +184,13 @@ class ViewMix:
 class AugmentedGroup:
     """The views of one group at V consecutive views: the teacher's input.
 
-    P is the group size of the configuration; places beyond the group's members, and
+    P is the group size of the configuration; indices beyond the group's members, and those of
     rejected members, hold zeros and are not ``valid``. Rows are numbered
-    ``place * V + view - first_view``; a row's partner is a row of the same view.
+    ``index * V + view - first_view``; a row's partner is a row of the same view.
     """
 
     shard: int
-    members: tuple[int, ...]  # sample indices in the shard, by place
+    members: tuple[int, ...]  # sample indices in the shard
     first_view: int
     pixels: Pixels  # (P, V, S, S, 3)
     valid: NDArray[np.bool_]  # (P, V)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 from torch.utils.data import Dataset
 
 from pipeline.files.cache import RemoteShard
 from pipeline.records import NO_PARTNER
-from pipeline.store import LabelStore
-from pipeline.views.pairing import block_of, draw_groups, draw_partners
 from student.distributed import Ranks
 from student.loading import LoaderOptions, load
 from student.order import PlannedBatch
@@ -39,7 +35,7 @@ def audit_store(dataset: ReplayDataset, options: LoaderOptions, ranks: Ranks) ->
     most = _FETCHED_SHARDS if remote else DIGESTS
     if len(numbers) > most:
         chosen = np.linspace(0, len(numbers) - 1, most).astype(int)
-        numbers = [numbers[place] for place in chosen]
+        numbers = [numbers[index] for index in chosen]
     quota = -(-DIGESTS // max(1, len(numbers)))
     mine = _Audit(dataset, numbers[ranks.rank :: ranks.ranks], quota)
     return sum(load(mine, range(len(mine)), options))
@@ -62,10 +58,11 @@ class _Audit(Dataset[int]):
             if audited >= self._quota:
                 break
             stored = store.read_view(number, view)
-            places = np.flatnonzero(stored.has_digest & stored.accepted)
-            partners = _partners(store, number, view) if len(places) else {}
-            for sample in places[:each].tolist():
-                rows = [sample, partners[sample]] if sample in partners else [sample]
+            digested = np.flatnonzero(stored.has_digest & stored.accepted)[:each].tolist()
+            partners = self._dataset.pairing(number).of_shard(view) if digested else {}
+            for sample in digested:
+                pair = (sample, partners.get(sample, NO_PARTNER))
+                rows = [index for index in pair if index != NO_PARTNER]
                 audited += self._dataset.replay(_rows(number, view, rows)).audited
         return audited
 
@@ -74,8 +71,8 @@ def _spread(views: range) -> list[int]:
     """Return all views in an order whose beginnings are spread over them."""
     count = len(views)
     bits = max(1, (count - 1).bit_length())
-    reversed_bits = (int(f"{place:0{bits}b}"[::-1], 2) for place in range(1 << bits))
-    return [views[place] for place in reversed_bits if place < count]
+    reversed_bits = (int(f"{index:0{bits}b}"[::-1], 2) for index in range(1 << bits))
+    return [views[index] for index in reversed_bits if index < count]
 
 
 def _rows(number: int, view: int, samples: list[int]) -> PlannedBatch:
@@ -87,21 +84,3 @@ def _rows(number: int, view: int, samples: list[int]) -> PlannedBatch:
         view=np.full(count, view),
         partner=np.arange(count)[::-1].copy(),
     )
-
-
-def _partners(store: LabelStore, number: int, view: int) -> Mapping[int, int]:
-    """Return the partner of each sample of a shard that has one at a view."""
-    identity, info = store.identity, store.manifest.by_shard[number]
-    rejected = {one.index for one in store.manifest.rejections.get(number, ())}
-    block = block_of(view, identity.mix)
-    drawn = draw_groups(identity.root_seed, info.key_hash, info.samples, block, identity.mix)
-    partners = {}
-    for place, members in enumerate(drawn.groups):
-        seats = draw_partners(
-            identity.root_seed, info.key_hash, view, place, len(members), identity.mix
-        )
-        for seat, opponent in enumerate(seats):
-            if opponent == NO_PARTNER or {members[seat], members[opponent]} & rejected:
-                continue
-            partners[members[seat]] = members[opponent]
-    return partners

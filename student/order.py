@@ -25,7 +25,7 @@ from pipeline.growth import settle
 from pipeline.identity import TRIPLE_VIEWS
 from pipeline.records import NO_PARTNER, ShardInfo
 from pipeline.store.manifest import Manifest
-from pipeline.views.pairing import block_of, draw_groups, draw_partners
+from pipeline.views.pairing import Pairing
 from pipeline.views.rng import stream
 
 __all__ = ["PlanConfig", "PlannedBatch", "TrainingPlan"]
@@ -285,26 +285,20 @@ class TrainingPlan:
 
     def _draw_shard(self, number: int, view: int) -> _ShardUnits:
         """Return a shard's accepted pairs and single samples at a view (or its triple)."""
-        info = self._shards[number]
-        rejected = self._rejected.get(number, frozenset())
-        block = block_of(view, self._mix)
-        drawn = draw_groups(self._root_seed, info.key_hash, info.samples, block, self._mix)
-        pairs: list[tuple[int, int]] = []
+        pairing = Pairing(
+            root_seed=self._root_seed,
+            shard=self._shards[number],
+            rejected=self._rejected.get(number, frozenset()),
+            config=self._mix,
+        )
+        pairs: dict[int, int] = {}  # by the partner: each pair is met from both sides
         singles: list[int] = []
-        for place, members in enumerate(drawn.groups):
-            opponents = draw_partners(
-                self._root_seed, info.key_hash, view, place, len(members), self._mix
-            )
-            for seat, opponent in enumerate(opponents):
-                sample = members[seat]
-                partner = members[opponent] if opponent != NO_PARTNER else None
-                if sample in rejected:
-                    continue
-                if partner is None or partner in rejected:
-                    singles.append(sample)
-                elif seat < opponent:
-                    pairs.append((sample, partner))
-        return _ShardUnits(tuple(pairs), tuple(singles))
+        for sample, partner in pairing.of_shard(view).items():
+            if partner == NO_PARTNER:
+                singles.append(sample)
+            elif sample not in pairs:
+                pairs[partner] = sample
+        return _ShardUnits(tuple((one, other) for other, one in pairs.items()), tuple(singles))
 
     def _view_of(self, pass_: int) -> int:
         # Without cycling, no pass is beyond the store's.

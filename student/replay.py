@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,12 +20,12 @@ from torch.utils.data import Dataset
 
 from pipeline.errors import DecodeError, ReplayError, ShardError
 from pipeline.files.cache import ShardFile
-from pipeline.records import MixKind, MixParams, Pixels, ShardView, ViewMix
+from pipeline.records import NO_PARTNER, MixKind, Pixels, ShardView, ViewMix
 from pipeline.shards.index import Shard, open_known_shard
 from pipeline.store import LabelStore
-from pipeline.views.apply import apply_view, decode, image_size, view_digest
-from pipeline.views.draw import draw_view
-from pipeline.views.pairing import draw_mix
+from pipeline.views.apply import decode
+from pipeline.views.make import ShardViews, View
+from pipeline.views.pairing import Pairing
 from student.loading import LoaderOptions, batch_memory, load
 from student.order import PlannedBatch, TrainingPlan
 
@@ -37,12 +37,12 @@ _OPEN_VIEWS = 96  # two windows of shards, three views each
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudentBatch:
-    """B rows of one step, before normalisation and mixing."""
+    """B rows of one step, before normalization and mixing."""
 
     step: int
     keys: tuple[str, ...]  # (B,)
     shard: NDArray[np.int64]  # (B,), shard numbers
-    sample: NDArray[np.int64]  # (B,), places in the shard
+    sample: NDArray[np.int64]  # (B,), indices in the shard
     view: NDArray[np.int64]  # (B,)
     seed: NDArray[np.int64]  # (B,)
     pixels: Tensor  # (B, S, S, 3) uint8
@@ -127,31 +127,33 @@ class ReplayDataset(Dataset[StudentBatch]):
 
     def replay(self, rows: PlannedBatch, step: int = 0) -> StudentBatch:
         """Return any rows whose partners are among them, as item ``step`` would."""
-        mix, mixing = self._draw_mixing(rows)
         labels = [
-            self._labels(int(shard), int(view))
-            for shard, view in zip(rows.shard, rows.view, strict=True)
+            self._labels(shard, view)
+            for shard, view in zip(rows.shard.tolist(), rows.view.tolist(), strict=True)
         ]
-        places = [int(sample) for sample in rows.sample]
-        pairs = list(zip(labels, places, strict=True))
-        keys = tuple(one.keys[place] for one, place in pairs)
+        entries = list(zip(labels, rows.sample.tolist(), strict=True))
         side = self.store.identity.augment.image_size
-        pixels = batch_memory(len(places), side, side, 3)
-        views = pixels.numpy()
-        self._make_views(views, labels, places)
-        audited = self._audit_rows(pairs, keys, views, mix, mixing) if self._audit else 0
-        topk_label = _rows_of(pairs, "topk_label")
-        topk_prob = _rows_of(pairs, "topk_prob")
+        pixels = batch_memory(len(entries), side, side, 3)
+        views, mix, audited = pixels.numpy(), ViewMix.unmixed(len(entries)), 0
+        for row, made in enumerate(self._make_views(rows, entries)):
+            views[row] = made.pixels
+            if made.mix.kind is not MixKind.NONE:
+                mix.set_row(row, int(rows.partner[row]), made.mix)
+            if made.digest is not None:
+                self._check_digest(*entries[row], made.digest)
+                audited += 1
+        topk_label = _rows_of(entries, "topk_label")
+        topk_prob = _rows_of(entries, "topk_prob")
         return StudentBatch(
             step=step,
-            keys=keys,
+            keys=tuple(one.keys[index] for one, index in entries),
             shard=rows.shard,
             sample=rows.sample,
             view=rows.view,
-            seed=np.array([one.seed[place] for one, place in pairs], np.int64),
+            seed=np.array([one.seed[index] for one, index in entries], np.int64),
             pixels=pixels,
-            target=torch.tensor([int(one.target[place]) for one, place in pairs]),
-            label=torch.tensor([int(one.label[place]) for one, place in pairs]),
+            target=torch.tensor([int(one.target[index]) for one, index in entries]),
+            label=torch.tensor([int(one.label[index]) for one, index in entries]),
             mix=mix,
             audited=audited,
             topk_label=None if topk_label is None else topk_label.long(),
@@ -161,6 +163,16 @@ class ReplayDataset(Dataset[StudentBatch]):
     def path(self, shard: int) -> ShardFile:
         """Return the file of a shard, by its number."""
         return self._paths[shard]
+
+    def pairing(self, shard: int) -> Pairing:
+        """Return who is paired with whom in a shard, by its number."""
+        identity, manifest = self.store.identity, self.store.manifest
+        return Pairing(
+            root_seed=identity.root_seed,
+            shard=manifest.by_shard[shard],
+            rejected=frozenset(one.index for one in manifest.rejections.get(shard, ())),
+            config=identity.mix,
+        )
 
     def _open_shard(self, number: int) -> Shard:
         return open_known_shard(self._paths[number], self.store.manifest.by_shard[number])
@@ -178,44 +190,36 @@ class ReplayDataset(Dataset[StudentBatch]):
                 )
         return labels
 
-    def _draw_mixing(self, rows: PlannedBatch) -> tuple[ViewMix, list[MixParams]]:
-        """Draw each row's mix parameters; rows that are not mixed are their own partners."""
-        identity = self.store.identity
-        mix = ViewMix.unmixed(len(rows.shard))
-        mixing = [MixParams.none()] * len(rows.shard)
-        for row, partner in enumerate(rows.partner.tolist()):
-            if partner == row:
-                continue
-            pair = (int(rows.sample[row]), int(rows.sample[partner]))
-            key_hash = self.store.manifest.by_shard[int(rows.shard[row])].key_hash
-            params = draw_mix(
-                identity.root_seed,
-                key_hash,
-                int(rows.view[row]),
-                pair,
-                identity.augment.image_size,
-                identity.mix,
-            )
-            if params.kind is not MixKind.NONE:
-                mix.set_row(row, partner, params)
-                mixing[row] = params
-        return mix, mixing
+    def _make_views(
+        self, rows: PlannedBatch, entries: list[tuple[ShardView, int]]
+    ) -> Iterator[View]:
+        """Yield the view of each row, digested if that is stored and to be compared.
 
-    def _make_views(self, views: Pixels, labels: list[ShardView], places: list[int]) -> None:
-        """Decode each sample once and write its views into ``views``, (B, S, S, 3)."""
-        config = self.store.identity.augment
+        ``entries`` has each row's labels and its index there.
+        """
+        views_of = cache(self._views_of)
         image, shown = None, None  # rows of one sample lie together: one image at a time
-        for row, (one, place) in enumerate(zip(labels, places, strict=True)):
-            if image is None or shown != (one.shard, place):
-                image, shown = self._decode(one.shard, place), (one.shard, place)
-            params = draw_view(int(one.seed[place]), one.view, image_size(image), config)
-            views[row] = apply_view(image, params, config)
+        for row, (labels, index) in enumerate(entries):
+            if image is None or shown != (labels.shard, index):
+                image, shown = self._decode(labels.shard, index), (labels.shard, index)
+            partner = int(rows.partner[row])
+            pair = (index, NO_PARTNER if partner == row else entries[partner][1])
+            audit = self._audit and bool(labels.has_digest[index])
+            seed, shard_views = int(labels.seed[index]), views_of(labels.shard)
+            yield shard_views.make(image, seed, labels.view, pair, digest=audit)
 
-    def _decode(self, number: int, place: int) -> Pixels:
+    def _views_of(self, shard: int) -> ShardViews:
+        return ShardViews(
+            pairing=self.pairing(shard),
+            samples=self._shard(shard).samples,
+            augment=self.store.identity.augment,
+        )
+
+    def _decode(self, number: int, index: int) -> Pixels:
         shard = self._shard(number)
-        sample = shard.samples[place]
+        sample = shard.samples[index]
         try:
-            return decode(shard.image_bytes(place), sample.image_name)
+            return decode(shard.image_bytes(index), sample.image_name)
         except DecodeError as error:
             raise ReplayError(
                 f"{shard.path}: {sample.key!r} does not decode ({error}), but did when it was "
@@ -223,41 +227,26 @@ class ReplayDataset(Dataset[StudentBatch]):
                 "Pillow with those in the store's _meta/runs"
             ) from error
 
-    def _audit_rows(
-        self,
-        pairs: list[tuple[ShardView, int]],
-        keys: tuple[str, ...],
-        pixels: Pixels,
-        mix: ViewMix,
-        mixing: list[MixParams],
-    ) -> int:
-        """Compare the rows that have a stored digest with it; return how many have."""
-        audited = 0
-        for row, (labels, place) in enumerate(pairs):
-            if not labels.has_digest[place]:
-                continue
-            partner = keys[mix.partner[row]] if mix.partner[row] != row else None
-            actual = view_digest(pixels[row], partner, mixing[row])
-            stored = int(labels.digest[place])
-            if actual != stored:
-                raise ReplayError(
-                    f"{self._paths[labels.shard]}: view {labels.view} of {keys[row]!r} has "
-                    f"digest {actual:08x} here, and {stored:08x} in the store: these are not "
-                    "the pixels that the teacher labelled; run `label-store verify "
-                    f"{self.store.root} --shards ...`: if that finds the shard's bytes changed, "
-                    "restore it; else install the versions in the store's _meta/runs"
-                )
-            audited += 1
-        return audited
+    def _check_digest(self, labels: ShardView, index: int, actual: int) -> None:
+        """Raise ``ReplayError`` if the digest of a view is not the one that is stored."""
+        stored = int(labels.digest[index])
+        if actual != stored:
+            raise ReplayError(
+                f"{self._paths[labels.shard]}: view {labels.view} of {labels.keys[index]!r} has "
+                f"digest {actual:08x} here, and {stored:08x} in the store: these are not "
+                "the pixels that the teacher labelled; run `label-store verify "
+                f"{self.store.root} --shards ...`: if that finds the shard's bytes changed, "
+                "restore it; else install the versions in the store's _meta/runs"
+            )
 
 
-def _rows_of(pairs: list[tuple[ShardView, int]], name: str) -> Tensor | None:
+def _rows_of(entries: list[tuple[ShardView, int]], name: str) -> Tensor | None:
     """Return an optional column's rows as a tensor, None where the store has none."""
-    columns = [getattr(one, name) for one, _ in pairs]
+    columns = [getattr(one, name) for one, _ in entries]
     if not columns or columns[0] is None:
         return None
-    places = (place for _, place in pairs)
-    stacked = np.stack([column[place] for column, place in zip(columns, places, strict=True)])
+    indices = (index for _, index in entries)
+    stacked = np.stack([column[index] for column, index in zip(columns, indices, strict=True)])
     return torch.from_numpy(stacked.astype(np.int32))
 
 

@@ -20,8 +20,8 @@ from pipeline.errors import DecodeError, TeacherError
 from pipeline.files.cache import ShardFile
 from pipeline.identity import AugmentConfig, ColumnConfig, MixConfig, StoreIdentity
 from pipeline.records import (
-    NO_PARTNER,
     AugmentedGroup,
+    MixKind,
     PartKey,
     PartRows,
     Pixels,
@@ -32,9 +32,10 @@ from pipeline.records import (
     optional_columns,
 )
 from pipeline.shards.index import Shard, open_known_shard
-from pipeline.views.apply import apply_view, decode, image_size, view_digest
-from pipeline.views.draw import draw_view, has_digest
-from pipeline.views.pairing import GroupPlaces, block_of, draw_group_mixing, draw_groups
+from pipeline.views.apply import decode
+from pipeline.views.draw import has_digest
+from pipeline.views.make import ShardViews
+from pipeline.views.pairing import Pairing, block_of, draw_groups
 from pipeline.views.rng import sample_seed
 
 __all__ = ["GroupTask", "PartBuilder", "augment_group", "group_tasks", "label_part", "run_task"]
@@ -47,7 +48,7 @@ class GroupTask:
     path: ShardFile
     shard: ShardInfo
     group: int
-    members: tuple[int, ...]  # sample indices in the shard, by place
+    members: tuple[int, ...]  # sample indices in the shard
     first_view: int
     views: int
     root_seed: int
@@ -93,34 +94,34 @@ def augment_group(shard: Shard, task: GroupTask) -> AugmentedGroup:
     started = time.perf_counter()
     images, rejections = _decode_members(shard, task.members)
     decoded = time.perf_counter()
-    places, views, side = task.mix.group_size, task.views, task.augment.image_size
-    pixels = np.zeros((places, views, side, side, 3), np.uint8)
-    valid = np.zeros((places, views), np.bool_)
-    digest = np.zeros((places, views), np.uint32)
-    digested = np.zeros((places, views), np.bool_)
-    mix = ViewMix.unmixed(places * views)
-    group = GroupPlaces(
-        group=task.group,
-        members=task.members,
+    size, views, side = task.mix.group_size, task.views, task.augment.image_size
+    pixels = np.zeros((size, views, side, side, 3), np.uint8)
+    valid = np.zeros((size, views), np.bool_)
+    digest = np.zeros((size, views), np.uint32)
+    digested = np.zeros((size, views), np.bool_)
+    mix = ViewMix.unmixed(size * views)
+    pairing = Pairing(
+        root_seed=task.root_seed,
+        shard=task.shard,
         rejected=frozenset(rejection.index for rejection in rejections),
+        config=task.mix,
     )
-    seeds = [sample_seed(task.root_seed, shard.samples[i].key) for i in task.members]
+    shard_views = ShardViews(pairing=pairing, samples=shard.samples, augment=task.augment)
+    index_of = {sample: index for index, sample in enumerate(task.members)}
+    seeds = {sample: sample_seed(task.root_seed, shard.samples[sample].key) for sample in images}
     for column in range(views):
         view = task.first_view + column
-        mixings = draw_group_mixing(task.root_seed, task.shard, view, group, side, task.mix)
-        for place, image in enumerate(images):
-            if image is None:
-                continue
-            params = draw_view(seeds[place], view, image_size(image), task.augment)
-            pixels[place, column] = apply_view(image, params, task.augment)
-            valid[place, column] = True
-            partner, mixing = mixings[place]
-            if partner != NO_PARTNER:
-                mix.set_row(place * views + column, partner * views + column, mixing)
-            if has_digest(seeds[place], view):
-                key = None if partner == NO_PARTNER else shard.samples[task.members[partner]].key
-                digest[place, column] = view_digest(pixels[place, column], key, mixing)
-                digested[place, column] = True
+        for pair in pairing.of_group(view, task.group, task.members).items():
+            sample, partner = pair
+            index, seed = index_of[sample], seeds[sample]
+            made = shard_views.make(images[sample], seed, view, pair, digest=has_digest(seed, view))
+            pixels[index, column] = made.pixels
+            valid[index, column] = True
+            if made.mix.kind is not MixKind.NONE:
+                mix.set_row(index * views + column, index_of[partner] * views + column, made.mix)
+            if made.digest is not None:
+                digest[index, column] = made.digest
+                digested[index, column] = True
     return AugmentedGroup(
         shard=task.shard.number,
         members=task.members,
@@ -138,15 +139,15 @@ def augment_group(shard: Shard, task: GroupTask) -> AugmentedGroup:
 
 def _decode_members(
     shard: Shard, members: tuple[int, ...]
-) -> tuple[list[Pixels | None], list[Rejection]]:
-    images: list[Pixels | None] = []
+) -> tuple[dict[int, Pixels], list[Rejection]]:
+    """Return the images of those members that decode, by sample index, and the others."""
+    images: dict[int, Pixels] = {}
     rejections = []
     for index in members:
         sample = shard.samples[index]
         try:
-            images.append(decode(shard.image_bytes(index), sample.image_name))
+            images[index] = decode(shard.image_bytes(index), sample.image_name)
         except DecodeError as error:
-            images.append(None)
             rejections.append(Rejection(index=index, key=sample.key, reason=str(error)))
     return images, rejections
 
@@ -155,7 +156,7 @@ class Labeller(Protocol):
     """Whatever labels a group: the teacher, or its process."""
 
     def label_group(self, group: AugmentedGroup) -> TeacherLabels:
-        """Return a row for each of the group's P * V slots."""
+        """Return a row for each of the group's P * V views."""
 
 
 class PartBuilder:
@@ -174,12 +175,12 @@ class PartBuilder:
         self._rejections: dict[int, Rejection] = {}
 
     def add(self, group: AugmentedGroup, labels: TeacherLabels) -> None:
-        """Take in one group's labels; ``labels`` has a row for each of its P * V slots."""
+        """Take in one group's labels; ``labels`` has a row for each of its P * V views."""
         first = group.first_view - self._part.first_view
         columns = slice(first, first + group.valid.shape[1])
-        rows, places = list(group.members), len(group.members)
+        rows, size = list(group.members), len(group.members)
         label = labels.label.reshape(group.valid.shape)
-        self._label[rows, columns] = np.where(group.valid, label, 0)[:places]
+        self._label[rows, columns] = np.where(group.valid, label, 0)[:size]
         given = optional_columns(labels)
         if given.keys() != self._columns.keys():
             raise TeacherError(
@@ -188,10 +189,10 @@ class PartBuilder:
             )
         for name, values in given.items():
             one_each = values.reshape(*group.valid.shape, *values.shape[1:])
-            self._columns[name][rows, columns] = one_each[:places]
-        self._labelled[rows, columns] = group.valid[:places]
-        self._digest[rows, columns] = group.digest[:places]
-        self._has_digest[rows, columns] = group.has_digest[:places]
+            self._columns[name][rows, columns] = one_each[:size]
+        self._labelled[rows, columns] = group.valid[:size]
+        self._digest[rows, columns] = group.digest[:size]
+        self._has_digest[rows, columns] = group.has_digest[:size]
         for rejection in group.rejections:
             self._rejections.setdefault(rejection.index, rejection)
 

@@ -19,8 +19,8 @@ from pipeline.labelling.teacher import Teacher, load_teacher
 from pipeline.records import AugmentedGroup, PartKey, Pixels, TeacherLabels, ViewMix
 from pipeline.shards.index import open_known_shard
 from pipeline.store import Committed, check_store, commit_part
-from pipeline.views.apply import apply_view, decode, image_size
-from pipeline.views.draw import draw_view
+from pipeline.views.apply import decode
+from pipeline.views.make import make_view
 
 __all__ = ["TeacherWorker"]
 
@@ -141,7 +141,7 @@ def _plain_images(
                 image = decode(shard.image_bytes(index), sample.image_name)
             except DecodeError:
                 continue  # the job itself will count and name it
-            pixels.append(apply_view(image, draw_view(0, 0, image_size(image), plain), plain))
+            pixels.append(make_view(image, 0, 0, plain))
             targets.append(sample.target)
             if len(pixels) == count:
                 return pixels, targets

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,14 +12,14 @@ from numpy.typing import NDArray
 from pipeline.errors import ChecksumError, DecodeError, IdentityError, ShardError
 from pipeline.files.cache import CacheConfig
 from pipeline.files.local import Folder, Place, expand_shards
-from pipeline.records import NO_PARTNER, MixParams, PartRows, Pixels
+from pipeline.records import NO_PARTNER, PartRows, Pixels
 from pipeline.shards.index import Shard, match_shards, open_known_shard
 from pipeline.store import Agreement, LabelStore, open_store
 from pipeline.store.provenance import read_runs, versions
-from pipeline.views.apply import apply_view, decode, image_size, view_digest
-from pipeline.views.draw import draw_view
+from pipeline.views.apply import decode
 from pipeline.views.fingerprints import different_fingerprints, fingerprints, what_they_watch
-from pipeline.views.pairing import GroupPlaces, block_of, draw_group_mixing, draw_groups
+from pipeline.views.make import ShardViews
+from pipeline.views.pairing import Pairing
 
 __all__ = ["Mismatch", "VerifyReport", "check_fingerprints", "verify_store"]
 
@@ -84,18 +85,18 @@ def verify_store(
         rows = store.read_part(entry)
         _check_part(store, rows)
         agreements.append(Agreement.of_rows(rows))
-        places = np.argwhere(rows.has_digest)
-        digests += len(places)
+        drawn = np.argwhere(rows.has_digest)
+        digests += len(drawn)
         if not shards:
             continue
         shard = open_known_shard(paths[entry.part.shard], store.manifest.by_shard[entry.part.shard])
         if shard.info.number not in hashed:
             hashed.add(shard.info.number)
             _check_images(store, shard)
-        if not every_digest and len(places) > quota:
-            places = places[np.linspace(0, len(places) - 1, quota).astype(int)]
-        redrawn += len(places)
-        mismatches += _redraw(store, shard, rows, places)
+        if not every_digest and len(drawn) > quota:
+            drawn = drawn[np.linspace(0, len(drawn) - 1, quota).astype(int)]
+        redrawn += len(drawn)
+        mismatches += _redraw(store, shard, rows, drawn)
         if every_digest:
             mismatches += _rejections_that_decode(shard, rows)
     manifest = store.manifest
@@ -193,13 +194,24 @@ def _check_images(store: LabelStore, shard: Shard) -> None:
 
 
 def _redraw(
-    store: LabelStore, shard: Shard, rows: PartRows, places: NDArray[np.int64]
+    store: LabelStore, shard: Shard, rows: PartRows, drawn: NDArray[np.int64]
 ) -> Iterator[Mismatch]:
-    """Redraw views of one part, sample by sample, and yield those that differ."""
+    """Redraw views of one part, sample by sample, and yield those that differ.
+
+    ``drawn`` is the row and column of each, (N, 2).
+    """
     index_of_key = {sample.key: index for index, sample in enumerate(shard.samples)}
-    mixings = _Mixings(store, shard, rows)
+    identity = store.identity
+    pairing = Pairing(
+        root_seed=identity.root_seed,
+        shard=shard.info,
+        rejected=frozenset(rejection.index for rejection in rows.rejections),
+        config=identity.mix,
+    )
+    shard_views = ShardViews(pairing=pairing, samples=shard.samples, augment=identity.augment)
+    partners_at = cache(pairing.of_shard)
     last: tuple[int, Pixels] | None = None
-    for row, column in places.tolist():
+    for row, column in drawn.tolist():
         key, view = rows.keys[row], rows.part.first_view + column
         index = index_of_key[key]
         stored = f"{int(rows.digest[row, column]):08x}"
@@ -212,45 +224,11 @@ def _redraw(
                 )
                 continue
             last = (index, image)
-        augment = store.identity.augment
-        params = draw_view(int(rows.seed[row]), view, image_size(last[1]), augment)
-        partner, mixing = mixings.of(index, view)
-        partner_key = None if partner == NO_PARTNER else shard.samples[partner].key
-        found = f"{view_digest(apply_view(last[1], params, augment), partner_key, mixing):08x}"
+        pair = (index, partners_at(view).get(index, NO_PARTNER))
+        made = shard_views.make(last[1], int(rows.seed[row]), view, pair, digest=True)
+        found = f"{made.digest:08x}"
         if found != stored:
             yield Mismatch(shard=shard.info.name, key=key, view=view, stored=stored, found=found)
-
-
-class _Mixings:
-    """Finds a sample's partner and mix parameters, drawing each block's groups once."""
-
-    def __init__(self, store: LabelStore, shard: Shard, rows: PartRows) -> None:
-        self._identity = store.identity
-        self._shard = shard.info
-        self._rejected = frozenset(rejection.index for rejection in rows.rejections)
-        self._groups: dict[int, dict[int, GroupPlaces]] = {}
-
-    def of(self, index: int, view: int) -> tuple[int, MixParams]:
-        """Return the partner's index, or ``NO_PARTNER``, and the mix parameters."""
-        identity = self._identity
-        block = block_of(view, identity.mix)
-        if block not in self._groups:
-            self._groups[block] = self._draw(block)
-        group = self._groups[block][index]
-        drawn = draw_group_mixing(
-            identity.root_seed, self._shard, view, group, identity.augment.image_size, identity.mix
-        )
-        place, mixing = drawn[group.members.index(index)]
-        return (NO_PARTNER if place == NO_PARTNER else group.members[place]), mixing
-
-    def _draw(self, block: int) -> dict[int, GroupPlaces]:
-        identity, shard = self._identity, self._shard
-        drawn = draw_groups(identity.root_seed, shard.key_hash, shard.samples, block, identity.mix)
-        return {
-            index: GroupPlaces(group=number, members=members, rejected=self._rejected)
-            for number, members in enumerate(drawn.groups)
-            for index in members
-        }
 
 
 def _rejections_that_decode(shard: Shard, rows: PartRows) -> Iterator[Mismatch]:

@@ -8,48 +8,66 @@ DeiT III (Touvron et al., 2022).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from pipeline.identity import AugmentConfig
-from pipeline.records import FIXED_ONE, AppliedOp, Box, ImageSize, Op, ViewParams
+from pipeline.records import FIXED_ONE, AppliedOp, Box, ImageSize, ViewParams
+from pipeline.views.operation import TEN
+from pipeline.views.ops import OPERATIONS
 from pipeline.views.rng import Stream, stream
 
-__all__ = ["DIGEST_EVERY", "RAND_AUGMENT_OPS", "draw_view", "has_digest", "policy_ops"]
+__all__ = [
+    "DIGEST_EVERY",
+    "JITTER",
+    "RAND_AUGMENT",
+    "THREE_AUGMENT",
+    "draw_view",
+    "has_digest",
+    "policy_ops",
+]
 
 DIGEST_EVERY = 64
 """One view in this many has a digest: for each sample, one of any 64 consecutive views."""
 
 _ATTEMPTS = 10  # at a crop or an erased box, as in torchvision and timm
 
-RAND_AUGMENT_OPS = (
-    Op.AUTO_CONTRAST,
-    Op.EQUALIZE,
-    Op.INVERT,
-    Op.ROTATE,
-    Op.POSTERIZE,
-    Op.SOLARIZE,
-    Op.SOLARIZE_ADD,
-    Op.COLOR,
-    Op.CONTRAST,
-    Op.BRIGHTNESS,
-    Op.SHARPNESS,
-    Op.SHEAR_X,
-    Op.SHEAR_Y,
-    Op.TRANSLATE_X,
-    Op.TRANSLATE_Y,
-)
-"""timm's "increasing" operations, in timm's order."""
+RAND_AUGMENT: Mapping[str, tuple[str, ...]] = {
+    "rand-augment": (  # timm's "increasing" operations, in timm's order
+        "auto-contrast",
+        "equalize",
+        "invert",
+        "rotate",
+        "posterize",
+        "solarize",
+        "solarize-add",
+        "color",
+        "contrast",
+        "brightness",
+        "sharpness",
+        "shear-x",
+        "shear-y",
+        "translate-x",
+        "translate-y",
+    ),
+}
+"""The operations of each policy that draws as RandAugment does.
 
-THREE_AUGMENT_OPS = (Op.GRAYSCALE, Op.SOLARIZE, Op.GAUSSIAN_BLUR)
-JITTER_OPS = (Op.BRIGHTNESS, Op.CONTRAST, Op.COLOR)
+An index into its list is drawn, so the list of a policy that stores have never changes: one line
+more is another policy, with a name of its own in ``AugmentConfig.policy``.
+"""
+
+THREE_AUGMENT = ("grayscale", "solarize", "gaussian-blur")
+"""The operations of which 3-Augment draws one."""
+
+JITTER = ("brightness", "contrast", "color")
+"""The operations that follow in 3-Augment, in any order."""
 
 
-def policy_ops(config: AugmentConfig) -> tuple[Op, ...]:
+def policy_ops(config: AugmentConfig) -> tuple[str, ...]:
     """Return the operations that a view of these settings may have, in the policy's order."""
-    if config.policy == "rand-augment" and config.rand_ops:
-        return RAND_AUGMENT_OPS
     if config.policy == "three-augment":
-        return THREE_AUGMENT_OPS + JITTER_OPS * (config.color_jitter > 0)
-    return ()
+        return THREE_AUGMENT + JITTER * (config.color_jitter > 0)
+    return RAND_AUGMENT.get(config.policy, ()) if config.rand_ops else ()
 
 
 def has_digest(seed: int, view: int) -> bool:
@@ -65,12 +83,11 @@ def draw_view(seed: int, view: int, size: ImageSize, config: AugmentConfig) -> V
     else:
         crop = _center_crop(size, config.center_fraction)
     hflip = words.happens(config.hflip)
-    if config.policy == "rand-augment":
-        ops = _draw_rand_augment(words, config)
-    elif config.policy == "three-augment":
+    ops: tuple[AppliedOp, ...] = ()
+    if config.policy == "three-augment":
         ops = _draw_three_augment(words, config.color_jitter)
-    else:
-        ops = ()
+    elif config.policy in RAND_AUGMENT:
+        ops = _draw_rand_augment(words, RAND_AUGMENT[config.policy], config)
     erase = _draw_erase(words, config) if words.happens(config.erase_probability) else None
     noise = words.word() if erase is not None else 0
     return ViewParams(crop=crop, hflip=hflip, ops=ops, erase=erase, erase_noise=noise)
@@ -98,72 +115,44 @@ def _central_box_of_ratio(size: ImageSize, low: float, high: float) -> Box:
         height = max(1, min(height, round(width / low)))
     elif width > height * high:
         width = max(1, min(width, round(height * high)))
-    return _centred(size, height, width)
+    return _centered(size, height, width)
 
 
 def _center_crop(size: ImageSize, fraction: float) -> Box:
     side = max(1, round(min(size.height, size.width) * fraction))
-    return _centred(size, side, side)
+    return _centered(size, side, side)
 
 
-def _centred(size: ImageSize, height: int, width: int) -> Box:
+def _centered(size: ImageSize, height: int, width: int) -> Box:
     top, left = (size.height - height) // 2, (size.width - width) // 2
     return Box(top=top, left=left, height=height, width=width)
 
 
-def _draw_rand_augment(words: Stream, config: AugmentConfig) -> tuple[AppliedOp, ...]:
-    chosen = [
-        RAND_AUGMENT_OPS[words.integer(len(RAND_AUGMENT_OPS))] for _ in range(config.rand_ops)
-    ]
+def _draw_rand_augment(
+    words: Stream, names: tuple[str, ...], config: AugmentConfig
+) -> tuple[AppliedOp, ...]:
+    # All operations are chosen before the first argument is drawn, as in timm.
+    chosen = [names[words.integer(len(names))] for _ in range(config.rand_ops)]
     applied = []
-    for op in chosen:
+    for name in chosen:
         if words.happens(config.rand_probability):
             magnitude = words.normal(config.rand_magnitude, config.rand_magnitude_std)
-            level = min(max(magnitude, 0), 10 * FIXED_ONE)
-            applied.append(AppliedOp(op=op, argument=_argument(words, op, level)))
+            applied.append(_draw_op(words, name, min(max(magnitude, 0), TEN)))
     return tuple(applied)
 
 
-def _argument(words: Stream, op: Op, level: int) -> int:
-    """Turn a fixed-point magnitude of 0..10 into the operation's argument, as timm does."""
-    ten = 10 * FIXED_ONE
-    match op:
-        case Op.ROTATE:  # up to 30 degrees either way
-            return _either_sign(words, level * 3)
-        case Op.POSTERIZE:  # 4 bits at magnitude 0, none at 10
-            return 4 - level * 4 // ten
-        case Op.SOLARIZE:
-            return 256 - min(256, level * 256 // ten)
-        case Op.SOLARIZE_ADD:
-            return min(128, level * 110 // ten)
-        case Op.COLOR | Op.CONTRAST | Op.BRIGHTNESS | Op.SHARPNESS:
-            return max(FIXED_ONE // 10, FIXED_ONE + _either_sign(words, level * 9 // 100))
-        case Op.SHEAR_X | Op.SHEAR_Y:
-            return _either_sign(words, level * 3 // 100)
-        case Op.TRANSLATE_X | Op.TRANSLATE_Y:
-            return _either_sign(words, level * 45 // 1000)
-        case _:
-            return 0
-
-
-def _either_sign(words: Stream, value: int) -> int:
-    return -value if words.happens(0.5) else value
-
-
 def _draw_three_augment(words: Stream, jitter: float) -> tuple[AppliedOp, ...]:
-    op = THREE_AUGMENT_OPS[words.integer(3)]
-    if op is Op.GRAYSCALE:
-        first = AppliedOp(op=op)
-    elif op is Op.SOLARIZE:
-        first = AppliedOp(op=op, argument=128)
-    else:
-        first = AppliedOp(op=op, argument=words.uniform(0.1, 2.0))
+    name = THREE_AUGMENT[words.integer(len(THREE_AUGMENT))]
+    first = _draw_op(words, name, TEN // 2)  # solarizes from 128 on, as DeiT III
     if jitter == 0:
         return (first,)
-    order = words.permutation(len(JITTER_OPS))
-    factors = [words.uniform(1 - jitter, 1 + jitter) for _ in JITTER_OPS]
-    jitters = [AppliedOp(op=JITTER_OPS[i], argument=factors[i]) for i in order]
-    return (first, *jitters)
+    order = words.permutation(len(JITTER))
+    factors = [words.uniform(1 - jitter, 1 + jitter) for _ in JITTER]
+    return (first, *(AppliedOp(op=JITTER[i], argument=factors[i]) for i in order))
+
+
+def _draw_op(words: Stream, name: str, magnitude: int) -> AppliedOp:
+    return AppliedOp(op=name, argument=OPERATIONS[name].draw(words, magnitude))
 
 
 def _draw_erase(words: Stream, config: AugmentConfig) -> Box | None:

@@ -17,25 +17,17 @@ import numpy as np
 
 from pipeline.growth import to_plain
 from pipeline.identity import AugmentConfig, MixConfig, StoreIdentity, canonical_json
-from pipeline.records import FIXED_ONE, AppliedOp, Box, ImageSize, Op, Pixels
+from pipeline.records import Box, ImageSize, Pixels
 from pipeline.views.apply import apply_op, apply_view, decode, image_size, resize
 from pipeline.views.draw import draw_view, policy_ops
+from pipeline.views.operation import Operation
+from pipeline.views.ops import OPERATIONS
 from pipeline.views.pairing import draw_groups, draw_mix, draw_partners
 from pipeline.views.rng import noise_bytes, sample_seed
 
 __all__ = ["different_fingerprints", "fingerprints", "what_they_watch"]
 
 _SEED = 20201223  # any constant does
-_ARGUMENTS: Mapping[Op, int] = {
-    Op.ROTATE: -17 * FIXED_ONE,
-    Op.POSTERIZE: 1,
-    Op.SOLARIZE: 26,
-    Op.SOLARIZE_ADD: 99,
-    Op.SHEAR_X: FIXED_ONE // 4,
-    Op.SHEAR_Y: -FIXED_ONE // 5,
-    Op.TRANSLATE_X: FIXED_ONE // 3,
-    Op.TRANSLATE_Y: -FIXED_ONE // 7,
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,11 +73,11 @@ def _probes(identity: StoreIdentity) -> Iterator[Probe]:
         )
     yield Probe(name="resize.down", watches="shrinking", crc=partial(_resized, 37, 29, 13))
     yield Probe(name="resize.up", watches="enlarging", crc=partial(_resized, 7, 5, 32))
-    for op in policy_ops(augment):
+    for name in policy_ops(augment):
         yield Probe(
-            name=f"op.{op}",
-            watches=f"the operation {op}",
-            crc=partial(_operated, op, augment),
+            name=f"op.{name}",
+            watches=f"the operation {name}",
+            crc=partial(_operated, OPERATIONS[name], augment),
         )
     if augment.erase_probability:
         yield Probe(name="erase", watches="erasing", crc=partial(_erased, augment))
@@ -104,9 +96,8 @@ def _resized(height: int, width: int, size: int) -> int:
     return _crc(resize(_noise(), box, size, hflip=size > height))
 
 
-def _operated(op: Op, augment: AugmentConfig) -> int:
-    applied = AppliedOp(op=op, argument=_ARGUMENTS.get(op, FIXED_ONE * 7 // 5))
-    return _crc(apply_op(_noise(), applied, augment))
+def _operated(operation: Operation, augment: AugmentConfig) -> int:
+    return _crc(apply_op(_noise(), operation.probed, augment))
 
 
 def _erased(augment: AugmentConfig) -> int:

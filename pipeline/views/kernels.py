@@ -1,19 +1,27 @@
 """Integer pixel kernels, compiled by numba: the same bits on every machine.
 
-Every function here computes a result that is defined in integers alone, so instruction
-sets, vector widths and compiler versions cannot change it. ``tests/pipeline`` holds a plain
-NumPy twin of each. Images are (H, W, 3) uint8, C-contiguous.
+Every function here computes a result that is defined in integers alone. Floats would not do:
+a compiler may fuse a multiplication and an addition (FMA) or reorder a sum where an instruction
+set allows it, and each rounds otherwise. ``tests/pipeline`` holds a plain NumPy twin of each.
+Images are (H, W, 3) uint8, C-contiguous.
+
+A kernel that one operation alone uses lies in that operation's file, if it calls none of these:
+numba's cache watches a kernel's own file, and would keep what was compiled from an old version
+of another.
 """
 
 from __future__ import annotations
 
+import math
+from functools import lru_cache
+
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
 __all__ = [
-    "AFFINE_BITS",
     "WEIGHT_BITS",
-    "apply_affine",
+    "affine_weights",
     "apply_table",
     "blend_with_gray",
     "blend_with_smooth",
@@ -29,12 +37,30 @@ __all__ = [
 WEIGHT_BITS = 14
 """Resampling weights are integers that add up to 2**14."""
 
-AFFINE_BITS = 10
-"""Affine sampling positions are cut to 1/1024 pixel."""
-
+_AFFINE_BITS = 10  # affine sampling positions are cut to 1/1024 pixel
 _AFFINE_WEIGHT_BITS = 12
-_LANE_BITS = 21
-_LANE_BIAS = 1 << 19  # keeps a lane's sum, -0.26 to 1.31 million, positive
+
+
+@lru_cache(maxsize=1)
+def affine_weights() -> NDArray[np.int32]:
+    """Return Pillow's cubic (a = -1) for 1024 positions between two pixels, (1024, 4).
+
+    Weights are integers that add up to 2**12.
+    """
+    steps, one = 1 << _AFFINE_BITS, 1 << _AFFINE_WEIGHT_BITS
+    rows = []
+    for step in range(steps):
+        d = step / steps  # a dyadic fraction: all that follows is exact
+        cubic = (
+            d * (-1 + d * (2 - d)),
+            1 + d * d * (d - 2),
+            d * (1 + d * (1 - d)),
+            d * d * (d - 1),
+        )
+        row = [math.floor(value * one + 0.5) for value in cubic]
+        row[1 if d <= 0.5 else 2] += one - sum(row)
+        rows.append(row)
+    return np.array(rows, np.int32)
 
 
 @njit(cache=True, nogil=True)
@@ -57,7 +83,7 @@ def resize_weights(source, target):
 
     ``starts`` is (target,), ``weights`` (target, taps); output i is the sum over t of
     ``weights[i, t] * input[starts[i] + t]`` over 2**14. Positions are those of pixel
-    centres; when shrinking, the kernel is as much wider as the image gets smaller.
+    centers; when shrinking, the kernel is as much wider as the image gets smaller.
     """
     wide = max(source, target)
     taps = min(source, 4 * wide // target + 2)
@@ -65,12 +91,12 @@ def resize_weights(source, target):
     weights = np.zeros((target, taps), np.int32)
     values = np.empty(taps, np.int64)
     for i in range(target):
-        centre = (2 * i + 1) * source  # in units of 1 / (2 * target) pixel
-        start = (centre - 4 * wide) // (2 * target)
+        center = (2 * i + 1) * source  # in units of 1 / (2 * target) pixel
+        start = (center - 4 * wide) // (2 * target)
         start = min(max(start, 0), source - taps)
         total = np.int64(0)
         for t in range(taps):
-            offset = abs((2 * (start + t) + 1) * target - centre)
+            offset = abs((2 * (start + t) + 1) * target - center)
             values[t] = _cubic((np.int64(offset) << 16) // (2 * wide))
             total += values[t]
         largest = 0
@@ -94,6 +120,8 @@ def resample(image, rows, row_weights, columns, column_weights, hflip):
     along whole lines of numbers, which compilers turn into vector code; for the second one
     the image lies on its side.
     """
+    # Rows first whatever the shape, as rounding in between makes the order visible in the
+    # pixels: Pillow 13 takes another order than Pillow 11 for some tall images.
     height, width = image.shape[:2]
     height_out, width_out = row_weights.shape[0], column_weights.shape[0]
     if hflip:
@@ -186,79 +214,12 @@ def _exchange(words, low, high, shift, mask):
 
 
 @njit(cache=True, nogil=True)
-def apply_affine(image, matrix, weights, fill):
-    """Return the image moved by a 2x3 matrix of 2**-16 pixels, bicubic, same size.
-
-    As Pillow's ``transform(AFFINE, BICUBIC)``: output centre (x + 1/2, y + 1/2) is looked
-    up at ``matrix @ (x + 1/2, y + 1/2, 1)``; centres outside give ``fill``, neighbours
-    outside are the border's. ``weights`` is ``affine_weights()``, (1024, 4).
-    """
-    height, width = image.shape[:2]
-    result = np.empty_like(image)
-    words = _pack_lanes(image)
-    shift, lane = _AFFINE_WEIGHT_BITS + 8, (1 << _LANE_BITS) - 1
-    # Vertical weights add up to 2**12, so the lanes' bias comes to the same in each pixel.
-    start = (1 << (shift - 1)) - ((_LANE_BIAS >> 4) << _AFFINE_WEIGHT_BITS)
-    for y in range(height):
-        for x in range(width):
-            # In units of 2**-17 pixel, so that half a pixel is a whole number.
-            sx = matrix[0] * (2 * x + 1) + matrix[1] * (2 * y + 1) + 2 * matrix[2]
-            sy = matrix[3] * (2 * x + 1) + matrix[4] * (2 * y + 1) + 2 * matrix[5]
-            if sx < 0 or sy < 0 or sx >= width << 17 or sy >= height << 17:
-                result[y, x, 0] = fill[0]
-                result[y, x, 1] = fill[1]
-                result[y, x, 2] = fill[2]
-                continue
-            sx -= 1 << 16
-            sy -= 1 << 16
-            left, top = (sx >> 17) + 1, (sy >> 17) + 1  # of the four neighbours, with padding
-            wx = weights[(sx >> (17 - AFFINE_BITS)) & ((1 << AFFINE_BITS) - 1)]
-            wy = weights[(sy >> (17 - AFFINE_BITS)) & ((1 << AFFINE_BITS) - 1)]
-            w0, w1, w2, w3 = np.int64(wx[0]), np.int64(wx[1]), np.int64(wx[2]), np.int64(wx[3])
-            red, green, blue = start, start, start
-            for j in range(4):
-                row = words[top + j]
-                total = _LANE_BIAS | _LANE_BIAS << _LANE_BITS | _LANE_BIAS << (2 * _LANE_BITS)
-                total += w0 * row[left] + w1 * row[left + 1]
-                total += w2 * row[left + 2] + w3 * row[left + 3]
-                weight = np.int64(wy[j])
-                red += weight * ((total & lane) >> 4)
-                green += weight * (((total >> _LANE_BITS) & lane) >> 4)
-                blue += weight * (total >> (2 * _LANE_BITS + 4))
-            result[y, x, 0] = min(max(red >> shift, 0), 255)
-            result[y, x, 1] = min(max(green >> shift, 0), 255)
-            result[y, x, 2] = min(max(blue >> shift, 0), 255)
-    return result
-
-
-@njit(cache=True, nogil=True)
-def _pack_lanes(image):
-    """Return each pixel's channels in the lanes of one word, with two pixels of border around.
-
-    One multiplication then weighs three channels: a sum of four weighted pixels, and its
-    bias, stays within its lane.
-    """
-    height, width = image.shape[:2]
-    words = np.empty((height + 4, width + 4), np.int64)
-    for y in range(height):
-        for x in range(width):
-            red, green, blue = image[y, x, 0], image[y, x, 1], image[y, x, 2]
-            words[y + 2, x + 2] = (
-                np.int64(red) | np.int64(green) << _LANE_BITS | np.int64(blue) << (2 * _LANE_BITS)
-            )
-        words[y + 2, :2] = words[y + 2, 2]
-        words[y + 2, width + 2 :] = words[y + 2, width + 1]
-    words[:2] = words[2]
-    words[height + 2 :] = words[height + 1]
-    return words
-
-
-@njit(cache=True, nogil=True)
 def shift_rows(image, slope, offset, weights, fill):
-    """Return the image with each row looked up further right, as ``apply_affine`` would.
+    """Return the image with each row looked up further right, bicubic, same size.
 
-    Row y moves by ``slope * (y + 1/2) + offset``, both in 2**-16 pixels: shear and
-    translation along x.
+    Row y moves by ``slope * (y + 1/2) + offset``, both in 2**-16 pixels: shear and translation
+    along x, as the affine move of ``ops/rotate.py`` would do them. ``weights`` is
+    ``affine_weights()``; ``fill`` is for pixels whose center lies outside.
     """
     height, width = image.shape[:2]
     result = np.empty((height, width * 3), np.uint8)
@@ -295,9 +256,9 @@ def _shift_line(result, line, move, weights, step):
     """Write a line of pixels, ``step`` numbers each, moved by ``move`` in 2**-17 pixels."""
     length = line.shape[0] // step
     whole = (move + (1 << 16)) >> 17
-    low, high = max(0, -whole), min(length, length - whole)  # centres inside
+    low, high = max(0, -whole), min(length, length - whole)  # centers inside
     base = (move >> 17) - 1
-    w = weights[(move >> (17 - AFFINE_BITS)) & ((1 << AFFINE_BITS) - 1)]
+    w = weights[(move >> (17 - _AFFINE_BITS)) & ((1 << _AFFINE_BITS) - 1)]
     w0, w1, w2, w3 = np.int32(w[0]), np.int32(w[1]), np.int32(w[2]), np.int32(w[3])
     half = np.int32(1 << (_AFFINE_WEIGHT_BITS - 1))
     inner_low = min(max(low, -base), high)
@@ -354,7 +315,7 @@ def _gray(pixel):
 
 @njit(cache=True, nogil=True)
 def to_gray(image):
-    """Return the image in grey, three equal channels."""
+    """Return the image in gray, three equal channels."""
     result = np.empty_like(image)
     for y in range(image.shape[0]):
         for x in range(image.shape[1]):
@@ -367,7 +328,7 @@ def to_gray(image):
 
 @njit(cache=True, nogil=True)
 def gray_sum(image):
-    """Return the sum of the image's grey values."""
+    """Return the sum of the image's gray values."""
     total = np.int64(0)
     for y in range(image.shape[0]):
         for x in range(image.shape[1]):
@@ -385,7 +346,7 @@ def _blend(base, value, factor):
 
 @njit(cache=True, nogil=True)
 def blend_with_gray(image, factor):
-    """Return the image moved from (or, above 1, away from) its own grey version."""
+    """Return the image moved from (or, above 1, away from) its own gray version."""
     result = np.empty_like(image)
     factor = np.int32(factor)
     for y in range(image.shape[0]):

@@ -15,9 +15,8 @@ from pipeline.views.rng import fixed, stream
 
 __all__ = [
     "BlockGroups",
-    "GroupPlaces",
+    "Pairing",
     "block_of",
-    "draw_group_mixing",
     "draw_groups",
     "draw_mix",
     "draw_partners",
@@ -26,19 +25,10 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockGroups:
-    """The groups of one shard in one block, each a tuple of sample indices, by place."""
+    """The groups of one shard in one block, each a tuple of sample indices."""
 
     block: int
     groups: tuple[tuple[int, ...], ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GroupPlaces:
-    """One group: its number in the block, its members by place, and who was rejected."""
-
-    group: int
-    members: tuple[int, ...]  # sample indices
-    rejected: frozenset[int]  # sample indices, of members or not
 
 
 def block_of(view: int, config: MixConfig) -> int:
@@ -67,52 +57,64 @@ def draw_groups(
 def draw_partners(
     root_seed: int, key_hash: str, view: int, group: int, members: int, config: MixConfig
 ) -> tuple[int, ...]:
-    """Return each place's partner place at one view, or ``NO_PARTNER`` for the odd one.
+    """Return the index in the group of each member's partner, or ``NO_PARTNER``, at one view.
 
     Each triple of a block takes another round of a round-robin tournament, so partners
     differ from triple to triple until the tournament is over.
     """
     block = block_of(view, config)
-    seats = members + members % 2  # an odd group plays with an empty seat
-    if seats < 2:
+    players = members + members % 2  # an odd group plays with one who is not there
+    if players < 2:
         return (NO_PARTNER,) * members
-    rounds = stream("pairs", root_seed, key_hash, block, group).permutation(seats - 1)
+    rounds = stream("pairs", root_seed, key_hash, block, group).permutation(players - 1)
     triple = view % config.block_views // TRIPLE_VIEWS
-    opponents = _round_robin(seats, rounds[triple % len(rounds)])
+    opponents = _round_robin(players, rounds[triple % len(rounds)])
     return tuple(opponent if opponent < members else NO_PARTNER for opponent in opponents[:members])
 
 
-def draw_group_mixing(
-    root_seed: int,
-    shard: ShardInfo,
-    view: int,
-    group: GroupPlaces,
-    size: int,
-    config: MixConfig,
-) -> list[tuple[int, MixParams]]:
-    """Return each place's partner place and mix parameters at one view.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pairing:
+    """Who is paired with whom in one shard, less the samples that were rejected.
 
-    Whoever has no partner, whose partner is rejected, or whose pair is not mixed at this
-    view has ``NO_PARTNER`` and ``MixParams.none()``.
+    A rejected sample is left out, and its partner has none; all other pairs stay as drawn.
     """
-    members, rejected = group.members, group.rejected
-    partners = draw_partners(root_seed, shard.key_hash, view, group.group, len(members), config)
-    result = []
-    for sample, place in zip(members, partners, strict=True):
-        mixing = MixParams.none()
-        if place != NO_PARTNER and rejected.isdisjoint((sample, members[place])):
-            pair = (sample, members[place])
-            mixing = draw_mix(root_seed, shard.key_hash, view, pair, size, config)
-        unmixed = mixing.kind is MixKind.NONE
-        result.append((NO_PARTNER if unmixed else place, mixing))
-    return result
+
+    root_seed: int
+    shard: ShardInfo
+    rejected: frozenset[int]  # sample indices
+    config: MixConfig
+
+    def of_group(self, view: int, group: int, members: tuple[int, ...]) -> dict[int, int]:
+        """Return each member's partner at a view, or ``NO_PARTNER``, by sample index."""
+        drawn = draw_partners(
+            self.root_seed, self.shard.key_hash, view, group, len(members), self.config
+        )
+        partners = {}
+        for sample, partner in zip(members, drawn, strict=True):
+            if sample not in self.rejected:
+                alone = partner == NO_PARTNER or members[partner] in self.rejected
+                partners[sample] = NO_PARTNER if alone else members[partner]
+        return partners
+
+    def of_shard(self, view: int) -> dict[int, int]:
+        """Return the partners in all groups at a view, group by group."""
+        block, shard = block_of(view, self.config), self.shard
+        drawn = draw_groups(self.root_seed, shard.key_hash, shard.samples, block, self.config)
+        partners: dict[int, int] = {}
+        for group, members in enumerate(drawn.groups):
+            partners |= self.of_group(view, group, members)
+        return partners
+
+    def draw_mix(self, view: int, pair: tuple[int, int], size: int) -> MixParams:
+        """Return how a sample and its partner, or ``NO_PARTNER``, are mixed at a view."""
+        return draw_mix(self.root_seed, self.shard.key_hash, view, pair, size, self.config)
 
 
-def _round_robin(seats: int, round_: int) -> list[int]:
-    """Return each seat's opponent in one of ``seats - 1`` rounds (the circle method)."""
-    circle = seats - 1
-    opponents = [(2 * round_ - seat) % circle for seat in range(circle)]
-    opponents[round_] = circle  # who would meet itself meets the seat outside the circle
+def _round_robin(players: int, round_: int) -> list[int]:
+    """Return each player's opponent in one of ``players - 1`` rounds (the circle method)."""
+    circle = players - 1
+    opponents = [(2 * round_ - player) % circle for player in range(circle)]
+    opponents[round_] = circle  # who would meet itself meets the player outside the circle
     return [*opponents, round_]
 
 
@@ -121,10 +123,12 @@ def draw_mix(
 ) -> MixParams:
     """Return how a pair of samples is mixed at one view; the pair's order does not matter.
 
+    Whoever is paired with ``NO_PARTNER`` is not mixed.
+
     Follows timm's ``Mixup``: mixup or CutMix by ``switch_probability``; CutMix's box is cut
     at the border and its share corrected to the box's area. ``size`` is the view's side.
     """
-    if config.probability == 0:
+    if config.probability == 0 or NO_PARTNER in pair:
         return MixParams.none()
     words = stream("mix", root_seed, key_hash, view, min(pair), max(pair))
     if not words.happens(config.probability):
@@ -142,8 +146,8 @@ def draw_mix(
     return MixParams(kind=MixKind.CUTMIX, lam=lam, box=box)
 
 
-def _cut_span(centre: int, side: int, size: int) -> tuple[int, int]:
-    """Return start and length of a span around ``centre``, cut at the borders."""
-    start = max(0, centre - side // 2)
-    end = min(size, centre + side // 2)
+def _cut_span(center: int, side: int, size: int) -> tuple[int, int]:
+    """Return start and length of a span around ``center``, cut at the borders."""
+    start = max(0, center - side // 2)
+    end = min(size, center + side // 2)
     return start, end - start

@@ -1,4 +1,4 @@
-"""Validation: the centre view of every sample once, with the teacher's label if it is known."""
+"""Validation: the center view of every sample once, with the teacher's label if it is known."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from pipeline.files.cache import ShardFile
 from pipeline.identity import AugmentConfig
 from pipeline.shards.index import Shard, match_shards, open_shard
 from pipeline.store import open_store
-from pipeline.views.apply import apply_view, decode, image_size
-from pipeline.views.draw import draw_view
+from pipeline.views.apply import decode
+from pipeline.views.make import make_view
 
 __all__ = ["ValidationBatch", "ValidationDataset", "center_views", "read_teacher_labels"]
 
@@ -32,7 +32,7 @@ NO_LABEL = -1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValidationBatch:
-    """N centre views with their classes."""
+    """N center views with their classes."""
 
     pixels: Tensor  # (N, S, S, 3) uint8
     target: Tensor  # (N,) int64
@@ -52,7 +52,7 @@ def center_views(
 ) -> AugmentConfig:
     """Return the store's settings without any randomness, for validation.
 
-    ``fraction`` is the share of the shorter side that the centre crop keeps; the views have
+    ``fraction`` is the share of the shorter side that the center crop keeps; the views have
     the store's size unless ``image_size`` is given, in pixels.
     """
     return replace(
@@ -69,7 +69,7 @@ def center_views(
 def read_teacher_labels(store: str, shards: Sequence[ShardFile]) -> Mapping[str, NDArray[np.int64]]:
     """Return the teacher's label of each sample of validation shards, -1 where it has none.
 
-    Raises ``StoreError`` if the store's views are not plain centre views, ``ShardError`` if
+    Raises ``StoreError`` if the store's views are not plain center views, ``ShardError`` if
     it labels other shards.
     """
     labels = open_store(store)
@@ -139,8 +139,8 @@ class ValidationDataset(Dataset[ValidationBatch]):
     def __getitem__(self, item: int) -> ValidationBatch:
         start = item * self._batch_size
         rows = [
-            self._view(place)
-            for place in range(start, min(start + self._batch_size, self._ends[-1]))
+            self._view(index)
+            for index in range(start, min(start + self._batch_size, self._ends[-1]))
         ]
         return ValidationBatch(
             pixels=torch.from_numpy(np.stack([pixels for pixels, _, _ in rows])),
@@ -156,11 +156,11 @@ class ValidationDataset(Dataset[ValidationBatch]):
     def _open_shard(self, number: int) -> Shard:
         return open_shard(self._paths[number], number)
 
-    def _view(self, place: int) -> tuple[NDArray[np.uint8], int, int]:
+    def _view(self, row: int) -> tuple[NDArray[np.uint8], int, int]:
         """Return a sample's pixels, its class and the teacher's label."""
-        number = bisect.bisect_right(self._ends, place)
+        number = bisect.bisect_right(self._ends, row)
         shard = self._shard(number)
-        index = place - (self._ends[number - 1] if number else 0)
+        index = row - (self._ends[number - 1] if number else 0)
         sample = shard.samples[index]
         try:
             image = decode(shard.image_bytes(index), sample.image_name)
@@ -169,7 +169,6 @@ class ValidationDataset(Dataset[ValidationBatch]):
                 f"{shard.path}: validation image {sample.key!r} does not decode ({error}); "
                 "mend or remove it, so that accuracies count the same images everywhere"
             ) from error
-        params = draw_view(0, 0, image_size(image), self.views)
         labels = self._labels.get(str(self._paths[number]))
         teacher = NO_LABEL if labels is None else int(labels[index])
-        return apply_view(image, params, self.views), sample.target, teacher
+        return make_view(image, 0, 0, self.views), sample.target, teacher

@@ -196,11 +196,11 @@ def test_without_the_audit_no_digest_is_compared(labelled: Labelled) -> None:
 
 
 def test_views_drawn_from_another_view_number_do_not_pass_the_audit(labelled, monkeypatch):
-    from student import replay
+    from pipeline.views import make
 
-    original = replay.draw_view
+    original = make.draw_view
     monkeypatch.setattr(
-        replay, "draw_view", lambda seed, view, size, config: original(seed, view + 1, size, config)
+        make, "draw_view", lambda seed, view, size, config: original(seed, view + 1, size, config)
     )
     with pytest.raises(ReplayError, match="has digest"):
         read_all(labelled.dataset())

@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from pipeline.identity import PRESETS
-from pipeline.records import AppliedOp, MixKind, MixParams, Op, ViewMix
-from pipeline.views.apply import apply_op, apply_view, decode, image_size
-from pipeline.views.draw import draw_view
+from pipeline.records import MixKind, MixParams, ViewMix
+from pipeline.views.apply import apply_op, decode
+from pipeline.views.make import make_view
 from pipeline.views.mixing import mix_images, normalize
+from pipeline.views.ops import OPERATIONS
 from tests.factories import encode, photographs
 
 ROOT = Path(__file__).resolve().parents[3]
-ARGUMENTS = {Op.POSTERIZE: 2, Op.SOLARIZE: 90, Op.SOLARIZE_ADD: 80, Op.ROTATE: 17 << 16}
 
 
 def views() -> bytes:
@@ -29,19 +29,17 @@ def views() -> bytes:
         for options in ({}, {"subsampling": "4:2:0", "quality": 60}, {"progressive": True}):
             image = decode(encode(photograph[:301, :407], **options), "x")
             parts.append(image)
-        for op in Op:
-            applied = AppliedOp(op=op, argument=ARGUMENTS.get(op, 18_000))
-            parts.append(apply_op(image, applied, PRESETS["deit"]))
+        for operation in OPERATIONS.values():
+            parts.append(apply_op(image, operation.probed, PRESETS["deit"]))
         for preset in ("deit", "three-augment"):
             config = PRESETS[preset]
             for view in range(12):
-                params = draw_view(number, view, image_size(image), config)
-                parts.append(apply_view(image, params, config))
+                parts.append(make_view(image, number, view, config))
     return b"".join(part.tobytes() for part in parts)
 
 
 def mixed() -> bytes:
-    """Return a normalised and mixed batch, as the teacher and the student see it."""
+    """Return a normalized and mixed batch, as the teacher and the student see it."""
     pixels = np.stack([photograph[:64, :64] for photograph in photographs()])
     mix = ViewMix.unmixed(2)
     mix.set_row(0, 1, MixParams(kind=MixKind.MIXUP, lam=20_011, box=None))

@@ -8,14 +8,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.testing import assert_array_equal
-from numpy.typing import NDArray
 
-from pipeline.records import FIXED_ONE, Pixels
+from pipeline.records import FIXED_ONE
 from pipeline.views import kernels
-from pipeline.views.apply import _affine_weights
+from pipeline.views.ops.rotate import apply_affine
 from tests.factories import synthetic_image
-
-Integers = NDArray[np.int64]
+from tests.pipeline.views.plain import (
+    Integers,
+    affine_plain,
+    as_matrix,
+    blend_plain,
+    gray_plain,
+    resample_plain,
+    smooth_plain,
+)
 
 lengths = st.one_of(
     st.sampled_from([(1, 1), (1, 300), (300, 1), (2, 3), (3000, 2), (1999, 7), (5, 224)]),
@@ -27,10 +33,6 @@ shapes = st.one_of(
 )
 images = shapes.flatmap(lambda shape: arrays(np.uint8, (*shape, 3)))
 factors = st.integers(FIXED_ONE // 10, 2 * FIXED_ONE)
-
-
-def to_pixels(values: Integers) -> Pixels:
-    return np.clip(values, 0, 255).astype(np.uint8)
 
 
 # ------------------------------------------------------------------------ resizing
@@ -47,28 +49,13 @@ def cubic_plain(distance: Integers) -> Integers:
 def weight_matrix_plain(source: int, target: int) -> Integers:
     """Return the resize along one axis as a matrix, (target, source), rows of 2**14."""
     wide = max(source, target)
-    centre = (2 * np.arange(target, dtype=np.int64)[:, None] + 1) * source
+    center = (2 * np.arange(target, dtype=np.int64)[:, None] + 1) * source
     position = (2 * np.arange(source, dtype=np.int64) + 1) * target
-    values = cubic_plain(np.abs(position - centre) * 65536 // (2 * wide))
+    values = cubic_plain(np.abs(position - center) * 65536 // (2 * wide))
     total = values.sum(axis=1, keepdims=True)
     weights = (values * 2**15 + total) // (2 * total)
     weights[np.arange(target), values.argmax(axis=1)] += 2**14 - weights.sum(axis=1)
     return weights
-
-
-def as_matrix(starts: NDArray[np.int32], weights: NDArray[np.int32], source: int) -> Integers:
-    """Return starts and weights as a matrix, (target, source)."""
-    matrix = np.zeros((len(starts), source), np.int64)
-    columns = starts[:, None] + np.arange(weights.shape[1])
-    np.add.at(matrix, (np.arange(len(starts))[:, None], columns), weights)
-    return matrix
-
-
-def resample_plain(image: Pixels, rows: Integers, columns: Integers, hflip: bool) -> Pixels:
-    """Return the image between two weight matrices, rounded to uint8 in between."""
-    tall = to_pixels((np.einsum("yi,ixc->yxc", rows, image.astype(np.int64)) + 2**13) >> 14)
-    wide = to_pixels((np.einsum("xi,yic->yxc", columns, tall.astype(np.int64)) + 2**13) >> 14)
-    return wide[:, ::-1] if hflip else wide
 
 
 @given(lengths)
@@ -89,8 +76,8 @@ def test_resize_weights_add_up_to_one(length):
 @pytest.mark.parametrize(("source", "target"), [(7, 20), (20, 7), (500, 224), (1, 5), (97, 96)])
 def test_resize_weights_are_keys_cubic(source, target):
     scale = max(source / target, 1.0)
-    centre = (np.arange(target)[:, None] + 0.5) * source / target
-    d = np.abs(np.arange(source) + 0.5 - centre) / scale
+    center = (np.arange(target)[:, None] + 0.5) * source / target
+    d = np.abs(np.arange(source) + 0.5 - center) / scale
     real = np.where(
         d < 1, 1.5 * d**3 - 2.5 * d**2 + 1, np.where(d < 2, ((5 - d) * d - 8) * d / 2 + 2, 0)
     )
@@ -133,26 +120,6 @@ def test_a_flat_image_stays_flat(value, height, width):
 # -------------------------------------------------------------------------- affine
 
 
-def affine_plain(image: Pixels, matrix: Integers, weights: Integers, fill: Pixels) -> Pixels:
-    """Return the image moved by the matrix: four taps a axis, edges repeated, int64."""
-    height, width = image.shape[:2]
-    y, x = np.mgrid[:height, :width].astype(np.int64)
-    # Twice the position of the pixel's centre, in 2**-16 pixels.
-    sx = matrix[0] * (2 * x + 1) + matrix[1] * (2 * y + 1) + 2 * matrix[2]
-    sy = matrix[3] * (2 * x + 1) + matrix[4] * (2 * y + 1) + 2 * matrix[5]
-    outside = (sx < 0) | (sy < 0) | (sx >= width * 2**17) | (sy >= height * 2**17)
-    sx, sy = sx - 2**16, sy - 2**16
-    wx = weights.astype(np.int64)[(sx % 2**17) // 2**7]
-    wy = weights.astype(np.int64)[(sy % 2**17) // 2**7]
-    taps = np.arange(-1, 3)
-    columns = np.clip((sx // 2**17)[..., None] + taps, 0, width - 1)
-    rows = np.clip((sy // 2**17)[..., None] + taps, 0, height - 1)
-    patch = image.astype(np.int64)[rows[..., :, None], columns[..., None, :]]  # (H, W, 4, 4, 3)
-    lines = np.einsum("hwi,hwjic->hwjc", wx, patch) // 2**4
-    moved = (np.einsum("hwj,hwjc->hwc", wy, lines) + 2**19) // 2**20
-    return np.where(outside[..., None], fill, to_pixels(moved))
-
-
 def affine_matrices(spread: int) -> st.SearchStrategy[tuple[int, ...]]:
     """Return matrices whose linear part is off the identity by up to ``spread``."""
     near_one = st.integers(FIXED_ONE - spread, FIXED_ONE + spread)
@@ -167,8 +134,8 @@ def test_apply_affine_equals_the_plain_one(image, matrix):
     moves = np.array(matrix, np.int64)
     fill = np.array([124, 116, 104], np.uint8)
     assert_array_equal(
-        kernels.apply_affine(image, moves, _affine_weights(), fill),
-        affine_plain(image, moves, _affine_weights(), fill),
+        apply_affine(image, moves, kernels.affine_weights(), fill),
+        affine_plain(image, moves, kernels.affine_weights(), fill),
     )
 
 
@@ -180,7 +147,7 @@ def test_apply_affine_equals_the_plain_one(image, matrix):
 )
 def test_shifting_rows_and_columns_equals_the_plain_affine_move(image, slope, offset):
     fill = np.array([124, 116, 104], np.uint8)
-    weights = _affine_weights()
+    weights = kernels.affine_weights()
     along_x = np.array([FIXED_ONE, slope, offset, 0, FIXED_ONE, 0], np.int64)
     along_y = np.array([FIXED_ONE, 0, 0, slope, FIXED_ONE, offset], np.int64)
     assert_array_equal(
@@ -197,7 +164,7 @@ def test_shifting_rows_and_columns_equals_the_plain_affine_move(image, slope, of
 def test_the_identity_moves_nothing(image):
     identity = np.array([FIXED_ONE, 0, 0, 0, FIXED_ONE, 0], np.int64)
     fill = np.zeros(3, np.uint8)
-    assert_array_equal(kernels.apply_affine(image, identity, _affine_weights(), fill), image)
+    assert_array_equal(apply_affine(image, identity, kernels.affine_weights(), fill), image)
 
 
 @given(image=images, dx=st.integers(-9, 9), dy=st.integers(-9, 9))
@@ -205,7 +172,7 @@ def test_a_move_by_whole_pixels_is_exact(image, dx, dy):
     height, width = image.shape[:2]
     moves = np.array([FIXED_ONE, 0, dx * FIXED_ONE, 0, FIXED_ONE, dy * FIXED_ONE], np.int64)
     fill = np.array([1, 2, 3], np.uint8)
-    moved = kernels.apply_affine(image, moves, _affine_weights(), fill)
+    moved = apply_affine(image, moves, kernels.affine_weights(), fill)
     expected = np.broadcast_to(fill, image.shape).copy()
     for y in range(max(0, -dy), min(height, height - dy)):
         for x in range(max(0, -dx), min(width, width - dx)):
@@ -214,15 +181,6 @@ def test_a_move_by_whole_pixels_is_exact(image, dx, dy):
 
 
 # ------------------------------------------------------------------- colours, tables
-
-
-def gray_plain(image: Pixels) -> Integers:
-    """Return ITU-R 601 luma, (H, W)."""
-    return (image.astype(np.int64) @ np.array([19595, 38470, 7471]) + 2**15) // 2**16
-
-
-def blend_plain(base: Integers, image: Pixels, factor: int) -> Pixels:
-    return to_pixels((base * 65536 + factor * (image.astype(np.int64) - base)) // 65536)
 
 
 @given(images)
@@ -252,15 +210,8 @@ def test_blend_with_gray_equals_the_plain_one(image, factor):
 
 @given(image=images, factor=factors)
 def test_blend_with_smooth_equals_the_plain_one(image, factor):
-    height, width = image.shape[:2]
-    wide = image.astype(np.int64)
-    smooth = wide.copy()
-    if height > 2 and width > 2:
-        around = sum(
-            wide[dy : height - 2 + dy, dx : width - 2 + dx] for dy in range(3) for dx in range(3)
-        )
-        smooth[1:-1, 1:-1] = (around + 4 * wide[1:-1, 1:-1] + 6) // 13
-    assert_array_equal(kernels.blend_with_smooth(image, factor), blend_plain(smooth, image, factor))
+    plain = blend_plain(smooth_plain(image), image, factor)
+    assert_array_equal(kernels.blend_with_smooth(image, factor), plain)
 
 
 @given(images)
@@ -276,7 +227,7 @@ def test_kernels_leave_their_input_alone():
     identity = np.array([FIXED_ONE, 9, 9, 9, FIXED_ONE, 9], np.int64)
     for result in (
         kernels.resample(image, *rows, *columns, True),
-        kernels.apply_affine(image, identity, _affine_weights(), np.zeros(3, np.uint8)),
+        apply_affine(image, identity, kernels.affine_weights(), np.zeros(3, np.uint8)),
         kernels.apply_table(image, np.zeros((3, 256), np.uint8)),
         kernels.to_gray(image),
         kernels.blend_with_gray(image, 9),

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.identity import TRIPLE_VIEWS, MixConfig
-from pipeline.records import FIXED_ONE, NO_PARTNER, Box, MixKind, MixParams
-from pipeline.views.pairing import block_of, draw_groups, draw_mix, draw_partners
+from pipeline.records import FIXED_ONE, NO_PARTNER, Box, MixKind, MixParams, ShardInfo
+from pipeline.views.pairing import Pairing, block_of, draw_groups, draw_mix, draw_partners
 
 CONFIG = MixConfig()
 SHARD = "5e" * 32  # a key hash
@@ -150,6 +150,41 @@ def test_partners_are_golden():
     assert draw_partners(0, SHARD, 4, 1, 5, CONFIG) == (1, 0, 4, -1, 2)
 
 
+# ------------------------------------------------------------------- less rejections
+
+
+def pairing(samples: int, rejected: set[int], config: MixConfig = CONFIG) -> Pairing:
+    shard = ShardInfo(
+        number=0, name="a.tar", key_hash=SHARD, content_hash="", samples=samples, bytes=0
+    )
+    return Pairing(root_seed=0, shard=shard, rejected=frozenset(rejected), config=config)
+
+
+@given(samples=sizes, view=views, rejected=st.sets(st.integers(0, 399), max_size=40))
+def test_a_rejection_takes_its_sample_and_leaves_its_partner_alone(samples, view, rejected):
+    drawn = partners_in_shard(samples, view)
+    expected = {
+        sample: NO_PARTNER if drawn.get(sample) in rejected else drawn.get(sample, NO_PARTNER)
+        for sample in set(range(samples)) - rejected
+    }
+    assert pairing(samples, rejected).of_shard(view) == expected
+
+
+@given(samples=sizes, view=views, rejected=st.sets(st.integers(0, 399), max_size=40))
+def test_a_shards_pairs_are_those_of_its_groups_in_their_order(samples, view, rejected):
+    groups = draw_groups(0, SHARD, samples, block_of(view, CONFIG), CONFIG).groups
+    shard = pairing(samples, rejected)
+    found = [
+        pair
+        for number, members in enumerate(groups)
+        for pair in shard.of_group(view, number, members).items()
+    ]
+    assert found == list(shard.of_shard(view).items())
+    assert [sample for sample, _ in found] == [
+        sample for members in groups for sample in members if sample not in rejected
+    ]
+
+
 # -------------------------------------------------------------------------- mixing
 
 
@@ -158,6 +193,12 @@ def test_both_members_of_a_pair_share_the_mix(view, a, b, size):
     assert draw_mix(0, SHARD, view, (a, b), size, CONFIG) == draw_mix(
         0, SHARD, view, (b, a), size, CONFIG
     )
+
+
+@given(view=views, sample=st.integers(0, 999))
+def test_whoever_has_no_partner_is_not_mixed(view, sample):
+    assert draw_mix(0, SHARD, view, (sample, NO_PARTNER), 224, CONFIG) == MixParams.none()
+    assert pairing(1000, set()).draw_mix(view, (sample, NO_PARTNER), 224) == MixParams.none()
 
 
 @given(view=views, a=st.integers(0, 999), size=st.integers(1, 384))
