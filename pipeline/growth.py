@@ -102,10 +102,8 @@ def from_plain(kind: type[Record], values: Any, where: str, needs: str = "") -> 
     hints = _hints(cast(Hashable, kind))
     found = {}
     for name, field in fields.items():
-        if name in values and dataclasses.is_dataclass(hints[name]):
-            found[name] = from_plain(hints[name], values[name], f"{where}.{name}", needs)
-        elif name in values:
-            found[name] = _converted(values[name], hints[name], f"{where}.{name}", needs)
+        if name in values:
+            found[name] = _read(values[name], hints[name], f"{where}.{name}", needs)
         elif _FOUNDING in field.metadata:
             found[name] = field.metadata[_FOUNDING]
         else:
@@ -115,6 +113,15 @@ def from_plain(kind: type[Record], values: Any, where: str, needs: str = "") -> 
     except ConfigError as error:
         raise StoreError(f"{where}.{error}; the file is damaged or forged") from error
     return record
+
+
+def _read(value: Any, hint: Any, where: str, needs: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return from_plain(cast(type, hint), value, where, needs)
+    kinds = get_args(hint)
+    if get_origin(hint) is tuple and dataclasses.is_dataclass(kinds[0]) and type(value) is list:
+        return tuple(_read(one, kinds[0], where, needs) for one in value)
+    return _converted(value, hint, where, needs)
 
 
 def _converted(value: Any, hint: Any, where: str, needs: str) -> Any:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pipeline.columns import COLUMNS
 from pipeline.errors import DecodeError, ReplayError, ShardError
 from pipeline.files.cache import ShardFile
 from pipeline.records import MixKind, MixParams, Pixels, ShardView, ViewMix
@@ -140,8 +141,6 @@ class ReplayDataset(Dataset[StudentBatch]):
         views = pixels.numpy()
         self._make_views(views, labels, places)
         audited = self._audit_rows(pairs, keys, views, mix, mixing) if self._audit else 0
-        topk_label = _rows_of(pairs, "topk_label")
-        topk_prob = _rows_of(pairs, "topk_prob")
         return StudentBatch(
             step=step,
             keys=keys,
@@ -154,8 +153,8 @@ class ReplayDataset(Dataset[StudentBatch]):
             label=torch.tensor([int(one.label[place]) for one, place in pairs]),
             mix=mix,
             audited=audited,
-            topk_label=None if topk_label is None else topk_label.long(),
-            topk_prob=None if topk_prob is None else topk_prob.float() / 255,
+            topk_label=_rows_of(pairs, "topk_label"),
+            topk_prob=_rows_of(pairs, "topk_prob"),
         )
 
     def path(self, shard: int) -> ShardFile:
@@ -252,13 +251,12 @@ class ReplayDataset(Dataset[StudentBatch]):
 
 
 def _rows_of(pairs: list[tuple[ShardView, int]], name: str) -> Tensor | None:
-    """Return an optional column's rows as a tensor, None where the store has none."""
-    columns = [getattr(one, name) for one, _ in pairs]
-    if not columns or columns[0] is None:
+    """Return an optional column's rows, None where the store has none: classes, or shares of 1."""
+    if not pairs or name not in pairs[0][0].columns:
         return None
-    places = (place for _, place in pairs)
-    stacked = np.stack([column[place] for column, place in zip(columns, places, strict=True)])
-    return torch.from_numpy(stacked.astype(np.int32))
+    stacked = np.stack([one.columns[name][place] for one, place in pairs])
+    values, scale = torch.from_numpy(stacked.astype(np.int32)), COLUMNS[name].scale
+    return values.float() / scale if scale else values.long()
 
 
 def replay_loader(
