@@ -19,7 +19,6 @@ from benchmarks.realistic import make_identity, make_rows
 from benchmarks.report import Report, describe_machine
 from benchmarks.store import SOFT, first_views, write_store
 from pipeline.errors import PipelineError
-from pipeline.records import OPTIONAL_COLUMNS
 from pipeline.store import LabelStore, open_store
 from pipeline.store.export import export_store
 from pipeline.tools.verify import verify_store
@@ -59,9 +58,9 @@ def all_labels(store: LabelStore) -> NDArray[np.int64]:
     found: list[NDArray[np.int64]] = []
     for view in store.manifest.view_range:
         read = store.read_view(0, view)
-        names = ("label", "seed", "target", "digest", "accepted", *OPTIONAL_COLUMNS)
-        columns = [getattr(read, name) for name in names]
-        found += [one.reshape(-1).astype(np.int64) for one in columns if one is not None]
+        names = ("label", "seed", "target", "digest", "accepted")
+        columns = [*(getattr(read, name) for name in names), *read.columns.values()]
+        found += [one.reshape(-1).astype(np.int64) for one in columns]
     return np.concatenate(found)
 
 

@@ -8,19 +8,18 @@ are drawn by the pipeline's own code.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.columns import ColumnConfig, Ranked, keep_columns
 from pipeline.identity import (
     AugmentConfig,
-    ColumnConfig,
     MixConfig,
     StoreIdentity,
     TeacherIdentity,
 )
-from pipeline.records import FIXED_ONE, MixKind, PartKey, PartRows, ShardInfo
+from pipeline.records import FIXED_ONE, MixKind, PartKey, PartRows, ShardInfo, TeacherLabels
 from pipeline.views.draw import has_digest
 from pipeline.views.pairing import Pairing
 from pipeline.views.rng import sample_seed
@@ -89,7 +88,7 @@ def make_rows(
     classes, logits = _draw_logits(target, partner, share, random, model or LabelModel())
     drawn = np.array([[has_digest(int(one), view) for view in range(views)] for one in seeds])
     words = random.integers(1, 1 << 32, (samples, views)).astype(np.uint32)
-    columns: dict[str, Any] = {**_columns(classes, logits, identity.columns)}
+    labels = _labels(classes, logits, identity.columns)
     return PartRows(
         part=PartKey(shard=0, first_view=0, views=views),
         identity=identity.digest,
@@ -103,7 +102,8 @@ def make_rows(
         seed=seeds,
         digest=np.where(drawn, words, 0).astype(np.uint32),
         has_digest=drawn,
-        **columns,
+        label=labels.label,
+        columns=labels.columns,
     )
 
 
@@ -158,19 +158,15 @@ def _draw_logits(
     return classes, np.concatenate([mine, theirs, tail_logits - 2], axis=2)
 
 
-def _columns(classes: NDArray[np.int64], logits: Floats, columns: ColumnConfig) -> dict[str, Any]:
-    """Return label and optional columns by their names in ``PartRows``."""
+def _labels(classes: NDArray[np.int64], logits: Floats, columns: ColumnConfig) -> TeacherLabels:
+    """Return the labels of views, (N, V), and the columns asked for."""
     best = np.argsort(-logits, axis=2, kind="stable")
     ranked = np.take_along_axis(classes, best, axis=2)
     weight = np.exp(np.take_along_axis(logits, best, axis=2))
     prob = weight / (weight.sum(axis=2, keepdims=True) + 0.02 * weight[..., :1])
-    stored = np.rint(255 * prob).astype(np.uint8)
-    return {
-        "label": ranked[..., 0].astype(np.uint16),
-        "confidence": stored[..., 0] if columns.confidence else None,
-        "margin": np.rint(255 * (prob[..., 0] - prob[..., 1])).astype(np.uint8)
-        if columns.margin
-        else None,
-        "topk_label": ranked[..., : columns.topk].astype(np.uint16) if columns.topk else None,
-        "topk_prob": stored[..., : columns.topk] if columns.topk else None,
-    }
+    flat = Ranked(classes=ranked.reshape(-1, ranked.shape[2]), prob=prob.reshape(-1, prob.shape[2]))
+    kept = keep_columns(columns, lambda _: flat)
+    return TeacherLabels(
+        label=ranked[..., 0].astype(np.uint16),
+        columns=kept.map(lambda values: values.reshape(*ranked.shape[:2], *values.shape[1:])),
+    )

@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import tyro
 
 from benchmarks.realistic import make_identity, make_rows
 from benchmarks.report import Report, describe_machine
 from benchmarks.timing import Timings, measure, pin_to_one_core
+from pipeline.columns import ColumnConfig, Columns
 from pipeline.files.local import open_folder
-from pipeline.identity import ColumnConfig, StoreIdentity
+from pipeline.identity import StoreIdentity
 from pipeline.records import PartKey, PartRows, ShardInfo
 from pipeline.store import ParquetStore, claim_store, commit_part, finish_store, open_store
 from pipeline.store.card import card_text
@@ -58,19 +58,8 @@ class StoreBenchmark:
 
 def first_views(rows: PartRows, views: int, *, soft: bool) -> PartRows:
     """Return the first views of a part, with its optional columns or without."""
-    kept: dict[str, Any] = {
-        name: values[:, :views] if soft and values is not None else None
-        for name in ("confidence", "topk_label", "topk_prob")
-        for values in (getattr(rows, name),)
-    }
-    return replace(
-        rows,
-        part=replace(rows.part, views=views),
-        label=rows.label[:, :views],
-        digest=rows.digest[:, :views],
-        has_digest=rows.has_digest[:, :views],
-        **kept,
-    )
+    rows = rows.cut(replace(rows.part, views=views))
+    return rows if soft else replace(rows, columns=Columns())
 
 
 def sizes(samples: int) -> tuple[dict[str, float], dict[bool, PartRows]]:

@@ -124,15 +124,8 @@ def from_plain(kind: type[Record], values: Any, where: str, needs: str = "") -> 
     hints = _hints(cast(Hashable, kind))
     found = {}
     for name, field in fields.items():
-        if name in values and dataclasses.is_dataclass(hints[name]):
-            found[name] = from_plain(hints[name], values[name], f"{where}.{name}", needs)
-        elif name in values and (many := _record_of(hints[name])):
-            found[name] = tuple(
-                from_plain(many, one, f"{where}.{name}[{place}]", needs)
-                for place, one in enumerate(_converted(values[name], list[Any], name, needs))
-            )
-        elif name in values:
-            found[name] = _converted(values[name], hints[name], f"{where}.{name}", needs)
+        if name in values:
+            found[name] = _read(values[name], hints[name], f"{where}.{name}", needs)
         elif _FOUNDING in field.metadata:
             found[name] = field.metadata[_FOUNDING]
         else:
@@ -144,10 +137,16 @@ def from_plain(kind: type[Record], values: Any, where: str, needs: str = "") -> 
     return record
 
 
-def _record_of(hint: Any) -> Any:
-    """Return the kind of records that a tuple of any length holds, None for other types."""
+def _read(value: Any, hint: Any, where: str, needs: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return from_plain(cast(type, hint), value, where, needs)
     kind, *more = get_args(hint) if get_origin(hint) is tuple else (None,)
-    return kind if more == [Ellipsis] and dataclasses.is_dataclass(kind) else None
+    if more == [Ellipsis] and dataclasses.is_dataclass(kind):
+        return tuple(
+            _read(one, kind, f"{where}[{index}]", needs)
+            for index, one in enumerate(_converted(value, list[Any], where, needs))
+        )
+    return _converted(value, hint, where, needs)
 
 
 def _converted(value: Any, hint: Any, where: str, needs: str) -> Any:

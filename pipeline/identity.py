@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
+from pipeline.columns import ColumnConfig
 from pipeline.errors import ConfigError, StoreError
 from pipeline.growth import from_plain, install, needed_release, settle, to_plain
 
@@ -209,46 +210,6 @@ def derivation_of(architecture: str) -> str | None:
     """Return the note behind a teacher's name, None for the name of a model alone."""
     _, bracket, note = architecture.partition(" (")
     return note.removesuffix(")") if bracket else None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ColumnConfig:
-    """What a store keeps of the teacher's probabilities, beside its labels."""
-
-    confidence: bool = False  # probability of the label
-    margin: bool = False  # that, less the second highest probability
-    topk: int = 0  # classes of highest probability; 0 for none
-
-    def __post_init__(self) -> None:
-        settle(self)
-        _require(0 <= self.topk <= 255, f"topk is {self.topk}; use 1..255, or 0 for none")
-
-    @staticmethod
-    def from_text(text: str) -> ColumnConfig:
-        """Return what words such as ``confidence,margin,topk=5`` ask for, nothing for none.
-
-        Raises ``ConfigError`` for words that are unknown, doubled or without their number.
-        """
-        found: dict[str, Any] = {}
-        for word in (part.strip() for part in text.split(",") if part.strip()):
-            name, equals, number = word.partition("=")
-            value: bool | int = True
-            if name == "topk" and number.isascii() and number.isdigit() and int(number) > 0:
-                value = int(number)
-            elif name not in ("confidence", "margin") or equals:
-                raise ConfigError(
-                    f"--store {text!r}: {word!r} is not known; use words of confidence, margin "
-                    "and topk=K (K in 1..255), with commas between them"
-                )
-            if name in found:
-                raise ConfigError(f"--store {text!r} names {name} twice; name it once")
-            found[name] = value
-        return ColumnConfig(**found)
-
-    def to_text(self) -> str:
-        """Return the words for these columns; ``from_text`` is the inverse."""
-        words = ["confidence"] * self.confidence + ["margin"] * self.margin
-        return ",".join([*words, f"topk={self.topk}"] if self.topk else words)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

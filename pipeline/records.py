@@ -6,24 +6,27 @@ Boxes are in pixels, and end before ``top + height`` and ``left + width``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.columns import Columns
+
 __all__ = [
     "FIXED_BITS",
     "FIXED_ONE",
     "NO_PARTNER",
-    "OPTIONAL_COLUMNS",
     "AppliedOp",
     "AugmentedGroup",
     "Box",
     "ImageSize",
     "MixKind",
     "MixParams",
+    "PartHeader",
     "PartKey",
     "PartRows",
     "Pixels",
@@ -34,7 +37,8 @@ __all__ = [
     "TeacherLabels",
     "ViewMix",
     "ViewParams",
-    "optional_columns",
+    "accepted_places",
+    "spread",
 ]
 
 Pixels: TypeAlias = NDArray[np.uint8]
@@ -42,9 +46,6 @@ Pixels: TypeAlias = NDArray[np.uint8]
 
 FIXED_BITS = 16
 FIXED_ONE = 1 << FIXED_BITS
-
-OPTIONAL_COLUMNS = ("confidence", "margin", "topk_label", "topk_prob")
-"""What a store may keep of the teacher's probabilities, as fields of the records below."""
 
 NO_PARTNER = -1
 """Stands for "unmixed" wherever a partner's index is expected."""
@@ -204,13 +205,27 @@ class AugmentedGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherLabels:
-    """Labels of N rows, and what was asked for of the probabilities: 255 stands for 1."""
+    """Labels of N rows, and what was asked for of the probabilities."""
 
     label: NDArray[np.uint16]  # (N,), argmax of the logits
-    confidence: NDArray[np.uint8] | None = None  # (N,), probability of the label
-    margin: NDArray[np.uint8] | None = None  # (N,), top-1 minus top-2 probability
-    topk_label: NDArray[np.uint16] | None = None  # (N, k), by falling probability
-    topk_prob: NDArray[np.uint8] | None = None  # (N, k)
+    columns: Columns = field(default_factory=Columns)  # (N,) or (N, k) each
+
+    def map(self, change: Callable[[NDArray[Any]], NDArray[Any]]) -> TeacherLabels:
+        """Return the labels with each of their arrays changed alike."""
+        return TeacherLabels(label=change(self.label), columns=self.columns.map(change))
+
+    @staticmethod
+    def joined(pieces: Sequence[TeacherLabels], axis: int = 0) -> TeacherLabels:
+        """Return the labels of several batches as one."""
+        return TeacherLabels(
+            label=np.concatenate([one.label for one in pieces], axis),
+            columns=Columns(
+                {
+                    name: np.concatenate([one.columns[name] for one in pieces], axis)
+                    for name in pieces[0].columns
+                }
+            ),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -233,8 +248,8 @@ class PartKey:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PartRows:
-    """All that one part stores. N labelled samples, in shard order; V views."""
+class PartHeader:
+    """What a part says of itself beside its rows, in whatever format they are kept."""
 
     part: PartKey
     identity: str  # digest of the store's identity
@@ -243,16 +258,62 @@ class PartRows:
     image_hash: str  # SHA-256 of all encoded images, in order
     samples: int  # indexed in the shard: labelled and rejected
     rejections: tuple[Rejection, ...]  # in shard order
+
+    @property
+    def accepted(self) -> NDArray[np.bool_]:
+        """Which of the indexed samples are labelled, (samples,)."""
+        return accepted_places(self.samples, self.rejections)
+
+    @property
+    def header(self) -> PartHeader:
+        """The header alone, where there are rows with it."""
+        return PartHeader(**self.header_values())
+
+    def header_values(self) -> dict[str, Any]:
+        """Return the header's fields by name."""
+        return {one.name: getattr(self, one.name) for one in fields(PartHeader)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartRows(PartHeader):
+    """All that one part stores. N labelled samples, in shard order; V views."""
+
     keys: tuple[str, ...]  # (N,)
     target: NDArray[np.int32]  # (N,)
     seed: NDArray[np.int64]  # (N,)
     label: NDArray[np.uint16]  # (N, V)
     digest: NDArray[np.uint32]  # (N, V), 0 where there is none
     has_digest: NDArray[np.bool_]  # (N, V)
-    confidence: NDArray[np.uint8] | None = None  # (N, V), None where not stored
-    margin: NDArray[np.uint8] | None = None  # (N, V)
-    topk_label: NDArray[np.uint16] | None = None  # (N, V, k)
-    topk_prob: NDArray[np.uint8] | None = None  # (N, V, k)
+    columns: Columns = field(default_factory=Columns)  # (N, V) or (N, V, k) each
+
+    @property
+    def all_keys(self) -> tuple[str, ...]:
+        """The keys of all indexed samples, in shard order."""
+        keys = list(self.keys)
+        for rejection in self.rejections:
+            keys.insert(rejection.index, rejection.key)
+        return tuple(keys)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return all arrays by name, those of optional columns among them."""
+        names = ("target", "seed", "label", "digest", "has_digest")
+        return {**{name: getattr(self, name) for name in names}, **self.columns}
+
+    def cut(self, part: PartKey, kept: NDArray[np.bool_] | slice = slice(None)) -> PartRows:
+        """Return the rows at the views of ``part``, of all labelled samples or some."""
+        first = part.first_view - self.part.first_view
+        views = slice(first, first + part.views)
+        return replace(
+            self,
+            part=part,
+            keys=tuple(np.array(self.keys, object)[kept]),
+            target=self.target[kept],
+            seed=self.seed[kept],
+            label=self.label[kept, views],
+            digest=self.digest[kept, views],
+            has_digest=self.has_digest[kept, views],
+            columns=self.columns.map(lambda values: values[kept, views]),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,13 +333,18 @@ class ShardView:
     label: NDArray[np.uint16]  # (N,)
     digest: NDArray[np.uint32]  # (N,)
     has_digest: NDArray[np.bool_]  # (N,)
-    confidence: NDArray[np.uint8] | None = None  # (N,), None where not stored
-    margin: NDArray[np.uint8] | None = None  # (N,)
-    topk_label: NDArray[np.uint16] | None = None  # (N, k)
-    topk_prob: NDArray[np.uint8] | None = None  # (N, k)
+    columns: Columns = field(default_factory=Columns)  # (N,) or (N, k) each
 
 
-def optional_columns(record: TeacherLabels | PartRows | ShardView) -> dict[str, NDArray[Any]]:
-    """Return the optional columns that a record has, by name."""
-    columns = {name: getattr(record, name) for name in OPTIONAL_COLUMNS}
-    return {name: values for name, values in columns.items() if values is not None}
+def accepted_places(samples: int, rejections: Iterable[Rejection]) -> NDArray[np.bool_]:
+    """Return which of a shard's samples are not rejected, (samples,)."""
+    accepted = np.ones(samples, np.bool_)
+    accepted[[one.index for one in rejections]] = False
+    return accepted
+
+
+def spread(values: NDArray[Any], accepted: NDArray[np.bool_], fill: int = 0) -> NDArray[Any]:
+    """Return values of the labelled samples at the places of all indexed ones."""
+    whole = np.full((len(accepted), *values.shape[1:]), fill, values.dtype)
+    whole[accepted] = values
+    return whole

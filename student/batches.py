@@ -75,11 +75,11 @@ class TeacherInLoop:
     def __call__(self, _batch: StudentBatch, images: Tensor) -> TeacherSignal:
         """Label (B, 3, S, S) mixed images, as the store keeps labels."""
         labels: TeacherLabels = self._teacher.label_images(images.detach())
-        label, topk = self._moved(labels.label), labels.topk_label
-        if topk is None or labels.topk_prob is None:
+        label, columns = self._moved(labels.label), labels.columns
+        if "topk_label" not in columns:
             return TeacherSignal(label=label)
-        probability = self._moved(labels.topk_prob).float() / 255
-        return TeacherSignal(label=label, topk_label=self._moved(topk), topk_prob=probability)
+        topk, probability = (self._moved(columns[name]) for name in ("topk_label", "topk_prob"))
+        return TeacherSignal(label=label, topk_label=topk, topk_prob=probability.float() / 255)
 
     def _moved(self, values: NDArray[Any]) -> Tensor:
         return to_device(torch.from_numpy(values.astype(np.int64)), self._device)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pipeline.columns import COLUMNS
 from pipeline.errors import DecodeError, ReplayError, ShardError
 from pipeline.files.cache import ShardFile
 from pipeline.records import NO_PARTNER, MixKind, Pixels, ShardView, ViewMix
@@ -142,8 +143,6 @@ class ReplayDataset(Dataset[StudentBatch]):
             if made.digest is not None:
                 self._check_digest(*entries[row], made.digest)
                 audited += 1
-        topk_label = _rows_of(entries, "topk_label")
-        topk_prob = _rows_of(entries, "topk_prob")
         return StudentBatch(
             step=step,
             keys=tuple(one.keys[index] for one, index in entries),
@@ -156,8 +155,8 @@ class ReplayDataset(Dataset[StudentBatch]):
             label=torch.tensor([int(one.label[index]) for one, index in entries]),
             mix=mix,
             audited=audited,
-            topk_label=None if topk_label is None else topk_label.long(),
-            topk_prob=None if topk_prob is None else topk_prob.float() / 255,
+            topk_label=_rows_of(entries, "topk_label"),
+            topk_prob=_rows_of(entries, "topk_prob"),
         )
 
     def path(self, shard: int) -> ShardFile:
@@ -241,13 +240,12 @@ class ReplayDataset(Dataset[StudentBatch]):
 
 
 def _rows_of(entries: list[tuple[ShardView, int]], name: str) -> Tensor | None:
-    """Return an optional column's rows as a tensor, None where the store has none."""
-    columns = [getattr(one, name) for one, _ in entries]
-    if not columns or columns[0] is None:
+    """Return an optional column's rows, None where the store has none: classes, or shares of 1."""
+    if not entries or name not in entries[0][0].columns:
         return None
-    indices = (index for _, index in entries)
-    stacked = np.stack([column[index] for column, index in zip(columns, indices, strict=True)])
-    return torch.from_numpy(stacked.astype(np.int32))
+    stacked = np.stack([one.columns[name][index] for one, index in entries])
+    values, scale = torch.from_numpy(stacked.astype(np.int32)), COLUMNS[name].scale
+    return values.float() / scale if scale else values.long()
 
 
 def replay_loader(

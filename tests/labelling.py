@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
+from pipeline.columns import COLUMNS, ColumnConfig, Ranked, keep_columns
 from pipeline.identity import (
     AugmentConfig,
-    ColumnConfig,
     MixConfig,
     StoreIdentity,
     TeacherIdentity,
@@ -60,18 +60,19 @@ class HashTeacher:
         return hash_labels(words, self.columns)
 
 
+def every_column(k: int) -> ColumnConfig:
+    """Return the configuration that keeps all columns of the table, k values in each list."""
+    lists = {column.word for column in COLUMNS.values() if column.listed}
+    return ColumnConfig(**{word: k if word in lists else True for word in ColumnConfig.words()})
+
+
 def hash_labels(words: NDArray[np.int64], columns: ColumnConfig) -> TeacherLabels:
     """Make up labels, and probabilities that fit them, from a 32-bit word a row."""
     steps = np.arange(max(2, columns.topk))
     ranked = (words[:, None] + 7919 * steps) % TEACHER.classes
     prob = (words >> 24)[:, None] >> steps  # halves from class to class
-    return TeacherLabels(
-        label=ranked[:, 0].astype(np.uint16),
-        confidence=prob[:, 0].astype(np.uint8) if columns.confidence else None,
-        margin=(prob[:, 0] - prob[:, 1]).astype(np.uint8) if columns.margin else None,
-        topk_label=ranked[:, : columns.topk].astype(np.uint16) if columns.topk else None,
-        topk_prob=prob[:, : columns.topk].astype(np.uint8) if columns.topk else None,
-    )
+    kept = keep_columns(columns, lambda _: Ranked(classes=ranked, prob=prob / 255))
+    return TeacherLabels(label=ranked[:, 0].astype(np.uint16), columns=kept)
 
 
 def hash_identity(

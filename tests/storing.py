@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.columns import Columns
 from pipeline.files.local import sha256
 from pipeline.identity import (
     AugmentConfig,
@@ -74,6 +75,14 @@ def rows_of(identity: StoreIdentity, shard: ShardInfo, first: int, views: int) -
     target = (np.arange(samples, dtype=np.int32) + content % classes) % classes
     target[0] = -1
     columns, topk = identity.columns, identity.columns.topk
+    every = Columns(
+        {
+            "confidence": 255 - margin // 2,
+            "margin": margin,
+            "topk_label": labels[:, :, :topk].copy(),
+            "topk_prob": np.sort(labels[:, :, :topk], axis=2)[:, :, ::-1].astype(np.uint8),
+        }
+    )
     return PartRows(
         part=PartKey(shard=shard.number, first_view=first, views=views),
         identity=identity.digest,
@@ -88,12 +97,7 @@ def rows_of(identity: StoreIdentity, shard: ShardInfo, first: int, views: int) -
         label=labels[:, :, 0].copy(),
         digest=digest,
         has_digest=has_digest,
-        confidence=255 - margin // 2 if columns.confidence else None,
-        margin=margin if columns.margin else None,
-        topk_label=labels[:, :, :topk].copy() if topk else None,
-        topk_prob=np.sort(labels[:, :, :topk], axis=2)[:, :, ::-1].astype(np.uint8)
-        if topk
-        else None,
+        columns=every.only(columns),
     )
 
 

@@ -25,7 +25,7 @@ from examples.cifar10.plots import Curve, draw_plots
 from examples.cifar10.stores import StoreFacts, read_facts
 from pipeline.errors import ConfigError
 from pipeline.files.local import replace
-from pipeline.store.markdown import markdown_table, share
+from pipeline.store.card import markdown_table, share
 
 __all__ = ["Check", "Evidence", "checks", "evidence_text", "read_evidence", "write_report"]
 

@@ -11,14 +11,15 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from operator import itemgetter
+from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pipeline.columns import COLUMNS, Columns
 from pipeline.errors import DecodeError, TeacherError
 from pipeline.files.cache import ShardFile
-from pipeline.identity import AugmentConfig, ColumnConfig, MixConfig, StoreIdentity
+from pipeline.identity import AugmentConfig, MixConfig, StoreIdentity
 from pipeline.records import (
     AugmentedGroup,
     MixKind,
@@ -29,7 +30,7 @@ from pipeline.records import (
     ShardInfo,
     TeacherLabels,
     ViewMix,
-    optional_columns,
+    accepted_places,
 )
 from pipeline.shards.index import Shard, open_known_shard
 from pipeline.views.apply import decode
@@ -168,7 +169,12 @@ class PartBuilder:
         self._identity = identity
         shape = (shard.info.samples, part.views)
         self._label = np.zeros(shape, np.uint16)
-        self._columns = _empty_columns(shape, identity.columns)
+        self._columns = Columns(
+            {
+                name: np.zeros((*shape, *width), COLUMNS[name].dtype)
+                for name, width in identity.columns.shapes().items()
+            }
+        )
         self._labelled = np.zeros(shape, np.bool_)
         self._digest = np.zeros(shape, np.uint32)
         self._has_digest = np.zeros(shape, np.bool_)
@@ -181,13 +187,12 @@ class PartBuilder:
         rows, size = list(group.members), len(group.members)
         label = labels.label.reshape(group.valid.shape)
         self._label[rows, columns] = np.where(group.valid, label, 0)[:size]
-        given = optional_columns(labels)
-        if given.keys() != self._columns.keys():
+        if labels.columns.keys() != self._columns.keys():
             raise TeacherError(
-                f"the teacher gives the columns {sorted(given)}, the store holds "
+                f"the teacher gives the columns {sorted(labels.columns)}, the store holds "
                 f"{sorted(self._columns)}; load it with the columns of the store's identity"
             )
-        for name, values in given.items():
+        for name, values in labels.columns.items():
             one_each = values.reshape(*group.valid.shape, *values.shape[1:])
             self._columns[name][rows, columns] = one_each[:size]
         self._labelled[rows, columns] = group.valid[:size]
@@ -199,7 +204,7 @@ class PartBuilder:
     def finish(self) -> PartRows:
         """Return the part's rows; every sample is labelled at all views or rejected."""
         samples = self._shard.samples
-        accepted = np.array([index not in self._rejections for index in range(len(samples))])
+        accepted = accepted_places(len(samples), self._rejections.values())
         if not (self._labelled == accepted[:, None]).all():
             raise RuntimeError(f"{self._part}: some views were neither labelled nor rejected")
         kept = [sample for sample, keep in zip(samples, accepted, strict=True) if keep]
@@ -219,21 +224,8 @@ class PartBuilder:
             label=self._label[accepted],
             digest=self._digest[accepted],
             has_digest=self._has_digest[accepted],
-            **{name: values[accepted] for name, values in self._columns.items()},
+            columns=self._columns.map(itemgetter(accepted)),
         )
-
-
-def _empty_columns(shape: tuple[int, int], columns: ColumnConfig) -> dict[str, NDArray[Any]]:
-    """Return the optional columns of a part, (N, V) or (N, V, k), all zero."""
-    empty: dict[str, NDArray[Any]] = {}
-    if columns.confidence:
-        empty["confidence"] = np.zeros(shape, np.uint8)
-    if columns.margin:
-        empty["margin"] = np.zeros(shape, np.uint8)
-    if columns.topk:
-        empty["topk_label"] = np.zeros((*shape, columns.topk), np.uint16)
-        empty["topk_prob"] = np.zeros((*shape, columns.topk), np.uint8)
-    return empty
 
 
 def label_part(

@@ -6,22 +6,25 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
+from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import timm
 import torch
+from numpy.typing import NDArray
 from timm.layers import ConvNormAct
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from pipeline.columns import ColumnConfig, Ranked, keep_columns
 from pipeline.errors import TeacherError
 from pipeline.growth import settle
 from pipeline.identity import (
     TRIPLE_VIEWS,
     AugmentConfig,
-    ColumnConfig,
     MixConfig,
     Precision,
     StoreIdentity,
@@ -29,12 +32,11 @@ from pipeline.identity import (
     derivation_of,
     different_fields,
 )
-from pipeline.labelling.ranking import rank_logits
 from pipeline.labelling.weights import read_teacher_checkpoint, state_digest
-from pipeline.records import AugmentedGroup, TeacherLabels, optional_columns
+from pipeline.records import AugmentedGroup, TeacherLabels
 from pipeline.views.mixing import mix_images, normalize, to_device
 
-__all__ = ["Teacher", "TeacherSpec", "load_stored_teacher", "load_teacher"]
+__all__ = ["Teacher", "TeacherSpec", "load_stored_teacher", "load_teacher", "rank_logits"]
 
 DTYPES: Mapping[Precision, torch.dtype] = {
     "fp32": torch.float32,
@@ -179,16 +181,9 @@ class Teacher:
             slots = slice(first + group.first_view - start, end + group.first_view - start)
             batch[:, slots] = images[:, first:end]
             found = self._label(batch.flatten(0, 1))
-            pieces.append(
-                {
-                    name: values.reshape(places, step, *values.shape[1:])[:, slots]
-                    for name, values in _arrays(found).items()
-                }
-            )
-        joined = {name: np.concatenate([one[name] for one in pieces], 1) for name in pieces[0]}
-        return TeacherLabels(
-            **{name: values.reshape(-1, *values.shape[2:]) for name, values in joined.items()}
-        )
+            pieces.append(found.map(partial(_slots, places=places, slots=slots)))
+        joined = TeacherLabels.joined(pieces, axis=1)
+        return joined.map(lambda values: values.reshape(-1, *values.shape[2:]))
 
     def label_images(self, images: Tensor) -> TeacherLabels:
         """Label normalised and mixed images on the device, (N, 3, S, S) float32, any N > 0."""
@@ -197,11 +192,8 @@ class Teacher:
             rows = images[start : start + self._batch_rows]
             batch = images.new_zeros(self._batch_rows, *images.shape[1:])
             batch[: len(rows)] = rows
-            found = _arrays(self._label(batch))
-            pieces.append({name: values[: len(rows)] for name, values in found.items()})
-        return TeacherLabels(
-            **{name: np.concatenate([one[name] for one in pieces]) for name in pieces[0]}
-        )
+            pieces.append(self._label(batch).map(itemgetter(slice(len(rows)))))
+        return TeacherLabels.joined(pieces)
 
     def logits(self, batch: Tensor) -> Tensor:
         """Return the float32 logits, (N, C), of normalised images, (N, 3, S, S) float32."""
@@ -220,8 +212,27 @@ class Teacher:
         return rank_logits(logits, self._columns)
 
 
-def _arrays(labels: TeacherLabels) -> dict[str, Any]:
-    return {"label": labels.label, **optional_columns(labels)}
+def _slots(values: NDArray[Any], places: int, slots: slice) -> NDArray[Any]:
+    """Return some views of a batch of so many places, (P, V, ...)."""
+    return values.reshape(places, -1, *values.shape[1:])[:, slots]
+
+
+def rank_logits(logits: Tensor, columns: ColumnConfig) -> TeacherLabels:
+    """Return the labels of (N, C) float32 logits, all finite, and the columns asked for.
+
+    A label is the first of the highest logits, whatever the columns. Classes are ranked by
+    logit, equal ones by number, so the first of the top k is the label.
+    """
+
+    def rank(classes: int) -> Ranked:
+        # Adding zero makes -0 and 0 one number, which some sorts tell apart.
+        order = torch.sort(logits + 0.0, dim=1, descending=True, stable=True).indices
+        order = order[:, :classes]
+        prob = torch.softmax(logits.double(), dim=1).gather(1, order)
+        return Ranked(classes=order.cpu().numpy(), prob=prob.cpu().numpy())
+
+    label = logits.cpu().numpy().argmax(axis=1).astype(np.uint16)
+    return TeacherLabels(label=label, columns=keep_columns(columns, rank))
 
 
 def _create_model(spec: TeacherSpec, state: Mapping[str, Tensor] | None, size: int) -> nn.Module:

@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from pipeline.errors import StoreError
 from pipeline.files.local import open_folder, sha256
 from pipeline.identity import FORMAT_VERSION
-from pipeline.records import PartRows
-from pipeline.store.contract import LabelStore
-from pipeline.store.headers import HeaderCheck
+from pipeline.records import PartRows, spread
+from pipeline.store.contract import HeaderCheck, LabelStore
 from pipeline.store.layout import (
     FILL_LABEL,
     GROUP_METADATA,
@@ -176,13 +175,10 @@ def _write_samples(
             if number not in first_parts:
                 continue
             part = parts.read(first_parts[number])
-            accepted = _accepted(part)
-            seed, target = (np.full(part.samples, -1, np.int64) for _ in range(2))
-            seed[accepted], target[accepted] = part.seed, part.target
             values: dict[str, NDArray[Any]] = {
                 "key": _packed_keys(part, parts.key_bytes),
-                "target": target,
-                "seed": seed,
+                "target": spread(part.target, part.accepted, specs["target"].fill),
+                "seed": spread(part.seed, part.accepted, specs["seed"].fill),
             }
             inside, into = _overlap(own, range(rows.start, rows.stop))
             for name, block in blocks.items():
@@ -215,11 +211,12 @@ def _write_views(
                     if covered.stop <= views.start or covered.start >= views.stop:
                         continue
                     part = parts.read(entry)
+                    arrays_of_part, accepted = part.arrays(), part.accepted
                     columns, to = _overlap(covered, views)
                     for name in names:
-                        block = _spread(part, getattr(part, name), specs[name].fill)
+                        block = spread(arrays_of_part[name], accepted, specs[name].fill)
                         blocks[name][into, to] = block[inside, columns]
-                    zero = _spread(part, part.has_digest & (part.digest == 0), 0)
+                    zero = spread(part.has_digest & (part.digest == 0), accepted)
                     for place, column in np.argwhere(zero[inside, columns]).tolist():
                         zeros.append(
                             (
@@ -251,26 +248,10 @@ def _overlap(own: range, window: range) -> tuple[slice, slice]:
     )
 
 
-def _accepted(part: PartRows) -> NDArray[np.bool_]:
-    accepted = np.ones(part.samples, np.bool_)
-    accepted[[one.index for one in part.rejections]] = False
-    return accepted
-
-
-def _spread(part: PartRows, values: NDArray[Any], fill: int) -> NDArray[Any]:
-    """Return values of the labelled samples at the places of all indexed ones."""
-    whole = np.full((part.samples, *values.shape[1:]), fill, values.dtype)
-    whole[_accepted(part)] = values
-    return whole
-
-
 def _packed_keys(part: PartRows, width: int) -> NDArray[np.uint8]:
     """Return all keys in UTF-8, padded with zeros, (N, width)."""
-    keys = list(part.keys)
-    for one in part.rejections:
-        keys.insert(one.index, one.key)
-    packed = np.array([key.encode() for key in keys], f"S{width}")
-    return packed.view(np.uint8).reshape(len(keys), width)
+    packed = np.array([key.encode() for key in part.all_keys], f"S{width}")
+    return packed.view(np.uint8).reshape(part.samples, width)
 
 
 def _whole_file(root: Path, path: str) -> FileEntry:

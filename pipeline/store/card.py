@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.identity import AugmentConfig, ColumnConfig, MixConfig
+from pipeline.columns import COLUMNS, ColumnConfig
+from pipeline.identity import AugmentConfig, MixConfig
 from pipeline.records import ShardInfo
 from pipeline.store import LabelStore, Manifest
-from pipeline.store.markdown import first_lines, markdown_table, printable, share
 from pipeline.store.provenance import Run, read_runs
 
-__all__ = ["StoreCard", "card_text", "inspect_store"]
+__all__ = [
+    "StoreCard",
+    "card_text",
+    "first_lines",
+    "inspect_store",
+    "markdown_table",
+    "printable",
+    "share",
+]
 
 _LISTED = 24  # shards and rejections named before "and N more"
 
@@ -150,11 +159,10 @@ def _mixing(mix: MixConfig) -> str:
 
 
 def _columns(columns: ColumnConfig) -> str:
-    names = ["label"]
-    names += ["confidence"] * columns.confidence + ["margin"] * columns.margin
-    if columns.topk:
-        names.append(f"the {columns.topk} likeliest classes with probabilities")
-    return ", ".join(names)
+    names = [
+        COLUMNS[name].card.format(k=math.prod(shape)) for name, shape in columns.shapes().items()
+    ]
+    return ", ".join(["label", *filter(None, names)])
 
 
 def _shards(manifest: Manifest) -> str:
@@ -218,3 +226,31 @@ def _shard_json(manifest: Manifest, shard: ShardInfo) -> dict[str, Any]:
         "parts": len(entries),
         "label_bytes": sum(entry.bytes for entry in entries),
     }
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a table with one line a row; what would break a cell is escaped."""
+    lines = [_line(header), "|" + "---|" * len(header)]
+    lines += [_line(row) for row in rows]
+    return printable("\n".join(lines) + "\n")
+
+
+def printable(text: str) -> str:
+    """Return a text of lines in which what a terminal would act upon is written as an escape."""
+    return "".join(one if one.isprintable() or one == "\n" else repr(one)[1:-1] for one in text)
+
+
+def _line(cells: Sequence[object]) -> str:
+    texts = (" ".join(str(cell).replace("|", "\\|").split()) for cell in cells)
+    return "|" + "|".join(f" {text} " if text else " " for text in texts) + "|"
+
+
+def share(part: int, whole: int) -> str:
+    """Return ``part`` of ``whole`` in per cent, a dash where there is no whole."""
+    return f"{100 * part / whole:.2f} %" if whole else "-"
+
+
+def first_lines(lines: Sequence[str], limit: int) -> list[str]:
+    """Return the first lines, and how many more there are."""
+    more = len(lines) - limit
+    return [*lines[:limit], f"and {more} more"] if more > 0 else list(lines)

@@ -14,11 +14,12 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.errors import IdentityError, IncompleteStoreError, RejectionError, StoreError
 from pipeline.files.local import Folder, Place, open_folder, sha256
 from pipeline.identity import StoreIdentity, different_fields, read_json
-from pipeline.records import OPTIONAL_COLUMNS, PartKey, PartRows, Rejection, ShardInfo
+from pipeline.records import PartHeader, PartKey, PartRows, Rejection, ShardInfo
 from pipeline.store.contract import LabelStore
 from pipeline.store.manifest import (
     CARD_PATH,
@@ -62,9 +63,18 @@ class Committed:
     """A part that is in the store, whether by this commit or an earlier one."""
 
     entry: PartEntry
-    image_hash: str  # of the shard it was labelled from
-    rejections: tuple[Rejection, ...]
+    header: PartHeader
     agreement: Agreement
+
+    @property
+    def rejections(self) -> tuple[Rejection, ...]:
+        """The part's samples without labels."""
+        return self.header.rejections
+
+    @staticmethod
+    def of_rows(entry: PartEntry, rows: PartRows) -> Committed:
+        """Return what is kept of the part's rows."""
+        return Committed(entry=entry, header=rows.header, agreement=Agreement.of_rows(rows))
 
 
 def claim_store(
@@ -184,12 +194,19 @@ def _require_same_rows(ours: PartRows, theirs: PartRows, path: str) -> None:
 
 def different_column(ours: PartRows, theirs: PartRows) -> str | None:
     """Return the first column in which rows of the same samples differ, and in how many."""
-    exact = ("identity", "content_hash", "image_hash", "target", "seed", "label", "digest")
-    for name in (*exact, *OPTIONAL_COLUMNS):
-        mine, other = np.asarray(getattr(ours, name)), np.asarray(getattr(theirs, name))
-        if not np.array_equal(mine, other):
-            return f"{name} ({int((mine != other).sum())} of {mine.size} values differ)"
+    mine, other = _comparable(ours), _comparable(theirs)
+    for name in sorted(mine.keys() ^ other.keys()):
+        return f"{name} (only one of them has it)"
+    for name, values in mine.items():
+        if not np.array_equal(values, other[name]):
+            return f"{name} ({int((values != other[name]).sum())} of {values.size} values differ)"
     return None
+
+
+def _comparable(rows: PartRows) -> dict[str, NDArray[Any]]:
+    """Return by name what parts of the same samples and views have in common."""
+    hashes = ("identity", "content_hash", "image_hash")
+    return {**{name: np.asarray(getattr(rows, name)) for name in hashes}, **rows.arrays()}
 
 
 def _keys(rejections: Sequence[Rejection]) -> str:
@@ -198,12 +215,7 @@ def _keys(rejections: Sequence[Rejection]) -> str:
 
 def _committed(rows: PartRows, data: bytes) -> Committed:
     entry = PartEntry(part=rows.part, bytes=len(data), sha256=sha256(data), rows=rows.label.size)
-    return Committed(
-        entry=entry,
-        image_hash=rows.image_hash,
-        rejections=rows.rejections,
-        agreement=Agreement.of_rows(rows),
-    )
+    return Committed.of_rows(entry, rows)
 
 
 def find_parts(root: Place) -> list[PartKey]:
@@ -348,13 +360,13 @@ def _agreed_images(root: Folder, committed: Sequence[Committed]) -> dict[int, st
     first: dict[int, Committed] = {}
     for one in committed:
         known = first.setdefault(one.entry.part.shard, one)
-        if known.image_hash != one.image_hash:
+        if known.header.image_hash != one.header.image_hash:
             raise StoreError(
                 f"{root}: {known.entry.part.path} and {one.entry.part.path} were labelled from "
                 "different image bytes of one shard; delete the part whose shard was damaged, "
                 "mend the shard, and run again"
             )
-    return {shard: one.image_hash for shard, one in first.items()}
+    return {shard: one.header.image_hash for shard, one in first.items()}
 
 
 def _agreed_rejections(

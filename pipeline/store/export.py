@@ -9,12 +9,11 @@ import tempfile
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-import numpy as np
-
 from pipeline.errors import IncompleteStoreError, StoreError
 from pipeline.files.local import Folder, LocalFolder, Place, open_folder, publish, sha256, writing
 from pipeline.records import PartRows
 from pipeline.store.assemble import write_zarr
+from pipeline.store.commit import different_column
 from pipeline.store.contract import LabelStore
 from pipeline.store.manifest import IDENTITY_PATH, MANIFEST_PATH, identity_bytes, write_manifest
 from pipeline.store.opening import open_store
@@ -151,12 +150,10 @@ def _named(store: LabelStore) -> list[object]:
 
 
 def _different_field(ours: PartRows, theirs: PartRows) -> str | None:
-    for field in dataclasses.fields(PartRows):
-        mine, other = getattr(ours, field.name), getattr(theirs, field.name)
-        if isinstance(mine, np.ndarray) and isinstance(other, np.ndarray):
-            same = mine.dtype == other.dtype and np.array_equal(mine, other)
-        else:
-            same = mine == other
-        if not same:
-            return field.name
-    return None
+    mine, other = ((one.header, one.keys) for one in (ours, theirs))
+    if mine != other:
+        return "header"
+    kinds, others = (
+        {name: values.dtype for name, values in one.arrays().items()} for one in (ours, theirs)
+    )
+    return "type" if kinds != others else different_column(ours, theirs)

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.columns import COLUMNS
 from pipeline.errors import StoreError
 from pipeline.identity import read_json
 from pipeline.records import ShardInfo
-from pipeline.store.headers import check_reasons
+from pipeline.store.contract import check_reasons
 from pipeline.store.manifest import MAX_COMPANION_BYTES, Manifest
 
 __all__ = [
@@ -99,7 +100,6 @@ def array_specs(manifest: Manifest, key_bytes: int) -> Mapping[str, ArraySpec]:
     """Return the arrays of a store by name; ``key_bytes`` is the length of its longest key."""
     samples = sum(shard.samples for shard in manifest.shards)
     views = max((entry.part.end_view for entry in manifest.parts), default=0)
-    columns = manifest.identity.columns
 
     def of_views(name: str, dtype: str, fill: int, *ranks: int) -> ArraySpec:
         return ArraySpec(
@@ -130,13 +130,8 @@ def array_specs(manifest: Manifest, key_bytes: int) -> Mapping[str, ArraySpec]:
         of_views("label", "uint16", FILL_LABEL),
         of_views("digest", "uint32", 0),
     ]
-    if columns.confidence:
-        specs.append(of_views("confidence", "uint8", 0))
-    if columns.margin:
-        specs.append(of_views("margin", "uint8", 0))
-    if columns.topk:
-        specs.append(of_views("topk_label", "uint16", FILL_LABEL, columns.topk))
-        specs.append(of_views("topk_prob", "uint8", 0, columns.topk))
+    for name, width in manifest.identity.columns.shapes().items():
+        specs.append(of_views(name, COLUMNS[name].dtype, COLUMNS[name].fill, *width))
     return {spec.name: spec for spec in specs}
 
 

@@ -170,14 +170,6 @@ class Manifest:
             common = runs if common is None else _intersection(common, runs)
         return common[0] if common else range(0)
 
-    @cached_property
-    def views_of_shards(self) -> Mapping[int, set[int]]:
-        """The labelled views of each shard, by its number."""
-        views: dict[int, set[int]] = {shard.number: set() for shard in self.shards}
-        for entry in self.parts:
-            views[entry.part.shard].update(range(entry.part.first_view, entry.part.end_view))
-        return views
-
     @property
     def rows(self) -> int:
         """Labels in the store."""

@@ -12,24 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline.columns import ColumnConfig
 from pipeline.errors import ChecksumError, ConfigError, StoreError
 from pipeline.files.local import Folder, sha256
 from pipeline.growth import from_plain, to_plain
-from pipeline.identity import (
-    FORMAT_VERSION,
-    ColumnConfig,
-    canonical_json,
-    check_version,
-    read_json,
-)
-from pipeline.records import PartKey, PartRows, Rejection, ShardView
-from pipeline.store.columns import (
-    column_fields,
-    columns_of,
-    from_arrow,
-    storage_options,
-    to_arrow,
-)
+from pipeline.identity import FORMAT_VERSION, canonical_json, check_version, read_json
+from pipeline.records import PartHeader, PartKey, PartRows, ShardView
+from pipeline.store.columns import column_fields, from_arrow, storage_options, to_arrow
 from pipeline.store.contract import LabelStore
 from pipeline.store.manifest import MAX_ROWS, Manifest, PartEntry
 from pipeline.store.pages import check_pages
@@ -46,6 +35,7 @@ __all__ = [
 ]
 
 _METADATA = b"teacher_labels"
+_NOT_OF_HEADER = ("format_version", "columns", "first_view", "views")
 _CURE = "delete the file and run the label job again, it will redo only this part"
 _CACHED_PARTS = 24  # about a megabyte each
 
@@ -74,9 +64,9 @@ def table_of(rows: PartRows) -> pa.Table:
         pa.array(np.repeat(rows.seed.astype(np.int64), views)),
         pa.array(rows.label.reshape(-1).astype(np.uint16)),
         pa.array(rows.digest.reshape(-1).astype(np.uint32), mask=~rows.has_digest.reshape(-1)),
-        *to_arrow(rows),
+        *to_arrow(rows.columns),
     ]
-    return pa.Table.from_arrays(columns, schema=part_schema(columns_of(rows)))
+    return pa.Table.from_arrays(columns, schema=part_schema(rows.columns.config))
 
 
 def write_options(kept: ColumnConfig) -> dict[str, Any]:
@@ -104,26 +94,32 @@ def encode_part(rows: PartRows) -> bytes:
     if rows.label.size > MAX_ROWS:
         raise StoreError(
             f"{rows.part.path} would have {rows.label.size} rows, and a part has at most "
-            f"{MAX_ROWS}; use fewer --views-per-part"
+            f"{MAX_ROWS}; make `views_per_part` smaller"
         )
-    kept = columns_of(rows)
-    header = {
-        "format_version": FORMAT_VERSION,
-        "identity": rows.identity,
-        "key_hash": rows.key_hash,
-        "content_hash": rows.content_hash,
-        "image_hash": rows.image_hash,
-        "samples": rows.samples,
-        "first_view": rows.part.first_view,
-        "views": rows.part.views,
-        "columns": to_plain(kept),
-        "rejections": [to_plain(rejection) for rejection in rows.rejections],
-    }
-    table = table_of(rows).replace_schema_metadata({_METADATA: canonical_json(header)})
+    kept = rows.columns.config
+    header = canonical_json(_header_json(rows.header, kept))
+    table = table_of(rows).replace_schema_metadata({_METADATA: header})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, row_group_size=max(1, len(table)), **write_options(kept))
     data: bytes = sink.getvalue().to_pybytes()
     return data
+
+
+def _header_json(header: PartHeader, kept: ColumnConfig) -> dict[str, Any]:
+    """Return what a part's file says of itself; its shard's number is in its path alone."""
+    values = to_plain(header)
+    part = values.pop("part")
+    views = {name: part[name] for name in ("first_view", "views")}
+    return {**values, **views, "format_version": FORMAT_VERSION, "columns": to_plain(kept)}
+
+
+def _header_from_json(
+    values: Mapping[str, Any], part: PartKey, name: str
+) -> tuple[PartHeader, ColumnConfig]:
+    """Return the header of ``part`` and its columns; ``_header_json`` is the inverse."""
+    own = {one: value for one, value in values.items() if one not in _NOT_OF_HEADER}
+    header = from_plain(PartHeader, {**own, "part": to_plain(part)}, name)
+    return header, from_plain(ColumnConfig, values["columns"], f"{name}: columns")
 
 
 def decode_part(data: bytes, part: PartKey, name: str, *, trusted: bool = False) -> PartRows:
@@ -134,14 +130,11 @@ def decode_part(data: bytes, part: PartKey, name: str, *, trusted: bool = False)
     ``StoreError`` if this is not the part that its path says, ``ChecksumError`` if it is
     damaged; ``name`` is for messages.
     """
-    file, header = _open_part(data, part, name, trusted=trusted)
+    file, values = _open_part(data, part, name, trusted=trusted)
     try:
-        columns = from_plain(ColumnConfig, header["columns"], f"{name}: columns")
+        header, columns = _header_from_json(values, part, name)
         names = part_schema(columns).names
-        rejections = tuple(
-            from_plain(Rejection, one, f"{name}: rejections") for one in header["rejections"]
-        )
-        rows = (int(header["samples"]) - len(rejections)) * part.views
+        rows = (header.samples - len(header.rejections)) * part.views
         if rows > MAX_ROWS or file.metadata.num_rows != rows or file.schema_arrow.names != names:
             raise ValueError(
                 f"{file.metadata.num_rows} rows of {file.schema_arrow.names}, not {rows} of {names}"
@@ -156,17 +149,7 @@ def decode_part(data: bytes, part: PartKey, name: str, *, trusted: bool = False)
             if rows
             else part_schema(columns).empty_table()
         )
-        return rows_of_table(
-            table,
-            columns,
-            part=part,
-            identity=header["identity"],
-            key_hash=header["key_hash"],
-            content_hash=header["content_hash"],
-            image_hash=header["image_hash"],
-            samples=int(header["samples"]),
-            rejections=rejections,
-        )
+        return rows_of_table(table, columns, header)
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, ConfigError) as error:
         raise ChecksumError(
             f"{name} is damaged ({error}); delete the file and run the label job again, it "
@@ -174,14 +157,14 @@ def decode_part(data: bytes, part: PartKey, name: str, *, trusted: bool = False)
         ) from error
 
 
-def rows_of_table(table: pa.Table, columns: ColumnConfig, **header: Any) -> PartRows:
-    """Return a part's rows; ``header`` has those fields that no column holds.
+def rows_of_table(table: pa.Table, columns: ColumnConfig, header: PartHeader) -> PartRows:
+    """Return a part's rows; the header says how many.
 
     Raises ``ValueError`` if the number of rows does not fit. If the table has the numbers of
     the views, the order of its rows is checked as well.
     """
-    part: PartKey = header["part"]
-    shape = (header["samples"] - len(header["rejections"]), part.views)
+    part = header.part
+    shape = (header.samples - len(header.rejections), part.views)
     key, digest = _whole(table, "key"), _whole(table, "digest")
     has_digest = _are_there(digest)
     places = key.indices.to_numpy().reshape(shape)
@@ -193,16 +176,15 @@ def rows_of_table(table: pa.Table, columns: ColumnConfig, **header: Any) -> Part
             raise ValueError("views are out of order")
         if any((one != one[:, :1]).any() for one in (places, target, seed)):
             raise ValueError("rows of one sample are not together")
-    optional: dict[str, Any] = from_arrow(table, columns, shape)
     return PartRows(
-        **header,
+        **header.header_values(),
         keys=tuple(keys[place] for place in places[:, 0].tolist()),
         target=target[:, 0].copy(),
         seed=seed[:, 0].copy(),
         label=_numbers(table, "label").reshape(shape),
         digest=np.where(has_digest, _under_nulls(digest), np.uint32(0)).reshape(shape),
         has_digest=has_digest.reshape(shape),
-        **optional,
+        columns=from_arrow(table, columns, shape),
     )
 
 
@@ -305,7 +287,7 @@ class ParquetStore(LabelStore):
     def _read(self, entry: PartEntry, *, trusted: bool) -> PartRows:
         path = self.root.at(entry.part.path)
         rows = decode_part(self._file(entry), entry.part, path, trusted=trusted)
-        if rows.identity != self._digest or columns_of(rows) != self.identity.columns:
+        if rows.identity != self._digest or rows.columns.config != self.identity.columns:
             raise ChecksumError(f"{path} belongs to another store; {_CURE}")
         return rows
 

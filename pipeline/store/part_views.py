@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.records import PartRows, ShardView, optional_columns
+from pipeline.records import PartRows, ShardView, spread
 
 __all__ = ["PartViews"]
 
@@ -20,13 +19,7 @@ class PartViews:
 
     def __init__(self, rows: PartRows) -> None:
         self.rows = rows
-        accepted = np.ones(rows.samples, np.bool_)
-        accepted[[rejection.index for rejection in rows.rejections]] = False
-        keys = list(rows.keys)
-        for rejection in rows.rejections:
-            keys.insert(rejection.index, rejection.key)
-        self._keys = tuple(keys)
-        self._accepted = accepted
+        self._keys, self._accepted = rows.all_keys, rows.accepted
         self._target, self._seed = self._spread(rows.target), self._spread(rows.seed)
         for shared in (self._accepted, self._target, self._seed):
             shared.flags.writeable = False
@@ -45,13 +38,8 @@ class PartViews:
             label=self._spread(rows.label[:, column]),
             digest=self._spread(rows.digest[:, column]),
             has_digest=self._spread(rows.has_digest[:, column]),
-            **{
-                name: self._spread(values[:, column])
-                for name, values in optional_columns(rows).items()
-            },
+            columns=rows.columns.map(lambda values: self._spread(values[:, column])),
         )
 
     def _spread(self, values: NDArray[Any]) -> NDArray[Any]:
-        whole = np.zeros((self.rows.samples, *values.shape[1:]), values.dtype)
-        whole[self._accepted] = values
-        return whole
+        return spread(values, self._accepted)

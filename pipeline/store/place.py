@@ -28,7 +28,7 @@ from pipeline.store.commit import (
 )
 from pipeline.store.contract import LabelStore
 from pipeline.store.export import export_store, remove, write_aside
-from pipeline.store.manifest import Agreement, PartEntry, listed_parts
+from pipeline.store.manifest import PartEntry, listed_parts
 from pipeline.store.opening import open_store, parts_root
 
 __all__ = [
@@ -143,12 +143,7 @@ def _read_packed(store: LabelStore, entry: PartEntry, shard: ShardInfo) -> Commi
             "shards were renumbered, packed again or relabelled; give --shards in the order of "
             "the first run, or use another --out"
         )
-    return Committed(
-        entry=entry,
-        image_hash=rows.image_hash,
-        rejections=rows.rejections,
-        agreement=Agreement.of_rows(rows),
-    )
+    return Committed.of_rows(entry, rows)
 
 
 def unpack_store(out: str | Path) -> None:

@@ -14,11 +14,10 @@ from typing import Any
 from pipeline.errors import PipelineError
 from pipeline.files.local import Folder
 from pipeline.identity import canonical_json, read_json
-from pipeline.store.manifest import MAX_COMPANION_BYTES, check_companion_paths
+from pipeline.store.manifest import MAX_COMPANION_BYTES, RUNS_PATH, check_companion_paths
 
-__all__ = ["RUNS_PATH", "Run", "processor", "read_runs", "record_run", "versions"]
+__all__ = ["Run", "processor", "read_runs", "record_run", "versions"]
 
-RUNS_PATH = "_meta/runs"
 VERSIONED_PACKAGES = (
     "teacher-labels",
     "numba",
@@ -74,7 +73,7 @@ def read_runs(root: Folder) -> tuple[Run, ...]:
     Raises ``StoreError`` for a file among them that no release names so.
     """
     runs = []
-    for path in check_companion_paths(root.list(f"{RUNS_PATH}/"), str(root)):
+    for path in check_companion_paths(root.list(RUNS_PATH), str(root)):
         name = path.rpartition("/")[2]
         try:
             record = read_json(root.read_bytes(path, MAX_COMPANION_BYTES))
@@ -96,7 +95,7 @@ def record_run(root: Folder, tool: str, run: Mapping[str, Any]) -> None:
         **run,
     }
     name = f"{now:%Y%m%dT%H%M%S%f}.json"
-    root.commit_new(f"{RUNS_PATH}/{name}", canonical_json(record) + b"\n")
+    root.commit_new(f"{RUNS_PATH}{name}", canonical_json(record) + b"\n")
 
 
 def versions() -> dict[str, str]:

@@ -25,8 +25,7 @@ from pipeline.files.folder import MAX_FILE_BYTES, check_size
 from pipeline.files.local import Folder, sha256
 from pipeline.identity import canonical_json, read_json
 from pipeline.records import PartRows
-from pipeline.store.contract import LabelStore
-from pipeline.store.headers import HeaderCheck, check_reasons, header_of
+from pipeline.store.contract import HeaderCheck, LabelStore, check_reasons, header_of
 from pipeline.store.manifest import (
     MAX_COMPANION_BYTES,
     MAX_MANIFEST_BYTES,
@@ -208,7 +207,7 @@ class SingleFileStore(ParquetStore):
             ):
                 raise ValueError(f"it is not of shard {entry.part.shard}")
             header = header_of(self.manifest, entry.part, self._footer.reasons)
-            return rows_of_table(table, self.identity.columns, **header)
+            return rows_of_table(table, self.identity.columns, header)
         except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
             raise ChecksumError(f"{name} is damaged ({error}); {_CURE}") from error
 

@@ -17,11 +17,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.columns import Columns
 from pipeline.errors import ChecksumError, StoreError
 from pipeline.files.local import Folder, sha256
-from pipeline.records import OPTIONAL_COLUMNS, PartRows, ShardView
-from pipeline.store.contract import LabelStore
-from pipeline.store.headers import header_of
+from pipeline.records import PartRows, ShardView, accepted_places
+from pipeline.store.contract import LabelStore, header_of
 from pipeline.store.layout import (
     FILL_LABEL,
     ArraySpec,
@@ -79,11 +79,7 @@ class ZarrStore(LabelStore):
             place = row - self._first[shard]
             if zero_view == view and 0 <= place < len(digest):
                 has_digest[place] = True
-        columns = {
-            name: self._column(name, shard, view)
-            for name in OPTIONAL_COLUMNS
-            if name in self._specs
-        }
+        columns = {name: self._column(name, shard, view) for name in self.identity.columns.shapes()}
         for values in (label, digest, has_digest, *columns.values()):
             values[~samples.accepted] = 0
         return ShardView(
@@ -96,7 +92,7 @@ class ZarrStore(LabelStore):
             label=label,
             digest=digest,
             has_digest=has_digest,
-            **columns,
+            columns=Columns(columns),
         )
 
     def read_part(self, entry: PartEntry) -> PartRows:
@@ -117,18 +113,15 @@ class ZarrStore(LabelStore):
         for row, view in self.layout.zero_digests:
             if row in rows and part.first_view <= view < part.end_view:
                 has_digest[rows[row], view - part.first_view] = True
-        optional: dict[str, Any] = {
-            name: block(name) for name in OPTIONAL_COLUMNS if name in self._specs
-        }
         return PartRows(
-            **header_of(self.manifest, part, self.layout.reasons),
+            **header_of(self.manifest, part, self.layout.reasons).header_values(),
             keys=tuple(np.array(samples.keys, object)[accepted]),
             target=samples.target[accepted],
             seed=samples.seed[accepted],
             label=label,
             digest=digest,
             has_digest=has_digest,
-            **optional,
+            columns=Columns({name: block(name) for name in self.identity.columns.shapes()}),
         )
 
     def check_files(self) -> None:
@@ -157,8 +150,7 @@ class ZarrStore(LabelStore):
             self._check_metadata()
             first, size = self._first[shard], self.manifest.by_shard[shard].samples
             read = {name: self._read(name, range(first, first + size)) for name in _OF_SAMPLES}
-            accepted = np.ones(size, np.bool_)
-            accepted[[one.index for one in self.manifest.rejections.get(shard, ())]] = False
+            accepted = accepted_places(size, self.manifest.rejections.get(shard, ()))
             packed = read["key"].view(f"S{self.layout.key_bytes}").reshape(-1).tolist()
             try:
                 keys = tuple(key.decode() for key in packed)

@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.columns import ColumnConfig, Columns
 from pipeline.errors import ConfigError, IncompleteStoreError, ShardError
 from pipeline.files.local import Place
-from pipeline.identity import ColumnConfig, StoreIdentity
+from pipeline.identity import StoreIdentity
 from pipeline.records import PartRows
 from pipeline.store import LabelStore, commit_part, open_store
 from pipeline.tools.target import ShowProgress, check_target, copy_runs, finish_target
@@ -116,14 +117,6 @@ def _require_view(labels_of: LabelStore, view: int | None) -> int:
 
 def _relabelled(rows: PartRows, labels: NDArray[np.uint16], identity: StoreIdentity) -> PartRows:
     """Return a part with the same label at all its views; ``labels`` (N,) are the shard's."""
-    rejected = [one.index for one in rows.rejections]
-    own = np.delete(labels, rejected)
-    return replace(
-        rows,
-        identity=identity.digest,
-        label=np.repeat(own[:, None], rows.part.views, axis=1),
-        confidence=None,
-        margin=None,
-        topk_label=None,
-        topk_prob=None,
-    )
+    own = labels[rows.accepted]
+    label = np.repeat(own[:, None], rows.part.views, axis=1)
+    return replace(rows, identity=identity.digest, label=label, columns=Columns())

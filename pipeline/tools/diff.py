@@ -14,7 +14,7 @@ from pipeline.errors import IdentityError, IncompleteStoreError, ReplayError
 from pipeline.identity import StoreIdentity, different_fields
 from pipeline.records import PartRows
 from pipeline.store import LabelStore
-from pipeline.store.markdown import first_lines, markdown_table, share
+from pipeline.store.card import first_lines, markdown_table, share
 
 __all__ = ["Disagreement", "MarginFlips", "StoreDiff", "diff_stores"]
 
@@ -216,18 +216,7 @@ def _common_rows(
 def _cut(rows: PartRows, keys: set[str], first: int, end: int) -> PartRows:
     """Return the rows of some keys at the views first..end - 1; both stores keep one order."""
     kept = np.array([key in keys for key in rows.keys], np.bool_)
-    views = slice(first - rows.part.first_view, end - rows.part.first_view)
-    return replace(
-        rows,
-        part=replace(rows.part, first_view=first, views=end - first),
-        keys=tuple(key for key in rows.keys if key in keys),
-        target=rows.target[kept],
-        seed=rows.seed[kept],
-        label=rows.label[kept, views],
-        digest=rows.digest[kept, views],
-        has_digest=rows.has_digest[kept, views],
-        margin=None if rows.margin is None else rows.margin[kept, views],
-    )
+    return rows.cut(replace(rows.part, first_view=first, views=end - first), kept)
 
 
 def _require_same_pixels(a: LabelStore, b: LabelStore, ours: PartRows, theirs: PartRows) -> None:
@@ -270,8 +259,8 @@ class _Counts:
         self._b_wrong += int((b.label[known] != truth).sum())
         self._classes.add(truth, flips[known])
         for margins, rows in zip(self._margins, (a, b), strict=True):
-            if rows.margin is not None:
-                margins.add(rows.margin // MARGIN_STEP, flips)
+            if "margin" in rows.columns:
+                margins.add(rows.columns["margin"] // MARGIN_STEP, flips)
 
     def report(self, a: LabelStore, b: LabelStore, shards: int, shards_of_one: int) -> StoreDiff:
         """Return the sums."""

@@ -12,7 +12,7 @@ from pipeline.files.local import Place
 from pipeline.identity import different_fields
 from pipeline.records import PartKey, ShardInfo
 from pipeline.store import LabelStore, PartEntry, copy_part, different_column
-from pipeline.store.markdown import first_lines, markdown_table
+from pipeline.store.card import first_lines, markdown_table
 from pipeline.tools.target import ShowProgress, check_target, copy_runs, finish_target
 from pipeline.views.fingerprints import different_fingerprints, what_they_watch
 

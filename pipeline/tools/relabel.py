@@ -22,7 +22,7 @@ from pipeline.identity import StoreIdentity
 from pipeline.labelling.devices import choose_device, set_threads
 from pipeline.labelling.part import GroupTask, augment_group, group_tasks
 from pipeline.labelling.teacher import load_stored_teacher
-from pipeline.records import AugmentedGroup, PartRows, TeacherLabels, optional_columns
+from pipeline.records import AugmentedGroup, PartRows, TeacherLabels, spread
 from pipeline.shards.index import Shard, match_shards, open_known_shard
 from pipeline.store import LabelStore, PartEntry, open_store
 from pipeline.tools.verify import Mismatch, check_fingerprints
@@ -177,10 +177,9 @@ def _compare(
     theirs = stored.label[rows, columns]
     flipped = ours != theirs
     changed = np.zeros_like(flipped)
-    there = optional_columns(stored)
-    for name, values in optional_columns(labels).items():
+    for name, values in labels.columns.items():
         mine = values.reshape(*shape, *values.shape[1:])[kept]
-        differs = mine != there[name][rows, columns]
+        differs = mine != stored.columns[name][rows, columns]
         changed |= differs.reshape(*flipped.shape, -1).any(axis=2)
     return _Compared(
         rows=flipped.size,
@@ -201,8 +200,4 @@ def _compare(
 
 def _rows_of_samples(stored: PartRows) -> NDArray[np.int64]:
     """Return each sample's row in the part, -1 for rejected ones."""
-    rows = np.full(stored.samples, -1, np.int64)
-    accepted = np.ones(stored.samples, np.bool_)
-    accepted[[one.index for one in stored.rejections]] = False
-    rows[accepted] = np.arange(int(accepted.sum()))
-    return rows
+    return spread(np.arange(len(stored.keys)), stored.accepted, -1)

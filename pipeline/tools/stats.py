@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.records import PartRows
 from pipeline.store import Agreement, LabelStore
-from pipeline.store.markdown import first_lines, markdown_table, share
+from pipeline.store.card import first_lines, markdown_table, share
 
 __all__ = ["ClassStats", "EntropyStats", "StoreStats", "ViewStats", "store_stats"]
 

@@ -18,7 +18,8 @@ from pipeline.store import (
     finish_store,
 )
 from pipeline.store.card import card_text
-from pipeline.store.provenance import RUNS_PATH, record_run
+from pipeline.store.manifest import RUNS_PATH
+from pipeline.store.provenance import record_run
 from pipeline.views.fingerprints import different_fingerprints
 
 __all__ = ["ShowProgress", "check_target", "copy_runs", "finish_target"]
@@ -62,7 +63,7 @@ def _require_no_stray(folder: Folder, parts: Collection[PartKey]) -> None:
 def copy_runs(out: Folder, source: LabelStore) -> None:
     """Copy the records of a source's runs, which say how the labels were made."""
     for path, record in source.companions().items():
-        if path.startswith(f"{RUNS_PATH}/"):
+        if path.startswith(RUNS_PATH):
             out.commit_new(path, record)
 
 

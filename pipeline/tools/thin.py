@@ -6,18 +6,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from pipeline.columns import ColumnConfig
 from pipeline.errors import ConfigError
 from pipeline.files.local import Folder, Place
-from pipeline.identity import ColumnConfig, StoreIdentity
-from pipeline.records import PartKey, PartRows, optional_columns
+from pipeline.identity import StoreIdentity
+from pipeline.records import PartKey, PartRows
 from pipeline.store import LabelStore, PartEntry, commit_part, copy_part
-from pipeline.store.markdown import markdown_table
+from pipeline.store.card import markdown_table
 from pipeline.tools.target import ShowProgress, check_target, copy_runs, finish_target
 
-__all__ = ["DROPPABLE", "ThinReport", "thin_store"]
-
-DROPPABLE = ("confidence", "margin", "topk")
-"""Columns that a store can do without."""
+__all__ = ["ThinReport", "thin_store"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,13 +118,14 @@ def _require_views(store: LabelStore, views: range | None) -> range:
 
 def _without(identity: StoreIdentity, drop: Sequence[str]) -> StoreIdentity:
     """Return the identity of a store that was labelled without some columns."""
-    nothing = asdict(ColumnConfig())
+    words = ColumnConfig.words()
     for name in drop:
-        if name not in DROPPABLE:
-            raise ConfigError(f"--drop {name}: use some of {', '.join(DROPPABLE)}")
+        if name not in words:
+            raise ConfigError(f"`drop` names {name!r}: use some of {', '.join(words)}")
         if not getattr(identity.columns, name):
-            raise ConfigError(f"--drop {name}: the store does not have this column")
-    fewer = replace(identity.columns, **{name: nothing[name] for name in drop})
+            raise ConfigError(f"`drop` names {name!r}: the store does not have this column")
+    nothing = ColumnConfig()
+    fewer = replace(identity.columns, **{name: getattr(nothing, name) for name in drop})
     return replace(identity, columns=fewer)
 
 
@@ -145,25 +144,6 @@ def _write(
 
 
 def _thinned(rows: PartRows, part: PartKey, identity: StoreIdentity) -> PartRows:
-    columns = identity.columns
-    keep = {
-        "confidence": columns.confidence,
-        "margin": columns.margin,
-        "topk_label": columns.topk > 0,
-        "topk_prob": columns.topk > 0,
-    }
-    first = part.first_view - rows.part.first_view
-    views = slice(first, first + part.views)
-    optional: dict[str, Any] = {
-        name: values[:, views] if keep[name] else None
-        for name, values in optional_columns(rows).items()
-    }
-    return replace(
-        rows,
-        part=part,
-        identity=identity.digest,
-        label=rows.label[:, views],
-        digest=rows.digest[:, views],
-        has_digest=rows.has_digest[:, views],
-        **optional,
-    )
+    rows = rows.cut(part)
+    kept = rows.columns.only(identity.columns)
+    return replace(rows, identity=identity.digest, columns=kept)

@@ -9,6 +9,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.columns import columns_fit
 from pipeline.errors import ChecksumError, DecodeError, IdentityError, ShardError
 from pipeline.files.cache import CacheConfig
 from pipeline.files.local import Folder, Place, expand_shards
@@ -160,28 +161,11 @@ def _check_part(store: LabelStore, rows: PartRows) -> None:
         == (shard.key_hash, shard.content_hash, shard.samples)
     ) and known == {rejection.key for rejection in rows.rejections}
     classes = store.identity.teacher.classes
-    if not same or not _are_ranked(rows, classes):
+    if not same or not columns_fit(rows.label, rows.columns, classes):
         raise ChecksumError(
             f"{store.root.at(part.path)} does not fit its manifest; delete the file and run the "
             "label job again, it will redo only this part"
         )
-
-
-def _are_ranked(rows: PartRows, classes: int) -> bool:
-    """Return whether labels are classes, and lie before what is stored of the others."""
-    if rows.label.size == 0:
-        return True
-    top = [rows.label.max()]
-    fits = True
-    if rows.topk_label is not None and rows.topk_prob is not None:
-        top.append(rows.topk_label.max())
-        fits = bool((rows.topk_label[..., 0] == rows.label).all())
-        fits &= bool((rows.topk_prob[..., 1:] <= rows.topk_prob[..., :-1]).all())
-        if rows.confidence is not None:
-            fits &= bool((rows.topk_prob[..., 0] == rows.confidence).all())
-    if rows.confidence is not None and rows.margin is not None:
-        fits &= bool((rows.margin <= rows.confidence).all())
-    return fits and max(top) < classes
 
 
 def _check_images(store: LabelStore, shard: Shard) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.identity import ColumnConfig, StoreIdentity
-from pipeline.records import PartRows, optional_columns
+from pipeline.records import PartRows
 from pipeline.store import LabelStore
 from pipeline.store.card import card_text
 from pipeline.store.export import export_store
@@ -54,7 +54,7 @@ def rows_as_json(rows: PartRows) -> dict[str, Any]:
             [int(one) if there else None for one, there in zip(*pair, strict=True)]
             for pair in zip(rows.digest, rows.has_digest, strict=True)
         ],
-        **{name: values.tolist() for name, values in optional_columns(rows).items()},
+        **{name: values.tolist() for name, values in rows.columns.items()},
     }
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.columns import COLUMNS as COLUMN_TABLE
 from pipeline.errors import IdentityError, StoreError
-from pipeline.records import OPTIONAL_COLUMNS
 from pipeline.shards.index import open_shard
 from pipeline.store import LabelStore, open_store
 from pipeline.store.manifest import IDENTITY_PATH, identity_bytes, seal, unseal
@@ -79,9 +79,9 @@ def test_every_view_of_it_is_read_at_its_samples_place(store: LabelStore, name: 
                 frozen["keys"]
             )
             assert read.label[read.accepted].tolist() == [row[column] for row in frozen["label"]]
-            for optional in set(OPTIONAL_COLUMNS) & set(frozen):
-                values = getattr(read, optional)[read.accepted].tolist()
-                assert values == [row[column] for row in frozen[optional]]
+            assert read.columns.keys() == set(COLUMN_TABLE) & set(frozen)
+            for optional, values in read.columns.items():
+                assert values[read.accepted].tolist() == [row[column] for row in frozen[optional]]
 
 
 def test_every_digest_of_it_replays(store: LabelStore) -> None:
@@ -109,9 +109,9 @@ def test_its_rows_encoded_anew_are_the_same_rows(store: LabelStore) -> None:
             rows.identity,
             rows.rejections,
         )
-        for column in ("label", "digest", "has_digest", "seed", "target", *OPTIONAL_COLUMNS):
-            mine, other = getattr(again, column), getattr(rows, column)
-            np.testing.assert_array_equal(mine, other)
+        assert again.arrays().keys() == rows.arrays().keys()
+        for column, values in again.arrays().items():
+            np.testing.assert_array_equal(values, rows.arrays()[column])
 
 
 def edited_copy(store: LabelStore, folder: Path, **changes: Any) -> Path:

@@ -38,12 +38,11 @@ def test_batches_hold_the_stored_top_classes_of_each_row(tmp_path: Path, workers
         assert (batch.topk_label.dtype, batch.topk_prob.dtype) == (torch.int64, torch.float32)
         for row in range(10):
             stored = store.read_view(0, int(batch.view[row]))
-            assert stored.topk_label is not None
-            assert stored.topk_prob is not None
             place = batch.sample[row]
-            assert batch.topk_label[row].tolist() == stored.topk_label[place].tolist()
+            assert batch.topk_label[row].tolist() == stored.columns["topk_label"][place].tolist()
             assert (
-                batch.topk_prob[row].mul(255).round().tolist() == stored.topk_prob[place].tolist()
+                batch.topk_prob[row].mul(255).round().tolist()
+                == stored.columns["topk_prob"][place].tolist()
             )
             assert float(batch.topk_prob[row].max()) <= 1
             seen += 1

@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 from numpy.typing import NDArray
 
-from pipeline.identity import ColumnConfig
-from pipeline.labelling.ranking import rank_logits
+from pipeline.columns import COLUMNS, ColumnConfig
+from pipeline.labelling.teacher import rank_logits
+from tests.labelling import every_column
 
-EVERYTHING = ColumnConfig(confidence=True, margin=True, topk=5)
+EVERYTHING = every_column(5)
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -36,8 +37,8 @@ def test_labels_are_the_same_whatever_else_is_stored(logits: NDArray[np.float32]
     among = rank_logits(torch.from_numpy(logits), EVERYTHING)
     assert_array_equal(alone.label, logits.argmax(axis=1))
     assert_array_equal(among.label, alone.label)
-    assert alone.topk_label is None
-    assert alone.confidence is None
+    assert alone.columns == {}
+    assert among.columns.keys() == COLUMNS.keys()
 
 
 @given(logits=logit_batches())
@@ -45,10 +46,9 @@ def test_the_top_classes_are_those_of_a_plain_sort_equal_ones_by_number(
     logits: NDArray[np.float32],
 ) -> None:
     found = rank_logits(torch.from_numpy(logits), EVERYTHING)
-    assert found.topk_label is not None
-    for row, ranked in zip(logits.tolist(), found.topk_label.tolist(), strict=True):
+    for row, ranked in zip(logits.tolist(), found.columns["topk_label"].tolist(), strict=True):
         assert ranked == sorted(range(len(row)), key=lambda place: (-row[place], place))[:5]
-    assert_array_equal(found.topk_label[:, 0], found.label)
+    assert_array_equal(found.columns["topk_label"][:, 0], found.label)
 
 
 @given(logits=logit_batches())
@@ -56,25 +56,21 @@ def test_stored_probabilities_are_off_by_half_a_step_at_most(
     logits: NDArray[np.float32],
 ) -> None:
     found = rank_logits(torch.from_numpy(logits), EVERYTHING)
-    assert found.topk_label is not None
-    assert found.topk_prob is not None
-    assert found.confidence is not None
-    assert found.margin is not None
     prob = softmax(logits)
-    top = np.take_along_axis(prob, found.topk_label.astype(np.int64), axis=1)
+    top = np.take_along_axis(prob, found.columns["topk_label"].astype(np.int64), axis=1)
     half = 0.5 / 255 + 1e-12  # the last bits of two float64 softmaxes differ
-    assert np.abs(top - found.topk_prob / 255).max() <= half
-    assert np.abs(top[:, 0] - found.confidence / 255).max() <= half
-    assert np.abs(top[:, 0] - top[:, 1] - found.margin / 255).max() <= half
-    assert_array_equal(found.topk_prob[:, 0], found.confidence)
-    assert (np.diff(found.topk_prob.astype(int), axis=1) <= 0).all()
+    assert np.abs(top - found.columns["topk_prob"] / 255).max() <= half
+    assert np.abs(top[:, 0] - found.columns["confidence"] / 255).max() <= half
+    assert np.abs(top[:, 0] - top[:, 1] - found.columns["margin"] / 255).max() <= half
+    assert_array_equal(found.columns["topk_prob"][:, 0], found.columns["confidence"])
+    assert (np.diff(found.columns["topk_prob"].astype(int), axis=1) <= 0).all()
 
 
 @pytest.mark.parametrize(
     ("text", "columns"),
     [
         ("", ColumnConfig()),
-        ("confidence,margin,topk=5", EVERYTHING),
+        ("confidence,margin,topk=5", ColumnConfig(confidence=True, margin=True, topk=5)),
         (" topk=255 , margin", ColumnConfig(margin=True, topk=255)),
     ],
 )

@@ -9,6 +9,7 @@ import timm
 import torch
 from safetensors.torch import load_file
 
+from pipeline.columns import COLUMNS
 from pipeline.errors import ConfigError, IncompleteStoreError, TeacherError
 from pipeline.identity import AugmentConfig, ColumnConfig, MixConfig
 from pipeline.labelling.devices import choose_device
@@ -23,13 +24,14 @@ from pipeline.labelling.part import augment_group, group_tasks
 from pipeline.labelling.teacher import Teacher, TeacherSpec, load_teacher
 from pipeline.labelling.weights import state_digest
 from pipeline.labelling.worker import TeacherWorker
-from pipeline.records import OPTIONAL_COLUMNS, AugmentedGroup, optional_columns
+from pipeline.records import AugmentedGroup
 from pipeline.shards.index import open_shard
 from pipeline.views.mixing import mix_images, normalize
 from tests.labelling import (
     SMALL,
     TEACHER,
     digit_shard,
+    every_column,
     hash_identity,
     part_of,
     small_teacher,
@@ -112,7 +114,7 @@ def test_the_loops_labels_are_the_jobs(teacher: Teacher, group: AugmentedGroup) 
 def test_columns_are_of_the_same_labels_and_do_not_depend_on_other_views(
     checkpoint: Path, teacher: Teacher, group: AugmentedGroup
 ) -> None:
-    columns = ColumnConfig(confidence=True, margin=True, topk=10)
+    columns = every_column(10)
     soft = small_teacher(checkpoint, VIEWS, columns=columns)
     assert soft.identity == teacher.identity
     places, views = group.valid.shape
@@ -120,17 +122,17 @@ def test_columns_are_of_the_same_labels_and_do_not_depend_on_other_views(
     assert (whole.label == teacher.label_group(group).label).all()
     for first, end in ((0, 1), (2, 7)):
         valid = group.valid[:, first:end].reshape(-1)
-        part = optional_columns(soft.label_group(views_of(group, first, end)))
-        assert set(part) == set(OPTIONAL_COLUMNS)
-        for name, values in optional_columns(whole).items():
+        part = soft.label_group(views_of(group, first, end)).columns
+        assert part.keys() == COLUMNS.keys()
+        for name, values in whole.columns.items():
             among = values.reshape(places, views, *values.shape[1:])[:, first:end]
             among = among.reshape(-1, *values.shape[1:])
             assert (part[name] == among)[valid].all(), name
     valid = group.valid.reshape(-1)
     pixels = torch.from_numpy(group.pixels.reshape(-1, 32, 32, 3))
     images = mix_images(normalize(pixels, VIEWS.mean, VIEWS.std), group.mix)[valid]
-    loop = optional_columns(soft.label_images(images))
-    for name, values in optional_columns(whole).items():
+    loop = soft.label_images(images).columns
+    for name, values in whole.columns.items():
         assert (loop[name] == values[valid]).all(), name
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -14,14 +15,16 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from benchmarks.realistic import make_identity
 from benchmarks.realistic import make_rows as make_realistic_rows
 from jobs.label_teacher import parse_arguments
+from pipeline.columns import COLUMNS, ColumnConfig, Columns
 from pipeline.errors import ChecksumError, ConfigError, StoreError, TeacherError
-from pipeline.identity import ColumnConfig, StoreIdentity
+from pipeline.identity import StoreIdentity
 from pipeline.labelling.part import PartBuilder, group_tasks, run_task
-from pipeline.records import OPTIONAL_COLUMNS, PartRows, optional_columns
+from pipeline.records import PartRows
 from pipeline.shards.index import open_shard
 from pipeline.store import (
     ParquetStore,
@@ -39,6 +42,7 @@ from tests.labelling import (
     SMALL,
     HashTeacher,
     digit_shard,
+    every_column,
     hash_identity,
     hash_labels,
     label_with_hashes,
@@ -46,7 +50,7 @@ from tests.labelling import (
     write_hash_store,
 )
 
-EVERYTHING = ColumnConfig(confidence=True, margin=True, topk=5)
+EVERYTHING = every_column(5)
 columns_configs = st.builds(
     ColumnConfig, confidence=st.booleans(), margin=st.booleans(), topk=st.sampled_from([0, 1, 7])
 )
@@ -71,21 +75,23 @@ def make_rows(samples: int, views: int, columns: ColumnConfig, *, seed: int = 0)
         label=labels.label.reshape(shape),
         digest=np.zeros(shape, np.uint32),
         has_digest=np.zeros(shape, np.bool_),
-        **{
-            name: values.reshape(*shape, *values.shape[1:])
-            for name, values in optional_columns(labels).items()
-        },
+        columns=labels.columns.map(lambda values: values.reshape(*shape, *values.shape[1:])),
     )
 
 
+def with_column(rows: PartRows, name: str, values: NDArray[Any]) -> PartRows:
+    return replace(rows, columns=Columns({**rows.columns, name: values}))
+
+
+def without_columns(rows: PartRows, kept: ColumnConfig) -> PartRows:
+    return replace(rows, columns=rows.columns.only(kept))
+
+
 def assert_same_columns(ours: PartRows, theirs: PartRows) -> None:
-    for name in ("label", *OPTIONAL_COLUMNS):
-        mine, other = getattr(ours, name), getattr(theirs, name)
-        if mine is None:
-            assert other is None, name
-            continue
-        assert mine.dtype == other.dtype, name
-        np.testing.assert_array_equal(mine, other)
+    assert ours.columns.keys() == theirs.columns.keys()
+    for name, mine in ours.arrays().items():
+        assert mine.dtype == theirs.arrays()[name].dtype, name
+        np.testing.assert_array_equal(mine, theirs.arrays()[name])
 
 
 @pytest.fixture(scope="module")
@@ -117,11 +123,11 @@ def test_a_part_reads_back_with_the_columns_it_was_written_with(
 def test_columns_reach_the_reader_at_each_samples_place(soft_store: ParquetStore) -> None:
     shard = open_shard(Path(soft_store.root.name).parent / "a.tar", 0)
     whole = label_with_hashes(shard, part_of(0, 5), soft_store.identity)
-    assert set(optional_columns(whole)) == set(OPTIONAL_COLUMNS)
+    assert whole.columns.keys() == COLUMNS.keys()
     for view in range(5):
         read = soft_store.read_view(0, view)
-        for name, values in optional_columns(whole).items():
-            spread = getattr(read, name)
+        for name, values in whole.columns.items():
+            spread = read.columns[name]
             assert spread.dtype == values.dtype
             assert (spread[read.accepted] == values[:, view]).all()
             assert not spread[~read.accepted].any()
@@ -129,7 +135,7 @@ def test_columns_reach_the_reader_at_each_samples_place(soft_store: ParquetStore
 
 
 def test_a_store_of_labels_alone_has_no_other_columns(hash_store: ParquetStore) -> None:
-    assert optional_columns(hash_store.read_view(0, 0)) == {}
+    assert hash_store.read_view(0, 0).columns == {}
 
 
 def test_pandas_pyarrow_and_duckdb_read_top_classes_as_lists(soft_store: ParquetStore) -> None:
@@ -140,8 +146,8 @@ def test_pandas_pyarrow_and_duckdb_read_top_classes_as_lists(soft_store: Parquet
         filter=pa.dataset.field("view") == 3
     )
     query = f"from read_parquet('{root}/*/*.parquet') where view = 3"
-    for name in OPTIONAL_COLUMNS:
-        expected = getattr(view, name)[view.accepted].tolist()
+    for name in COLUMNS:
+        expected = view.columns[name][view.accepted].tolist()
         assert [np.asarray(one).tolist() for one in frame[name]] == expected
         assert table[name].to_pylist() == expected
         assert [one for (one,) in duckdb.sql(f"select {name} {query}").fetchall()] == expected
@@ -167,21 +173,22 @@ def test_a_part_that_lost_its_lists_length_counts_as_the_same(tmp_path: Path) ->
     assert commit_part(tmp_path, rows).entry.bytes == path.stat().st_size
 
 
-@pytest.mark.parametrize("name", OPTIONAL_COLUMNS)
+@pytest.mark.parametrize("name", COLUMNS)
 def test_another_probability_for_a_committed_part_is_refused_by_name(
     tmp_path: Path, name: str
 ) -> None:
     rows = make_rows(5, 4, EVERYTHING)
     commit_part(tmp_path, rows)
-    changed = getattr(rows, name).copy()
+    changed = rows.columns[name].copy()
     changed.reshape(-1)[-1] ^= 1
     with pytest.raises(StoreError, match=rf"another {name} .1 of"):
-        commit_part(tmp_path, replace(rows, **{name: changed}))
+        commit_part(tmp_path, with_column(rows, name, changed))
 
 
 def test_a_part_without_the_stores_columns_is_refused(soft_store: ParquetStore) -> None:
     entry = soft_store.manifest.parts[0]
-    data = encode_part(replace(soft_store.read_part(entry), margin=None))
+    fewer = replace(EVERYTHING, margin=False)
+    data = encode_part(without_columns(soft_store.read_part(entry), fewer))
     copy = replace(entry, sha256=_sha256(data), bytes=len(data))
     with pytest.raises(ChecksumError, match="belongs to another store"):
         _Held(soft_store, data).read_part(copy)
@@ -212,12 +219,12 @@ def _sha256(data: bytes) -> str:
     return sha256(data)
 
 
-@pytest.mark.parametrize("name", ["confidence", "margin", "topk_label", "topk_prob"])
+@pytest.mark.parametrize("name", COLUMNS)
 def test_probabilities_that_contradict_the_labels_do_not_pass(tmp_path: Path, name: str) -> None:
     shard = open_shard(digit_shard(tmp_path / "a.tar", 8), 0)
     identity = hash_identity(columns=EVERYTHING)
     rows = label_with_hashes(shard, part_of(0, 4), identity)
-    wrong = getattr(rows, name).copy()
+    wrong = rows.columns[name].copy()
     if name == "margin":
         wrong[0, 0] = 255
     elif name == "topk_label":
@@ -226,7 +233,7 @@ def test_probabilities_that_contradict_the_labels_do_not_pass(tmp_path: Path, na
         wrong.reshape(-1)[:5] = (0, 1, 2, 3, 4)
     root = tmp_path / "s.parquet"
     claim_store(root, identity, fingerprints(identity))
-    commit_part(root, replace(rows, **{name: wrong}))
+    commit_part(root, with_column(rows, name, wrong))
     finish_store(root, identity, fingerprints(identity), [shard.info], card_text)
     with pytest.raises(ChecksumError, match="does not fit its manifest"):
         verify_store(root)
@@ -261,10 +268,8 @@ def test_the_columns_are_part_of_an_identity(columns: ColumnConfig) -> None:
 
 
 def test_the_card_names_the_columns(soft_store: ParquetStore, hash_store: ParquetStore) -> None:
-    assert (
-        "| columns | label, confidence, margin, the 5 likeliest classes with probabilities |"
-        in card_text(soft_store.manifest)
-    )
+    founding = "| columns | label, confidence, margin, the 5 likeliest classes with probabilities"
+    assert founding in card_text(soft_store.manifest)
     assert "| columns | label |" in card_text(hash_store.manifest)
 
 
@@ -307,7 +312,7 @@ def test_labels_as_a_real_teacher_gives_them_take_few_bytes(
     columns = ColumnConfig(confidence=True, topk=5)
     identity = make_identity(mixed=mixed, columns=columns)
     rows = make_realistic_rows(400, 150, identity)
-    hard = replace(rows, confidence=None, topk_label=None, topk_prob=None)
+    hard = without_columns(rows, ColumnConfig())
     assert len(encode_part(hard)) / rows.label.size <= plain
     assert len(encode_part(rows)) / rows.label.size <= soft
     estimate = bytes_per_label(identity)
@@ -319,5 +324,5 @@ def test_an_open_store_of_columns_keeps_them_in_other_processes(soft_store: Parq
 
     copy = pickle.loads(pickle.dumps(soft_store))
     ours, theirs = soft_store.read_view(0, 4), copy.read_view(0, 4)
-    assert (ours.topk_label == theirs.topk_label).all()
+    assert (ours.columns["topk_label"] == theirs.columns["topk_label"]).all()
     assert open_store(soft_store.root).identity.columns == EVERYTHING

@@ -13,7 +13,6 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.errors import StoreError
-from pipeline.records import OPTIONAL_COLUMNS
 from pipeline.store import ParquetStore, check_store, open_store
 from pipeline.tools.verify import verify_store
 from tests.golden.make import identity_of, store_path
@@ -53,7 +52,7 @@ def all_labels(store: ParquetStore) -> NDArray[np.int64]:
     for view in store.manifest.view_range:
         read = store.read_view(0, view)
         columns = [read.label, read.seed, read.target, read.digest]
-        columns += [getattr(read, name) for name in OPTIONAL_COLUMNS]
+        columns += read.columns.values()
         found += [column.reshape(-1).astype(np.int64) for column in columns]
     return np.concatenate(found)
 

@@ -65,19 +65,9 @@ def make_rows(samples: int, views: int, *, seed: int = 0, first: int = 0) -> Par
 
 
 def assert_same(ours: PartRows, theirs: PartRows) -> None:
-    for name in (
-        "part",
-        "identity",
-        "key_hash",
-        "content_hash",
-        "image_hash",
-        "samples",
-        "rejections",
-        "keys",
-    ):
-        assert getattr(ours, name) == getattr(theirs, name), name
-    for name in ("target", "seed", "label", "digest", "has_digest"):
-        mine, other = getattr(ours, name), getattr(theirs, name)
+    assert (ours.header, ours.keys) == (theirs.header, theirs.keys)
+    for name, mine in ours.arrays().items():
+        other = theirs.arrays()[name]
         assert mine.dtype == other.dtype, name
         np.testing.assert_array_equal(mine, other)
 

@@ -100,7 +100,9 @@ def test_flips_go_by_the_margin_of_each_store_that_has_one(tmp_path: Path) -> No
     theirs = write_store(tmp_path / "b.parquet", SHARDS, ranges(range(8), 5), OTHER_TEACHER)
     diff = diff_stores(ours, theirs)
     assert diff.margins_b == ()
-    margins = np.concatenate([rows_of(with_margin, s, 0, 8).margin for s in SHARDS], axis=None)
+    margins = np.concatenate(
+        [rows_of(with_margin, s, 0, 8).columns["margin"] for s in SHARDS], axis=None
+    )
     flips = np.array([a != b for _, a, b in plain_rows()])
     for one in diff.margins_a:
         chosen = margins // 16 == one.low // 16

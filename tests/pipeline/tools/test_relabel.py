@@ -11,6 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from pipeline.cli.commands import label_store
+from pipeline.columns import Columns
 from pipeline.errors import ConfigError, ReplayError, TeacherError
 from pipeline.identity import ColumnConfig, MixConfig, StoreIdentity
 from pipeline.labelling.part import group_tasks, label_part, run_task
@@ -97,8 +98,7 @@ def test_a_store_of_another_format_is_labelled_again_alike(
 def test_labels_of_another_teacher_are_reported_one_by_one(folder: Path, tmp_path: Path) -> None:
     shard, identity, parts = labelled(folder)
     label = parts[1].label.copy()
-    assert parts[1].topk_label is not None
-    label[7, 2] = parts[1].topk_label[7, 2, 1]
+    label[7, 2] = parts[1].columns["topk_label"][7, 2, 1]
     root = write_store(
         tmp_path / "s.parquet", shard, identity, [parts[0], replace(parts[1], label=label)]
     )
@@ -118,10 +118,12 @@ def test_other_probabilities_behind_the_same_label_are_counted(
     folder: Path, tmp_path: Path
 ) -> None:
     shard, identity, parts = labelled(folder)
-    assert parts[0].topk_prob is not None
-    prob = parts[0].topk_prob.copy()
+    prob = parts[0].columns["topk_prob"].copy()
     prob[[1, 2, 3], 0, 2] ^= 1
-    changed = [replace(parts[0], topk_prob=prob), parts[1]]
+    changed = [
+        replace(parts[0], columns=Columns({**parts[0].columns, "topk_prob": prob})),
+        parts[1],
+    ]
     root = write_store(tmp_path / "s.parquet", shard, identity, changed)
     report = relabel_store(root, [str(shard.path)], config_of(folder))
     assert (report.passed, report.flips, report.changed) == (True, (), 3)
@@ -181,11 +183,11 @@ def test_the_command_labels_again_and_says_so(
 ) -> None:
     shard, identity, parts = labelled(folder)
     label = parts[0].label.copy()
-    assert parts[0].topk_label is not None
-    label[0, 0] = parts[0].topk_label[0, 0, 1]
-    topk = parts[0].topk_label.copy()
+    label[0, 0] = parts[0].columns["topk_label"][0, 0, 1]
+    topk = parts[0].columns["topk_label"].copy()
     topk[0, 0, :2] = topk[0, 0, 1::-1]
-    wrong = replace(parts[0], label=label, topk_label=topk)
+    columns = Columns({**parts[0].columns, "topk_label": topk})
+    wrong = replace(parts[0], label=label, columns=columns)
     root = write_store(tmp_path / "s.parquet", shard, identity, [wrong, parts[1]])
     shards = ("--shards", shard.path, "--relabel", "9", "--device", "cpu")
     teacher = ("--teacher-checkpoint", folder / "teacher.safetensors")

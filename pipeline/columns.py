@@ -1,0 +1,243 @@
+"""The optional columns of a store: what it may keep of a teacher's probabilities, in one table.
+
+A column is one entry of ``COLUMNS``, and one field of ``ColumnConfig`` unless it shares one.
+Labelling, every format, the tools and the trainer walk the table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import ConfigError
+from pipeline.growth import settle
+
+__all__ = ["COLUMNS", "Column", "ColumnConfig", "Columns", "Ranked", "columns_fit", "keep_columns"]
+
+MAX_TOPK = 255
+
+Labels: TypeAlias = NDArray[np.uint16]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ColumnConfig:
+    """What a store keeps of the teacher's probabilities, beside its labels.
+
+    Each field is a word of the setting `store`; a number among them asks for lists of so many.
+    A field that a later release adds is ``grown(founding=False, since=...)``, or 0 for a number.
+    """
+
+    confidence: bool = False  # probability of the label
+    margin: bool = False  # that, less the second highest probability
+    topk: int = 0  # classes of highest probability; 0 for none
+
+    def __post_init__(self) -> None:
+        settle(self)
+        for name in _NUMBERED:
+            value = getattr(self, name)
+            if not 0 <= value <= MAX_TOPK:
+                raise ConfigError(f"{name} is {value}; use 1..{MAX_TOPK}, or 0 for none")
+
+    @staticmethod
+    def words() -> tuple[str, ...]:
+        """Return the names of all that can be asked for."""
+        return tuple(field.name for field in dataclasses.fields(ColumnConfig))
+
+    @staticmethod
+    def from_text(text: str) -> ColumnConfig:
+        """Return what words such as ``confidence,margin,topk=5`` ask for, nothing for none.
+
+        Raises ``ConfigError`` for words that are unknown, doubled or without their number.
+        """
+        found: dict[str, Any] = {}
+        for word in (part.strip() for part in text.split(",") if part.strip()):
+            name, equals, number = word.partition("=")
+            value: bool | int = True
+            if name in _NUMBERED and number.isascii() and number.isdigit() and int(number) > 0:
+                value = int(number)
+            elif name not in ColumnConfig.words() or name in _NUMBERED or equals:
+                known = [one + "=K" * (one in _NUMBERED) for one in ColumnConfig.words()]
+                raise ConfigError(
+                    f"`store` is {text!r}: {word!r} is not known; use words of "
+                    f"{', '.join(known[:-1])} and {known[-1]} (K in 1..{MAX_TOPK}), with commas "
+                    "between them"
+                )
+            if name in found:
+                raise ConfigError(f"`store` is {text!r} and names {name} twice; name it once")
+            found[name] = value
+        return ColumnConfig(**found)
+
+    def to_text(self) -> str:
+        """Return the words for these columns; ``from_text`` is the inverse."""
+        asked = ((word, getattr(self, word)) for word in ColumnConfig.words())
+        return ",".join(f"{word}={n}" if word in _NUMBERED else word for word, n in asked if n)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return what one label has in each column that is kept, by name: () or (k,)."""
+        asked = {column.name: getattr(self, column.word) for column in COLUMNS.values()}
+        return {
+            name: (value,) if COLUMNS[name].listed else () for name, value in asked.items() if value
+        }
+
+
+_NUMBERED = {one.name for one in dataclasses.fields(ColumnConfig) if type(one.default) is int}
+
+
+class Columns(Mapping[str, NDArray[Any]]):
+    """The optional columns that labels have, by name; a list's k is the last axis."""
+
+    __slots__ = ("_arrays",)
+
+    def __init__(self, arrays: Mapping[str, NDArray[Any]] | None = None) -> None:
+        given = arrays or {}
+        if unknown := sorted(given.keys() - COLUMNS.keys()):
+            raise ValueError(f"{unknown[0]!r} is not a column; add it to COLUMNS")
+        self._arrays = {name: given[name] for name in COLUMNS if name in given}
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        return self._arrays[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    @property
+    def config(self) -> ColumnConfig:
+        """What was asked for to get these."""
+        widths = {COLUMNS[name].word: values.shape[-1] for name, values in self.items()}
+        return ColumnConfig(
+            **{word: width if word in _NUMBERED else True for word, width in widths.items()}
+        )
+
+    def map(self, change: Callable[[NDArray[Any]], NDArray[Any]]) -> Columns:
+        """Return the columns with each array changed alike."""
+        return Columns({name: change(values) for name, values in self.items()})
+
+    def only(self, kept: ColumnConfig) -> Columns:
+        """Return those that a configuration keeps."""
+        return Columns({name: self[name] for name in kept.shapes()})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranked:
+    """What a teacher thinks of N views: classes by falling probability, equal ones by number."""
+
+    classes: NDArray[np.int64]  # (N, R), all classes, or as many as the columns look at
+    prob: NDArray[np.float64]  # (N, R), of the softmax over all classes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """One optional column, from the teacher to the trainer."""
+
+    name: str  # in every format, and in ``Columns``
+    word: str  # the field of ``ColumnConfig`` that asks for it
+    card: str  # what a store's card calls it, with {k}; nothing where another entry says it
+    dtype: str  # of its elements
+    scale: int  # the number that stands for a probability of 1; 0 where numbers are classes
+    fill: int = 0  # in Zarr, where no label is
+    encoding: str  # in Parquet
+    bytes_per_value: tuple[float, float]  # in stores unmixed and mixed, by benchmarks/store.py
+    ranks: int = 1  # how many classes ``of`` looks at; that of lists sees k at least
+    of: Callable[[Ranked], NDArray[Any]]  # (N,), or for lists (N, k or more)
+    fits: Callable[[Labels, Columns], bool]  # whether it agrees with labels and other columns
+
+    @property
+    def listed(self) -> bool:
+        """Whether it has k values a label, and not one."""
+        return self.word in _NUMBERED
+
+    def stored(self, ranked: Ranked, shape: tuple[int, ...]) -> NDArray[Any]:
+        """Return what a store keeps: numbers of classes, or the whole number next to a share."""
+        values = self.of(ranked)[(slice(None), *map(slice, shape))]
+        return (np.rint(values * self.scale) if self.scale else values).astype(self.dtype)
+
+
+def _margin_fits(_label: Labels, columns: Columns) -> bool:
+    most = columns.get("confidence")
+    return most is None or bool((columns["margin"] <= most).all())
+
+
+def _topk_prob_fits(_label: Labels, columns: Columns) -> bool:
+    prob = columns["topk_prob"]
+    first = columns.get("confidence", prob[..., 0])
+    return bool((prob[..., 1:] <= prob[..., :-1]).all() and (prob[..., 0] == first).all())
+
+
+# Parquet keeps small integers in four bytes; split into streams, three of them are zeros and
+# compress to nothing. Class numbers of one sample repeat from view to view, and zstd finds
+# that only in plain order.
+_ALL = (
+    Column(
+        name="confidence",
+        word="confidence",
+        card="confidence",
+        dtype="uint8",
+        scale=255,
+        encoding="BYTE_STREAM_SPLIT",
+        bytes_per_value=(0.90, 0.90),
+        of=lambda ranked: ranked.prob[:, 0],
+        fits=lambda label, columns: True,
+    ),
+    Column(
+        name="margin",
+        word="margin",
+        card="margin",
+        dtype="uint8",
+        scale=255,
+        encoding="BYTE_STREAM_SPLIT",
+        bytes_per_value=(0.95, 0.95),
+        ranks=2,
+        of=lambda ranked: ranked.prob[:, 0] - ranked.prob[:, 1],
+        fits=_margin_fits,
+    ),
+    Column(
+        name="topk_label",
+        word="topk",
+        card="the {k} likeliest classes with probabilities",
+        dtype="uint16",
+        scale=0,
+        fill=65535,
+        encoding="PLAIN",
+        bytes_per_value=(0.90, 1.20),
+        of=lambda ranked: ranked.classes,
+        fits=lambda label, columns: bool((columns["topk_label"][..., 0] == label).all()),
+    ),
+    Column(
+        name="topk_prob",
+        word="topk",
+        card="",
+        dtype="uint8",
+        scale=255,
+        encoding="BYTE_STREAM_SPLIT",
+        bytes_per_value=(0.70, 0.70),
+        of=lambda ranked: ranked.prob,
+        fits=_topk_prob_fits,
+    ),
+)
+COLUMNS: Mapping[str, Column] = {column.name: column for column in _ALL}
+"""All columns by name, in their order in a file."""
+
+
+def keep_columns(config: ColumnConfig, rank: Callable[[int], Ranked]) -> Columns:
+    """Return the columns asked for, of what ``rank`` gives for a number of classes."""
+    shapes = config.shapes()
+    if not shapes:
+        return Columns()
+    ranked = rank(max(max((COLUMNS[name].ranks, *shape)) for name, shape in shapes.items()))
+    return Columns({name: COLUMNS[name].stored(ranked, shape) for name, shape in shapes.items()})
+
+
+def columns_fit(label: Labels, columns: Columns, classes: int) -> bool:
+    """Return whether labels are classes, and what is stored beside them does not contradict."""
+    numbers = [label, *(values for name, values in columns.items() if not COLUMNS[name].scale)]
+    return all(int(one.max(initial=0)) < classes for one in numbers) and all(
+        COLUMNS[name].fits(label, columns) for name in columns
+    )
