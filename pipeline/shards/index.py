@@ -143,7 +143,7 @@ def _size(path: ShardFile) -> int:
 
 
 def match_shards(
-    known: Sequence[ShardInfo], paths: Sequence[ShardFile], flag: str = "--shards"
+    known: Sequence[ShardInfo], paths: Sequence[ShardFile], name: str = "shards"
 ) -> dict[int, ShardFile]:
     """Return the file of each shard that a store knows, by number.
 
@@ -167,7 +167,7 @@ def match_shards(
         path_found = by_content.pop(info.content_hash, None)
         if path_found is None:
             raise ShardError(
-                f"no file of {flag} is the shard {info.name} ({info.samples} samples) that was "
+                f"no file of `{name}` is the shard {info.name} ({info.samples} samples) that was "
                 "labelled; is it left out?"
                 + (f" {min(map(str, by_content.values()))} is another one." if by_content else "")
                 + " Shards that were packed, encoded or labelled again do not fit: use the very "
