@@ -8,6 +8,7 @@ parts are handed out again.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from pipeline.labelling.worker import TeacherWorker
 
 __all__ = ["Cluster"]
+
+_log = logging.getLogger(__name__)
 
 PARTS_IN_FLIGHT = 2  # a teacher: one is labelled while the other's first groups are augmented
 DEATHS_PER_PART = 4  # then the part itself is the likely cause
@@ -253,7 +256,7 @@ class Cluster:
                 f"{worst.path}: {error}; is there enough memory for --teachers "
                 f"{len(self._seats)}?"
             ) from error
-        print(f"a teacher's process died; {len(lost)} parts are handed out again", flush=True)
+        _log.warning("a teacher's process died; %d parts are handed out again", len(lost))
         waiting.extendleft(reversed(lost))
         seat.parts.clear()
         seat.actor = self._hire()

@@ -3,17 +3,23 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import secrets
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Annotated, Any
 
 if __name__ == "__main__":  # run by path: the directory above holds the packages
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline.errors import ConfigError, PipelineError
-from pipeline.identity import PRESETS, Preset, mixing_of_preset
+import tyro
+
+from pipeline.cli.console import flags_of, running
+from pipeline.errors import ConfigError
+from pipeline.identity import PRESETS, AugmentConfig, Preset, mixing_of_preset
 from pipeline.labelling.job import LabelConfig
 from pipeline.store import open_store
 from pipeline.tools import extended_config
@@ -21,15 +27,18 @@ from pipeline.tools import extended_config
 __all__ = ["main", "parse_arguments"]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelFlags(LabelConfig):
+    """Label augmented views of WebDataset shards with a teacher, once for all students."""
+
+    augment: Annotated[AugmentConfig, tyro.conf.arg(name="")] = field(default_factory=AugmentConfig)
+
+
 def parse_arguments(arguments: Sequence[str] | None = None) -> LabelConfig:
     """Return the settings of a command line.
 
     ``--preset`` sets the others' defaults, and ``--extend-to`` sets them to the store's.
     """
-    import argparse
-
-    import tyro
-
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for flag in ("--preset", "--extend-to", "--out"):
         peek.add_argument(flag, nargs="?")
@@ -46,13 +55,18 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> LabelConfig:
         if named.preset:
             raise ConfigError("--extend-to takes the store's augmentation; leave out --preset")
         defaults = extended_config(defaults, open_store(named.out), int(named.extend_to))
-    return tyro.cli(
-        LabelConfig,
+    flags = tyro.cli(
+        LabelFlags,
         prog="label-teacher",
         args=arguments,
-        default=defaults,
+        default=LabelFlags(**_values(defaults)),
         config=(tyro.conf.OmitSubcommandPrefixes,),
     )
+    return LabelConfig(**_values(flags))
+
+
+def _values(config: LabelConfig) -> dict[str, Any]:
+    return {one.name: getattr(config, one.name) for one in fields(LabelConfig)}
 
 
 def prepare_environment() -> None:
@@ -71,18 +85,12 @@ def prepare_environment() -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``label-teacher``."""
     prepare_environment()
-    try:
+    interrupted = "interrupted; committed parts stay"
+    with running("label-teacher", flags_of(LabelFlags), interrupted):
         config = parse_arguments(arguments)
         from jobs.run import run_label_job
 
-        status = run_label_job(config)
-    except PipelineError as error:
-        print(f"label-teacher: error: {error}", file=sys.stderr, flush=True)
-        status = 1
-    except KeyboardInterrupt:
-        print("label-teacher: interrupted; committed parts stay", file=sys.stderr, flush=True)
-        status = 130
-    sys.exit(status)
+        raise SystemExit(run_label_job(config))
 
 
 if __name__ == "__main__":

@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import signal
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from types import FrameType
 
-from tqdm import tqdm
-
+from pipeline.cli.console import Progress as Shown
+from pipeline.cli.console import duration, note, say
 from pipeline.labelling.job import (
     JobPlan,
     LabelConfig,
@@ -30,7 +29,6 @@ from pipeline.store import Committed, Manifest, bytes_per_label, check_out
 __all__ = ["EXIT_DRAINED", "run_label_job"]
 
 EXIT_DRAINED = 143  # as of a process ended by SIGTERM
-_LINE_SECONDS = 10.0  # between progress lines in a log
 
 
 class Drain:
@@ -85,7 +83,7 @@ def run_label_job(config: LabelConfig) -> int:
         begin_job(plan)
         progress = Progress(plan)
         with contextlib.closing(teachers.label(plan, drain.deadline)) as committed:
-            for one in shown(committed, plan, progress):
+            for one in shown(committed, plan):
                 progress.add(one)
         run = {
             "labels": progress.labels,
@@ -105,27 +103,14 @@ def run_label_job(config: LabelConfig) -> int:
         return 0
 
 
-def shown(committed: Iterable[Committed], plan: JobPlan, progress: Progress) -> Iterator[Committed]:
-    """Pass parts through while showing a bar on a terminal, or lines in a log."""
-    expected = sum(rows_of(plan, part) for part in plan.missing)
-    bar = tqdm(
-        total=expected,
-        unit=" labels",
-        unit_scale=True,
-        disable=not sys.stderr.isatty(),
-    )
-    last = time.monotonic()
-    with bar:
+def shown(committed: Iterable[Committed], plan: JobPlan) -> Iterator[Committed]:
+    """Pass parts through while their labels are counted on the terminal or in a log."""
+    done, expected = 0, sum(rows_of(plan, part) for part in plan.missing)
+    with Shown("labels") as progress:
         for one in committed:
             yield one
-            bar.update(one.entry.rows)
-            if bar.disable and time.monotonic() - last > _LINE_SECONDS:
-                last = time.monotonic()
-                left = (expected - progress.labels) / max(1e-9, progress.labels_per_second)
-                say(
-                    f"{progress.parts} of {len(plan.missing)} parts, {progress.labels} labels, "
-                    f"{progress.labels_per_second:.0f} labels/s, about {duration(left)} left"
-                )
+            done += one.entry.rows
+            progress.show(done, expected)
 
 
 def describe_plan(plan: JobPlan) -> None:
@@ -140,7 +125,7 @@ def describe_plan(plan: JobPlan) -> None:
 def describe_preflight(plan: JobPlan, report: Preflight) -> None:
     """Say what the trial showed, and what the job will cost and save."""
     for warning in report.warnings:
-        say(f"warning: {warning}")
+        note(f"warning: {warning}")
     say(
         f"teacher {plan.identity.teacher.architecture} ({plan.identity.teacher.precision}): "
         f"agrees with the targets of {report.correct} of {report.images} plain images; "
@@ -187,22 +172,9 @@ def rows_of(plan: JobPlan, part: PartKey) -> int:
     return plan.shards.infos[part.shard].samples * part.views
 
 
-def duration(seconds: float) -> str:
-    """Return seconds in words: 42 s, 3 min, 2.5 h."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
 def size(count: float) -> str:
     """Return bytes in words: 640 kB, 2.5 MB, 300 GB."""
     for unit, name in ((1e9, "GB"), (1e6, "MB")):
         if count >= unit:
             return f"{count / unit:.1f} {name}"
     return f"{count / 1e3:.0f} kB"
-
-
-def say(text: str) -> None:
-    """Print a line that a log shows at once."""
-    tqdm.write(text, file=sys.stdout)
-    sys.stdout.flush()

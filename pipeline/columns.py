@@ -28,7 +28,7 @@ Labels: TypeAlias = NDArray[np.uint16]
 class ColumnConfig:
     """What a store keeps of the teacher's probabilities, beside its labels.
 
-    Each field is a word of the setting `store`; a number among them asks for lists of so many.
+    Each field is a word of the setting `keep`; a number among them asks for lists of so many.
     A field that a later release adds is ``grown(founding=False, since=...)``, or 0 for a number.
     """
 
@@ -41,7 +41,7 @@ class ColumnConfig:
         for name in _NUMBERED:
             value = getattr(self, name)
             if not 0 <= value <= MAX_TOPK:
-                raise ConfigError(f"{name} is {value}; use 1..{MAX_TOPK}, or 0 for none")
+                raise ConfigError(f"`{name}` is {value}; use 1..{MAX_TOPK}, or 0 for none")
 
     @staticmethod
     def words() -> tuple[str, ...]:
@@ -63,12 +63,12 @@ class ColumnConfig:
             elif name not in ColumnConfig.words() or name in _NUMBERED or equals:
                 known = [one + "=K" * (one in _NUMBERED) for one in ColumnConfig.words()]
                 raise ConfigError(
-                    f"`store` is {text!r}: {word!r} is not known; use words of "
+                    f"`keep` is {text!r}: {word!r} is not known; use words of "
                     f"{', '.join(known[:-1])} and {known[-1]} (K in 1..{MAX_TOPK}), with commas "
                     "between them"
                 )
             if name in found:
-                raise ConfigError(f"`store` is {text!r} and names {name} twice; name it once")
+                raise ConfigError(f"`keep` is {text!r} and names {name} twice; name it once")
             found[name] = value
         return ColumnConfig(**found)
 

@@ -79,7 +79,7 @@ def convert(value: Any, hint: Any, name: str) -> Any:
             return value
         raise ConfigError(f"{name} is {value!r}; give {hint.__name__}(...)")
     try:
-        return msgspec.convert(value, hint, dec_hook=_from_text)
+        return msgspec.convert(_texts(value), hint, dec_hook=_from_text)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{name} is {_shown(value)}; use {_in_words(hint)}") from error
 
@@ -197,6 +197,13 @@ def plain_value(value: Any) -> Any:
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _texts(value: Any) -> Any:
+    """Return paths as texts, of which each type takes what it is made of."""
+    if isinstance(value, tuple | list):
+        return [_texts(one) for one in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def _from_text(kind: type, value: Any) -> Any:

@@ -59,7 +59,7 @@ def _require(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AugmentConfig:
-    """How a view is drawn. The defaults are DeiT's (`--preset deit`)."""
+    """How a view is drawn. The defaults are DeiT's, the preset ``deit``."""
 
     image_size: int = 224
     """Side of the square view, in pixels."""
@@ -99,23 +99,23 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         settle(self)
-        _require(1 <= self.image_size <= 4096, f"image_size is {self.image_size}; use 1..4096")
+        _require(1 <= self.image_size <= 4096, f"`image_size` is {self.image_size}; use 1..4096")
         for name in ("hflip", "rand_probability", "erase_probability"):
             value = getattr(self, name)
-            _require(0 <= value <= 1, f"{name} is {value}; a probability is in 0..1")
+            _require(0 <= value <= 1, f"`{name}` is {value}; a probability is in 0..1")
         for name in ("crop_scale", "erase_area"):
             low, high = getattr(self, name)
-            _require(0 < low <= high <= 1, f"{name} is {low}..{high}; use 0 < low <= high <= 1")
+            _require(0 < low <= high <= 1, f"`{name}` is {low}..{high}; use 0 < low <= high <= 1")
         for name in ("crop_ratio", "erase_ratio"):
             low, high = getattr(self, name)
-            _require(0 < low <= high, f"{name} is {low}..{high}; use 0 < low <= high")
-        _require(0 < self.center_fraction <= 1, "center_fraction must be in (0, 1]")
-        _require(0 <= self.rand_ops <= 16, f"rand_ops is {self.rand_ops}; use 0..16")
-        _require(0 <= self.rand_magnitude <= 10, "rand_magnitude must be in 0..10")
-        _require(self.rand_magnitude_std >= 0, "rand_magnitude_std must not be negative")
-        _require(0 <= self.color_jitter <= 1, "color_jitter must be in 0..1")
-        _require(all(0 <= value <= 1 for value in self.mean), "mean must be in 0..1")
-        _require(all(value > 0 for value in self.std), "std must be positive")
+            _require(0 < low <= high, f"`{name}` is {low}..{high}; use 0 < low <= high")
+        _require(0 < self.center_fraction <= 1, "`center_fraction` must be in (0, 1]")
+        _require(0 <= self.rand_ops <= 16, f"`rand_ops` is {self.rand_ops}; use 0..16")
+        _require(0 <= self.rand_magnitude <= 10, "`rand_magnitude` must be in 0..10")
+        _require(self.rand_magnitude_std >= 0, "`rand_magnitude_std` must not be negative")
+        _require(0 <= self.color_jitter <= 1, "`color_jitter` must be in 0..1")
+        _require(all(0 <= value <= 1 for value in self.mean), "`mean` must be in 0..1")
+        _require(all(value > 0 for value in self.std), "`std` must be positive")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,20 +139,20 @@ class MixConfig:
         settle(self)
         for name in ("probability", "switch_probability"):
             value = getattr(self, name)
-            _require(0 <= value <= 1, f"{name} is {value}; a probability is in 0..1")
+            _require(0 <= value <= 1, f"`{name}` is {value}; a probability is in 0..1")
         for name in ("mixup_alpha", "cutmix_alpha"):
-            _require(0 <= getattr(self, name) <= 1, f"{name} must be in 0..1")
+            _require(0 <= getattr(self, name) <= 1, f"`{name}` must be in 0..1")
         _require(
             self.probability == 0 or self.mixup_alpha > 0 or self.cutmix_alpha > 0,
-            "mixup_alpha and cutmix_alpha are both 0; set probability=0 to switch mixing off",
+            "`mixup_alpha` and `cutmix_alpha` are both 0; set `probability` to 0 for no mixing",
         )
         _require(
             4 <= self.group_size <= 256 and self.group_size % 2 == 0,
-            f"group_size is {self.group_size}; use an even number in 4..256",
+            f"`group_size` is {self.group_size}; use an even number in 4..256",
         )
         _require(
             self.block_views > 0 and self.block_views % TRIPLE_VIEWS == 0,
-            f"block_views is {self.block_views}; use a multiple of {TRIPLE_VIEWS}",
+            f"`block_views` is {self.block_views}; use a multiple of {TRIPLE_VIEWS}",
         )
 
 
@@ -226,7 +226,7 @@ class StoreIdentity:
     def __post_init__(self) -> None:
         settle(self)
         topk, classes = self.columns.topk, self.teacher.classes
-        _require(topk <= classes, f"topk is {topk}, but the teacher has {classes} classes")
+        _require(topk <= classes, f"`topk` is {topk}, but the teacher has {classes} classes")
 
     @property
     def digest(self) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
+from pipeline.cli.console import flags_of, note, running, say
 from pipeline.errors import PipelineError
 from pipeline.files.local import replace as replace_file
 from pipeline.identity import PRESETS, MixConfig, different_fields
@@ -35,6 +36,7 @@ Everything about the views comes from the store: size, augmentation, mixing, cla
 can also come from --recipe deit (DeiT's defaults), --recipe deit-384 (its fine-tuning) and
 --config FILE (the run.toml of an earlier run); flags override a file, a file a recipe.
 Start several processes with torchrun."""
+_INTERRUPTED = "interrupted; --resume auto goes on from the last checkpoint, if there is one"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -42,23 +44,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Read when PyTorch loads: threads that spin while they wait slow a shared machine down.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     stop = StopRequest(_stop_before_training)
-    try:
-        with stop.listening():
+    with running("train-student", flags_of(TrainConfig), _INTERRUPTED), stop.listening():
+        try:
             _run(*_parse(sys.argv[1:] if arguments is None else arguments), stop)
-    except PipelineError as error:
-        # Rank 0 reports what stops all; torchrun's others report what is theirs alone.
-        if type(error).__name__ != "SilentError":
-            print(f"train-student: error: {error}", file=sys.stderr, flush=True)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        _say("interrupted; --resume auto goes on from the last checkpoint, if there is one")
-        sys.exit(130)
+        except PipelineError as error:
+            # Rank 0 reports what stops all; torchrun's others report what is theirs alone.
+            if type(error).__name__ == "SilentError":
+                raise SystemExit(1) from None
+            raise
 
 
 def evaluate_main(arguments: Sequence[str] | None = None) -> None:
     """Run ``evaluate-student``."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    try:
+    with running("evaluate-student", flags_of(EvaluateConfig)):
         config = tyro.cli(
             EvaluateConfig,
             prog="evaluate-student",
@@ -66,12 +65,6 @@ def evaluate_main(arguments: Sequence[str] | None = None) -> None:
             config=(tyro.conf.OmitArgPrefixes,),
         )
         _evaluate(config)
-    except PipelineError as error:
-        print(f"evaluate-student: error: {error}", file=sys.stderr, flush=True)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("evaluate-student: interrupted", file=sys.stderr)
-        sys.exit(130)
 
 
 def _evaluate(config: EvaluateConfig) -> None:
@@ -82,8 +75,8 @@ def _evaluate(config: EvaluateConfig) -> None:
     for name, evaluation in report.evaluations.items():
         title = "prediction from" if name == "raw" else "averaged weights"
         print_evaluation(title, evaluation, report.taught)
-        warn_of_class_order("evaluate-student", evaluation, report.classes)
-    print(f"{'student alone':20} {report.forward_images_per_second:8.0f} images per second")
+        warn_of_class_order(evaluation, report.classes)
+    say(f"{'student alone':20} {report.forward_images_per_second:8.0f} images per second")
     if config.json is not None:
         replace_file(config.json, json.dumps(report.to_json(), indent=1).encode() + b"\n")
     if report.analysis is not None:
@@ -93,23 +86,22 @@ def _evaluate(config: EvaluateConfig) -> None:
 
 
 def _print_analysis(analysis: Analysis) -> None:
-    print(f"{'disagreement':20} " + " ".join(f"{name[:12]:>12}" for name in analysis.names))
+    say(f"{'disagreement':20} " + " ".join(f"{name[:12]:>12}" for name in analysis.names))
     for name, shares in zip(analysis.names, analysis.disagreement, strict=True):
         label = name.replace("_", " ")
-        print(f"{label:20} " + " ".join(f"{share:12.4f}" for share in shares))
+        say(f"{label:20} " + " ".join(f"{share:12.4f}" for share in shares))
     if analysis.token_cosine is not None:
         layers = " ".join(f"{value:.3f}" for value in analysis.token_cosine)
-        print(f"cosine of class and distillation token, input and layers: {layers}")
+        say(f"cosine of class and distillation token, input and layers: {layers}")
 
 
-def warn_of_class_order(program: str, evaluation: Evaluation, classes: int) -> None:
+def warn_of_class_order(evaluation: Evaluation, classes: int) -> None:
     """Say so if the student tells the classes apart but calls them by other numbers."""
     if evaluation.classes_look_permuted(classes):
-        print(
-            f"{program}: warning: the student is right on {evaluation.class_head.top1:.1%}, but "
+        note(
+            f"warning: the student is right on {evaluation.class_head.top1:.1%}, but "
             f"would be on {evaluation.permuted_top1:.1%} if the classes were numbered otherwise: "
-            "the validation shards' .cls may be in another order than those it was trained with",
-            file=sys.stderr,
+            "the validation shards' .cls may be in another order than those it was trained with"
         )
 
 
@@ -144,7 +136,7 @@ def _parse(arguments: Sequence[str]) -> tuple[TrainConfig, str | None]:
 
 
 def _stop_before_training() -> None:
-    _say("stopped by SIGTERM before the first step; nothing was trained or written")
+    note("stopped by SIGTERM before the first step; nothing was trained or written")
     sys.stderr.flush()
     os._exit(exit_status(signal.SIGTERM))  # nothing is open yet, and imports may be half done
 
@@ -163,12 +155,12 @@ def _run(config: TrainConfig, recipe_name: str | None, stop: StopRequest) -> Non
             _warn_of_other_views(inputs)
         fresh = config.finetune is None and not (config.output / "last.pt").exists()
         if recipe_name == "deit-384" and fresh and config.resume in (None, "auto"):
-            _say("warning: --recipe deit-384 without --finetune begins from untrained weights")
+            note("warning: --recipe deit-384 without --finetune begins from untrained weights")
     with stop.training():
         outcome = train(config, inputs, stop=stop, ranks=ranks)
     if outcome.stopped_by:
         if ranks.first:
-            _say(
+            note(
                 f"stopped by {signal_name(outcome.stopped_by)} after step "
                 f"{outcome.steps}/{inputs.plan.steps}; {config.output / 'last.pt'} is written, "
                 "continue with --resume auto"
@@ -176,10 +168,6 @@ def _run(config: TrainConfig, recipe_name: str | None, stop: StopRequest) -> Non
         sys.exit(exit_status(outcome.stopped_by))
     if ranks.first:
         _summarise(config, outcome, inputs.store.identity.teacher.classes)
-
-
-def _say(text: str) -> None:
-    print(f"train-student: {text}", file=sys.stderr, flush=True)
 
 
 def _announce(config: TrainConfig, inputs: Inputs) -> None:
@@ -190,18 +178,18 @@ def _announce(config: TrainConfig, inputs: Inputs) -> None:
         f" resized to {config.student_size}" if config.student_size not in (None, size) else ""
     )
     labels = "the teacher in the loop" if config.teacher_in_loop else f"labels of {config.labels}"
-    _say(
+    note(
         f"{config.model} on {plan.rows_per_epoch} samples at {size}x{size} pixels{resized}, "
         f"{identity.teacher.classes} classes, {labels} ({identity.teacher.architecture})"
     )
-    _say(
+    note(
         f"{config.epochs} epochs of views {plan.first_view}.., {plan.steps} steps of "
         f"{config.batch_size} rows; {plan.dropped_rows} rows at the end fill no batch"
     )
     if not config.val_shards:
-        _say("warning: no --val-shards, so nothing is evaluated and there is no best.pt")
+        note("warning: no --val-shards, so nothing is evaluated and there is no best.pt")
     if not config.audit:
-        _say(
+        note(
             "warning: --no-audit: nothing shows any more that the labels belong to the pixels "
             "that the student sees"
         )
@@ -218,7 +206,7 @@ def _warn_of_other_views(inputs: Inputs) -> None:
         *different_fields(asdict(mix), asdict(MixConfig())),
     ]
     if different:
-        _say(
+        note(
             f"warning: the store's views are not DeiT's (store's / DeiT's): {', '.join(different)}"
         )
 
@@ -226,17 +214,17 @@ def _warn_of_other_views(inputs: Inputs) -> None:
 def print_evaluation(title: str, evaluation: Evaluation, taught: bool = True) -> None:
     """Print a table of accuracies on stdout, of a student not ``taught`` its class head's."""
     teacher = evaluation.teacher
-    print(f"{title:20} {'top-1':>8} {'top-5':>8}" + (f" {'teacher':>8}" if teacher else ""))
+    say(f"{title:20} {'top-1':>8} {'top-5':>8}" + (f" {'teacher':>8}" if teacher else ""))
     for name in ("class_head", "distillation_head", "mean_of_logits", "sum_of_softmaxes"):
         accuracy = getattr(evaluation, name)
         if accuracy is not None and (taught or name == "class_head"):
             alike = f" {teacher.agreement[name]:8.2%}" if teacher else ""
             label = name.replace("_", " ")
-            print(f"{label:20} {accuracy.top1:8.2%} {accuracy.top5:8.2%}{alike}")
+            say(f"{label:20} {accuracy.top1:8.2%} {accuracy.top5:8.2%}{alike}")
     if teacher:
-        print(f"{'the teacher':20} {teacher.accuracy:8.2%}")
-    print(f"{'images':20} {evaluation.samples:8}")
-    print(f"{'images per second':20} {evaluation.images_per_second:8.0f}")
+        say(f"{'the teacher':20} {teacher.accuracy:8.2%}")
+    say(f"{'images':20} {evaluation.samples:8}")
+    say(f"{'images per second':20} {evaluation.images_per_second:8.0f}")
 
 
 def _summarise(config: TrainConfig, outcome: Outcome, classes: int) -> None:
@@ -247,15 +235,15 @@ def _summarise(config: TrainConfig, outcome: Outcome, classes: int) -> None:
     ):
         if evaluation is not None:
             print_evaluation(title, evaluation, config.distillation != "none")
-            warn_of_class_order("train-student", evaluation, classes)
+            warn_of_class_order(evaluation, classes)
     if outcome.epoch_seconds:
         total = sum(seconds["total"] for seconds in outcome.epoch_seconds)
         spent = sum(seconds.get("evaluation", 0.0) for seconds in outcome.epoch_seconds)
         epochs = len(outcome.epoch_seconds)
-        print(f"seconds per epoch    {(total - spent) / epochs:8.2f} (evaluation not included)")
-    print(f"views audited        {outcome.audited:8}")
-    print(f"steps                {outcome.steps:8}")
-    print(f"weights {config.output / 'last.pt'} sha256 {outcome.weights}")
+        say(f"seconds per epoch    {(total - spent) / epochs:8.2f} (evaluation not included)")
+    say(f"views audited        {outcome.audited:8}")
+    say(f"steps                {outcome.steps:8}")
+    say(f"weights {config.output / 'last.pt'} sha256 {outcome.weights}")
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def open_inputs(config: TrainConfig) -> Inputs:
     if config.distillation == "soft" and not store.identity.columns.topk:
         raise StoreError(
             f"--distillation soft: {config.labels} holds labels alone, no top-k probabilities; "
-            "label again with --store topk=10, or train with --distillation hard"
+            "label again with --keep topk=10, or train with --distillation hard"
         )
     side = store.identity.augment.image_size
     if config.image_size not in (None, side):

@@ -97,7 +97,7 @@ def distillation_loss(
     if teacher.topk_label is None or teacher.topk_prob is None:
         raise StoreError(
             "--distillation soft needs the teacher's top-k probabilities, which this store "
-            "lacks; label again with --store topk=10, or train with --distillation hard"
+            "lacks; label again with --keep topk=10, or train with --distillation hard"
         )
     soft = soft_distillation_loss(
         distillation_logits, teacher.topk_label, teacher.topk_prob, config.tau

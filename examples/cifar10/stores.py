@@ -71,7 +71,7 @@ def make_stores(config: EvidenceConfig, shards: Shards, names: Sequence[str]) ->
         print(f"evidence: making {stores.path(name)}", flush=True)
         match name:
             case "soft":
-                _label(config, stores, name, shards.training, store=f"topk={config.topk}")
+                _label(config, stores, name, shards.training, keep=f"topk={config.topk}")
             case "unmixed":
                 _label(config, stores, name, shards.training, mix=False)
             case "plain" | "val":

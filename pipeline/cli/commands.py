@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import shlex
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import tyro
-from tqdm import tqdm
 
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.cli.console import Progress, flags_of, running, say, say_lines
+from pipeline.errors import ConfigError
 from pipeline.shards import packing
 
 if TYPE_CHECKING:
     from pipeline.files.cache import CacheConfig
     from pipeline.tools.relabel import RelabelReport
-    from pipeline.tools.verify import Mismatch
+    from pipeline.tools.verify import Mismatch, VerifyReport
 
 __all__ = ["label_store", "pack_shards"]
 
@@ -32,15 +29,15 @@ _LISTED = 20  # names printed before "and N more"
 
 def pack_shards() -> None:
     """Pack a folder of images, one directory per class, into shuffled WebDataset shards."""
-    with _errors_of("pack-shards"):
+    with running("pack-shards", flags_of(packing.PackConfig)):
         config = tyro.cli(packing.PackConfig, prog="pack-shards", description=pack_shards.__doc__)
-        with _Progress("pack-shards", "images") as progress:
+        with Progress("images") as progress:
             report = packing.pack_shards(config, progress.show)
         for path in report.passed_over[:_LISTED]:
-            print(f"pack-shards: passed over, no image: {path}")
+            say(f"pack-shards: passed over, no image: {path}")
         if len(report.passed_over) > _LISTED:
-            print(f"pack-shards: and {len(report.passed_over) - _LISTED} more")
-        print(
+            say(f"pack-shards: and {len(report.passed_over) - _LISTED} more")
+        say(
             f"pack-shards: {report.read} files read = {report.packed} packed "
             f"+ {len(report.passed_over)} passed over; {len(report.classes)} classes, "
             f"{report.shrunk} images shrunk, {report.reencoded} encoded anew; "
@@ -56,6 +53,12 @@ class Inspect:
     """The store: a path or URL that ends in .parquet or .zarr."""
     json: bool = False
     """Print JSON for machines instead."""
+
+    def run(self) -> None:
+        from pipeline.store import open_store
+        from pipeline.store.card import inspect_store
+
+        _show(inspect_store(open_store(self.store)), as_json=self.json)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +89,35 @@ class Verify:
     json: bool = False
     """Print JSON for machines instead."""
 
+    def run(self) -> None:
+        from pipeline.files.cache import CacheConfig
+        from pipeline.tools.verify import verify_store
+
+        if (self.all or self.relabel) and not self.shards:
+            raise ConfigError(
+                "--all and --relabel redraw views, which needs the shards: give --shards"
+            )
+        weights = self.teacher_checkpoint or self.teacher_random_weights is not None
+        if not self.relabel and (weights or self.allow_flips):
+            raise ConfigError(
+                "--teacher-checkpoint, --teacher-random-weights and --allow-flips are for "
+                "labelling again: give --relabel too"
+            )
+        cache = CacheConfig.of_flags(self.cache_dir, self.cache_gb)
+        report = verify_store(self.store, self.shards, every_digest=self.all, cache=cache)
+        relabelled = _relabel(self, cache) if self.relabel else None
+        failed = bool(report.mismatches) or (relabelled is not None and not relabelled.passed)
+        if self.json:
+            found = dataclasses.asdict(report)
+            if relabelled is not None:
+                found["relabelled"] = dataclasses.asdict(relabelled)
+            say_lines(json.dumps(found | {"passed": not failed}, indent=2))
+        else:
+            _print_checks(self.store, report, relabelled)
+            say("FAILED" if failed else "passed")
+        if failed:
+            raise SystemExit(1)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stats:
@@ -95,6 +127,12 @@ class Stats:
     """The store."""
     json: bool = False
     """Print JSON for machines instead."""
+
+    def run(self) -> None:
+        from pipeline.store import open_store
+        from pipeline.tools import store_stats
+
+        _show(store_stats(open_store(self.store)), as_json=self.json)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +146,12 @@ class Diff:
     json: bool = False
     """Print JSON for machines instead."""
 
+    def run(self) -> None:
+        from pipeline.store import open_store
+        from pipeline.tools import diff_stores
+
+        _show(diff_stores(open_store(self.a), open_store(self.b)), as_json=self.json)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Merge:
@@ -120,6 +164,15 @@ class Merge:
     json: bool = False
     """Print JSON for machines instead."""
 
+    def run(self) -> None:
+        from pipeline.store import open_store
+        from pipeline.tools import merge_stores
+
+        stores = [open_store(place) for place in self.stores]
+        with Progress("parts") as progress:
+            report = merge_stores(stores, self.out, progress.show)
+        _show(report, as_json=self.json)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extend:
@@ -131,6 +184,12 @@ class Extend:
     """Views to add."""
     shards: tuple[str, ...] = ()
     """The store's shards, all of them; those of its last label job by default."""
+
+    def run(self) -> None:
+        from pipeline.store import open_store
+        from pipeline.tools import extend_command
+
+        say(shlex.join(extend_command(open_store(self.store), self.views, self.shards)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +216,18 @@ class Thin:
             raise ConfigError(f"--views {self.views}: give two numbers, as 0:100")
         return range(int(match[1]), int(match[2]))
 
+    def run(self) -> None:
+        from pipeline.store import open_store
+        from pipeline.tools import thin_store
+
+        drop = tuple(name for text in self.drop for name in text.split(",") if name)
+        views, store = self.view_range(), open_store(self.store)
+        if views is None and not drop:
+            raise ConfigError("nothing to leave out: give --views, --drop or both")
+        with Progress("parts") as progress:
+            report = thin_store(store, self.out, views=views, drop=drop, show=progress.show)
+        _show(report, as_json=self.json)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Export:
@@ -169,13 +240,22 @@ class Export:
     single_file: bool = False
     """Write one Parquet file, not a directory of them."""
 
+    def run(self) -> None:
+        from pipeline.store import export_store
+
+        store = export_store(self.source, self.target, single_file=self.single_file)
+        say(
+            f"{self.target}: {store.manifest.rows} labels, {store.stored_bytes} bytes, the same as "
+            f"in {self.source}"
+        )
+
 
 StoreCommand: TypeAlias = Inspect | Verify | Stats | Diff | Merge | Extend | Thin | Export
 
 
 def label_store() -> None:
     """Inspect, verify, compare and reuse label stores."""
-    with _errors_of("label-store"):
+    with running("label-store", {}):
         # A class is its subcommand; its docstring is the help.
         command: StoreCommand = tyro.cli(
             StoreCommand,
@@ -183,87 +263,8 @@ def label_store() -> None:
             description=label_store.__doc__,
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
         )
-        match command:
-            case Inspect():
-                _inspect(command)
-            case Verify():
-                _verify(command)
-            case Stats():
-                _stats(command)
-            case Diff():
-                _diff(command)
-            case Merge():
-                _merge(command)
-            case Extend():
-                _extend(command)
-            case Thin():
-                _thin(command)
-            case Export():
-                _export(command)
-
-
-def _inspect(options: Inspect) -> None:
-    from pipeline.store import open_store
-    from pipeline.store.card import inspect_store
-
-    _show(inspect_store(open_store(options.store)), as_json=options.json)
-
-
-def _export(options: Export) -> None:
-    from pipeline.store import export_store
-
-    store = export_store(options.source, options.target, single_file=options.single_file)
-    print(
-        f"{options.target}: {store.manifest.rows} labels, {store.stored_bytes} bytes, the same as "
-        f"in {options.source}"
-    )
-
-
-def _verify(options: Verify) -> None:
-    from pipeline.files.cache import CacheConfig
-    from pipeline.tools.verify import verify_store
-
-    if (options.all or options.relabel) and not options.shards:
-        raise ConfigError("--all and --relabel redraw views, which needs the shards: give --shards")
-    weights = options.teacher_checkpoint or options.teacher_random_weights is not None
-    if not options.relabel and (weights or options.allow_flips):
-        raise ConfigError(
-            "--teacher-checkpoint, --teacher-random-weights and --allow-flips are for labelling "
-            "again: give --relabel too"
-        )
-    cache = CacheConfig.of_flags(options.cache_dir, options.cache_gb)
-    report = verify_store(options.store, options.shards, every_digest=options.all, cache=cache)
-    relabelled = _relabel(options, cache) if options.relabel else None
-    failed = bool(report.mismatches) or (relabelled is not None and not relabelled.passed)
-    if options.json:
-        found = dataclasses.asdict(report)
-        if relabelled is not None:
-            found["relabelled"] = dataclasses.asdict(relabelled)
-        print(json.dumps(found | {"passed": not failed}, indent=2))
-    else:
-        print(
-            f"{options.store}: {report.parts} parts, {report.labels} labels, {report.bytes} bytes: "
-            "all checksums are right"
-        )
-        print(
-            f"{report.samples} samples = {report.samples - report.rejected} labelled + "
-            f"{report.rejected} rejected"
-        )
-        print(
-            f"{report.digests} views have a digest, {report.redrawn} were redrawn from the shards"
-        )
-        _print_mismatches("MISMATCH", report.mismatches)
-        if relabelled is not None:
-            print(
-                f"{relabelled.rows} views in {relabelled.groups} groups were labelled again: "
-                f"{len(relabelled.flips)} labels differ ({relabelled.flip_share:.3%}, "
-                f"{relabelled.allow_flips:.3%} allowed), {relabelled.changed} more rows have "
-                "other probabilities"
-            )
-            _print_mismatches("FLIP", relabelled.flips)
-        print("FAILED" if failed else "passed")
-    if failed:
-        raise SystemExit(1)
+        with running("label-store", flags_of(type(command))):
+            command.run()
 
 
 def _relabel(options: Verify, cache: CacheConfig) -> RelabelReport:
@@ -279,57 +280,32 @@ def _relabel(options: Verify, cache: CacheConfig) -> RelabelReport:
     return relabel_store(options.store, options.shards, config, cache=cache)
 
 
+def _print_checks(store: str, report: VerifyReport, relabelled: RelabelReport | None) -> None:
+    say(
+        f"{store}: {report.parts} parts, {report.labels} labels, {report.bytes} bytes: "
+        "all checksums are right"
+    )
+    say(
+        f"{report.samples} samples = {report.samples - report.rejected} labelled + "
+        f"{report.rejected} rejected"
+    )
+    say(f"{report.digests} views have a digest, {report.redrawn} were redrawn from the shards")
+    _print_mismatches("MISMATCH", report.mismatches)
+    if relabelled is not None:
+        say(
+            f"{relabelled.rows} views in {relabelled.groups} groups were labelled again: "
+            f"{len(relabelled.flips)} labels differ ({relabelled.flip_share:.3%}, "
+            f"{relabelled.allow_flips:.3%} allowed), {relabelled.changed} more rows have "
+            "other probabilities"
+        )
+        _print_mismatches("FLIP", relabelled.flips)
+
+
 def _print_mismatches(what: str, mismatches: Sequence[Mismatch]) -> None:
     for one in mismatches[:_LISTED]:
-        print(
-            f"{what} {one.shard} {one.key} view {one.view}: stored {one.stored}, found {one.found}"
-        )
+        say(f"{what} {one.shard} {one.key} view {one.view}: stored {one.stored}, found {one.found}")
     if len(mismatches) > _LISTED:
-        print(f"{what} ... and {len(mismatches) - _LISTED} more")
-
-
-def _stats(options: Stats) -> None:
-    from pipeline.store import open_store
-    from pipeline.tools import store_stats
-
-    _show(store_stats(open_store(options.store)), as_json=options.json)
-
-
-def _diff(options: Diff) -> None:
-    from pipeline.store import open_store
-    from pipeline.tools import diff_stores
-
-    _show(diff_stores(open_store(options.a), open_store(options.b)), as_json=options.json)
-
-
-def _merge(options: Merge) -> None:
-    from pipeline.store import open_store
-    from pipeline.tools import merge_stores
-
-    stores = [open_store(place) for place in options.stores]
-    with _Progress("label-store", "parts") as progress:
-        report = merge_stores(stores, options.out, progress.show)
-    _show(report, as_json=options.json)
-
-
-def _extend(options: Extend) -> None:
-    from pipeline.store import open_store
-    from pipeline.tools import extend_command
-
-    print(shlex.join(extend_command(open_store(options.store), options.views, options.shards)))
-
-
-def _thin(options: Thin) -> None:
-    from pipeline.store import open_store
-    from pipeline.tools import thin_store
-
-    drop = tuple(name for text in options.drop for name in text.split(",") if name)
-    views, store = options.view_range(), open_store(options.store)
-    if views is None and not drop:
-        raise ConfigError("nothing to leave out: give --views, --drop or both")
-    with _Progress("label-store", "parts") as progress:
-        report = thin_store(store, options.out, views=views, drop=drop, show=progress.show)
-    _show(report, as_json=options.json)
+        say(f"{what} ... and {len(mismatches) - _LISTED} more")
 
 
 class _Report(Protocol):
@@ -342,50 +318,6 @@ class _Report(Protocol):
 
 def _show(report: _Report, *, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(report.to_json(), indent=2, sort_keys=True))
+        say_lines(json.dumps(report.to_json(), indent=2, sort_keys=True))
     else:
-        print(report.to_markdown(), end="")
-
-
-@contextmanager
-def _errors_of(command: str) -> Iterator[None]:
-    """Print what the user can cure as ``<command>: error: ...`` and exit with status 1."""
-    try:
-        yield
-        sys.stdout.flush()  # here, where its errors are understood
-    except PipelineError as error:
-        print(f"{command}: error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
-    except BrokenPipeError:  # whoever read the output has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(141) from None
-    except KeyboardInterrupt:
-        print(f"{command}: interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
-
-
-class _Progress:
-    """Shows a count on stderr: a bar on a terminal, elsewhere a line at each tenth."""
-
-    def __init__(self, command: str, unit: str) -> None:
-        self._command = command
-        self._unit = unit
-        self._bar: tqdm | None = None
-        self._tenths = 0
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def show(self, done: int, total: int) -> None:
-        """Show that ``done`` of ``total`` are through."""
-        if sys.stderr.isatty():
-            if self._bar is None:
-                self._bar = tqdm(total=total, desc=self._command, unit=self._unit)
-            self._bar.update(done - self._bar.n)
-        elif done * 10 // total > self._tenths:
-            self._tenths = done * 10 // total
-            print(f"{self._command}: {done} of {total}", file=sys.stderr, flush=True)
+        say_lines(report.to_markdown())

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,8 @@ from pipeline.files.objects import StoredObject
 from pipeline.growth import settle
 
 __all__ = ["CacheConfig", "RemoteShard", "ShardFile"]
+
+_log = logging.getLogger(__name__)
 
 _LOCKS = 256
 _SUFFIX = ".tar"
@@ -44,11 +47,11 @@ class CacheConfig:
     def __post_init__(self) -> None:
         settle(self)
         if not self.gigabytes > 0:
-            raise ConfigError(f"--cache-gb is {self.gigabytes}; use a positive number")
+            raise ConfigError(f"`gigabytes` is {self.gigabytes}; use a positive number")
 
     @staticmethod
     def of_flags(cache_dir: Path | None, cache_gb: float) -> CacheConfig:
-        """Return what --cache-dir and --cache-gb say; other processes may be elsewhere."""
+        """Return what a command's settings say; other processes may be elsewhere."""
         directory = None if cache_dir is None else cache_dir.absolute()
         return CacheConfig(directory=directory, gigabytes=cache_gb)
 
@@ -106,7 +109,7 @@ def _saying_where(method: Callable[P, R]) -> Callable[P, R]:
             return method(*args, **kwargs)
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            cure = "free space or lower --cache-gb" if full else "give another --cache-dir"
+            cure = "free space or lower `gigabytes`" if full else "give another `directory`"
             raise PipelineError(
                 f"the shard cache failed ({error.strerror or error}, {error.filename}); {cure}; "
                 "it may be deleted at any time"
@@ -126,7 +129,7 @@ class _ShardCache:
         if stored.size > self._limit:
             raise ConfigError(
                 f"{stored.url} has {stored.size} bytes, more than the shard cache may hold "
-                f"({self._limit}); raise --cache-gb"
+                f"({self._limit}); raise `gigabytes`"
             )
         identity = f"{stored.url}\n{stored.etag}\n{stored.size}"
         name = hashlib.sha256(identity.encode()).hexdigest()[:40]
@@ -141,7 +144,8 @@ class _ShardCache:
 
     def _fetch(self, stored: StoredObject, path: Path) -> BinaryIO:
         aside = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}{_PARTIAL}")
-        file = self._reserve(aside, stored.size)
+        file = self._reserve(aside, stored)
+        _log.info("fetching %s, %d bytes", stored.url, stored.size)
         try:
             written = 0
             for chunk in stored.stream():
@@ -164,17 +168,25 @@ class _ShardCache:
         fcntl.flock(file, fcntl.LOCK_UN)
         return file
 
-    def _reserve(self, aside: Path, size: int) -> BinaryIO:
-        """Create a file that takes ``size`` bytes of the cache, once there is room for it."""
+    def _reserve(self, aside: Path, stored: StoredObject) -> BinaryIO:
+        """Create a file that takes an object's bytes of the cache, once there is room for it."""
+        waited = False
         while True:
             with self._locked("room"):
-                if self._make_room(size):
+                if self._make_room(stored.size):
                     file = aside.open("w+b")
                     # Held for as long as it is written: others see that its writer lives.
                     fcntl.flock(file, fcntl.LOCK_EX)
-                    file.truncate(size)
+                    file.truncate(stored.size)
                     return file
-            time.sleep(_WAIT_SECONDS)  # what others are fetching fills the cache for now
+            if not waited:
+                _log.warning(
+                    "%s waits: shards that are being fetched fill the cache; a higher "
+                    "`gigabytes` would let more of them come at once",
+                    stored.url,
+                )
+            waited = True
+            time.sleep(_WAIT_SECONDS)
 
     def _make_room(self, size: int) -> bool:
         """Evict until ``size`` bytes fit; return False if too much is being fetched."""
@@ -183,6 +195,7 @@ class _ShardCache:
         for _, freed, path in sorted(whole):
             if used <= self._limit:
                 break
+            _log.info("evicting %s, %d bytes", path, freed)
             path.unlink(missing_ok=True)
             used -= freed
         return used <= self._limit

@@ -58,7 +58,7 @@ def expand_shards(
         try:
             names = list(braceexpand(pattern))
         except ValueError as error:
-            raise ShardError(f"--shards {pattern!r}: braces do not match") from error
+            raise ShardError(f"`shards` {pattern!r}: braces do not match") from error
         missing = []
         for name, found in zip(names, _files_of(names, cache or CacheConfig()), strict=True):
             if not found:
@@ -66,16 +66,16 @@ def expand_shards(
             paths += found
         if missing:
             raise ShardError(
-                f"--shards {pattern!r}: {len(missing)} of {len(names)} names match no file: "
+                f"`shards` {pattern!r}: {len(missing)} of {len(names)} names match no file: "
                 f"{_listed(missing)}; check the path and the numbers in the braces"
             )
     if not paths:
-        raise ShardError("no shards: give --shards one or more tar files or patterns")
+        raise ShardError("no shards: give `shards` one or more tar files or patterns")
     seen: set[Path | str] = set()
     for path in paths:
         identity = path.resolve() if isinstance(path, Path) else str(path)
         if identity in seen:
-            raise ShardError(f"{path} is named twice by --shards; name each shard once")
+            raise ShardError(f"{path} is named twice by `shards`; name each shard once")
         seen.add(identity)
     return tuple(paths)
 

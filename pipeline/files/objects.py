@@ -8,6 +8,7 @@ beyond its error code, since answers may quote parts of a request.
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import re
 import tempfile
@@ -35,6 +36,8 @@ __all__ = [
     "look_at_all",
     "started_here",
 ]
+
+_log = logging.getLogger(__name__)
 
 _SCHEMES = ("s3", "gs", "az")
 _URL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://(.*)$", re.DOTALL)
@@ -263,6 +266,7 @@ class ObjectFolder(Folder):
                 except AlreadyExistsError:
                     if StoredObject.look(url) is not None:
                         return False
+                _log.info("%s: another writer is at work, trying again", url)
                 time.sleep(0.1 * 2**attempt)
         raise PipelineError(
             f"{url}: {_CONFLICTS} writes collided with another writer's; run again when the other "

@@ -14,7 +14,7 @@ __all__ = ["choose_device", "set_threads"]
 def choose_device(name: str) -> torch.device:
     """Return the device that ``auto``, ``cpu`` or ``cuda`` means here."""
     if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: PyTorch sees no GPU here; use --device cpu")
+        raise ConfigError("`device` is cuda, but PyTorch sees no GPU here; use cpu")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)

@@ -11,9 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-import tyro
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.errors import (
     ConfigError,
@@ -102,19 +100,19 @@ class LabelConfig:
     first_view: int = 0
     """First view."""
     extend_to: int | None = None
-    """Give the store at --out so many views in all, with its own settings: only shards, the
+    """Give the store at `out` so many views in all, with its own settings: only shards, the
     file of the weights, and how the job runs are given. What is there stays."""
     views_per_part: int = 150
     """Views per part file: the unit of retry and commit."""
     seed: int = 0
     """Root of all seeds."""
     preset: Preset = "deit"
-    """Augmentation to start from; the flags below override it."""
-    augment: Annotated[AugmentConfig, tyro.conf.arg(name="")] = field(default_factory=AugmentConfig)
+    """Augmentation to start from on the command line; what is given beside it overrides it."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     mix: bool = True
-    """Mix pairs by mixup and CutMix (off by default with --preset center)."""
+    """Mix pairs by mixup and CutMix (off by default with the preset center)."""
     mixing: MixConfig = field(default_factory=MixConfig)
-    store: str = ""
+    keep: str = ""
     """What to keep of the teacher's probabilities beside its labels: words of confidence,
     margin and topk=K with commas between them, such as 'confidence,topk=5'."""
     precision: Precision = "bf16"
@@ -145,23 +143,23 @@ class LabelConfig:
     def __post_init__(self) -> None:
         settle(self)
         if self.views < 1 or self.first_view < 0 or self.views_per_part < 1:
-            raise ConfigError("--views and --views-per-part start at 1, --first-view at 0")
+            raise ConfigError("`views` and `views_per_part` start at 1, `first_view` at 0")
         if self.extend_to not in (None, self.first_view + self.views):
             raise ConfigError(
-                "--extend-to says which views to label; leave out --first-view and --views"
+                "`extend_to` says which views to label; leave out `first_view` and `views`"
             )
         if self.teacher_checkpoint is not None and self.teacher_random_weights is not None:
-            raise ConfigError("give --teacher-checkpoint or --teacher-random-weights, not both")
+            raise ConfigError("give `teacher_checkpoint` or `teacher_random_weights`, not both")
         if not 0 <= self.max_rejected <= 1:
-            raise ConfigError(f"--max-rejected is {self.max_rejected}; a share is in 0..1")
+            raise ConfigError(f"`max_rejected` is {self.max_rejected}; a share is in 0..1")
         for name in ("teachers", "threads", "batch_views"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} is {value}; use 1 or more")
-        ColumnConfig.from_text(self.store)
+                raise ConfigError(f"`{name}` is {value}; use 1 or more")
+        ColumnConfig.from_text(self.keep)
         _ = self.cache  # checks its own fields
         if self.precision == "fp16" and self.device == "cpu":
-            raise ConfigError("--precision fp16 needs a GPU; use bf16 or fp32 on a CPU")
+            raise ConfigError("`precision` fp16 needs a GPU; use bf16 or fp32 on a CPU")
 
     def with_absolute_paths(self) -> LabelConfig:
         """Return the settings with local paths that mean the same in every process.
@@ -180,7 +178,7 @@ class LabelConfig:
     def check_checkpoint(self) -> None:
         """Raise ``TeacherError`` if a checkpoint is given that is no file."""
         if self.teacher_checkpoint is not None and not self.teacher_checkpoint.is_file():
-            raise TeacherError(f"--teacher-checkpoint {self.teacher_checkpoint}: no such file")
+            raise TeacherError(f"`teacher_checkpoint` {self.teacher_checkpoint}: no such file")
 
     @property
     def cache(self) -> CacheConfig:
@@ -200,7 +198,7 @@ class LabelConfig:
     @property
     def columns(self) -> ColumnConfig:
         """The optional columns that the store's identity holds."""
-        return ColumnConfig.from_text(self.store)
+        return ColumnConfig.from_text(self.keep)
 
     def identity(self, teacher: TeacherIdentity) -> StoreIdentity:
         """Return the identity of the store that this job writes with ``teacher``."""
@@ -316,7 +314,7 @@ def index_shards(patterns: Sequence[str], cache: CacheConfig | None = None) -> I
     if sorted_shards:
         warnings.append(
             f"{sorted_shards} of {len(paths)} shards hold their samples sorted by class: pairs "
-            "will be of like classes, and a student's batches too; pack-shards shuffles"
+            "will be of like classes, and a student's batches too; packing shuffles"
         )
     return IndexedShards(
         paths=paths,
@@ -338,7 +336,7 @@ def plan_job(config: LabelConfig, shards: IndexedShards, teacher: TeacherIdentit
         raise ShardError(
             f"{shards.max_target_at} has class {shards.max_target}, but the teacher "
             f"{teacher.architecture} has {teacher.classes} classes (0..{teacher.classes - 1}); "
-            "check --teacher, --num-classes, and that the shards' .cls are its class indices"
+            "check `teacher`, `num_classes`, and that the shards' .cls are its class indices"
         )
     identity = config.identity(teacher)
     ours = fingerprints(identity)
@@ -348,7 +346,7 @@ def plan_job(config: LabelConfig, shards: IndexedShards, teacher: TeacherIdentit
         raise IdentityError(
             f"{config.out} was begun where these give other pixels: "
             f"{what_they_watch(identity, different)}; install the versions named in "
-            f"{config.out}/_meta/runs, or use another --out"
+            f"{config.out}/_meta/runs, or use another `out`"
         )
     infos = {info.number: info for info in shards.infos}
     done = committed_parts(config.out, identity, infos)
@@ -417,7 +415,7 @@ def require_agreement(config: LabelConfig, report: Preflight, classes: int) -> N
     raise TeacherError(
         f"the teacher agrees with the targets of {report.correct} of {report.images} images, "
         f"chance is {chance:.1f}: are the shards' classes in the teacher's order, and mean, std "
-        "and size the teacher's? --allow-low-agreement goes on all the same"
+        "and size the teacher's? `allow_low_agreement` goes on all the same"
     )
 
 
@@ -472,10 +470,10 @@ class Progress:
         if self.rejected > config.max_rejected * samples:
             reasons = "; ".join(one.reason for one in committed.rejections[:3])
             raise RejectionError(
-                f"{self.rejected} of {samples} images do not decode, more than --max-rejected "
+                f"{self.rejected} of {samples} images do not decode, more than `max_rejected` "
                 f"{config.max_rejected:g} allows; the latest, in "
                 f"{self._plan.shards.infos[shard].name}: {reasons}; raise "
-                "--max-rejected, or mend the shards and give another --out"
+                "`max_rejected`, or mend the shards and give another `out`"
             )
 
 

@@ -125,8 +125,8 @@ def load_stored_teacher(
         raise TeacherError(
             "this teacher is not the one that labelled the store (ours / the store's):\n  "
             + "\n  ".join(different)
-            + "\ngive --teacher-checkpoint the very weights that were used, or "
-            "--teacher-random-weights the same seed"
+            + "\n  give `checkpoint` the very weights that were used, or `random_weights` "
+            "the same seed"
         )
     return teacher
 
@@ -207,7 +207,7 @@ class Teacher:
         if not bool(logits.isfinite().all()):
             raise TeacherError(
                 f"{self.identity.architecture} gives logits that are not finite in "
-                f"{self.identity.precision}; use --precision bf16 or fp32, or check its weights"
+                f"{self.identity.precision}; use `precision` bf16 or fp32, or check its weights"
             )
         return rank_logits(logits, self._columns)
 
@@ -239,7 +239,7 @@ def _create_model(spec: TeacherSpec, state: Mapping[str, Tensor] | None, size: i
     if not timm.is_model(spec.architecture):
         close = get_close_matches(spec.architecture, timm.list_models(), n=5)
         raise TeacherError(
-            f"--teacher {spec.architecture!r} is no model of timm {timm.__version__}"
+            f"`architecture` {spec.architecture!r} is no model of timm {timm.__version__}"
             + (f"; similar names: {', '.join(close)}" if close else "")
         )
     try:
@@ -247,12 +247,12 @@ def _create_model(spec: TeacherSpec, state: Mapping[str, Tensor] | None, size: i
     except RuntimeError as error:
         known = timm.list_pretrained(f"{spec.architecture.split('.')[0]}.*")
         raise TeacherError(
-            f"--teacher {spec.architecture!r}: timm {timm.__version__} knows no such weights; it "
-            f"knows {', '.join(known) or 'none of this model'}"
+            f"`architecture` {spec.architecture!r}: timm {timm.__version__} knows no such weights; "
+            f"it knows {', '.join(known) or 'none of this model'}"
         ) from error
     if config is None:  # one of its old names
         raise TeacherError(
-            f"--teacher {spec.architecture!r} is an old name; give the one that timm "
+            f"`architecture` {spec.architecture!r} is an old name; give the one that timm "
             f"{timm.__version__} has for it"
         )
     options: dict[str, Any] = {}
@@ -274,9 +274,9 @@ def _create_model(spec: TeacherSpec, state: Mapping[str, Tensor] | None, size: i
             )
         except (OSError, RuntimeError, TypeError, AssertionError) as error:
             cure = (
-                "give a local file with --teacher-checkpoint, or connect to the model hub"
+                "give a local file as `checkpoint`, or connect to the model hub"
                 if pretrained
-                else "check --num-classes and --image-size"
+                else "check `classes` and `image_size`"
             )
             raise TeacherError(
                 f"cannot create the teacher {spec.architecture!r}: {str(error).rstrip('.')}; {cure}"
@@ -294,12 +294,12 @@ def _load_state(model: nn.Module, state: Mapping[str, Tensor], spec: TeacherSpec
     ]
     if missing or foreign or misshapen:
         raise TeacherError(
-            f"--teacher-checkpoint {spec.checkpoint} is not a {spec.architecture} with "
+            f"{spec.checkpoint} is not a {spec.architecture} with "
             f"{getattr(model, 'num_classes', '?')} classes: "
             f"{len(missing)} tensors are missing {missing[:3]}, "
             f"{len(foreign)} are foreign {foreign[:3]}, "
-            f"{len(misshapen)} have another shape {misshapen[:3]}; check --teacher and "
-            "--num-classes"
+            f"{len(misshapen)} have another shape {misshapen[:3]}; check `architecture` "
+            "and `classes`"
         )
     model.load_state_dict(state)
 

@@ -70,7 +70,7 @@ def read_teacher_checkpoint(path: Path) -> dict[str, Tensor]:
     dropped. Raises ``TeacherError`` naming the file.
     """
     if not path.is_file():
-        raise TeacherError(f"--teacher-checkpoint {path}: no such file")
+        raise TeacherError(f"{path}: no such file")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -79,7 +79,7 @@ def read_teacher_checkpoint(path: Path) -> dict[str, Tensor]:
         loaded = load_tensors(path)
     except Exception as error:  # each loader raises its own kinds, with advice of its own
         raise TeacherError(
-            f"--teacher-checkpoint {path} cannot be read ({type(error).__name__}); "
+            f"{path} cannot be read ({type(error).__name__}); "
             "give a .safetensors file, or a .pth that holds tensors alone"
         ) from error
     for name in ("state_dict", "model"):
@@ -88,5 +88,5 @@ def read_teacher_checkpoint(path: Path) -> dict[str, Tensor]:
     if not isinstance(loaded, dict) or not all(
         isinstance(name, str) and isinstance(one, Tensor) for name, one in loaded.items()
     ):
-        raise TeacherError(f"--teacher-checkpoint {path} holds no state dict of tensors")
+        raise TeacherError(f"{path} holds no state dict of tensors")
     return {name.removeprefix("module."): tensor for name, tensor in loaded.items()}

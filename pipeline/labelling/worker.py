@@ -111,13 +111,13 @@ class TeacherWorker:
         ):
             yield (
                 f"timm's {self.identity.architecture} expects mean {expected.mean} and std "
-                f"{expected.std}, the views have {augment.mean} and {augment.std}: see --mean "
-                "and --std"
+                f"{expected.std}, the views have {augment.mean} and {augment.std}: see `mean` "
+                "and `std`"
             )
         if expected.size and not 0.5 <= augment.image_size / expected.size <= 2:
             yield (
                 f"timm's {self.identity.architecture} expects {expected.size} px, the views have "
-                f"{augment.image_size}: see --image-size"
+                f"{augment.image_size}: see `image_size`"
             )
 
 

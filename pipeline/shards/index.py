@@ -142,7 +142,9 @@ def _size(path: ShardFile) -> int:
     return path.size if isinstance(path, RemoteShard) else path.stat().st_size
 
 
-def match_shards(known: Sequence[ShardInfo], paths: Sequence[ShardFile]) -> dict[int, ShardFile]:
+def match_shards(
+    known: Sequence[ShardInfo], paths: Sequence[ShardFile], name: str = "shards"
+) -> dict[int, ShardFile]:
     """Return the file of each shard that a store knows, by number.
 
     Names and sizes are compared first, which costs no reading; contents are then checked
@@ -165,8 +167,8 @@ def match_shards(known: Sequence[ShardInfo], paths: Sequence[ShardFile]) -> dict
         path_found = by_content.pop(info.content_hash, None)
         if path_found is None:
             raise ShardError(
-                f"none of the given files is the shard {info.name} ({info.samples} samples) that "
-                "was labelled; is it left out?"
+                f"no file of `{name}` is the shard {info.name} ({info.samples} samples) that was "
+                "labelled; is it left out?"
                 + (f" {min(map(str, by_content.values()))} is another one." if by_content else "")
                 + " Shards that were packed, encoded or labelled again do not fit: use the very "
                 "shards that were labelled, or label these"

@@ -41,7 +41,7 @@ CLASSES_FILE = "classes.json"
 run."""
 
 _EXTENSIONS = {".jpg": "jpg", ".jpeg": "jpg", ".png": "png", ".webp": "webp"}
-_SHRUNK_QUALITY = 90  # where --quality says nothing
+_SHRUNK_QUALITY = 90  # where ``quality`` says nothing
 _MAX_CLASSES = (1 << 16) - 1  # labels are uint16, and a store keeps 65535 for "missing"
 _WINDOW = 64  # images in memory at once
 _PREFIX = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -66,23 +66,23 @@ class PackConfig:
     quality: int | None = None
     """Encode every image anew as JPEG of this quality, 1 to 100 (colour at half resolution:
     4:2:0); a JPEG that would not get smaller keeps its bytes. Unset: only images that
-    --max-side shrinks are encoded, at 90; all others keep their bytes."""
+    `max_side` shrinks are encoded, at 90; all others keep their bytes."""
 
     def __post_init__(self) -> None:
         settle(self)
         if self.per_shard < 2:
             raise ConfigError(
-                f"--per-shard is {self.per_shard}; use 2 or more, pairs need two samples"
+                f"`per_shard` is {self.per_shard}; use 2 or more, pairs need two samples"
             )
         if not _PREFIX.fullmatch(self.prefix):
             raise ConfigError(
-                f"--prefix is {self.prefix!r}; use letters, digits, '_', '-' and '.', "
+                f"`prefix` is {self.prefix!r}; use letters, digits, '_', '-' and '.', "
                 "and no '.' or '-' in front"
             )
         if self.max_side is not None and self.max_side < 1:
-            raise ConfigError(f"--max-side is {self.max_side}; use 1 or more pixels")
+            raise ConfigError(f"`max_side` is {self.max_side}; use 1 or more pixels")
         if self.quality is not None and not 1 <= self.quality <= 100:
-            raise ConfigError(f"--quality is {self.quality}; use 1..100")
+            raise ConfigError(f"`quality` is {self.quality}; use 1..100")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,22 +179,22 @@ def _saying_what_is_left(out: str, shards: int) -> Iterator[None]:
 
 def _check_directories(config: PackConfig) -> None:
     if not config.images.is_dir():
-        raise ConfigError(f"--images {config.images}: no such directory")
+        raise ConfigError(f"`images` {config.images}: no such directory")
     folder = open_folder(config.out)
     local = folder.path.resolve() if isinstance(folder, LocalFolder) else None
     if local is not None and local.is_relative_to(config.images.resolve()):
         raise ConfigError(
-            f"--out {config.out} lies in --images {config.images} and would become a class; "
+            f"`out` {config.out} lies in `images` {config.images} and would become a class; "
             "choose a directory outside"
         )
     if folder.is_a_file():
-        raise ConfigError(f"--out {config.out} is a file; name a directory")
+        raise ConfigError(f"`out` {config.out} is a file; name a directory")
     found = [path for path in folder.list() if "/" not in path and path.endswith(".tar")]
     if folder.exists(CLASSES_FILE):
         found.append(CLASSES_FILE)
     if found:
         raise ConfigError(
-            f"--out {config.out} already holds {found[0]}"
+            f"`out` {config.out} already holds {found[0]}"
             + (f" and {len(found) - 1} more" if len(found) > 1 else "")
             + "; delete what an earlier run left there, or choose another directory"
         )
@@ -229,7 +229,7 @@ def _is_image(relative: Path) -> bool:
 
 def _read_classes(root: Path, images: Sequence[Path]) -> tuple[str, ...]:
     """Return the names of the class directories; a class's place here is its index."""
-    cure = "give each class one directory of images below --images"
+    cure = "give each class one directory of images below `images`"
     loose = [path for path in images if path.parent == root]
     if loose:
         raise ConfigError(
@@ -241,10 +241,10 @@ def _read_classes(root: Path, images: Sequence[Path]) -> tuple[str, ...]:
         path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")
     )
     if not classes:
-        raise ConfigError(f"--images {root} holds no directories; {cure}")
+        raise ConfigError(f"`images` {root} holds no directories; {cure}")
     if len(classes) > _MAX_CLASSES:
         raise ConfigError(
-            f"--images {root} holds {len(classes)} classes; labels have 16 bits, so pack at "
+            f"`images` {root} holds {len(classes)} classes; labels have 16 bits, so pack at "
             f"most {_MAX_CLASSES}"
         )
     filled = {path.relative_to(root).parts[0] for path in images}
@@ -369,7 +369,7 @@ def _read_rgb(path: Path, data: bytes) -> tuple[Image.Image, bool]:
     except Exception as error:  # broken files make Pillow raise almost anything
         raise DecodeError(
             f"{path}: cannot be decoded, so it cannot be encoded anew ({_plain(error)}); repair "
-            "or remove the file, or pack without --max-side and --quality"
+            "or remove the file, or pack without `max_side` and `quality`"
         ) from error
 
 

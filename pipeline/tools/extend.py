@@ -36,7 +36,7 @@ def extended_config(config: LabelConfig, store: LabelStore, end_view: int) -> La
         augment=identity.augment,
         mix=True,  # as ``mixing`` says, which may be not at all
         mixing=identity.mix,
-        store=identity.columns.to_text(),
+        keep=identity.columns.to_text(),
         first_view=there.start,
         views=end_view - there.start,
         views_per_part=max(entry.part.views for entry in store.manifest.parts),

@@ -118,9 +118,9 @@ def test_a_shard_in_use_stays_readable_when_it_is_evicted(s3: S3Server, tmp_path
 
 def test_a_shard_larger_than_the_cache_is_refused(s3: S3Server, tmp_path: Path) -> None:
     (shard,) = remote(s3, tmp_path, "a.tar", gigabytes=0.5 * SIZE / 1e9)
-    with pytest.raises(ConfigError, match=r"a\.tar has 3000000 bytes, more than .*--cache-gb"):
+    with pytest.raises(ConfigError, match=r"a\.tar has 3000000 bytes, more than .*`gigabytes`"):
         shard.open()
-    with pytest.raises(ConfigError, match="--cache-gb is 0"):
+    with pytest.raises(ConfigError, match="`gigabytes` is 0"):
         CacheConfig(gigabytes=0)
 
 
@@ -163,8 +163,9 @@ def _bytes_used(cache: Path) -> int:
 
 
 def test_fetches_under_way_count_and_the_cache_never_exceeds_its_size(
-    s3: S3Server, tmp_path: Path
+    s3: S3Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "pipeline")
     limit = int(1.5 * SIZE)
     names = [f"{letter}.tar" for letter in "abcd"]
     shards = remote(s3, tmp_path, *names, gigabytes=limit / 1e9)
@@ -180,6 +181,12 @@ def test_fetches_under_way_count_and_the_cache_never_exceeds_its_size(
             seen.append(_bytes_used(tmp_path))
     assert [one.result() for one in reads] == [contents(name) for name in names]
     assert max(seen) == SIZE
+    said = [record.getMessage().split()[:2] for record in caplog.records]
+    waits = [url for url, word in said if word == "waits:"]
+    assert len(waits) == len(set(waits)) > 0  # said once, however long it takes
+    assert sorted(word for word, _ in said if word.endswith("ing")) == (
+        ["evicting"] * 3 + ["fetching"] * 4
+    )
 
 
 def test_a_killed_fetch_leaves_no_lock_no_bad_file_and_in_the_end_no_half(
@@ -247,7 +254,7 @@ def test_missing_shards_are_named_all_together(s3: S3Server, tmp_path: Path) -> 
 def test_an_unwritable_cache_is_named_with_its_cure(s3: S3Server, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     (shard,) = remote(s3, tmp_path / "file" / "cache", "a.tar")
-    with pytest.raises(PipelineError, match=r"the shard cache failed .*give another --cache-dir"):
+    with pytest.raises(PipelineError, match=r"the shard cache failed .*give another `directory`"):
         shard.open()
 
 

@@ -148,7 +148,7 @@ def test_patterns_without_a_file_are_named(tmp_path: Path) -> None:
 
 def test_too_many_rejections_stop_the_job_without_a_manifest(tmp_path: Path) -> None:
     path = digit_shard(tmp_path / "torn.tar", 20, broken=(3, 4))
-    with pytest.raises(RejectionError, match=r"2 of 20 images do not decode.*--max-rejected 0.05"):
+    with pytest.raises(RejectionError, match=r"2 of 20 images do not decode.*`max_rejected` 0.05"):
         run(plan_of(config_of((path,), max_rejected=0.05)))
     config = config_of((path,), max_rejected=0.1)
     plan = plan_of(config)
@@ -355,9 +355,9 @@ def test_the_command_line_starts_from_the_preset() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"views": 0}, "--views"),
-        ({"max_rejected": 2.0}, "--max-rejected"),
-        ({"teachers": 0}, "--teachers"),
+        ({"views": 0}, "`views`"),
+        ({"max_rejected": 2.0}, "`max_rejected`"),
+        ({"teachers": 0}, "`teachers`"),
         ({"precision": "fp16", "device": "cpu"}, "fp16 needs a GPU"),
         ({"teacher_checkpoint": Path("x"), "teacher_random_weights": 1}, "not both"),
     ],

@@ -300,7 +300,7 @@ def test_shards_are_not_written_among_the_images(folder):
 )
 def test_settings_out_of_range_are_refused(tmp_path, options):
     (name,) = options
-    with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')} is"):
+    with pytest.raises(ConfigError, match=f"`{name}` is"):
         PackConfig(images=tmp_path, out=tmp_path, **options)
 
 

@@ -276,7 +276,7 @@ def test_the_card_names_the_columns(soft_store: ParquetStore, hash_store: Parque
 def test_the_command_line_names_the_columns() -> None:
     needed = ["--shards", "a.tar", "--out", "s.parquet"]
     assert parse_arguments(needed).columns == ColumnConfig()
-    config = parse_arguments([*needed, "--store", "confidence,topk=5"])
+    config = parse_arguments([*needed, "--keep", "confidence,topk=5"])
     assert config.columns == ColumnConfig(confidence=True, topk=5)
     assert config.teacher_spec().columns == config.columns
 
@@ -290,7 +290,7 @@ def test_the_command_line_names_the_columns() -> None:
         ("topk=five", "'topk=five' is not known"),
         ("margin=2", "'margin=2' is not known"),
         ("margin,margin", "names margin twice"),
-        ("topk=256", "topk is 256; use 1..255"),
+        ("topk=256", "`topk` is 256; use 1..255"),
     ],
 )
 def test_words_that_name_no_column_are_refused(text: str, message: str) -> None:
@@ -301,7 +301,7 @@ def test_words_that_name_no_column_are_refused(text: str, message: str) -> None:
 def test_more_top_classes_than_classes_are_refused() -> None:
     identity = hash_identity()
     few = replace(identity.teacher, classes=4)
-    with pytest.raises(ConfigError, match="topk is 5, but the teacher has 4 classes"):
+    with pytest.raises(ConfigError, match="`topk` is 5, but the teacher has 4 classes"):
         replace(identity, teacher=few, columns=EVERYTHING)
 
 

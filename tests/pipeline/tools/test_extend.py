@@ -36,7 +36,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     checkpoint = write_teacher(folder / "teacher.safetensors")
     identity = "--image-size 16 --seed 3 --precision fp32 --mixing.group-size 4 --batch-views 3"
     runtime = "--serial --device cpu --threads 1 --max-rejected 0.5 --allow-low-agreement"
-    teacher = f"--teacher regnety_002 --teacher-checkpoint {checkpoint} --store confidence,topk=2"
+    teacher = f"--teacher regnety_002 --teacher-checkpoint {checkpoint} --keep confidence,topk=2"
     words = f"--shards {folder}/*.tar {teacher} {identity} {runtime}"
     return folder, shlex.split(words)
 
@@ -139,7 +139,7 @@ def test_what_contradicts_an_extension_is_refused(store: LabelStore, tmp_path: P
         parse_arguments([*base, "--extend-to", "7"])
     with pytest.raises(ConfigError, match="leave out --preset"):
         parse_arguments([*base, "--extend-to", "12", "--preset", "center"])
-    with pytest.raises(ConfigError, match="leave out --first-view and --views"):
+    with pytest.raises(ConfigError, match="leave out `first_view` and `views`"):
         parse_arguments([*base, "--extend-to", "12", "--views", "4"])
     with pytest.raises(IncompleteStoreError, match="there is no label store here"):
         parse_arguments(["--shards", "x.tar", "--out", "none.parquet", "--extend-to", "12"])

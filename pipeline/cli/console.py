@@ -1,0 +1,220 @@
+"""The one way from an error to an exit status, and from a text to a terminal.
+
+The library speaks Python: its errors and log records name parameters in backticks. Here they
+become the flags of the command that runs. Names in files are data that others chose, so nothing
+is printed that a terminal would act upon.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import re
+import select
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import ClassVar, TextIO, get_args, get_type_hints
+
+import tyro
+from tqdm import tqdm
+
+from pipeline.errors import PipelineError
+
+__all__ = ["Progress", "duration", "flags_of", "note", "printable", "running", "say", "say_lines"]
+
+CLOSED_PIPE = 141  # as of a process ended by SIGPIPE
+INTERRUPTED = 130  # as of a process ended by SIGINT
+
+_LINE_SECONDS = 10.0  # between the lines of progress in a log
+_POSITIONAL = get_args(tyro.conf.Positional[str])[1]
+_PARAMETER = re.compile(r"`(\w+)`")
+_OTHER_NAMES = {  # of a setting's part, and of the setting that a command has for it
+    "architecture": "teacher",
+    "checkpoint": "teacher_checkpoint",
+    "classes": "num_classes",
+    "directory": "cache_dir",
+    "gigabytes": "cache_gb",
+    "random_weights": "teacher_random_weights",
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Command:
+    program: str = ""
+    flags: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+_command = _Command()  # of this process; log records come from any of its threads
+
+
+def flags_of(settings: type) -> dict[str, str]:
+    """Return how a command that is made from ``settings`` shows each of its parameters."""
+    hints = get_type_hints(settings, include_extras=True)
+    own: dict[str, str] = {}
+    inner: dict[str, str] = {}
+    for field in dataclasses.fields(settings):
+        kind, *marks = get_args(hints[field.name]) or (hints[field.name],)
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            unnamed = any(getattr(mark, "name", None) == "" for mark in marks)
+            prefix = "--" if unnamed else f"--{field.name}."
+            flags = flags_of(kind).items()
+            inner |= {name: flag.replace("--", prefix, 1) for name, flag in flags}
+        else:
+            flag = f"--{field.name}".replace("_", "-")
+            own[field.name] = field.name if _POSITIONAL in marks else flag
+    return inner | own
+
+
+@contextmanager
+def running(
+    program: str, flags: Mapping[str, str], interrupted: str = "interrupted"
+) -> Iterator[None]:
+    """Run a command: what goes wrong is said on stderr, and becomes the exit status.
+
+    ``flags`` shows the command's parameters, as ``flags_of`` returns them. A ``PipelineError``
+    exits with 1, Ctrl-C with 130 and the words ``interrupted``, a closed pipe with 141 and
+    without a word. Log records of the library are printed too.
+    """
+    global _command
+    before, _command = _command, _Command(program, flags)
+    try:
+        with _logged(), _ending_with_the_reader():
+            try:
+                yield
+            except PipelineError as error:
+                note(f"error: {error}")
+                raise SystemExit(1) from None
+            except KeyboardInterrupt:
+                note(interrupted)
+                raise SystemExit(INTERRUPTED) from None
+    finally:
+        _command = before
+
+
+def say(text: str) -> None:
+    """Print a line on stdout, at once."""
+    _write(printable(text), sys.stdout)
+
+
+def say_lines(text: str) -> None:
+    """Print a report of lines on stdout, in which names have no newlines."""
+    lines = text.removesuffix("\n").split("\n")
+    _write("\n".join(map(printable, lines)), sys.stdout)
+
+
+def note(text: str) -> None:
+    """Print on stderr what the program has to say, parameters shown as the command's flags.
+
+    A list's lines begin with two spaces; all else is one line, whatever the names in it hold.
+    """
+    text = _PARAMETER.sub(lambda match: _flag(match[1]) or match[0], text)
+    lines = f"{_command.program}: {text}".removeprefix(": ").split("\n  ")
+    _write("\n  ".join(map(printable, lines)), sys.stderr)
+
+
+def printable(text: str) -> str:
+    """Return a text in which escapes, newlines, marks of direction and the like are spelled out."""
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+
+
+def _flag(name: str) -> str | None:
+    flags = _command.flags
+    return flags.get(name) or flags.get(_OTHER_NAMES.get(name, ""))
+
+
+def _write(text: str, stream: TextIO) -> None:
+    if Progress.bar is None:
+        stream.write(f"{text}\n")
+    else:
+        Progress.bar.write(text, file=stream)  # above it
+    stream.flush()
+
+
+class _Notes(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError):  # nobody reads them any more
+            note(f"{record.levelname.lower()}: {record.getMessage()}")
+
+
+@contextmanager
+def _logged() -> Iterator[None]:
+    """Print the library's log records, once where commands are nested."""
+    loggers = [logging.getLogger(name) for name in ("pipeline", "student", "jobs")]
+    handler = _Notes()
+    silent = [one for one in loggers if not any(isinstance(x, _Notes) for x in one.handlers)]
+    for one in silent:
+        one.addHandler(handler)
+    try:
+        yield
+    finally:
+        for one in silent:
+            one.removeHandler(handler)
+
+
+@contextmanager
+def _ending_with_the_reader() -> Iterator[None]:
+    """End without a word once nobody reads the output, and else with all of it written."""
+    try:
+        try:
+            yield
+            sys.stdout.flush()
+        except SystemExit:  # after --help too
+            sys.stdout.flush()
+            raise
+    except BrokenPipeError as error:
+        closed = [stream for stream in (sys.stdout, sys.stderr) if _is_closed(stream)]
+        if not closed:
+            raise  # another pipe's, which is a fault
+        for stream in closed:  # or Python complains when it flushes them at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        # A failure stays one, whether or not its table was read to the end.
+        raise SystemExit(getattr(error.__context__, "code", None) or CLOSED_PIPE) from None
+
+
+def _is_closed(stream: TextIO) -> bool:
+    poll = select.poll()
+    poll.register(stream.fileno(), 0)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
+
+
+class Progress:
+    """Shows a count on stderr: a bar on a terminal, in a log a line each ten seconds."""
+
+    bar: ClassVar[tqdm | None] = None
+
+    def __init__(self, unit: str) -> None:
+        self._unit = unit
+        self._started = self._shown = time.monotonic()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if Progress.bar is not None:
+            Progress.bar.close()
+            Progress.bar = None
+
+    def show(self, done: int, total: int) -> None:
+        """Show that ``done`` of ``total`` are through."""
+        now = time.monotonic()
+        if sys.stderr.isatty():
+            if Progress.bar is None:
+                unit = f" {self._unit}"
+                Progress.bar = tqdm(total=total, desc=_command.program, unit=unit, unit_scale=True)
+            Progress.bar.update(done - Progress.bar.n)
+        elif done == total or now - self._shown > _LINE_SECONDS:
+            self._shown = now
+            speed = done / max(1e-9, now - self._started)
+            left = f", about {duration((total - done) / speed)} left" if 0 < done < total else ""
+            note(f"{done} of {total} {self._unit}, {speed:.0f} {self._unit}/s{left}")
+
+
+def duration(seconds: float) -> str:
+    """Return seconds in words: 42 s, 3 min, 2.5 h."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,249 @@
+"""From an error to an exit status, and from a text to a terminal."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs.label_teacher import LabelFlags, parse_arguments
+from pipeline.cli import commands
+from pipeline.cli.console import (
+    Progress,
+    flags_of,
+    note,
+    printable,
+    running,
+    say,
+    say_lines,
+)
+from pipeline.errors import ConfigError, StoreError
+from pipeline.records import PartRows
+from student.config import EvaluateConfig, TrainConfig
+from tests.storing import info_of, write_store
+
+ROOT = Path(__file__).resolve().parents[3]
+BIN = Path(sys.executable).parent
+HOSTILE = "\x1b[2Jpassed\r\n\u202egpj.\x9b31m\udcff\u2066\x07"
+
+
+def status_of(error: BaseException, flags: dict[str, str] | None = None) -> object:
+    with pytest.raises(SystemExit) as ended, running("a-program", flags or {}):
+        raise error
+    return ended.value.code
+
+
+def test_an_error_is_one_line_and_status_1(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(StoreError("s.parquet is gone; restore it")) == 1
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "a-program: error: s.parquet is gone; restore it\n")
+
+
+def test_ctrl_c_is_status_130_and_any_other_status_stays(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert status_of(KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err == "a-program: interrupted\n"
+    assert status_of(SystemExit(143)) == 143
+    assert status_of(SystemExit(0)) == 0
+    with pytest.raises(ZeroDivisionError), running("a-program", {}):
+        raise ZeroDivisionError  # a fault keeps its traceback
+
+
+def test_parameters_are_shown_as_flags_where_the_command_has_them(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = "`views_per_part` is 7, `shards` none, `gigabytes` 0, `unheard_of` 1, as `a b` says"
+    status_of(ConfigError(text), flags_of(LabelFlags))
+    assert capsys.readouterr().err == (
+        "a-program: error: --views-per-part is 7, --shards none, --cache-gb 0, `unheard_of` 1, "
+        "as `a b` says\n"
+    )
+    status_of(ConfigError("`store`, `shards`, `checkpoint`"), flags_of(commands.Verify))
+    assert "error: store, --shards, --teacher-checkpoint\n" in capsys.readouterr().err
+    status_of(ConfigError("`shards` and `store`"), flags_of(commands.Stats))
+    assert "error: `shards` and store\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("settings", [LabelFlags, TrainConfig, EvaluateConfig], ids=str)
+def test_every_flag_that_is_shown_is_one_that_the_command_takes(settings: type) -> None:
+    program = {LabelFlags: "label-teacher", TrainConfig: "train-student"}
+    name = program.get(settings, "evaluate-student")
+    done = subprocess.run([BIN / name, "--help"], capture_output=True, text=True, check=True)
+    words = set(done.stdout.replace("{", " ").replace(",", " ").split())
+    missing = [flag for flag in flags_of(settings).values() if flag not in words]
+    assert [flag for flag in missing if flag.startswith("--")] == []
+
+
+def test_an_error_in_a_nested_setting_names_the_nested_flag() -> None:
+    flags = flags_of(LabelFlags)
+    assert flags["group_size"] == "--mixing.group-size"
+    assert flags["image_size"] == "--image-size"
+
+
+@given(st.text())
+def test_nothing_that_is_printed_acts_upon_a_terminal(text: str) -> None:
+    shown = printable(text)
+    assert shown.isprintable()
+    assert printable(shown) == shown
+    shown.encode()
+
+
+@pytest.mark.parametrize("show", [say, note, say_lines])
+def test_escapes_newlines_and_marks_of_direction_are_spelled_out(
+    show, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show(HOSTILE)
+    printed = "".join(capsys.readouterr())
+    lines = 2 if show is say_lines else 1
+    assert printed.count("\n") == lines
+    assert printed.replace("\n", "").isprintable()
+    for escape in (r"\x1b[2Jpassed", r"\r", r"\u202egpj", r"\x9b31m", r"\udcff", r"\u2066"):
+        assert escape in printed
+
+
+def test_a_list_in_an_error_keeps_its_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    status_of(ConfigError("these differ:\n  a: 1\n  b: \x1b[0m\npassed"))
+    assert capsys.readouterr().err == (
+        "a-program: error: these differ:\n  a: 1\n  b: \\x1b[0m\\npassed\n"
+    )
+
+
+def test_names_in_files_are_data_for_every_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(tmp_path / "s.parquet")
+    hostile = HOSTILE.replace("\udcff", "")  # no store holds what is not UTF-8
+
+    def named(rows: PartRows) -> PartRows:
+        keys = tuple(f"{hostile}{key}" for key in rows.keys)
+        torn = tuple(replace(one, key=hostile, reason=hostile) for one in rows.rejections)
+        return replace(rows, keys=keys, rejections=torn)
+
+    write_store(Path(path), [info_of(0), info_of(1)], [(0, 4)], change=named)
+    for command in ("inspect", "stats", "verify"):
+        for more in ([], ["--json"]):
+            monkeypatch.setattr(sys, "argv", ["label-store", command, path, *more])
+            commands.label_store()
+    printed = "".join(capsys.readouterr())
+    assert printed.replace("\n", "").isprintable()
+    assert r"\u202egpj" in printed
+    monkeypatch.setattr(sys, "argv", ["label-store", "verify", f"{path}{HOSTILE}"])
+    with pytest.raises(SystemExit):
+        commands.label_store()
+    assert capsys.readouterr().err.removesuffix("\n").isprintable()
+
+
+def test_the_library_s_warnings_are_printed_once_with_flags(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    logger = logging.getLogger("pipeline.files.cache")
+    with running("outer", {}), running("label-teacher", flags_of(LabelFlags)):
+        logger.warning("%s waits for room: raise `gigabytes`", "s3://b/\x1b[2J.tar")
+    assert capsys.readouterr().err == (
+        "label-teacher: warning: s3://b/\\x1b[2J.tar waits for room: raise --cache-gb\n"
+    )
+    logger.warning("outside of a command")
+    assert "label-teacher" not in capsys.readouterr().err
+
+
+def test_progress_is_a_line_in_a_log_and_the_last_one_is_always_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter([0.0, 1.0, 11.0, 12.0, 20.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    with running("pack-shards", {}), Progress("images") as progress:
+        for done in (1, 2, 3, 4):
+            progress.show(done, 4)
+    assert capsys.readouterr().err == (
+        "pack-shards: 2 of 4 images, 0 images/s, about 11 s left\n"
+        "pack-shards: 4 of 4 images, 0 images/s\n"
+    )
+
+
+PRINTING = """
+import sys
+from pipeline.cli.console import note, running, say
+from pipeline.errors import StoreError
+with running("a-program", {}):
+    exec(sys.argv[1])
+"""
+
+ENDS = {
+    "say('x')": (141, ""),
+    "[say('x') for _ in range(100000)]": (141, ""),
+    "print('x')": (141, ""),
+    "print('x'); sys.exit(0)": (141, ""),
+    "print('x'); sys.exit(3)": (3, ""),
+    "print('x'); raise StoreError('gone')": (1, "a-program: error: gone\n"),
+    "pass": (0, ""),
+}
+"""What a program does, and how it ends if nobody reads its output."""
+
+
+def end_of(*command: object, bufsize: str | None = None) -> tuple[int, str]:
+    """Return status and stderr of a command whose stdout is a pipe that nobody reads."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(
+        list(map(str, command)),
+        cwd=ROOT,
+        env=variables | ({"PYTHONUNBUFFERED": "1"} if bufsize == "0" else {}),
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(writer)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("does", ENDS)
+def test_a_closed_pipe_ends_a_command_without_a_word(does: str) -> None:
+    assert end_of(sys.executable, "-c", PRINTING, does) == ENDS[does]
+
+
+def test_another_pipe_that_breaks_is_a_fault() -> None:
+    code = PRINTING.replace("exec(sys.argv[1])", "raise BrokenPipeError('of a worker')")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, "of a worker" in done.stderr) == (1, True)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["label-store"],
+        ["label-store", "stats"],
+        ["pack-shards"],
+        ["label-teacher"],
+        ["train-student"],
+        ["evaluate-student"],
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("bufsize", [None, "0"])
+def test_help_may_be_cut_short(command: list[str], bufsize: str | None) -> None:
+    assert end_of(BIN / command[0], *command[1:], "--help", bufsize=bufsize) == (141, "")
+
+
+def test_json_of_names_in_files_is_read_back_as_it_was(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    say_lines(json.dumps({"name": HOSTILE}, indent=2))
+    printed = capsys.readouterr().out
+    assert printed.replace("\n", "").isprintable()
+    assert json.loads(printed) == {"name": HOSTILE}
+
+
+def test_the_settings_of_label_teacher_are_the_library_s_own() -> None:
+    config = parse_arguments(["--shards", "x.tar", "--out", "s.parquet", "--keep", "topk=5"])
+    assert type(config).__name__ == "LabelConfig"
+    assert config.columns.topk == 5
