@@ -82,7 +82,7 @@ def test_a_job_is_cut_into_parts_of_shards_and_views(shards: tuple[Path, ...]) -
     plan = plan_of(config_of(shards))
     cut = [(0, 3), (3, 6), (6, 8)]
     assert ranges(plan.missing) == [(shard, *views) for shard in (0, 1) for views in cut]
-    assert not plan.config.out.exists()  # planning writes nothing
+    assert not Path(plan.config.out).exists()  # planning writes nothing
 
 
 def test_a_job_that_runs_again_does_only_what_is_missing(shards: tuple[Path, ...]) -> None:
@@ -201,7 +201,7 @@ def test_a_part_damaged_after_the_manifest_listed_it_is_refused(
     plan = plan_of(config_of(shards))
     run(plan)
     manifest = finish_job(plan, {})
-    path = plan.config.out / manifest.parts[2].part.path
+    path = Path(plan.config.out) / manifest.parts[2].part.path
     rows = pq.read_table(path)
     pq.write_table(rows, path, compression="snappy")  # the same rows, in other bytes
     with pytest.raises(ChecksumError, match=r"the manifest says .*delete the file and run again"):
@@ -322,7 +322,7 @@ def test_a_run_records_versions_and_settings(shards: tuple[Path, ...]) -> None:
     plan = plan_of(config_of(shards))
     run(plan)
     finish_job(plan, {"labels": 144})
-    (path,) = (plan.config.out / "_meta" / "runs").iterdir()
+    (path,) = (Path(plan.config.out) / "_meta" / "runs").iterdir()
     record = json.loads(path.read_bytes())
     assert record["labels"] == 144
     assert record["settings"]["views_per_part"] == 3
@@ -333,7 +333,7 @@ def test_the_card_describes_the_store(shards: tuple[Path, ...]) -> None:
     plan = plan_of(config_of(shards))
     run(plan)
     finish_job(plan, {})
-    card = (plan.config.out / "_README.md").read_text()
+    card = (Path(plan.config.out) / "_README.md").read_text()
     assert "| samples | 18 = 18 labelled + 0 rejected |" in card
     assert "| views | 0..7 of every sample, 16 px |" in card
 
