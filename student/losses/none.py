@@ -1,0 +1,32 @@
+"""No distillation: the class head learns the truth, and nobody learns from the teacher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from student.losses.base import Loss, LossTerms, MixedTarget, TeacherSignal, mixed_cross_entropy
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["NoDistillation"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoDistillation(Loss):
+    """CE(class head, truth)."""
+
+    name: ClassVar[str] = "none"
+    taught: ClassVar[bool] = False
+
+    def __call__(
+        self,
+        class_logits: Tensor,
+        distillation_logits: Tensor,
+        truth: MixedTarget,
+        teacher: TeacherSignal,
+    ) -> LossTerms:
+        """Return the loss of B rows."""
+        class_loss = mixed_cross_entropy(class_logits, truth)
+        return LossTerms(class_loss, class_loss, class_loss.new_zeros(()))
