@@ -272,7 +272,7 @@ class Trainer:
             reseed("step", config.plan.seed, self.step, self.ranks.rank, piece)
             with self.optimisation.forward_precision():
                 heads = split_heads(self._parallel(images))
-            terms = self._loss(*heads, truth, teacher)
+            terms = self._loss(heads, truth, teacher)
             learner = heads[1] if self._loss.taught else heads[0]
             counts = _counts(learner, truth, teacher)
             self._meter.add(self.step, terms, counts, len(images))
@@ -364,17 +364,14 @@ class Trainer:
             self._saved = self.step
 
     def _write(self, path: Path, meter: Mapping[str, float]) -> None:
-        state, run = self.optimisation.state(), self.inputs.run_identity(self.config)
         write_checkpoint(
             path,
             Checkpoint(
                 model=self.model.state_dict(),
-                ema=state["ema"],
-                optimizer=state["optimizer"],
-                scaler=state["scaler"],
+                **self.optimisation.state(),
                 student=self._saved_student(),
                 step=self.step,
-                run=run,
+                run=self.inputs.run_identity(self.config),
                 history=self._history,
                 meter=meter,
                 metrics={name: one.to_json() for name, one in self._evaluations.items()},
@@ -405,13 +402,7 @@ class Trainer:
         checkpoint = found.checkpoint
         try:
             self.model.load_state_dict(checkpoint.model)
-            self.optimisation.restore(
-                {
-                    "optimizer": checkpoint.optimizer,
-                    "scaler": checkpoint.scaler,
-                    "ema": checkpoint.ema,
-                }
-            )
+            self.optimisation.restore(checkpoint.optimizer, checkpoint.scaler, checkpoint.ema)
             self._meter.restore(checkpoint.meter)
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise CheckpointError(

@@ -134,7 +134,7 @@ class Optimisation:
         return None
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint needs beside the weights."""
+        """Return a checkpoint's fields of what is here beside the weights."""
         average = self.average
         return {
             "optimizer": self.optimizer.state_dict(),
@@ -142,13 +142,15 @@ class Optimisation:
             "ema": None if average is None else average.state_dict(),
         }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(
+        self, optimizer: Mapping[str, Any], scaler: Mapping[str, Any], ema: Mapping[str, Any] | None
+    ) -> None:
         """Go on from ``state``; raises what PyTorch raises if it does not fit."""
-        self.optimizer.load_state_dict(dict(state["optimizer"]))
+        self.optimizer.load_state_dict(dict(optimizer))
         if self._scaler.is_enabled():
-            self._scaler.load_state_dict(dict(state["scaler"]))
+            self._scaler.load_state_dict(dict(scaler))
         if self.average is not None:
-            self.average.load_state_dict(state["ema"])
+            self.average.load_state_dict(ema or {})
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:

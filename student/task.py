@@ -72,7 +72,7 @@ class StoredLabelTask(TrainingTask):  # type: ignore[misc]
         teacher = stored_signal(batch, images)
         heads = split_heads(self.trainable_module(resize_images(images, self._side)))
         truth = mixed_target(batch, device, self._smoothing)
-        terms = self._loss(*heads, truth, teacher)
+        terms = self._loss(heads, truth, teacher)
         return {
             "loss": terms.loss,
             "output": heads[0],

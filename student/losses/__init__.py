@@ -13,11 +13,12 @@ from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pipeline.growth import require, settle
-from student.losses.base import Loss, LossTerms, MixedTarget, TeacherSignal
+from student.losses.base import Heads, Loss, LossTerms, MixedTarget, TeacherSignal
 
 __all__ = [
     "LOSSES",
     "DistillationConfig",
+    "Heads",
     "Loss",
     "LossName",
     "LossTerms",

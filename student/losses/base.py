@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 from pipeline.growth import settle
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Loss", "LossTerms", "MixedTarget", "TeacherSignal", "mixed_cross_entropy"]
+__all__ = ["Heads", "Loss", "LossTerms", "MixedTarget", "TeacherSignal", "mixed_cross_entropy"]
+
+Heads: TypeAlias = "tuple[Tensor, Tensor]"
+"""(B, C) logits of the class head and of the distillation head; the same twice for one head."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,17 +65,8 @@ class Loss(ABC):
         settle(self)
 
     @abstractmethod
-    def __call__(
-        self,
-        class_logits: Tensor,
-        distillation_logits: Tensor,
-        truth: MixedTarget,
-        teacher: TeacherSignal,
-    ) -> LossTerms:
-        """Return the loss of B rows; logits are (B, C), the same twice for one head.
-
-        Terms are averaged over the rows, in float32.
-        """
+    def __call__(self, heads: Heads, truth: MixedTarget, teacher: TeacherSignal) -> LossTerms:
+        """Return the loss of B rows, its terms averaged over them in float32."""
 
 
 def mixed_cross_entropy(logits: Tensor, truth: MixedTarget) -> Tensor:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from pipeline.growth import require
-from student.losses.base import Loss, LossTerms, MixedTarget, TeacherSignal, mixed_cross_entropy
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from student.losses.base import (
+    Heads,
+    Loss,
+    LossTerms,
+    MixedTarget,
+    TeacherSignal,
+    mixed_cross_entropy,
+)
 
 __all__ = ["HardLoss"]
 
@@ -31,18 +35,12 @@ class HardLoss(Loss):
         super().__post_init__()
         require(self, "alpha", 0 <= self.alpha <= 1, "use 0..1")
 
-    def __call__(
-        self,
-        class_logits: Tensor,
-        distillation_logits: Tensor,
-        truth: MixedTarget,
-        teacher: TeacherSignal,
-    ) -> LossTerms:
+    def __call__(self, heads: Heads, truth: MixedTarget, teacher: TeacherSignal) -> LossTerms:
         """Return the loss of B rows."""
         from torch.nn.functional import cross_entropy
 
-        class_loss = mixed_cross_entropy(class_logits, truth)
-        teachers = cross_entropy(distillation_logits.float(), teacher.label)
+        class_loss = mixed_cross_entropy(heads[0], truth)
+        teachers = cross_entropy(heads[1].float(), teacher.label)
         return LossTerms(
             (1 - self.alpha) * class_loss + self.alpha * teachers, class_loss, teachers
         )

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from student.losses.base import Loss, LossTerms, MixedTarget, TeacherSignal, mixed_cross_entropy
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from student.losses.base import (
+    Heads,
+    Loss,
+    LossTerms,
+    MixedTarget,
+    TeacherSignal,
+    mixed_cross_entropy,
+)
 
 __all__ = ["NoDistillation"]
 
@@ -20,13 +24,7 @@ class NoDistillation(Loss):
     name: ClassVar[str] = "none"
     taught: ClassVar[bool] = False
 
-    def __call__(
-        self,
-        class_logits: Tensor,
-        distillation_logits: Tensor,
-        truth: MixedTarget,
-        teacher: TeacherSignal,
-    ) -> LossTerms:
+    def __call__(self, heads: Heads, truth: MixedTarget, teacher: TeacherSignal) -> LossTerms:
         """Return the loss of B rows."""
-        class_loss = mixed_cross_entropy(class_logits, truth)
+        class_loss = mixed_cross_entropy(heads[0], truth)
         return LossTerms(class_loss, class_loss, class_loss.new_zeros(()))

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pipeline.errors import StoreError
 from pipeline.growth import require
-from student.losses.base import Loss, LossTerms, MixedTarget, TeacherSignal, mixed_cross_entropy
+from student.losses.base import (
+    Heads,
+    Loss,
+    LossTerms,
+    MixedTarget,
+    TeacherSignal,
+    mixed_cross_entropy,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,21 +42,15 @@ class SoftLoss(Loss):
         require(self, "soft_lambda", 0 <= self.soft_lambda <= 1, "use 0..1")
         require(self, "tau", self.tau > 0, "use a positive number")
 
-    def __call__(
-        self,
-        class_logits: Tensor,
-        distillation_logits: Tensor,
-        truth: MixedTarget,
-        teacher: TeacherSignal,
-    ) -> LossTerms:
+    def __call__(self, heads: Heads, truth: MixedTarget, teacher: TeacherSignal) -> LossTerms:
         """Return the loss of B rows; raises ``StoreError`` if the signal has no top k."""
         if teacher.topk_label is None or teacher.topk_prob is None:
             raise StoreError(
                 "a soft loss needs the teacher's top-k probabilities, which this store lacks; "
                 "label again with topk=10, or train with the hard loss"
             )
-        class_loss = mixed_cross_entropy(class_logits, truth)
-        soft = divergence(distillation_logits, teacher.topk_label, teacher.topk_prob, self.tau)
+        class_loss = mixed_cross_entropy(heads[0], truth)
+        soft = divergence(heads[1], teacher.topk_label, teacher.topk_prob, self.tau)
         loss = (1 - self.soft_lambda) * class_loss + self.soft_lambda * soft
         return LossTerms(loss, class_loss, soft)
 

@@ -64,7 +64,7 @@ def plain_loss(class_logits, distillation_logits, truth, teacher, smoothing, alp
 def test_the_loss_is_its_formula(smoothing: float, alpha: float) -> None:
     truth = replace(MIXED, smoothing=smoothing)
     heads = (logits(3), logits(4))
-    found = HardLoss(alpha=alpha)(*heads, truth, TeacherSignal(label=labels(5))).loss
+    found = HardLoss(alpha=alpha)(heads, truth, TeacherSignal(label=labels(5))).loss
     expected = plain_loss(*heads, truth, labels(5), smoothing, alpha)
     assert found.item() == pytest.approx(expected, rel=2e-6)
 
@@ -74,7 +74,7 @@ def test_the_class_term_is_timms_soft_target_cross_entropy() -> None:
     truth = timms_truth(target, lam)
     dense = mixup_target(target, CLASSES, lam, smoothing=0.1)
     signal = TeacherSignal(label=labels(5))
-    found = HardLoss()(logits(3), logits(4), truth, signal).class_loss
+    found = HardLoss()((logits(3), logits(4)), truth, signal).class_loss
     torch.testing.assert_close(found, SoftTargetCrossEntropy()(logits(3), dense), **CLOSE)
 
 
@@ -107,7 +107,7 @@ def test_the_loss_is_that_of_timms_token_distillation_task(alpha: float) -> None
     )
     expected = task(torch.zeros(ROWS, 3, 4, 4), mixup_target(target, CLASSES, 0.75, smoothing=0.1))
     signal = TeacherSignal(label=teacher_logits.argmax(1))
-    found = HardLoss(alpha=alpha)(logits(3), logits(4), timms_truth(target, 0.75), signal)
+    found = HardLoss(alpha=alpha)((logits(3), logits(4)), timms_truth(target, 0.75), signal)
     torch.testing.assert_close(found.loss, expected["loss"], **CLOSE)
     torch.testing.assert_close(found.class_loss, expected["task_loss"], **CLOSE)
     torch.testing.assert_close(found.distillation_loss, expected["distill_loss"], **CLOSE)
@@ -172,7 +172,7 @@ def test_each_loss_is_that_of_timms_token_distillation_task(kind: str, heads: st
     label, probability = all_probabilities(teacher)
     signal = TeacherSignal(label=label[:, 0], topk_label=label, topk_prob=probability)
     loss = HardLoss(alpha=weight) if kind == "hard" else SoftLoss(soft_lambda=weight, tau=3.0)
-    found = loss(*student, truth, signal)
+    found = loss(student, truth, signal)
     close = {"rtol": 1e-5, "atol": 1e-5}  # p ** (1 / tau) for a softmax of logits / tau
     torch.testing.assert_close(found.loss, expected["loss"], **close)
     torch.testing.assert_close(found.class_loss, expected["task_loss"], **close)
@@ -182,13 +182,13 @@ def test_each_loss_is_that_of_timms_token_distillation_task(kind: str, heads: st
 def test_classical_distillation_is_the_same_formula_with_one_head_for_both() -> None:
     signal = TeacherSignal(label=labels(5))
     one = logits(3)
-    found = HardLoss()(one, one, replace(MIXED, smoothing=0.1), signal)
+    found = HardLoss()((one, one), replace(MIXED, smoothing=0.1), signal)
     assert found.loss.item() == pytest.approx(plain_loss(one, one, MIXED, labels(5), 0.1, 0.5))
 
 
 def test_without_distillation_the_loss_is_the_smoothed_truth_of_the_class_head_alone() -> None:
     head, truth = logits(4).requires_grad_(), replace(MIXED, smoothing=0.1)
-    found = NoDistillation()(logits(3), head, truth, TeacherSignal(label=labels(5)))
+    found = NoDistillation()((logits(3), head), truth, TeacherSignal(label=labels(5)))
     expected = plain_loss(logits(3), logits(4), MIXED, labels(5), 0.1, 0.0)
     assert found.loss.item() == pytest.approx(expected, rel=2e-6)
     assert found.distillation_loss.item() == 0
@@ -198,7 +198,7 @@ def test_without_distillation_the_loss_is_the_smoothed_truth_of_the_class_head_a
 def test_smoothing_touches_the_truth_and_not_the_teacher_under_mixing_too() -> None:
     signal = TeacherSignal(label=labels(5))
     terms = [
-        HardLoss()(logits(3), logits(4), replace(MIXED, smoothing=one), signal)
+        HardLoss()((logits(3), logits(4)), replace(MIXED, smoothing=one), signal)
         for one in (0.0, 0.1)
     ]
     assert terms[0].distillation_loss == terms[1].distillation_loss
@@ -218,7 +218,7 @@ def test_probabilities_that_were_rounded_away_count_for_nothing() -> None:
 
 def test_soft_labels_that_the_store_lacks_are_refused_with_a_cure() -> None:
     with pytest.raises(StoreError, match=r"top-k.*label again with topk=10"):
-        SoftLoss()(logits(3), logits(4), MIXED, TeacherSignal(label=labels(5)))
+        SoftLoss()((logits(3), logits(4)), MIXED, TeacherSignal(label=labels(5)))
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -231,8 +231,8 @@ def test_every_loss_is_a_mean_over_rows_and_teaches_whom_it_says(name: str) -> N
     ]
     heads = [logits(3).requires_grad_(), logits(4).requires_grad_()]
     loss = LOSSES[name]()
-    terms = loss(*heads, MIXED, signal)
-    again = loss(*(torch.cat([one, one]) for one in heads), *twice)
+    terms = loss(heads, MIXED, signal)
+    again = loss([torch.cat([one, one]) for one in heads], *twice)
     torch.testing.assert_close(terms.loss, again.loss, **CLOSE)
     terms.loss.backward()
     assert heads[0].grad is not None
