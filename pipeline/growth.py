@@ -29,6 +29,7 @@ __all__ = [
     "install",
     "needed_release",
     "plain_value",
+    "require",
     "settle",
     "to_plain",
 ]
@@ -72,6 +73,12 @@ def settle(record: Any) -> None:
             object.__setattr__(record, field.name, settled)
 
 
+def require(record: Any, name: str, fits: bool, cure: str) -> None:
+    """Raise ``ConfigError`` for a field of a record unless its value fits."""
+    if not fits:
+        raise ConfigError(f"`{name}` is {getattr(record, name)}; {cure}")
+
+
 def convert(value: Any, hint: Any, name: str) -> Any:
     """Return a value as a type has it; raises ``ConfigError`` naming what is another's."""
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
@@ -99,12 +106,18 @@ def to_plain(record: Any) -> dict[str, Any]:
 
 
 def founding_values(kind: Any) -> dict[str, Any]:
-    """Return the founding values of a record's fields that have one, as plain JSON values."""
-    return {
-        field.name: plain_value(field.metadata[_FOUNDING])
-        for field in dataclasses.fields(kind)
-        if _FOUNDING in field.metadata
-    }
+    """Return the founding values of the fields of a record, and of records in it, that have one.
+
+    They are plain JSON values.
+    """
+    found = {}
+    for field in dataclasses.fields(kind):
+        hint = _hints(kind)[field.name]
+        if _FOUNDING in field.metadata:
+            found[field.name] = plain_value(field.metadata[_FOUNDING])
+        elif dataclasses.is_dataclass(hint):
+            found.update(founding_values(hint))
+    return found
 
 
 def from_plain(kind: type[Record], values: Any, where: str, needs: str = "") -> Record:

@@ -15,14 +15,10 @@ if TYPE_CHECKING:
     from student.evaluation.evaluate import Evaluation
     from student.evaluation.report import CheckpointReport, evaluate_checkpoint, load_student
     from student.inputs import Inputs, open_inputs, open_replay
-    from student.losses import (
-        DistillationConfig,
-        MixedTarget,
-        TeacherSignal,
-        distillation_loss,
-        hard_distillation_loss,
-        soft_distillation_loss,
-    )
+    from student.losses import DistillationConfig, Loss, MixedTarget, TeacherSignal
+    from student.losses.hard import HardLoss
+    from student.losses.none import NoDistillation
+    from student.losses.soft import SoftLoss
     from student.model import StudentSpec, create_student
     from student.order import PlanConfig
     from student.replay import ReplayDataset, StudentBatch, replay_loader
@@ -33,25 +29,26 @@ __all__ = [
     "DistillationConfig",
     "EvaluateConfig",
     "Evaluation",
+    "HardLoss",
     "Inputs",
+    "Loss",
     "MixedTarget",
+    "NoDistillation",
     "Outcome",
     "PlanConfig",
     "ReplayDataset",
+    "SoftLoss",
     "StoredLabelTask",
     "StudentBatch",
     "StudentSpec",
     "TeacherSignal",
     "TrainConfig",
     "create_student",
-    "distillation_loss",
     "evaluate_checkpoint",
-    "hard_distillation_loss",
     "load_student",
     "open_inputs",
     "open_replay",
     "replay_loader",
-    "soft_distillation_loss",
     "train",
 ]
 
@@ -60,25 +57,26 @@ _MODULES = {
     "DistillationConfig": "student.losses",
     "EvaluateConfig": "student.config",
     "Evaluation": "student.evaluation.evaluate",
+    "HardLoss": "student.losses.hard",
     "Inputs": "student.inputs",
+    "Loss": "student.losses",
     "MixedTarget": "student.losses",
+    "NoDistillation": "student.losses.none",
     "Outcome": "student.engine",
     "PlanConfig": "student.order",
     "ReplayDataset": "student.replay",
+    "SoftLoss": "student.losses.soft",
     "StoredLabelTask": "student.task",
     "StudentBatch": "student.replay",
     "StudentSpec": "student.model",
     "TeacherSignal": "student.losses",
     "TrainConfig": "student.config",
     "create_student": "student.model",
-    "distillation_loss": "student.losses",
     "evaluate_checkpoint": "student.evaluation.report",
-    "hard_distillation_loss": "student.losses",
     "load_student": "student.evaluation.report",
     "open_inputs": "student.inputs",
     "open_replay": "student.inputs",
     "replay_loader": "student.replay",
-    "soft_distillation_loss": "student.losses",
     "train": "student.engine",
 }
 

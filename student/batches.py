@@ -35,13 +35,14 @@ def resize_images(images: Tensor, side: int) -> Tensor:
     )
 
 
-def mixed_target(batch: StudentBatch, device: torch.device) -> MixedTarget:
-    """Return the true classes of the mixed images."""
+def mixed_target(batch: StudentBatch, device: torch.device, smoothing: float = 0.0) -> MixedTarget:
+    """Return the true classes of the mixed images, smoothed by a share."""
     lam = torch.from_numpy(batch.mix.lam).float() / FIXED_ONE
     return MixedTarget(
         target=to_device(batch.target, device),
         partner_target=to_device(batch.target[torch.from_numpy(batch.mix.partner)], device),
         lam=lam.to(device),
+        smoothing=smoothing,
     )
 
 
@@ -68,8 +69,8 @@ class TeacherInLoop:
         self._teacher = load_stored_teacher(
             identity,
             device,
-            checkpoint=config.teacher_checkpoint,
-            random_weights=config.teacher_random_weights,
+            checkpoint=config.teacher.teacher_checkpoint,
+            random_weights=config.teacher.teacher_random_weights,
         )
 
     def __call__(self, _batch: StudentBatch, images: Tensor) -> TeacherSignal:

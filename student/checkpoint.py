@@ -43,7 +43,7 @@ LAST, PREVIOUS, BEST, TORN = "last.pt", "previous.pt", "best.pt", "torn.pt"
 LOCK = ".lock"
 
 _VERSION = 3
-_CURE = "resume from another checkpoint, or start again without --resume in a new --output"
+_CURE = "resume from another checkpoint, or start again without `resume` in a new `output`"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,8 +145,8 @@ def claim_output(output: Path) -> IO[bytes]:
     except (BlockingIOError, PermissionError) as error:
         file.close()
         raise ConfigError(
-            f"--output {output}: another process is training there; wait for its end, stop it, or "
-            "give another --output"
+            f"`output` {output}: another process is training there; wait for its end, stop it, or "
+            "give another `output`"
         ) from error
     except OSError:
         pass

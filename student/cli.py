@@ -20,7 +20,7 @@ from pipeline.files.local import replace as replace_file
 from pipeline.identity import PRESETS, MixConfig, different_fields
 from student.config import EvaluateConfig, TrainConfig
 from student.recipes import read_run_file, recipe
-from student.signals import StopRequest, exit_status, signal_name
+from student.signals import StopRequest, signal_name
 
 if TYPE_CHECKING:
     from student.engine import Outcome
@@ -129,16 +129,21 @@ def _parse(arguments: Sequence[str]) -> tuple[TrainConfig, str | None]:
         prog="train-student",
         description=_DESCRIPTION,
         args=flags,
-        default=TrainConfig(**settings),
+        default=TrainConfig.of_settings(**settings),
         config=(tyro.conf.OmitArgPrefixes,),
     )
     return config, name
 
 
+def _status_after(number: int) -> int:
+    """Return the exit status of a process that a signal stopped."""
+    return 128 + number
+
+
 def _stop_before_training() -> None:
     note("stopped by SIGTERM before the first step; nothing was trained or written")
     sys.stderr.flush()
-    os._exit(exit_status(signal.SIGTERM))  # nothing is open yet, and imports may be half done
+    os._exit(_status_after(signal.SIGTERM))  # nothing is open yet, and imports may be half done
 
 
 def _run(config: TrainConfig, recipe_name: str | None, stop: StopRequest) -> None:
@@ -153,7 +158,7 @@ def _run(config: TrainConfig, recipe_name: str | None, stop: StopRequest) -> Non
         _announce(config, inputs)
         if recipe_name is not None:
             _warn_of_other_views(inputs)
-        fresh = config.finetune is None and not (config.output / "last.pt").exists()
+        fresh = config.student.finetune is None and not (config.output / "last.pt").exists()
         if recipe_name == "deit-384" and fresh and config.resume in (None, "auto"):
             note("warning: --recipe deit-384 without --finetune begins from untrained weights")
     with stop.training():
@@ -165,7 +170,7 @@ def _run(config: TrainConfig, recipe_name: str | None, stop: StopRequest) -> Non
                 f"{outcome.steps}/{inputs.plan.steps}; {config.output / 'last.pt'} is written, "
                 "continue with --resume auto"
             )
-        sys.exit(exit_status(outcome.stopped_by))
+        sys.exit(_status_after(outcome.stopped_by))
     if ranks.first:
         _summarise(config, outcome, inputs.store.identity.teacher.classes)
 
@@ -173,22 +178,26 @@ def _run(config: TrainConfig, recipe_name: str | None, stop: StopRequest) -> Non
 def _announce(config: TrainConfig, inputs: Inputs) -> None:
     """Say what is about to be trained, and warn of what is missing."""
     plan, identity = inputs.plan, inputs.store.identity
-    size = identity.augment.image_size
+    size, student = identity.augment.image_size, config.student
     resized = (
-        f" resized to {config.student_size}" if config.student_size not in (None, size) else ""
+        f" resized to {student.student_size}" if student.student_size not in (None, size) else ""
     )
-    labels = "the teacher in the loop" if config.teacher_in_loop else f"labels of {config.labels}"
+    labels = (
+        "the teacher in the loop"
+        if config.teacher.teacher_in_loop
+        else f"labels of {config.labels}"
+    )
     note(
-        f"{config.model} on {plan.rows_per_epoch} samples at {size}x{size} pixels{resized}, "
+        f"{student.model} on {plan.rows_per_epoch} samples at {size}x{size} pixels{resized}, "
         f"{identity.teacher.classes} classes, {labels} ({identity.teacher.architecture})"
     )
     note(
-        f"{config.epochs} epochs of views {plan.first_view}.., {plan.steps} steps of "
-        f"{config.batch_size} rows; {plan.dropped_rows} rows at the end fill no batch"
+        f"{config.plan.epochs} epochs of views {plan.first_view}.., {plan.steps} steps of "
+        f"{config.plan.batch_size} rows; {plan.dropped_rows} rows at the end fill no batch"
     )
-    if not config.val_shards:
+    if not config.evaluation.val_shards:
         note("warning: no --val-shards, so nothing is evaluated and there is no best.pt")
-    if not config.audit:
+    if not config.run.audit:
         note(
             "warning: --no-audit: nothing shows any more that the labels belong to the pixels "
             "that the student sees"
@@ -234,7 +243,7 @@ def _summarise(config: TrainConfig, outcome: Outcome, classes: int) -> None:
         ("averaged weights", outcome.ema_evaluation),
     ):
         if evaluation is not None:
-            print_evaluation(title, evaluation, config.distillation != "none")
+            print_evaluation(title, evaluation, config.distillation.loss.taught)
             warn_of_class_order(evaluation, classes)
     if outcome.epoch_seconds:
         total = sum(seconds["total"] for seconds in outcome.epoch_seconds)

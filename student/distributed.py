@@ -54,7 +54,7 @@ class Ranks:
         if self.local_rank >= torch.cuda.device_count():
             raise ConfigError(
                 f"torchrun started {self.local_ranks} ranks on a machine with "
-                f"{torch.cuda.device_count()} GPUs; give --nproc-per-node that number"
+                f"{torch.cuda.device_count()} GPUs; start that number"
             )
         torch.cuda.set_device(self.local_rank)
         return torch.device("cuda", self.local_rank)
@@ -78,7 +78,7 @@ class Ranks:
             ):
                 raise PipelineError(
                     f"rank {self.rank} lost another rank, whose message says why "
-                    f"({str(error).splitlines()[0]}); then continue with --resume auto"
+                    f"({str(error).splitlines()[0]}); then continue with `resume` auto"
                 ) from error
             raise
         finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
@@ -46,13 +45,12 @@ from student.evaluation.validation import ValidationDataset, center_views, read_
 from student.finetune import Loaded, load_weights, read_weights
 from student.inputs import Inputs
 from student.loading import LoaderOptions
-from student.losses import DistillationConfig, MixedTarget, TeacherSignal, distillation_loss
+from student.losses import MixedTarget, TeacherSignal
 from student.metrics import Meter, MetricsLog, Stopwatch
 from student.model import StudentSpec, create_student, reseed, split_heads
-from student.optimization import Optimisation
+from student.optimization import Optimisation, Schedule
 from student.recipes import to_toml
 from student.replay import ReplayDataset, StudentBatch, replay_loader
-from student.schedule import Schedule
 
 __all__ = ["Outcome", "Trainer", "train"]
 
@@ -90,12 +88,12 @@ def train(
     Raises ``ConfigError`` if the output directory holds a run that is not to be resumed,
     ``PipelineError`` if loss or weights become infinite, and whatever replay and store raise.
     """
-    with ranks.joined(choose_device(config.device)):
+    with ranks.joined(choose_device(config.run.device)):
         return Trainer(config, inputs, ranks).run(stop_after, stop)
 
 
 class Trainer:
-    """A student, its optimiser and its place in the plan, on one rank."""
+    """A student, its optimizer and its place in the plan, on one rank."""
 
     def __init__(
         self,
@@ -105,32 +103,32 @@ class Trainer:
     ) -> None:
         resume_from = ranks.decide(lambda: _checkpoint_to_resume(config))
         self.config, self.inputs, self.ranks, self.plan = config, inputs, ranks, inputs.plan
-        set_threads(config.threads or _threads_of(ranks))
+        set_threads(config.run.threads or _threads_of(ranks))
         self.identity = inputs.store.identity
-        self.device = ranks.device(choose_device(config.device))
+        self.device = ranks.device(choose_device(config.run.device))
         self._data = ReplayDataset(
             inputs.store,
             inputs.shards,
             inputs.plan,
             rank=ranks.rank,
             ranks=ranks.ranks,
-            accumulate=config.accumulate,
-            audit=config.audit,
+            accumulate=config.run.accumulate,
+            audit=config.run.audit,
         )
-        self._losses = DistillationConfig(**config.losses)
+        self._loss = config.distillation.loss
         self._validation = _open_validation(config, inputs) if ranks.first else None
         self.spec = _student_spec(config, self.identity)
         self.model = create_student(self.spec)
-        self.loaded: Loaded | None = None  # of --finetune
-        if config.finetune is not None and resume_from is None:
-            weights = read_weights(config.finetune, config.finetune_weights)
-            self.loaded = load_weights(self.model, weights, str(config.finetune))
+        self.loaded: Loaded | None = None  # of ``finetune``
+        if config.student.finetune is not None and resume_from is None:
+            weights = read_weights(config.student.finetune, config.student.finetune_weights)
+            self.loaded = load_weights(self.model, weights, str(config.student.finetune))
         self.model.to(self.device)
         self.optimisation = Optimisation(self.model, config, self.device)
-        self.schedule = _schedule(config, self.plan.steps, self.plan.epoch_start(1))
+        self.schedule = Schedule.of(config, self.plan)
         self._teacher_labels: TeacherLabels = (
             TeacherInLoop(config, self.identity, self.device)
-            if config.teacher_in_loop
+            if config.teacher.teacher_in_loop
             else stored_signal
         )
         self._meter = Meter(self.device, ranks)
@@ -144,9 +142,9 @@ class Trainer:
         self._good: tuple[Path, int] | None = None  # the last sound checkpoint, and its step
         if resume_from is not None:
             self._resume(resume_from)
-        if config.compile:
+        if config.student.compile:
             self.model.compile()  # after copies of it were made
-        self._parallel = ranks.averaging(self.model, unused=config.distillation == "none")
+        self._parallel = ranks.averaging(self.model, unused=not self._loss.taught)
         ranks.wait()  # all have read what rank 0 now writes over
         self._claimed: list[IO[bytes]] = []  # until this trainer is gone
         ranks.decide(lambda: self._claimed.append(claim_output(config.output)))
@@ -171,14 +169,14 @@ class Trainer:
         if self._good is not None:
             there = f"the last good checkpoint is {self._good[0]}, of step {self._good[1]}"
         return PipelineError(
-            f"{what}; {there}. Train anew with a lower --lr, longer --warmup-epochs or "
-            "--clip-grad 1; --finetune begins with the weights of a checkpoint"
+            f"{what}; {there}. Train anew with a lower `lr`, longer `warmup_epochs` or "
+            "`clip_grad` 1; `finetune` begins with the weights of a checkpoint"
         )
 
     def run(self, stop_after: int | None = None, stop: Callable[[], int] = lambda: 0) -> Outcome:
         """Train from the current step on; see ``train``."""
         end = min(self.plan.steps, stop_after if stop_after is not None else self.plan.steps)
-        if self.config.audit and self.step < end:
+        if self.config.run.audit and self.step < end:
             self._audited += audit_store(self._data, self._loader_options(), self.ranks)
         seconds: list[dict[str, float]] = []
         agreement = StopAgreement(self.ranks, stop)
@@ -204,7 +202,7 @@ class Trainer:
                 )
             if self.loaded is not None:
                 log.say(
-                    f"begins with the weights of {self.config.finetune}; resized: "
+                    f"begins with the weights of {self.config.student.finetune}; resized: "
                     f"{', '.join(self.loaded.resized) or 'none'}; new: "
                     f"{', '.join(self.loaded.new) or 'none'}"
                 )
@@ -243,13 +241,13 @@ class Trainer:
             yield batch
 
     def _loader_options(self) -> LoaderOptions:
-        return LoaderOptions(workers=self.config.workers, pin=self.device.type == "cuda")
+        return LoaderOptions(workers=self.config.run.workers, pin=self.device.type == "cuda")
 
     def _update(self, batches: Iterator[StudentBatch]) -> None:
         """Take one step, on all pieces of this rank's slice of the batch."""
         self.optimisation.begin(self.schedule.lr(self.step))
         self.model.train()
-        pieces = self.config.accumulate
+        pieces = self.config.run.accumulate
         for piece in range(pieces - 1):
             with self.ranks.without_averaging(self._parallel):
                 self._add_gradients(next(batches), piece)
@@ -266,36 +264,36 @@ class Trainer:
         config, augment = self.config, self.identity.augment
         with self._watch.on("student"):
             images = mixed_images(batch, augment, self.device)
-        with self._watch.on("teacher" if config.teacher_in_loop else "student"):
+        with self._watch.on("teacher" if config.teacher.teacher_in_loop else "student"):
             teacher = self._teacher_labels(batch, images)
         with self._watch.on("student"):
             images = resize_images(images, self.spec.image_size)
-            truth = mixed_target(batch, self.device)
-            reseed("step", config.seed, self.step, self.ranks.rank, piece)
+            truth = mixed_target(batch, self.device, config.distillation.smoothing)
+            reseed("step", config.plan.seed, self.step, self.ranks.rank, piece)
             with self.optimisation.forward_precision():
                 heads = split_heads(self._parallel(images))
-            terms = distillation_loss(*heads, truth, teacher, self._losses)
-            learner = heads[0] if config.distillation == "none" else heads[1]
+            terms = self._loss(heads, truth, teacher)
+            learner = heads[1] if self._loss.taught else heads[0]
             counts = _counts(learner, truth, teacher)
             self._meter.add(self.step, terms, counts, len(images))
-            self.optimisation.backward(terms.loss / config.accumulate)
+            self.optimisation.backward(terms.loss / config.run.accumulate)
         self._audited += batch.audited
 
     def _report(self, log: MetricsLog, seconds: list[dict[str, float]]) -> None:
         """Log, evaluate and checkpoint where the step just done calls for it."""
         config = self.config
         epoch = self.plan.epoch_of(self.step - 1)
-        if self.step % config.log_every == 0:
+        if self.step % config.run.log_every == 0:
             self._require_finite_losses()
             means = {**self._meter.take(), "lr": self.schedule.lr(self.step - 1)}
             log.write("train", self.step, {"epoch": epoch, **means})
             log.say(
-                f"epoch {epoch + 1}/{config.epochs} step {self.step}/{self.plan.steps} "
+                f"epoch {epoch + 1}/{config.plan.epochs} step {self.step}/{self.plan.steps} "
                 f"loss {means['loss']:.4f} lr {means['lr']:.2e}"
             )
         if self.step == self.plan.epoch_start(epoch + 1):
             seconds.append(self._end_epoch(log, epoch))
-        elif config.checkpoint_steps and self.step % config.checkpoint_steps == 0:
+        elif config.run.checkpoint_steps and self.step % config.run.checkpoint_steps == 0:
             self._save(LAST)
 
     def _end_epoch(self, log: MetricsLog, epoch: int) -> dict[str, float]:
@@ -304,15 +302,15 @@ class Trainer:
         means = self._meter.epoch()
         self._meter.clear()
         config, last = self.config, self.step == self.plan.steps
-        evaluating = last or (epoch + 1) % config.eval_epochs == 0
+        evaluating = last or (epoch + 1) % config.evaluation.eval_epochs == 0
         improved = evaluating and self._evaluate()
         seconds = self._watch.take()
         seconds["total"] = sum(seconds.values())
-        rows = (self.step - self.plan.epoch_start(epoch)) * config.batch_size
+        rows = (self.step - self.plan.epoch_start(epoch)) * config.plan.batch_size
         spent = seconds["total"] - seconds.get("evaluation", 0.0)
         line: dict[str, Any] = {"epoch": epoch, **means, "seconds": seconds}
         line["rows_per_second"] = rows / max(spent, 1e-9)
-        text = f"epoch {epoch + 1}/{config.epochs} done, loss {means['loss']:.4f}"
+        text = f"epoch {epoch + 1}/{config.plan.epochs} done, loss {means['loss']:.4f}"
         if evaluating:
             for name, evaluation in self._evaluations.items():
                 line["evaluation" if name == "raw" else "ema_evaluation"] = evaluation.to_json()
@@ -323,14 +321,14 @@ class Trainer:
         log.say(f"{text} (seconds: {parts})")
         if self.ranks.least(-int(improved)):  # rank 0 alone evaluates, and all count
             self._save(BEST)
-        if last or (epoch + 1) % config.checkpoint_epochs == 0:
+        if last or (epoch + 1) % config.run.checkpoint_epochs == 0:
             self._save(LAST)
         return seconds
 
     @property
     def _headline(self) -> Literal["class_head", "mean_of_logits"]:
         """What predictions are taken from to find the best weights."""
-        return "class_head" if self.config.distillation == "none" else "mean_of_logits"
+        return "mean_of_logits" if self._loss.taught else "class_head"
 
     def _evaluate(self) -> bool:
         """Evaluate if there are validation shards; return whether this is the best so far.
@@ -366,17 +364,14 @@ class Trainer:
             self._saved = self.step
 
     def _write(self, path: Path, meter: Mapping[str, float]) -> None:
-        state, run = self.optimisation.state(), self.inputs.run_identity(self.config)
         write_checkpoint(
             path,
             Checkpoint(
                 model=self.model.state_dict(),
-                ema=state["ema"],
-                optimizer=state["optimizer"],
-                scaler=state["scaler"],
+                **self.optimisation.state(),
                 student=self._saved_student(),
                 step=self.step,
-                run=run,
+                run=self.inputs.run_identity(self.config),
                 history=self._history,
                 meter=meter,
                 metrics={name: one.to_json() for name, one in self._evaluations.items()},
@@ -388,15 +383,17 @@ class Trainer:
 
     def _saved_student(self) -> SavedStudent:
         """Return how to build the student again, and the views it was trained on."""
-        views = center_views(self.identity.augment, self.config.eval_fraction, self.spec.image_size)
+        views = center_views(
+            self.identity.augment, self.config.evaluation.eval_fraction, self.spec.image_size
+        )
         return SavedStudent(
             model=self.spec.name,
-            model_args=self.config.model_args,
+            model_args=self.config.student.model_args,
             classes=self.spec.classes,
             image_size=self.spec.image_size,
             heads=self.spec.heads,
             headline=self._headline,
-            precision=self.config.precision,
+            precision=self.config.student.precision,
             views=views,
         )
 
@@ -405,18 +402,12 @@ class Trainer:
         checkpoint = found.checkpoint
         try:
             self.model.load_state_dict(checkpoint.model)
-            self.optimisation.restore(
-                {
-                    "optimizer": checkpoint.optimizer,
-                    "scaler": checkpoint.scaler,
-                    "ema": checkpoint.ema,
-                }
-            )
+            self.optimisation.restore(checkpoint.optimizer, checkpoint.scaler, checkpoint.ema)
             self._meter.restore(checkpoint.meter)
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise CheckpointError(
-                f"{path} does not fit {self.config.model}: {error}; resume with the versions of "
-                "torch and timm that wrote it"
+                f"{path} does not fit {self.config.student.model}: {error}; resume with the "
+                "versions of torch and timm that wrote it"
             ) from error
         if checkpoint.step > self.plan.steps:
             raise CheckpointError(
@@ -463,7 +454,7 @@ def _segment(config: TrainConfig, ranks: Ranks, device: torch.device, step: int)
     return Segment(
         step=step,
         ranks=ranks.ranks,
-        accumulate=config.accumulate,
+        accumulate=config.run.accumulate,
         threads=torch.get_num_threads(),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     )
@@ -476,18 +467,18 @@ def _checkpoint_to_resume(config: TrainConfig) -> Path | None:
         # Only a file system without links could leave the one before alone.
         if last.exists() or last.with_name(PREVIOUS).exists():
             return last
-        # An evaluation came before the first --checkpoint-epochs.
+        # An evaluation came before the first of ``checkpoint_epochs``.
         best = config.output / BEST
         return best if best.exists() else None
     path = Path(config.resume) if config.resume is not None else None
     if config.output.exists() and not config.output.is_dir():
-        raise ConfigError(f"--output {config.output} is a file; give a directory")
+        raise ConfigError(f"`output` {config.output} is a file; give a directory")
     own = path is not None and path.resolve().parent == config.output.resolve()
     taken = [name for name in (LAST, BEST, CONFIG) if (config.output / name).exists()]
     if taken and not own:
         raise ConfigError(
-            f"--output {config.output} holds a run ({', '.join(taken)}); continue it with "
-            "--resume auto, or give another --output"
+            f"`output` {config.output} holds a run ({', '.join(taken)}); continue it with "
+            "`resume` auto, or give another `output`"
         )
     return path
 
@@ -496,36 +487,29 @@ def _open_validation(config: TrainConfig, inputs: Inputs) -> ValidationDataset |
     if not inputs.validation:
         return None
     identity = inputs.store.identity
-    labels = config.val_labels
+    labels = config.evaluation.val_labels
     return ValidationDataset(
         inputs.validation,
-        center_views(identity.augment, config.eval_fraction, config.student_size),
+        center_views(
+            identity.augment, config.evaluation.eval_fraction, config.student.student_size
+        ),
         classes=identity.teacher.classes,
-        batch_size=config.eval_batch_size,
+        batch_size=config.evaluation.eval_batch_size,
         labels=None if labels is None else read_teacher_labels(labels, inputs.validation),
     )
 
 
 def _student_spec(config: TrainConfig, identity: StoreIdentity) -> StudentSpec:
-    heads: Literal[1, 2] = 2 if config.distillation_kind == "token" else 1
+    student, distillation = config.student, config.distillation
+    heads: Literal[1, 2] = 2 if distillation.distillation_kind == "token" else 1
     return StudentSpec(
-        name=config.model,
+        name=student.model,
         classes=identity.teacher.classes,
-        image_size=config.student_size or identity.augment.image_size,
-        heads=None if config.distillation == "none" else heads,
-        drop_path=config.drop_path,
-        seed=config.seed,
-        model_args=parse_model_args(config.model_args),
-    )
-
-
-def _schedule(config: TrainConfig, steps: int, epoch_steps: int) -> Schedule:
-    return Schedule(
-        steps=steps,
-        warmup_steps=min(steps, math.ceil(config.effective_warmup_epochs * epoch_steps)),
-        peak=config.peak_lr,
-        warmup_from=min(config.warmup_lr, config.peak_lr),
-        end=config.min_lr,
+        image_size=student.student_size or identity.augment.image_size,
+        heads=heads if distillation.loss.taught else None,
+        drop_path=student.drop_path,
+        seed=config.plan.seed,
+        model_args=parse_model_args(student.model_args),
     )
 
 

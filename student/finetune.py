@@ -87,7 +87,7 @@ def read_weights(path: Path, which: str = "raw") -> dict[str, Tensor]:
     Raises ``CheckpointError`` naming the file.
     """
     if not path.is_file():
-        raise CheckpointError(f"--finetune {path}: no such file; give best.pt of a run")
+        raise CheckpointError(f"`finetune` {path}: no such file; give best.pt of a run")
     try:
         values: Any
         if path.suffix == ".safetensors":
@@ -98,7 +98,7 @@ def read_weights(path: Path, which: str = "raw") -> dict[str, Tensor]:
             values = load_tensors(path)
     except Exception as error:  # each loader raises its own kinds
         raise CheckpointError(
-            f"--finetune {path} cannot be read ({type(error).__name__}); give a checkpoint of "
+            f"`finetune` {path} cannot be read ({type(error).__name__}); give a checkpoint of "
             "train-student, a .safetensors file, or a .pth that holds tensors alone"
         ) from error
     for name in ("ema",) if which == "ema" else ("model", "state_dict"):
@@ -108,12 +108,12 @@ def read_weights(path: Path, which: str = "raw") -> dict[str, Tensor]:
     else:
         if which == "ema":
             raise CheckpointError(
-                f"--finetune {path} holds no averaged weights; use --finetune-weights raw"
+                f"`finetune` {path} holds no averaged weights; use `finetune_weights` raw"
             )
     if not isinstance(values, dict) or not all(
         isinstance(name, str) and isinstance(one, Tensor) for name, one in values.items()
     ):
-        raise CheckpointError(f"--finetune {path} holds no weights; give best.pt of a run")
+        raise CheckpointError(f"`finetune` {path} holds no weights; give best.pt of a run")
     return {name.removeprefix("module."): tensor for name, tensor in values.items()}
 
 
@@ -131,6 +131,6 @@ def _fit_positions(model: nn.Module, name: str, found: Tensor, own: Tensor, sour
 
 def _misfit(source: str, what: str) -> CheckpointError:
     return CheckpointError(
-        f"--finetune {source} does not fit the student: {what}; give --model and --model-args "
+        f"`finetune` {source} does not fit the student: {what}; give `model` and `model_args` "
         "that it was trained with"
     )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline.errors import ConfigError, StoreError
 from pipeline.files.cache import ShardFile
 from pipeline.files.local import expand_shards
 from pipeline.growth import to_plain
-from pipeline.identity import canonical_json
+from pipeline.identity import ColumnConfig, canonical_json
 from pipeline.shards.index import match_shards
 from pipeline.store import LabelStore, open_store
 from pipeline.tools.verify import check_fingerprints
@@ -38,7 +38,7 @@ class Inputs:
         rejected = {str(n): [one.index for one in many] for n, many in manifest.rejections.items()}
         shards = [[to_plain(shard) for shard in manifest.shards], rejected]
         views = {"first": manifest.view_range.start}
-        if config.cycle_views:  # else views may be added without changing what was consumed
+        if config.plan.cycle_views:  # else views may be added without changing what was consumed
             views["end"] = manifest.view_range.stop
         return RunIdentity(
             config=config.binding(),
@@ -57,24 +57,31 @@ def open_inputs(config: TrainConfig) -> Inputs:
     """
     config.require_useful()
     store = open_store(config.labels)
-    if config.distillation == "soft" and not store.identity.columns.topk:
-        raise StoreError(
-            f"--distillation soft: {config.labels} holds labels alone, no top-k probabilities; "
-            "label again with --keep topk=10, or train with --distillation hard"
-        )
-    side = store.identity.augment.image_size
-    if config.image_size not in (None, side):
+    _require_columns(config, store)
+    wanted, side = config.run.image_size, store.identity.augment.image_size
+    if wanted not in (None, side):
         raise ConfigError(
-            f"--image-size {config.image_size}: the views of {config.labels} have {side} pixels; "
-            f"label a store at {config.image_size}, or have its views resized with "
-            f"--student-size {config.image_size}"
+            f"`image_size` is {wanted}, and the views of {config.labels} have {side} pixels; label "
+            f"a store at {wanted}, or have its views resized with `student_size` {wanted}"
         )
     check_fingerprints(store)
-    cache = config.cache
+    cache = config.run.cache
     paths = match_shards(store.manifest.shards, expand_shards(config.shards, cache))
-    validation = expand_shards(config.val_shards, cache) if config.val_shards else ()
+    given = config.evaluation.val_shards
+    validation = expand_shards(given, cache) if given else ()
     plan = TrainingPlan(store.manifest, config.plan)
     return Inputs(store=store, shards=paths, validation=validation, plan=plan)
+
+
+def _require_columns(config: TrainConfig, store: LabelStore) -> None:
+    """Raise ``StoreError`` if the loss needs a column that the store does not keep."""
+    loss, kept = config.distillation.loss, asdict(store.identity.columns)
+    for name, wanted in asdict(ColumnConfig.from_text(loss.columns)).items():
+        if wanted and not kept[name]:
+            raise StoreError(
+                f"`distillation` is {loss.name}, and {config.labels} holds no {name}; label again "
+                f"with `keep` {loss.columns}, or train with another loss"
+            )
 
 
 def open_replay(

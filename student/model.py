@@ -67,13 +67,13 @@ def create_student(spec: StudentSpec) -> nn.Module:
         except _CANNOT_BUILD as error:
             raise _misfit(spec, error) from error
     if not isinstance(model, nn.Module):
-        raise ConfigError(f"--model {spec.name} gives a {type(model).__name__}, not a module")
+        raise ConfigError(f"`model` {spec.name} gives a {type(model).__name__}, not a module")
     if _heads(model):
         model.set_distilled_training(True)  # type: ignore[operator]
     elif spec.heads == 2 and ":" not in spec.name:
         raise ConfigError(
-            f"--model {spec.name} has no distillation head; {_advice()}; or teach its one head "
-            "both with --distillation-kind classical"
+            f"`model` {spec.name} has no distillation head; {_advice()}; or teach its one head "
+            "both with `distillation_kind` classical"
         )
     _try_out(model, spec)
     return model
@@ -97,7 +97,7 @@ def _function(name: str) -> Callable[..., Any]:
         found: Callable[..., Any] = getattr(import_module(module_name), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
-            f"--model {name!r} cannot be imported ({error}); write 'package.module:function', "
+            f"`model` {name!r} cannot be imported ({error}); write 'package.module:function', "
             "and put the package in the working directory or install it"
         ) from error
     return found
@@ -107,7 +107,7 @@ def _timm_builder(spec: StudentSpec) -> Callable[..., Any]:
     if not timm.is_model(spec.name):
         close = get_close_matches(spec.name, timm.list_models(), n=5)
         raise ConfigError(
-            f"--model {spec.name!r} is no model of timm {timm.__version__}; "
+            f"`model` {spec.name!r} is no model of timm {timm.__version__}; "
             + (f"similar names: {', '.join(close)}" if close else _advice())
         )
 
@@ -177,28 +177,28 @@ def _try_out(model: nn.Module, spec: StudentSpec) -> None:
     shapes = [tuple(head.shape) if isinstance(head, Tensor) else None for head in heads]
     if shapes != [(1, spec.classes)] * (2 if several else 1):
         raise ConfigError(
-            f"--model {spec.name} gives {shapes} for one image, not one or two heads of "
+            f"`model` {spec.name} gives {shapes} for one image, not one or two heads of "
             f"{spec.classes} classes; {_advice()}"
         )
     if spec.heads == 1 and len(shapes) == 2:
         raise ConfigError(
-            f"--model {spec.name} has a distillation head, which --distillation-kind classical "
-            "leaves untrained; use --distillation-kind token, or a model of one head "
+            f"`model` {spec.name} has a distillation head, which `distillation_kind` classical "
+            "leaves untrained; use `distillation_kind` token, or a model of one head "
             "(deit_tiny_patch16_224)"
         )
     if spec.heads == 2 and len(shapes) == 1:
         raise ConfigError(
-            f"--model {spec.name} gives the logits of one head; return those of the class head "
+            f"`model` {spec.name} gives the logits of one head; return those of the class head "
             "and of the distillation head, in training and in evaluation mode, or use "
-            "--distillation-kind classical"
+            "`distillation_kind` classical"
         )
 
 
 def _misfit(spec: StudentSpec, error: Exception | str) -> ConfigError:
     return ConfigError(
-        f"--model {spec.name} cannot be built for images of {spec.image_size} pixels: {error}; "
-        "check --model-args (a patch_size that divides the image's side, an embed_dim that "
-        "num_heads divides), and --drop-path 0 for a model without drop path"
+        f"`model` {spec.name} cannot be built for images of {spec.image_size} pixels: {error}; "
+        "check `model_args` (a patch_size that divides the image's side, an embed_dim that "
+        "num_heads divides), and `drop_path` 0 for a model without drop path"
     )
 
 

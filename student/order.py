@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError, StoreError
-from pipeline.growth import settle
+from pipeline.growth import require, settle
 from pipeline.identity import TRIPLE_VIEWS
 from pipeline.records import NO_PARTNER, ShardInfo
 from pipeline.store.manifest import Manifest
@@ -37,18 +37,25 @@ UNIT_SAMPLES = 2
 class PlanConfig:
     """What decides the order of training, beside the store."""
 
-    seed: int
-    batch_size: int  # rows of a global batch, over all ranks
-    epochs: int
-    repeated_augmentation: bool = False  # units of three views from one decode
-    window_shards: int = 8  # shards whose units are shuffled together
-    cycle_views: bool = False  # begin with the first views again when all were shown
+    epochs: int = 300
+    """Epochs; each consumes one view of every sample."""
+    batch_size: int = 1024
+    """Rows of a global batch, over all ranks and accumulated pieces."""
+    seed: int = 0
+    """Seed of the order of training, of the weights and of drop path."""
+    repeated_augmentation: bool = False
+    """Show three views of a sample in one batch, from one decode (DeiT's repeated
+    augmentation); three epochs then consume each view once."""
+    cycle_views: bool = False
+    """Begin with the store's first views again when all were shown; the same images then come
+    back as they were."""
+    window_shards: int = 8
+    """Shards whose samples are shuffled together."""
 
     def __post_init__(self) -> None:
         settle(self)
         for name in ("batch_size", "epochs", "window_shards"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; use at least 1")
+            require(self, name, getattr(self, name) >= 1, "use at least 1")
 
     @property
     def views_per_unit(self) -> int:
@@ -310,7 +317,7 @@ def _check_views(views: range, config: PlanConfig) -> None:
     if views.start % each:
         raise ConfigError(
             f"the store's views begin at {views.start}, and repeated augmentation shows "
-            f"triples that begin at multiples of {each}; label again from --first-view "
+            f"triples that begin at multiples of {each}; label again from `first_view` "
             f"{views.start - views.start % each}, or train without repeated augmentation"
         )
     needed = -(-config.epochs // each) * each
@@ -318,8 +325,8 @@ def _check_views(views: range, config: PlanConfig) -> None:
     if len(views) < each:
         raise ConfigError(
             f"repeated augmentation shows {each} views of a sample in one batch, and the store has "
-            f"{len(views)}; add views with label-teacher --extend-to {views.start + enough}, or "
-            "train without --repeated-augmentation"
+            f"{len(views)}; extend the store to view {views.start + enough}, or "
+            "train without `repeated_augmentation`"
         )
     if config.cycle_views:
         return
@@ -327,9 +334,8 @@ def _check_views(views: range, config: PlanConfig) -> None:
         raise ConfigError(
             f"{config.epochs} epochs need {needed} views of every sample, and the store has "
             f"{len(views)} (from view {views.start}); train for at most "
-            f"{len(views) - len(views) % each} epochs, or add views to the store with "
-            f"label-teacher --extend-to {views.start + needed}, or show views again with "
-            "--cycle-views"
+            f"{len(views) - len(views) % each} epochs, or extend the store to view "
+            f"{views.start + needed}, or show views again with `cycle_views`"
         )
 
 
@@ -341,13 +347,13 @@ def _check_batch_size(config: PlanConfig, rows: int, ranks: int) -> None:
     if rows < step:
         raise ConfigError(
             f"the store has {rows} samples, fewer than the smallest batch of {step} rows for "
-            f"{ranks} ranks (times pieces of --accumulate); label more samples, or train on fewer"
+            f"{ranks} ranks (times pieces of `accumulate`); label more samples, or train on fewer"
         )
     below = min(size, rows) // step * step
     valid = [one for one in (below, below + step) if 0 < one <= rows]
     why = "three views of two samples" if config.repeated_augmentation else "two samples"
     raise ConfigError(
         f"batch size {size} does not fit: it must be a multiple of {step} ({why} x {ranks} "
-        f"ranks, times pieces of --accumulate) and at most the {rows} samples of the store; use "
+        f"ranks, times pieces of `accumulate`) and at most the {rows} samples of the store; use "
         + " or ".join(str(one) for one in valid)
     )

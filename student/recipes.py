@@ -6,11 +6,11 @@ import json
 import tomllib
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from pipeline.errors import ConfigError
 from pipeline.growth import convert
-from student.config import TrainConfig
+from student.config import SETTINGS, TrainConfig
 from student.trust import require_named_arguments, require_named_model
 
 __all__ = ["RECIPES", "read_run_file", "recipe", "to_toml"]
@@ -59,7 +59,7 @@ _NOT_SAVED = frozenset({"resume"})
 def recipe(name: str) -> dict[str, Any]:
     """Return a recipe's settings; raises ``ConfigError`` for a name that there is not."""
     if name not in RECIPES:
-        raise ConfigError(f"--recipe {name!r} is not known; use {' or '.join(RECIPES)}")
+        raise ConfigError(f"`recipe` {name!r} is not known; use {' or '.join(RECIPES)}")
     return dict(RECIPES[name])
 
 
@@ -73,31 +73,27 @@ def read_run_file(path: Path, named: Collection[str] = ()) -> tuple[dict[str, An
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"--config {path} cannot be read: {error}") from error
+        raise ConfigError(f"{path} cannot be read: {error}") from error
     name_of_recipe = str(values.pop("recipe")) if "recipe" in values else None
     settings = {} if name_of_recipe is None else recipe(name_of_recipe)
-    types_of_fields = get_type_hints(TrainConfig)
     for name, value in values.items():
-        if name not in types_of_fields:
-            raise ConfigError(
-                f"--config {path}: there is no setting {name!r}; names are those of the flags, "
-                "with _ for -"
-            )
-        settings[name] = convert(value, types_of_fields[name], f"{path}: {name}")
+        if name not in SETTINGS:
+            raise ConfigError(f"{path}: there is no setting {name!r}; names are those of run.toml")
+        settings[name] = convert(value, SETTINGS[name], f"{path}: {name}")
     if "model" in values and "model" not in named:
-        require_named_model(f"--config {path}", settings["model"], None)
+        require_named_model(str(path), settings["model"], None)
     if "model_args" in values and "model_args" not in named:
-        require_named_arguments(f"--config {path}", settings["model_args"], ())
+        require_named_arguments(str(path), settings["model_args"], ())
     return settings, name_of_recipe
 
 
 def to_toml(config: TrainConfig) -> bytes:
-    """Return a run's settings, defaults resolved, as a file for ``--config``.
+    """Return a run's settings, defaults resolved, as a file that ``read_run_file`` takes.
 
     What the run may have continued from is left out.
     """
     lines = [
-        "# The settings of a run; train-student --config reads them. Here lr and warmup_epochs",
+        "# The settings of a run, for the config of another. Here lr and warmup_epochs",
         "# are what the run had: without them they follow batch_size and epochs again.",
         f"# digest {config.digest}",
     ]

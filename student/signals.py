@@ -10,16 +10,11 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Literal
 
-__all__ = ["StopRequest", "exit_status", "outlive_signals", "signal_name"]
+__all__ = ["StopRequest", "outlive_signals", "signal_name"]
 
 _GRACE_SECONDS = 600  # longer than a validation
 _ECHO_SECONDS = 2.0  # within which launchers pass a signal on that all processes had already
 _AGAIN = b"\ntrain-student: ends the step and writes a checkpoint; again in 2 s to stop at once\n"
-
-
-def exit_status(number: int) -> int:
-    """Return the exit status of a process that a signal stopped."""
-    return 128 + number
 
 
 def signal_name(number: int) -> str:

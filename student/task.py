@@ -11,7 +11,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.identity import AugmentConfig
 from student.batches import mixed_images, mixed_target, resize_images, stored_signal
-from student.losses import DistillationConfig, distillation_loss
+from student.losses import Loss
+from student.losses.hard import HardLoss
 from student.model import split_heads
 from student.replay import StudentBatch
 
@@ -23,16 +24,19 @@ class StoredLabelTask(TrainingTask):  # type: ignore[misc]
 
     A drop-in for ``timm.task.TokenDistillationTask`` in a loop over a ``ReplayDataset``: the
     teacher's part comes with the batch. ``views`` are the store's (``identity.augment``),
-    ``image_size`` is the student's side in pixels if it is another. A model with two heads
-    is set to give both in training.
+    ``smoothing`` is that of the truth, ``image_size`` the student's side in pixels if it is
+    another. A model with two heads is set to give both in training::
+
+        task = StoredLabelTask(model, dataset.store.identity.augment, SoftLoss(tau=2.0))
     """
 
     def __init__(
         self,
         student_model: nn.Module,
         views: AugmentConfig,
-        config: DistillationConfig = DistillationConfig(),  # noqa: B008 - frozen
+        loss: Loss = HardLoss(),  # noqa: B008 - frozen
         *,
+        smoothing: float = 0.1,
         image_size: int | None = None,
         device: torch.device | None = None,
     ) -> None:
@@ -40,7 +44,7 @@ class StoredLabelTask(TrainingTask):  # type: ignore[misc]
         if hasattr(student_model, "set_distilled_training"):
             student_model.set_distilled_training(True)  # type: ignore[operator]
         self.trainable_module = student_model
-        self._views, self._config = views, config
+        self._views, self._loss, self._smoothing = views, loss, smoothing
         self._side = image_size or views.image_size
 
     def prepare_distributed(
@@ -67,8 +71,8 @@ class StoredLabelTask(TrainingTask):  # type: ignore[misc]
         images = mixed_images(batch, self._views, device)
         teacher = stored_signal(batch, images)
         heads = split_heads(self.trainable_module(resize_images(images, self._side)))
-        truth = mixed_target(batch, device)
-        terms = distillation_loss(*heads, truth, teacher, self._config)
+        truth = mixed_target(batch, device, self._smoothing)
+        terms = self._loss(heads, truth, teacher)
         return {
             "loss": terms.loss,
             "output": heads[0],

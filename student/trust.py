@@ -37,8 +37,7 @@ def require_named_model(source: str, model: str, named: str | None) -> None:
     if named is None and not re.fullmatch(r"[\w.-]+", model):
         raise ConfigError(
             f"{source} names model {model!r}, which is code to run or a place to fetch from, and a "
-            f"file alone does not choose that: if you trust it, give model {model!r} yourself "
-            "(--model)"
+            f"file alone does not choose that: if you trust it, give `model` {model!r} yourself"
         )
 
 
@@ -60,8 +59,7 @@ def require_named_arguments(source: str, arguments: Sequence[str], named: Sequen
         texts = [one for one in arguments if one.partition("=")[0] in reaching]
         raise ConfigError(
             f"{source} has model_args {texts}, which may fetch or read something, and a file "
-            f"alone does not choose that: if you trust it, give model_args {texts} yourself "
-            "(--model-args)"
+            f"alone does not choose that: if you trust it, give `model_args` {texts} yourself"
         )
 
 

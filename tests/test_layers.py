@@ -18,7 +18,7 @@ def lint(root: Path) -> subprocess.CompletedProcess[str]:
 
 
 UPWARD = {
-    "student/losses.py": ("import student.engine", "student.losses -> student.engine"),
+    "student/losses/hard.py": ("import student.engine", "student.losses.hard -> student.engine"),
     "pipeline/records.py": ("import pipeline.store", "pipeline.records -> pipeline.store"),
     "pipeline/tools/diff.py": ("import pyarrow", "pipeline.tools.diff -> pyarrow"),
     "pipeline/views/draw.py": ("import torch", "pipeline.views.draw -> torch"),

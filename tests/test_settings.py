@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import pkgutil
 from collections.abc import Iterator
 from importlib import import_module
@@ -16,7 +17,7 @@ import student
 from pipeline.errors import ConfigError
 from student.losses import DistillationConfig
 
-WORDS = ("Config", "Spec", "Options", "Schedule")
+WORDS = ("Config", "Spec", "Options", "Schedule", "Loss", "Distillation")
 """How the names of settings end."""
 
 NOT_SETTINGS = {"ArraySpec"}  # how a store's array lies on disk
@@ -38,6 +39,7 @@ KINDS = sorted(
         for one in settings()
         if dataclasses.is_dataclass(one)
         and one.__name__.endswith(WORDS)
+        and not inspect.isabstract(one)
         and not one.__name__.startswith("_")
         and one.__name__ not in NOT_SETTINGS
     },
@@ -70,7 +72,9 @@ def test_settings_refuse_a_value_of_another_type_or_outside_their_words(kind: ty
     values = required(kind)
     kind(**values)
     assert kind.__dataclass_params__.frozen
-    for name, hint in get_type_hints(kind).items():
+    hints = get_type_hints(kind)
+    for name in (field.name for field in dataclasses.fields(kind)):
+        hint = hints[name]
         wrong = [object(), *(["sofft"] if literals(hint) else [])]
         for value in wrong:
             with pytest.raises(ConfigError, match=f"^{name} is "):
@@ -87,5 +91,5 @@ def test_the_walk_meets_the_settings_of_all_commands() -> None:
 
 
 def test_a_misspelt_loss_trains_nothing() -> None:
-    with pytest.raises(ConfigError, match="use 'hard' or 'soft' or 'none'"):
+    with pytest.raises(ConfigError, match=r"use .*'hard'"):
         DistillationConfig(distillation="sofft")

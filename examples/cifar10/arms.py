@@ -123,7 +123,7 @@ def run(
 def _train_config(
     config: EvidenceConfig, stores: Stores, shards: Shards, arm: Arm, output: Path, seed: int
 ) -> TrainConfig:
-    return TrainConfig(
+    return TrainConfig.of_settings(
         labels=str(stores.path(arm.store)),
         shards=shards.training,
         val_shards=shards.validation,
@@ -165,7 +165,7 @@ class BatchMixingTrainer(Trainer):
     """
 
     def _add_gradients(self, batch: StudentBatch, piece: int) -> None:
-        mix = batch_mixing(len(batch.keys), self.config.seed, self.step, self._side)
+        mix = batch_mixing(len(batch.keys), self.config.plan.seed, self.step, self._side)
         super()._add_gradients(dataclasses.replace(batch, mix=mix), piece)
 
     @property

@@ -96,7 +96,7 @@ def plot_analysis(analysis: Analysis, path: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ConfigError(
-            "--plot needs matplotlib; install the extra 'plots', or leave the flag out, the "
+            "`plot` needs matplotlib; install the extra 'plots', or leave it out, the "
             "numbers are in the JSON"
         ) from error
     figure = Figure(figsize=(10, 4), layout="constrained")

@@ -78,8 +78,8 @@ def read_teacher_labels(store: str, shards: Sequence[ShardFile]) -> Mapping[str,
         identity.mix.probability
     ):
         raise StoreError(
-            f"--val-labels {store} labels augmented or mixed views, which are not those that are "
-            "evaluated; label the validation shards with --preset center"
+            f"`val_labels` {store} labels augmented or mixed views, which are not those that are "
+            "evaluated; label the validation shards with the preset center"
         )
     numbers = match_shards(labels.manifest.shards, shards, "val_shards")
     view = labels.manifest.view_range.start

@@ -46,7 +46,7 @@ def test_what_the_user_can_cure_is_one_error_and_exit_status_1(root, tmp_path, c
     with pytest.raises(SystemExit) as caught:
         main(arguments(root, "--output", output, "--alpha", "2"))
     assert caught.value.code == 1
-    assert "train-student: error: --alpha is 2.0; use 0..1" in capsys.readouterr().err
+    assert "train-student: error: `alpha` is 2.0; use 0..1" in capsys.readouterr().err
 
 
 def test_an_output_that_cannot_be_written_is_one_error(root, capsys) -> None:
@@ -110,15 +110,16 @@ def test_fine_tuning_from_nothing_is_warned_about(root, tmp_path, capsys) -> Non
 
 def test_a_flag_that_would_do_nothing_is_refused(root, tmp_path, capsys) -> None:
     for flags, needed in (
-        (("--val-labels", "x.parquet"), "--val-shards"),
-        (("--finetune-weights", "ema"), "--finetune"),
-        (("--teacher-checkpoint", "x.safetensors"), "--teacher-in-loop"),
-        (("--teacher-random-weights", "0"), "--teacher-in-loop"),
+        (("--val-labels", "x.parquet"), "val_shards"),
+        (("--finetune-weights", "ema"), "finetune"),
+        (("--teacher-checkpoint", "x.safetensors"), "teacher_in_loop"),
+        (("--teacher-random-weights", "0"), "teacher_in_loop"),
     ):
         with pytest.raises(SystemExit):
             main(arguments(root, "--output", str(tmp_path / "run"), *flags))
         line = capsys.readouterr().err
-        assert f"error: {flags[0]} is {flags[1]}; without {needed} it does nothing" in line
+        name = flags[0][2:].replace("-", "_")
+        assert f"error: `{name}` is {flags[1]}; without `{needed}` it does nothing" in line
 
 
 def test_a_file_may_hold_what_flags_complete(root, tmp_path, capsys) -> None:
@@ -128,7 +129,7 @@ def test_a_file_may_hold_what_flags_complete(root, tmp_path, capsys) -> None:
     given = ("--config", str(tmp_path / "run.toml"), "--output", str(tmp_path / "two"))
     with pytest.raises(SystemExit):
         main(arguments(root, *given))
-    assert "without --val-shards it does nothing" in capsys.readouterr().err
+    assert "without `val_shards` it does nothing" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(arguments(root, *given, "--val-shards", str(root / "digits-0.tar")))
     assert "no.parquet" in capsys.readouterr().err.splitlines()[-1]

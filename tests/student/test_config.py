@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from pipeline.errors import ConfigError
-from student.config import TrainConfig, parse_model_args
+from student.config import SETTINGS, TrainConfig, parse_model_args
+from student.losses import LOSSES
 
 
 def config(**values: Any) -> TrainConfig:
-    return TrainConfig(
+    return TrainConfig.of_settings(
         **{"labels": "l.parquet", "shards": ("a.tar",), "output": Path("run"), **values}
     )
 
@@ -30,7 +31,7 @@ def test_warm_up_is_five_epochs_or_a_fifth_of_a_short_run() -> None:
 
 
 def test_a_run_is_not_written_to_a_url() -> None:
-    with pytest.raises(ConfigError, match="--output is a URL"):
+    with pytest.raises(ConfigError, match="`output` is a URL"):
         config(output=Path("s3://bucket/run"))
 
 
@@ -63,22 +64,47 @@ def test_the_digest_follows_what_shapes_the_weights_and_nothing_else() -> None:
     loop = config(teacher_in_loop=True)
     assert config(teacher_in_loop=True, teacher_checkpoint=Path("t.pth")).digest == loop.digest
     assert config(lr=base.peak_lr).digest == base.digest
-    bound = {one.name for one in dataclasses.fields(TrainConfig)} - {*free, "teacher_checkpoint"}
+    bound = SETTINGS.keys() - {*free, "teacher_checkpoint"}
     others: dict[str, Any] = {
         "model": "x", "model_args": ("depth=2",), "epochs": 10, "batch_size": 2, "seed": 1,
         "repeated_augmentation": True, "teacher_in_loop": True, "teacher_random_weights": 3,
-        "alpha": 0.1, "smoothing": 0.0, "lr": 1.0, "warmup_lr": 0.0, "min_lr": 0.0,
+        "smoothing": 0.0, "lr": 1.0, "warmup_lr": 0.0, "min_lr": 0.0,
         "warmup_epochs": 1.0, "weight_decay": 0.0, "drop_path": 0.0, "clip_grad": 1.0,
         "precision": "bf16", "eval_fraction": 1.0, "distillation": "soft",
-        "distillation_kind": "classical", "soft_lambda": 0.5, "tau": 1.0, "ema_decay": 0.5,
+        "distillation_kind": "classical", "ema_decay": 0.5,
         "optimizer": "sgd", "optimizer_eps": 1e-6, "optimizer_betas": (0.8, 0.9),
-        "compile": True, "student_size": 16, "cycle_views": True,
+        "compile": True, "student_size": 16, "cycle_views": True, "window_shards": 4,
     }  # fmt: skip
+    needed = {"teacher_random_weights": {"teacher_in_loop": True}}
+    for kind in LOSSES.values():
+        for one in dataclasses.fields(kind):
+            others[one.name] = one.default / 2
+            needed[one.name] = {"distillation": kind.name}
     assert set(others) == bound
     for name, value in others.items():
-        changed = {name: value, **({"teacher_in_loop": True} if "teacher" in name else {})}
-        reference = loop if name == "teacher_random_weights" else base
-        assert config(**changed).digest != reference.digest, name
+        given = needed.get(name, {})
+        assert config(**given, **{name: value}).digest != config(**given).digest, name
+
+
+def test_a_parameter_of_a_loss_that_was_not_chosen_binds_nothing() -> None:
+    assert config(tau=1.0, soft_lambda=0.5).digest == config().digest
+    assert config(distillation="soft", alpha=0.1).digest == config(distillation="soft").digest
+
+
+def test_every_setting_has_a_name_of_its_own() -> None:
+    assert len(SETTINGS) == count_of(config())
+
+
+def count_of(value: object) -> int:
+    """Return how many settings a group holds, in groups of its own too."""
+    if not dataclasses.is_dataclass(value):
+        return 1
+    return sum(count_of(getattr(value, one.name)) for one in dataclasses.fields(value))
+
+
+def test_a_setting_that_there_is_not_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no setting `epohcs`"):
+        config(epohcs=3)
 
 
 def test_model_arguments_are_literals_or_text() -> None:
@@ -92,20 +118,20 @@ def test_model_arguments_are_literals_or_text() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"batch_size": 0}, "batch_size is 0"),
-        ({"epochs": 0}, "epochs is 0"),
-        ({"alpha": 1.5}, "--alpha is 1.5; use 0..1"),
-        ({"smoothing": 1.0}, "--smoothing is 1.0"),
-        ({"drop_path": -0.1}, "--drop-path is -0.1"),
-        ({"lr": 0.0}, "--lr is 0.0"),
-        ({"workers": -1}, "--workers is -1"),
+        ({"batch_size": 0}, "`batch_size` is 0"),
+        ({"epochs": 0}, "`epochs` is 0"),
+        ({"alpha": 1.5}, "`alpha` is 1.5; use 0..1"),
+        ({"smoothing": 1.0}, "`smoothing` is 1.0"),
+        ({"drop_path": -0.1}, "`drop_path` is -0.1"),
+        ({"lr": 0.0}, "`lr` is 0.0"),
+        ({"workers": -1}, "`workers` is -1"),
         ({"epochs": 3, "warmup_epochs": 4}, "use 0 to 3"),
-        ({"eval_fraction": 0.0}, "--eval-fraction is 0.0"),
+        ({"eval_fraction": 0.0}, "`eval_fraction` is 0.0"),
         ({"model_args": ("depth",)}, "write KEY=VALUE"),
         ({"model_args": ("depth=1", "depth=2")}, "depth twice"),
         ({"teacher_checkpoint": Path("t"), "teacher_random_weights": 0}, "not both"),
     ],
 )
-def test_a_setting_out_of_range_is_refused_by_its_flag(values: Any, message: str) -> None:
+def test_a_setting_out_of_range_is_refused_by_its_name(values: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         config(**values)

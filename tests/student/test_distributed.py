@@ -135,7 +135,7 @@ def test_what_rank_0_refuses_stops_all_ranks(world, tmp_path) -> None:
     with pytest.raises(AssertionError) as caught:
         run_ranks(world.config(tmp_path / "run"), 2)
     message = str(caught.value)
-    assert "ConfigError: --output" in message
+    assert "ConfigError: `output`" in message
     assert "SilentError: rank 0 stopped" in message
 
 

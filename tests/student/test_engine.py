@@ -51,7 +51,7 @@ class World:
 
     def config(self, output: Path, **changes: Any) -> TrainConfig:
         values = {
-            "labels": self.root / "labels.parquet",
+            "labels": str(self.root / "labels.parquet"),
             "shards": (str(self.root / "digits-[01].tar"),),
             "output": output,
             "model_args": TINY,
@@ -63,7 +63,7 @@ class World:
             "device": "cpu",
             "log_every": 4,
         }
-        return TrainConfig(**{**values, **changes})
+        return TrainConfig.of_settings(**{**values, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_repeated_augmentation_from_the_store_equals_that_in_the_loop(run, world
 def test_one_flipped_label_changes_the_weights(run: Run, world: World, tmp_path: Path) -> None:
     store = open_store(world.root / "labels.parquet")
     flip_one_label(store, tmp_path / "flipped.parquet")
-    assert run(labels=tmp_path / "flipped.parquet").weights != run().weights
+    assert run(labels=str(tmp_path / "flipped.parquet")).weights != run().weights
 
 
 def test_views_shifted_by_one_are_refused_or_change_the_weights(run, world, tmp_path) -> None:
@@ -135,14 +135,14 @@ def test_views_shifted_by_one_are_refused_or_change_the_weights(run, world, tmp_
         lambda _: "shifted",
     )
     try:
-        weights = run(labels=tmp_path / "shifted.parquet", audit=False).weights
+        weights = run(labels=str(tmp_path / "shifted.parquet"), audit=False).weights
     except PipelineError:
         weights = ""
     straight = run()
     assert weights != straight.weights
     assert straight.audited > 0
     with pytest.raises(ReplayError, match="has digest"):
-        run(labels=tmp_path / "shifted.parquet")
+        run(labels=str(tmp_path / "shifted.parquet"))
 
 
 def test_weights_do_not_depend_on_workers_or_logging(run: Run) -> None:
@@ -210,7 +210,7 @@ def test_a_finished_run_that_is_resumed_changes_nothing(run: Run, tmp_path: Path
 
 def test_a_directory_that_holds_a_run_is_not_overwritten(run: Run, tmp_path: Path) -> None:
     run(output=tmp_path / "run", stop_after=1)
-    with pytest.raises(ConfigError, match=r"holds a run \(last.pt, config.json\).*--resume auto"):
+    with pytest.raises(ConfigError, match=r"holds a run \(last.pt, config.json\).*`resume` auto"):
         run(output=tmp_path / "run")
 
 
@@ -262,7 +262,7 @@ def test_evaluating_in_between_changes_no_weights(run: Run, world: World) -> Non
 def test_a_loss_that_is_not_finite_stops_at_its_step(world: World, tmp_path: Path) -> None:
     config = world.config(tmp_path / "run", lr=1e30, warmup_epochs=0.0)
     trainer = Trainer(config, open_inputs(config))
-    with pytest.raises(PipelineError, match=r"not finite at step \d+; .*lower --lr") as caught:
+    with pytest.raises(PipelineError, match=r"not finite at step \d+; .*lower `lr`") as caught:
         trainer.run()
     assert f"at step {trainer.step + 1};" in str(caught.value)
     assert "no checkpoint was written yet" in str(caught.value)
@@ -294,7 +294,7 @@ def test_what_is_not_finite_is_never_saved_and_the_last_good_step_is_named(
     config = world.config(output, **changes)
     with pytest.raises(PipelineError, match=r"is not finite after step 7; the last good .*") as no:
         Poisoned(config, open_inputs(config)).run()
-    assert f"{output / 'last.pt'}, of step 6. Train anew with a lower --lr" in str(no.value)
+    assert f"{output / 'last.pt'}, of step 6. Train anew with a lower `lr`" in str(no.value)
     assert torch.load(output / "last.pt", weights_only=True)["step"] == 6
     assert run(output=output, resume="auto", **changes).weights == run(**changes).weights
 
@@ -310,7 +310,7 @@ def test_shards_that_are_not_the_stores_are_refused(run: Run, world: World) -> N
 
 
 def test_more_epochs_than_views_are_refused_before_anything_is_written(run, tmp_path) -> None:
-    with pytest.raises(ConfigError, match=r"4 epochs need 4 views.*--extend-to 4"):
+    with pytest.raises(ConfigError, match=r"4 epochs need 4 views.*to view 4"):
         run(output=tmp_path / "run", epochs=4)
     assert not (tmp_path / "run").exists()
 
@@ -350,4 +350,4 @@ def test_a_store_without_a_view_is_refused(run: Run, world: World, tmp_path: Pat
     parts: tuple[PartEntry, ...] = manifest.parts[:1]
     write_manifest(copy, replace(manifest, parts=parts))
     with pytest.raises(PipelineError, match="views"):
-        run(labels=copy)
+        run(labels=str(copy))

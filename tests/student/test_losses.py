@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -13,14 +14,10 @@ from timm.task import TokenDistillationTask
 from torch import Tensor, nn
 
 from pipeline.errors import StoreError
-from student.losses import (
-    DistillationConfig,
-    MixedTarget,
-    TeacherSignal,
-    distillation_loss,
-    hard_distillation_loss,
-    soft_distillation_loss,
-)
+from student.losses import LOSSES, MixedTarget, TeacherSignal
+from student.losses.hard import HardLoss
+from student.losses.none import NoDistillation
+from student.losses.soft import SoftLoss, divergence
 
 ROWS, CLASSES = 8, 7
 # Sums of a few float32 terms in two orders: a few units in the last place.
@@ -34,6 +31,15 @@ def logits(seed: int, rows: int = ROWS) -> Tensor:
 
 def labels(seed: int, rows: int = ROWS) -> Tensor:
     return torch.from_numpy(np.random.default_rng(seed).integers(0, CLASSES, rows))
+
+
+MIXED = MixedTarget(target=labels(1), partner_target=labels(2), lam=torch.linspace(0, 1, ROWS))
+
+
+def timms_truth(target: Tensor, lam: float) -> MixedTarget:
+    """What timm's mixing of a batch makes of its classes: each with its opposite's."""
+    share = torch.full((ROWS,), lam)
+    return MixedTarget(target=target, partner_target=target.flip(0), lam=share, smoothing=0.1)
 
 
 def plain_loss(class_logits, distillation_logits, truth, teacher, smoothing, alpha) -> float:
@@ -56,20 +62,19 @@ def plain_loss(class_logits, distillation_logits, truth, teacher, smoothing, alp
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
 def test_the_loss_is_its_formula(smoothing: float, alpha: float) -> None:
-    truth = MixedTarget(target=labels(1), partner_target=labels(2), lam=torch.linspace(0, 1, ROWS))
-    arguments = (logits(3), logits(4), truth, labels(5))
-    found = hard_distillation_loss(*arguments, smoothing=smoothing, alpha=alpha).loss
-    expected = plain_loss(*arguments, smoothing, alpha)
+    truth = replace(MIXED, smoothing=smoothing)
+    heads = (logits(3), logits(4))
+    found = HardLoss(alpha=alpha)(heads, truth, TeacherSignal(label=labels(5))).loss
+    expected = plain_loss(*heads, truth, labels(5), smoothing, alpha)
     assert found.item() == pytest.approx(expected, rel=2e-6)
 
 
 def test_the_class_term_is_timms_soft_target_cross_entropy() -> None:
     target, lam = labels(1), 0.3125
-    truth = MixedTarget(target=target, partner_target=target.flip(0), lam=torch.full((ROWS,), lam))
+    truth = timms_truth(target, lam)
     dense = mixup_target(target, CLASSES, lam, smoothing=0.1)
-    found = hard_distillation_loss(
-        logits(3), logits(4), truth, labels(5), smoothing=0.1, alpha=0.5
-    ).class_loss
+    signal = TeacherSignal(label=labels(5))
+    found = HardLoss()((logits(3), logits(4)), truth, signal).class_loss
     torch.testing.assert_close(found, SoftTargetCrossEntropy()(logits(3), dense), **CLOSE)
 
 
@@ -101,16 +106,11 @@ def test_the_loss_is_that_of_timms_token_distillation_task(alpha: float) -> None
         verbose=False,
     )
     expected = task(torch.zeros(ROWS, 3, 4, 4), mixup_target(target, CLASSES, 0.75, smoothing=0.1))
-    truth = MixedTarget(target=target, partner_target=target.flip(0), lam=torch.full((ROWS,), 0.75))
-    found = hard_distillation_loss(
-        logits(3), logits(4), truth, teacher_logits.argmax(1), smoothing=0.1, alpha=alpha
-    )
+    signal = TeacherSignal(label=teacher_logits.argmax(1))
+    found = HardLoss(alpha=alpha)((logits(3), logits(4)), timms_truth(target, 0.75), signal)
     torch.testing.assert_close(found.loss, expected["loss"], **CLOSE)
     torch.testing.assert_close(found.class_loss, expected["task_loss"], **CLOSE)
     torch.testing.assert_close(found.distillation_loss, expected["distill_loss"], **CLOSE)
-
-
-MIXED = MixedTarget(target=labels(1), partner_target=labels(2), lam=torch.linspace(0, 1, ROWS))
 
 
 def all_probabilities(teacher: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,7 +137,7 @@ def plain_soft_loss(student: Tensor, label: Tensor, probability: Tensor, tau: fl
 @pytest.mark.parametrize("k", [1, 3, CLASSES])
 def test_the_soft_loss_is_its_formula_over_the_renormalised_top_k(tau: float, k: int) -> None:
     label, probability = (one[:, :k] for one in all_probabilities(logits(6)))
-    found = soft_distillation_loss(logits(4), label, probability, tau)
+    found = divergence(logits(4), label, probability, tau)
     expected = plain_soft_loss(logits(4), label, probability, tau)
     assert found.item() == pytest.approx(expected, rel=1e-5)
 
@@ -146,7 +146,7 @@ def test_the_soft_loss_is_its_formula_over_the_renormalised_top_k(tau: float, k:
 def test_the_soft_loss_is_deits_but_for_the_division_by_classes(tau: float) -> None:
     """DeiT: KL of the log-softmaxes at tau, summed, times tau^2, divided by B * C."""
     student, teacher = logits(4), logits(6)
-    found = soft_distillation_loss(student, *all_probabilities(teacher), tau)
+    found = divergence(student, *all_probabilities(teacher), tau)
     ours, theirs = ((one / tau).log_softmax(-1) for one in (student, teacher))
     deit = (theirs.exp() * (theirs - ours)).sum() * tau**2 / student.numel()
     torch.testing.assert_close(found / CLASSES, deit, rtol=1e-5, atol=1e-7)
@@ -168,11 +168,11 @@ def test_each_loss_is_that_of_timms_token_distillation_task(kind: str, heads: st
         verbose=False,
     )
     expected = task(torch.zeros(ROWS, 3, 4, 4), mixup_target(target, CLASSES, 0.75, smoothing=0.1))
-    truth = MixedTarget(target=target, partner_target=target.flip(0), lam=torch.full((ROWS,), 0.75))
+    truth = timms_truth(target, 0.75)
     label, probability = all_probabilities(teacher)
     signal = TeacherSignal(label=label[:, 0], topk_label=label, topk_prob=probability)
-    config = DistillationConfig(distillation=kind, alpha=weight, soft_lambda=weight, tau=3.0)
-    found = distillation_loss(*student, truth, signal, config)
+    loss = HardLoss(alpha=weight) if kind == "hard" else SoftLoss(soft_lambda=weight, tau=3.0)
+    found = loss(student, truth, signal)
     close = {"rtol": 1e-5, "atol": 1e-5}  # p ** (1 / tau) for a softmax of logits / tau
     torch.testing.assert_close(found.loss, expected["loss"], **close)
     torch.testing.assert_close(found.class_loss, expected["task_loss"], **close)
@@ -182,14 +182,13 @@ def test_each_loss_is_that_of_timms_token_distillation_task(kind: str, heads: st
 def test_classical_distillation_is_the_same_formula_with_one_head_for_both() -> None:
     signal = TeacherSignal(label=labels(5))
     one = logits(3)
-    found = distillation_loss(one, one, MIXED, signal, DistillationConfig())
+    found = HardLoss()((one, one), replace(MIXED, smoothing=0.1), signal)
     assert found.loss.item() == pytest.approx(plain_loss(one, one, MIXED, labels(5), 0.1, 0.5))
 
 
 def test_without_distillation_the_loss_is_the_smoothed_truth_of_the_class_head_alone() -> None:
-    config = DistillationConfig(distillation="none")
-    head = logits(4).requires_grad_()
-    found = distillation_loss(logits(3), head, MIXED, TeacherSignal(label=labels(5)), config)
+    head, truth = logits(4).requires_grad_(), replace(MIXED, smoothing=0.1)
+    found = NoDistillation()((logits(3), head), truth, TeacherSignal(label=labels(5)))
     expected = plain_loss(logits(3), logits(4), MIXED, labels(5), 0.1, 0.0)
     assert found.loss.item() == pytest.approx(expected, rel=2e-6)
     assert found.distillation_loss.item() == 0
@@ -199,7 +198,7 @@ def test_without_distillation_the_loss_is_the_smoothed_truth_of_the_class_head_a
 def test_smoothing_touches_the_truth_and_not_the_teacher_under_mixing_too() -> None:
     signal = TeacherSignal(label=labels(5))
     terms = [
-        distillation_loss(logits(3), logits(4), MIXED, signal, DistillationConfig(smoothing=one))
+        HardLoss()((logits(3), logits(4)), replace(MIXED, smoothing=one), signal)
         for one in (0.0, 0.1)
     ]
     assert terms[0].distillation_loss == terms[1].distillation_loss
@@ -209,15 +208,37 @@ def test_smoothing_touches_the_truth_and_not_the_teacher_under_mixing_too() -> N
 def test_probabilities_that_were_rounded_away_count_for_nothing() -> None:
     label = torch.tensor([[2, 0, 1]])
     some = torch.tensor([[0.8, 0.2, 0.0]])
-    found = soft_distillation_loss(logits(4)[:1], label, some, 3.0)
-    expected = soft_distillation_loss(logits(4)[:1], label[:, :2], some[:, :2], 3.0)
+    found = divergence(logits(4)[:1], label, some, 3.0)
+    expected = divergence(logits(4)[:1], label[:, :2], some[:, :2], 3.0)
     torch.testing.assert_close(found, expected)
-    flat = soft_distillation_loss(logits(4)[:1], label, torch.zeros(1, 3), 3.0)
-    even = soft_distillation_loss(logits(4)[:1], label, torch.full((1, 3), 1 / 3), 3.0)
+    flat = divergence(logits(4)[:1], label, torch.zeros(1, 3), 3.0)
+    even = divergence(logits(4)[:1], label, torch.full((1, 3), 1 / 3), 3.0)
     torch.testing.assert_close(flat, even)
 
 
 def test_soft_labels_that_the_store_lacks_are_refused_with_a_cure() -> None:
-    config = DistillationConfig(distillation="soft")
-    with pytest.raises(StoreError, match=r"top-k.*--distillation hard"):
-        distillation_loss(logits(3), logits(4), MIXED, TeacherSignal(label=labels(5)), config)
+    with pytest.raises(StoreError, match=r"top-k.*label again with topk=10"):
+        SoftLoss()((logits(3), logits(4)), MIXED, TeacherSignal(label=labels(5)))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_is_a_mean_over_rows_and_teaches_whom_it_says(name: str) -> None:
+    label, probability = all_probabilities(logits(6))
+    signal = TeacherSignal(label=label[:, 0], topk_label=label, topk_prob=probability)
+    twice = [
+        replace(one, **{key: torch.cat([value, value]) for key, value in tensors_of(one).items()})
+        for one in (MIXED, signal)
+    ]
+    heads = [logits(3).requires_grad_(), logits(4).requires_grad_()]
+    loss = LOSSES[name]()
+    terms = loss(heads, MIXED, signal)
+    again = loss([torch.cat([one, one]) for one in heads], *twice)
+    torch.testing.assert_close(terms.loss, again.loss, **CLOSE)
+    terms.loss.backward()
+    assert heads[0].grad is not None
+    assert (heads[1].grad is not None) == loss.taught
+
+
+def tensors_of(record: object) -> dict[str, Tensor]:
+    values = {one.name: getattr(record, one.name) for one in fields(record)}
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)}

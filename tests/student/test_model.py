@@ -77,7 +77,7 @@ def test_any_classifier_of_one_head_is_a_student_of_classical_distillation(name:
 
 
 def test_the_kind_of_distillation_and_the_students_heads_must_fit() -> None:
-    with pytest.raises(ConfigError, match="--distillation-kind classical"):
+    with pytest.raises(ConfigError, match="`distillation_kind` classical"):
         create_student(spec(name="resnet10t", model_args={}))
     with pytest.raises(ConfigError, match=r"leaves untrained.*a model of one head"):
         create_student(spec(heads=1))

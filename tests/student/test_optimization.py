@@ -1,4 +1,4 @@
-"""How a step changes weights: averages, reduced precision, compilation, pieces."""
+"""How a step changes weights: rate, averages, reduced precision, compilation, pieces."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from timm.scheduler import CosineLRScheduler
 
 from pipeline.errors import ConfigError
 from student.distributed import Ranks
 from student.engine import Outcome, Trainer, train
 from student.inputs import open_inputs
-from student.optimization import Optimisation
+from student.optimization import Optimisation, Schedule
 from tests.student.factories import write_digit_shards
 from tests.student.worlds import World, make_world, train_and_report
 
@@ -136,7 +137,31 @@ def test_evaluating_every_second_epoch_still_evaluates_the_last(world, tmp_path)
     assert ["evaluation" in line for line in epochs] == [False, True, True]
 
 
-def test_an_unknown_optimiser_is_refused_by_its_flag(world, tmp_path) -> None:
-    with pytest.raises(ConfigError, match="--optimizer 'adamv'"):
+def test_an_unknown_optimizer_is_refused_by_its_name(world, tmp_path) -> None:
+    with pytest.raises(ConfigError, match="`optimizer` 'adamv'"):
         run(world, tmp_path / "run", optimizer="adamv")
     assert run(world, tmp_path / "sgd", optimizer="sgd").steps == 9
+
+
+SCHEDULE = Schedule(steps=100, warmup_steps=20, peak=1e-3, warmup_from=1e-6, end=1e-5)
+
+
+def test_the_learning_rate_is_timms_cosine_with_warm_up() -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=SCHEDULE.peak)
+    scheduler = CosineLRScheduler(
+        optimizer,
+        t_initial=SCHEDULE.steps,
+        lr_min=SCHEDULE.end,
+        warmup_t=SCHEDULE.warmup_steps,
+        warmup_lr_init=SCHEDULE.warmup_from,
+        t_in_epochs=False,
+    )
+    for step in range(SCHEDULE.steps):
+        scheduler.step_update(step)
+        # The same formula in another order of operations.
+        assert SCHEDULE.lr(step) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
+
+
+def test_a_peak_below_the_end_is_kept() -> None:
+    schedule = Schedule(steps=10, warmup_steps=0, peak=1e-6, warmup_from=0.0, end=1e-5)
+    assert {schedule.lr(step) for step in range(10)} == {1e-6}

@@ -272,7 +272,7 @@ def test_a_batch_size_that_does_not_fit_is_refused_with_those_that_do() -> None:
     assert "use 20" in refusal(manifest, batch_size=22)
     assert "use 6 or 12" in refusal(manifest, batch_size=8, repeated_augmentation=True)
     assert "fewer than the smallest batch" in refusal(make_manifest([1]), batch_size=2)
-    assert "batch_size is 0" in refusal(manifest, batch_size=0)
+    assert "`batch_size` is 0" in refusal(manifest, batch_size=0)
     plan = TrainingPlan(manifest, PlanConfig(seed=0, batch_size=8, epochs=1))
     with pytest.raises(ConfigError, match="use 6 or 12"):
         plan.slice(0, 0, 3)
@@ -282,7 +282,7 @@ def test_more_epochs_than_views_are_refused_with_the_way_to_more_views() -> None
     manifest = make_manifest([20], first_view=3, views=6)
     message = refusal(manifest, epochs=7)
     assert "7 epochs need 7 views" in message
-    assert "--extend-to 10" in message
+    assert "to view 10" in message
     assert "9 views" in refusal(manifest, batch_size=6, epochs=7, repeated_augmentation=True)
     TrainingPlan(manifest, PlanConfig(seed=0, batch_size=6, epochs=6, repeated_augmentation=True))
 
@@ -290,15 +290,15 @@ def test_more_epochs_than_views_are_refused_with_the_way_to_more_views() -> None
 def test_repeated_augmentation_needs_whole_triples() -> None:
     manifest = make_manifest([20], first_view=4, views=6)
     message = refusal(manifest, batch_size=6, repeated_augmentation=True)
-    assert "--first-view 3" in message
+    assert "`first_view` 3" in message
 
 
 def test_cycling_does_not_make_triples_of_two_views() -> None:
     manifest = make_manifest([20], views=2)
     settings = {"batch_size": 6, "epochs": 3, "repeated_augmentation": True, "cycle_views": True}
     message = refusal(manifest, **settings)
-    assert "shows 3 views of a sample in one batch, and the store has 2; add" in message
-    assert "--extend-to 3" in message
+    assert "shows 3 views of a sample in one batch, and the store has 2; extend" in message
+    assert "to view 3" in message
 
 
 def test_pairs_without_mixing_are_units_too() -> None:
@@ -345,5 +345,5 @@ def vars_of(config: PlanConfig) -> dict[str, object]:
 
 
 def test_too_few_views_are_refused_with_both_ways_out() -> None:
-    with pytest.raises(ConfigError, match=r"--extend-to 7, or show .*--cycle-views"):
+    with pytest.raises(ConfigError, match=r"to view 7, or show .*`cycle_views`"):
         TrainingPlan(make_manifest([17]), PlanConfig(seed=0, batch_size=2, epochs=7))

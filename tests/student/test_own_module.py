@@ -154,7 +154,7 @@ def test_it_trains_resumes_and_is_evaluated_like_any_other(world, tmp_path, head
 
 
 def test_without_drop_path_a_function_need_not_take_it(world: World, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"drop_path_rate.*--drop-path 0"):
+    with pytest.raises(ConfigError, match=r"drop_path_rate.*`drop_path` 0"):
         run(config_of(world, tmp_path / "no", "plain", drop_path=0.1))
     assert run(config_of(world, tmp_path / "run", "plain")).steps == 6
 

@@ -27,36 +27,41 @@ def parse(*arguments: str) -> TrainConfig:
 
 def test_the_recipe_is_deits_defaults() -> None:
     config = parse("--recipe", "deit")
-    assert config.peak_lr == 5e-4 * config.batch_size / 512
-    assert (config.epochs, config.weight_decay, config.drop_path) == (300, 0.05, 0.1)
-    assert (config.effective_warmup_epochs, config.warmup_lr, config.min_lr) == (5, 1e-6, 1e-5)
-    assert (config.smoothing, config.alpha, config.ema_decay) == (0.1, 0.5, 0.99996)
-    assert (config.optimizer, config.clip_grad) == ("adamw", None)
+    given = config.to_json()
+
+    def settings(*names: str) -> tuple[object, ...]:
+        return tuple(given[name] for name in names)
+
+    assert config.peak_lr == 5e-4 * config.plan.batch_size / 512
+    assert settings("epochs", "weight_decay", "drop_path") == (300, 0.05, 0.1)
+    assert settings("warmup_epochs", "warmup_lr", "min_lr") == (5, 1e-6, 1e-5)
+    assert settings("smoothing", "alpha", "ema_decay") == (0.1, 0.5, 0.99996)
+    assert settings("optimizer", "clip_grad") == ("adamw", None)
     optimiser = Optimisation(torch.nn.Linear(2, 2), config, torch.device("cpu")).optimizer
     assert (optimiser.defaults["eps"], optimiser.defaults["betas"]) == (1e-8, (0.9, 0.999))
-    assert config.repeated_augmentation
-    assert config.eval_fraction == 0.875
+    assert settings("repeated_augmentation", "eval_fraction") == (True, 0.875)
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipes_batch_fits_units_of_one_to_eight_ranks_but_five(name: str) -> None:
     size = RECIPES[name]["batch_size"]
     assert all(size % (6 * ranks) == 0 for ranks in (1, 2, 3, 4, 6, 7))
-    TrainConfig(labels="l", shards=("a",), output=Path("o"), **recipe(name))
+    TrainConfig.of_settings(labels="l", shards=("a",), output=Path("o"), **recipe(name))
 
 
 def test_flags_override_a_file_and_a_file_a_recipe(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
     path.write_text("drop_path = 0.2\nepochs = 30\n")
     config = parse("--recipe", "deit", "--config", str(path), "--epochs", "40")
-    assert (config.epochs, config.drop_path, config.weight_decay) == (40, 0.2, 0.05)
+    assert (config.plan.epochs, config.student.drop_path) == (40, 0.2)
+    assert config.optimization.weight_decay == 0.05
     path.write_text('recipe = "deit-384"\nepochs = 20\n')
     config = parse("--config", str(path))
-    assert (config.epochs, config.weight_decay) == (20, 1e-8)
+    assert (config.plan.epochs, config.optimization.weight_decay) == (20, 1e-8)
 
 
 def test_every_setting_survives_a_run_file(tmp_path: Path) -> None:
-    config = TrainConfig(
+    config = TrainConfig.of_settings(
         labels='a "quoted" \\ path/ü.parquet',
         shards=("x-{0..1}.tar", "y.tar"),
         output=Path("out"),
@@ -75,7 +80,7 @@ def test_every_setting_survives_a_run_file(tmp_path: Path) -> None:
     path.write_bytes(to_toml(config))
     settings, name = read_run_file(path)
     assert name is None
-    again = TrainConfig(**settings)
+    again = TrainConfig.of_settings(**settings)
     assert again.digest == config.digest
     assert again.to_json() == {**config.to_json(), "resume": None}
 
@@ -90,8 +95,8 @@ def test_every_setting_survives_a_run_file(tmp_path: Path) -> None:
         ("precision = 'fp8'", "use 'fp32' or 'bf16' or 'fp16'"),
         ("optimizer_betas = [0.9]", "use a list of 2 values, each a number"),
         ("epochs = ", "cannot be read"),
-        ("recipe = 'vit'", "--recipe 'vit' is not known; use deit or deit-384"),
-        ("alpha = 3", "--alpha is 3.0; use 0..1"),
+        ("recipe = 'vit'", "`recipe` 'vit' is not known; use deit or deit-384"),
+        ("alpha = 3", "`alpha` is 3.0; use 0..1"),
     ],
 )
 def test_a_run_file_that_does_not_fit_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -138,7 +143,7 @@ def test_a_recipe_goes_with_any_optimiser_and_any_length() -> None:
     lion = Optimisation(torch.nn.Linear(2, 2), given, torch.device("cpu")).optimizer
     assert lion.defaults["betas"] == (0.8, 0.9)
     wrong = parse("--recipe", "deit", "--optimizer", "sgd", "--optimizer-eps", "1e-6")
-    with pytest.raises(ConfigError, match="--optimizer-eps: sgd has none"):
+    with pytest.raises(ConfigError, match="`optimizer_eps`: sgd has none"):
         Optimisation(torch.nn.Linear(2, 2), wrong, torch.device("cpu"))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from pipeline.errors import CheckpointError, PipelineError
 from pipeline.growth import founding_values, grown
 from student import checkpoint as checkpoints
 from student.checkpoint import Segment, open_checkpoint
-from student.config import SETTINGS, TrainConfig
+from student.config import SETTINGS, OptimizationConfig, TrainConfig
 from student.engine import Outcome, Trainer, train
 from student.inputs import open_inputs
 from tests.student.factories import PixelTeacher, make_identity, make_store
@@ -133,14 +133,23 @@ def test_the_best_checkpoint_may_be_the_last_good_one(world, tmp_path) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LaterConfig(TrainConfig):
-    """Settings with one that release 0.3.0 added, whose default is not what was done before."""
+class LaterOptimization(OptimizationConfig):
+    """With a setting that release 0.3.0 added, whose default is not what was done before."""
 
     sharpness: float = grown(founding=0.0, since="0.3.0", default=1.0)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaterConfig(TrainConfig):
+    """The settings of release 0.3.0."""
+
+    optimization: LaterOptimization = field(default_factory=LaterOptimization)
+
+
 def later(config: TrainConfig, sharpness: float) -> TrainConfig:
-    return LaterConfig(**asdict(config), sharpness=sharpness)
+    values = {one.name: getattr(config, one.name) for one in fields(config)}
+    optimization = LaterOptimization(**asdict(config.optimization), sharpness=sharpness)
+    return LaterConfig(**{**values, "optimization": optimization})
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from pipeline.identity import MixConfig
 from pipeline.labelling.teacher import load_teacher
-from student import DistillationConfig, PlanConfig, StoredLabelTask, open_replay
+from student import HardLoss, PlanConfig, StoredLabelTask, open_replay
 from student.batches import mixed_images, mixed_target
 from student.config import parse_model_args
 from student.distributed import Ranks
@@ -68,7 +68,7 @@ def test_the_tasks_loss_is_that_of_timms_task_with_the_teacher_itself(world: Wor
     spec = write_digit_teacher(world.root / "again.safetensors")
     teacher = timm.create_model(spec.architecture, num_classes=10)
     teacher.load_state_dict(load_teacher_state(world.root / "teacher.safetensors"))
-    ours = StoredLabelTask(model, SMALL_VIEWS, DistillationConfig(alpha=0.4, smoothing=0.0))
+    ours = StoredLabelTask(model, SMALL_VIEWS, HardLoss(alpha=0.4), smoothing=0.0)
     theirs = TokenDistillationTask(
         student_model=model,
         teacher_model=teacher,

@@ -44,7 +44,7 @@ class World:
             "device": "cpu",
             "log_every": 2,
         }
-        return TrainConfig(**{**values, **changes})
+        return TrainConfig.of_settings(**{**values, **changes})
 
 
 def make_world(root: Path, sizes: tuple[int, ...], views: int = 3) -> World:

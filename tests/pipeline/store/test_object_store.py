@@ -322,7 +322,7 @@ def test_the_trainer_opens_a_store_and_shards_in_object_storage(
     plan = plan_with_cache(job)
     run(plan)
     finish_job(plan, {})
-    config = TrainConfig(
+    config = TrainConfig.of_settings(
         labels=job.out,
         shards=job.shards,
         output=tmp_path / "run",

@@ -369,7 +369,7 @@ def test_a_copy_in_another_format_is_all_that_a_student_needs(name: str, tmp_pat
     root = tmp_path / "directory.parquet"
     source = write_hash_store(root, shards, views=6, per_part=3, identity=identity)
     write_all(tmp_path, source)
-    config = TrainConfig(
+    config = TrainConfig.of_settings(
         labels=str(tmp_path / name),
         shards=(str(tmp_path / "d-{0..1}.tar"),),
         output=tmp_path / "run",

@@ -222,7 +222,7 @@ def config_of(root: Path, output: Path, **changes: object) -> TrainConfig:
         "threads": 1,
         "device": "cpu",
     }
-    return TrainConfig(**{**values, **changes})  # type: ignore[arg-type]
+    return TrainConfig.of_settings(**{**values, **changes})  # type: ignore[arg-type]
 
 
 def test_a_student_trains_on_a_derived_store_under_audit(digits: Path, tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def test_teacher_and_student_are_compared_on_the_same_images(world) -> None:
 
 
 def test_labels_of_augmented_views_are_no_validation_labels(world) -> None:
-    with pytest.raises(StoreError, match="--preset center"):
+    with pytest.raises(StoreError, match="the preset center"):
         evaluate_checkpoint(settings(world, val_labels=str(world.root / "labels.parquet")))
 
 
