@@ -104,14 +104,16 @@ def check_place(root: Place) -> None:
     """Raise ``StoreError`` unless a store is at ``root``, or could be made there."""
     folder = open_folder(root)
     if not folder.name.endswith(".parquet"):
-        raise StoreError(f"--out {folder}: the name of a store must end in .parquet")
+        raise StoreError(f"`out` is {folder}: the name of a store must end in .parquet")
     if folder.is_a_file():
         raise StoreError(
-            f"--out {folder} is a file; give the path of a new or existing directory (a store in "
-            "one file is added to by `label-store export` to a directory first)"
+            f"`out` is {folder}, a file; give the path of a new or existing directory (export a "
+            "store in one file to a directory first, and add to that)"
         )
     if not folder.exists(IDENTITY_PATH) and folder.list():
-        raise StoreError(f"--out {folder} is not empty and is no label store; give another path")
+        raise StoreError(
+            f"`out` is {folder}, which is not empty and is no label store; give another path"
+        )
 
 
 def check_store(root: Place, identity: StoreIdentity) -> Mapping[str, int] | None:
@@ -129,7 +131,7 @@ def check_store(root: Place, identity: StoreIdentity) -> Mapping[str, int] | Non
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{path} is damaged ({error!r}); use another --out") from error
+        raise StoreError(f"{path} is damaged ({error!r}); give another path") from error
     require_identity(folder, identity, their_fields)
     return their_prints
 
@@ -141,7 +143,7 @@ def require_identity(place: Place, identity: StoreIdentity, theirs: Mapping[str,
         raise IdentityError(
             f"{place} holds labels of another identity (ours / the store's):\n  "
             + "\n  ".join(different)
-            + "\nuse the store's settings to add to it, or another --out"
+            + "\nuse the store's settings to add to it, or give another path"
         )
 
 
@@ -188,7 +190,7 @@ def _require_same_rows(ours: PartRows, theirs: PartRows, path: str) -> None:
     if different:
         raise StoreError(
             f"{path}: committed with another {different} than this run's; two machines do not "
-            "agree: run `label-store verify` on the store, and label with one kind of hardware"
+            "agree: verify the store, and label with one kind of hardware"
         )
 
 
@@ -257,8 +259,8 @@ def _read_entry(folder: Folder, part: PartKey, identity: str, shard: ShardInfo) 
     if (rows.key_hash, rows.content_hash) != (shard.key_hash, shard.content_hash):
         raise IdentityError(
             f"{path} was labelled from another shard {part.shard} than {shard.name}: the shards "
-            "were renumbered, packed again or relabelled; give --shards in the order of the "
-            "first run, or use another --out"
+            "were renumbered, packed again or relabelled; give `shards` in the order of the "
+            "first run, or another path"
         )
     return _committed(rows, data)
 
@@ -270,7 +272,7 @@ def require_all_shards(
     foreign = sorted({part.shard for part in parts} - set(shards))
     if foreign:
         raise IncompleteStoreError(
-            f"{open_folder(root)} has parts of shards {foreign[:8]} that --shards does not name; "
+            f"{open_folder(root)} has parts of shards {foreign[:8]} that are not among `shards`; "
             "give all shards of the store, in the order of the first run"
         )
 

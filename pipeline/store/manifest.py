@@ -191,7 +191,7 @@ class Manifest:
                 return entry
         raise IncompleteStoreError(
             f"the store has no labels for shard {shard} at view {view}; run the label job "
-            f"again with --first-view and --views that include {view}"
+            f"again with `first_view` and `views` that include {view}"
         )
 
     def parts_of_shard(self, shard: int) -> tuple[PartEntry, ...]:

@@ -52,13 +52,13 @@ def check_out(out: str | Path) -> None:
     if _is_packed(out):
         if "://" in str(out):
             raise StoreError(
-                f"--out {out}: a Zarr store is assembled on a file system; give a path, or label "
-                "to .parquet and use `label-store export`"
+                f"`out` is {out}: a Zarr store is assembled on a file system; give a path, or "
+                "label to .parquet and export that"
             )
         if Path(out).exists() and not Path(parts_root(out)).exists():
             open_store(out)
     elif not str(out).rstrip("/").endswith(".parquet"):
-        raise StoreError(f"--out {out}: the name of a store must end in .parquet or .zarr")
+        raise StoreError(f"`out` is {out}: the name of a store must end in .parquet or .zarr")
     check_place(parts_root(out))
 
 
@@ -140,8 +140,8 @@ def _read_packed(store: LabelStore, entry: PartEntry, shard: ShardInfo) -> Commi
     if (rows.key_hash, rows.content_hash) != (shard.key_hash, shard.content_hash):
         raise IdentityError(
             f"{store.root} was labelled from another shard {shard.number} than {shard.name}: the "
-            "shards were renumbered, packed again or relabelled; give --shards in the order of "
-            "the first run, or use another --out"
+            "shards were renumbered, packed again or relabelled; give `shards` in the order of "
+            "the first run, or another path"
         )
     return Committed.of_rows(entry, rows)
 

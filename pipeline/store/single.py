@@ -91,8 +91,8 @@ def _opened(root: Folder, footer: bytes) -> SingleFileStore:
     place = _digits_place(footer)
     if place is None:
         raise StoreError(
-            f"{root} is a Parquet file, but no label store: give a file that `label-store export` "
-            "wrote, or the directory of a label job"
+            f"{root} is a Parquet file, but no label store: give a file to which a store was "
+            "exported, or the directory of a label job"
         )
     said, actual = footer[place : place + 64], _footer_sha256(footer, place)
     if said != actual:

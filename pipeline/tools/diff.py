@@ -170,7 +170,7 @@ def _require_same_views(a: LabelStore, b: LabelStore) -> None:
             f"{b.root.name}'s):\n  "
             + "\n  ".join(different)
             + "\nview by view only stores of one root seed, augmentation and mixing compare; "
-            "`label-store stats` describes each alone"
+            "the statistics of each describe it alone"
         )
 
 
@@ -227,8 +227,8 @@ def _require_same_pixels(a: LabelStore, b: LabelStore, ours: PartRows, theirs: P
         raise ReplayError(
             f"{a.root} and {b.root} have other pixels for sample {ours.keys[row]!r}, view "
             f"{ours.part.first_view + column} (and {len(wrong) - 1} more of its part), though "
-            "their settings are equal: verify both with `label-store verify --shards ... --all` "
-            "to see which one this machine replays"
+            "their settings are equal: verify every digest of both with their shards, to see "
+            "which one this machine replays"
         )
 
 

@@ -23,8 +23,8 @@ def extended_config(config: LabelConfig, store: LabelStore, end_view: int) -> La
     identity, there = store.identity, store.manifest.view_range
     if end_view < there.stop:
         raise ConfigError(
-            f"--extend-to {end_view}: {store.root} has the views {there.start}..{there.stop - 1} "
-            "already; give the number of views in all, old and new"
+            f"`extend_to` is {end_view}: {store.root} has the views "
+            f"{there.start}..{there.stop - 1} already; give the number of views in all, old and new"
         )
     return replace(
         config,
@@ -51,11 +51,11 @@ def extend_command(store: LabelStore, views: int, shards: Sequence[str] = ()) ->
     ``ConfigError`` if there is no record of them.
     """
     if views < 1:
-        raise ConfigError(f"--views {views}: give how many views to add, 1 or more")
+        raise ConfigError(f"`views` is {views}: give how many views to add, 1 or more")
     if store.root.is_a_file():
         raise ConfigError(
-            f"{store.root} is one file, to which nothing can be added: write it as a directory "
-            "with `label-store export`, and extend that"
+            f"{store.root} is one file, to which nothing can be added: export it to a directory, "
+            "and extend that"
         )
     settings = [run.settings for run in read_runs(store.root) if run.settings]
     jobs = [one for one in settings if isinstance(one, Mapping)]
@@ -64,7 +64,7 @@ def extend_command(store: LabelStore, views: int, shards: Sequence[str] = ()) ->
     if not shards and len(named) != 1:
         raise ConfigError(
             f"{store.root} has the records of {len(jobs)} label jobs with {len(named)} lists of "
-            "shards; give --shards, all in the order of their numbers in `label-store inspect`"
+            "shards; give `shards`, all in the order of their numbers in the store's card"
         )
     patterns = tuple(shards) or tuple(_value(one, store) for one in next(iter(named)))
     end = store.manifest.view_range.stop + views

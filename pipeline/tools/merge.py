@@ -122,7 +122,7 @@ class _Plan:
 def _plan(stores: Sequence[LabelStore]) -> _Plan:
     """Check that stores fit and say what to copy; reads no more parts than it must."""
     if len(stores) < 2:
-        raise ConfigError("merge joins two stores or more: name them before --out")
+        raise ConfigError("`stores` names fewer than two; give two or more to join")
     for other in stores[1:]:
         _require_one_identity(stores[0], other)
     known: dict[str, _Known] = {}  # by key hash
@@ -166,14 +166,14 @@ def _require_one_identity(first: LabelStore, other: LabelStore) -> None:
         raise IdentityError(
             f"{first.root} and {other.root} have other identities (the first's / the second's):"
             "\n  " + "\n  ".join(fields) + "\nonly stores of one identity can be joined; "
-            "`label-store thin --drop` takes columns away, `label-store diff` compares teachers"
+            "thin them to take columns away, or compare the teachers with a diff"
         )
     prints = different_fingerprints(first.manifest.fingerprints, other.manifest.fingerprints)
     if prints:
         raise IdentityError(
             f"{first.root} and {other.root} were labelled where these give other pixels: "
             f"{what_they_watch(first.identity, prints)}; label one of them again with "
-            "the versions of the other, which `label-store inspect` lists"
+            "the versions of the other, which its _meta/runs name"
         )
 
 
@@ -209,7 +209,7 @@ def _require_same_rows(first: _Copy, other: _Copy) -> None:
     if column:
         raise StoreError(
             f"{first.name} and {other.name} are the same part with other rows: {column}; "
-            "`label-store verify --shards` shows which is right, leave the other store out"
+            "verify both with their shards to see which is right, and leave the other out"
         )
 
 
@@ -218,6 +218,6 @@ def _require_no_overlap(copies: Iterable[_Copy]) -> None:
     for one, other in pairwise(ordered):
         if one.part.shard == other.part.shard and one.part.end_view > other.part.first_view:
             raise StoreError(
-                f"{one.name} and {other.name} overlap; cut one of the stores first with "
-                "`label-store thin --views`, so that each view is in one of them"
+                f"{one.name} and {other.name} overlap; thin one of the stores first, so that "
+                "each view is in one of them"
             )

@@ -44,11 +44,11 @@ class RelabelConfig:
     def __post_init__(self) -> None:
         settle(self)
         if self.groups < 1:
-            raise ConfigError(f"--relabel is {self.groups}; use 1 group or more")
+            raise ConfigError(f"`groups` is {self.groups}; use 1 group or more")
         if not 0 <= self.allow_flips <= 1:
-            raise ConfigError(f"--allow-flips is {self.allow_flips}; a share is in 0..1")
+            raise ConfigError(f"`allow_flips` is {self.allow_flips}; a share is in 0..1")
         if self.checkpoint is not None and self.random_weights is not None:
-            raise ConfigError("give --teacher-checkpoint or --teacher-random-weights, not both")
+            raise ConfigError("give `checkpoint` or `random_weights`, not both")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,7 +171,7 @@ def _compare(
         place, column = np.argwhere(other)[0].tolist()
         raise ReplayError(
             f"{shard.path}: view {group.first_view + column} of {stored.keys[rows[place]]!r} is "
-            "not the one that was labelled; `label-store verify --all` lists all such views"
+            "not the one that was labelled; to list all such views, verify every digest"
         )
     ours = labels.label.reshape(shape)[kept]
     theirs = stored.label[rows, columns]

@@ -45,8 +45,8 @@ def check_target(
         _require_no_stray(folder, parts)
     if different_fingerprints(claim_store(folder, identity, fingerprints), fingerprints):
         raise IdentityError(
-            f"--out {folder} was begun with other fingerprints than the stores given; give the "
-            "path of a new store"
+            f"`out` is {folder}, which was begun with other fingerprints than the stores given; "
+            "give the path of a new store"
         )
     return folder
 
@@ -55,8 +55,8 @@ def _require_no_stray(folder: Folder, parts: Collection[PartKey]) -> None:
     stray = sorted(set(find_parts(folder)) - set(parts))
     if stray:
         raise StoreError(
-            f"--out {folder} holds {len(stray)} parts that would not be in the result, the "
-            f"first is {stray[0].path}; give the path of a new store"
+            f"`out` is {folder}, which holds {len(stray)} parts that would not be in the result, "
+            f"the first is {stray[0].path}; give the path of a new store"
         )
 
 

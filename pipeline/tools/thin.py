@@ -110,7 +110,7 @@ def _require_views(store: LabelStore, views: range | None) -> range:
         )
     if not views or views.start < there.start or views.stop > there.stop:
         raise ConfigError(
-            f"--views {views.start}:{views.stop}: {store.root} has the views "
+            f"`views` is {views.start}:{views.stop}: {store.root} has the views "
             f"{there.start}:{there.stop} of all shards; ask for a range within"
         )
     return views

@@ -178,7 +178,7 @@ def test_a_job_without_some_of_a_stores_shards_is_refused_before_it_labels(
     shards: tuple[Path, ...],
 ) -> None:
     run(plan_of(config_of(shards)))
-    with pytest.raises(IncompleteStoreError, match=r"parts of shards \[1\] that --shards does not"):
+    with pytest.raises(IncompleteStoreError, match=r"parts of shards \[1\] that are not among"):
         plan_of(config_of(shards[:1], views=9))
     more = (*shards, digit_shard(shards[0].with_name("s-2.tar"), 9, first=30))
     assert ranges(plan_of(config_of(more)).missing) == [(2, 0, 3), (2, 3, 6), (2, 6, 8)]
@@ -497,7 +497,7 @@ def test_a_place_that_holds_something_else_is_refused_before_shards_are_read(
     with pytest.raises(StoreError, match="assembled on a file system"):
         check_out("s3://bucket/labels.zarr")
     (tmp_path / "file.parquet").write_bytes(b"")
-    with pytest.raises(StoreError, match="export` to a directory first"):
+    with pytest.raises(StoreError, match="store in one file to a directory first"):
         check_out(str(tmp_path / "file.parquet"))
     with pytest.raises(StoreError, match=r"must end in \.parquet or \.zarr"):
         check_out(str(tmp_path / "labels"))

@@ -137,7 +137,7 @@ def test_a_view_is_spread_over_indexed_samples(tmp_path: Path) -> None:
 
 
 def test_a_missing_view_is_named_with_its_cure(hash_store: ParquetStore) -> None:
-    with pytest.raises(IncompleteStoreError, match="--first-view and --views that include 99"):
+    with pytest.raises(IncompleteStoreError, match="`first_view` and `views` that include 99"):
         hash_store.read_view(0, 99)
 
 

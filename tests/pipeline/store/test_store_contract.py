@@ -202,7 +202,7 @@ def test_identity_rejections_and_all_else_that_a_manifest_says_stay(
 
 def test_a_missing_view_is_named_with_its_cure(folder: Path, name: str) -> None:
     store = open_store(folder / name)
-    with pytest.raises(IncompleteStoreError, match="--first-view and --views that include 99"):
+    with pytest.raises(IncompleteStoreError, match="`first_view` and `views` that include 99"):
         store.read_view(0, 99)
     with pytest.raises(IncompleteStoreError, match="no labels for shard 3 at view 0"):
         store.read_view(3, 0)

@@ -154,7 +154,7 @@ def test_another_teacher_is_refused_by_what_differs(folder: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"groups": 0}, "--relabel is 0"),
+        ({"groups": 0}, "`groups` is 0"),
         ({"allow_flips": 1.5}, "a share is in 0..1"),
         ({"random_weights": 3}, "not both"),
     ],
