@@ -58,7 +58,11 @@ def _require(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AugmentConfig:
-    """How a view is drawn. The defaults are DeiT's, the preset ``deit``."""
+    """How a view is drawn. The defaults are DeiT's, the preset ``deit``.
+
+    >>> AugmentConfig(image_size=384, crop="center", policy="none", erase_probability=0).crop
+    'center'
+    """
 
     image_size: int = 224
     """Side of the square view, in pixels."""
@@ -213,7 +217,11 @@ def derivation_of(architecture: str) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ColumnConfig:
-    """What a store keeps of the teacher's probabilities, beside its labels."""
+    """What a store keeps of the teacher's probabilities, beside its labels.
+
+    >>> ColumnConfig.from_text("confidence,topk=5")
+    ColumnConfig(confidence=True, margin=False, topk=5)
+    """
 
     confidence: bool = False  # probability of the label
     margin: bool = False  # that, less the second highest probability
