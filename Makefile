@@ -11,11 +11,12 @@ export OMP_WAIT_POLICY := PASSIVE
 export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help setup demo evidence test bench lint types check clean
+.PHONY: help setup demo evidence docs test bench lint types check clean
 
 help:
 	@echo "make demo    images -> shards -> teacher -> label job on Ray -> student, in minutes"
 	@echo "make evidence  students taught in six ways, compared in docs/EVIDENCE.md; takes hours"
+	@echo "make docs    docs/API.md, from the docstrings"
 	@echo "make test    the whole test suite"
 	@echo "make check   lint, types and tests"
 	@echo "make setup   the virtual environment in $(VENV), made with PYTHON=$(PYTHON)"
@@ -42,6 +43,9 @@ evidence: $(INSTALLED)
 	$(BIN)/python examples/cifar10/run.py --teacher-checkpoint '$(TEACHER)' \
 		$(if $(DOWNLOAD),--download '$(DOWNLOAD)',--shards '$(SHARDS)' --val-shards '$(VAL_SHARDS)') \
 		--report docs/EVIDENCE.md $(ARGS)
+
+docs: $(INSTALLED)
+	$(BIN)/python docs/api.py
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

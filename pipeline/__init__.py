@@ -1,1 +1,115 @@
-"""Offline teacher labels for hard distillation: views, pairs, labels, stores, replay."""
+"""Offline teacher labels for hard distillation: views, pairs, labels, stores, replay.
+
+The names below are the library's door; each is loaded when it is first asked for, so that
+importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.errors import (
+        CheckpointError,
+        ChecksumError,
+        ConfigError,
+        DecodeError,
+        IdentityError,
+        IncompleteStoreError,
+        PipelineError,
+        RejectionError,
+        ReplayError,
+        ShardError,
+        StoreError,
+        TeacherError,
+    )
+    from pipeline.files.cache import CacheConfig
+    from pipeline.identity import (
+        AugmentConfig,
+        ColumnConfig,
+        MixConfig,
+        StoreIdentity,
+        TeacherIdentity,
+    )
+    from pipeline.labelling.job import LabelConfig
+    from pipeline.shards.packing import PackConfig, PackReport, pack_shards
+    from pipeline.store.contract import LabelStore
+    from pipeline.store.export import export_store
+    from pipeline.store.opening import open_store
+    from pipeline.tools.diff import StoreDiff, diff_stores
+    from pipeline.tools.merge import MergeReport, merge_stores
+    from pipeline.tools.stats import StoreStats, store_stats
+    from pipeline.tools.thin import ThinReport, thin_store
+    from pipeline.tools.verify import VerifyReport, verify_store
+
+__all__ = [
+    "AugmentConfig",
+    "CacheConfig",
+    "CheckpointError",
+    "ChecksumError",
+    "ColumnConfig",
+    "ConfigError",
+    "DecodeError",
+    "IdentityError",
+    "IncompleteStoreError",
+    "LabelConfig",
+    "LabelStore",
+    "MergeReport",
+    "MixConfig",
+    "PackConfig",
+    "PackReport",
+    "PipelineError",
+    "RejectionError",
+    "ReplayError",
+    "ShardError",
+    "StoreDiff",
+    "StoreError",
+    "StoreIdentity",
+    "StoreStats",
+    "TeacherError",
+    "TeacherIdentity",
+    "ThinReport",
+    "VerifyReport",
+    "diff_stores",
+    "export_store",
+    "merge_stores",
+    "open_store",
+    "pack_shards",
+    "store_stats",
+    "thin_store",
+    "verify_store",
+]
+
+_MODULES = {
+    **{name: "pipeline.errors" for name in __all__ if name.endswith("Error")},
+    "AugmentConfig": "pipeline.identity",
+    "CacheConfig": "pipeline.files.cache",
+    "ColumnConfig": "pipeline.identity",
+    "LabelConfig": "pipeline.labelling.job",
+    "LabelStore": "pipeline.store.contract",
+    "MergeReport": "pipeline.tools.merge",
+    "MixConfig": "pipeline.identity",
+    "PackConfig": "pipeline.shards.packing",
+    "PackReport": "pipeline.shards.packing",
+    "StoreDiff": "pipeline.tools.diff",
+    "StoreIdentity": "pipeline.identity",
+    "StoreStats": "pipeline.tools.stats",
+    "TeacherIdentity": "pipeline.identity",
+    "ThinReport": "pipeline.tools.thin",
+    "VerifyReport": "pipeline.tools.verify",
+    "diff_stores": "pipeline.tools.diff",
+    "export_store": "pipeline.store.export",
+    "merge_stores": "pipeline.tools.merge",
+    "open_store": "pipeline.store.opening",
+    "pack_shards": "pipeline.shards.packing",
+    "store_stats": "pipeline.tools.stats",
+    "thin_store": "pipeline.tools.thin",
+    "verify_store": "pipeline.tools.verify",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'pipeline' has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)

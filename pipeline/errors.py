@@ -22,7 +22,14 @@ __all__ = [
 
 
 class PipelineError(Exception):
-    """The base of all errors a user can cause or cure."""
+    """The base of all errors a user can cause or cure; parameters stand in backticks.
+
+    >>> try:
+    ...     open_store("absent.parquet")
+    ... except PipelineError as error:
+    ...     print(error)
+    absent.parquet: there is no label store here; check the path
+    """
 
 
 class ConfigError(PipelineError):

@@ -59,7 +59,11 @@ def _require(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AugmentConfig:
-    """How a view is drawn. The defaults are DeiT's, the preset ``deit``."""
+    """How a view is drawn. The defaults are DeiT's, the preset ``deit``.
+
+    >>> AugmentConfig(image_size=384, crop="center", policy="none", erase_probability=0).crop
+    'center'
+    """
 
     image_size: int = 224
     """Side of the square view, in pixels."""

@@ -91,6 +91,11 @@ def open_replay(
 
     Item k is this rank's slice of global batch k; give it to a ``DataLoader`` with
     ``batch_size=None``. Raises as ``open_inputs``.
+
+    >>> plan = PlanConfig(seed=0, epochs=2, batch_size=8)
+    >>> batches = open_replay("teacher.parquet", ["digits-{0..1}.tar"], plan)
+    >>> len(batches), batches[0].pixels.shape
+    (8, torch.Size([8, 16, 16, 3]))
     """
     store = open_store(labels)
     check_fingerprints(store)

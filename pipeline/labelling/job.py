@@ -78,7 +78,12 @@ _JUDGED_FROM = 32  # images; fewer say nothing about class order
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelConfig:
-    """Label augmented views of WebDataset shards with a teacher, once for all students."""
+    """Label augmented views of WebDataset shards with a teacher, once for all students.
+
+    >>> config = LabelConfig(shards=("digits-{0..1}.tar",), out="soft.parquet", keep="topk=5")
+    >>> config.columns.topk
+    5
+    """
 
     shards: tuple[str, ...]
     """Shard files, brace patterns ('x-{000000..001281}.tar') or globs, in quotes; s3://, gs://

@@ -127,6 +127,9 @@ def pack_shards(
     final name only when it is whole. Raises ``ConfigError`` for directories that do not
     fit, ``ShardError`` for two images of one key, and ``DecodeError`` for an image that
     is empty or cannot be encoded anew; an unreadable file or a full disk raises ``PipelineError``.
+
+    >>> pack_shards(PackConfig(images=Path("images"), out="packed", max_side=500)).classes
+    ('cat', 'dog')
     """
     _check_directories(config)
     files = _files_below(config.images)

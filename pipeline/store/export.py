@@ -32,6 +32,9 @@ def export_store(source: Place, target: str | Path, *, single_file: bool = False
     ``single_file``, for one file. It appears whole, after all of it was read back and compared
     with the source, or not at all; in object storage a store without a manifest is none. Raises
     ``StoreError`` if the source is damaged, or holds what the format cannot.
+
+    >>> export_store("teacher.parquet", "teacher.zarr").manifest.rows
+    210
     """
     folder = open_folder(target)
     write = _writer(Path(folder.name), single_file)

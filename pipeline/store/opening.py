@@ -17,10 +17,16 @@ __all__ = ["open_store", "parts_root"]
 
 
 def open_store(place: Place) -> LabelStore:
-    """Open a finished store; reads its manifest alone.
+    """Open a finished store to read labels, or to give it to a tool; reads its manifest alone.
 
     The name tells the format: a directory that ends in .parquet or .zarr, or one file that
     ends in .parquet. Raises ``StoreError`` if there is no such store at ``place``.
+
+    >>> store = open_store("teacher.parquet")
+    >>> store.manifest.rows, store.manifest.view_range
+    (210, range(0, 6))
+    >>> store.read_view(shard=0, view=1).label.shape
+    (17,)
     """
     folder = open_folder(place)
     if not folder.exists():

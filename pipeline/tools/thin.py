@@ -66,6 +66,10 @@ def thin_store(
     same views: whole parts that keep their columns are copied, others are encoded anew. An
     interrupted run can be run again. Raises ``ConfigError`` for views or columns that the store
     does not have.
+
+    >>> report = thin_store(open_store("teacher.parquet"), "first.parquet", views=range(3))
+    >>> open_store("first.parquet").manifest.view_range
+    range(0, 3)
     """
     kept = _require_views(store, views)
     identity = _without(store.identity, drop)

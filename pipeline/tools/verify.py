@@ -69,6 +69,9 @@ def verify_store(
 
     Raises ``StoreError`` for damage, ``ShardError`` for other shards, ``IdentityError`` if
     this machine's fingerprints differ. Views that differ are reported, not raised.
+
+    >>> verify_store("teacher.parquet", ["digits-{0..1}.tar"], every_digest=True).mismatches
+    ()
     """
     store = open_store(place)
     store.check_files()
