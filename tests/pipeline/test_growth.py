@@ -56,7 +56,7 @@ class Later(Today):
 
     inner: LaterInner = field(default_factory=LaterInner)
     turns: int = grown(founding=1, since="0.3.0")
-    more: Inner = grown(founding=Inner(), since="0.10.0", default_factory=Inner)  # noqa: RUF009
+    more: Inner = grown(founding=Inner(), since="0.10.0", default_factory=Inner)
 
 
 values = st.builds(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -135,3 +136,13 @@ def test_model_arguments_are_literals_or_text() -> None:
 def test_a_setting_out_of_range_is_refused_by_its_name(values: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         config(**values)
+
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "runs.json").read_text())
+"""Runs of release 0.1.0: the settings they were given, and what their checkpoints bind."""
+
+
+@pytest.mark.parametrize("run", GOLDEN, ids=lambda run: " ".join(map(str, run["given"])))
+def test_runs_of_the_first_release_bind_what_they_did(run: dict[str, Any]) -> None:
+    """A setting that is added since needs ``grown(founding=..., since=...)``, or to be free."""
+    assert config(**run["given"]).binding() == run["binding"]
