@@ -30,7 +30,9 @@ def page() -> str:
 
 def found(module: str, name: str) -> Documented:
     """Return a module's definition of a class or function."""
-    source = (ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
+    path = ROOT / module.replace(".", "/")
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    source = file.read_text(encoding="utf-8")
     return next(
         node
         for node in ast.parse(source).body

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pipeline.columns import ColumnConfig
     from pipeline.errors import (
         CheckpointError,
         ChecksumError,
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from pipeline.files.cache import CacheConfig
     from pipeline.identity import (
         AugmentConfig,
-        ColumnConfig,
         MixConfig,
         StoreIdentity,
         TeacherIdentity,
@@ -85,7 +85,7 @@ _MODULES = {
     **{name: "pipeline.errors" for name in __all__ if name.endswith("Error")},
     "AugmentConfig": "pipeline.identity",
     "CacheConfig": "pipeline.files.cache",
-    "ColumnConfig": "pipeline.identity",
+    "ColumnConfig": "pipeline.columns",
     "LabelConfig": "pipeline.labelling.job",
     "LabelStore": "pipeline.store.contract",
     "MergeReport": "pipeline.tools.merge",
