@@ -233,9 +233,9 @@ class ReplayDataset(Dataset[StudentBatch]):
             raise ReplayError(
                 f"{self._paths[labels.shard]}: view {labels.view} of {labels.keys[index]!r} has "
                 f"digest {actual:08x} here, and {stored:08x} in the store: these are not "
-                "the pixels that the teacher labelled; run `label-store verify "
-                f"{self.store.root} --shards ...`: if that finds the shard's bytes changed, "
-                "restore it; else install the versions in the store's _meta/runs"
+                "the pixels that the teacher labelled; verify the store with its shards: if that "
+                "finds a shard's bytes changed, restore it; else install the versions in the "
+                "store's _meta/runs"
             )
 
 

@@ -66,7 +66,7 @@ def test_stored_digests_of_every_shard_are_redrawn(world, tmp_path, monkeypatch)
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_digest_that_differs_in_any_shard_is_found(world, tmp_path, shard, workers) -> None:
     dataset = drifted(data(world, tmp_path), shard)
-    with pytest.raises(ReplayError, match=r"has digest.*label-store verify"):
+    with pytest.raises(ReplayError, match=r"has digest.*verify the store with its shards"):
         audit_store(dataset, LoaderOptions(workers=workers), Ranks())
 
 

@@ -185,7 +185,7 @@ def test_a_view_with_another_digest_stops_the_run_by_name(labelled, workers: int
     assert "view " in message
     assert "'digit_" in message
     assert "has digest" in message
-    assert "label-store verify" in message
+    assert "verify the store with its shards" in message
     assert "Traceback" not in message
 
 
