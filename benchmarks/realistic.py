@@ -95,6 +95,7 @@ def make_rows(
         key_hash=shard.key_hash,
         content_hash=shard.content_hash,
         image_hash="0" * 64,
+        formats=("jpeg",),
         samples=samples,
         rejections=(),
         keys=keys,

@@ -172,6 +172,7 @@ def large_manifest(parts: int) -> Manifest:
         fingerprints=fingerprints(identity),
         shards=shards,
         image_hashes={shard.number: digest("images", shard.number) for shard in shards},
+        formats={shard.number: ("jpeg",) for shard in shards},
         rejections={},
         parts=entries,
         agreement=Agreement(known=1, equal=1),

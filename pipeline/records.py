@@ -256,6 +256,7 @@ class PartHeader:
     key_hash: str  # of the shard
     content_hash: str
     image_hash: str  # SHA-256 of all encoded images, in order
+    formats: tuple[str, ...]  # of its images: jpeg, png, webp, sorted
     samples: int  # indexed in the shard: labelled and rejected
     rejections: tuple[Rejection, ...]  # in shard order
 

@@ -89,6 +89,7 @@ def rows_of(identity: StoreIdentity, shard: ShardInfo, first: int, views: int) -
         key_hash=shard.key_hash,
         content_hash=shard.content_hash,
         image_hash=sha256(b"images %d" % content),
+        formats=("jpeg",),
         samples=shard.samples,
         rejections=(Rejection(index=2, key=f"{shard.name}/2", reason="torn | \n in two"),),
         keys=keys,

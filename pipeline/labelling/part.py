@@ -216,6 +216,7 @@ class PartBuilder:
             key_hash=info.key_hash,
             content_hash=info.content_hash,
             image_hash=self._shard.image_hash,
+            formats=self._shard.formats,
             samples=info.samples,
             rejections=tuple(self._rejections[index] for index in sorted(self._rejections)),
             keys=tuple(sample.key for sample in kept),

@@ -52,13 +52,34 @@ class Shard:
         start = sample.image_offset
         return memoryview(self._data)[start : start + sample.image_bytes]
 
-    @cached_property
+    @property
     def image_hash(self) -> str:
         """SHA-256 of all encoded images, one after the other; reads the whole shard."""
-        digest = hashlib.sha256()
+        return self._images[0]
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The formats of its images by their first bytes, sorted; reads the whole shard."""
+        return self._images[1]
+
+    @cached_property
+    def _images(self) -> tuple[str, tuple[str, ...]]:
+        digest, formats = hashlib.sha256(), set()
         for index in range(len(self.samples)):
-            digest.update(self.image_bytes(index))
-        return digest.hexdigest()
+            image = self.image_bytes(index)
+            digest.update(image)
+            formats.add(image_format(image))
+        return digest.hexdigest(), tuple(sorted(filter(None, formats)))
+
+
+def image_format(data: bytes | memoryview) -> str:
+    """Return how an image is encoded, whatever its name says; nothing if no decoder reads it."""
+    start = bytes(data[:12])
+    if start[:2] == b"\xff\xd8":
+        return "jpeg"
+    if start[:8] == b"\x89PNG\r\n\x1a\n":
+        return "png"
+    return "webp" if (start[:4], start[8:]) == (b"RIFF", b"WEBP") else ""
 
 
 @dataclass(frozen=True, slots=True)

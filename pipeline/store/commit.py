@@ -340,11 +340,13 @@ def finish_store(
     committed = read_entries(folder, parts, identity.digest, by_number)
     there = [one.entry.part for one in committed]
     require_planned(folder, [*planned, *listed_parts(folder)], there)
+    headers = _agreed_headers(folder, committed)
     manifest = Manifest(
         identity=identity,
         fingerprints=fingerprints,
         shards=tuple(sorted(shards, key=lambda shard: shard.number)),
-        image_hashes=_agreed_images(folder, committed),
+        image_hashes={shard: one.image_hash for shard, one in headers.items()},
+        formats={shard: one.formats for shard, one in headers.items()},
         rejections=_agreed_rejections(folder, committed),
         parts=tuple(one.entry for one in committed),
         agreement=Agreement.total(one.agreement for one in committed),
@@ -358,7 +360,8 @@ def finish_store(
     return manifest
 
 
-def _agreed_images(root: Folder, committed: Sequence[Committed]) -> dict[int, str]:
+def _agreed_headers(root: Folder, committed: Sequence[Committed]) -> dict[int, PartHeader]:
+    """Return a header of each shard; all parts of one must come from the same images."""
     first: dict[int, Committed] = {}
     for one in committed:
         known = first.setdefault(one.entry.part.shard, one)
@@ -368,7 +371,7 @@ def _agreed_images(root: Folder, committed: Sequence[Committed]) -> dict[int, st
                 "different image bytes of one shard; delete the part whose shard was damaged, "
                 "mend the shard, and run again"
             )
-    return {shard: one.header.image_hash for shard, one in first.items()}
+    return {shard: one.header for shard, one in first.items()}
 
 
 def _agreed_rejections(

@@ -133,6 +133,7 @@ def header_of(manifest: Manifest, part: PartKey, reasons: Reasons) -> PartHeader
         key_hash=shard.key_hash,
         content_hash=shard.content_hash,
         image_hash=manifest.image_hashes.get(part.shard, ""),
+        formats=manifest.formats.get(part.shard, ()),
         samples=shard.samples,
         rejections=rejections,
     )

@@ -68,6 +68,7 @@ _FIELDS = frozenset(
         "notes",
         "shards",
         "image_hashes",
+        "formats",
         "rejections",
         "parts",
         "agreement",
@@ -145,6 +146,7 @@ class Manifest:
     fingerprints: Mapping[str, int]  # see ``pipeline.views.fingerprints``
     shards: tuple[ShardInfo, ...]
     image_hashes: Mapping[int, str]  # by shard number: SHA-256 of all its encoded images
+    formats: Mapping[int, tuple[str, ...]]  # by shard number: of its images, sorted
     rejections: Mapping[int, tuple[Rejection, ...]]  # by shard number, where there are any
     parts: tuple[PartEntry, ...]
     agreement: Agreement  # of all labels with the true classes
@@ -217,6 +219,7 @@ class Manifest:
             "notes": dict(self.notes),
             "shards": [to_plain(shard) for shard in self.shards],
             "image_hashes": {str(shard): text for shard, text in self.image_hashes.items()},
+            "formats": {str(shard): list(names) for shard, names in self.formats.items()},
             "rejections": {
                 str(shard): [to_plain(one) for one in rejections]
                 for shard, rejections in self.rejections.items()
@@ -268,6 +271,7 @@ class Manifest:
             fingerprints=dict(values["fingerprints"]),
             shards=tuple(_shard_info(shard, needs) for shard in values["shards"]),
             image_hashes={int(n): str(text) for n, text in values["image_hashes"].items()},
+            formats={int(n): tuple(map(str, names)) for n, names in values["formats"].items()},
             rejections={
                 int(shard): tuple(
                     from_plain(Rejection, one, "rejections", needs) for one in rejections
@@ -310,6 +314,7 @@ def check_claims(manifest: Manifest) -> None:
         *(entry.part.shard for entry in manifest.parts),
         *manifest.rejections,
         *manifest.image_hashes,
+        *manifest.formats,
     } - set(numbers)
     if unknown:
         raise StoreError(f"the manifest has parts of unknown shards {sorted(unknown)}")

@@ -125,6 +125,8 @@ def verify_store(
 def check_fingerprints(store: LabelStore) -> None:
     """Refuse a store whose views this machine would not replay alike.
 
+    Decoding is compared for the image formats that its shards hold.
+
     Raises ``IdentityError`` naming what differs and the versions on both sides.
     """
     prints, stored = fingerprints(store.identity), store.manifest.fingerprints
@@ -133,7 +135,8 @@ def check_fingerprints(store: LabelStore) -> None:
             f"{store.root} has no fingerprint that this release knows, so nothing shows that its "
             "views come out here as they were labelled; install the release that wrote it"
         )
-    different = different_fingerprints(prints, stored)
+    formats = {name for names in store.manifest.formats.values() for name in names}
+    different = different_fingerprints(prints, stored, formats)
     if not different:
         return
     ours, theirs = versions(), _versions_of_runs(store.root)
@@ -160,8 +163,8 @@ def _check_part(store: LabelStore, rows: PartRows) -> None:
     shard = manifest.by_shard[part.shard]
     known = {rejection.key for rejection in manifest.rejections.get(part.shard, ())}
     same = (
-        (rows.key_hash, rows.content_hash, rows.samples)
-        == (shard.key_hash, shard.content_hash, shard.samples)
+        (rows.key_hash, rows.content_hash, rows.samples, rows.formats)
+        == (shard.key_hash, shard.content_hash, shard.samples, manifest.formats.get(part.shard))
     ) and known == {rejection.key for rejection in rows.rejections}
     classes = store.identity.teacher.classes
     if not same or not columns_fit(rows.label, rows.columns, classes):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import binascii
 from base64 import b64decode
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -48,13 +48,22 @@ def fingerprints(identity: StoreIdentity) -> dict[str, int]:
     return {probe.name: probe.crc() for probe in _probes(identity)}
 
 
-def different_fingerprints(ours: Mapping[str, int], theirs: Mapping[str, int]) -> list[str]:
+def different_fingerprints(
+    ours: Mapping[str, int], theirs: Mapping[str, int], formats: Collection[str] | None = None
+) -> list[str]:
     """Return the names of fingerprints that both sides have, and that differ.
 
     Releases may watch more or less than one another; what one of them does not watch is no
-    difference.
+    difference. Nor is the decoding of other image formats than ``formats``, if they are known.
     """
-    return sorted(name for name in ours.keys() & theirs if ours[name] != theirs[name])
+    different = sorted(name for name in ours.keys() & theirs if ours[name] != theirs[name])
+    return [name for name in different if formats is None or _is_met(name, formats)]
+
+
+def _is_met(name: str, formats: Collection[str]) -> bool:
+    """Return whether images of these formats meet what a fingerprint watches."""
+    kind, _, image = name.partition(".")
+    return kind != "decode" or image.partition("-")[0] in formats
 
 
 def what_they_watch(identity: StoreIdentity, names: Iterable[str]) -> str:

@@ -97,6 +97,7 @@ def make_manifest(
         fingerprints={},
         shards=shards,
         image_hashes={shard.number: f"images-{shard.number}" for shard in shards},
+        formats={shard.number: ("jpeg",) for shard in shards},
         rejections=rejections,
         parts=parts,
         agreement=Agreement(known=0, equal=0),

@@ -16,7 +16,7 @@ from webdataset.tariterators import group_by_keys, tar_file_iterator
 from pipeline.errors import ShardError
 from pipeline.records import Sample, ShardInfo
 from pipeline.shards.index import open_shard
-from tests.factories import digit_samples, write_members, write_shard
+from tests.factories import digit_samples, digits, encode, write_members, write_shard
 
 
 def keys_of(path: Path) -> list[str]:
@@ -31,6 +31,16 @@ def info_of(path: Path) -> ShardInfo:
 def write(tmp_path):
     """Return a function that writes (name, bytes) members to a tar."""
     return lambda *members: write_members(tmp_path / "x.tar", members)
+
+
+def test_formats_are_those_of_the_bytes_whatever_the_names_say(write):
+    kinds = {"a": "WEBP", "b": "JPEG", "c": "PNG", "d": "JPEG"}
+    images = [(f"{key}.png", encode(digits()[0][0], kind)) for key, kind in kinds.items()]
+    members = [*images, ("e.jpg", b"GIF89a")]
+    targets = [(f"{name[0]}.cls", b"1") for name, _ in members]
+    pairs = [one for pair in zip(members, targets, strict=True) for one in pair]
+    assert open_shard(write(*pairs), 0).formats == ("jpeg", "png", "webp")
+    assert open_shard(write(*pairs[2:4], *pairs[-2:]), 0).formats == ("jpeg",)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

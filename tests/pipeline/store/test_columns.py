@@ -67,6 +67,7 @@ def make_rows(samples: int, views: int, columns: ColumnConfig, *, seed: int = 0)
         key_hash="k" * 64,
         content_hash="c" * 64,
         image_hash="i" * 64,
+        formats=("jpeg", "png"),
         samples=samples,
         rejections=(),
         keys=tuple(f"key/{i:03d}" for i in range(samples)),

@@ -53,6 +53,7 @@ def make_rows(samples: int, views: int, *, seed: int = 0, first: int = 0) -> Par
         key_hash="k" * 64,
         content_hash="c" * 64,
         image_hash="i" * 64,
+        formats=("jpeg", "png"),
         samples=samples + 1,
         rejections=(Rejection(index=samples // 2, key="torn", reason="OSError: é"),),
         keys=tuple(f"key/{i:03d}" for i in range(samples)),

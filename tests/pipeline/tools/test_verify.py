@@ -12,9 +12,10 @@ from pipeline.errors import ChecksumError, IdentityError, ShardError, StoreError
 from pipeline.identity import MixConfig
 from pipeline.shards.index import open_shard
 from pipeline.store import ParquetStore, claim_store, commit_part, finish_store, open_store
-from pipeline.store.manifest import write_manifest
+from pipeline.store.manifest import MANIFEST_PATH, seal, unseal, write_manifest
 from pipeline.tools.verify import verify_store
 from pipeline.views.fingerprints import fingerprints
+from tests.factories import digit_samples, digits, encode, write_shard
 from tests.labelling import digit_shard, hash_identity, label_with_hashes, part_of, write_hash_store
 
 
@@ -130,15 +131,48 @@ def test_a_stray_part_is_an_unfinished_job(hash_store: ParquetStore, tmp_path: P
 def test_other_fingerprints_are_refused_with_the_operations(tmp_path: Path) -> None:
     shard = open_shard(digit_shard(tmp_path / "a.tar", 4), 0)
     root, identity = tmp_path / "s.parquet", hash_identity()
-    prints = {**fingerprints(identity), "decode.webp": 5, "op.shear-x": 6}
+    prints = {**fingerprints(identity), "decode.jpeg-gray": 5, "op.shear-x": 6}
     claim_store(root, identity, prints)
     commit_part(root, label_with_hashes(shard, part_of(0, 3), identity))
     finish_store(root, identity, prints, [shard.info], lambda _: "")
     verify_store(root)
     with pytest.raises(
-        IdentityError, match=r"other pixels .* decode\.webp \(decoding webp\), op\.shear-x \("
+        IdentityError, match=r"other pixels .* decode\.jpeg-gray \(decoding jpeg, gray\), op\.s"
     ):
         verify_store(root, [str(shard.path)])
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_decoding_is_compared_for_the_formats_that_the_shards_hold(
+    tmp_path: Path, kind: str
+) -> None:
+    """What the files are called does not matter, as it does not to the decoder."""
+    samples = digit_samples(4)
+    other = (samples[3][0], encode(digits()[0][3], kind), samples[3][2])
+    for name, there in (("jpegs", samples), ("mixed", [*samples[:3], other])):
+        shard = open_shard(write_shard(tmp_path / f"{name}.tar", there), 0)
+        root, identity = tmp_path / f"{name}.parquet", hash_identity()
+        prints = {**fingerprints(identity), f"decode.{kind.lower()}": 5}
+        claim_store(root, identity, prints)
+        commit_part(root, label_with_hashes(shard, part_of(0, 3), identity))
+        finish_store(root, identity, prints, [shard.info], lambda _: "")
+    verify_store(tmp_path / "jpegs.parquet", [str(tmp_path / "jpegs.tar")])
+    assert open_store(tmp_path / "mixed.parquet").manifest.formats == {
+        0: tuple(sorted(("jpeg", kind.lower())))
+    }
+    with pytest.raises(IdentityError, match=rf"other pixels .* in decode\.{kind.lower()} \("):
+        verify_store(tmp_path / "mixed.parquet", [str(tmp_path / "mixed.tar")])
+
+
+def test_a_manifest_that_hides_a_format_does_not_fit_its_parts(
+    hash_store: ParquetStore, tmp_path: Path
+) -> None:
+    root = tmp_path / "copy.parquet"
+    shutil.copytree(hash_store.root.name, root)
+    values = unseal((root / MANIFEST_PATH).read_bytes(), "the manifest")
+    (root / MANIFEST_PATH).write_bytes(seal({**values, "formats": {"0": ["png"]}}))
+    with pytest.raises(ChecksumError, match="does not fit its manifest"):
+        verify_store(root)
 
 
 def run_cli(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int | str | None:
