@@ -130,6 +130,13 @@ class FoundCheckpoint:
     checkpoint: Checkpoint
 
 
+class TornError(CheckpointError):
+    """A checkpoint is missing or its bytes are damaged, so that the one before may take its place.
+
+    One of a later release is neither.
+    """
+
+
 def claim_output(output: Path) -> IO[bytes]:
     """Keep other processes from training into a directory while the returned file is open.
 
@@ -207,7 +214,7 @@ def find_checkpoint(path: Path, run: RunIdentity) -> FoundCheckpoint:
     before = path.with_name(PREVIOUS)
     try:
         found = open_checkpoint(path)
-    except CheckpointError as error:
+    except TornError as error:
         if path.name != LAST or not before.is_file():
             raise
         try:
@@ -230,19 +237,21 @@ def open_checkpoint(path: Path) -> Checkpoint:
     that only a later release knows.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; give a last.pt or best.pt")
+        raise TornError(f"{path}: no such file; give a last.pt or best.pt")
     try:
         values = load_tensors(path)
     except Exception as error:  # torn files raise a dozen kinds
-        raise CheckpointError(
+        raise TornError(
             f"{path} cannot be read, it is torn or no checkpoint "
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); {_CURE}"
         ) from error
     version = values.pop("format_version", None) if isinstance(values, dict) else None
     if version != _VERSION:
+        later = isinstance(version, int) and version > _VERSION
+        cure = install(str(values.get("needs"))) if later else _CURE
         raise CheckpointError(
             f"{path} is no checkpoint of this trainer (format version {version!r}, expected "
-            f"{_VERSION}); {_CURE}"
+            f"{_VERSION}); {cure}"
         )
     # PyTorch reads its files without their checksums.
     digest = values.pop("digest", None)
@@ -251,7 +260,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     except (RuntimeError, TypeError, ValueError):  # values that no trainer writes
         sound = False
     if not sound:
-        raise CheckpointError(f"{path} is damaged: its digest is another; {_CURE}")
+        raise TornError(f"{path} is damaged: its digest is another; {_CURE}")
     try:
         return from_plain(Checkpoint, values, "checkpoint", str(values.get("needs")))
     except StoreError as error:

@@ -126,6 +126,12 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "none.pt", RUN)
 
 
+def test_a_later_version_is_refused_with_the_release_that_knows_it(tmp_path: Path) -> None:
+    torch.save({"format_version": 4, "needs": "0.5.0"}, tmp_path / "last.pt")
+    with pytest.raises(CheckpointError, match=r"version 4.*install teacher-labels 0\.5\.0 or"):
+        read_checkpoint(tmp_path / "last.pt", RUN)
+
+
 @pytest.mark.parametrize(
     ("other", "line"),
     [

@@ -203,12 +203,13 @@ def test_a_later_releases_notes_are_kept_and_its_fields_refused(world, tmp_path)
     assert open_checkpoint(output / "last.pt").notes == {"mood": {"of": [1, "good"]}}
     more = {"mood": 1, "needs": "0.4.0"}
     forge(output / "last.pt", output / "last.pt", lambda values: values.update(more))
-    (output / "previous.pt").unlink()
     with pytest.raises(
         CheckpointError,
         match=r"checkpoint\.mood is not known.* install teacher-labels 0\.4\.0 or newer",
     ):
         run(world, output, resume="auto")
+    assert (output / "previous.pt").exists()
+    assert not (output / "torn.pt").exists()  # it is whole, only later
 
 
 OTHER_SUMS = {
