@@ -60,8 +60,9 @@ def grown(*, founding: Any, since: str, **default: Any) -> Any:
 def settle(record: Any) -> None:
     """Check each field of a frozen record against its type, and make whole numbers floats.
 
-    For ``__post_init__``. A list becomes a tuple where the type says so, and 1 becomes 1.0, so
-    that equal settings have one canonical form. Raises ``ConfigError`` naming the field.
+    For ``__post_init__``. A list becomes a tuple where the type says so, a path a text, and 1
+    becomes 1.0, so that equal settings have one canonical form. Raises ``ConfigError`` naming the
+    field.
     """
     hints = _hints(cast(Hashable, type(record)))
     for field in dataclasses.fields(record):
@@ -85,6 +86,8 @@ def convert(value: Any, hint: Any, name: str) -> Any:
         if isinstance(value, hint):
             return value
         raise ConfigError(f"{name} is {value!r}; give {hint.__name__}(...)")
+    if isinstance(value, Path) and Path not in (hint, *get_args(hint)):
+        value = str(value)  # of what may be a URL too
     try:
         return msgspec.convert(_texts(value), hint, dec_hook=_from_text)
     except msgspec.ValidationError as error:

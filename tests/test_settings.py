@@ -15,6 +15,7 @@ import pytest
 import pipeline
 import student
 from pipeline.errors import ConfigError
+from student.config import TrainConfig
 from student.losses import DistillationConfig
 
 WORDS = ("Config", "Spec", "Options", "Schedule", "Loss", "Distillation")
@@ -88,6 +89,12 @@ def test_the_walk_meets_the_settings_of_all_commands() -> None:
         *("RelabelConfig", "TrainConfig", "EvaluateConfig", "DistillationConfig", "PlanConfig"),
         *("StudentSpec", "LoaderOptions", "Schedule"),
     } <= names
+
+
+def test_a_path_is_taken_for_what_may_be_a_url_too() -> None:
+    given = {"shards": ("a.tar",), "output": Path("o")}
+    config = TrainConfig.of_settings(labels=Path("l.parquet"), val_labels=Path("v"), **given)
+    assert config == TrainConfig.of_settings(labels="l.parquet", val_labels="v", **given)
 
 
 def test_a_misspelt_loss_trains_nothing() -> None:
