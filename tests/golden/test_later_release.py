@@ -31,18 +31,56 @@ FIELDS: Mapping[str, tuple[str, str, str, str]] = {
     "AugmentConfig": ("pipeline/identity.py", "    mean: Triple", "zoom: float", "1.0"),
     "MixConfig": ("pipeline/identity.py", "    mixup_alpha: float", "rounds: int", "1"),
     "TeacherIdentity": ("pipeline/identity.py", "    classes: int\n", "head: str", '"main"'),
-    "ColumnConfig": ("pipeline/identity.py", "    margin: bool", "entropy: bool", "False"),
+    "ColumnConfig": ("pipeline/columns.py", "    margin: bool", "entropy: bool", "False"),
     "StoreIdentity": ("pipeline/identity.py", "    augment: AugmentConfig\n", "origin: str", '""'),
     "ShardInfo": ("pipeline/records.py", "    content_hash: str", "classes: int", "0"),
     "Rejection": ("pipeline/records.py", "    reason: str", "code: str", '"none"'),
-    "TrainConfig": ("student/config.py", "    seed: int", "patience: int", "0"),
+    "PlanConfig": ("student/order.py", "    seed: int", "patience: int", "0"),
+    "OptimizationConfig": (
+        "student/config.py",
+        "    weight_decay: float",
+        "decay_to: float",
+        "0.0",
+    ),
 }
 """A record: its file, the field before which a later release puts a new one, and the new one's
 declaration and founding value."""
 
+COLUMN = """    Column(
+        name="entropy", word="entropy", card="entropy", dtype="uint8", scale=255, encoding="PLAIN",
+        bytes_per_value=(1.0, 1.0), of=lambda ranked: ranked.prob[:, 0],
+        fits=lambda label, columns: True,
+    ),
+"""
+OPERATION = """from pipeline.views.operation import Operation, no_argument
+
+OPERATION = Operation(
+    name="vflip", draw=no_argument, apply=lambda image, argument, fill: image[::-1].copy(), probe=0
+)
+"""
+MORE: Mapping[str, tuple[tuple[str, str], ...]] = {
+    "pipeline/columns.py": ((")\nCOLUMNS: ", f"{COLUMN})\nCOLUMNS: "),),
+    "pipeline/views/draw.py": (
+        (
+            '    "rand-augment": (',
+            '    "later-augment": ("vflip", "invert"),\n    "rand-augment": (',
+        ),
+    ),
+    "pipeline/identity.py": (
+        ('"rand-augment", ', '"rand-augment", "later-augment", '),
+        ('"center"]', '"center", "later"]'),
+        (
+            '    "deit": AugmentConfig(),',
+            '    "later": AugmentConfig(policy="later-augment"),\n    "deit": AugmentConfig(),',
+        ),
+    ),
+}
+"""What else a later release adds: a column, an operation, a policy that has it, a preset."""
+
 READ = """
 import json, sys
-from pathlib import Path
+from pipeline.columns import COLUMNS
+from pipeline.identity import PRESETS
 from pipeline.store import open_store
 from pipeline.tools.verify import verify_store
 from student.config import TrainConfig
@@ -50,14 +88,14 @@ from student.engine import train
 from student.inputs import open_inputs
 
 asked = json.loads(sys.argv[1])
+assert "entropy" in COLUMNS and PRESETS["later"].policy == "later-augment"
 digests = {}
 for path in asked["stores"]:
     report = verify_store(path, [asked["shard"]], every_digest=True)
     assert report.digests == report.redrawn > 0 and not report.mismatches
     digests[path] = open_store(path).identity.digest
 run = asked["run"]
-config = TrainConfig(**{**run, "output": Path(run["output"]), "shards": tuple(run["shards"]),
-                        "model_args": tuple(run["model_args"])})
+config = TrainConfig.of_settings(**run)
 outcome = train(config, open_inputs(config))
 print(json.dumps({"digests": digests, "weights": outcome.weights}))
 """
@@ -89,6 +127,18 @@ def later_release(root: Path, records: Mapping[str, str]) -> Path:
     return root
 
 
+def with_more(root: Path) -> Path:
+    """Add what lies in tables to a later release."""
+    (root / "pipeline" / "views" / "ops" / "vflip.py").write_text(OPERATION)
+    for name, changes in MORE.items():
+        text = (root / name).read_text()
+        for old, new in changes:
+            assert old in text, f"{name} has no {old!r}"
+            text = text.replace(old, new, 1)
+        (root / name).write_text(text)
+    return root
+
+
 def run_in(tree: Path, program: str, argument: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", program, str(argument)],
@@ -112,7 +162,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 def test_a_later_release_opens_redraws_replays_and_resumes_what_this_one_left(
     tmp_path: Path, world: World
 ) -> None:
-    tree = later_release(tmp_path / "later", dict.fromkeys(FIELDS, GROWN))
+    tree = with_more(later_release(tmp_path / "later", dict.fromkeys(FIELDS, GROWN)))
     stores = [store_path(name, ending) for name in ("hard", "soft") for ending in FORMATS]
     straight = world.config(tmp_path / "straight")
     stopped = world.config(tmp_path / "stopped")
@@ -133,8 +183,8 @@ def test_a_later_release_opens_redraws_replays_and_resumes_what_this_one_left(
 def test_a_field_that_is_added_without_a_founding_value_is_noticed(
     tmp_path: Path, world: World, record: str
 ) -> None:
-    tree = later_release(tmp_path / "later", {record: PLAIN})
-    if record == "TrainConfig":
+    tree = with_more(later_release(tmp_path / "later", {record: PLAIN}))
+    if FIELDS[record][0].startswith("student"):
         stopped = world.config(tmp_path / "stopped")
         train(stopped, open_inputs(stopped), stop_after=2)
         run = {**arguments_of(world, tmp_path / "stopped"), "resume": "auto"}
@@ -147,7 +197,5 @@ def test_a_field_that_is_added_without_a_founding_value_is_noticed(
 
 
 def arguments_of(world: World, output: Path) -> dict[str, object]:
-    config = world.config(output)
-    names = ("labels", "shards", "model_args", "epochs", "batch_size", "lr", "workers", "threads")
-    plain = {name: getattr(config, name) for name in names}
-    return {**plain, "device": "cpu", "log_every": 2, "output": output}
+    settings = world.config(output).to_json()
+    return {name: value for name, value in settings.items() if value is not None}
