@@ -80,7 +80,7 @@ def test_a_job_is_cut_into_parts_of_shards_and_views(shards: tuple[Path, ...]) -
     plan = plan_of(config_of(shards))
     cut = [(0, 3), (3, 6), (6, 8)]
     assert ranges(plan.missing) == [(shard, *views) for shard in (0, 1) for views in cut]
-    assert not plan.config.out.exists()  # planning writes nothing
+    assert not Path(plan.config.out).exists()  # planning writes nothing
 
 
 def test_a_job_that_runs_again_does_only_what_is_missing(shards: tuple[Path, ...]) -> None:
@@ -118,7 +118,7 @@ def test_a_class_beyond_the_teachers_is_named_before_anything_is_written(
     config = config_of((path,))
     with pytest.raises(ShardError, match=r"'digit_0000' has class 10.*10 classes \(0\.\.9\)"):
         plan_of(config, replace(TEACHER, classes=10))
-    assert not config.out.exists()
+    assert not Path(config.out).exists()
 
 
 def test_two_shards_with_the_same_keys_are_refused(tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_a_part_damaged_after_the_manifest_listed_it_is_refused(
     plan = plan_of(config_of(shards))
     run(plan)
     manifest = finish_job(plan, {})
-    path = plan.config.out / manifest.parts[2].part.path
+    path = Path(plan.config.out) / manifest.parts[2].part.path
     rows = pq.read_table(path)
     pq.write_table(rows, path, compression="snappy")  # the same rows, in other bytes
     with pytest.raises(ChecksumError, match=r"the manifest says .*delete the file and run again"):
@@ -215,7 +215,7 @@ def test_a_run_records_versions_and_settings(shards: tuple[Path, ...]) -> None:
     plan = plan_of(config_of(shards))
     run(plan)
     finish_job(plan, {"labels": 144})
-    (path,) = (plan.config.out / "_meta" / "runs").iterdir()
+    (path,) = (Path(plan.config.out) / "_meta" / "runs").iterdir()
     record = json.loads(path.read_bytes())
     assert record["labels"] == 144
     assert record["settings"]["views_per_part"] == 3
@@ -226,7 +226,7 @@ def test_the_card_describes_the_store(shards: tuple[Path, ...]) -> None:
     plan = plan_of(config_of(shards))
     run(plan)
     finish_job(plan, {})
-    card = (plan.config.out / "_README.md").read_text()
+    card = (Path(plan.config.out) / "_README.md").read_text()
     assert "| samples | 18 = 18 labelled + 0 rejected |" in card
     assert "| views | 0..7 of every sample, 16 px |" in card
 
