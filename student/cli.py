@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import signal
 import sys
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from pipeline.cli.console import flags_of, note, running, say
+from pipeline.cli.console import Progress, flags_of, note, running, say
 from pipeline.errors import PipelineError
 from pipeline.files.local import replace as replace_file
 from pipeline.identity import PRESETS, MixConfig, different_fields
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Read when PyTorch loads: threads that spin while they wait slow a shared machine down.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     stop = StopRequest(_stop_before_training)
-    with running("train-student", flags_of(TrainConfig), _INTERRUPTED), stop.listening():
+    with running("train-student", flags_of(TrainConfig, prefixes=False), _INTERRUPTED), stop.listening():
         try:
             _run(*_parse(sys.argv[1:] if arguments is None else arguments), stop)
         except PipelineError as error:
@@ -161,8 +162,10 @@ def _run(config: TrainConfig, recipe_name: str | None, stop: StopRequest) -> Non
         fresh = config.student.finetune is None and not (config.output / "last.pt").exists()
         if recipe_name == "deit-384" and fresh and config.resume in (None, "auto"):
             note("warning: --recipe deit-384 without --finetune begins from untrained weights")
-    with stop.training():
-        outcome = train(config, inputs, stop=stop, ranks=ranks)
+    logging.getLogger("student").setLevel(logging.INFO)
+    with stop.training(), Progress("steps") as progress:
+        show = progress.show if ranks.first and sys.stderr.isatty() else lambda done, total: None
+        outcome = train(config, inputs, stop=stop, show=show, ranks=ranks)
     if outcome.stopped_by:
         if ranks.first:
             note(

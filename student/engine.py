@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
@@ -56,6 +57,11 @@ __all__ = ["Outcome", "Trainer", "train"]
 
 CONFIG, RUN = "config.json", "run.toml"
 
+_log = logging.getLogger(__name__)
+
+ShowProgress: TypeAlias = Callable[[int, int], None]
+"""Called with the number of steps that are done, and of all."""
+
 TeacherLabels: TypeAlias = Callable[[StudentBatch, Tensor], TeacherSignal]
 """Gives what the teacher says of a batch and its (B, 3, S, S) mixed images."""
 
@@ -80,6 +86,7 @@ def train(
     *,
     stop_after: int | None = None,
     stop: Callable[[], int] = lambda: 0,
+    show: ShowProgress = lambda done, total: None,
     ranks: Ranks = Ranks(),  # noqa: B008 - frozen
 ) -> Outcome:
     """Train a student to the end, or to ``stop_after`` steps of the run, and checkpoint.
@@ -89,7 +96,7 @@ def train(
     ``PipelineError`` if loss or weights become infinite, and whatever replay and store raise.
     """
     with ranks.joined(choose_device(config.run.device)):
-        return Trainer(config, inputs, ranks).run(stop_after, stop)
+        return Trainer(config, inputs, ranks).run(stop_after, stop, show)
 
 
 class Trainer:
@@ -173,7 +180,16 @@ class Trainer:
             "`clip_grad` 1; `finetune` begins with the weights of a checkpoint"
         )
 
-    def run(self, stop_after: int | None = None, stop: Callable[[], int] = lambda: 0) -> Outcome:
+    def _say(self, text: str, level: int = logging.INFO) -> None:
+        if self.ranks.first:
+            _log.log(level, text)
+
+    def run(
+        self,
+        stop_after: int | None = None,
+        stop: Callable[[], int] = lambda: 0,
+        show: ShowProgress = lambda done, total: None,
+    ) -> Outcome:
         """Train from the current step on; see ``train``."""
         end = min(self.plan.steps, stop_after if stop_after is not None else self.plan.steps)
         if self.config.run.audit and self.step < end:
@@ -182,26 +198,22 @@ class Trainer:
         agreement = StopAgreement(self.ranks, stop)
         stopped_by, begun = 0, self.step
         with (
-            MetricsLog(
-                self.config.output,
-                start=self.step,
-                steps=self.plan.steps,
-                silent=not self.ranks.first,
-            ) as log,
+            MetricsLog(self.config.output, start=self.step, silent=not self.ranks.first) as log,
             closing(self._batches(end)) as batches,
         ):
             if self._good is not None and self._fell_back:
-                log.say(f"warning: {self._good[0].with_name(LAST)} was torn or missing")
+                self._say(f"{self._good[0].with_name(LAST)} was torn or missing", logging.WARNING)
             if self._good is not None:
-                log.say(f"continues at step {self.step}/{self.plan.steps}, from {self._good[0]}")
+                self._say(f"continues at step {self.step}/{self.plan.steps}, from {self._good[0]}")
             if self._changes:
                 log.write("segment", self.step, asdict(self._history[-1]))
-                log.say(
-                    f"warning: {', '.join(self._changes)} since the checkpoint: the weights will "
-                    "not be those of an undisturbed run bit for bit"
+                self._say(
+                    f"{', '.join(self._changes)} since the checkpoint: the weights will not be "
+                    "those of an undisturbed run bit for bit",
+                    logging.WARNING,
                 )
             if self.loaded is not None:
-                log.say(
+                self._say(
                     f"begins with the weights of {self.config.student.finetune}; resized: "
                     f"{', '.join(self.loaded.resized) or 'none'}; new: "
                     f"{', '.join(self.loaded.new) or 'none'}"
@@ -210,7 +222,7 @@ class Trainer:
                 stopped_by = agreement.reached()
                 if not stopped_by:
                     self._update(batches)
-                    log.advance()
+                    show(self.step, self.plan.steps)
                     self._report(log, seconds)
             finished_before = begun == self.plan.steps
             if finished_before and self.ranks.least(-int(self._evaluate())):
@@ -287,7 +299,7 @@ class Trainer:
             self._require_finite_losses()
             means = {**self._meter.take(), "lr": self.schedule.lr(self.step - 1)}
             log.write("train", self.step, {"epoch": epoch, **means})
-            log.say(
+            self._say(
                 f"epoch {epoch + 1}/{config.plan.epochs} step {self.step}/{self.plan.steps} "
                 f"loss {means['loss']:.4f} lr {means['lr']:.2e}"
             )
@@ -318,7 +330,7 @@ class Trainer:
                 text += f", {'' if name == 'raw' else 'EMA '}top-1 {top1:.2%}"
         log.write("epoch", self.step, line)
         parts = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
-        log.say(f"{text} (seconds: {parts})")
+        self._say(f"{text} (seconds: {parts})")
         if self.ranks.least(-int(improved)):  # rank 0 alone evaluates, and all count
             self._save(BEST)
         if last or (epoch + 1) % config.run.checkpoint_epochs == 0:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +14,6 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from pipeline.files.local import replace
 from student.distributed import Ranks
@@ -120,13 +118,13 @@ class Stopwatch:
 
 
 class MetricsLog:
-    """Writes metrics to OUTPUT/metrics.jsonl and TensorBoard, and shows progress on stderr.
+    """Writes metrics to OUTPUT/metrics.jsonl and TensorBoard.
 
     A resumed run keeps the lines up to the step that it starts from. A ``silent`` log, of a
     rank that is not the first, does nothing.
     """
 
-    def __init__(self, output: Path, *, start: int, steps: int, silent: bool = False) -> None:
+    def __init__(self, output: Path, *, start: int, silent: bool = False) -> None:
         self._silent = silent
         if silent:
             return
@@ -135,9 +133,6 @@ class MetricsLog:
         replace(path, kept)
         self._file = path.open("ab")
         self._board = SummaryWriter(str(output / "tensorboard"), purge_step=start or None)
-        self._bar = tqdm(
-            total=steps, initial=start, unit="step", disable=not sys.stderr.isatty(), leave=False
-        )
 
     def __enter__(self) -> Self:
         return self
@@ -150,14 +145,8 @@ class MetricsLog:
     ) -> None:
         if self._silent:
             return
-        self._bar.close()
         self._board.close()
         self._file.close()
-
-    def advance(self) -> None:
-        """Show that one more step is done."""
-        if not self._silent:
-            self._bar.update()
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Record one line; ``step`` counts the steps done."""
@@ -168,11 +157,6 @@ class MetricsLog:
         self._file.flush()
         for name, value in _scalars(values):
             self._board.add_scalar(f"{kind}/{name}", value, step)
-
-    def say(self, text: str) -> None:
-        """Print one line, beside the progress bar if there is one."""
-        if not self._silent:
-            self._bar.write(f"train-student: {text}", file=sys.stderr)
 
 
 def _lines_until(path: Path, step: int) -> bytes:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -46,6 +47,7 @@ def collect(config: EvidenceConfig) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the comparison."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")  # what training says
     try:
         config = tyro.cli(EvidenceConfig, prog="examples/cifar10/run.py", args=arguments)
         print(f"evidence: {collect(config)}")

@@ -51,17 +51,20 @@ class _Command:
 _command = _Command()  # of this process; log records come from any of its threads
 
 
-def flags_of(settings: type) -> dict[str, str]:
-    """Return how a command that is made from ``settings`` shows each of its parameters."""
+def flags_of(settings: type, *, prefixes: bool = True) -> dict[str, str]:
+    """Return how a command that is made from ``settings`` shows each of its parameters.
+
+    ``prefixes`` says whether flags of a group begin with the group's name.
+    """
     hints = get_type_hints(settings, include_extras=True)
     own: dict[str, str] = {}
     inner: dict[str, str] = {}
     for field in dataclasses.fields(settings):
         kind, *marks = get_args(hints[field.name]) or (hints[field.name],)
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-            unnamed = any(getattr(mark, "name", None) == "" for mark in marks)
+            unnamed = any(getattr(mark, "name", None) == "" for mark in marks) or not prefixes
             prefix = "--" if unnamed else f"--{field.name}."
-            flags = flags_of(kind).items()
+            flags = flags_of(kind, prefixes=prefixes).items()
             inner |= {name: flag.replace("--", prefix, 1) for name, flag in flags}
         else:
             flag = f"--{field.name}".replace("_", "-")
@@ -137,7 +140,9 @@ def _write(text: str, stream: TextIO) -> None:
 class _Notes(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(OSError):  # nobody reads them any more
-            note(f"{record.levelname.lower()}: {record.getMessage()}")
+            warns = record.levelno >= logging.WARNING
+            level = f"{record.levelname.lower()}: " if warns else ""
+            note(f"{level}{record.getMessage()}")
 
 
 @contextmanager

@@ -46,7 +46,7 @@ def test_what_the_user_can_cure_is_one_error_and_exit_status_1(root, tmp_path, c
     with pytest.raises(SystemExit) as caught:
         main(arguments(root, "--output", output, "--alpha", "2"))
     assert caught.value.code == 1
-    assert "train-student: error: `alpha` is 2.0; use 0..1" in capsys.readouterr().err
+    assert "train-student: error: --alpha is 2.0; use 0..1" in capsys.readouterr().err
 
 
 def test_an_output_that_cannot_be_written_is_one_error(root, capsys) -> None:
@@ -129,7 +129,7 @@ def test_a_file_may_hold_what_flags_complete(root, tmp_path, capsys) -> None:
     given = ("--config", str(tmp_path / "run.toml"), "--output", str(tmp_path / "two"))
     with pytest.raises(SystemExit):
         main(arguments(root, *given))
-    assert "without `val_shards` it does nothing" in capsys.readouterr().err
+    assert "without --val-shards it does nothing" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(arguments(root, *given, "--val-shards", str(root / "digits-0.tar")))
     assert "no.parquet" in capsys.readouterr().err.splitlines()[-1]
