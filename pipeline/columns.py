@@ -138,19 +138,19 @@ class Ranked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
-    """One optional column, from the teacher to the trainer."""
+    """One optional column, from the teacher to the trainer; a share of 255 unless it says so."""
 
     name: str  # in every format, and in ``Columns``
     word: str  # the field of ``ColumnConfig`` that asks for it
-    card: str  # what a store's card calls it, with {k}; nothing where another entry says it
-    dtype: str  # of its elements
-    scale: int  # the number that stands for a probability of 1; 0 where numbers are classes
+    card: str = ""  # what a store's card calls it, with {k}; nothing where another entry says it
+    dtype: str = "uint8"  # of its elements
+    scale: int = 255  # the number that stands for a probability of 1; 0: numbers are classes
     fill: int = 0  # in Zarr, where no label is
-    encoding: str  # in Parquet
+    encoding: str = "BYTE_STREAM_SPLIT"  # in Parquet
     bytes_per_value: tuple[float, float]  # in stores unmixed and mixed, by benchmarks/store.py
     ranks: int = 1  # how many classes ``of`` looks at; that of lists sees k at least
     of: Callable[[Ranked], NDArray[Any]]  # (N,), or for lists (N, k or more)
-    fits: Callable[[Labels, Columns], bool]  # whether it agrees with labels and other columns
+    fits: Callable[[Labels, Columns], bool] = lambda label, columns: True  # with both of them
 
     @property
     def listed(self) -> bool:
@@ -182,20 +182,13 @@ _ALL = (
         name="confidence",
         word="confidence",
         card="confidence",
-        dtype="uint8",
-        scale=255,
-        encoding="BYTE_STREAM_SPLIT",
         bytes_per_value=(0.90, 0.90),
         of=lambda ranked: ranked.prob[:, 0],
-        fits=lambda label, columns: True,
     ),
     Column(
         name="margin",
         word="margin",
         card="margin",
-        dtype="uint8",
-        scale=255,
-        encoding="BYTE_STREAM_SPLIT",
         bytes_per_value=(0.95, 0.95),
         ranks=2,
         of=lambda ranked: ranked.prob[:, 0] - ranked.prob[:, 1],
@@ -216,10 +209,6 @@ _ALL = (
     Column(
         name="topk_prob",
         word="topk",
-        card="",
-        dtype="uint8",
-        scale=255,
-        encoding="BYTE_STREAM_SPLIT",
         bytes_per_value=(0.70, 0.70),
         of=lambda ranked: ranked.prob,
         fits=_topk_prob_fits,

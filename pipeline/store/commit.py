@@ -52,6 +52,7 @@ __all__ = [
     "require_all_shards",
     "require_identity",
     "require_planned",
+    "require_shard",
 ]
 
 _NAMED = 8  # ranges of views in an error
@@ -256,13 +257,18 @@ def _read_entry(folder: Folder, part: PartKey, identity: str, shard: ShardInfo) 
     rows = decode_part(data, part, path)
     if rows.identity != identity:
         raise IdentityError(f"{path} belongs to another store; move it away and run again")
+    require_shard(rows, shard, path)
+    return _committed(rows, data)
+
+
+def require_shard(rows: PartRows, shard: ShardInfo, name: str) -> None:
+    """Raise ``IdentityError`` if a part was labelled from another shard than this."""
     if (rows.key_hash, rows.content_hash) != (shard.key_hash, shard.content_hash):
         raise IdentityError(
-            f"{path} was labelled from another shard {part.shard} than {shard.name}: the shards "
-            "were renumbered, packed again or relabelled; give `shards` in the order of the "
-            "first run, or another path"
+            f"{name} was labelled from another shard {shard.number} than {shard.name}: the shards "
+            "were renumbered, packed again or relabelled; give `shards` in the order of the first "
+            "run, or another path"
         )
-    return _committed(rows, data)
 
 
 def require_all_shards(

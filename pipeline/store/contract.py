@@ -22,7 +22,7 @@ from pipeline.store.manifest import (
     identity_bytes,
 )
 
-__all__ = ["HeaderCheck", "LabelStore", "check_reasons", "header_of"]
+__all__ = ["HeaderCheck", "LabelStore", "check_reasons", "header_fits", "header_of"]
 
 
 class LabelStore(ABC):
@@ -164,12 +164,9 @@ class HeaderCheck:
         Keys, targets and seeds must be those of the shard's other parts.
         """
         manifest, part = self._source.manifest, rows.part
-        expected = header_of(manifest, part, {})
         samples = (rows.keys, rows.target.tobytes(), rows.seed.tobytes())
-        if (
-            _without_reasons(rows.header) != _without_reasons(expected)
-            or self._samples.setdefault(part.shard, samples) != samples
-        ):
+        known = self._samples.setdefault(part.shard, samples)
+        if not header_fits(rows, manifest) or known != samples:
             raise StoreError(
                 f"{self._source.root.at(part.path)} does not fit its manifest, or another part "
                 "of its shard; verify the store"
@@ -178,5 +175,12 @@ class HeaderCheck:
             self.reasons[part.path] = tuple(one.reason for one in rows.rejections)
 
 
-def _without_reasons(header: PartHeader) -> PartHeader:
-    return replace(header, rejections=tuple(replace(one, reason="") for one in header.rejections))
+def header_fits(rows: PartRows, manifest: Manifest) -> bool:
+    """Return whether a part's header is the manifest's, but for how reasons are worded."""
+    ours, theirs = (
+        replace(
+            one, rejections=tuple(replace(rejection, reason="") for rejection in one.rejections)
+        )
+        for one in (rows.header, header_of(manifest, rows.part, {}))
+    )
+    return ours == theirs

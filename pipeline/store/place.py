@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from pipeline.errors import ChecksumError, IdentityError, IncompleteStoreError, StoreError
+from pipeline.errors import ChecksumError, IncompleteStoreError, StoreError
 from pipeline.files.local import open_folder, publish
 from pipeline.identity import StoreIdentity
 from pipeline.records import PartKey, ShardInfo
@@ -25,6 +25,7 @@ from pipeline.store.commit import (
     read_entries,
     require_all_shards,
     require_identity,
+    require_shard,
 )
 from pipeline.store.contract import LabelStore
 from pipeline.store.export import export_store, remove, write_aside
@@ -137,12 +138,7 @@ def _packed_parts(out: str | Path) -> list[PartKey]:
 
 def _read_packed(store: LabelStore, entry: PartEntry, shard: ShardInfo) -> Committed:
     rows = store.read_part(entry)
-    if (rows.key_hash, rows.content_hash) != (shard.key_hash, shard.content_hash):
-        raise IdentityError(
-            f"{store.root} was labelled from another shard {shard.number} than {shard.name}: the "
-            "shards were renumbered, packed again or relabelled; give `shards` in the order of "
-            "the first run, or another path"
-        )
+    require_shard(rows, shard, str(store.root))
     return Committed.of_rows(entry, rows)
 
 

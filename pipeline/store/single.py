@@ -10,11 +10,10 @@ import errno
 import io
 import os
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from hashlib import sha256 as new_sha256
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -241,17 +240,11 @@ class _FileFolder(Folder):
         """Return the paths of the small files; see ``Folder``."""
         return sorted(path for path in self._companions if path.startswith(prefix))
 
-    def commit_new(self, path: str, data: bytes) -> bool:
+    def _refuse(self, path: str, data: bytes = b"") -> NoReturn:
         """Raise ``StoreError``: nothing is added to a file."""
         raise StoreError(f"{self.name} is one file, which cannot be added to; export it first")
 
-    def write_file(self, path: str) -> AbstractContextManager[BinaryIO]:
-        """Raise ``StoreError``: nothing is added to a file."""
-        raise StoreError(f"{self.name} is one file, which cannot be added to; export it first")
-
-    def replace(self, path: str, data: bytes) -> None:
-        """Raise ``StoreError``: nothing is added to a file."""
-        raise StoreError(f"{self.name} is one file, which cannot be added to; export it first")
+    commit_new = write_file = replace = _refuse
 
 
 class _Window(io.RawIOBase):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -290,14 +291,11 @@ class ZarrStore(LabelStore):
 _OF_SAMPLES = ("key", "target", "seed")
 
 
+@dataclass(frozen=True, slots=True)
 class _Samples:
     """What does not change from view to view, of a shard's indexed samples."""
 
-    def __init__(
-        self,
-        keys: tuple[str, ...],
-        accepted: NDArray[np.bool_],
-        target: NDArray[np.int32],
-        seed: NDArray[np.int64],
-    ) -> None:
-        self.keys, self.accepted, self.target, self.seed = keys, accepted, target, seed
+    keys: tuple[str, ...]
+    accepted: NDArray[np.bool_]
+    target: NDArray[np.int32]
+    seed: NDArray[np.int64]

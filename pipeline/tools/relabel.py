@@ -173,12 +173,12 @@ def _compare(
             f"{shard.path}: view {group.first_view + column} of {stored.keys[rows[place]]!r} is "
             "not the one that was labelled; to list all such views, verify every digest"
         )
-    ours = labels.label.reshape(shape)[kept]
+    found = labels.map(lambda values: values.reshape(*shape, *values.shape[1:])[kept])
+    ours = found.label
     theirs = stored.label[rows, columns]
     flipped = ours != theirs
     changed = np.zeros_like(flipped)
-    for name, values in labels.columns.items():
-        mine = values.reshape(*shape, *values.shape[1:])[kept]
+    for name, mine in found.columns.items():
         differs = mine != stored.columns[name][rows, columns]
         changed |= differs.reshape(*flipped.shape, -1).any(axis=2)
     return _Compared(

@@ -16,6 +16,7 @@ from pipeline.files.local import Folder, Place, expand_shards
 from pipeline.records import NO_PARTNER, PartRows, Pixels
 from pipeline.shards.index import Shard, match_shards, open_known_shard
 from pipeline.store import Agreement, LabelStore, open_store
+from pipeline.store.contract import header_fits
 from pipeline.store.provenance import read_runs, versions
 from pipeline.views.apply import decode
 from pipeline.views.fingerprints import different_fingerprints, fingerprints, what_they_watch
@@ -159,18 +160,11 @@ def _versions_of_runs(root: Folder) -> Mapping[str, str]:
 
 
 def _check_part(store: LabelStore, rows: PartRows) -> None:
-    manifest, part = store.manifest, rows.part
-    shard = manifest.by_shard[part.shard]
-    known = {rejection.key for rejection in manifest.rejections.get(part.shard, ())}
-    same = (
-        (rows.key_hash, rows.content_hash, rows.samples, rows.formats)
-        == (shard.key_hash, shard.content_hash, shard.samples, manifest.formats.get(part.shard))
-    ) and known == {rejection.key for rejection in rows.rejections}
-    classes = store.identity.teacher.classes
-    if not same or not columns_fit(rows.label, rows.columns, classes):
+    fits = columns_fit(rows.label, rows.columns, store.identity.teacher.classes)
+    if not fits or not header_fits(rows, store.manifest):
         raise ChecksumError(
-            f"{store.root.at(part.path)} does not fit its manifest; delete the file and run the "
-            "label job again, it will redo only this part"
+            f"{store.root.at(rows.part.path)} does not fit its manifest; delete the file and run "
+            "the label job again, it will redo only this part"
         )
 
 

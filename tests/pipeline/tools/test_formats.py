@@ -82,7 +82,7 @@ def test_a_card_has_its_runs_and_an_extension_its_shards(plain: LabelStore, kind
     assert 0 < (card.stored_bytes or 0) <= size
     assert card.to_json()["bytes"] == plain.manifest.bytes
     if kind == "file":
-        with pytest.raises(ConfigError, match="write it as a directory"):
+        with pytest.raises(ConfigError, match="export it to a directory"):
             extend_command(store, 4)
         return
     assert extend_command(store, 4) == (
