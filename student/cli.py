@@ -45,7 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Read when PyTorch loads: threads that spin while they wait slow a shared machine down.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     stop = StopRequest(_stop_before_training)
-    with running("train-student", flags_of(TrainConfig, prefixes=False), _INTERRUPTED), stop.listening():
+    with (
+        running("train-student", flags_of(TrainConfig, prefixes=False), _INTERRUPTED),
+        stop.listening(),
+    ):
         try:
             _run(*_parse(sys.argv[1:] if arguments is None else arguments), stop)
         except PipelineError as error:
