@@ -111,8 +111,8 @@ def write_images() -> None:
             split = "val" if number % 6 == 5 else "train"
             path = OUT / "images" / split / str(target) / f"digit-{number:04d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            grey = np.minimum(digit * 16, 255).astype(np.uint8)
-            large = Image.fromarray(grey).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+            gray = np.minimum(digit * 16, 255).astype(np.uint8)
+            large = Image.fromarray(gray).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
             large.save(path)
 
 

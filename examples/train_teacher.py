@@ -83,7 +83,7 @@ def read_images(patterns: tuple[str, ...]) -> Images:
 
 
 def views_of(images: Images, rows: NDArray[np.int64], view: int, config: AugmentConfig) -> Tensor:
-    """Return one view of each of these images, (N, 3, S, S) normalised."""
+    """Return one view of each of these images, (N, 3, S, S) normalized."""
     views = []
     for row in rows:
         image = images.pixels[row]

@@ -89,7 +89,7 @@ class AugmentConfig:
     rand_magnitude_std: float = 0.5
     """RandAugment: standard deviation of the magnitude, which is clipped to 0..10."""
     color_jitter: float = 0.3
-    """3-Augment: brightness, contrast and colour factors are uniform in 1 -/+ this."""
+    """3-Augment: brightness, contrast and color factors are uniform in 1 -/+ this."""
     erase_probability: float = 0.25
     """Probability of erasing one box with per-pixel noise."""
     erase_area: tuple[float, float] = (0.02, 1 / 3)
@@ -97,7 +97,7 @@ class AugmentConfig:
     erase_ratio: tuple[float, float] = (0.3, 1 / 0.3)
     """Smallest and largest height / width of the erased box."""
     mean: Triple = IMAGENET_MEAN
-    """Per-channel mean of pixels in [0, 1]: normalisation, fill colour, erasing noise."""
+    """Per-channel mean of pixels in [0, 1]: normalization, fill color, erasing noise."""
     std: Triple = IMAGENET_STD
     """Per-channel standard deviation of pixels in [0, 1]."""
 

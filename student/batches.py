@@ -21,7 +21,7 @@ __all__ = ["TeacherInLoop", "mixed_images", "mixed_target", "resize_images", "st
 
 
 def mixed_images(batch: StudentBatch, views: AugmentConfig, device: torch.device) -> Tensor:
-    """Return the (B, 3, S, S) normalised and mixed images, which the teacher saw."""
+    """Return the (B, 3, S, S) normalized and mixed images, which the teacher saw."""
     pixels = to_device(batch.pixels, device)
     return mix_images(normalize(pixels, views.mean, views.std), batch.mix)
 

@@ -178,7 +178,7 @@ def _run(config: TrainConfig, recipe_name: str | None, stop: StopRequest) -> Non
             )
         sys.exit(_status_after(outcome.stopped_by))
     if ranks.first:
-        _summarise(config, outcome, inputs.store.identity.teacher.classes)
+        _summarize(config, outcome, inputs.store.identity.teacher.classes)
 
 
 def _announce(config: TrainConfig, inputs: Inputs) -> None:
@@ -242,7 +242,7 @@ def print_evaluation(title: str, evaluation: Evaluation, taught: bool = True) ->
     say(f"{'images per second':20} {evaluation.images_per_second:8.0f}")
 
 
-def _summarise(config: TrainConfig, outcome: Outcome, classes: int) -> None:
+def _summarize(config: TrainConfig, outcome: Outcome, classes: int) -> None:
     """Print the final table on stdout."""
     for title, evaluation in (
         ("prediction from", outcome.evaluation),

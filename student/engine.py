@@ -49,7 +49,7 @@ from student.loading import LoaderOptions
 from student.losses import MixedTarget, TeacherSignal
 from student.metrics import Meter, MetricsLog, Stopwatch
 from student.model import StudentSpec, create_student, reseed, split_heads
-from student.optimization import Optimisation, Schedule
+from student.optimization import Optimization, Schedule
 from student.recipes import to_toml
 from student.replay import ReplayDataset, StudentBatch, replay_loader
 
@@ -131,7 +131,7 @@ class Trainer:
             weights = read_weights(config.student.finetune, config.student.finetune_weights)
             self.loaded = load_weights(self.model, weights, str(config.student.finetune))
         self.model.to(self.device)
-        self.optimisation = Optimisation(self.model, config, self.device)
+        self.optimization = Optimization(self.model, config, self.device)
         self.schedule = Schedule.of(config, self.plan)
         self._teacher_labels: TeacherLabels = (
             TeacherInLoop(config, self.identity, self.device)
@@ -167,7 +167,7 @@ class Trainer:
 
     def _require_finite_state(self) -> None:
         """Raise ``PipelineError`` if what a checkpoint would hold is infinite or undefined."""
-        name = self.optimisation.first_not_finite()
+        name = self.optimization.first_not_finite()
         if self.ranks.least(-int(name is not None)):
             raise self._diverged(f"{name or 'a weight'} is not finite after step {self.step}")
 
@@ -257,7 +257,7 @@ class Trainer:
 
     def _update(self, batches: Iterator[StudentBatch]) -> None:
         """Take one step, on all pieces of this rank's slice of the batch."""
-        self.optimisation.begin(self.schedule.lr(self.step))
+        self.optimization.begin(self.schedule.lr(self.step))
         self.model.train()
         pieces = self.config.run.accumulate
         for piece in range(pieces - 1):
@@ -268,7 +268,7 @@ class Trainer:
             if self.device.type == "cpu" and not self.ranks.several:
                 # Elsewhere it would wait for the device, or the others.
                 self._require_finite_losses()
-            self.optimisation.finish()
+            self.optimization.finish()
         self.step += 1
 
     def _add_gradients(self, batch: StudentBatch, piece: int) -> None:
@@ -282,13 +282,13 @@ class Trainer:
             images = resize_images(images, self.spec.image_size)
             truth = mixed_target(batch, self.device, config.distillation.smoothing)
             reseed("step", config.plan.seed, self.step, self.ranks.rank, piece)
-            with self.optimisation.forward_precision():
+            with self.optimization.forward_precision():
                 heads = split_heads(self._parallel(images))
             terms = self._loss(heads, truth, teacher)
             learner = heads[1] if self._loss.taught else heads[0]
             counts = _counts(learner, truth, teacher)
             self._meter.add(self.step, terms, counts, len(images))
-            self.optimisation.backward(terms.loss / config.run.accumulate)
+            self.optimization.backward(terms.loss / config.run.accumulate)
         self._audited += batch.audited
 
     def _report(self, log: MetricsLog, seconds: list[dict[str, float]]) -> None:
@@ -350,14 +350,14 @@ class Trainer:
         if self._validation is None:
             return False
         models = {"raw": self.model}
-        if self.optimisation.average is not None:
-            models["ema"] = self.optimisation.average
+        if self.optimization.average is not None:
+            models["ema"] = self.optimization.average
         with self._watch.on("evaluation"):
             self._evaluations = evaluate_all(
                 models,
                 self._validation,
                 self._loader_options(),
-                self.optimisation.forward_precision,
+                self.optimization.forward_precision,
             )
         top1 = max(one.of(self._headline).top1 for one in self._evaluations.values())
         improved = top1 > self._best
@@ -380,7 +380,7 @@ class Trainer:
             path,
             Checkpoint(
                 model=self.model.state_dict(),
-                **self.optimisation.state(),
+                **self.optimization.state(),
                 student=self._saved_student(),
                 step=self.step,
                 run=self.inputs.run_identity(self.config),
@@ -414,7 +414,7 @@ class Trainer:
         checkpoint = found.checkpoint
         try:
             self.model.load_state_dict(checkpoint.model)
-            self.optimisation.restore(checkpoint.optimizer, checkpoint.scaler, checkpoint.ema)
+            self.optimization.restore(checkpoint.optimizer, checkpoint.scaler, checkpoint.ema)
             self._meter.restore(checkpoint.meter)
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise CheckpointError(

@@ -65,7 +65,7 @@ def resize_position_embedding(embedding: Tensor, grid: tuple[int, int], prefix: 
     """Return (1, prefix + T, D) position embeddings for another grid of patches.
 
     The first ``prefix`` positions are tokens' and stay. Vectors are interpolated
-    bicubically and scaled to the interpolated lengths of their neighbours, since a mean of
+    bicubically and scaled to the interpolated lengths of their neighbors, since a mean of
     vectors is shorter than they are (DeiT, section 3.3). The old grid is square.
     """
     tokens, patches = embedding[:, :prefix].float(), embedding[:, prefix:].float()

@@ -72,7 +72,7 @@ def _start_method() -> str | None:
 
 
 def batch_memory(*shape: int) -> Tensor:
-    """Return an uninitialised uint8 tensor, in a worker one that the trainer shares.
+    """Return an uninitialized uint8 tensor, in a worker one that the trainer shares.
 
     What is written there reaches the trainer without a copy.
     """

@@ -18,7 +18,7 @@ from pipeline.growth import settle
 from student.config import TrainConfig
 from student.order import TrainingPlan
 
-__all__ = ["Optimisation", "Schedule", "autocast"]
+__all__ = ["Optimization", "Schedule", "autocast"]
 
 _TOKENS = frozenset({"cls_token", "dist_token", "pos_embed"})
 
@@ -62,7 +62,7 @@ class Schedule:
         )
 
 
-class Optimisation:
+class Optimization:
     """The optimizer of a student, its gradient scaler, and the average of its weights.
 
     ``average`` follows the weights by exponential decay, None where the decay is 0. Raises

@@ -29,8 +29,8 @@ def photographs() -> tuple[Pixels, Pixels]:
 def digits() -> tuple[tuple[Pixels, ...], NDArray[np.int64]]:
     """Return scikit-learn's 1,797 handwritten digits as (8, 8, 3) images, and their classes."""
     data = load_digits()
-    grey = np.minimum(data.images * 16, 255).astype(np.uint8)
-    return tuple(np.repeat(one[..., None], 3, axis=2) for one in grey), data.target
+    gray = np.minimum(data.images * 16, 255).astype(np.uint8)
+    return tuple(np.repeat(one[..., None], 3, axis=2) for one in gray), data.target
 
 
 def synthetic_image(height: int, width: int, seed: int = 1) -> Pixels:

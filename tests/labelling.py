@@ -138,7 +138,7 @@ def _calibrated_state() -> dict[str, torch.Tensor]:
         model.eval()
         features = model.forward_head(model.forward_features(batch), pre_logits=True)
         fc = model.get_classifier()
-        # Centre the features, so that no class always wins.
+        # Center the features, so that no class always wins.
         fc.weight.normal_(std=1.0)
         fc.bias.copy_(-(fc.weight @ features.mean(dim=0)))
     return {name: tensor.contiguous() for name, tensor in model.state_dict().items()}

@@ -186,7 +186,7 @@ class Teacher:
         return joined.map(lambda values: values.reshape(-1, *values.shape[2:]))
 
     def label_images(self, images: Tensor) -> TeacherLabels:
-        """Label normalised and mixed images on the device, (N, 3, S, S) float32, any N > 0."""
+        """Label normalized and mixed images on the device, (N, 3, S, S) float32, any N > 0."""
         pieces = []
         for start in range(0, len(images), self._batch_rows):
             rows = images[start : start + self._batch_rows]
@@ -196,7 +196,7 @@ class Teacher:
         return TeacherLabels.joined(pieces)
 
     def logits(self, batch: Tensor) -> Tensor:
-        """Return the float32 logits, (N, C), of normalised images, (N, 3, S, S) float32."""
+        """Return the float32 logits, (N, C), of normalized images, (N, 3, S, S) float32."""
         with torch.inference_mode():
             batch = batch.to(dtype=self._dtype, memory_format=torch.channels_last)
             logits: Tensor = self.model(batch)

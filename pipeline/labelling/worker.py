@@ -124,7 +124,7 @@ class TeacherWorker:
 def _plain_images(
     config: LabelConfig, shards: IndexedShards, count: int
 ) -> tuple[list[Pixels], list[int]]:
-    """Return up to ``count`` centre views from all over the shards, with their targets."""
+    """Return up to ``count`` center views from all over the shards, with their targets."""
     plain = dataclasses.replace(
         config.augment, crop="center", hflip=0.0, policy="none", erase_probability=0.0
     )

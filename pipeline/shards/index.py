@@ -170,7 +170,7 @@ def match_shards(
 
     Names and sizes are compared first, which costs no reading; contents are then checked
     as shards are opened. If some do not fit, all files are opened and told apart by content,
-    so renamed and moved shards are recognised. Raises ``ShardError`` for a shard that is not
+    so renamed and moved shards are recognized. Raises ``ShardError`` for a shard that is not
     among the files, and for a file that the store does not know.
     """
     by_name: dict[tuple[str, int], list[ShardFile]] = {}

@@ -64,7 +64,7 @@ class PackConfig:
     max_side: int | None = None
     """Shrink images whose longer side exceeds this many pixels, and store them as JPEG."""
     quality: int | None = None
-    """Encode every image anew as JPEG of this quality, 1 to 100 (colour at half resolution:
+    """Encode every image anew as JPEG of this quality, 1 to 100 (color at half resolution:
     4:2:0); a JPEG that would not get smaller keeps its bytes. Unset: only images that
     `max_side` shrinks are encoded, at 90; all others keep their bytes."""
 
@@ -339,7 +339,7 @@ def encode_image(
 ) -> EncodedImage:
     """Return an image file's own bytes, or those of a JPEG as the settings ask for.
 
-    What is encoded anew loses orientation and colour profile, which ``augment.decode``
+    What is encoded anew loses orientation and color profile, which ``augment.decode``
     ignores. Raises ``DecodeError`` for an image that cannot be decoded, if it has to be.
     """
     own = EncodedImage(extension=_EXTENSIONS[path.suffix.lower()], data=data)
@@ -366,9 +366,9 @@ def _read_rgb(path: Path, data: bytes) -> tuple[Image.Image, bool]:
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
             image.load()
-            # A palette must become colours before alpha is dropped.
-            colours = image.convert("RGBA") if image.mode in ("P", "PA") else image
-            return colours.convert("RGB"), image.format == "JPEG"
+            # A palette must become colors before alpha is dropped.
+            colors = image.convert("RGBA") if image.mode in ("P", "PA") else image
+            return colors.convert("RGB"), image.format == "JPEG"
     except Exception as error:  # broken files make Pillow raise almost anything
         raise DecodeError(
             f"{path}: cannot be decoded, so it cannot be encoded anew ({_plain(error)}); repair "

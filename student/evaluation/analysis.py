@@ -22,7 +22,7 @@ from student.evaluation.validation import NO_LABEL, ValidationDataset
 from student.loading import LoaderOptions, load
 from student.model import two_headed
 
-__all__ = ["Analysis", "analyse", "plot_analysis"]
+__all__ = ["Analysis", "analyze", "plot_analysis"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,7 @@ class Analysis:
         return asdict(self)
 
 
-def analyse(
+def analyze(
     model: nn.Module,
     dataset: ValidationDataset,
     options: LoaderOptions,

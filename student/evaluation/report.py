@@ -19,7 +19,7 @@ from pipeline.identity import AugmentConfig
 from pipeline.labelling.devices import choose_device, set_threads
 from student.checkpoint import Checkpoint, SavedStudent, open_checkpoint
 from student.config import EvaluateConfig, parse_model_args
-from student.evaluation.analysis import Analysis, analyse
+from student.evaluation.analysis import Analysis, analyze
 from student.evaluation.evaluate import Evaluation, evaluate_all
 from student.evaluation.validation import ValidationDataset, center_views, read_teacher_labels
 from student.loading import LoaderOptions
@@ -92,7 +92,7 @@ def evaluate_checkpoint(config: EvaluateConfig) -> CheckpointReport:
         taught=student.headline != "class_head",
         precision=number_format,
         evaluations=evaluations,
-        analysis=analyse(models["raw"], dataset, options, precision) if config.analysis else None,
+        analysis=analyze(models["raw"], dataset, options, precision) if config.analysis else None,
         forward_images_per_second=_speed(models["raw"], views, config.eval_batch_size, precision),
     )
 

@@ -165,9 +165,9 @@ def write_digit_teacher(path: Path, architecture: str = "test_resnet") -> Teache
     images, targets = digits()
     box = Box(top=0, left=0, height=8, width=8)
     pixels = np.stack([resize(image, box, SMALL_VIEWS.image_size) for image in images[:800]])
-    normalised = normalize(torch.from_numpy(pixels), SMALL_VIEWS.mean, SMALL_VIEWS.std)
+    normalized = normalize(torch.from_numpy(pixels), SMALL_VIEWS.mean, SMALL_VIEWS.std)
     with torch.inference_mode():
-        features = model.forward_head(model.forward_features(normalised), pre_logits=True)
+        features = model.forward_head(model.forward_features(normalized), pre_logits=True)
     features = features.double()
     mean, std = features.mean(0), features.std(0) + 1e-9
     scaled = (features - mean) / std

@@ -282,10 +282,10 @@ def test_what_is_not_finite_is_never_saved_and_the_last_good_step_is_named(
                     self.tensors()[what].view(-1)[3] = torch.nan
 
         def tensors(self) -> dict[str, torch.Tensor]:
-            optimisation = self.optimisation
-            state = next(iter(optimisation.optimizer.state.values()))
+            optimization = self.optimization
+            state = next(iter(optimization.optimizer.state.values()))
             weights, average = (
-                next(iter(one.parameters())) for one in (self.model, optimisation.average)
+                next(iter(one.parameters())) for one in (self.model, optimization.average)
             )
             return {"weights": weights, "average": average, "moments": state["exp_avg"]}
 
@@ -321,12 +321,12 @@ def test_a_model_without_a_distillation_head_is_refused_before_anything_is_writt
     assert not (tmp_path / "run").exists()
 
 
-def test_the_optimiser_decays_neither_biases_nor_norms_nor_tokens(world, tmp_path) -> None:
+def test_the_optimizer_decays_neither_biases_nor_norms_nor_tokens(world, tmp_path) -> None:
     config = world.config(tmp_path / "run")
     trainer = Trainer(config, open_inputs(config))
     decayed = {
         id(parameter)
-        for group in trainer.optimisation.optimizer.param_groups
+        for group in trainer.optimization.optimizer.param_groups
         if group["weight_decay"] > 0
         for parameter in group["params"]
     }

@@ -145,7 +145,7 @@ def test_the_recipe_fine_tunes_on_a_store_that_was_labelled_larger(world, tmp_pa
     trainer.model.register_forward_pre_hook(lambda _, inputs: seen.add(inputs[0].shape))
     assert trainer.run().steps == 3
     assert seen == {torch.Size((12, 3, 48, 48))}
-    rates = [group["lr"] for group in trainer.optimisation.optimizer.param_groups]
+    rates = [group["lr"] for group in trainer.optimization.optimizer.param_groups]
     assert rates == [5e-6] * len(rates)
 
 

@@ -135,7 +135,7 @@ def plain_soft_loss(student: Tensor, label: Tensor, probability: Tensor, tau: fl
 
 @pytest.mark.parametrize("tau", [1.0, 3.0])
 @pytest.mark.parametrize("k", [1, 3, CLASSES])
-def test_the_soft_loss_is_its_formula_over_the_renormalised_top_k(tau: float, k: int) -> None:
+def test_the_soft_loss_is_its_formula_over_the_renormalized_top_k(tau: float, k: int) -> None:
     label, probability = (one[:, :k] for one in all_probabilities(logits(6)))
     found = divergence(logits(4), label, probability, tau)
     expected = plain_soft_loss(logits(4), label, probability, tau)

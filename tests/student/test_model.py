@@ -59,7 +59,7 @@ def test_a_pit_of_two_heads_is_a_student_too() -> None:
         ({"name": "deit_tiny_patch16_224"}, "no distillation head; .*deit_small_distilled"),
         ({"model_args": {"patch_size": 7}}, "32 pixels: .*patch_size that divides"),
         ({"model_args": {"embed_dim": 50}}, "num_heads"),
-        ({"model_args": {"colour": 3}}, "colour"),
+        ({"model_args": {"color": 3}}, "color"),
     ],
 )
 def test_a_model_that_cannot_be_a_student_is_refused(values: Any, message: str) -> None:

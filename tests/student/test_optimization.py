@@ -13,7 +13,7 @@ from pipeline.errors import ConfigError
 from student.distributed import Ranks
 from student.engine import Outcome, Trainer, train
 from student.inputs import open_inputs
-from student.optimization import Optimisation, Schedule
+from student.optimization import Optimization, Schedule
 from tests.student.factories import write_digit_shards
 from tests.student.worlds import World, make_world, train_and_report
 
@@ -34,17 +34,17 @@ def test_the_average_is_its_formula_over_the_weights_of_all_steps(world, tmp_pat
     config = world.config(tmp_path / "run", ema_decay=0.9)
     trainer = Trainer(config, open_inputs(config))
     expected = {name: one.clone() for name, one in trainer.model.state_dict().items()}
-    finish = trainer.optimisation.finish
+    finish = trainer.optimization.finish
 
     def follow() -> None:
         finish()
         for name, weight in trainer.model.state_dict().items():
             expected[name] = 0.9 * expected[name] + 0.1 * weight
 
-    trainer.optimisation.finish = follow  # type: ignore[method-assign]
+    trainer.optimization.finish = follow  # type: ignore[method-assign]
     trainer.run()
-    assert trainer.optimisation.average is not None
-    for name, weight in trainer.optimisation.average.state_dict().items():
+    assert trainer.optimization.average is not None
+    for name, weight in trainer.optimization.average.state_dict().items():
         # One lerp in float32 against two products.
         torch.testing.assert_close(weight, expected[name], rtol=1e-5, atol=1e-7)
 
@@ -52,15 +52,15 @@ def test_the_average_is_its_formula_over_the_weights_of_all_steps(world, tmp_pat
 def test_averages_of_bf16_weights_are_rounded_to_the_nearest_not_by_chance(world, tmp_path) -> None:
     config = world.config(tmp_path / "run", ema_decay=0.9)
     model = torch.nn.Linear(64, 64, dtype=torch.bfloat16)
-    optimisation = Optimisation(model, config, torch.device("cpu"))
+    optimization = Optimization(model, config, torch.device("cpu"))
     expected = model.weight.detach().clone()
     with torch.no_grad():
         model.weight.add_(1.0)
-    optimisation.begin(0.0)
-    optimisation.finish()
-    assert optimisation.average is not None
+    optimization.begin(0.0)
+    optimization.finish()
+    assert optimization.average is not None
     expected.lerp_(model.weight.detach(), 0.1)
-    assert torch.equal(optimisation.average.get_parameter("weight"), expected)
+    assert torch.equal(optimization.average.get_parameter("weight"), expected)
 
 
 @pytest.mark.parametrize("changes", [{"ema_decay": 0.9}, {"ema_decay": 0.5, "precision": "fp16"}])

@@ -162,7 +162,7 @@ def test_without_drop_path_a_function_need_not_take_it(world: World, tmp_path: P
 def test_its_tokens_and_what_it_names_do_not_decay(world: World, tmp_path: Path) -> None:
     config = config_of(world, tmp_path / "run", "plain")
     trainer = Trainer(config, open_inputs(config))
-    groups = trainer.optimisation.optimizer.param_groups
+    groups = trainer.optimization.optimizer.param_groups
     decayed = {id(one) for group in groups if group["weight_decay"] for one in group["params"]}
     names = {name for name, one in trainer.model.named_parameters() if id(one) in decayed}
     assert names == {"heads.0.weight", "heads.1.weight"}

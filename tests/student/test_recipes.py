@@ -13,7 +13,7 @@ from pipeline.errors import ConfigError
 from pipeline.identity import PRESETS, MixConfig
 from student.cli import _parse, main
 from student.config import TrainConfig
-from student.optimization import Optimisation
+from student.optimization import Optimization
 from student.recipes import RECIPES, read_run_file, recipe, to_toml
 from tests.student.factories import TINY, make_identity, make_store, write_digit_shards
 from tests.student.worlds import World, make_world
@@ -37,8 +37,8 @@ def test_the_recipe_is_deits_defaults() -> None:
     assert settings("warmup_epochs", "warmup_lr", "min_lr") == (5, 1e-6, 1e-5)
     assert settings("smoothing", "alpha", "ema_decay") == (0.1, 0.5, 0.99996)
     assert settings("optimizer", "clip_grad") == ("adamw", None)
-    optimiser = Optimisation(torch.nn.Linear(2, 2), config, torch.device("cpu")).optimizer
-    assert (optimiser.defaults["eps"], optimiser.defaults["betas"]) == (1e-8, (0.9, 0.999))
+    optimizer = Optimization(torch.nn.Linear(2, 2), config, torch.device("cpu")).optimizer
+    assert (optimizer.defaults["eps"], optimizer.defaults["betas"]) == (1e-8, (0.9, 0.999))
     assert settings("repeated_augmentation", "eval_fraction") == (True, 0.875)
 
 
@@ -134,17 +134,17 @@ def test_the_file_that_a_run_saves_gives_the_same_weights(world, tmp_path, capsy
     assert f"# digest {digests[0]}" in Path(saved).read_text()
 
 
-def test_a_recipe_goes_with_any_optimiser_and_any_length() -> None:
+def test_a_recipe_goes_with_any_optimizer_and_any_length() -> None:
     config = parse("--recipe", "deit", "--optimizer", "sgd", "--epochs", "2")
-    optimiser = Optimisation(torch.nn.Linear(2, 2), config, torch.device("cpu")).optimizer
-    assert isinstance(optimiser, torch.optim.SGD)
+    optimizer = Optimization(torch.nn.Linear(2, 2), config, torch.device("cpu")).optimizer
+    assert isinstance(optimizer, torch.optim.SGD)
     assert config.effective_warmup_epochs == 0.4
     given = parse("--recipe", "deit", "--optimizer", "lion", "--optimizer-betas", "0.8", "0.9")
-    lion = Optimisation(torch.nn.Linear(2, 2), given, torch.device("cpu")).optimizer
+    lion = Optimization(torch.nn.Linear(2, 2), given, torch.device("cpu")).optimizer
     assert lion.defaults["betas"] == (0.8, 0.9)
     wrong = parse("--recipe", "deit", "--optimizer", "sgd", "--optimizer-eps", "1e-6")
     with pytest.raises(ConfigError, match="`optimizer_eps`: sgd has none"):
-        Optimisation(torch.nn.Linear(2, 2), wrong, torch.device("cpu"))
+        Optimization(torch.nn.Linear(2, 2), wrong, torch.device("cpu"))
 
 
 DEIT_MIX = MixConfig()

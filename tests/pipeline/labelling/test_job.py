@@ -342,9 +342,9 @@ def test_the_command_line_starts_from_the_preset() -> None:
     base = ["--shards", "a.tar", "--out", "x.parquet"]
     assert parse_arguments(base).augment == PRESETS["deit"]
     assert parse_arguments(base).effective_mixing.probability == 1
-    centre = parse_arguments([*base, "--preset", "center", "--image-size", "64"])
-    assert centre.augment == replace(PRESETS["center"], image_size=64)
-    assert centre.effective_mixing.probability == 0
+    center = parse_arguments([*base, "--preset", "center", "--image-size", "64"])
+    assert center.augment == replace(PRESETS["center"], image_size=64)
+    assert center.effective_mixing.probability == 0
     mixed = parse_arguments([*base, "--preset=center", "--mix"])
     assert mixed.effective_mixing.probability == 1
     plain = parse_arguments([*base, "--preset", "crop-flip", "--no-mix", "--hflip", "0"])

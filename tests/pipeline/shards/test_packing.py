@@ -134,7 +134,7 @@ def test_a_shard_of_one_sample_is_avoided(tmp_path, count, per_shard, sizes):
     ]
 
 
-def test_keys_carry_the_class_once_and_no_dots_and_extensions_are_normalised(tmp_path):
+def test_keys_carry_the_class_once_and_no_dots_and_extensions_are_normalized(tmp_path):
     names = {"n01.x": ["n01.x_7.JPEG", "8.a.jpeg", "deep/er/9.PNG", "10.WebP", "n01_11.JPG"]}
     folder = write_folder(tmp_path / "images", names)
     shards = open_all(pack(folder, tmp_path / "shards"))

@@ -82,7 +82,7 @@ def test_other_shards_are_refused(hash_store: ParquetStore, tmp_path: Path) -> N
         verify_store(hash_store.root, [str(mine)])
 
 
-def test_renamed_and_moved_shards_are_recognised(hash_store: ParquetStore, tmp_path: Path) -> None:
+def test_renamed_and_moved_shards_are_recognized(hash_store: ParquetStore, tmp_path: Path) -> None:
     names = ["digits-1.tar", "elsewhere.tar"]  # one takes the other's name
     for number, name in enumerate(names):
         shutil.copy(hash_store.root.path.parent / f"digits-{number}.tar", tmp_path / name)

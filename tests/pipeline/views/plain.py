@@ -46,7 +46,7 @@ def affine_plain(image: Pixels, matrix: Integers, weights: Integers, fill: Pixel
     """Return the image moved by the matrix: four taps a axis, edges repeated, int64."""
     height, width = image.shape[:2]
     y, x = np.mgrid[:height, :width].astype(np.int64)
-    # Twice the position of the pixel's centre, in 2**-16 pixels.
+    # Twice the position of the pixel's center, in 2**-16 pixels.
     sx = matrix[0] * (2 * x + 1) + matrix[1] * (2 * y + 1) + 2 * matrix[2]
     sy = matrix[3] * (2 * x + 1) + matrix[4] * (2 * y + 1) + 2 * matrix[5]
     outside = (sx < 0) | (sy < 0) | (sx >= width * 2**17) | (sy >= height * 2**17)

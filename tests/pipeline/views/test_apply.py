@@ -72,13 +72,13 @@ def test_jpegs_decode_as_pillow_decodes_them(photograph, options):
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "LA", "1"])
-def test_pngs_decode_to_their_colours_without_alpha(photograph, mode):
+def test_pngs_decode_to_their_colors_without_alpha(photograph, mode):
     data = encode(photograph[:40, :30], "PNG", mode=mode)
     with Image.open(io.BytesIO(data)) as image:
         assert_array_equal(decode(data, "x.png"), np.asarray(image.convert("RGB")))
 
 
-def test_transparent_palette_entries_keep_their_colours():
+def test_transparent_palette_entries_keep_their_colors():
     image = Image.new("P", (2, 1))
     image.putpalette([10, 20, 30, 200, 100, 50])
     image.putpixel((1, 0), 1)

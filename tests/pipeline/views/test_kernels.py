@@ -180,7 +180,7 @@ def test_a_move_by_whole_pixels_is_exact(image, dx, dy):
     assert_array_equal(moved, expected)
 
 
-# ------------------------------------------------------------------- colours, tables
+# ------------------------------------------------------------------- colors, tables
 
 
 @given(images)

@@ -244,8 +244,8 @@ def test_cutmix_boxes_are_those_of_a_beta_1_share_cut_at_the_border():
     # A whole side is sqrt(1 - share) with a uniform share, mean 2/3; borders cut a part off.
     rng = np.random.default_rng(0)
     whole = np.sqrt(rng.random(200_000))
-    centre = rng.random((2, 200_000))
-    cut = np.minimum(1, centre + whole / 2) - np.maximum(0, centre - whole / 2)
+    center = rng.random((2, 200_000))
+    cut = np.minimum(1, center + whole / 2) - np.maximum(0, center - whole / 2)
     expected = cut.max(axis=0)
     # A side is cut to an even number of pixels: 1 pixel less on average.
     assert abs(sides.mean() - expected.mean() + 1 / 224) < 5 * expected.std() / math.sqrt(8000)

@@ -102,7 +102,7 @@ def test_a_sample_seed_fits_into_63_bits(seed, key):
     assert 0 <= sample_seed(seed, key) < 2**63
 
 
-def test_neighbouring_keys_share_no_seed():
+def test_neighboring_keys_share_no_seed():
     seeds = {sample_seed(root, f"key_{i}") for root in range(20) for i in range(500)}
     assert len(seeds) == 10_000
 

@@ -1,4 +1,4 @@
-"""Validation: the centre view of every sample once, four ways to use two heads."""
+"""Validation: the center view of every sample once, four ways to use two heads."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Brightness(nn.Module):
         return -distance.abs() * self.scale, distance.abs()
 
 
-def test_centre_views_keep_the_stores_size_and_normalisation_and_nothing_random() -> None:
+def test_center_views_keep_the_stores_size_and_normalization_and_nothing_random() -> None:
     store = AugmentConfig(image_size=64, mean=(0.5, 0.5, 0.5), erase_probability=1.0)
     views = center_views(store, 0.9)
     assert (views.image_size, views.mean, views.center_fraction) == (64, store.mean, 0.9)

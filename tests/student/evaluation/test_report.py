@@ -1,4 +1,4 @@
-"""A checkpoint alone: evaluated, compared with the teacher, analysed."""
+"""A checkpoint alone: evaluated, compared with the teacher, analyzed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.views.mixing import normalize
 from student.cli import evaluate_main
 from student.config import EvaluateConfig
 from student.engine import train
-from student.evaluation.analysis import analyse, plot_analysis
+from student.evaluation.analysis import analyze, plot_analysis
 from student.evaluation.evaluate import Accuracy, Evaluation, evaluate
 from student.evaluation.report import evaluate_checkpoint, load_student
 from student.evaluation.validation import ValidationDataset, center_views, read_teacher_labels
@@ -34,8 +34,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """A world with a run in it, validation shards, and their labels."""
     root = tmp_path_factory.mktemp("world")
     paths = write_digit_shards(root / "validation", VALIDATION)
-    centre = replace(PRESETS["center"], image_size=32)
-    identity = make_identity(augment=centre, mix=MixConfig(probability=0))
+    center = replace(PRESETS["center"], image_size=32)
+    identity = make_identity(augment=center, mix=MixConfig(probability=0))
     make_store(root / "validation.parquet", paths, identity=identity, views=1)
     world = make_world(root, (14, 10))
     for name, changes in (
@@ -160,7 +160,7 @@ def test_the_analysis_is_its_definition(world) -> None:
     assert matrix[one][other] == pytest.approx(differ)
 
 
-def test_a_student_without_tokens_is_analysed_without_them(world) -> None:
+def test_a_student_without_tokens_is_analyzed_without_them(world) -> None:
     analysis = evaluate_checkpoint(settings(world, "single", analysis=True)).analysis
     assert analysis is not None
     assert analysis.token_cosine is None
@@ -171,7 +171,7 @@ def test_an_analysis_leaves_no_hook_behind(world) -> None:
     model = load_student(world.root / "run" / "last.pt")
     paths = sorted((world.root / "validation").glob("*.tar"))
     data = ValidationDataset(paths, center_views(SMALL_VIEWS, 1.0), classes=10, batch_size=8)
-    found = analyse(model, data, LoaderOptions())
+    found = analyze(model, data, LoaderOptions())
     assert "teacher" not in found.names
     assert not any(one._forward_hooks or one._forward_pre_hooks for one in model.modules())
 
