@@ -71,8 +71,6 @@ def _values(config: LabelConfig) -> dict[str, Any]:
 
 def prepare_environment() -> None:
     """Set what libraries read when they load; whatever the user has set stays."""
-    # Threads that spin while they wait make a shared machine many times slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not os.environ.get("RAY_ADDRESS"):
         # A Ray of our own: on the loopback interface alone (Ray has this switch for systems

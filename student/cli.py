@@ -42,8 +42,6 @@ _INTERRUPTED = "interrupted; --resume auto goes on from the last checkpoint, if 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``train-student``."""
-    # Read when PyTorch loads: threads that spin while they wait slow a shared machine down.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     stop = StopRequest(_stop_before_training)
     with (
         running("train-student", flags_of(TrainConfig, prefixes=False), _INTERRUPTED),
@@ -60,7 +58,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def evaluate_main(arguments: Sequence[str] | None = None) -> None:
     """Run ``evaluate-student``."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with running("evaluate-student", flags_of(EvaluateConfig)):
         config = tyro.cli(
             EvaluateConfig,

@@ -22,7 +22,7 @@ from examples.cifar10.config import EvidenceConfig, keep_settings, smoke
 from examples.cifar10.data import find_shards
 from examples.cifar10.report import write_report
 from examples.cifar10.stores import make_stores, write_facts
-from pipeline.errors import PipelineError
+from pipeline.cli.console import flags_of, running, say
 
 __all__ = ["collect", "main"]
 
@@ -47,16 +47,11 @@ def collect(config: EvidenceConfig) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the comparison."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")  # what training says
-    try:
+    logging.getLogger("student").setLevel(logging.INFO)  # what training says, epoch by epoch
+    interrupted = "interrupted; the same command goes on from here"
+    with running("evidence", flags_of(EvidenceConfig), interrupted):
         config = tyro.cli(EvidenceConfig, prog="examples/cifar10/run.py", args=arguments)
-        print(f"evidence: {collect(config)}")
-    except PipelineError as error:
-        print(f"evidence: error: {error}", file=sys.stderr, flush=True)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("evidence: interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+        say(f"evidence: {collect(config)}")
 
 
 if __name__ == "__main__":

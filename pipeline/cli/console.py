@@ -83,6 +83,8 @@ def running(
     without a word. Log records of the library are printed too.
     """
     global _command
+    # Read when PyTorch loads: threads that spin while they wait slow a shared machine down.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     before, _command = _command, _Command(program, flags)
     try:
         with _logged(), _ending_with_the_reader():

@@ -79,7 +79,8 @@ def test_every_flag_that_is_shown_is_one_that_the_command_takes(settings: type) 
     name = program.get(settings, "evaluate-student")
     done = subprocess.run([BIN / name, "--help"], capture_output=True, text=True, check=True)
     words = set(done.stdout.replace("{", " ").replace(",", " ").split())
-    missing = [flag for flag in flags_of(settings).values() if flag not in words]
+    flags = flags_of(settings, prefixes=settings is not TrainConfig)
+    missing = [flag for flag in flags.values() if flag not in words]
     assert [flag for flag in missing if flag.startswith("--")] == []
 
 
@@ -247,3 +248,14 @@ def test_the_settings_of_label_teacher_are_the_library_s_own() -> None:
     config = parse_arguments(["--shards", "x.tar", "--out", "s.parquet", "--keep", "topk=5"])
     assert type(config).__name__ == "LabelConfig"
     assert config.columns.topk == 5
+
+
+def test_threads_do_not_spin_while_they_wait_unless_the_user_wants_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for set_before, seen in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
+        monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+        if set_before:
+            monkeypatch.setenv("OMP_WAIT_POLICY", set_before)
+        with running("label-store", {}):
+            assert os.environ["OMP_WAIT_POLICY"] == seen
