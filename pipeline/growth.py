@@ -86,8 +86,6 @@ def convert(value: Any, hint: Any, name: str) -> Any:
         if isinstance(value, hint):
             return value
         raise ConfigError(f"{name} is {value!r}; give {hint.__name__}(...)")
-    if isinstance(value, Path) and Path not in (hint, *get_args(hint)):
-        value = str(value)  # of what may be a URL too
     try:
         return msgspec.convert(_texts(value), hint, dec_hook=_from_text)
     except msgspec.ValidationError as error:
