@@ -150,7 +150,7 @@ def test_equal_settings_have_one_form() -> None:
     ("config", "field_", "value"),
     [
         (AugmentConfig, "policy", "rand-augmentt"),
-        (AugmentConfig, "crop", "center"),
+        (AugmentConfig, "crop", "middle"),
         (MixConfig, "group_size", "16"),
         (ColumnConfig, "confidence", 1),
     ],
