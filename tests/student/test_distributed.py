@@ -91,7 +91,7 @@ def test_another_number_of_ranks_is_said_and_kept(world, tmp_path, capfd, before
     run_ranks(world.config(output), before, stop_after=5)
     assert "not be those" not in capfd.readouterr().err
     run_ranks(world.config(output, resume="auto"), after)
-    text = f"warning: ranks {before} -> {after} since the checkpoint: the weights will not be"
+    text = f"WARNING: ranks {before} -> {after} since the checkpoint: the weights will not be"
     assert capfd.readouterr().err.count(text) == 1
     history = open_checkpoint(output / "last.pt").history
     assert [(one.step, one.ranks) for one in history] == [(0, before), (5, after)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -80,19 +81,17 @@ def validated(world: World) -> dict[str, Any]:
     return {"val_shards": (str(world.root / "digits-1.tar"),)}
 
 
-def test_a_best_checkpoint_alone_is_gone_on_from(world, tmp_path, capsys) -> None:
+def test_a_best_checkpoint_alone_is_gone_on_from(world, tmp_path, caplog) -> None:
     """As a run leaves it that was killed before the first --checkpoint-epochs."""
+    caplog.set_level(logging.INFO, "student")
     straight = run(world, tmp_path / "straight", **validated(world))
     output = tmp_path / "run"
     run(world, output, **validated(world))
     for name in ("last.pt", "previous.pt"):
         (output / name).unlink()
     best = open_checkpoint(output / "best.pt").step
-    capsys.readouterr()
     resumed = run(world, output, resume="auto", **validated(world))
-    assert f"continues at step {best}/{straight.steps}, from {output / 'best.pt'}" in (
-        capsys.readouterr().err
-    )
+    assert f"continues at step {best}/{straight.steps}, from {output / 'best.pt'}" in caplog.text
     assert resumed.weights == straight.weights
     assert open_checkpoint(output / "last.pt").step == straight.steps
 
@@ -220,18 +219,19 @@ OTHER_SUMS = {
 
 @pytest.mark.parametrize("kind", OTHER_SUMS)
 def test_a_run_that_goes_on_with_other_sums_says_so_once_and_keeps_it(
-    world, tmp_path, capsys, kind
+    world, tmp_path, caplog, kind
 ) -> None:
     changes, words = OTHER_SUMS[kind]
     output = tmp_path / "run"
     run(world, output, stop_after=2)
     run(world, output, resume="auto", stop_after=3)
-    assert "not be those" not in capsys.readouterr().err
+    assert "not be those" not in caplog.text
     run(world, output, resume="auto", stop_after=4, **changes)
-    warning = f"warning: {words} since the checkpoint: the weights will not be those of an"
-    assert warning in capsys.readouterr().err
+    warning = f"{words} since the checkpoint: the weights will not be those of an"
+    assert [one.levelname for one in caplog.records if warning in one.message] == ["WARNING"]
+    caplog.clear()
     run(world, output, resume="auto", **changes)
-    assert "not be those" not in capsys.readouterr().err
+    assert "not be those" not in caplog.text
     history = open_checkpoint(output / "last.pt").history
     assert [one.step for one in history] == [0, 3]
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]

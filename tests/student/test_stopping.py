@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import signal
@@ -211,17 +212,17 @@ def test_a_run_that_is_asked_to_stop_goes_on_as_if_it_never_had(world, tmp_path)
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "missing"])
 def test_a_torn_checkpoint_falls_back_to_the_one_before_with_a_warning(
-    world, tmp_path, capsys, damage
+    world, tmp_path, caplog, damage
 ) -> None:
     straight = run(world, tmp_path / "straight")
     output = tmp_path / "run"
     run(world, output, checkpoint_steps=1, stop_after=5)
     tear(output / "last.pt", damage)
-    capsys.readouterr()
+    caplog.set_level(logging.INFO, "student")
     run(world, output, checkpoint_steps=1, resume="auto", stop_after=4)
-    text = capsys.readouterr().err
-    assert f"warning: {output / 'last.pt'} was torn or missing" in text
-    assert f"continues at step 4/6, from {output / 'previous.pt'}" in text
+    said = [(one.levelname, one.message) for one in caplog.records]
+    assert ("WARNING", f"{output / 'last.pt'} was torn or missing") in said
+    assert ("INFO", f"continues at step 4/6, from {output / 'previous.pt'}") in said
     # What was torn never takes the place of the sound one.
     assert torch.load(output / "last.pt", weights_only=True)["step"] == 4
     assert not (output / "previous.pt").exists() or damage_is_undone(output / "previous.pt")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import pickle
@@ -130,6 +131,7 @@ def _run_rank(config, ranks, stop_after, stop, port, sender) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)  # a forked process has none of the parent's threads
     try:
+        logging.basicConfig(format="%(levelname)s: %(message)s", force=True)
         report: Any = train_and_report(config, ranks, stop_after, stop)
     except BaseException:
         report = traceback.format_exc()
