@@ -151,7 +151,7 @@ def test_the_command_prints_a_job_that_may_be_run_again(
     out = store.root.name
     assert run_cli(monkeypatch, "extend", out, "--views", 4) == 1
     assert (
-        "has the records of 0 label jobs with 0 lists of shards; give `shards`"
+        "has the records of 0 label jobs with 0 lists of shards; give --shards"
         in capsys.readouterr().err
     )
     assert run_cli(monkeypatch, "extend", out, "--views", 4, "--shards", "x-*.tar") == 0
@@ -168,7 +168,7 @@ def test_the_command_prints_a_job_that_may_be_run_again(
     assert parse_arguments(command[1:]).views == 12
     other = json.dumps({"settings": {"shards": ["c.tar"]}}).encode()  # as after a merge
     store.root.commit_new("_meta/runs/20260102.json", other)
-    with pytest.raises(ConfigError, match=r"2 label jobs with 2 lists of shards; give `shards`"):
+    with pytest.raises(ConfigError, match=r"2 label jobs with 2 lists of shards; give --shards"):
         extend_command(store, 4)
     assert extend_command(store, 4, ["c.tar", "d.tar"])[-2:] == ("c.tar", "d.tar")
     with pytest.raises(ConfigError, match="1 or more"):
