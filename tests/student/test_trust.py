@@ -217,7 +217,7 @@ def test_no_command_follows_a_name_in_a_file_to_code_or_a_host(
     assert FORGED_NAMES[place] in text
     assert not Path("harm").exists()
     if name in ("evaluate-student", "--config"):
-        assert f"give `model` {FORGED_NAMES[place]!r} yourself" in text
+        assert f"give --model {FORGED_NAMES[place]!r} yourself" in text
 
 
 REACHING = (
@@ -250,7 +250,7 @@ def test_an_argument_in_a_file_that_may_fetch_or_read_is_refused_until_named(
     ):
         text = error_of(command, arguments, monkeypatch, capsys)
         assert "which may fetch or read something" in text
-        assert "give `model_args`" in text
+        assert "give --model-args" in text
     require_named_arguments("a file", model["model_args"], [argument])
     with pytest.raises(ConfigError, match="give them as the file does"):
         require_named_arguments("a file", model["model_args"], [f"{argument.partition('=')[0]}=0"])
