@@ -9,6 +9,7 @@ yesterday and a store made by a release with ten more fields have one digest.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import types
 from collections.abc import Hashable, Iterator, Mapping
@@ -28,6 +29,7 @@ __all__ = [
     "grown",
     "install",
     "needed_release",
+    "one_line",
     "plain_value",
     "require",
     "settle",
@@ -85,7 +87,9 @@ def convert(value: Any, hint: Any, name: str) -> Any:
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         if isinstance(value, hint):
             return value
-        raise ConfigError(f"{name} is {value!r}; give {hint.__name__}(...)")
+        raise ConfigError(f"{name} is {_shown(value)}; give {hint.__name__}(...)")
+    if not _is_storable(value):
+        raise ConfigError(f"`{name}` is {_shown(value)}; use finite numbers of at most 39 digits")
     try:
         return msgspec.convert(_texts(value), hint, dec_hook=_from_text)
     except msgspec.ValidationError as error:
@@ -133,7 +137,8 @@ def from_plain(kind: type[Record], values: Any, where: str, needs: str = "") -> 
     unknown = sorted(values.keys() - fields, key=str)
     if unknown:
         raise StoreError(
-            f"{where}.{unknown[0]} is not known to teacher-labels {RELEASE}; " + install(needs)
+            f"{where}.{one_line(unknown[0])} is not known to teacher-labels {RELEASE}; "
+            + install(needs)
         )
     hints = _hints(cast(Hashable, kind))
     found = {}
@@ -172,6 +177,12 @@ def _converted(value: Any, hint: Any, where: str, needs: str) -> Any:
         raise StoreError(f"{error}; {cure}") from error
 
 
+def one_line(name: Any) -> str:
+    """Return a field's name for a message, which a forged file must not break in two."""
+    text = str(name)
+    return text if text.isprintable() else repr(text)
+
+
 def install(needs: str) -> str:
     """Return the cure for what this release does not know."""
     if _IS_RELEASE.fullmatch(needs) and _numbers(needs) > _numbers(RELEASE):
@@ -208,8 +219,20 @@ def plain_value(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def _is_storable(value: Any) -> bool:
+    """Return whether JSON holds a value's numbers, and ``read_json`` takes them back."""
+    if isinstance(value, tuple | list):
+        return all(map(_is_storable, value))
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return not isinstance(value, int) or -(10**39) < value < 10**40
+
+
 def _shown(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python spells out no number of more than 4300 digits
+        return "too large"
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
@@ -244,6 +267,8 @@ def _in_words(hint: Any) -> str:
         if kinds[-1] is Ellipsis:
             return f"a list, each of its values {_in_words(kinds[0])}"
         return f"a list of {len(kinds)} values, each {_in_words(kinds[0])}"
+    if get_origin(hint) is dict:
+        return "an object of names and values"
     words = {
         int: "a whole number",
         float: "a number",

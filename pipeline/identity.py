@@ -16,7 +16,15 @@ from typing import Any, Literal, TypeAlias
 
 from pipeline.columns import ColumnConfig
 from pipeline.errors import ConfigError, StoreError
-from pipeline.growth import from_plain, install, needed_release, settle, to_plain
+from pipeline.growth import (
+    from_plain,
+    install,
+    needed_release,
+    one_line,
+    require,
+    settle,
+    to_plain,
+)
 
 __all__ = [
     "FORMAT_VERSION",
@@ -185,6 +193,8 @@ class TeacherIdentity:
 
     def __post_init__(self) -> None:
         settle(self)
+        require(self, "classes", 1 <= self.classes < 1 << 16, "use 1..65535")
+        require(self, "batch_views", self.batch_views >= 1, "use 1 or more")
 
     @property
     def derivation(self) -> str | None:
@@ -328,9 +338,9 @@ def different_fields(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list
     """Return ``path: ours / theirs`` for each leaf in which two JSON objects differ."""
     lines: list[str] = []
     for name in sorted({*ours, *theirs}):
-        left, right = ours.get(name), theirs.get(name)
+        left, right, shown = ours.get(name), theirs.get(name), one_line(name)
         if isinstance(left, Mapping) and isinstance(right, Mapping):
-            lines += [f"{name}.{line}" for line in different_fields(left, right)]
+            lines += [f"{shown}.{line}" for line in different_fields(left, right)]
         elif canonical_json(left) != canonical_json(right):
-            lines.append(f"{name}: {left!r} / {right!r}")
+            lines.append(f"{shown}: {left!r} / {right!r}")
     return lines

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pipeline.errors import CheckpointError, ConfigError, StoreError
 from pipeline.files.local import replace, writing
-from pipeline.growth import RELEASE, from_plain, install, settle, to_plain
+from pipeline.growth import RELEASE, from_plain, install, one_line, settle, to_plain
 from pipeline.identity import AugmentConfig, Precision, canonical_json, different_fields
 from pipeline.labelling.weights import leaves, load_tensors, state_digest
 from student.config import FOUNDING, SETTINGS
@@ -193,8 +193,8 @@ def _of_run(checkpoint: Checkpoint, path: Path, run: RunIdentity) -> Checkpoint:
     unknown = sorted(theirs["config"].keys() - set(SETTINGS))
     if unknown:
         raise CheckpointError(
-            f"{path} was trained with a setting {unknown[0]}, which teacher-labels {RELEASE} does "
-            f"not know; {install(checkpoint.needs)}"
+            f"{path} was trained with a setting {one_line(unknown[0])}, which teacher-labels "
+            f"{RELEASE} does not know; {install(checkpoint.needs)}"
         )
     different = different_fields(ours, theirs)
     if different:

@@ -168,7 +168,7 @@ def _lines_until(path: Path, step: int) -> bytes:
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             break
     return b"".join(kept)
 

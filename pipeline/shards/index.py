@@ -268,7 +268,7 @@ def _target(path: ShardFile, data: mmap.mmap, key: str, parts: Mapping[str, _Mem
     text = data[member.offset : member.offset + member.size]
     try:
         target = int(text) if present[0] == "cls" else json.loads(text)["label"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ShardError(
             f"{path}: {member.name} holds no class index ({error!r}); {cure}"
         ) from error

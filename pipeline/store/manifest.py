@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from pipeline.errors import ChecksumError, IncompleteStoreError, StoreError
+from pipeline.errors import ChecksumError, IncompleteStoreError, PipelineError, StoreError
 from pipeline.files.local import Place, open_folder, sha256
-from pipeline.growth import from_plain, install, to_plain
+from pipeline.growth import convert, from_plain, install, one_line, to_plain
 from pipeline.identity import (
     FORMAT_VERSION,
     StoreIdentity,
@@ -76,7 +76,8 @@ _FIELDS = frozenset(
         "file",  # of a store in one file
     }
 )
-_PART_FIELDS = frozenset({"path", "shard", "first_view", "views", "bytes", "sha256", "rows"})
+_PART_NUMBERS = ("shard", "first_view", "views", "bytes", "rows")
+_PART_FIELDS = frozenset({"path", "sha256", *_PART_NUMBERS})
 MAX_MANIFEST_BYTES = 1 << 30
 MAX_COMPANION_BYTES = 1 << 26
 """Of the card, the identity, a run's record, and the metadata of an array."""
@@ -247,8 +248,10 @@ class Manifest:
         try:
             manifest = Manifest._read(values)
             check_claims(manifest)
-        except (KeyError, TypeError, ValueError, AttributeError, StoreError) as error:
-            what = str(error) if isinstance(error, StoreError) else f"it is malformed ({error!r})"
+        except (KeyError, TypeError, ValueError, AttributeError, PipelineError) as error:
+            what = (
+                str(error) if isinstance(error, PipelineError) else f"it is malformed ({error!r})"
+            )
             raise StoreError(
                 f"{name}: its manifest is refused: {what}; restore it, or get the store anew from "
                 "where it came from"
@@ -257,7 +260,7 @@ class Manifest:
 
     @staticmethod
     def _read(values: Mapping[str, Any]) -> Manifest:
-        needs = str(values["needs"])
+        needs = convert(values["needs"], str, "needs")
         for name in sorted(values.keys() - _FIELDS):
             raise StoreError(f"its field {name!r} is not known to this release; {install(needs)}")
         identity = StoreIdentity.from_json(values["identity"], needs)
@@ -268,20 +271,18 @@ class Manifest:
             )
         return Manifest(
             identity=identity,
-            fingerprints=dict(values["fingerprints"]),
+            fingerprints=convert(values["fingerprints"], dict[str, int], "fingerprints"),
             shards=tuple(_shard_info(shard, needs) for shard in values["shards"]),
-            image_hashes={int(n): str(text) for n, text in values["image_hashes"].items()},
-            formats={int(n): tuple(map(str, names)) for n, names in values["formats"].items()},
+            image_hashes=_of_shards(values, "image_hashes", str),
+            formats=_of_shards(values, "formats", tuple[str, ...]),
             rejections={
-                int(shard): tuple(
-                    from_plain(Rejection, one, "rejections", needs) for one in rejections
-                )
-                for shard, rejections in values["rejections"].items()
+                shard: tuple(from_plain(Rejection, one, "rejections", needs) for one in rejections)
+                for shard, rejections in _of_shards(values, "rejections", list[Any]).items()
             },
             parts=tuple(_part_entry(entry, needs) for entry in values["parts"]),
             agreement=_agreement(values["agreement"], needs),
-            card=str(values["card"]),
-            notes=dict(values["notes"]),
+            card=convert(values["card"], str, "card"),
+            notes=convert(values["notes"], dict[str, Any], "notes"),
         )
 
 
@@ -341,6 +342,14 @@ def check_claims(manifest: Manifest) -> None:
         last = part
 
 
+def _of_shards(values: Mapping[str, Any], name: str, kind: Any) -> dict[int, Any]:
+    """Return what a field has for each shard, whose number is spelled in one way alone."""
+    found = {int(n): one for n, one in convert(values[name], dict[str, kind], name).items()}
+    if list(map(str, found)) != list(values[name]):
+        raise ValueError(f"{name} has other names than shards' numbers")
+    return found
+
+
 def _shard_info(values: Mapping[str, Any], needs: str) -> ShardInfo:
     shard = from_plain(ShardInfo, values, "shards", needs)
     if not all(0 <= one < 1 << 40 for one in (shard.number, shard.samples, shard.bytes)):
@@ -359,22 +368,16 @@ def _agreement(values: Mapping[str, Any], needs: str) -> Agreement:
 
 def _part_entry(values: Mapping[str, Any], needs: str) -> PartEntry:
     for name in sorted(values.keys() - _PART_FIELDS):
-        raise StoreError(f"parts.{name} is not known to this release; {install(needs)}")
-    part = PartKey(
-        shard=int(values["shard"]),
-        first_view=int(values["first_view"]),
-        views=int(values["views"]),
-    )
+        raise StoreError(f"parts.{one_line(name)} is not known to this release; {install(needs)}")
+    shard, first_view, views, size, rows = (values[name] for name in _PART_NUMBERS)
+    if {type(one) for one in (shard, first_view, views, size, rows)} != {int}:
+        raise ValueError(f"{values['path']!r} has numbers that are not whole")
+    part = PartKey(shard=shard, first_view=first_view, views=views)
     if values["path"] != part.path:
         raise ValueError(f"path {values['path']!r} should be {part.path!r}")
-    if not 0 <= int(values["bytes"]) < 1 << 40:
-        raise ValueError(f"{part.path} has {values['bytes']!r} bytes")
-    return PartEntry(
-        part=part,
-        bytes=int(values["bytes"]),
-        sha256=str(values["sha256"]),
-        rows=int(values["rows"]),
-    )
+    if not 0 <= size < 1 << 40:
+        raise ValueError(f"{part.path} has {size!r} bytes")
+    return PartEntry(part=part, bytes=size, sha256=str(values["sha256"]), rows=rows)
 
 
 def listed_parts(root: Place) -> dict[PartKey, PartEntry]:
@@ -406,9 +409,15 @@ def seal(values: Mapping[str, Any]) -> bytes:
     """Return canonical JSON of the values, after a first field with its SHA-256.
 
     The checksum is of all bytes after its comma, with a brace before them: those of the
-    canonical JSON itself, and its line end.
+    canonical JSON itself, and its line end. Raises ``StoreError`` for what could not be read back.
     """
     body = canonical_json(values) + b"\n"
+    try:
+        if len(body) > MAX_MANIFEST_BYTES - 100:  # the seal's
+            raise ValueError(f"it has {len(body)} bytes, more than {MAX_MANIFEST_BYTES}")
+        read_json(body)
+    except ValueError as error:
+        raise StoreError(f"no manifest can hold this: {error}; no manifest was written") from error
     return b'{"sha256":"' + sha256(body).encode() + b'",' + body[1:]
 
 

@@ -168,6 +168,12 @@ def _require_one_identity(first: LabelStore, other: LabelStore) -> None:
             "\n  " + "\n  ".join(fields) + "\nonly stores of one identity can be joined; "
             "thin them to take columns away, or compare the teachers with a diff"
         )
+    missing = sorted(first.manifest.fingerprints.keys() - other.manifest.fingerprints)
+    if missing:
+        raise IdentityError(
+            f"{other.root} has no fingerprint {', '.join(map(repr, missing))}, which {first.root} "
+            "has, so nothing shows that they were labelled alike; name the former first"
+        )
     prints = different_fingerprints(first.manifest.fingerprints, other.manifest.fingerprints)
     if prints:
         raise IdentityError(

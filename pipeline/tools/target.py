@@ -24,6 +24,8 @@ from pipeline.views.fingerprints import different_fingerprints
 
 __all__ = ["ShowProgress", "check_target", "copy_runs", "finish_target"]
 
+_OF_SOURCES = "of_sources"
+
 ShowProgress = Callable[[int, int], None]
 """Called with the number of parts that are done, and of all."""
 
@@ -86,5 +88,11 @@ def finish_target(
     _require_no_stray(out, parts)
     notes = [source.manifest.notes for source in sources]
     alike = all(one == notes[0] for one in notes)
-    kept = notes[0] if alike else {"of_sources": [dict(one) for one in notes]}
+    kept = notes[0] if alike else {_OF_SOURCES: [one for many in notes for one in _listed(many)]}
     return finish_store(out, identity, begun, shards, card_text, parts, notes=kept)
+
+
+def _listed(notes: Mapping[str, Any]) -> list[Any]:
+    """Return a store's notes, or those of its own sources, so that merges do not nest them."""
+    found = notes.get(_OF_SOURCES)
+    return found if isinstance(found, list) and len(notes) == 1 else [dict(notes)]

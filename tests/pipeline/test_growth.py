@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError, StoreError
 from pipeline.growth import RELEASE, from_plain, grown, needed_release, settle, to_plain
-from pipeline.identity import AugmentConfig, ColumnConfig, MixConfig, StoreIdentity, TeacherIdentity
+from pipeline.identity import (
+    AugmentConfig,
+    ColumnConfig,
+    MixConfig,
+    StoreIdentity,
+    TeacherIdentity,
+    canonical_json,
+    different_fields,
+    read_json,
+)
 from pipeline.views.draw import RAND_AUGMENT
 from pipeline.views.fingerprints import different_fingerprints, fingerprints, what_they_watch
 from tests.labelling import hash_identity
@@ -38,6 +47,17 @@ class Today:
     kind: Literal["x", "y"] = "x"
     inner: Inner = field(default_factory=Inner)
     path: Path | None = None
+
+    def __post_init__(self) -> None:
+        settle(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Numbers:
+    """A number of each kind."""
+
+    whole: int = 0
+    real: float = 0.0
 
     def __post_init__(self) -> None:
         settle(self)
@@ -129,6 +149,9 @@ def test_what_is_no_record_is_refused(stored: Any) -> None:
         ({"pair": (True, 1)}, r"pair is \(True, 1\)"),
         ({"inner": {"size": 1}}, r"inner is \{'size': 1\}; give Inner\(\.\.\.\)"),
         ({"path": 5}, r"path is 5; use a path or nothing"),
+        ({"pair": (0.5, float("inf"))}, r"`pair` is \(0.5, inf\); use finite numbers"),
+        ({"name": 10**5000}, r"`name` is too large; use finite numbers"),
+        ({"inner": 10**5000}, r"inner is too large; give Inner"),
     ],
 )
 def test_a_value_of_another_type_is_refused_when_a_record_is_built(
@@ -136,6 +159,31 @@ def test_a_value_of_another_type_is_refused_when_a_record_is_built(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         Today(**settings)
+
+
+@given(value=st.one_of(st.floats(), st.integers(), st.sampled_from([10**40, -(10**39)])))
+def test_a_record_that_can_be_built_can_be_stored_and_read_back(value: float) -> None:
+    try:
+        record = Numbers(real=value) if isinstance(value, float) else Numbers(whole=value)
+    except ConfigError:
+        return
+    assert from_plain(Numbers, read_json(canonical_json(to_plain(record))), "it") == record
+
+
+@pytest.mark.parametrize(
+    ("field_", "value"), [("classes", -1), ("classes", 1 << 16), ("batch_views", 0)]
+)
+def test_a_teacher_of_impossible_numbers_is_refused(field_: str, value: int) -> None:
+    change: dict[str, Any] = {field_: value}
+    with pytest.raises(ConfigError, match=f"`{field_}` is {value}"):
+        replace(hash_identity().teacher, **change)
+
+
+def test_an_unknown_name_with_a_newline_does_not_break_a_message_in_two() -> None:
+    stored = {**to_plain(Today()), "a\n  b": 1}
+    with pytest.raises(StoreError, match=r"it\.'a\\n  b' is not known"):
+        from_plain(Today, stored, "it")
+    assert different_fields({"a\n  b": 1}, {}) == ["'a\\n  b': 1 / None"]
 
 
 def test_equal_settings_have_one_form() -> None:

@@ -257,6 +257,7 @@ def test_a_bad_cls_is_named(write, text):
     [
         *(b"", b"{", b"3", b"[3]", b"null", b"{}", b'{"label": "3"}', b'{"label": 1.0}'),
         *(b'{"label": true}', b'{"label": null}', b'{"label": -1}', b'{"label": 65536}', b"\xff"),
+        b"[" * 10**5,
     ],
 )
 def test_a_bad_json_is_named(write, text):

@@ -53,6 +53,14 @@ def test_any_flipped_bit_breaks_the_seal(values: dict[str, object], at: int, bit
         unseal(data[: at % len(data)], "it")
 
 
+def test_what_could_not_be_read_back_is_not_sealed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StoreError, match="the number 1000"):
+        seal({"a": 10**40})
+    monkeypatch.setattr("pipeline.store.manifest.MAX_MANIFEST_BYTES", 1000)
+    with pytest.raises(StoreError, match="more than 1000; no manifest was written"):
+        seal({"a": "x" * 1000})
+
+
 def test_a_sealed_file_is_json_that_any_tool_reads() -> None:
     data = seal({"b": 1, "a": "é"})
     assert json.loads(data) == {"sha256": sha256(b'{"a":"\\u00e9","b":1}\n'), "a": "é", "b": 1}

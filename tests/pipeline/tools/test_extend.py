@@ -168,7 +168,7 @@ def test_the_command_prints_a_job_that_may_be_run_again(
     assert parse_arguments(command[1:]).views == 12
     other = json.dumps({"settings": {"shards": ["c.tar"]}}).encode()  # as after a merge
     store.root.commit_new("_meta/runs/20260102.json", other)
-    with pytest.raises(ConfigError, match=r"2 label jobs with 2 lists of shards; give --shards"):
+    with pytest.raises(ConfigError, match=r"2 label jobs with 2 lists of shards; give `shards`"):
         extend_command(store, 4)
     assert extend_command(store, 4, ["c.tar", "d.tar"])[-2:] == ("c.tar", "d.tar")
     with pytest.raises(ConfigError, match="1 or more"):

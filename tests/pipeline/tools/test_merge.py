@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -20,6 +21,7 @@ from pipeline.errors import (
 from pipeline.records import PartRows
 from pipeline.store import LabelStore, claim_store, finish_store, open_store
 from pipeline.store.card import card_text
+from pipeline.store.manifest import write_manifest
 from pipeline.tools import merge as merging
 from pipeline.tools import merge_stores
 from tests.labelling import digit_shard, write_hash_store
@@ -296,3 +298,41 @@ def test_numbers_are_kept_where_they_are_free() -> None:
     assert merging._free_number(1, {0, 1, 3}) == 2
     assert merging._free_number(0, {0}) == 1
     assert merging._free_number(0, {0, 1}) == 2
+
+
+def noted(root: Path, views: list[tuple[int, int]], notes: object) -> LabelStore:
+    store = write_store(root, SHARDS, views)
+    found: dict[str, Any] = {"notes": notes}
+    write_manifest(root, replace(store.manifest, **found))
+    return open_store(root)
+
+
+def test_notes_of_merged_merges_are_one_list(tmp_path: Path) -> None:
+    merged = noted(tmp_path / "0.parquet", [(0, 1)], {"by": 0})
+    for number in range(1, 4):
+        other = noted(tmp_path / f"{number}.parquet", [(number, 1)], {"by": number})
+        out = tmp_path / f"until-{number}.parquet"
+        merge_stores([merged, other], out)
+        merged = open_store(out)
+    assert merged.manifest.notes == {"of_sources": [{"by": number} for number in range(4)]}
+
+
+def test_notes_that_no_reader_takes_are_refused_and_leave_no_manifest(tmp_path: Path) -> None:
+    deep: Any = json.loads(30 * '{"a":' + "1" + 30 * "}")
+    stores = [
+        noted(tmp_path / "a.parquet", [(0, 1)], deep),
+        noted(tmp_path / "b.parquet", [(1, 1)], {}),
+    ]
+    with pytest.raises(StoreError, match="nested more than 32 deep; no manifest was written"):
+        merge_stores(stores, tmp_path / "c.parquet")
+    assert not (tmp_path / "c.parquet" / "_manifest.json").exists()
+
+
+def test_a_store_does_not_vouch_for_parts_that_nobody_fingerprinted(tmp_path: Path) -> None:
+    whole, bare = noted(tmp_path / "a.parquet", [(0, 1)], {}), tmp_path / "b.parquet"
+    write_manifest(bare, replace(write_store(bare, SHARDS, [(1, 1)]).manifest, fingerprints={}))
+    with pytest.raises(
+        IdentityError, match=r"b\.parquet has no fingerprint 'decode', 'op\.rotate'"
+    ):
+        merge_stores([whole, open_store(bare)], tmp_path / "c.parquet")
+    assert not (tmp_path / "c.parquet").exists()
