@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import io
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -200,8 +201,9 @@ def _of_run(checkpoint: Checkpoint, path: Path, run: RunIdentity) -> Checkpoint:
     if different:
         raise CheckpointError(
             f"{path} belongs to another run (ours / the checkpoint's):\n  "
-            + "\n  ".join(line.removeprefix("config.") for line in different)
-            + f"\nresume with its settings and store, which its config.json names; or {_CURE}"
+            + "\n  ".join(re.sub(r"^config\.(\w+)", r"`\1`", line) for line in different)
+            + "\n  cure: resume with its settings and store, which its config.json names; or "
+            + _CURE
         )
     return checkpoint
 

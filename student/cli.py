@@ -43,8 +43,12 @@ _INTERRUPTED = "interrupted; --resume auto goes on from the last checkpoint, if 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``train-student``."""
     stop = StopRequest(_stop_before_training)
+    flags = {
+        **flags_of(TrainConfig, prefixes=False),
+        **{"recipe": "--recipe", "config": "--config"},
+    }
     with (
-        running("train-student", flags_of(TrainConfig, prefixes=False), _INTERRUPTED),
+        running("train-student", flags, _INTERRUPTED),
         stop.listening(),
     ):
         try:

@@ -68,7 +68,7 @@ def open_inputs(config: TrainConfig) -> Inputs:
     cache = config.run.cache
     paths = match_shards(store.manifest.shards, expand_shards(config.shards, cache))
     given = config.evaluation.val_shards
-    validation = expand_shards(given, cache) if given else ()
+    validation = expand_shards(given, cache, "val_shards") if given else ()
     plan = TrainingPlan(store.manifest, config.plan)
     return Inputs(store=store, shards=paths, validation=validation, plan=plan)
 
@@ -80,7 +80,7 @@ def _require_columns(config: TrainConfig, store: LabelStore) -> None:
         if wanted and not kept[name]:
             raise StoreError(
                 f"`distillation` is {loss.name}, and {config.labels} holds no {name}; label again "
-                f"with `keep` {loss.columns}, or train with another loss"
+                f"and keep {loss.columns}, or train with another loss"
             )
 
 

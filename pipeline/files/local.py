@@ -44,38 +44,42 @@ def sha256(data: bytes | memoryview) -> str:
 
 
 def expand_shards(
-    patterns: Sequence[str], cache: CacheConfig | None = None
+    patterns: Sequence[str], cache: CacheConfig | None = None, name: str = "shards"
 ) -> tuple[ShardFile, ...]:
     """Return the shard files that brace patterns (``x-{000..127}.tar``) or globs name.
 
     The order is that of the patterns; a glob's matches are sorted. URLs become shards that
-    are fetched through ``cache`` when opened; here they are looked at alone. Raises
-    ``ShardError`` for a file that does not exist, a pattern without a match, or a file
-    named twice.
+    are fetched through ``cache`` when opened; here they are looked at alone. ``name`` is the
+    parameter that messages name. Raises ``ShardError`` for a file that does not exist, a
+    directory, a pattern without a match, or a file named twice.
     """
     paths: list[ShardFile] = []
     for pattern in patterns:
         try:
             names = list(braceexpand(pattern))
         except ValueError as error:
-            raise ShardError(f"`shards` {pattern!r}: braces do not match") from error
+            raise ShardError(f"`{name}` {pattern!r}: braces do not match") from error
         missing = []
-        for name, found in zip(names, _files_of(names, cache or CacheConfig()), strict=True):
+        for wanted, found in zip(names, _files_of(names, cache or CacheConfig()), strict=True):
+            if not found and not is_url(wanted) and Path(wanted).is_dir():
+                raise ShardError(
+                    f"`{name}` {wanted!r} is a directory; give its files, as '{wanted}/*.tar'"
+                )
             if not found:
-                missing.append(name)
+                missing.append(wanted)
             paths += found
         if missing:
             raise ShardError(
-                f"`shards` {pattern!r}: {len(missing)} of {len(names)} names match no file: "
+                f"`{name}` {pattern!r}: {len(missing)} of {len(names)} names match no file: "
                 f"{_listed(missing)}; check the path and the numbers in the braces"
             )
     if not paths:
-        raise ShardError("no shards: give `shards` one or more tar files or patterns")
+        raise ShardError(f"no shards: give `{name}` one or more tar files or patterns")
     seen: set[Path | str] = set()
     for path in paths:
         identity = path.resolve() if isinstance(path, Path) else str(path)
         if identity in seen:
-            raise ShardError(f"{path} is named twice by `shards`; name each shard once")
+            raise ShardError(f"{path} is named twice by `{name}`; name each shard once")
         seen.add(identity)
     return tuple(paths)
 

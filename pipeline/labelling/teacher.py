@@ -82,11 +82,14 @@ def load_teacher(
     model = model.eval().requires_grad_(False)
     classes = int(getattr(model, "num_classes", 0))
     if not 2 <= classes < 1 << 16:
-        raise TeacherError(f"{spec.architecture} has {classes} classes; labels hold 2..65535")
+        raise TeacherError(
+            f"{spec.architecture} has {classes} classes and labels hold 2..65535; give `classes`, "
+            "as many as the shards have"
+        )
     if spec.columns.topk > classes:
         raise TeacherError(
-            f"{spec.architecture} has {classes} classes, fewer than topk={spec.columns.topk}; "
-            "ask for no more than there are"
+            f"{spec.architecture} has {classes} classes, fewer than topk={spec.columns.topk}; let "
+            "`keep` ask for no more than there are"
         )
     default_views = mix.block_views if device.type == "cuda" else TRIPLE_VIEWS
     identity = TeacherIdentity(
@@ -274,7 +277,8 @@ def _create_model(spec: TeacherSpec, state: Mapping[str, Tensor] | None, size: i
             )
         except (OSError, RuntimeError, TypeError, AssertionError) as error:
             cure = (
-                "give a local file as `checkpoint`, or connect to the model hub"
+                "give a local file as `checkpoint`, the seed of untrained weights as "
+                "`random_weights`, or connect to the model hub"
                 if pretrained
                 else "check `classes` and `image_size`"
             )

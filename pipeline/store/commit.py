@@ -144,7 +144,7 @@ def require_identity(place: Place, identity: StoreIdentity, theirs: Mapping[str,
         raise IdentityError(
             f"{place} holds labels of another identity (ours / the store's):\n  "
             + "\n  ".join(different)
-            + "\nuse the store's settings to add to it, or give another path"
+            + "\n  cure: use the store's settings to add to it, or give another path"
         )
 
 

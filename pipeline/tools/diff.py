@@ -173,8 +173,8 @@ def _require_same_views(a: LabelStore, b: LabelStore) -> None:
             f"{a.root} and {b.root} hold labels of other views ({a.root.name}'s / "
             f"{b.root.name}'s):\n  "
             + "\n  ".join(different)
-            + "\nview by view only stores of one root seed, augmentation and mixing compare; "
-            "the statistics of each describe it alone"
+            + "\n  cure: view by view only stores of one root seed, augmentation and mixing "
+            "compare; the statistics of each describe it alone"
         )
 
 

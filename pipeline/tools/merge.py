@@ -165,7 +165,7 @@ def _require_one_identity(first: LabelStore, other: LabelStore) -> None:
     if fields:
         raise IdentityError(
             f"{first.root} and {other.root} have other identities (the first's / the second's):"
-            "\n  " + "\n  ".join(fields) + "\nonly stores of one identity can be joined; "
+            "\n  " + "\n  ".join(fields) + "\n  cure: only stores of one identity can be joined; "
             "thin them to take columns away, or compare the teachers with a diff"
         )
     missing = sorted(first.manifest.fingerprints.keys() - other.manifest.fingerprints)

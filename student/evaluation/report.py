@@ -73,7 +73,7 @@ def evaluate_checkpoint(config: EvaluateConfig) -> CheckpointReport:
     views = student.views
     if config.eval_fraction is not None:
         views = center_views(views, config.eval_fraction)
-    paths = expand_shards(config.val_shards, config.cache)
+    paths = expand_shards(config.val_shards, config.cache, "val_shards")
     labels = config.val_labels
     dataset = ValidationDataset(
         paths,
@@ -98,7 +98,7 @@ def evaluate_checkpoint(config: EvaluateConfig) -> CheckpointReport:
 
 
 def load_student(
-    checkpoint: Path,
+    checkpoint: str | Path,
     weights: Literal["raw", "ema"] = "raw",
     *,
     model: str | None = None,
@@ -111,6 +111,7 @@ def load_student(
     ``ConfigError`` if they do not, ``CheckpointError`` if the file cannot be read, holds no
     averaged weights, or does not fit its model.
     """
+    checkpoint = Path(checkpoint)
     values = open_checkpoint(checkpoint)
     student = _student_of(checkpoint, values, model, model_args)
     state = values.model if weights == "raw" else values.ema

@@ -193,7 +193,7 @@ def test_a_field_that_is_added_without_a_founding_value_is_noticed(
         found = run_in(tree, OPEN, store_path("soft"))
     name = FIELDS[record][2].partition(":")[0]
     assert found.returncode != 0
-    assert name in found.stderr.splitlines()[-1] or f"\n  {name}: " in found.stderr
+    assert name in found.stderr.splitlines()[-1] or f"\n  `{name}`: " in found.stderr
 
 
 def arguments_of(world: World, output: Path) -> dict[str, object]:

@@ -135,7 +135,7 @@ def test_a_later_version_is_refused_with_the_release_that_knows_it(tmp_path: Pat
 @pytest.mark.parametrize(
     ("other", "line"),
     [
-        (replace(RUN, config={"epochs": 4, "lr": 0.1}), "epochs: 4 / 3"),
+        (replace(RUN, config={"epochs": 4, "lr": 0.1}), "`epochs`: 4 / 3"),
         (replace(RUN, store={"teacher": {"classes": 12}}), "store.teacher.classes: 12 / 10"),
         (replace(RUN, views={"first": 6}), "views.first: 6 / 0"),
         (replace(RUN, shards="e"), "shards: 'e' / 'd'"),

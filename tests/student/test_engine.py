@@ -219,8 +219,8 @@ def test_a_resume_with_other_settings_lists_them(run: Run, tmp_path: Path) -> No
     with pytest.raises(CheckpointError) as caught:
         run(output=tmp_path / "run", resume="auto", alpha=0.75, drop_path=0.0)
     message = str(caught.value)
-    assert "\n  alpha: 0.75 / 0.5" in message
-    assert "\n  drop_path: 0.0 / 0.1" in message
+    assert "\n  `alpha`: 0.75 / 0.5" in message
+    assert "\n  `drop_path`: 0.0 / 0.1" in message
     assert "digest" not in message
 
 

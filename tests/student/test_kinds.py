@@ -114,7 +114,7 @@ def test_soft_labels_are_refused_before_anything_is_written_where_the_store_has_
     tmp_path: Path,
 ) -> None:
     plain = make_world(tmp_path, (13,))
-    with pytest.raises(StoreError, match=r"holds no topk.*`keep` topk=10.*another loss"):
+    with pytest.raises(StoreError, match=r"holds no topk.* and keep topk=10.*another loss"):
         run(plain, tmp_path / "run", distillation="soft")
     assert not (tmp_path / "run").exists()
 

@@ -177,7 +177,7 @@ def test_an_older_run_has_the_founding_value_of_a_setting_and_not_its_default(
     world, tmp_path, later_release
 ) -> None:
     run(world, tmp_path / "run", stop_after=2)
-    with pytest.raises(CheckpointError, match=r"\n  sharpness: 1\.0 / 0\.0\n"):
+    with pytest.raises(CheckpointError, match=r"\n  `sharpness`: 1\.0 / 0\.0\n"):
         go_on(later(world.config(tmp_path / "run", resume="auto"), 1.0))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -259,3 +260,11 @@ def test_threads_do_not_spin_while_they_wait_unless_the_user_wants_it(
             monkeypatch.setenv("OMP_WAIT_POLICY", set_before)
         with running("label-store", {}):
             assert os.environ["OMP_WAIT_POLICY"] == seen
+
+
+def test_no_message_breaks_its_lines_but_for_a_list() -> None:
+    """``note`` keeps the lines of a list, which begin with two spaces, and spells the rest out."""
+    broken = re.compile(r'(?<!b)"\\n[a-z](?!nd \{more\})')  # but for a card's Markdown
+    for path in sorted([*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("student/**/*.py")]):
+        found = [line for line in path.read_text().splitlines() if broken.search(line)]
+        assert found == [], f"{path}: {found}"

@@ -302,7 +302,7 @@ def test_posterize_to_no_bits_is_black(square):
 @pytest.mark.parametrize("op", sorted(OPERATIONS))
 @pytest.mark.parametrize("value", [0, 77, 255])
 def test_operations_take_flat_and_single_pixel_images(op, value):
-    argument = {"posterize": 4, "solarize": 128, "solarize-add": 50}.get(op, ONE // 2)
+    argument = OPERATIONS[op].probe
     for shape in ((1, 1), (1, 9), (9, 1), (2, 2), (20, 20)):
         image = np.full((*shape, 3), value, np.uint8)
         result = apply(image, op, argument)
