@@ -128,8 +128,8 @@ class TeacherActor:
 
 
 @dataclass(slots=True)
-class _Seat:
-    """One teacher's place: its actor now, and the parts it was given."""
+class _TeacherHandle:
+    """One teacher: its actor now, and the parts it was given."""
 
     actor: Any
     parts: dict[Any, PartKey] = field(default_factory=dict)  # by the call's reference
@@ -154,7 +154,7 @@ class Cluster:
         self._options = {"num_gpus": 1 if on_gpu else 0}
         self._threads = config.threads or max(1, cpus // teachers)
         self._window = max(2, 2 * cpus // teachers)
-        self._seats = [_Seat(self._hire()) for _ in range(teachers)]
+        self._teachers = [_TeacherHandle(self._start_teacher()) for _ in range(teachers)]
 
     def check_paths(self, shards: IndexedShards) -> None:
         """Raise ``ConfigError`` naming a node that does not see the job's local paths as they are.
@@ -181,12 +181,12 @@ class Cluster:
 
     def identity(self) -> TeacherIdentity:
         """Return the teacher's identity, once the first one is loaded."""
-        identity: TeacherIdentity = _get(self._seats[0].actor.identity.remote())
+        identity: TeacherIdentity = _get(self._teachers[0].actor.identity.remote())
         return identity
 
     def preflight(self, shards: IndexedShards) -> Preflight:
         """Try the teacher out."""
-        report: Preflight = _get(self._seats[0].actor.preflight.remote(shards))
+        report: Preflight = _get(self._teachers[0].actor.preflight.remote(shards))
         return report
 
     def label(
@@ -199,34 +199,36 @@ class Cluster:
         """
         waiting = deque(plan.missing)
         deaths: Counter[PartKey] = Counter()
-        while waiting or any(seat.parts for seat in self._seats):
+        while waiting or any(teacher.parts for teacher in self._teachers):
             deadline = stop_at()
             if deadline is None:
                 self._hand_out(plan, waiting)
-            elif time.monotonic() > deadline or not any(seat.parts for seat in self._seats):
+            elif time.monotonic() > deadline or not any(
+                teacher.parts for teacher in self._teachers
+            ):
                 return
-            calls = {ref: seat for seat in self._seats for ref in seat.parts}
+            calls = {ref: teacher for teacher in self._teachers for ref in teacher.parts}
             ready, _ = ray.wait(list(calls), num_returns=1, timeout=0.5)
             for ref in ready:
-                seat = calls[ref]
-                part = seat.parts.get(ref)
+                teacher = calls[ref]
+                part = teacher.parts.get(ref)
                 if part is None:
                     continue  # its teacher died a moment ago
                 try:
                     committed: Committed = _get(ref)
                 except RayActorError as error:
-                    self._replace(seat, waiting, deaths, error)
+                    self._replace(teacher, waiting, deaths, error)
                     continue
-                del seat.parts[ref]
+                del teacher.parts[ref]
                 yield committed
 
     def close(self) -> None:
         """End the teachers, and leave Ray."""
-        for seat in self._seats:
-            ray.kill(seat.actor)
+        for teacher in self._teachers:
+            ray.kill(teacher.actor)
         ray.shutdown()
 
-    def _hire(self) -> Any:
+    def _start_teacher(self) -> Any:
         return TeacherActor.options(  # type: ignore[attr-defined]
             **self._options,
             max_concurrency=PARTS_IN_FLIGHT,
@@ -235,31 +237,31 @@ class Cluster:
 
     def _hand_out(self, plan: JobPlan, waiting: deque[PartKey]) -> None:
         for _ in range(PARTS_IN_FLIGHT):  # one round each, so that teachers share evenly
-            for seat in self._seats:
-                if waiting and len(seat.parts) < PARTS_IN_FLIGHT:
+            for teacher in self._teachers:
+                if waiting and len(teacher.parts) < PARTS_IN_FLIGHT:
                     part = waiting.popleft()
-                    seat.parts[seat.actor.label.remote(plan.order(part))] = part
+                    teacher.parts[teacher.actor.label.remote(plan.order(part))] = part
 
     def _replace(
         self,
-        seat: _Seat,
+        teacher: _TeacherHandle,
         waiting: deque[PartKey],
         deaths: Counter[PartKey],
         error: RayActorError,
     ) -> None:
-        lost = sorted(seat.parts.values())
+        lost = sorted(teacher.parts.values())
         deaths.update(lost)
         worst = max(lost, key=lambda part: deaths[part])
         if deaths[worst] >= DEATHS_PER_PART:
             raise PipelineError(
                 f"the teacher's process died {deaths[worst]} times while it labelled "
                 f"{worst.path}: {error}; is there enough memory for --teachers "
-                f"{len(self._seats)}?"
+                f"{len(self._teachers)}?"
             ) from error
         _log.warning("a teacher's process died; %d parts are handed out again", len(lost))
         waiting.extendleft(reversed(lost))
-        seat.parts.clear()
-        seat.actor = self._hire()
+        teacher.parts.clear()
+        teacher.actor = self._start_teacher()
 
 
 def _refuse_temporary(out: str) -> None:

@@ -17,7 +17,7 @@ from braceexpand import braceexpand
 from pipeline.errors import PipelineError, ShardError
 from pipeline.files.cache import CacheConfig, RemoteShard, ShardFile
 from pipeline.files.folder import MAX_FILE_BYTES, Folder, check_path, check_size
-from pipeline.files.objects import ObjectFolder, ObjectUrl, is_url, look_at_all
+from pipeline.files.objects import ObjectFolder, ObjectUrl, find_objects, is_url
 
 __all__ = [
     "Folder",
@@ -93,7 +93,7 @@ def _files_of(names: Sequence[str], cache: CacheConfig) -> Iterator[Sequence[Sha
     """Yield the files of each name, which may be a glob or a URL."""
     urls = [ObjectUrl.parse(name) for name in names if is_url(name)]
     # All are looked at before the first is used, many at a time: each takes a round trip.
-    objects = iter(look_at_all(urls))
+    objects = iter(find_objects(urls))
     for name in names:
         if is_url(name):
             yield [RemoteShard(stored=one, cache=cache) for one in next(objects)]

@@ -32,8 +32,8 @@ __all__ = [
     "ObjectFolder",
     "ObjectUrl",
     "StoredObject",
+    "find_objects",
     "is_url",
-    "look_at_all",
     "started_here",
 ]
 
@@ -115,7 +115,7 @@ class StoredObject:
     @staticmethod
     def look(url: ObjectUrl) -> StoredObject | None:
         """Ask for an object's size and ETag; return None if it does not exist."""
-        with _asking(url):
+        with _errors_named(url):
             import obstore
 
             try:
@@ -126,7 +126,7 @@ class StoredObject:
     @staticmethod
     def list(url: ObjectUrl) -> Iterable[StoredObject]:
         """List all objects below a URL, by key."""
-        with _asking(url):
+        with _errors_named(url):
             import obstore
 
             found = [
@@ -138,7 +138,7 @@ class StoredObject:
 
     def stream(self, chunk_bytes: int = 8 << 20) -> Iterator[bytes]:
         """Yield the object's bytes in chunks; raises ``PipelineError`` if it was changed."""
-        with _asking(self.url):
+        with _errors_named(self.url):
             import obstore
             from obstore.exceptions import PreconditionError
 
@@ -164,16 +164,16 @@ def _stored(url: ObjectUrl, meta: Mapping[str, Any]) -> StoredObject:
     return StoredObject(url=url, size=int(meta["size"]), etag=str(etag))
 
 
-def look_at_all(urls: Sequence[ObjectUrl]) -> list[list[StoredObject]]:
+def find_objects(urls: Sequence[ObjectUrl]) -> list[list[StoredObject]]:
     """Return the object that each URL names, or those that it matches if it is a glob.
 
     A glob's ``*`` does not cross ``/``; its matches are sorted.
     """
     with ThreadPoolExecutor(_LOOKS) as pool:
-        return list(pool.map(_look_at, urls))
+        return list(pool.map(_find_object, urls))
 
 
-def _look_at(url: ObjectUrl) -> list[StoredObject]:
+def _find_object(url: ObjectUrl) -> list[StoredObject]:
     if not any(mark in url.key for mark in "*?["):
         found = StoredObject.look(url)
         return [] if found is None else [found]
@@ -197,7 +197,7 @@ class ObjectFolder(Folder):
     def read_bytes(self, path: str, at_most: int = MAX_FILE_BYTES) -> bytes:
         """Return an object's bytes; see ``Folder``."""
         url = self._url.child(path)
-        with _asking(url):
+        with _errors_named(url):
             import obstore
 
             try:
@@ -218,7 +218,7 @@ class ObjectFolder(Folder):
         url = self._url.child(path) if path else self._url
         if size <= 0:
             return b""
-        with _asking(url):
+        with _errors_named(url):
             import obstore
 
             try:
@@ -255,7 +255,7 @@ class ObjectFolder(Folder):
     def commit_new(self, path: str, data: bytes) -> bool:
         """Write a new object with ``If-None-Match: *``; see ``Folder``."""
         url = self._url.child(path)
-        with _asking(url):
+        with _errors_named(url):
             import obstore
             from obstore.exceptions import AlreadyExistsError
 
@@ -280,7 +280,7 @@ class ObjectFolder(Folder):
         with tempfile.TemporaryFile() as file:
             yield file
             file.seek(0)
-            with _asking(url):
+            with _errors_named(url):
                 import obstore
 
                 obstore.put(_client(url), url.key, file)
@@ -288,7 +288,7 @@ class ObjectFolder(Folder):
     def replace(self, path: str, data: bytes) -> None:
         """Write an object over the one that may be there; see ``Folder``."""
         url = self._url.child(path)
-        with _asking(url):
+        with _errors_named(url):
             import obstore
 
             obstore.put(_client(url), url.key, data, use_multipart=False)
@@ -303,7 +303,7 @@ def _is_hidden(path: str) -> bool:
 
 
 @contextmanager
-def _asking(url: ObjectUrl) -> Iterator[None]:
+def _errors_named(url: ObjectUrl) -> Iterator[None]:
     """Turn the network's and the server's refusals into errors that name URL and cure."""
     try:
         from obstore.exceptions import (

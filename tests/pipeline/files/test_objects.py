@@ -15,7 +15,7 @@ import pytest
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.files import objects
 from pipeline.files.local import open_folder
-from pipeline.files.objects import ObjectUrl, StoredObject, look_at_all
+from pipeline.files.objects import ObjectUrl, StoredObject, find_objects
 from tests.object_storage import KEY, SECRET, Request, S3Server
 
 
@@ -271,7 +271,7 @@ def test_globs_and_names_are_looked_at_together(s3: S3Server) -> None:
     for name in ("t/a-1.tar", "t/a-2.tar", "t/b-1.tar", "t/sub/a-3.tar", "a-4.tar"):
         s3.put(f"{bucket}/{name}", name.encode())
     urls = [f"{bucket}/{key}" for key in ("t/a-*.tar", "t/?-1.tar", "t/b-1.tar", "t/none.tar")]
-    found = look_at_all([ObjectUrl.parse(url) for url in urls])
+    found = find_objects([ObjectUrl.parse(url) for url in urls])
     keys = [[one.url.key for one in many] for many in found]
     assert keys == [
         ["t/a-1.tar", "t/a-2.tar"],
