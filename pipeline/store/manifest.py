@@ -81,7 +81,7 @@ _PART_FIELDS = frozenset({"path", "sha256", *_PART_NUMBERS})
 MAX_MANIFEST_BYTES = 1 << 30
 MAX_COMPANION_BYTES = 1 << 26
 """Of the card, the identity, a run's record, and the metadata of an array."""
-_CURE = "restore the file, or run the label job again to write it anew"
+_CURE = "restore the file, or remove it and run the label job again, which writes it anew"
 
 
 _RUN_PATH = re.compile(RUNS_PATH + r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\.json")
