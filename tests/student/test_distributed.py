@@ -147,7 +147,7 @@ def test_a_batch_that_ranks_and_pieces_do_not_divide_is_refused(world, tmp_path)
 def test_a_checkpoint_of_another_model_is_refused(world, tmp_path) -> None:
     alone(world, tmp_path / "run", stop_after=1)
     config = world.config(tmp_path / "run", resume="auto", model="deit_small_distilled_patch16_224")
-    with pytest.raises(CheckpointError, match="model:"):
+    with pytest.raises(CheckpointError, match="`model`:"):
         train_and_report(config, Ranks(), None, lambda: False)
     assert open_inputs(config).plan.steps == STEPS
 
