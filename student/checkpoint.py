@@ -19,7 +19,7 @@ from torch import Tensor
 from pipeline.errors import CheckpointError, ConfigError, StoreError
 from pipeline.files.kinds import why_no_data
 from pipeline.files.local import replace, writing
-from pipeline.growth import RELEASE, from_plain, install, one_line, settle, to_plain
+from pipeline.growth import RELEASE, from_plain, grown, install, one_line, settle, to_plain
 from pipeline.identity import AugmentConfig, Precision, canonical_json, different_fields
 from pipeline.labelling.weights import leaves, load_tensors, state_digest
 from student.config import FOUNDING, SETTINGS
@@ -56,6 +56,7 @@ class RunIdentity:
     store: Mapping[str, Any]  # the store's identity
     views: Mapping[str, int]  # those that training consumes, as far as their order follows them
     shards: str  # digest of the store's shards and rejections, which the order follows
+    subset: str | None = grown(founding=None, since="0.1.0")  # numbers of the shards; None: all
 
     def __post_init__(self) -> None:
         settle(self)

@@ -205,6 +205,8 @@ class Trainer:
                 self._say(f"{self._good[0].with_name(LAST)} was torn or missing", logging.WARNING)
             if self._good is not None:
                 self._say(f"continues at step {self.step}/{self.plan.steps}, from {self._good[0]}")
+            if words := self.inputs.store.manifest.left_out(self.inputs.shards):
+                self._say(f"trains on {words}", logging.WARNING)
             if self._changes:
                 log.write("segment", self.step, asdict(self._history[-1]))
                 self._say(
@@ -450,6 +452,7 @@ class Trainer:
             "store": self.identity.digest,
             "views": run.views,
             "shards": run.shards,
+            "subset": run.subset,
         }
         replace(self.config.output / CONFIG, canonical_json(values) + b"\n")
         replace(self.config.output / RUN, to_toml(self.config))
