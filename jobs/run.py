@@ -11,6 +11,7 @@ from types import FrameType
 
 from pipeline.cli.console import Progress as Shown
 from pipeline.cli.console import duration, note, say
+from pipeline.errors import REJECTION_WORDS
 from pipeline.labelling.job import (
     JobPlan,
     LabelConfig,
@@ -159,7 +160,7 @@ def describe_store(manifest: Manifest, plan: JobPlan, progress: Progress) -> Non
     )
     for rejections in manifest.rejections.values():
         for rejection in rejections:
-            say(f"rejected: {rejection.key}: {rejection.reason}")
+            say(f"rejected: {rejection.key}: {REJECTION_WORDS[rejection.reason]}")
     per_label = manifest.bytes / max(1, manifest.rows)
     say(
         f"{plan.config.out}: {manifest.rows} labels, views {views.start}..{views.stop - 1}, "

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.columns import Columns
+from pipeline.errors import RejectionReason
 
 __all__ = [
     "FIXED_BITS",
@@ -103,7 +104,7 @@ class Rejection:
 
     index: int  # place in the shard
     key: str
-    reason: str
+    reason: RejectionReason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

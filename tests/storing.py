@@ -91,7 +91,7 @@ def rows_of(identity: StoreIdentity, shard: ShardInfo, first: int, views: int) -
         image_hash=sha256(b"images %d" % content),
         formats=("jpeg",),
         samples=shard.samples,
-        rejections=(Rejection(index=2, key=f"{shard.name}/2", reason="torn | \n in two"),),
+        rejections=(Rejection(index=2, key=f"{shard.name}/2", reason="undecodable"),),
         keys=keys,
         target=target,
         seed=np.random.default_rng(content).integers(0, 1 << 63, samples, np.int64),

@@ -387,10 +387,11 @@ def _agreed_rejections(
     for one in committed:
         shard = one.entry.part.shard
         known = first.setdefault(shard, one)
-        ours, theirs = ({r.key for r in x.rejections} for x in (one, known))
+        ours, theirs = ({(r.key, r.reason) for r in x.rejections} for x in (one, known))
         if ours != theirs:
+            key, _ = min(ours ^ theirs)
             raise RejectionError(
-                f"{root}: parts of shard {shard} disagree whether {min(ours ^ theirs)!r} decodes "
+                f"{root}: parts of shard {shard} disagree how {key!r} decodes "
                 f"({known.entry.part.path} and {one.entry.part.path}); delete the part made by "
                 "the machine whose decoder is wrong and run again"
             )
