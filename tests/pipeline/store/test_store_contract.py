@@ -607,7 +607,9 @@ def test_pandas_pyarrow_and_duckdb_read_one_file_as_it_stands(folder: Path) -> N
 def test_a_parquet_file_that_is_no_store_is_refused_as_such(tmp_path: Path) -> None:
     path = tmp_path / "labels.parquet"
     pd.DataFrame({"label": [1, 2]}).to_parquet(path)
-    with pytest.raises(StoreError, match="is a Parquet file, but no label store"):
+    with pytest.raises(
+        StoreError, match="no seal before its footer: it is damaged, or no label store"
+    ):
         open_store(path)
 
 
