@@ -164,6 +164,7 @@ def _as_group(pixels: list[Pixels], places: int) -> AugmentedGroup:
         mix=ViewMix.unmixed(places * views),
         digest=np.zeros((places, views), np.uint32),
         has_digest=np.zeros((places, views), np.bool_),
+        has_mixed_digest=np.zeros((places, views), np.bool_),
         rejections=(),
         decode_seconds=0.0,
         augment_seconds=0.0,
