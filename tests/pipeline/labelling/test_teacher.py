@@ -234,9 +234,9 @@ def test_random_weights_follow_from_their_seed_alone() -> None:
         ({"architecture": "regnety_00"}, r"no model of timm .* similar names: .*regnety"),
         ({"architecture": "regnety_160.nonsense"}, "knows no such weights|no model of timm"),
         ({"architecture": "tv_resnet34"}, "'tv_resnet34' is an old name"),
-        ({"checkpoint": Path("absent.pth")}, "absent.pth: no such file"),
-        ({"architecture": "regnety_004"}, "is not a regnety_004 with 10 classes"),
-        ({"classes": 7}, r"2 have another shape .*\(10,.* instead of \(7,"),
+        ({"checkpoint": Path("absent.pth")}, "absent.pth does not exist"),
+        ({"architecture": "regnety_004"}, "is of another architecture"),
+        ({"classes": 7}, r"its weights have 10 classes, not 7"),
     ],
 )
 def test_a_teacher_that_cannot_be_built_is_named(
