@@ -610,12 +610,13 @@ def test_a_label_costs_one_part_of_a_file(
             for array, file in (
                 ("label", "0/0"),
                 ("digest", "0/0"),
+                ("mixed_digest", "0/0"),
                 ("seed", "0"),
                 ("target", "0"),
                 ("key", "0/0"),
             )
         }
-        assert len(chunks) == 3 * 5  # a file's size, its index, and the chunk
+        assert len(chunks) == 3 * 6  # a file's size, its index, and the chunk
     else:
         assert len(noted) == 1
 
