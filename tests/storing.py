@@ -23,6 +23,7 @@ from pipeline.records import PartKey, PartRows, Rejection, ShardInfo
 from pipeline.store import LabelStore, claim_store, commit_part, finish_store, open_store
 from pipeline.store.card import card_text
 from pipeline.store.sealing import sealed
+from pipeline.views.draw import has_mixed_digest
 
 CLASSES = 5
 PRINTS = {"decode": 1, "op.rotate": 2}
@@ -86,6 +87,8 @@ def rows_of(identity: StoreIdentity, shard: ShardInfo, first: int, views: int) -
             "topk_prob": np.sort(labels[:, :, :topk], axis=2)[:, :, ::-1].astype(np.uint8),
         }
     )
+    seed = np.random.default_rng(content).integers(0, 1 << 63, samples, np.int64)
+    views_here = np.arange(first, first + views)
     return PartRows(
         part=PartKey(shard=shard.number, first_view=first, views=views),
         identity=identity.digest,
@@ -97,10 +100,13 @@ def rows_of(identity: StoreIdentity, shard: ShardInfo, first: int, views: int) -
         rejections=(Rejection(index=2, key=f"{shard.name}/2", reason="torn | \n in two"),),
         keys=keys,
         target=target,
-        seed=np.random.default_rng(content).integers(0, 1 << 63, samples, np.int64),
+        seed=seed,
         label=labels[:, :, 0].copy(),
         digest=digest,
         has_digest=has_digest,
+        mixed_digest=np.where(
+            has_mixed_digest(has_digest, seed[:, None], views_here), digest ^ np.uint32(5), 0
+        ).astype(np.uint32),
         columns=every.only(columns),
     )
 

@@ -24,6 +24,7 @@ from pipeline.store.manifest import MAX_ROWS, Manifest, PartEntry
 from pipeline.store.pages import check_pages
 from pipeline.store.part_views import PartViews
 from pipeline.store.sealing import read_sealed, sealed
+from pipeline.views.draw import has_mixed_digest
 
 __all__ = [
     "ParquetStore",
@@ -48,6 +49,7 @@ _FIELDS = (
     pa.field("seed", pa.int64(), nullable=False),
     pa.field("label", pa.uint16(), nullable=False),
     pa.field("digest", pa.uint32(), nullable=True),
+    pa.field("mixed_digest", pa.uint32(), nullable=True),
 )
 
 
@@ -59,6 +61,7 @@ def table_of(rows: PartRows) -> pa.Table:
         pa.array(rows.keys, pa.string()),
     )
     view = np.arange(rows.part.first_view, rows.part.end_view, dtype=np.uint32)
+    mixed = has_mixed_digest(rows.has_digest, rows.seed[:, None], view.astype(np.int64))
     columns = [
         keys,
         pa.array(np.tile(view, samples)),
@@ -66,6 +69,7 @@ def table_of(rows: PartRows) -> pa.Table:
         pa.array(np.repeat(rows.seed.astype(np.int64), views)),
         pa.array(rows.label.reshape(-1).astype(np.uint16)),
         pa.array(rows.digest.reshape(-1).astype(np.uint32), mask=~rows.has_digest.reshape(-1)),
+        pa.array(rows.mixed_digest.reshape(-1).astype(np.uint32), mask=~mixed.reshape(-1)),
         *to_arrow(rows.columns),
     ]
     return pa.Table.from_arrays(columns, schema=part_schema(rows.columns.config))
@@ -82,6 +86,7 @@ def write_options(kept: ColumnConfig) -> dict[str, Any]:
             "view": "DELTA_BINARY_PACKED",
             "label": "PLAIN",
             "digest": "PLAIN",
+            "mixed_digest": "PLAIN",
             **storage_options(kept),
         },
         "write_page_checksum": True,
@@ -176,11 +181,11 @@ def rows_of_table(table: pa.Table, columns: ColumnConfig, header: PartHeader) ->
     """
     part = header.part
     shape = (header.samples - len(header.rejections), part.views)
-    nulls = {name for name in table.column_names if table[name].null_count} - {"digest"}
-    if nulls:
+    nulls = {name for name in table.column_names if table[name].null_count}
+    if nulls := nulls - {"digest", "mixed_digest"}:
         raise ValueError(f"{min(nulls)} has nulls")
-    key, digest = _whole(table, "key"), _whole(table, "digest")
-    has_digest = _are_there(digest)
+    key, digest, mixed = (_whole(table, name) for name in ("key", "digest", "mixed_digest"))
+    has_digest, has_mixed = (_are_there(one).reshape(shape) for one in (digest, mixed))
     places = key.indices.to_numpy().reshape(shape)
     keys = key.dictionary.to_pylist()
     target, seed = (_numbers(table, name).reshape(shape) for name in ("target", "seed"))
@@ -190,14 +195,18 @@ def rows_of_table(table: pa.Table, columns: ColumnConfig, header: PartHeader) ->
             raise ValueError("views are out of order")
         if any((one != one[:, :1]).any() for one in (places, target, seed)):
             raise ValueError("rows of one sample are not together")
+        due = has_mixed_digest(has_digest, seed, expected.astype(np.int64))
+        if (has_mixed != due).any():
+            raise ValueError("digests of mixed images are not where they should be")
     return PartRows(
         **header.header_values(),
         keys=tuple(keys[place] for place in places[:, 0].tolist()),
         target=target[:, 0].copy(),
         seed=seed[:, 0].copy(),
         label=_numbers(table, "label").reshape(shape),
-        digest=np.where(has_digest, _under_nulls(digest), np.uint32(0)).reshape(shape),
-        has_digest=has_digest.reshape(shape),
+        digest=np.where(has_digest, _under_nulls(digest).reshape(shape), np.uint32(0)),
+        has_digest=has_digest,
+        mixed_digest=np.where(has_mixed, _under_nulls(mixed).reshape(shape), np.uint32(0)),
         columns=from_arrow(table, columns, shape),
     )
 

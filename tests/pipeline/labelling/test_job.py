@@ -460,7 +460,7 @@ def test_whoever_is_killed_while_a_zarr_store_is_packed_loses_nothing(
         return killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(place, "write_aside", counted(place.write_aside))
+        patch.setattr(place, "written_aside", counted(place.written_aside))
         patch.setattr(place, "publish", counted(place.publish))
         patch.setattr(Path, "rename", counted(Path.rename))
         with pytest.raises(KeyboardInterrupt):

@@ -76,6 +76,7 @@ def make_rows(samples: int, views: int, columns: ColumnConfig, *, seed: int = 0)
         label=labels.label.reshape(shape),
         digest=np.zeros(shape, np.uint32),
         has_digest=np.zeros(shape, np.bool_),
+        mixed_digest=np.zeros(shape, np.uint32),
         columns=labels.columns.map(lambda values: values.reshape(*shape, *values.shape[1:])),
     )
 

@@ -40,6 +40,7 @@ from pipeline.store import (
 )
 from pipeline.store.manifest import seal, unseal
 from pipeline.store.parquet import decode_part, encode_part
+from pipeline.views.draw import has_mixed_digest
 from tests.labelling import digit_shard, hash_identity, label_with_hashes, part_of, write_hash_store
 from tests.storing import written_anew
 
@@ -48,6 +49,8 @@ def make_rows(samples: int, views: int, *, seed: int = 0, first: int = 0) -> Par
     """Return rows of random numbers, with one rejection in the middle of the shard."""
     random = np.random.default_rng(seed)
     has_digest = random.random((samples, views)) < 0.1
+    seeds = random.integers(0, 1 << 63, samples, np.int64)
+    mixed = has_mixed_digest(has_digest, seeds[:, None], np.arange(first, first + views))
     return PartRows(
         part=part_of(first, views, shard=7),
         identity=hash_identity().digest,
@@ -59,10 +62,11 @@ def make_rows(samples: int, views: int, *, seed: int = 0, first: int = 0) -> Par
         rejections=(Rejection(index=samples // 2, key="torn", reason="OSError: é"),),
         keys=tuple(f"key/{i:03d}" for i in range(samples)),
         target=random.integers(0, 1000, samples, np.int32),
-        seed=random.integers(0, 1 << 63, samples, np.int64),
+        seed=seeds,
         label=random.integers(0, 1 << 16, (samples, views), np.uint16),
         digest=np.where(has_digest, random.integers(0, 1 << 32, (samples, views), np.uint32), 0),
         has_digest=has_digest,
+        mixed_digest=np.where(mixed, random.integers(0, 1 << 32, mixed.shape, np.uint32), 0),
     )
 
 
@@ -326,7 +330,7 @@ def _commit_repeatedly(root: Path, rows: PartRows) -> None:
 
 
 def test_writers_that_race_and_die_leave_only_whole_parts(tmp_path: Path) -> None:
-    rows = make_rows(30, 4)
+    rows = replace(make_rows(30, 4), mixed_digest=np.zeros((30, 4), np.uint32))
     context = multiprocessing.get_context("fork")
     random = np.random.default_rng(2)
     for _ in range(200):
