@@ -30,7 +30,7 @@ def audit_store(dataset: ReplayDataset, options: LoaderOptions, ranks: Ranks) ->
     About ``DIGESTS`` in all, a few of each shard, evenly spread shards of a store with more,
     or in object storage; ranks share them. Raises ``ReplayError`` at the first that differs.
     """
-    numbers = sorted(dataset.store.manifest.by_shard)
+    numbers = sorted(dataset.plan.manifest.by_shard)
     remote = any(isinstance(dataset.path(number), RemoteShard) for number in numbers)
     most = _FETCHED_SHARDS if remote else DIGESTS
     if len(numbers) > most:
@@ -54,7 +54,7 @@ class _Audit(Dataset[int]):
         number, store = self._numbers[item], self._dataset.store
         each = -(-self._quota // _VIEWS_SPREAD)
         audited = 0
-        for view in _spread(store.manifest.view_range)[:_VIEWS_TRIED]:
+        for view in _spread(self._dataset.plan.manifest.view_range)[:_VIEWS_TRIED]:
             if audited >= self._quota:
                 break
             stored = store.read_view(number, view)

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import CheckpointError, ConfigError, StoreError
+from pipeline.files.kinds import why_no_data
 from pipeline.files.local import replace, writing
-from pipeline.growth import RELEASE, from_plain, install, one_line, settle, to_plain
+from pipeline.growth import RELEASE, from_plain, grown, install, one_line, settle, to_plain
 from pipeline.identity import AugmentConfig, Precision, canonical_json, different_fields
 from pipeline.labelling.weights import leaves, load_tensors, state_digest
 from student.config import FOUNDING, SETTINGS
@@ -55,6 +56,7 @@ class RunIdentity:
     store: Mapping[str, Any]  # the store's identity
     views: Mapping[str, int]  # those that training consumes, as far as their order follows them
     shards: str  # digest of the store's shards and rejections, which the order follows
+    subset: str | None = grown(founding=None, since="0.1.0")  # numbers of the shards; None: all
 
     def __post_init__(self) -> None:
         settle(self)
@@ -238,8 +240,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Raises ``CheckpointError`` if there is none, if it is torn or of another kind, or for a field
     that only a later release knows.
     """
-    if not path.is_file():
-        raise TornError(f"{path}: no such file; give a last.pt or best.pt")
+    reason = why_no_data(path)
+    if reason is not None:
+        raise TornError(f"{path} {reason}; or give another last.pt or best.pt")
     try:
         values = load_tensors(path)
     except Exception as error:  # torn files raise a dozen kinds

@@ -164,6 +164,9 @@ class RunConfig:
     """Compare each replayed view that has a digest with it, and stop where they differ."""
     image_size: int | None = free(None)
     """Side in pixels that the store's views must have; by default whatever they have."""
+    subset: bool = free(False)
+    """Train on those of the store's shards that are given, if some are missing. Which they are
+    binds a resumed run."""
     log_every: int = free(50)
     """Steps between lines of the metrics log."""
     checkpoint_epochs: int = free(1)

@@ -128,8 +128,8 @@ class Trainer:
         self.model = create_student(self.spec)
         self.loaded: Loaded | None = None  # of ``finetune``
         if config.student.finetune is not None and resume_from is None:
-            weights = read_weights(config.student.finetune, config.student.finetune_weights)
-            self.loaded = load_weights(self.model, weights, str(config.student.finetune))
+            found = read_weights(config.student.finetune, config.student.finetune_weights)
+            self.loaded = load_weights(self.model, found.state, str(config.student.finetune))
         self.model.to(self.device)
         self.optimization = Optimization(self.model, config, self.device)
         self.schedule = Schedule.of(config, self.plan)
@@ -205,6 +205,8 @@ class Trainer:
                 self._say(f"{self._good[0].with_name(LAST)} was torn or missing", logging.WARNING)
             if self._good is not None:
                 self._say(f"continues at step {self.step}/{self.plan.steps}, from {self._good[0]}")
+            if words := self.inputs.store.manifest.left_out(self.inputs.shards):
+                self._say(f"trains on {words}", logging.WARNING)
             if self._changes:
                 log.write("segment", self.step, asdict(self._history[-1]))
                 self._say(
@@ -214,7 +216,8 @@ class Trainer:
                 )
             if self.loaded is not None:
                 self._say(
-                    f"begins with the weights of {self.config.student.finetune}; resized: "
+                    f"begins with the {self.config.student.finetune_weights} weights of "
+                    f"{self.config.student.finetune}; resized: "
                     f"{', '.join(self.loaded.resized) or 'none'}; new: "
                     f"{', '.join(self.loaded.new) or 'none'}"
                 )
@@ -449,6 +452,7 @@ class Trainer:
             "store": self.identity.digest,
             "views": run.views,
             "shards": run.shards,
+            "subset": run.subset,
         }
         replace(self.config.output / CONFIG, canonical_json(values) + b"\n")
         replace(self.config.output / RUN, to_toml(self.config))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from pipeline.growth import to_plain
 from pipeline.identity import ColumnConfig, canonical_json
 from pipeline.shards.index import match_shards
 from pipeline.store import LabelStore, open_store
+from pipeline.store.subset import number_ranges
 from pipeline.tools.verify import check_fingerprints
 from student.checkpoint import RunIdentity
 from student.config import TrainConfig
@@ -23,28 +25,33 @@ from student.replay import ReplayDataset
 __all__ = ["Inputs", "open_inputs", "open_replay"]
 
 
+_log = logging.getLogger(__name__)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
     """A store, the shards it labels, validation shards, and the order of training."""
 
     store: LabelStore
-    shards: Mapping[int, ShardFile]  # by the store's shard numbers
+    shards: Mapping[int, ShardFile]  # by the store's shard numbers; of all, or of a subset
     validation: tuple[ShardFile, ...]
     plan: TrainingPlan
 
     def run_identity(self, config: TrainConfig) -> RunIdentity:
         """Return what a checkpoint of this run and the run that continues it must share."""
-        manifest = self.store.manifest
+        manifest = self.plan.manifest
         rejected = {str(n): [one.index for one in many] for n, many in manifest.rejections.items()}
         shards = [[to_plain(shard) for shard in manifest.shards], rejected]
         views = {"first": manifest.view_range.start}
         if config.plan.cycle_views:  # else views may be added without changing what was consumed
             views["end"] = manifest.view_range.stop
+        whole = len(manifest.shards) == len(self.store.manifest.shards)
         return RunIdentity(
             config=config.binding(),
             store=self.store.identity.to_json(),
             views=views,
             shards=hashlib.sha256(canonical_json(shards)).hexdigest(),
+            subset=None if whole else number_ranges(manifest.by_shard),
         )
 
 
@@ -66,10 +73,11 @@ def open_inputs(config: TrainConfig) -> Inputs:
         )
     check_fingerprints(store)
     cache = config.run.cache
-    paths = match_shards(store.manifest.shards, expand_shards(config.shards, cache))
-    given = config.evaluation.val_shards
-    validation = expand_shards(given, cache, "val_shards") if given else ()
-    plan = TrainingPlan(store.manifest, config.plan)
+    given = expand_shards(config.shards, cache)
+    paths = match_shards(store.manifest.shards, given, subset=config.run.subset)
+    shown = config.evaluation.val_shards
+    validation = expand_shards(shown, cache, "val_shards") if shown else ()
+    plan = TrainingPlan(store.manifest.of_shards(paths), config.plan)
     return Inputs(store=store, shards=paths, validation=validation, plan=plan)
 
 
@@ -85,12 +93,19 @@ def _require_columns(config: TrainConfig, store: LabelStore) -> None:
 
 
 def open_replay(
-    labels: str | Path, shards: Sequence[str], plan: PlanConfig, *, rank: int = 0, ranks: int = 1
+    labels: str | Path,
+    shards: Sequence[str],
+    plan: PlanConfig,
+    *,
+    rank: int = 0,
+    ranks: int = 1,
+    subset: bool = False,
 ) -> ReplayDataset:
     """Open the batches of a store for a training loop of your own.
 
     Item k is this rank's slice of global batch k; give it to a ``DataLoader`` with
-    ``batch_size=None``. Raises as ``open_inputs``.
+    ``batch_size=None``. With ``subset`` some of the store's shards are enough, and a warning says
+    which are left out. Raises as ``open_inputs``.
 
     >>> plan = PlanConfig(seed=0, epochs=2, batch_size=8)
     >>> batches = open_replay("teacher.parquet", ["digits-{0..1}.tar"], plan)
@@ -99,6 +114,8 @@ def open_replay(
     """
     store = open_store(labels)
     check_fingerprints(store)
-    paths = match_shards(store.manifest.shards, expand_shards(tuple(shards)))
-    order = TrainingPlan(store.manifest, plan)
+    paths = match_shards(store.manifest.shards, expand_shards(tuple(shards)), subset=subset)
+    if words := store.manifest.left_out(paths):
+        _log.warning("%s: %s", labels, words)
+    order = TrainingPlan(store.manifest.of_shards(paths), plan)
     return ReplayDataset(store, paths, order, rank=rank, ranks=ranks)

@@ -111,6 +111,8 @@ class _Pass:
 class TrainingPlan:
     """The order of all rows of a training run, cut into global batches.
 
+    ``manifest`` is that of the store, or of some of its shards (``Manifest.of_shards``).
+
     Batch ``k`` is the same however it is reached, and whatever the number of ranks. Epoch
     ``e`` ends with the last batch that it can fill; its other rows open the next epoch, and
     only the run's last rows, fewer than a batch, are never shown (``dropped_rows``).
@@ -119,7 +121,7 @@ class TrainingPlan:
     """
 
     def __init__(self, manifest: Manifest, config: PlanConfig) -> None:
-        self.config = config
+        self.config, self.manifest = config, manifest
         self._root_seed = manifest.identity.root_seed
         self._mix = manifest.identity.mix
         self._shards: dict[int, ShardInfo] = dict(manifest.by_shard)

@@ -76,7 +76,7 @@ class StudentBatch:
 class ReplayDataset(Dataset[StudentBatch]):
     """The batches of one rank, in the order of a plan; any item may be asked for at any time.
 
-    ``shards`` gives the file of each of the store's shards, by number. Item k does not
+    ``shards`` gives the file of each of the plan's shards, by number. Item k does not
     depend on the items before it or on the process. With ``accumulate`` pieces, items
     k * accumulate, ... are the pieces of this rank's slice of batch k, in order.
 

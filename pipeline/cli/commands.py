@@ -71,6 +71,8 @@ class Verify:
     """The shards that were labelled: files, URLs, brace patterns or globs, in quotes."""
     all: bool = False
     """Redraw every digest, not a sample: the proof for a store."""
+    subset: bool = False
+    """Be content with some of the store's shards: views of the others are not redrawn."""
     relabel: int = 0
     """Label so many groups again, with the store's own teacher; needs --shards."""
     teacher_checkpoint: Path | None = None
@@ -93,9 +95,10 @@ class Verify:
         from pipeline.files.cache import CacheConfig
         from pipeline.tools.verify import verify_store
 
-        if (self.all or self.relabel) and not self.shards:
+        if (self.all or self.relabel or self.subset) and not self.shards:
             raise ConfigError(
-                "--all and --relabel redraw views, which needs the shards: give --shards"
+                "--all, --relabel and --subset are for views that are redrawn, which needs the "
+                "shards: give --shards"
             )
         weights = self.teacher_checkpoint or self.teacher_random_weights is not None
         if not self.relabel and (weights or self.allow_flips):
@@ -104,7 +107,9 @@ class Verify:
                 "labelling again: give --relabel too"
             )
         cache = CacheConfig.of_flags(self.cache_dir, self.cache_gb)
-        report = verify_store(self.store, self.shards, every_digest=self.all, cache=cache)
+        report = verify_store(
+            self.store, self.shards, every_digest=self.all, subset=self.subset, cache=cache
+        )
         relabelled = _relabel(self, cache) if self.relabel else None
         failed = bool(report.mismatches) or (relabelled is not None and not relabelled.passed)
         if self.json:
@@ -277,7 +282,7 @@ def _relabel(options: Verify, cache: CacheConfig) -> RelabelReport:
         device=options.device,
         allow_flips=options.allow_flips,
     )
-    return relabel_store(options.store, options.shards, config, cache=cache)
+    return relabel_store(options.store, options.shards, config, subset=options.subset, cache=cache)
 
 
 def _print_checks(store: str, report: VerifyReport, relabelled: RelabelReport | None) -> None:
@@ -290,6 +295,8 @@ def _print_checks(store: str, report: VerifyReport, relabelled: RelabelReport | 
         f"{report.rejected} rejected"
     )
     say(f"{report.digests} views have a digest, {report.redrawn} were redrawn from the shards")
+    if report.left_out:
+        say(f"warning: the shards given are {report.left_out}: nothing of those was redrawn")
     _print_mismatches("MISMATCH", report.mismatches)
     if relabelled is not None:
         say(

@@ -33,6 +33,7 @@ IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 TARGET_EXTENSIONS = ("cls", "json")
 
 _AHEAD = 4  # shards fetched at a time while others are indexed
+_NAMED = 8  # missing shards in an error
 _BLOCK = 512  # bytes; a tar file ends with two empty blocks
 _KEY = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # WebDataset's rule: up to the first dot
 _SPECIAL = re.compile(r"^__[^/]*__($|/)")  # names that WebDataset keeps for itself
@@ -155,44 +156,69 @@ def _size(path: ShardFile) -> int:
 
 
 def match_shards(
-    known: Sequence[ShardInfo], paths: Sequence[ShardFile], name: str = "shards"
+    known: Sequence[ShardInfo],
+    paths: Sequence[ShardFile],
+    name: str = "shards",
+    *,
+    subset: bool | None = False,
 ) -> dict[int, ShardFile]:
-    """Return the file of each shard that a store knows, by number.
+    """Return the file of each shard that a store knows, by number, in the order of the store.
 
-    Names and sizes are compared first, which costs no reading; contents are then checked
-    as shards are opened. If some do not fit, all files are opened and told apart by content,
-    so renamed and moved shards are recognized. Raises ``ShardError`` for a shard that is not
-    among the files, and for a file that the store does not know.
+    With ``subset`` some of the shards are enough, one at least; None says that whoever asks has
+    no such choice. Names and sizes are compared first, which costs no reading; contents are then
+    checked as shards are opened. If some do not fit, all files are opened and told apart by
+    content, so renamed and moved shards are recognized. Raises ``ShardError`` for shards that
+    are not among the files, and for a file that the store does not know.
     """
+    found, others = _by_name(known, paths), []
+    if len(set(found.values())) != len(paths) or len(found) != len(paths):
+        by_content = {open_shard(path, 0).info.content_hash: path for path in paths}
+        found = {
+            info.number: by_content.pop(info.content_hash)
+            for info in known
+            if info.content_hash in by_content
+        }
+        others = sorted(map(str, by_content.values()))
+    missing = [info for info in known if info.number not in found]
+    if missing and not (subset and found):
+        raise ShardError(_missing_shards(known, missing, others, name, subset is not None))
+    if others:
+        raise ShardError(
+            f"the store has no labels for {len(others)} of the given shards, the first is "
+            f"{others[0]}; leave them out, or run the label job on all shards"
+        )
+    return found
+
+
+def _missing_shards(
+    known: Sequence[ShardInfo],
+    missing: Sequence[ShardInfo],
+    others: Sequence[str],
+    name: str,
+    choice: bool,
+) -> str:
+    lines = [f"{one.name} ({one.samples} samples)" for one in missing[:_NAMED]]
+    lines += [f"and {len(missing) - _NAMED} more"] if len(missing) > _NAMED else []
+    return (
+        f"{len(missing)} of the {len(known)} shards that were labelled are not among `{name}`:"
+        + "".join(f"\n  {line}" for line in lines)
+        + (f"\n  {others[0]} is another one" if others else "")
+        + "\n  cure: give them too"
+        + (", or set `subset` to use those that are here alone" if choice else "")
+        + "; shards that were packed, encoded or labelled again do not fit: use the very shards "
+        "that were labelled, or label these"
+    )
+
+
+def _by_name(known: Sequence[ShardInfo], paths: Sequence[ShardFile]) -> dict[int, ShardFile]:
     by_name: dict[tuple[str, int], list[ShardFile]] = {}
     for path in paths:
         by_name.setdefault((path.name, _size(path)), []).append(path)
-    found = {
+    return {
         info.number: same[0]
         for info in known
         if len(same := by_name.get((info.name, info.bytes), [])) == 1
     }
-    if len(found) == len(known) == len(paths):
-        return found
-    by_content = {open_shard(path, 0).info.content_hash: path for path in paths}
-    for info in known:
-        path_found = by_content.pop(info.content_hash, None)
-        if path_found is None:
-            raise ShardError(
-                f"no file of `{name}` is the shard {info.name} ({info.samples} samples) that was "
-                "labelled; is it left out?"
-                + (f" {min(map(str, by_content.values()))} is another one." if by_content else "")
-                + " Shards that were packed, encoded or labelled again do not fit: use the very "
-                "shards that were labelled, or label these"
-            )
-        found[info.number] = path_found
-    if by_content:
-        raise ShardError(
-            f"the store has no labels for {len(by_content)} of the given shards, the first is "
-            f"{min(map(str, by_content.values()))}; leave them out, or run the label job on all "
-            "shards"
-        )
-    return found
 
 
 def _read_members(path: ShardFile, data: mmap.mmap) -> dict[str, dict[str, _Member]]:

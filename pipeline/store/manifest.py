@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -57,6 +57,7 @@ META_PREFIX = "_meta/"
 MAX_ROWS = 1 << 26
 """Rows of a part: more are refused, since a part is decoded whole (about 2 GB at this size)."""
 MAX_VIEW = 1 << 31
+_NAMED = 8  # shards in a sentence
 _FIELDS = frozenset(
     {
         "format_version",
@@ -172,6 +173,41 @@ class Manifest:
             runs = _runs(entry.part for entry in self._parts_of_shards.get(shard.number, ()))
             common = runs if common is None else _intersection(common, runs)
         return common[0] if common else range(0)
+
+    def of_shards(self, numbers: Collection[int]) -> Manifest:
+        """Return what is said of some of the shards; ``agreement`` stays that of all.
+
+        The same manifest if they are all there are.
+        """
+        kept = set(numbers)
+        if kept >= self.by_shard.keys():
+            return self
+
+        def some(values: Mapping[int, Any]) -> dict[int, Any]:
+            return {number: one for number, one in values.items() if number in kept}
+
+        return replace(
+            self,
+            shards=tuple(one for one in self.shards if one.number in kept),
+            image_hashes=some(self.image_hashes),
+            formats=some(self.formats),
+            rejections=some(self.rejections),
+            parts=tuple(one for one in self.parts if one.part.shard in kept),
+        )
+
+    def left_out(self, used: Collection[int]) -> str:
+        """Return in words which shards are not among those that are used; nothing if none."""
+        out = [shard for shard in self.shards if shard.number not in set(used)]
+        if not out:
+            return ""
+        named = ", ".join(one.name for one in out[:_NAMED])
+        more = f" and {len(out) - _NAMED} more" if len(out) > _NAMED else ""
+        lost = sum(self.accepted_samples(one.number) for one in out)
+        whole = sum(self.accepted_samples(one.number) for one in self.shards)
+        return (
+            f"a subset: {len(self.shards) - len(out)} of {len(self.shards)} shards, "
+            f"{whole - lost} of {whole} labelled samples; without {named}{more}"
+        )
 
     @property
     def rows(self) -> int:

@@ -24,7 +24,7 @@ from pipeline.labelling.part import GroupTask, augment_group, group_tasks
 from pipeline.labelling.teacher import load_stored_teacher
 from pipeline.records import AugmentedGroup, PartRows, TeacherLabels, spread
 from pipeline.shards.index import Shard, match_shards, open_known_shard
-from pipeline.store import LabelStore, PartEntry, open_store
+from pipeline.store import Manifest, PartEntry, open_store
 from pipeline.tools.verify import Mismatch, check_fingerprints
 from pipeline.views.rng import stream
 
@@ -78,11 +78,13 @@ def relabel_store(
     shards: Sequence[str],
     config: RelabelConfig,
     *,
+    subset: bool = False,
     cache: CacheConfig | None = None,
 ) -> RelabelReport:
     """Label groups from all over a store again, in its batch shape and precision.
 
-    ``cache`` is where shards from object storage are kept.
+    With ``subset``, groups of those shards alone that are given. ``cache`` is where shards from
+    object storage are kept.
 
     Raises ``TeacherError`` naming what differs if the teacher is not the store's,
     ``ReplayError`` if a view is not what was labelled, and what ``check_fingerprints``,
@@ -90,7 +92,7 @@ def relabel_store(
     """
     store = open_store(place)
     check_fingerprints(store)
-    paths = match_shards(store.manifest.shards, expand_shards(shards, cache))
+    paths = match_shards(store.manifest.shards, expand_shards(shards, cache), subset=subset)
     set_threads()
     teacher = load_stored_teacher(
         store.identity,
@@ -100,7 +102,7 @@ def relabel_store(
     )
     groups = rows = digests = changed = 0
     flips: list[Mismatch] = []
-    for entry, count in _sampled_parts(store, config.groups):
+    for entry, count in _sampled_parts(store.manifest.of_shards(paths), config.groups):
         stored = store.read_part(entry)
         info = store.manifest.by_shard[entry.part.shard]
         shard = open_known_shard(paths[info.number], info)
@@ -122,9 +124,9 @@ def relabel_store(
     )
 
 
-def _sampled_parts(store: LabelStore, groups: int) -> Iterator[tuple[PartEntry, int]]:
-    """Yield parts from all over the store, each with the number of its groups to label."""
-    parts = store.manifest.parts
+def _sampled_parts(manifest: Manifest, groups: int) -> Iterator[tuple[PartEntry, int]]:
+    """Yield parts from all over the shards, each with the number of its groups to label."""
+    parts = manifest.parts
     places = Counter(number * len(parts) // groups for number in range(groups) if parts)
     for place, count in sorted(places.items()):
         yield parts[place], count

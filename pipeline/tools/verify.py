@@ -51,6 +51,7 @@ class VerifyReport:
     rejected: int
     digests: int  # in the store
     redrawn: int  # of them
+    left_out: str  # of the shards, in words, if only some were given
     mismatches: tuple[Mismatch, ...]
 
 
@@ -59,6 +60,7 @@ def verify_store(
     shards: Sequence[str] = (),
     *,
     every_digest: bool = False,
+    subset: bool = False,
     cache: CacheConfig | None = None,
 ) -> VerifyReport:
     """Check every file of a store, and with shards redraw views that have a digest.
@@ -66,7 +68,8 @@ def verify_store(
     Without shards: the manifest, the card, the identity, and each part's SHA-256, page
     checksums, rows and identity. With shards: every byte of their images too, and digests
     redrawn from them, a spread sample or all; rejected images must still not decode if all
-    are asked for. ``cache`` is where shards from object storage are kept.
+    are asked for. With ``subset`` some of the store's shards are enough: views of the others are
+    not redrawn. ``cache`` is where shards from object storage are kept.
 
     Raises ``StoreError`` for damage, ``ShardError`` for other shards, ``IdentityError`` if
     this machine's fingerprints differ. Views that differ are reported, not raised.
@@ -80,7 +83,8 @@ def verify_store(
     paths = {}
     if shards:
         check_fingerprints(store)
-        paths = match_shards(store.manifest.shards, expand_shards(shards, cache))
+        given = expand_shards(shards, cache)
+        paths = match_shards(store.manifest.shards, given, subset=subset)
     digests = redrawn = 0
     mismatches: list[Mismatch] = []
     hashed: set[int] = set()
@@ -92,7 +96,7 @@ def verify_store(
         agreements.append(Agreement.of_rows(rows))
         drawn = np.argwhere(rows.has_digest)
         digests += len(drawn)
-        if not shards:
+        if entry.part.shard not in paths:
             continue
         shard = open_known_shard(paths[entry.part.shard], store.manifest.by_shard[entry.part.shard])
         if shard.info.number not in hashed:
@@ -119,6 +123,7 @@ def verify_store(
         rejected=sum(len(rejections) for rejections in manifest.rejections.values()),
         digests=digests,
         redrawn=redrawn,
+        left_out=store.manifest.left_out(paths) if shards else "",
         mismatches=tuple(mismatches),
     )
 

@@ -81,7 +81,7 @@ def read_teacher_labels(store: str, shards: Sequence[ShardFile]) -> Mapping[str,
             f"`val_labels` {store} labels augmented or mixed views, which are not those that are "
             "evaluated; label the validation shards with the preset center"
         )
-    numbers = match_shards(labels.manifest.shards, shards, "val_shards")
+    numbers = match_shards(labels.manifest.shards, shards, "val_shards", subset=None)
     view = labels.manifest.view_range.start
     found = {}
     for number, path in numbers.items():

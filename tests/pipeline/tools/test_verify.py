@@ -77,7 +77,7 @@ def test_other_shards_are_refused(hash_store: ParquetStore, tmp_path: Path) -> N
     with pytest.raises(ShardError, match=r"digits-0\.tar.*use the very shards"):
         verify_store(hash_store.root, [str(other), str(mine)])
     with pytest.raises(
-        ShardError, match=r"no file of `shards` is the shard digits-0\.tar .17 samples."
+        ShardError, match=r"1 of the 2 shards .*`shards`:\n  digits-0\.tar \(17 samples\)\n"
     ):
         verify_store(hash_store.root, [str(mine)])
 
