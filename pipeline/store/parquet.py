@@ -134,7 +134,7 @@ def decode_part(data: bytes, part: PartKey, name: str, *, trusted: bool = False)
     try:
         header, columns = _header_from_json(values, part, name)
         names = part_schema(columns).names
-        rows = (header.samples - len(header.rejections)) * part.views
+        rows = header.labelled * part.views
         if rows > MAX_ROWS or file.metadata.num_rows != rows or file.schema_arrow.names != names:
             raise ValueError(
                 f"{file.metadata.num_rows} rows of {file.schema_arrow.names}, not {rows} of {names}"
@@ -164,7 +164,7 @@ def rows_of_table(table: pa.Table, columns: ColumnConfig, header: PartHeader) ->
     the views, the order of its rows is checked as well.
     """
     part = header.part
-    shape = (header.samples - len(header.rejections), part.views)
+    shape = (int(header.accepted.sum()), part.views)
     key, digest = _whole(table, "key"), _whole(table, "digest")
     has_digest = _are_there(digest)
     places = key.indices.to_numpy().reshape(shape)
