@@ -203,6 +203,7 @@ class AugmentedGroup:
     mix: ViewMix  # P * V rows
     digest: NDArray[np.uint32]  # (P, V)
     has_digest: NDArray[np.bool_]  # (P, V)
+    has_mixed_digest: NDArray[np.bool_]  # (P, V), of which the teacher digests the mixed image
     rejections: tuple[Rejection, ...]
     decode_seconds: float
     augment_seconds: float
@@ -214,14 +215,15 @@ class TeacherLabels:
 
     label: NDArray[np.uint16]  # (N,), argmax of the logits
     columns: Columns = field(default_factory=Columns)  # (N,) or (N, k) each
+    mixed_digest: NDArray[np.uint32] | None = None  # (N,), 0 where there is none; None: unasked
 
     def map(self, change: Callable[[NDArray[Any]], NDArray[Any]]) -> TeacherLabels:
-        """Return the labels with each of their arrays changed alike."""
+        """Return label and columns with each of their arrays changed alike."""
         return TeacherLabels(label=change(self.label), columns=self.columns.map(change))
 
     @staticmethod
     def joined(pieces: Sequence[TeacherLabels], axis: int = 0) -> TeacherLabels:
-        """Return the labels of several batches as one."""
+        """Return label and columns of several batches as one."""
         return TeacherLabels(
             label=np.concatenate([one.label for one in pieces], axis),
             columns=Columns(
@@ -262,11 +264,9 @@ class PartHeader:
     content_hash: str
     image_hash: str  # SHA-256 of all encoded images, in order
     formats: tuple[str, ...]  # of its images: jpeg, png, webp, sorted
-    samples: int  # indexed in the shard: labelled and rejected
+    samples: int  # indexed in the shard: labelled, rejected and omitted
     rejections: tuple[Rejection, ...]  # in shard order
-    omitted: str = grown(
-        founding="", since="0.1.0"
-    )  # ``places_text`` of samples a subset leaves out
+    omitted: str = grown(founding="", since="0.1.0")  # by a subset, see ``places_text``
 
     @property
     def accepted(self) -> NDArray[np.bool_]:
@@ -298,6 +298,7 @@ class PartRows(PartHeader):
     label: NDArray[np.uint16]  # (N, V)
     digest: NDArray[np.uint32]  # (N, V), 0 where there is none
     has_digest: NDArray[np.bool_]  # (N, V)
+    mixed_digest: NDArray[np.uint32]  # (N, V), 0 where ``has_mixed_digest`` says there is none
     columns: Columns = field(default_factory=Columns)  # (N, V) or (N, V, k) each
 
     @property
@@ -310,7 +311,7 @@ class PartRows(PartHeader):
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return all arrays by name, those of optional columns among them."""
-        names = ("target", "seed", "label", "digest", "has_digest")
+        names = ("target", "seed", "label", "digest", "has_digest", "mixed_digest")
         return {**{name: getattr(self, name) for name in names}, **self.columns}
 
     def cut(self, part: PartKey, kept: NDArray[np.bool_] | slice = slice(None)) -> PartRows:
@@ -326,6 +327,7 @@ class PartRows(PartHeader):
             label=self.label[kept, views],
             digest=self.digest[kept, views],
             has_digest=self.has_digest[kept, views],
+            mixed_digest=self.mixed_digest[kept, views],
             columns=self.columns.map(lambda values: values[kept, views]),
         )
 
@@ -353,6 +355,7 @@ class ShardView:
     label: NDArray[np.uint16]  # (N,)
     digest: NDArray[np.uint32]  # (N,)
     has_digest: NDArray[np.bool_]  # (N,)
+    mixed_digest: NDArray[np.uint32]  # (N,)
     columns: Columns = field(default_factory=Columns)  # (N,) or (N, k) each
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import CheckpointError, ConfigError, StoreError
+from pipeline.files.kinds import why_no_data
 from pipeline.files.local import replace, writing
 from pipeline.growth import RELEASE, from_plain, grown, install, one_line, settle, to_plain
 from pipeline.identity import AugmentConfig, Precision, canonical_json, different_fields
@@ -239,8 +240,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Raises ``CheckpointError`` if there is none, if it is torn or of another kind, or for a field
     that only a later release knows.
     """
-    if not path.is_file():
-        raise TornError(f"{path}: no such file; give a last.pt or best.pt")
+    reason = why_no_data(path)
+    if reason is not None:
+        raise TornError(f"{path} {reason}; or give another last.pt or best.pt")
     try:
         values = load_tensors(path)
     except Exception as error:  # torn files raise a dozen kinds

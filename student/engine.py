@@ -128,8 +128,8 @@ class Trainer:
         self.model = create_student(self.spec)
         self.loaded: Loaded | None = None  # of ``finetune``
         if config.student.finetune is not None and resume_from is None:
-            weights = read_weights(config.student.finetune, config.student.finetune_weights)
-            self.loaded = load_weights(self.model, weights, str(config.student.finetune))
+            found = read_weights(config.student.finetune, config.student.finetune_weights)
+            self.loaded = load_weights(self.model, found.state, str(config.student.finetune))
         self.model.to(self.device)
         self.optimization = Optimization(self.model, config, self.device)
         self.schedule = Schedule.of(config, self.plan)
@@ -216,7 +216,8 @@ class Trainer:
                 )
             if self.loaded is not None:
                 self._say(
-                    f"begins with the weights of {self.config.student.finetune}; resized: "
+                    f"begins with the {self.config.student.finetune_weights} weights of "
+                    f"{self.config.student.finetune}; resized: "
                     f"{', '.join(self.loaded.resized) or 'none'}; new: "
                     f"{', '.join(self.loaded.new) or 'none'}"
                 )

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.errors import CheckpointError
-from pipeline.labelling.weights import load_tensors
+from pipeline.labelling.weights import FoundWeights, WeightsError, Which, read_state
 
 __all__ = ["Loaded", "load_weights", "read_weights", "resize_position_embedding"]
 
@@ -80,41 +79,16 @@ def resize_position_embedding(embedding: Tensor, grid: tuple[int, int], prefix: 
     return torch.cat([tokens, new], dim=1).to(embedding.dtype)
 
 
-def read_weights(path: Path, which: str = "raw") -> dict[str, Tensor]:
-    """Return the weights in a checkpoint of the trainer, a .safetensors or a .pth file.
+def read_weights(path: Path, which: Which = "raw") -> FoundWeights:
+    """Return the weights in a checkpoint of the trainer or of timm's, a .safetensors or .pth file.
 
-    ``which`` chooses the raw or the averaged (``ema``) weights of a trainer's checkpoint.
-    Raises ``CheckpointError`` naming the file.
+    ``which`` chooses the raw or the averaged (``ema``) ones. Raises ``CheckpointError`` naming
+    the file.
     """
-    if not path.is_file():
-        raise CheckpointError(f"`finetune` {path}: no such file; give best.pt of a run")
     try:
-        values: Any
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            values = load_file(path)
-        else:
-            values = load_tensors(path)
-    except Exception as error:  # each loader raises its own kinds
-        raise CheckpointError(
-            f"`finetune` {path} cannot be read ({type(error).__name__}); give a checkpoint of "
-            "train-student, a .safetensors file, or a .pth that holds tensors alone"
-        ) from error
-    for name in ("ema",) if which == "ema" else ("model", "state_dict"):
-        if isinstance(values, dict) and isinstance(values.get(name), dict):
-            values = values[name]
-            break
-    else:
-        if which == "ema":
-            raise CheckpointError(
-                f"`finetune` {path} holds no averaged weights; use `finetune_weights` raw"
-            )
-    if not isinstance(values, dict) or not all(
-        isinstance(name, str) and isinstance(one, Tensor) for name, one in values.items()
-    ):
-        raise CheckpointError(f"`finetune` {path} holds no weights; give best.pt of a run")
-    return {name.removeprefix("module."): tensor for name, tensor in values.items()}
+        return read_state(path, which, "finetune_weights")
+    except WeightsError as error:
+        raise CheckpointError(f"`finetune` {path} {error}") from error
 
 
 def _fit_positions(model: nn.Module, name: str, found: Tensor, own: Tensor, source: str) -> Tensor:

@@ -39,6 +39,7 @@ _OTHER_NAMES = {  # of a setting's part, and of the setting that a command has f
     "directory": "cache_dir",
     "gigabytes": "cache_gb",
     "random_weights": "teacher_random_weights",
+    "weights": "teacher_weights",
 }
 
 

@@ -22,6 +22,7 @@ from pipeline.errors import (
     TeacherError,
 )
 from pipeline.files.cache import CacheConfig, ShardFile
+from pipeline.files.kinds import why_no_data
 from pipeline.files.local import expand_shards, open_folder
 from pipeline.files.objects import is_url
 from pipeline.growth import settle
@@ -96,7 +97,10 @@ class LabelConfig:
     """timm's name of the teacher; pretrained weights are fetched unless a checkpoint or
     random weights are given."""
     teacher_checkpoint: Path | None = None
-    """Local weights: .safetensors, or a .pth that holds tensors alone."""
+    """Local weights: .safetensors, or a .pth that holds tensors alone, such as a checkpoint of
+    timm's train.py."""
+    teacher_weights: Literal["raw", "ema"] = "raw"
+    """Which of the weights in a checkpoint label, if it holds averaged ones too."""
     teacher_random_weights: int | None = None
     """Seed of untrained weights, for trials of speed."""
     num_classes: int | None = None
@@ -156,6 +160,8 @@ class LabelConfig:
             )
         if self.teacher_checkpoint is not None and self.teacher_random_weights is not None:
             raise ConfigError("give `teacher_checkpoint` or `teacher_random_weights`, not both")
+        if self.teacher_checkpoint is None and self.teacher_weights != "raw":
+            raise ConfigError("`teacher_weights` chooses among those of a `teacher_checkpoint`")
         if not 0 <= self.max_rejected <= 1:
             raise ConfigError(f"`max_rejected` is {self.max_rejected}; a share is in 0..1")
         for name in ("teachers", "threads", "batch_views"):
@@ -182,9 +188,11 @@ class LabelConfig:
         return replace(self, **local)
 
     def check_checkpoint(self) -> None:
-        """Raise ``TeacherError`` if a checkpoint is given that is no file."""
-        if self.teacher_checkpoint is not None and not self.teacher_checkpoint.is_file():
-            raise TeacherError(f"`teacher_checkpoint` {self.teacher_checkpoint}: no such file")
+        """Raise ``TeacherError`` if a checkpoint is given that can be none."""
+        if self.teacher_checkpoint is not None:
+            reason = why_no_data(self.teacher_checkpoint)
+            if reason is not None:
+                raise TeacherError(f"`teacher_checkpoint` {self.teacher_checkpoint} {reason}")
 
     @property
     def cache(self) -> CacheConfig:
@@ -223,6 +231,7 @@ class LabelConfig:
         return TeacherSpec(
             architecture=self.teacher,
             checkpoint=self.teacher_checkpoint,
+            weights=self.teacher_weights,
             random_weights=self.teacher_random_weights,
             classes=self.num_classes,
             precision=self.precision,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
 from functools import partial
 from operator import itemgetter
@@ -32,9 +34,16 @@ from pipeline.identity import (
     derivation_of,
     different_fields,
 )
-from pipeline.labelling.weights import read_teacher_checkpoint, state_digest
+from pipeline.labelling.weights import (
+    FoundWeights,
+    WeightsError,
+    Which,
+    read_state,
+    state_digest,
+    tensor_bytes,
+)
 from pipeline.records import AugmentedGroup, TeacherLabels
-from pipeline.views.mixing import mix_images, normalize, to_device
+from pipeline.views.mixing import mix_images, mixed_digests, normalize, to_device
 
 __all__ = ["Teacher", "TeacherSpec", "load_stored_teacher", "load_teacher", "rank_logits"]
 
@@ -51,6 +60,7 @@ class TeacherSpec:
 
     architecture: str  # timm's name
     checkpoint: Path | None = None  # .safetensors, or a .pth with tensors alone
+    weights: Which | None = "raw"  # of the checkpoint; None: raw ones, averaged if there are none
     random_weights: int | None = None  # seed of untrained weights, for trials of speed
     classes: int | None = None  # None: the checkpoint's, or the pretrained model's
     precision: Precision = "fp32"
@@ -75,10 +85,10 @@ def load_teacher(
             f"the store's labels are derived ({note}): no teacher gives them to its views; use the "
             "store that it was derived from, which its _meta/runs name"
         )
-    state = read_teacher_checkpoint(spec.checkpoint) if spec.checkpoint is not None else None
-    model = _create_model(spec, state, augment.image_size)
-    if state is not None:
-        _load_state(model, state, spec)
+    found = _read_checkpoint(spec)
+    model = _create_model(spec, found.state if found else None, augment.image_size)
+    if found is not None:
+        _load_state(model, found.state, spec)
     model = model.eval().requires_grad_(False)
     classes = int(getattr(model, "num_classes", 0))
     if not 2 <= classes < 1 << 16:
@@ -101,7 +111,7 @@ def load_teacher(
     )
     expected = _expected_input(model)
     prepared = _prepare(model, spec.precision, device)
-    return Teacher(prepared, identity, augment, mix, expected, spec.columns)
+    return Teacher(prepared, identity, augment, mix, expected, spec.columns, found)
 
 
 def load_stored_teacher(
@@ -116,6 +126,7 @@ def load_stored_teacher(
     spec = TeacherSpec(
         architecture=stored.architecture,
         checkpoint=checkpoint,
+        weights=None,
         random_weights=random_weights,
         classes=stored.classes,
         precision=stored.precision,
@@ -123,6 +134,10 @@ def load_stored_teacher(
         columns=identity.columns,
     )
     teacher = load_teacher(spec, identity.augment, identity.mix, device)
+    if teacher.identity != stored and teacher.other_weights is not None:
+        # The store says which of a checkpoint's weights were used.
+        spec = replace(spec, weights=teacher.other_weights)
+        teacher = load_teacher(spec, identity.augment, identity.mix, device)
     different = different_fields(asdict(teacher.identity), asdict(stored))
     if different:
         raise TeacherError(
@@ -154,8 +169,12 @@ class Teacher:
         mix: MixConfig,
         expected: ExpectedInput,
         columns: ColumnConfig,
+        found: FoundWeights | None = None,
     ) -> None:
         self.identity = identity
+        self.other_weights: Which | None = None  # those in the checkpoint that were not taken
+        if found is not None and found.has_both:
+            self.other_weights = "ema" if found.which == "raw" else "raw"
         self.expected = expected
         self._columns = columns
         self.model = model
@@ -167,6 +186,8 @@ class Teacher:
     def label_group(self, group: AugmentedGroup) -> TeacherLabels:
         """Label a group's views: P * V rows, those not valid with an arbitrary label.
 
+        Digests the mixed images that the group says, as they are on the device.
+
         Teacher batches are cut at absolute multiples of ``batch_views``, so a view has the
         same slot and shape whatever range of views a part or a run covers.
         """
@@ -174,6 +195,7 @@ class Teacher:
         size = self._augment.image_size
         pixels = to_device(group.pixels.reshape(-1, size, size, 3), self._device)
         images = mix_images(normalize(pixels, self._augment.mean, self._augment.std), group.mix)
+        digests = mixed_digests(images, group.has_mixed_digest.reshape(-1))
         images = images.view(places, views, *images.shape[1:])
         step = self.identity.batch_views
         pieces = []
@@ -186,7 +208,8 @@ class Teacher:
             found = self._label(batch.flatten(0, 1))
             pieces.append(found.map(partial(_slots, places=places, slots=slots)))
         joined = TeacherLabels.joined(pieces, axis=1)
-        return joined.map(lambda values: values.reshape(-1, *values.shape[2:]))
+        flat = joined.map(lambda values: values.reshape(-1, *values.shape[2:]))
+        return replace(flat, mixed_digest=digests)
 
     def label_images(self, images: Tensor) -> TeacherLabels:
         """Label normalized and mixed images on the device, (N, 3, S, S) float32, any N > 0."""
@@ -238,6 +261,15 @@ def rank_logits(logits: Tensor, columns: ColumnConfig) -> TeacherLabels:
     return TeacherLabels(label=label, columns=keep_columns(columns, rank))
 
 
+def _read_checkpoint(spec: TeacherSpec) -> FoundWeights | None:
+    if spec.checkpoint is None:
+        return None
+    try:
+        return read_state(spec.checkpoint, spec.weights, "weights")
+    except WeightsError as error:
+        raise TeacherError(f"{spec.checkpoint} {error}") from error
+
+
 def _create_model(spec: TeacherSpec, state: Mapping[str, Tensor] | None, size: int) -> nn.Module:
     if not timm.is_model(spec.architecture):
         close = get_close_matches(spec.architecture, timm.list_models(), n=5)
@@ -261,9 +293,7 @@ def _create_model(spec: TeacherSpec, state: Mapping[str, Tensor] | None, size: i
     options: dict[str, Any] = {}
     classes = spec.classes
     if classes is None and state is not None:
-        classifier = config.classifier
-        weight = state.get(f"{classifier}.weight") if isinstance(classifier, str) else None
-        classes = len(weight) if weight is not None else None
+        classes = _classes_of(state, config.classifier)
     if classes is not None:
         options["num_classes"] = classes
     if config.fixed_input_size:
@@ -288,24 +318,104 @@ def _create_model(spec: TeacherSpec, state: Mapping[str, Tensor] | None, size: i
     return model
 
 
+def _classes_of(state: Mapping[str, Tensor], classifier: object) -> int | None:
+    """Return how many classes weights have, whose last layer timm calls ``classifier``.
+
+    Other libraries call it by the last part of that name: fc for timm's head.fc.
+    """
+    if not isinstance(classifier, str):
+        return None
+    last = classifier.rpartition(".")[2]
+    for name in (classifier, last):
+        weight = state.get(f"{name}.weight")
+        if weight is not None and weight.dim() in (2, 4):
+            return len(weight)
+    return None
+
+
 def _load_state(model: nn.Module, state: Mapping[str, Tensor], spec: TeacherSpec) -> None:
+    """Load a state dict, as it is or as timm itself translates it from other libraries."""
+    if set(state) != set(model.state_dict()):
+        state = _translated(model, state, spec)
+    difference = _difference(model, state)
+    if difference is not None:
+        raise TeacherError(
+            f"{spec.checkpoint} is no {spec.architecture} as it would be built: {difference}"
+        )
+    model.load_state_dict(state)
+
+
+def _translated(
+    model: nn.Module, state: Mapping[str, Tensor], spec: TeacherSpec
+) -> Mapping[str, Tensor]:
+    """Return a state dict in timm's names, if timm knows a way: torchvision's RegNets, say.
+
+    Its ``pretrained_cfg`` may hold the weights, which then go through the architecture's own
+    filter. They are returned as they are unless that renames them and no more: some architectures
+    leave what they do not find at random values.
+    """
+    classes = getattr(model, "num_classes", None)
+    weights = {"state_dict": dict(state), "num_classes": classes, "label_offset": 0, "source": ""}
+    image = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    options = {} if image is None else {"img_size": image}
+    try:
+        with torch.random.fork_rng(devices=[]):
+            other = timm.create_model(
+                spec.architecture,
+                pretrained=True,
+                pretrained_cfg_overlay=weights,
+                num_classes=classes,
+                **options,
+            )
+    except Exception:  # a filter of timm meets weights that it was not made for
+        return state
+    found = other.state_dict()
+    ours, theirs = (_contents(one) for one in (found, state))
+    return found if ours == theirs else state
+
+
+def _contents(state: Mapping[str, Tensor]) -> Counter[bytes]:
+    """Return how often each content occurs among weights, whatever their names and shapes."""
+    return Counter(hashlib.sha256(tensor_bytes(one)).digest() for one in state.values())
+
+
+def _difference(model: nn.Module, state: Mapping[str, Tensor]) -> str | None:
+    """Return why weights do not fit a model, with the cure, or None if they do."""
     own = model.state_dict()
     missing, foreign = sorted(set(own) - set(state)), sorted(set(state) - set(own))
     misshapen = [
-        f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
-        for name in sorted(set(own) & set(state))
-        if state[name].shape != own[name].shape
+        name for name in sorted(set(own) & set(state)) if state[name].shape != own[name].shape
     ]
-    if missing or foreign or misshapen:
-        raise TeacherError(
-            f"{spec.checkpoint} is not a {spec.architecture} with "
-            f"{getattr(model, 'num_classes', '?')} classes: "
-            f"{len(missing)} tensors are missing {missing[:3]}, "
-            f"{len(foreign)} are foreign {foreign[:3]}, "
-            f"{len(misshapen)} have another shape {misshapen[:3]}; check `architecture` "
-            "and `classes`"
+    if not (missing or foreign or misshapen):
+        return None
+    prefix = _common_prefix(state, own)
+    if prefix is not None:
+        return (
+            f"all its names begin with {prefix!r}, as of a model inside another one; save the "
+            "state dict of the inner one"
         )
-    model.load_state_dict(state)
+    config = getattr(model, "pretrained_cfg", {})
+    last = (f"{config.get('classifier')}.weight", f"{config.get('classifier')}.bias")
+    if not missing and not foreign and set(misshapen) <= set(last):
+        found, built = (len(one[misshapen[0]]) for one in (state, own))
+        return f"its weights have {found} classes, not {built}; give `classes` {found}, or none"
+    shapes = [f"{one} {tuple(state[one].shape)} for {tuple(own[one].shape)}" for one in misshapen]
+    return (
+        f"it is of another architecture; {len(missing)} tensors are missing {missing[:3]}, "
+        f"{len(foreign)} are foreign {foreign[:3]}, {len(misshapen)} have another shape "
+        f"{shapes[:3]}; give its own `architecture`"
+    )
+
+
+def _common_prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str | None:
+    """Return what stands before all names of weights that are the model's without it."""
+    first = next(iter(state))
+    for at in (at for at, letter in enumerate(first) if letter == "."):
+        prefix = first[: at + 1]
+        rest = {name.removeprefix(prefix) for name in state if name.startswith(prefix)}
+        if len(rest) == len(state) and rest & set(own):
+            return prefix
+    return None
 
 
 def _expected_input(model: nn.Module) -> ExpectedInput:

@@ -2,28 +2,59 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
+import json
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
-from pipeline.errors import TeacherError
+from pipeline.files.kinds import why_no_data
 
-__all__ = ["leaves", "load_tensors", "read_teacher_checkpoint", "state_digest"]
+__all__ = [
+    "FoundWeights",
+    "WeightsError",
+    "Which",
+    "leaves",
+    "load_tensors",
+    "read_state",
+    "state_digest",
+    "tensor_bytes",
+    "why_unreadable",
+]
+
+Which: TypeAlias = Literal["raw", "ema"]
+"""Weights as the optimizer left them, or their moving average."""
+
+_BELOW: Mapping[Which, tuple[str, ...]] = {
+    "raw": ("state_dict", "model"),
+    "ema": ("state_dict_ema", "model_ema", "ema"),
+}
+"""The names below which timm, DeiT and train-student keep a state dict in a file."""
+
+_ZIP = b"PK\x03\x04"
+_HEADER_BYTES = 100_000_000  # the most that safetensors itself reads
 
 
 def state_digest(state: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 over names, types, shapes and bytes of a state dict, by name."""
     digest = hashlib.sha256()
     for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
+        tensor = state[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(tensor_bytes(tensor))
     return digest.hexdigest()
+
+
+def tensor_bytes(tensor: Tensor) -> bytes:
+    """Return a tensor's values as they lie in memory."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def load_tensors(path: Path) -> Any:
@@ -34,11 +65,14 @@ def load_tensors(path: Path) -> Any:
     size = path.stat().st_size
     with path.open("rb") as file:
         # As PyTorch decides; its older files are no archives.
-        if file.read(4) == b"PK\x03\x04":
+        if file.read(4) == _ZIP:
             with zipfile.ZipFile(file) as archive:
                 if sum(one.file_size for one in archive.infolist()) > size:
                     raise ValueError(f"it unpacks to more than its {size} bytes")
-    values = torch.load(path, map_location="cpu", weights_only=True)
+    # Training scripts keep their settings beside the weights, timm's among them: a class that
+    # holds attributes and runs nothing.
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        values = torch.load(path, map_location="cpu", weights_only=True)
     for name, one in leaves(values):
         if isinstance(one, Tensor) and not _is_stored(one, size):
             raise ValueError(f"{name.strip('/')} is no tensor that is stored in full")
@@ -63,30 +97,124 @@ def _is_stored(tensor: Tensor, size: int) -> bool:
     return plain and not tensor.is_quantized and tensor.numel() * tensor.element_size() <= size
 
 
-def read_teacher_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Return the state dict in a .safetensors file, or in a .pth that holds tensors alone.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundWeights:
+    """A state dict in a file, its names freed from wrappers."""
 
-    A state dict under ``state_dict`` or ``model`` is found, ``module.`` before names is
-    dropped. Raises ``TeacherError`` naming the file.
+    state: dict[str, Tensor]
+    which: Which  # those that were taken
+    has_both: bool
+
+
+class WeightsError(Exception):
+    """Why a file gives no weights, with the cure, in words that follow its name."""
+
+
+def read_state(path: Path, which: Which | None, parameter: str) -> FoundWeights:
+    """Return the raw or the averaged (``ema``) weights in a file; None takes raw if there are any.
+
+    It is a .safetensors file, or one of ``torch.save``: a bare state dict, or one below the names
+    that timm, DeiT and train-student give it. What torch.compile and DDP put into names is dropped.
+    Raises ``WeightsError``; ``parameter`` is what chooses ``which``, for its message.
     """
-    if not path.is_file():
-        raise TeacherError(f"{path}: no such file")
+    reason = why_no_data(path)
+    if reason is not None:
+        raise WeightsError(reason)
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        loaded = load_tensors(path)
+        loaded = _load(path)
     except Exception as error:  # each loader raises its own kinds, with advice of its own
-        raise TeacherError(
-            f"{path} cannot be read ({type(error).__name__}); "
-            "give a .safetensors file, or a .pth that holds tensors alone"
-        ) from error
-    for name in ("state_dict", "model"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(name), dict):
-            loaded = loaded[name]
-    if not isinstance(loaded, dict) or not all(
-        isinstance(name, str) and isinstance(one, Tensor) for name, one in loaded.items()
-    ):
-        raise TeacherError(f"{path} holds no state dict of tensors")
-    return {name.removeprefix("module."): tensor for name, tensor in loaded.items()}
+        raise WeightsError(why_unreadable(path, error)) from error
+    if not isinstance(loaded, dict):
+        raise WeightsError(f"holds a {type(loaded).__name__}, no state dict of tensors")
+    found: dict[Which, dict[str, Tensor]] = {}
+    for kind, names in _BELOW.items():
+        states = [loaded[name] for name in names if _is_state(loaded.get(name))]
+        if states:
+            found[kind] = states[0]
+    if _is_state(loaded):
+        found["raw"] = loaded
+    if not found:
+        raise WeightsError("holds no state dict of tensors")
+    taken: Which = which or ("raw" if "raw" in found else "ema")
+    if taken not in found:
+        words = {"raw": "raw", "ema": "averaged"}
+        (other,) = found
+        raise WeightsError(
+            f"holds no {words[taken]} weights, only {words[other]} ones; use `{parameter}` {other}"
+        )
+    state = {_own_name(name): tensor for name, tensor in found[taken].items()}
+    if len(state) < len(found[taken]):
+        raise WeightsError("has tensors whose names differ by wrappers alone; save one of them")
+    return FoundWeights(state=state, which=taken, has_both=len(found) == 2)
+
+
+def _load(path: Path) -> Any:
+    if path.suffix != ".safetensors":
+        return load_tensors(path)
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def _is_state(values: Any) -> bool:
+    return (
+        isinstance(values, dict)
+        and bool(values)
+        and all(isinstance(name, str) and isinstance(one, Tensor) for name, one in values.items())
+    )
+
+
+def _own_name(name: str) -> str:
+    """Return a tensor's name without what torch.compile (anywhere) and DDP (in front) add to it."""
+    parts = [part for part in name.split(".") if part != "_orig_mod"]
+    while len(parts) > 1 and parts[0] == "module":
+        del parts[0]
+    return ".".join(parts)
+
+
+def why_unreadable(path: Path, error: Exception) -> str:
+    """Return why a loader of tensors failed, with the cure, in words to follow the file's name."""
+    with suppress(OSError, ValueError, KeyError, TypeError, RuntimeError):
+        reason = _cut_short(path) or _foreign_objects(path)
+        if reason is not None:
+            return reason
+    return (
+        f"cannot be read ({type(error).__name__}); "
+        "give a .safetensors file, or a .pth that holds tensors alone"
+    )
+
+
+def _cut_short(path: Path) -> str | None:
+    """Return that a file ends before the end that its beginning promises, if it does."""
+    size = path.stat().st_size
+    if path.suffix == ".safetensors":
+        with path.open("rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+            if not header <= _HEADER_BYTES or file.read(1) != b"{":
+                return None
+            file.seek(8)
+            promised = 8 + header
+            if promised <= size:
+                entries = json.loads(file.read(header))
+                ends = [one["data_offsets"][1] for one in entries.values() if "data_offsets" in one]
+                promised += max(ends, default=0)
+        return (
+            f"is cut short: {size} of {promised} bytes; fetch it again" if size < promised else None
+        )
+    with path.open("rb") as file:
+        begun = file.read(4) == _ZIP
+    if begun and not zipfile.is_zipfile(path):  # an archive's directory is at its end
+        return f"is cut short after {size} bytes; fetch it again"
+    return None
+
+
+def _foreign_objects(path: Path) -> str | None:
+    """Return which objects other than tensors a file of ``torch.save`` holds, if it does."""
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    if not names:
+        return None
+    return (
+        f"cannot be read: it holds {', '.join(sorted(names)[:3])}, code that is not run; save the "
+        "state dict alone"
+    )

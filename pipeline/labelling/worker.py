@@ -104,6 +104,13 @@ class TeacherWorker:
 
     def _warnings(self) -> Iterator[str]:
         config, augment, expected = self._config, self._config.augment, self._teacher.expected
+        other = self._teacher.other_weights
+        if other is not None:
+            yield (
+                f"{config.teacher_checkpoint} holds raw and averaged weights, and the "
+                f"{'raw' if other == 'ema' else 'averaged'} ones label; `teacher_weights` {other} "
+                "takes the others"
+            )
         if config.teacher_checkpoint is not None and "." not in config.teacher:
             return  # weights of the user's own, of which timm knows nothing
         if expected.mean and not np.allclose(
@@ -164,6 +171,7 @@ def _as_group(pixels: list[Pixels], places: int) -> AugmentedGroup:
         mix=ViewMix.unmixed(places * views),
         digest=np.zeros((places, views), np.uint32),
         has_digest=np.zeros((places, views), np.bool_),
+        has_mixed_digest=np.zeros((places, views), np.bool_),
         rejections=(),
         decode_seconds=0.0,
         augment_seconds=0.0,

@@ -129,6 +129,7 @@ def array_specs(manifest: Manifest, key_bytes: int) -> Mapping[str, ArraySpec]:
         of_samples("seed", "int64", -1),
         of_views("label", "uint16", FILL_LABEL),
         of_views("digest", "uint32", 0),
+        of_views("mixed_digest", "uint32", 0),
     ]
     for name, width in manifest.identity.columns.shapes().items():
         specs.append(of_views(name, COLUMNS[name].dtype, COLUMNS[name].fill, *width))

@@ -6,7 +6,6 @@ all are there; then one process writes the Zarr store, compares it, and removes 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from pipeline.store.commit import (
     require_shard,
 )
 from pipeline.store.contract import LabelStore
-from pipeline.store.export import export_store, remove, write_aside
+from pipeline.store.export import export_store, written_aside
 from pipeline.store.manifest import PartEntry, listed_parts, listed_subset
 from pipeline.store.opening import open_store, parts_root
 
@@ -172,21 +171,9 @@ def pack_store(out: str | Path) -> None:
     if not _is_packed(out):
         return
     root, path = Path(parts_root(out)), Path(out)
-    aside = write_aside(open_store(root), path, write_zarr)
-    older = _hidden(path)
-    try:
+    with written_aside(open_store(root), path, write_zarr) as aside:
         if path.exists():
-            path.rename(older)
+            path.rename(aside.with_name("older"))
         publish(aside, path)
-    except BaseException:
-        remove(aside)
-        raise
-    # Renamed first, so that no job takes the rest of a half-removed directory for its parts.
-    done = _hidden(root)
-    root.rename(done)
-    remove(done)
-    remove(older)
-
-
-def _hidden(path: Path) -> Path:
-    return path.with_name(f".{os.getpid()}-{os.urandom(4).hex()}.{path.name}")
+        # In one step, so that no job takes the rest of a half-removed directory for its parts.
+        root.rename(aside.with_name("parts"))

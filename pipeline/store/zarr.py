@@ -81,7 +81,8 @@ class ZarrStore(LabelStore):
             if zero_view == view and 0 <= place < len(digest):
                 has_digest[place] = True
         columns = {name: self._column(name, shard, view) for name in self.identity.columns.shapes()}
-        for values in (label, digest, has_digest, *columns.values()):
+        mixed_digest = self._column("mixed_digest", shard, view)
+        for values in (label, digest, has_digest, mixed_digest, *columns.values()):
             values[~samples.accepted] = 0
         return ShardView(
             shard=shard,
@@ -93,6 +94,7 @@ class ZarrStore(LabelStore):
             label=label,
             digest=digest,
             has_digest=has_digest,
+            mixed_digest=mixed_digest,
             columns=Columns(columns),
         )
 
@@ -122,6 +124,7 @@ class ZarrStore(LabelStore):
             label=label,
             digest=digest,
             has_digest=has_digest,
+            mixed_digest=block("mixed_digest"),
             columns=Columns({name: block(name) for name in self.identity.columns.shapes()}),
         )
 

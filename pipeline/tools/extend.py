@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from pipeline.errors import ConfigError
 from pipeline.labelling.job import LabelConfig
@@ -71,8 +71,9 @@ def extend_command(store: LabelStore, views: int, shards: Sequence[str] = ()) ->
     patterns = tuple(shards) or tuple(_value(one, store) for one in next(iter(named)))
     end = store.manifest.view_range.stop + views
     command = ["label-teacher", "--out", store.root.name, "--extend-to", str(end)]
-    for name in ("teacher_checkpoint", "teacher_random_weights"):
-        if last.get(name) is not None:
+    defaults = {one.name: one.default for one in fields(LabelConfig)}
+    for name in ("teacher_checkpoint", "teacher_weights", "teacher_random_weights"):
+        if last.get(name) not in (None, defaults[name]):
             command += [f"--{name.replace('_', '-')}", _value(last[name], store)]
     return (*command, "--shards", *patterns)
 

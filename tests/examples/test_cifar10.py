@@ -295,7 +295,7 @@ def test_the_command_names_its_errors_and_fails(
     shards = ["--shards", *done.shards, "--val-shards", *done.val_shards, "--out", str(tmp_path)]
     for arguments, text in (
         ([], "give --shards and --val-shards, or --download"),
-        (shards, "nowhere.safetensors: no such file"),
+        (shards, "nowhere.safetensors does not exist"),
     ):
         with pytest.raises(SystemExit) as exit_:
             run.main(["--teacher-checkpoint", "nowhere.safetensors", *arguments])

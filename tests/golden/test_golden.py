@@ -96,7 +96,7 @@ def test_every_label_of_it_is_made_again(store: LabelStore) -> None:
     shard = open_shard(SHARD, 0)
     for entry in store.manifest.parts:
         again, stored = label_with_hashes(shard, entry.part, store.identity), store.read_part(entry)
-        for column in ("label", "digest", "has_digest", "seed", "target"):
+        for column in ("label", "digest", "has_digest", "mixed_digest", "seed", "target"):
             np.testing.assert_array_equal(getattr(again, column), getattr(stored, column))
 
 

@@ -239,9 +239,9 @@ def test_errors_are_one_line_without_a_traceback(head: RayHead, job: Job, tmp_pa
     checkpoint.write_bytes(b"")
     cases = [
         (head.address, ["--shards", str(foreign)], "class 10, but the teacher regnety_002 has 10"),
-        (head.address, ["--teacher-checkpoint", str(checkpoint)], "cannot be read (EOFError)"),
+        (head.address, ["--teacher-checkpoint", str(checkpoint)], "empty.pth is empty"),
         (None, ["--shards", str(tmp_path / "none-{0..3}.tar")], "4 of 4 names match no file"),
-        (None, ["--serial", "--num-classes", "7"], "2 have another shape"),
+        (None, ["--serial", "--num-classes", "7"], "have 10 classes, not 7; give --num-classes 10"),
     ]
     for address, change, message in cases:
         log.unlink(missing_ok=True)

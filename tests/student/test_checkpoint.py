@@ -75,7 +75,7 @@ def test_a_torn_checkpoint_is_refused(tmp_path: Path, share: float) -> None:
     write_checkpoint(path, checkpoint())
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(CheckpointError, match="torn or no checkpoint"):
+    with pytest.raises(CheckpointError, match=r"torn or no checkpoint|is empty"):
         read_checkpoint(path, RUN)
 
 
@@ -122,7 +122,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": {}}, tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match="no checkpoint of this trainer"):
         read_checkpoint(tmp_path / "other.pt", RUN)
-    with pytest.raises(CheckpointError, match="no such file"):
+    with pytest.raises(CheckpointError, match="does not exist"):
         read_checkpoint(tmp_path / "none.pt", RUN)
 
 

@@ -172,10 +172,10 @@ def test_weights_are_read_from_files_of_three_kinds(tmp_path: Path) -> None:
     )
     torch.save({"model": {}, "ema": state}, tmp_path / "w.pt")
     for name, which in (("w.safetensors", "raw"), ("w.pth", "raw"), ("w.pt", "ema")):
-        assert set(read_weights(tmp_path / name, which)) == set(state)
+        assert set(read_weights(tmp_path / name, which).state) == set(state)
     with pytest.raises(CheckpointError, match="no averaged weights"):
         read_weights(tmp_path / "w.safetensors", "ema")
     (tmp_path / "bad.pt").write_bytes(b"nothing")
-    for name, message in (("bad.pt", "cannot be read"), ("none.pt", "no such file")):
+    for name, message in (("bad.pt", "cannot be read"), ("none.pt", "does not exist")):
         with pytest.raises(CheckpointError, match=message):
             read_weights(tmp_path / name)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import multiprocessing
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -467,6 +470,35 @@ def test_an_export_that_fails_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+_KILLED = """
+import os, sys
+from pipeline.store import export
+export.publish = lambda *_: os._exit(9)
+export.export_store(sys.argv[1], sys.argv[2], single_file=sys.argv[2].endswith("one.parquet"))
+"""
+
+
+def test_an_export_removes_what_a_killed_one_to_the_same_path_left(
+    folder: Path, name: str, tmp_path: Path
+) -> None:
+    source, single = folder / "directory.parquet", name == "one.parquet"
+    command = [sys.executable, "-c", _KILLED, str(source), str(tmp_path / name)]
+    assert subprocess.run(command).returncode == 9
+    left, other = next(tmp_path.iterdir()), tmp_path / f".other.{name}.export-x"
+    assert left.name.startswith(f".{name}.export-")
+    other.mkdir()
+    handle = os.open(left, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)  # as if its process lived
+    export_store(source, tmp_path / name, single_file=single)
+    assert {path.name for path in tmp_path.iterdir()} == {name, left.name, other.name}
+    os.close(handle)
+    with pytest.raises(StoreError, match="exists already"):
+        export_store(source, tmp_path / name, single_file=single)
+    (shutil.rmtree if (tmp_path / name).is_dir() else Path.unlink)(tmp_path / name)
+    export_store(source, tmp_path / name, single_file=single)
+    assert {path.name for path in tmp_path.iterdir()} == {name, other.name}
+
+
 def test_a_copy_that_reads_back_otherwise_is_never_given_its_name(
     folder: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -596,12 +628,13 @@ def test_a_label_costs_one_part_of_a_file(
             for array, file in (
                 ("label", "0/0"),
                 ("digest", "0/0"),
+                ("mixed_digest", "0/0"),
                 ("seed", "0"),
                 ("target", "0"),
                 ("key", "0/0"),
             )
         }
-        assert len(chunks) == 3 * 5  # a file's size, its index, and the chunk
+        assert len(chunks) == 3 * 6  # a file's size, its index, and the chunk
     else:
         assert len(noted) == 1
 
@@ -625,7 +658,9 @@ def test_pandas_pyarrow_and_duckdb_read_one_file_as_it_stands(folder: Path) -> N
 def test_a_parquet_file_that_is_no_store_is_refused_as_such(tmp_path: Path) -> None:
     path = tmp_path / "labels.parquet"
     pd.DataFrame({"label": [1, 2]}).to_parquet(path)
-    with pytest.raises(StoreError, match="is a Parquet file, but no label store"):
+    with pytest.raises(
+        StoreError, match="no seal before its footer: it is damaged, or no label store"
+    ):
         open_store(path)
 
 

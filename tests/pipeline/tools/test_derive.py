@@ -78,7 +78,7 @@ def test_its_views_are_those_of_its_source(
     for shard in SHARDS:
         for view in VIEWS:
             ours, theirs = (one.read_view(shard.number, view) for one in (derived, source))
-            for name in ("accepted", "target", "seed", "digest", "has_digest"):
+            for name in ("accepted", "target", "seed", "digest", "has_digest", "mixed_digest"):
                 np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
             assert ours.columns == {}
     ours, theirs = derived.manifest, source.manifest

@@ -1,0 +1,48 @@
+"""What was given instead of a file of data: said in the error, so that nobody looks for damage."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+__all__ = ["what_it_is_instead", "why_no_data"]
+
+_HEAD_BYTES = 512
+
+
+def why_no_data(path: Path) -> str | None:
+    """Return why a path can hold no data, with the cure, in words that follow its name.
+
+    None for a file that may hold some. Nothing else is opened: a pipe would be waited for.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        if path.is_symlink():
+            return "is a link to a file that is not there (git-annex and DVC keep such); fetch it"
+        return "does not exist"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    if stat.S_ISDIR(mode):
+        return "is a directory; give the file in it"
+    if not stat.S_ISREG(mode):
+        return "is a pipe, a socket or a device; give a file"
+    try:
+        with path.open("rb") as file:
+            return what_it_is_instead(file.read(_HEAD_BYTES))
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+
+
+def what_it_is_instead(head: bytes) -> str | None:
+    """Return what a file's first bytes show that is certainly no data, with the cure, or None."""
+    if not head:
+        return "is empty; fetch or write it again"
+    if head.startswith(b"version https://git-lfs.github.com/"):
+        return "is a pointer of Git LFS, not the file itself; run git lfs pull"
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "is a web page, not the file that it may link to; download the file itself"
+    if start.startswith(b"<?xml"):
+        return "is an XML page, as storage answers instead of a file; download it again"
+    return None
