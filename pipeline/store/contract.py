@@ -124,6 +124,7 @@ def header_of(manifest: Manifest, part: PartKey) -> PartHeader:
         formats=manifest.formats.get(part.shard, ()),
         samples=shard.samples,
         rejections=manifest.rejections.get(part.shard, ()),
+        omitted=manifest.omitted.get(part.shard, ""),
     )
 
 
