@@ -149,11 +149,9 @@ def describe_preflight(plan: JobPlan, report: Preflight) -> None:
 
 def describe_store(manifest: Manifest, plan: JobPlan, progress: Progress) -> None:
     """Say what the finished store holds; the counts add up."""
-    rejected = sum(len(rejections) for rejections in manifest.rejections.values())
-    samples = plan.shards.samples
     views = manifest.view_range
     say(
-        f"read {samples} samples = {samples - rejected} labelled + {rejected} rejected; "
+        f"read {manifest.counts.in_words}; "
         f"{progress.labels} new labels in {duration(progress.seconds)} "
         f"({progress.labels_per_second:.1f} labels/s)"
     )

@@ -49,6 +49,7 @@ from pipeline.store import (
     packed_store,
     parts_root,
     require_listed,
+    require_no_subset,
     require_planned,
     unpack_store,
 )
@@ -372,6 +373,8 @@ def plan_job(config: LabelConfig, shards: IndexedShards, teacher: TeacherIdentit
         for number in infos
         for part in _missing_parts(config, number, covered.get(number, set()))
     ]
+    if missing:
+        require_no_subset(config.out, done)
     plan = JobPlan(
         config=config,
         identity=identity,

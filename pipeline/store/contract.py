@@ -136,6 +136,7 @@ def header_of(manifest: Manifest, part: PartKey, reasons: Reasons) -> PartHeader
         formats=manifest.formats.get(part.shard, ()),
         samples=shard.samples,
         rejections=rejections,
+        omitted=manifest.omitted.get(part.shard, ""),
     )
 
 

@@ -28,7 +28,7 @@ from pipeline.store.commit import (
 )
 from pipeline.store.contract import LabelStore
 from pipeline.store.export import export_store, written_aside
-from pipeline.store.manifest import PartEntry, listed_parts
+from pipeline.store.manifest import PartEntry, listed_parts, listed_subset
 from pipeline.store.opening import open_store, parts_root
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "pack_store",
     "packed_store",
     "require_listed",
+    "require_no_subset",
     "unpack_store",
 ]
 
@@ -108,6 +109,20 @@ def committed_parts(
                 "part will be redone"
             )
     return found
+
+
+def require_no_subset(out: str | Path, done: Iterable[Committed]) -> None:
+    """Raise ``StoreError`` if the store at ``out`` is a subset, to which no job adds.
+
+    What is ``done`` there may omit samples although no manifest says so yet.
+    """
+    packed = packed_store(out)
+    listed = packed.manifest.subset_of if packed else listed_subset(parts_root(out))
+    if listed or any(committed.header.omitted for committed in done):
+        raise StoreError(
+            f"{out} is a subset of another store, and views that a job adds would not be of it: "
+            "extend the store that it was taken from, and thin that again"
+        )
 
 
 def require_listed(out: str | Path, parts: Iterable[PartKey]) -> None:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pipeline.columns import Columns
 from pipeline.errors import ChecksumError, StoreError
 from pipeline.files.local import Folder, sha256
-from pipeline.records import PartRows, ShardView, accepted_places
+from pipeline.records import PartRows, ShardView
 from pipeline.store.contract import LabelStore, header_of
 from pipeline.store.layout import (
     FILL_LABEL,
@@ -154,7 +154,7 @@ class ZarrStore(LabelStore):
             self._check_metadata()
             first, size = self._first[shard], self.manifest.by_shard[shard].samples
             read = {name: self._read(name, range(first, first + size)) for name in _OF_SAMPLES}
-            accepted = accepted_places(size, self.manifest.rejections.get(shard, ()))
+            accepted = self.manifest.accepted(shard)
             packed = read["key"].view(f"S{self.layout.key_bytes}").reshape(-1).tolist()
             try:
                 keys = tuple(key.decode() for key in packed)

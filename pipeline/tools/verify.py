@@ -49,6 +49,7 @@ class VerifyReport:
     bytes: int
     samples: int
     rejected: int
+    omitted: int  # by a subset
     digests: int  # in the store
     redrawn: int  # of them
     left_out: str  # of the shards, in words, if only some were given
@@ -119,8 +120,9 @@ def verify_store(
         parts=len(manifest.parts),
         labels=manifest.rows,
         bytes=store.stored_bytes,
-        samples=sum(shard.samples for shard in manifest.shards),
-        rejected=sum(len(rejections) for rejections in manifest.rejections.values()),
+        samples=manifest.counts.indexed,
+        rejected=manifest.counts.rejected,
+        omitted=manifest.counts.omitted,
         digests=digests,
         redrawn=redrawn,
         left_out=store.manifest.left_out(paths) if shards else "",

@@ -40,7 +40,7 @@ from student.config import TrainConfig
 from student.inputs import open_inputs
 from student.replay import ReplayDataset
 from tests.labelling import digit_shard, hash_identity, write_hash_store
-from tests.storing import ALL_COLUMNS, bytes_of, info_of, ranges, write_store
+from tests.storing import ALL_COLUMNS, bytes_of, info_of, omit_two, ranges, write_store
 
 FORMATS = {
     "directory.parquet": ParquetStore,
@@ -58,11 +58,11 @@ def write_all(folder: Path, source: LabelStore) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One small store with every column in all formats."""
+    """One small store with every column in all formats; some samples are omitted."""
     folder = tmp_path_factory.mktemp("formats")
     shards = [info_of(0), info_of(1, 4, samples=9)]
     root = folder / "directory.parquet"
-    store = write_store(root, shards, ranges(range(VIEWS), 3), ALL_COLUMNS)
+    store = write_store(root, shards, ranges(range(VIEWS), 3), ALL_COLUMNS, omit_two)
     record_run(store.root, "label-teacher", {"labels": 5})
     write_all(folder, store)
     return folder
@@ -74,7 +74,8 @@ def wide_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wide")
     shards = [info_of(0, samples=700), info_of(1, samples=40), info_of(2, samples=1500)]
     views = [(20, 40), (60, 1), (290, 15)]
-    write_all(folder, write_store(folder / "directory.parquet", shards, views))
+    store = write_store(folder / "directory.parquet", shards, views, change=omit_two)
+    write_all(folder, store)
     return folder
 
 
@@ -201,6 +202,23 @@ def test_identity_rejections_and_all_else_that_a_manifest_says_stay(
     assert len(theirs.companions()) == 3
     assert inspect_store(theirs).runs == inspect_store(ours).runs
     assert theirs.stored_bytes > 0
+
+
+def test_omitted_samples_are_counted_and_have_no_rows_in_any_format(
+    folder: Path, name: str
+) -> None:
+    store = open_store(folder / name)
+    counts = store.manifest.counts
+    assert (counts.indexed, counts.labelled, counts.rejected, counts.omitted) == (16, 12, 2, 2)
+    assert store.manifest.rows == counts.labelled * VIEWS
+    view = store.read_view(0, 1)
+    # Sample 2 is rejected, and its key is known; the others left out are named by place alone.
+    assert view.accepted.tolist() == [True, False, False, True, True, True, False]
+    assert [key for key in view.keys if not key] == ["", ""]
+    assert view.keys[2] == "s-0.tar/2"
+    card = inspect_store(store)
+    assert card.to_json()["omitted"] == 2
+    assert "16 = 12 labelled + 2 rejected + 2 omitted" in card.to_markdown()
 
 
 def test_a_missing_view_is_named_with_its_cure(folder: Path, name: str) -> None:
@@ -564,7 +582,7 @@ def test_the_command_exports(
     source = str(folder / "arrays.zarr")
     monkeypatch.setattr("sys.argv", ["label-store", "export", source, str(target), *flags])
     label_store()
-    assert f"{14 * VIEWS} labels" in capsys.readouterr().out
+    assert f"{12 * VIEWS} labels" in capsys.readouterr().out
     assert type(open_store(target)) is FORMATS[name]
     with pytest.raises(SystemExit) as caught:
         label_store()
@@ -674,7 +692,9 @@ def test_pandas_pyarrow_and_duckdb_read_one_file_as_it_stands(folder: Path) -> N
 def test_a_parquet_file_that_is_no_store_is_refused_as_such(tmp_path: Path) -> None:
     path = tmp_path / "labels.parquet"
     pd.DataFrame({"label": [1, 2]}).to_parquet(path)
-    with pytest.raises(StoreError, match="is a Parquet file, but no label store"):
+    with pytest.raises(
+        StoreError, match="no seal before its footer: it is damaged, or no label store"
+    ):
         open_store(path)
 
 
