@@ -106,6 +106,7 @@ def claim_store(
 def check_place(root: Place) -> None:
     """Raise ``StoreError`` unless a store is at ``root``, or could be made there."""
     folder = open_folder(root)
+    folder.require_writable()
     if not folder.name.endswith(".parquet"):
         raise StoreError(f"`out` is {folder}: the name of a store must end in .parquet")
     if folder.is_a_file():

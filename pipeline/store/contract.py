@@ -80,7 +80,7 @@ class LabelStore(ABC):
         Raises ``StoreError`` for a file beside them with another name.
         """
         return {
-            path: self.root.read_bytes(path, MAX_COMPANION_BYTES)
+            path: self.root.read_unwatched(path, MAX_COMPANION_BYTES)
             for path in self._companion_paths()
             if self.root.exists(path)
         }

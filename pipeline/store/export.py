@@ -47,6 +47,7 @@ def export_store(source: Place, target: str | Path, *, single_file: bool = False
     210
     """
     folder = open_folder(target)
+    folder.require_writable()
     write = _writer(Path(folder.name), single_file)
     if _is_taken(folder):
         raise StoreError(f"{target} exists already; give another path, or remove it")

@@ -27,7 +27,7 @@ from numpy.testing import assert_array_equal
 from pipeline.cli.commands import label_store
 from pipeline.errors import ChecksumError, IncompleteStoreError, PipelineError, StoreError
 from pipeline.files import local as files
-from pipeline.files.local import LocalFolder
+from pipeline.files.local import LocalFolder, sha256
 from pipeline.identity import ColumnConfig
 from pipeline.records import PartRows, ShardView
 from pipeline.store import LabelStore, ParquetStore, export, export_store, open_store
@@ -348,19 +348,53 @@ def test_files_that_no_manifest_lists_are_found(copy: Path) -> None:
         check_all(open_store(copy))
 
 
-def test_a_link_that_leads_out_of_a_store_is_refused(copy: Path) -> None:
-    if copy.is_file():
-        return  # the file itself may be a link: that is how its user named it
-    outside = copy.parent / "outside"
-    data = [path for path in files_of(copy) if path.suffix == ".parquet" or "c" in path.parts]
-    assert data
-    for path in [copy / "_manifest.json", *data]:
-        path.rename(outside)
-        path.symlink_to(outside)
-        with pytest.raises(PipelineError, match=r"leads out of .*put the file itself there"):
-            read_all(open_store(copy))
-        path.unlink()
-        outside.rename(path)
+CACHES = {
+    "Hugging Face": ("datasets--a--b/snapshots/0f1e", "datasets--a--b/blobs"),
+    "git-annex": ("repository/labels", "repository/.git/annex/objects"),
+    "DVC": ("repository/labels", "repository/.dvc/cache/files/md5"),
+}
+
+
+def link_into(cache: Path, store: Path) -> list[Path]:
+    """Move a store's files into a cache, as its tools name them, and leave links to them."""
+    cache.mkdir(parents=True)
+    paths = files_of(store)
+    for path in paths:
+        data = cache / sha256(path.read_bytes())
+        path.replace(data)
+        path.symlink_to(os.path.relpath(data, path.parent))
+    return paths
+
+
+@pytest.mark.parametrize("tool", CACHES)
+def test_a_store_of_links_into_a_cache_is_read_verified_and_copied(
+    copy: Path, tool: str, tmp_path: Path
+) -> None:
+    folder, cache = (tmp_path / place for place in CACHES[tool])
+    folder.mkdir(parents=True)
+    store = folder / copy.name
+    copy.rename(store)
+    before = read_all(open_store(store))
+    paths = link_into(cache, store)
+    assert all(path.is_symlink() for path in paths)
+    after = read_all(open_store(store))
+    assert before.keys() == after.keys()
+    for place in before:
+        assert_same(before[place], after[place])
+    check_all(open_store(store))
+    export_store(store, tmp_path / "x.parquet")
+    assert not any(path.is_symlink() for path in files_of(tmp_path / "x.parquet"))
+    (cache / paths[0].readlink().name).unlink()
+    with pytest.raises(PipelineError, match="is a link to a file that is not there; fetch it"):
+        check_all(open_store(store))
+
+
+def test_damage_behind_a_link_is_found(copy: Path, tmp_path: Path) -> None:
+    link_into(tmp_path / "cache", copy)
+    largest = max(files_of(copy), key=lambda path: path.stat().st_size)
+    _flip(largest.resolve(), largest.stat().st_size // 3, 1)
+    with pytest.raises(StoreError):
+        check_all(open_store(copy))
 
 
 def test_a_store_may_be_reached_by_a_link(folder: Path, name: str, tmp_path: Path) -> None:
