@@ -20,7 +20,7 @@ from pipeline.identity import (
     TeacherIdentity,
 )
 from pipeline.records import FIXED_ONE, MixKind, PartKey, PartRows, ShardInfo, TeacherLabels
-from pipeline.views.draw import has_digest
+from pipeline.views.draw import has_digest, has_mixed_digest
 from pipeline.views.pairing import Pairing
 from pipeline.views.rng import sample_seed
 
@@ -87,6 +87,7 @@ def make_rows(
     partner, share = _draw_mixing(shard, views, identity)
     classes, logits = _draw_logits(target, partner, share, random, model or LabelModel())
     drawn = np.array([[has_digest(int(one), view) for view in range(views)] for one in seeds])
+    mixed = has_mixed_digest(drawn, seeds[:, None], np.arange(views))
     words = random.integers(1, 1 << 32, (samples, views)).astype(np.uint32)
     labels = _labels(classes, logits, identity.columns)
     return PartRows(
@@ -103,6 +104,7 @@ def make_rows(
         seed=seeds,
         digest=np.where(drawn, words, 0).astype(np.uint32),
         has_digest=drawn,
+        mixed_digest=np.where(mixed, words[::-1], 0).astype(np.uint32),
         label=labels.label,
         columns=labels.columns,
     )

@@ -33,7 +33,10 @@ class StandInTeacher:
         if self._seconds_per_view:
             time.sleep(self._seconds_per_view * int(group.valid.sum()))
         self.busy_seconds += time.perf_counter() - started
-        return TeacherLabels(label=np.zeros(group.valid.size, np.uint16))
+        rows = group.valid.size
+        return TeacherLabels(
+            label=np.zeros(rows, np.uint16), mixed_digest=np.zeros(rows, np.uint32)
+        )
 
 
 def stand_in_identity(batch_views: int) -> TeacherIdentity:

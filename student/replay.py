@@ -216,9 +216,9 @@ class ReplayDataset(Dataset[StudentBatch]):
 
     def _decode(self, number: int, index: int) -> Pixels:
         shard = self._shard(number)
-        sample = shard.samples[index]
+        sample, max_pixels = shard.samples[index], self.store.identity.augment.max_pixels
         try:
-            return decode(shard.image_bytes(index), sample.image_name)
+            return decode(shard.image_bytes(index), sample.image_name, max_pixels)
         except DecodeError as error:
             raise ReplayError(
                 f"{shard.path}: {sample.key!r} does not decode ({error}), but did when it was "

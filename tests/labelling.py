@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import binascii
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -57,7 +57,8 @@ class HashTeacher:
         images = mix_images(normalize(pixels, self.augment.mean, self.augment.std), group.mix)
         rows = images.permute(0, 2, 3, 1).contiguous().numpy()
         words = np.array([binascii.crc32(row.tobytes()) for row in rows], np.int64)
-        return hash_labels(words, self.columns)
+        digests = np.where(group.has_mixed_digest.reshape(-1), words, 0).astype(np.uint32)
+        return replace(hash_labels(words, self.columns), mixed_digest=digests)
 
 
 def every_column(k: int) -> ColumnConfig:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.errors import (
+    REJECTION_WORDS,
     ConfigError,
     IdentityError,
     RejectionError,
@@ -49,6 +50,7 @@ from pipeline.store import (
     packed_store,
     parts_root,
     require_listed,
+    require_no_subset,
     require_planned,
     unpack_store,
 )
@@ -372,6 +374,8 @@ def plan_job(config: LabelConfig, shards: IndexedShards, teacher: TeacherIdentit
         for number in infos
         for part in _missing_parts(config, number, covered.get(number, set()))
     ]
+    if missing:
+        require_no_subset(config.out, done)
     plan = JobPlan(
         config=config,
         identity=identity,
@@ -482,7 +486,9 @@ class Progress:
         self._rejected[shard] = len(committed.rejections)
         config, samples = self._plan.config, self._plan.shards.samples
         if self.rejected > config.max_rejected * samples:
-            reasons = "; ".join(one.reason for one in committed.rejections[:3])
+            reasons = "; ".join(
+                f"{one.key!r}: {REJECTION_WORDS[one.reason]}" for one in committed.rejections[:3]
+            )
             raise RejectionError(
                 f"{self.rejected} of {samples} images do not decode, more than `max_rejected` "
                 f"{config.max_rejected:g} allows; the latest, in "

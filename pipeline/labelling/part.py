@@ -34,7 +34,7 @@ from pipeline.records import (
 )
 from pipeline.shards.index import Shard, open_known_shard
 from pipeline.views.apply import decode
-from pipeline.views.draw import has_digest
+from pipeline.views.draw import has_digest, has_mixed_digest
 from pipeline.views.make import ShardViews
 from pipeline.views.pairing import Pairing, block_of, draw_groups
 from pipeline.views.rng import sample_seed
@@ -93,13 +93,14 @@ def _opened(path: ShardFile, shard: ShardInfo) -> Shard:
 def augment_group(shard: Shard, task: GroupTask) -> AugmentedGroup:
     """Decode a group's images once, and make all their views of the task."""
     started = time.perf_counter()
-    images, rejections = _decode_members(shard, task.members)
+    images, rejections = _decode_members(shard, task)
     decoded = time.perf_counter()
     size, views, side = task.mix.group_size, task.views, task.augment.image_size
     pixels = np.zeros((size, views, side, side, 3), np.uint8)
     valid = np.zeros((size, views), np.bool_)
     digest = np.zeros((size, views), np.uint32)
     digested = np.zeros((size, views), np.bool_)
+    mixed_digested = np.zeros((size, views), np.bool_)
     mix = ViewMix.unmixed(size * views)
     pairing = Pairing(
         root_seed=task.root_seed,
@@ -123,6 +124,7 @@ def augment_group(shard: Shard, task: GroupTask) -> AugmentedGroup:
             if made.digest is not None:
                 digest[index, column] = made.digest
                 digested[index, column] = True
+                mixed_digested[index, column] = has_mixed_digest(True, seed, view)
     return AugmentedGroup(
         shard=task.shard.number,
         members=task.members,
@@ -132,24 +134,23 @@ def augment_group(shard: Shard, task: GroupTask) -> AugmentedGroup:
         mix=mix,
         digest=digest,
         has_digest=digested,
+        has_mixed_digest=mixed_digested,
         rejections=tuple(rejections),
         decode_seconds=decoded - started,
         augment_seconds=time.perf_counter() - decoded,
     )
 
 
-def _decode_members(
-    shard: Shard, members: tuple[int, ...]
-) -> tuple[dict[int, Pixels], list[Rejection]]:
+def _decode_members(shard: Shard, task: GroupTask) -> tuple[dict[int, Pixels], list[Rejection]]:
     """Return the images of those members that decode, by sample index, and the others."""
     images: dict[int, Pixels] = {}
     rejections = []
-    for index in members:
-        sample = shard.samples[index]
+    for index in task.members:
+        sample, data = shard.samples[index], shard.image_bytes(index)
         try:
-            images[index] = decode(shard.image_bytes(index), sample.image_name)
+            images[index] = decode(data, sample.image_name, task.augment.max_pixels)
         except DecodeError as error:
-            rejections.append(Rejection(index=index, key=sample.key, reason=str(error)))
+            rejections.append(Rejection(index=index, key=sample.key, reason=error.reason))
     return images, rejections
 
 
@@ -157,7 +158,7 @@ class Labeller(Protocol):
     """Whatever labels a group: the teacher, or its process."""
 
     def label_group(self, group: AugmentedGroup) -> TeacherLabels:
-        """Return a row for each of the group's P * V views."""
+        """Return a row for each of the group's P * V views, and the mixed images' digests."""
 
 
 class PartBuilder:
@@ -178,6 +179,7 @@ class PartBuilder:
         self._labelled = np.zeros(shape, np.bool_)
         self._digest = np.zeros(shape, np.uint32)
         self._has_digest = np.zeros(shape, np.bool_)
+        self._mixed_digest = np.zeros(shape, np.uint32)
         self._rejections: dict[int, Rejection] = {}
 
     def add(self, group: AugmentedGroup, labels: TeacherLabels) -> None:
@@ -187,6 +189,8 @@ class PartBuilder:
         rows, size = list(group.members), len(group.members)
         label = labels.label.reshape(group.valid.shape)
         self._label[rows, columns] = np.where(group.valid, label, 0)[:size]
+        if labels.mixed_digest is None:
+            raise TeacherError("the teacher gives no digests of mixed images; let it digest them")
         if labels.columns.keys() != self._columns.keys():
             raise TeacherError(
                 f"the teacher gives the columns {sorted(labels.columns)}, the store holds "
@@ -198,6 +202,8 @@ class PartBuilder:
         self._labelled[rows, columns] = group.valid[:size]
         self._digest[rows, columns] = group.digest[:size]
         self._has_digest[rows, columns] = group.has_digest[:size]
+        mixed = np.where(group.has_mixed_digest, labels.mixed_digest.reshape(group.valid.shape), 0)
+        self._mixed_digest[rows, columns] = mixed[:size]
         for rejection in group.rejections:
             self._rejections.setdefault(rejection.index, rejection)
 
@@ -225,6 +231,7 @@ class PartBuilder:
             label=self._label[accepted],
             digest=self._digest[accepted],
             has_digest=self._has_digest[accepted],
+            mixed_digest=self._mixed_digest[accepted],
             columns=self._columns.map(itemgetter(accepted)),
         )
 

@@ -43,7 +43,7 @@ from pipeline.labelling.weights import (
     tensor_bytes,
 )
 from pipeline.records import AugmentedGroup, TeacherLabels
-from pipeline.views.mixing import mix_images, normalize, to_device
+from pipeline.views.mixing import mix_images, mixed_digests, normalize, to_device
 
 __all__ = ["Teacher", "TeacherSpec", "load_stored_teacher", "load_teacher", "rank_logits"]
 
@@ -186,6 +186,8 @@ class Teacher:
     def label_group(self, group: AugmentedGroup) -> TeacherLabels:
         """Label a group's views: P * V rows, those not valid with an arbitrary label.
 
+        Digests the mixed images that the group says, as they are on the device.
+
         Teacher batches are cut at absolute multiples of ``batch_views``, so a view has the
         same slot and shape whatever range of views a part or a run covers.
         """
@@ -193,6 +195,7 @@ class Teacher:
         size = self._augment.image_size
         pixels = to_device(group.pixels.reshape(-1, size, size, 3), self._device)
         images = mix_images(normalize(pixels, self._augment.mean, self._augment.std), group.mix)
+        digests = mixed_digests(images, group.has_mixed_digest.reshape(-1))
         images = images.view(places, views, *images.shape[1:])
         step = self.identity.batch_views
         pieces = []
@@ -205,7 +208,8 @@ class Teacher:
             found = self._label(batch.flatten(0, 1))
             pieces.append(found.map(partial(_slots, places=places, slots=slots)))
         joined = TeacherLabels.joined(pieces, axis=1)
-        return joined.map(lambda values: values.reshape(-1, *values.shape[2:]))
+        flat = joined.map(lambda values: values.reshape(-1, *values.shape[2:]))
+        return replace(flat, mixed_digest=digests)
 
     def label_images(self, images: Tensor) -> TeacherLabels:
         """Label normalized and mixed images on the device, (N, 3, S, S) float32, any N > 0."""

@@ -35,6 +35,7 @@ from pipeline.store.place import (
     pack_store,
     packed_store,
     require_listed,
+    require_no_subset,
     unpack_store,
 )
 
@@ -67,6 +68,7 @@ __all__ = [
     "parts_root",
     "read_manifest",
     "require_listed",
+    "require_no_subset",
     "require_planned",
     "unpack_store",
 ]

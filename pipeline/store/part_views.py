@@ -38,6 +38,7 @@ class PartViews:
             label=self._spread(rows.label[:, column]),
             digest=self._spread(rows.digest[:, column]),
             has_digest=self._spread(rows.has_digest[:, column]),
+            mixed_digest=self._spread(rows.mixed_digest[:, column]),
             columns=rows.columns.map(lambda values: self._spread(values[:, column])),
         )
 

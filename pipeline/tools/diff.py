@@ -224,8 +224,8 @@ def _cut(rows: PartRows, keys: set[str], first: int, end: int) -> PartRows:
 
 
 def _require_same_pixels(a: LabelStore, b: LabelStore, ours: PartRows, theirs: PartRows) -> None:
-    both = ours.has_digest & theirs.has_digest
-    wrong = np.argwhere(both & (ours.digest != theirs.digest)).tolist()
+    other = (ours.digest != theirs.digest) | (ours.mixed_digest != theirs.mixed_digest)
+    wrong = np.argwhere(ours.has_digest & theirs.has_digest & other).tolist()
     if wrong:
         row, column = wrong[0]
         raise ReplayError(

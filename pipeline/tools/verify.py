@@ -16,7 +16,7 @@ from pipeline.files.local import Folder, Place, expand_shards
 from pipeline.records import NO_PARTNER, PartRows, Pixels
 from pipeline.shards.index import Shard, match_shards, open_known_shard
 from pipeline.store import Agreement, LabelStore, open_store
-from pipeline.store.contract import header_fits
+from pipeline.store.contract import header_of
 from pipeline.store.provenance import read_runs, versions
 from pipeline.views.apply import decode
 from pipeline.views.fingerprints import different_fingerprints, fingerprints, what_they_watch
@@ -49,6 +49,7 @@ class VerifyReport:
     bytes: int
     samples: int
     rejected: int
+    omitted: int  # by a subset
     digests: int  # in the store
     redrawn: int  # of them
     left_out: str  # of the shards, in words, if only some were given
@@ -107,7 +108,7 @@ def verify_store(
         redrawn += len(drawn)
         mismatches += _redraw(store, shard, rows, drawn)
         if every_digest:
-            mismatches += _rejections_that_decode(shard, rows)
+            mismatches += _other_rejections(shard, rows, store.identity.augment.max_pixels)
     manifest = store.manifest
     if Agreement.total(agreements) != manifest.agreement:
         raise ChecksumError(
@@ -119,8 +120,9 @@ def verify_store(
         parts=len(manifest.parts),
         labels=manifest.rows,
         bytes=store.stored_bytes,
-        samples=sum(shard.samples for shard in manifest.shards),
-        rejected=sum(len(rejections) for rejections in manifest.rejections.values()),
+        samples=manifest.counts.indexed,
+        rejected=manifest.counts.rejected,
+        omitted=manifest.counts.omitted,
         digests=digests,
         redrawn=redrawn,
         left_out=store.manifest.left_out(paths) if shards else "",
@@ -166,7 +168,7 @@ def _versions_of_runs(root: Folder) -> Mapping[str, str]:
 
 def _check_part(store: LabelStore, rows: PartRows) -> None:
     fits = columns_fit(rows.label, rows.columns, store.identity.teacher.classes)
-    if not fits or not header_fits(rows, store.manifest):
+    if not fits or rows.header != header_of(store.manifest, rows.part):
         raise ChecksumError(
             f"{store.root.at(rows.part.path)} does not fit its manifest; delete the file and run "
             "the label job again, it will redo only this part"
@@ -205,8 +207,9 @@ def _redraw(
         index = index_of_key[key]
         stored = f"{int(rows.digest[row, column]):08x}"
         if last is None or last[0] != index:
+            data, name = shard.image_bytes(index), shard.samples[index].image_name
             try:
-                image = decode(shard.image_bytes(index), shard.samples[index].image_name)
+                image = decode(data, name, identity.augment.max_pixels)
             except DecodeError as error:
                 yield Mismatch(
                     shard=shard.info.name, key=key, view=view, stored=stored, found=str(error)
@@ -220,16 +223,20 @@ def _redraw(
             yield Mismatch(shard=shard.info.name, key=key, view=view, stored=stored, found=found)
 
 
-def _rejections_that_decode(shard: Shard, rows: PartRows) -> Iterator[Mismatch]:
+def _other_rejections(shard: Shard, rows: PartRows, max_pixels: int) -> Iterator[Mismatch]:
+    """Yield the rejected images that decode here, or are rejected for another reason."""
     for rejection in rows.rejections:
         try:
-            decode(shard.image_bytes(rejection.index), rejection.key)
-        except DecodeError:
-            continue
-        yield Mismatch(
-            shard=shard.info.name,
-            key=rejection.key,
-            view=rows.part.first_view,
-            stored=f"rejected ({rejection.reason})",
-            found="decodes",
-        )
+            decode(shard.image_bytes(rejection.index), rejection.key, max_pixels)
+            found = "decodes"
+        except DecodeError as error:
+            found = f"rejected ({error.reason})"
+        stored = f"rejected ({rejection.reason})"
+        if found != stored:
+            yield Mismatch(
+                shard=shard.info.name,
+                key=rejection.key,
+                view=rows.part.first_view,
+                stored=stored,
+                found=found,
+            )

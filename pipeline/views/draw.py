@@ -9,6 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.identity import AugmentConfig
 from pipeline.records import FIXED_ONE, AppliedOp, Box, ImageSize, ViewParams
@@ -19,15 +23,20 @@ from pipeline.views.rng import Stream, stream
 __all__ = [
     "DIGEST_EVERY",
     "JITTER",
+    "MIXED_DIGEST_EVERY",
     "RAND_AUGMENT",
     "THREE_AUGMENT",
     "draw_view",
     "has_digest",
+    "has_mixed_digest",
     "policy_ops",
 ]
 
 DIGEST_EVERY = 64
 """One view in this many has a digest: for each sample, one of any 64 consecutive views."""
+
+MIXED_DIGEST_EVERY = 16
+"""One digested view in this many has a second digest, of the mixed image that the teacher got."""
 
 _ATTEMPTS = 10  # at a crop or an erased box, as in torchvision and timm
 
@@ -73,6 +82,20 @@ def policy_ops(config: AugmentConfig) -> tuple[str, ...]:
 def has_digest(seed: int, view: int) -> bool:
     """Return whether the digest of this view of the sample with this seed is stored."""
     return (seed ^ view) % DIGEST_EVERY == 0
+
+
+Whether = TypeVar("Whether", bool, NDArray[np.bool_])
+Number = TypeVar("Number", int, NDArray[np.int64])
+
+
+def has_mixed_digest(digested: Whether, seed: Number, view: Number) -> Whether:
+    """Return whether views have a second digest: some of those that have a first one.
+
+    Takes one view, or arrays that broadcast.
+    """
+    blocks = (seed // DIGEST_EVERY) ^ (view // DIGEST_EVERY)
+    due: Whether = digested & (blocks % MIXED_DIGEST_EVERY == 0)
+    return due
 
 
 def draw_view(seed: int, view: int, size: ImageSize, config: AugmentConfig) -> ViewParams:

@@ -6,15 +6,17 @@ depend on the batch's size, its order, or the device's instruction set.
 
 from __future__ import annotations
 
+import binascii
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.records import FIXED_ONE, MixKind, Pixels, ViewMix
 
-__all__ = ["mix_images", "normalize", "to_device"]
+__all__ = ["mix_images", "mixed_digests", "normalize", "to_device"]
 
 
 def to_device(pixels: Pixels | Tensor, device: torch.device) -> Tensor:
@@ -59,6 +61,21 @@ def mix_images(images: Tensor, mix: ViewMix) -> Tensor:
         inside = _box_masks(torch.from_numpy(mix.box[cutmix]).to(device), images.shape[-1])
         result[rows] = torch.where(inside, images[partners], images[rows])
     return result
+
+
+def mixed_digests(images: Tensor, rows: NDArray[np.bool_]) -> NDArray[np.uint32]:
+    """Return the CRC-32 of some rows of (N, 3, S, S) float32 images, (N,); 0 for the others.
+
+    Of the bytes of float32, little end first, in rows of RGB: (S, S, 3). Only those rows leave
+    the device.
+    """
+    digests = np.zeros(len(rows), np.uint32)
+    chosen = np.flatnonzero(rows)
+    if len(chosen):
+        floats = images[torch.from_numpy(chosen).to(images.device)].permute(0, 2, 3, 1)
+        found = floats.contiguous().cpu().numpy().astype("<f4", copy=False)
+        digests[chosen] = [binascii.crc32(image) for image in found]
+    return digests
 
 
 def _box_masks(box: Tensor, size: int) -> Tensor:

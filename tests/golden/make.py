@@ -13,6 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipeline.identity import ColumnConfig, StoreIdentity
 from pipeline.records import PartRows
 from pipeline.store import LabelStore
@@ -50,12 +53,17 @@ def rows_as_json(rows: PartRows) -> dict[str, Any]:
         "target": rows.target.tolist(),
         "seed": rows.seed.tolist(),
         "label": rows.label.tolist(),
-        "digest": [
-            [int(one) if there else None for one, there in zip(*pair, strict=True)]
-            for pair in zip(rows.digest, rows.has_digest, strict=True)
-        ],
+        "digest": _where(rows.digest, rows.has_digest),
+        "mixed_digest": _where(rows.mixed_digest, rows.mixed_digest != 0),
         **{name: values.tolist() for name, values in rows.columns.items()},
     }
+
+
+def _where(values: NDArray[np.uint32], there: NDArray[np.bool_]) -> list[list[int | None]]:
+    return [
+        [int(one) if known else None for one, known in zip(*pair, strict=True)]
+        for pair in zip(values, there, strict=True)
+    ]
 
 
 def values_of(store: LabelStore) -> dict[str, Any]:

@@ -32,8 +32,8 @@ from tests.labelling import label_with_hashes
 
 DIGESTS = 3
 IDENTITIES = {
-    "hard": "c8d612a1d5b3c0083a1f9976c450b044df8a3d05176dbdcf0bb67bfc84615c5e",
-    "soft": "2bf585940047b4fe1590ca577cdc661dbc99a9820ff6192bc1ae05f02a3ed632",
+    "hard": "b550fe517839284dd2397440969b0769539eb04fd3ff7f44d99e674a5463638b",
+    "soft": "1528b3fcdc7232ba7696af74c6b60df073fdd4e2a7822986105513bec34ac317",
 }
 
 
@@ -96,7 +96,7 @@ def test_every_label_of_it_is_made_again(store: LabelStore) -> None:
     shard = open_shard(SHARD, 0)
     for entry in store.manifest.parts:
         again, stored = label_with_hashes(shard, entry.part, store.identity), store.read_part(entry)
-        for column in ("label", "digest", "has_digest", "seed", "target"):
+        for column in ("label", "digest", "has_digest", "mixed_digest", "seed", "target"):
             np.testing.assert_array_equal(getattr(again, column), getattr(stored, column))
 
 

@@ -28,7 +28,7 @@ from pipeline.store import ParquetStore, commit_part, finish_store, open_store
 from pipeline.store.manifest import Agreement, Manifest, PartEntry
 from pipeline.views.apply import resize
 from pipeline.views.fingerprints import fingerprints
-from pipeline.views.mixing import normalize
+from pipeline.views.mixing import mix_images, mixed_digests, normalize
 from tests.factories import digit_samples, digits, write_shard
 
 SMALL_VIEWS = AugmentConfig(image_size=32)
@@ -79,7 +79,8 @@ def make_manifest(
     )
     rejections = {
         number: tuple(
-            Rejection(index=index, key=f"{number}-{index}", reason="torn") for index in indices
+            Rejection(index=index, key=f"{number}-{index}", reason="undecodable")
+            for index in indices
         )
         for number, indices in (rejected or {}).items()
     }
@@ -113,7 +114,10 @@ class PixelTeacher:
     def label_group(self, group: AugmentedGroup) -> TeacherLabels:
         rows = group.pixels.reshape(group.valid.size, -1)
         label = [crc32(row.tobytes()) % self.classes for row in rows]
-        return TeacherLabels(label=np.array(label, np.uint16))
+        pixels = torch.from_numpy(group.pixels.reshape(-1, *group.pixels.shape[2:]))
+        mixed = mix_images(normalize(pixels, SMALL_VIEWS.mean, SMALL_VIEWS.std), group.mix)
+        digests = mixed_digests(mixed, group.has_mixed_digest.reshape(-1))
+        return TeacherLabels(label=np.array(label, np.uint16), mixed_digest=digests)
 
 
 def write_digit_shards(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import binascii
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,6 +76,7 @@ def views_of(group: AugmentedGroup, first: int, end: int) -> AugmentedGroup:
         valid=group.valid[:, first:end],
         digest=group.digest[:, first:end],
         has_digest=group.has_digest[:, first:end],
+        has_mixed_digest=group.has_mixed_digest[:, first:end],
         mix=replace(
             mix,
             partner=new_row[mix.partner[kept]],
@@ -83,6 +85,25 @@ def views_of(group: AugmentedGroup, first: int, end: int) -> AugmentedGroup:
             box=mix.box[kept],
         ),
     )
+
+
+def test_the_teacher_digests_the_very_floats_that_it_labels(
+    teacher: Teacher, group: AugmentedGroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+    logits = teacher.logits
+    monkeypatch.setattr(teacher, "logits", lambda batch: (seen.append(batch), logits(batch))[1])
+    due = np.random.default_rng(0).random(group.valid.shape) < 0.3
+    group = replace(views_of(group, 2, 5), has_mixed_digest=due[:, 2:5])
+    found = teacher.label_group(group).mixed_digest
+    assert found is not None
+    batches = torch.stack([one.view(len(due), 3, *one.shape[1:]) for one in seen])
+    for place, view in np.argwhere(group.has_mixed_digest).tolist():
+        step, slot = divmod(group.first_view + view, 3)
+        image = batches[step - group.first_view // 3, place, slot]
+        row = image.permute(1, 2, 0).contiguous().numpy()
+        assert found.reshape(-1, 3)[place, view] == binascii.crc32(row.tobytes())
+    assert (found[~group.has_mixed_digest.reshape(-1)] == 0).all()
 
 
 def test_the_test_teacher_gives_many_labels(teacher: Teacher, group: AugmentedGroup) -> None:

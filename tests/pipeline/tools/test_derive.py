@@ -78,7 +78,7 @@ def test_its_views_are_those_of_its_source(
     for shard in SHARDS:
         for view in VIEWS:
             ours, theirs = (one.read_view(shard.number, view) for one in (derived, source))
-            for name in ("accepted", "target", "seed", "digest", "has_digest"):
+            for name in ("accepted", "target", "seed", "digest", "has_digest", "mixed_digest"):
                 np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
             assert ours.columns == {}
     ours, theirs = derived.manifest, source.manifest
@@ -126,7 +126,7 @@ def other_images(rows: PartRows) -> PartRows:
 
 
 def rejects_more(rows: PartRows) -> PartRows:
-    rejections = (Rejection(index=0, key=rows.keys[0], reason="torn"), *rows.rejections)
+    rejections = (Rejection(index=0, key=rows.keys[0], reason="undecodable"), *rows.rejections)
     fewer = {
         name: getattr(rows, name)[1:]
         for name in ("keys", "target", "seed", "label", "digest", "has_digest")

@@ -119,7 +119,7 @@ def test_a_sample_that_one_store_rejects_is_left_out_and_counted(
         spread = [0, 1, 1, *range(2, len(rows.keys))]
         keys = list(rows.keys)
         keys.insert(2, rows.rejections[0].key)
-        arrays = ("target", "seed", "label", "digest", "has_digest")
+        arrays = ("target", "seed", "label", "digest", "has_digest", "mixed_digest")
         return replace(
             rows,
             keys=tuple(keys),

@@ -17,7 +17,7 @@ from torchvision.transforms import RandomResizedCrop
 
 from pipeline.identity import PRESETS, AugmentConfig
 from pipeline.records import FIXED_ONE, AppliedOp, Box, ImageSize, ViewParams
-from pipeline.views.draw import DIGEST_EVERY, RAND_AUGMENT, draw_view, has_digest
+from pipeline.views.draw import DIGEST_EVERY, RAND_AUGMENT, draw_view, has_digest, has_mixed_digest
 
 RAND_AUGMENT_OPS = RAND_AUGMENT["rand-augment"]
 DEIT = PRESETS["deit"]
@@ -91,6 +91,24 @@ def test_digests_are_spread_over_samples_at_every_view():
     for view in (0, 1, 63, 64, 299):
         share = np.mean([has_digest(seed, view) for seed in range(6400)])
         assert share == 1 / DIGEST_EVERY
+
+
+@given(seed=seeds)
+def test_one_digested_view_in_sixteen_has_a_second_digest(seed):
+    period = range(16 * DIGEST_EVERY)
+    second = [view for view in period if has_mixed_digest(has_digest(seed, view), seed, view)]
+    assert len(second) == 1
+    assert has_digest(seed, second[0])
+
+
+@given(seed=seeds)
+def test_second_digests_of_arrays_are_those_of_single_views(seed):
+    some = np.arange(seed, seed + 70)
+    digested = np.array([[has_digest(int(one), view) for view in range(70)] for one in some])
+    found = has_mixed_digest(digested, some[:, None], np.arange(70))
+    for row, one in enumerate(some.tolist()):
+        for view in range(70):
+            assert found[row, view] == has_mixed_digest(has_digest(one, view), one, view)
 
 
 def test_views_are_golden():

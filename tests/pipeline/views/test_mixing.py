@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import binascii
+import struct
+
 import numpy as np
 import torch
 from hypothesis import given
@@ -8,7 +11,7 @@ from timm.data.mixup import Mixup
 
 from pipeline.identity import IMAGENET_MEAN, IMAGENET_STD, MixConfig
 from pipeline.records import FIXED_ONE, Box, MixKind, MixParams, ViewMix
-from pipeline.views.mixing import mix_images, normalize
+from pipeline.views.mixing import mix_images, mixed_digests, normalize
 from pipeline.views.pairing import draw_mix
 from tests.factories import synthetic_image
 
@@ -80,6 +83,21 @@ def test_a_mixed_row_does_not_depend_on_its_batch(seed: int) -> None:
     for pair, one in enumerate(params):
         alone = mix_images(images[2 * pair : 2 * pair + 2].clone(), pairs(one))
         assert torch.equal(alone, whole[2 * pair : 2 * pair + 2])
+
+
+def test_a_mixed_digest_is_the_crc_of_the_bytes_that_the_format_names() -> None:
+    mixed = mix_images(views(4), pairs(MixParams(kind=MixKind.MIXUP, lam=5000, box=None)))
+    found = mixed_digests(mixed, np.array([False, True, True, False]))
+    for row in (1, 2):
+        plain = [
+            struct.pack("<f", float(mixed[row, channel, y, x]))
+            for y in range(12)
+            for x in range(12)
+            for channel in range(3)
+        ]
+        assert found[row] == binascii.crc32(b"".join(plain))
+    assert found[[0, 3]].tolist() == [0, 0]
+    assert found.dtype == np.uint32
 
 
 def test_a_pair_is_mixed_as_timm_mixes_a_flipped_batch_of_two() -> None:
