@@ -34,6 +34,7 @@ from pipeline.store.place import (
     committed_parts,
     pack_store,
     packed_store,
+    read_committed,
     require_listed,
     unpack_store,
 )
@@ -65,6 +66,7 @@ __all__ = [
     "pack_store",
     "packed_store",
     "parts_root",
+    "read_committed",
     "read_manifest",
     "require_listed",
     "require_planned",
