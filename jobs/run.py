@@ -11,6 +11,7 @@ from types import FrameType
 
 from pipeline.cli.console import Progress as Shown
 from pipeline.cli.console import duration, note, say
+from pipeline.errors import REJECTION_WORDS
 from pipeline.labelling.job import (
     JobPlan,
     LabelConfig,
@@ -157,17 +158,15 @@ def describe_preflight(plan: JobPlan, report: Preflight) -> None:
 
 def describe_store(manifest: Manifest, plan: JobPlan, progress: Progress) -> None:
     """Say what the finished store holds; the counts add up."""
-    rejected = sum(len(rejections) for rejections in manifest.rejections.values())
-    samples = plan.shards.samples
     views = manifest.view_range
     say(
-        f"read {samples} samples = {samples - rejected} labelled + {rejected} rejected; "
+        f"read {manifest.counts.in_words}; "
         f"{progress.labels} new labels in {duration(progress.seconds)} "
         f"({progress.labels_per_second:.1f} labels/s)"
     )
     for rejections in manifest.rejections.values():
         for rejection in rejections:
-            say(f"rejected: {rejection.key}: {rejection.reason}")
+            say(f"rejected: {rejection.key}: {REJECTION_WORDS[rejection.reason]}")
     per_label = manifest.bytes / max(1, manifest.rows)
     say(
         f"{plan.config.out}: {manifest.rows} labels, views {views.start}..{views.stop - 1}, "

@@ -109,6 +109,7 @@ class Trainer:
         inputs: Inputs,
         ranks: Ranks = Ranks(),  # noqa: B008 - frozen
     ) -> None:
+        config = inputs.pinned(config)
         resume_from = ranks.decide(lambda: _checkpoint_to_resume(config))
         self.config, self.inputs, self.ranks, self.plan = config, inputs, ranks, inputs.plan
         set_threads(config.run.threads or _threads_of(ranks))

@@ -29,6 +29,7 @@ from pipeline.views.apply import decode
 from pipeline.views.draw import has_mixed_digest
 from pipeline.views.make import ShardViews, View
 from pipeline.views.pairing import Pairing
+from pipeline.views.rng import sample_seed
 from student.loading import LoaderOptions, batch_memory, load
 from student.order import PlannedBatch, TrainingPlan
 
@@ -210,7 +211,11 @@ class ReplayDataset(Dataset[StudentBatch]):
             partner = int(rows.partner[row])
             pair = (index, NO_PARTNER if partner == row else entries[partner][1])
             audit = self._audit and bool(labels.has_digest[index])
-            seed, shard_views = int(labels.seed[index]), views_of(labels.shard)
+            shard_views = views_of(labels.shard)
+            seed = int(labels.seed[index])
+            if not labels.accepted[index]:  # a partner that a subset omits
+                root, key = self.store.identity.root_seed, shard_views.samples[index].key
+                seed = sample_seed(root, key)
             yield shard_views.make(image, seed, labels.view, pair, digest=audit)
 
     def _views_of(self, shard: int) -> ShardViews:
@@ -222,9 +227,9 @@ class ReplayDataset(Dataset[StudentBatch]):
 
     def _decode(self, number: int, index: int) -> Pixels:
         shard = self._shard(number)
-        sample = shard.samples[index]
+        sample, max_pixels = shard.samples[index], self.store.identity.augment.max_pixels
         try:
-            return decode(shard.image_bytes(index), sample.image_name)
+            return decode(shard.image_bytes(index), sample.image_name, max_pixels)
         except DecodeError as error:
             raise ReplayError(
                 f"{shard.path}: {sample.key!r} does not decode ({error}), but did when it was "

@@ -28,10 +28,19 @@ class Request:
 
 
 Fault = Callable[[Request], str | None]
-"""What goes wrong with a request: "503", "403", "409",
+"""What goes wrong with a request: "503", one of ``_REFUSALS``,
 "unconditional" (it is done in any case),
 "lost" (it is done, and the answer is a 503), "torn" (half of the body comes),
 "stall" (nothing after that half), or none."""
+
+
+_REFUSALS = {
+    "403": ("403 Forbidden", b"AccessDenied"),
+    "409": ("409 Conflict", b"ConditionalRequestConflict"),
+    "expired": ("400 Bad Request", b"ExpiredToken"),
+    "region": ("301 Moved Permanently", b"PermanentRedirect"),
+    "signed for another region": ("400 Bad Request", b"AuthorizationHeaderMalformed"),
+}
 
 
 @dataclass
@@ -91,14 +100,11 @@ class S3Server:
         if fault == "503":
             start("503 Slow Down", [("Content-Length", "0")])
             return [b""]
-        if fault == "403":
-            body = b"<Error><Code>AccessDenied</Code><Message>%s</Message></Error>" % KEY.encode()
-            start("403 Forbidden", [("Content-Length", str(len(body)))])
-            return [body]
-        if fault == "409":
-            body = b"<Error><Code>ConditionalRequestConflict</Code></Error>"
-            start("409 Conflict", [("Content-Length", str(len(body)))])
-            return [body]
+        if fault in _REFUSALS:
+            status, code = _REFUSALS[fault]
+            body = b"<Error><Code>%s</Code><Message>%s</Message></Error>" % (code, KEY.encode())
+            start(status, [("Content-Length", str(len(body)))])
+            return [b"" if request.method == "HEAD" else body]
         if fault == "lost":
             b"".join(app(environ, lambda *_: None))
             start("503 Slow Down", [("Content-Length", "0")])

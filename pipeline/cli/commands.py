@@ -290,10 +290,9 @@ def _print_checks(store: str, report: VerifyReport, relabelled: RelabelReport | 
         f"{store}: {report.parts} parts, {report.labels} labels, {report.bytes} bytes: "
         "all checksums are right"
     )
-    say(
-        f"{report.samples} samples = {report.samples - report.rejected} labelled + "
-        f"{report.rejected} rejected"
-    )
+    left_out = f" + {report.omitted} omitted" if report.omitted else ""
+    labelled = report.samples - report.rejected - report.omitted
+    say(f"{report.samples} samples = {labelled} labelled + {report.rejected} rejected{left_out}")
     say(f"{report.digests} views have a digest, {report.redrawn} were redrawn from the shards")
     say(
         f"{report.mixed_digests} of them have one of the mixed image too, "

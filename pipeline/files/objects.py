@@ -13,14 +13,14 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.files.folder import MAX_FILE_BYTES, Folder, check_path, check_size
@@ -39,14 +39,30 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 _SCHEMES = ("s3", "gs", "az")
 _URL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://(.*)$", re.DOTALL)
 _QUERY = re.compile(r"\?[^/]*=")  # a glob's question mark is not followed by name=value
 _CODE = re.compile(r"<Code>(\w+)</Code>")
+_WRONG_REGION = frozenset(
+    {"AuthorizationHeaderMalformed", "IncorrectEndpoint", "PermanentRedirect", "TemporaryRedirect"}
+)
+_EXPIRED = frozenset(
+    {
+        "ExpiredToken",
+        "ExpiredTokenException",
+        "InvalidToken",
+        "RequestExpired",
+        "RequestTimeTooSkewed",
+        "TokenRefreshRequired",
+    }
+)
 _STATUS = re.compile(r"status code: (\d{3})")
 
 _ATTEMPTS = 7  # of a request, as AWS_MAX_ATTEMPTS says
 _RETRY_SECONDS = 60.0
+_ANSWERS = 3  # of which all but the last may break off
 _CONFLICTS = 5  # S3 answers 409 while another writer of the same object is at work
 
 _LOOKS = 16  # at a time
@@ -126,15 +142,10 @@ class StoredObject:
     @staticmethod
     def list(url: ObjectUrl) -> Iterable[StoredObject]:
         """List all objects below a URL, by key."""
-        with _errors_named(url):
-            import obstore
-
-            found = [
-                _stored(ObjectUrl(url.scheme, url.bucket, str(meta["path"])), meta)
-                for page in obstore.list(_client(url), url.key or None)
-                for meta in page
-            ]
-        return sorted(found, key=lambda one: one.url.key)
+        return sorted(
+            _asked_again(lambda: [one for page in _pages(url) for one in page]),
+            key=lambda one: one.url.key,
+        )
 
     def stream(self, chunk_bytes: int = 8 << 20) -> Iterator[bytes]:
         """Yield the object's bytes in chunks; raises ``PipelineError`` if it was changed."""
@@ -157,6 +168,30 @@ class StoredObject:
                     f"{self.url} was replaced by another object while this run was at work; put "
                     "the old one back, or run again"
                 ) from None
+
+
+def _asked_again(ask: Callable[[], T]) -> T:
+    """Return what ``ask`` gives, which may be asked again if the answer breaks off.
+
+    obstore itself repeats requests that fail, but not those whose answers break off.
+    """
+    for _ in range(_ANSWERS - 1):
+        try:
+            return ask()
+        except _BrokenAnswerError as error:
+            _log.info("%s; asking again", error)
+    return ask()
+
+
+def _pages(url: ObjectUrl) -> Iterator[list[StoredObject]]:
+    """Yield the objects below a URL in the storage's order, a page for each request."""
+    with _errors_named(url):
+        import obstore
+
+        for page in obstore.list(_client(url), url.key or None):
+            yield [
+                _stored(ObjectUrl(url.scheme, url.bucket, str(meta["path"])), meta) for meta in page
+            ]
 
 
 def _stored(url: ObjectUrl, meta: Mapping[str, Any]) -> StoredObject:
@@ -197,38 +232,36 @@ class ObjectFolder(Folder):
     def read_bytes(self, path: str, at_most: int = MAX_FILE_BYTES) -> bytes:
         """Return an object's bytes; see ``Folder``."""
         url = self._url.child(path)
-        with _errors_named(url):
+
+        def read() -> bytes:
             import obstore
 
-            try:
-                found = obstore.get(_client(url), url.key)
-                check_size(str(url), int(found.meta["size"]), at_most)
-                return bytes(found.bytes())
-            except FileNotFoundError as error:
-                if _code_of(error) == "NoSuchBucket":
-                    raise
-                raise _MissingObjectError(f"{url}: no such object") from None
+            found = obstore.get(_client(url), url.key)
+            check_size(str(url), int(found.meta["size"]), at_most)
+            return bytes(found.bytes())
+
+        return _read_object(url, read)
 
     def is_a_file(self) -> bool:
         """Return whether an object has the folder's own name: a store in one file."""
-        return self._url.key.endswith(".parquet") and StoredObject.look(self._url) is not None
+        try:
+            return self._url.key.endswith(".parquet") and StoredObject.look(self._url) is not None
+        except _RefusedError:
+            return False  # so a bucket that may not be listed answers for what is not there
 
     def read_range(self, path: str, offset: int, size: int) -> bytes:
         """Return a part of an object by one ranged request; see ``Folder``."""
         url = self._url.child(path) if path else self._url
         if size <= 0:
             return b""
-        with _errors_named(url):
+
+        def read() -> bytes:
             import obstore
 
-            try:
-                # Servers cut a range that ends after the object.
-                data = obstore.get_range(_client(url), url.key, start=offset, end=offset + size)
-                return bytes(data)
-            except FileNotFoundError as error:
-                if _code_of(error) == "NoSuchBucket":
-                    raise
-                raise _MissingObjectError(f"{url}: no such object") from None
+            # Servers cut a range that ends after the object.
+            return bytes(obstore.get_range(_client(url), url.key, start=offset, end=offset + size))
+
+        return _read_object(url, read)
 
     def size(self, path: str) -> int:
         """Return an object's bytes; see ``Folder``."""
@@ -242,15 +275,30 @@ class ObjectFolder(Folder):
         """Return whether this object exists; see ``Folder``."""
         if path:
             return StoredObject.look(self._url.child(path)) is not None
-        return bool(self.list()) or self.is_a_file()
+        return _asked_again(lambda: any(map(len, _pages(self._url)))) or self.is_a_file()
 
     def list(self, prefix: str = "") -> list[str]:
         """Return the paths that begin with ``prefix``; see ``Folder``."""
         above = prefix.rpartition("/")[0]
-        start = len(self._url.key) + 1 if self._url.key else 0
-        found = StoredObject.list(self._url.child(above) if above else self._url)
-        paths = (one.url.key[start:] for one in found)
+        paths = self._paths(self._url.child(above) if above else self._url)
         return [path for path in paths if path.startswith(prefix) and not _is_hidden(path)]
+
+    def _paths(self, url: ObjectUrl) -> Sequence[str]:
+        start = len(self._url.key) + 1 if self._url.key else 0
+        return [one.url.key[start:] for one in StoredObject.list(url)]
+
+    def remove(self, path: str) -> None:
+        """Remove an object that is there."""
+        url = self._url.child(path)
+        with _errors_named(url):
+            import obstore
+
+            obstore.delete(_client(url), url.key)
+
+    def clear(self, last: str) -> None:
+        """Remove all objects, hidden ones too, and ``last`` after all others."""
+        for path in sorted(self._paths(self._url), key=lambda path: path == last):
+            self.remove(path)
 
     def commit_new(self, path: str, data: bytes) -> bool:
         """Write a new object with ``If-None-Match: *``; see ``Folder``."""
@@ -294,8 +342,31 @@ class ObjectFolder(Folder):
             obstore.put(_client(url), url.key, data, use_multipart=False)
 
 
+def _read_object(url: ObjectUrl, read: Callable[[], bytes]) -> bytes:
+    """Return an object's bytes; raises ``FileNotFoundError`` if there is none."""
+
+    def named() -> bytes:
+        with _errors_named(url):
+            try:
+                return read()
+            except FileNotFoundError as error:
+                if _code_of(error) == "NoSuchBucket":
+                    raise
+                raise _MissingObjectError(f"{url}: no such object") from None
+
+    return _asked_again(named)
+
+
 class _MissingObjectError(FileNotFoundError):
     """An object that is not there, of a bucket that is."""
+
+
+class _RefusedError(PipelineError):
+    """The storage knows who asks, or not, and refuses."""
+
+
+class _BrokenAnswerError(PipelineError):
+    """The storage's answer ended before its end."""
 
 
 def _is_hidden(path: str) -> bool:
@@ -313,29 +384,48 @@ def _errors_named(url: ObjectUrl) -> Iterator[None]:
         )
     except ImportError:
         raise ConfigError(f"{url}: object storage needs obstore: pip install obstore") from None
-    bucket = f"{url.scheme}://{url.bucket}"
     try:
         yield
     except _MissingObjectError:
         raise
     except (BaseError, FileNotFoundError, ValueError, OSError) as error:
-        code, status = _code_of(error), _STATUS.search(str(error))
-        told = code or (f"status {status[1]}" if status else "")
+        code, text = _code_of(error), str(error)
+        status = found[1] if (found := _STATUS.search(text)) else ""
+        told = code or (f"status {status}" if status else "")
+        bucket = f"{url.scheme}://{url.bucket}"
+        if code in _WRONG_REGION or "without LOCATION" in text:
+            raise PipelineError(
+                f"{url}: the bucket {bucket} is in another region than the one that was asked "
+                f"({told or 'a redirect'}); set AWS_REGION to the bucket's region, and check "
+                "AWS_ENDPOINT_URL"
+            ) from None
+        if code in _EXPIRED:
+            raise PipelineError(
+                f"{url}: the credentials are no longer valid ({told}); get new ones (aws sso "
+                "login, or a new AWS_SESSION_TOKEN), check the clock, and run again: what is "
+                "committed stays"
+            ) from None
         if code == "NoSuchBucket" or isinstance(error, FileNotFoundError):
             raise PipelineError(
                 f"{url}: there is no bucket {bucket}; check the name, AWS_ENDPOINT_URL and the "
                 "region, or make the bucket"
             ) from None
         refused = isinstance(error, PermissionDeniedError | UnauthenticatedError)
-        if refused or (status and status[1] in ("401", "403")):  # listings lack the type
-            raise PipelineError(
+        if refused or status in ("401", "403"):  # listings lack the type
+            raise _RefusedError(
                 f"{url}: access was refused ({told or 'no valid credentials'}); check the "
                 "credentials in the environment, profile or role, and that they may list, read "
                 f"and write in {bucket}"
             ) from None
-        if "redential" in str(error).split("Debug source")[0] or "169.254." in str(error):
+        if "redential" in text.split("Debug source")[0] or "169.254." in text:
             raise PipelineError(f"{url}: {_NO_CREDENTIALS}") from None
-        raise PipelineError(
+        if status == "400":  # the answer to a HEAD has no body that would say why
+            raise PipelineError(
+                f"{url}: the storage does not take the request ({told}); check AWS_REGION, "
+                "AWS_ENDPOINT_URL, and that the credentials have not expired"
+            ) from None
+        kind = _BrokenAnswerError if "body error" in text else PipelineError
+        raise kind(
             f"{url}: the storage cannot be reached or answers with errors "
             f"({told or 'no answer'}), also when asked again; check the network, "
             f"AWS_ENDPOINT_URL and the region, then run again: what is committed stays"

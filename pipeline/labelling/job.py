@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 
 from pipeline.errors import (
+    REJECTION_WORDS,
     ConfigError,
     IdentityError,
     RejectionError,
@@ -54,6 +55,7 @@ from pipeline.store import (
     parts_root,
     read_committed,
     require_listed,
+    require_no_subset,
     require_planned,
     unpack_store,
 )
@@ -395,6 +397,8 @@ def plan_job(
         for number in infos
         for part in _missing_parts(config, number, covered.get(number, set()))
     ]
+    if missing:
+        require_no_subset(config.out, done)
     plan = JobPlan(
         config=config,
         identity=identity,
@@ -557,7 +561,9 @@ class Progress:
         self._rejected[shard] = len(committed.rejections)
         config, samples = self._plan.config, self._plan.shards.samples
         if self.rejected > config.max_rejected * samples:
-            reasons = "; ".join(one.reason for one in committed.rejections[:3])
+            reasons = "; ".join(
+                f"{one.key!r}: {REJECTION_WORDS[one.reason]}" for one in committed.rejections[:3]
+            )
             raise RejectionError(
                 f"{self.rejected} of {samples} images do not decode, more than `max_rejected` "
                 f"{config.max_rejected:g} allows; the latest, in "

@@ -20,6 +20,7 @@ from pipeline.views.apply import decode
 from pipeline.views.draw import has_mixed_digest
 from pipeline.views.make import ShardViews, View
 from pipeline.views.pairing import Pairing
+from pipeline.views.rng import sample_seed
 
 __all__ = ["Mismatch", "mixed_places", "redraw", "some_places"]
 
@@ -99,11 +100,11 @@ class _Part:
     """The views of one part's rows."""
 
     def __init__(self, identity: StoreIdentity, shard: Shard, rows: PartRows) -> None:
-        self._augment = identity.augment
-        self._shard, self._rows = shard, rows
+        self._augment, self._root_seed = identity.augment, identity.root_seed
+        self._shard = shard
         index_of_key = {sample.key: index for index, sample in enumerate(shard.samples)}
         self._index = [index_of_key[key] for key in rows.keys]
-        self._row_of = {index: row for row, index in enumerate(self._index)}
+        self._seed = dict(zip(self._index, rows.seed.tolist(), strict=True))
         pairing = Pairing(
             root_seed=identity.root_seed,
             shard=shard.info,
@@ -116,30 +117,33 @@ class _Part:
 
     def digests(self, row: int, view: int, *, mixed: bool) -> dict[str, str]:
         """Return the digest of a row's view, and that of the mixed image if it is asked for."""
-        partner = self._partners_at(view).get(self._index[row], NO_PARTNER)
-        made = self._make(row, view, partner, digest=True)
+        pair = (self._index[row], self._partners_at(view).get(self._index[row], NO_PARTNER))
+        made = self._make(pair, view, digest=True)
         found = {"digest": f"{made.digest:08x}"}
         if mixed:
-            found["mixed_digest"] = f"{self._mixed_digest(row, view, partner, made):08x}"
+            found["mixed_digest"] = f"{self._mixed_digest(pair, view, made):08x}"
         return found
 
-    def _mixed_digest(self, row: int, view: int, partner: int, made: View) -> int:
+    def _mixed_digest(self, pair: tuple[int, int], view: int, made: View) -> int:
         import torch  # a second to load, and most of what comes here has no need of it
 
         from pipeline.views.mixing import mix_images, mixed_digests, normalize
 
         pixels, mix = made.pixels[None], ViewMix.unmixed(1)
         if made.mix.kind is not MixKind.NONE:
-            other = self._make(self._row_of[partner], view, self._index[row], digest=False)
+            other = self._make(pair[::-1], view, digest=False)
             pixels, mix = np.stack([made.pixels, other.pixels]), ViewMix.unmixed(2)
             mix.set_row(0, 1, made.mix)
         images = normalize(torch.from_numpy(pixels), self._augment.mean, self._augment.std)
         return int(mixed_digests(mix_images(images, mix), np.arange(len(pixels)) == 0)[0])
 
-    def _make(self, row: int, view: int, partner: int, *, digest: bool) -> View:
-        pair = (self._index[row], partner)
-        seed = int(self._rows.seed[row])
-        return self._views.make(self._decoded(pair[0]), seed, view, pair, digest=digest)
+    def _make(self, pair: tuple[int, int], view: int, *, digest: bool) -> View:
+        index = pair[0]
+        seed = self._seed.get(index)
+        if seed is None:  # a partner that a subset omits
+            seed = sample_seed(self._root_seed, self._shard.samples[index].key)
+        return self._views.make(self._decoded(index), seed, view, pair, digest=digest)
 
     def _decode(self, index: int) -> Pixels:
-        return decode(self._shard.image_bytes(index), self._shard.samples[index].image_name)
+        name, most = self._shard.samples[index].image_name, self._augment.max_pixels
+        return decode(self._shard.image_bytes(index), name, most)

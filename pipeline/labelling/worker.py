@@ -157,9 +157,9 @@ def _plain_images(
     for path, info in list(zip(shards.paths, shards.infos, strict=True))[::step]:
         shard = open_known_shard(path, info)
         for index in range(0, info.samples, max(1, info.samples // per_shard)):
-            sample = shard.samples[index]
+            sample, data = shard.samples[index], shard.image_bytes(index)
             try:
-                image = decode(shard.image_bytes(index), sample.image_name)
+                image = decode(data, sample.image_name, plain.max_pixels)
             except DecodeError:
                 continue  # the job itself will count and name it
             pixels.append(make_view(image, 0, 0, plain))

@@ -36,6 +36,7 @@ from pipeline.store.place import (
     packed_store,
     read_committed,
     require_listed,
+    require_no_subset,
     unpack_store,
 )
 
@@ -69,6 +70,7 @@ __all__ = [
     "read_committed",
     "read_manifest",
     "require_listed",
+    "require_no_subset",
     "require_planned",
     "unpack_store",
 ]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
 
 from pipeline.errors import ChecksumError, StoreError
 from pipeline.files.local import Folder, sha256
@@ -22,7 +20,7 @@ from pipeline.store.manifest import (
     identity_bytes,
 )
 
-__all__ = ["HeaderCheck", "LabelStore", "check_reasons", "header_fits", "header_of"]
+__all__ = ["HeaderCheck", "LabelStore", "header_of"]
 
 
 class LabelStore(ABC):
@@ -82,7 +80,7 @@ class LabelStore(ABC):
         Raises ``StoreError`` for a file beside them with another name.
         """
         return {
-            path: self.root.read_bytes(path, MAX_COMPANION_BYTES)
+            path: self.root.read_unwatched(path, MAX_COMPANION_BYTES)
             for path in self._companion_paths()
             if self.root.exists(path)
         }
@@ -114,19 +112,9 @@ class LabelStore(ABC):
                 )
 
 
-Reasons = Mapping[str, tuple[str, ...]]
-"""Of rejection, by part, where they are worded unlike the manifest's."""
-
-
-def header_of(manifest: Manifest, part: PartKey, reasons: Reasons) -> PartHeader:
+def header_of(manifest: Manifest, part: PartKey) -> PartHeader:
     """Return what the header of a part's own file says, for formats that have no such files."""
     shard = manifest.by_shard[part.shard]
-    rejections = manifest.rejections.get(part.shard, ())
-    if part.path in reasons:
-        words = reasons[part.path]
-        rejections = tuple(
-            replace(one, reason=reason) for one, reason in zip(rejections, words, strict=True)
-        )
     return PartHeader(
         part=part,
         identity=manifest.identity_digest,
@@ -135,19 +123,9 @@ def header_of(manifest: Manifest, part: PartKey, reasons: Reasons) -> PartHeader
         image_hash=manifest.image_hashes.get(part.shard, ""),
         formats=manifest.formats.get(part.shard, ()),
         samples=shard.samples,
-        rejections=rejections,
+        rejections=manifest.rejections.get(part.shard, ()),
+        omitted=manifest.omitted.get(part.shard, ""),
     )
-
-
-def check_reasons(values: Any, manifest: Manifest) -> Reasons:
-    """Return the reasons that a manifest lists; raises ``ValueError`` if they do not fit it."""
-    parts = {entry.part.path: entry.part for entry in manifest.parts}
-    reasons = {path: tuple(map(str, words)) for path, words in values.items()}
-    for path, words in reasons.items():
-        known = manifest.rejections.get(parts[path].shard, ()) if path in parts else ()
-        if len(words) != len(known):
-            raise ValueError(f"{len(words)} reasons for {len(known)} rejections of {path}")
-    return reasons
 
 
 class HeaderCheck:
@@ -156,7 +134,6 @@ class HeaderCheck:
     def __init__(self, source: LabelStore) -> None:
         self._source = source
         self._samples: dict[int, tuple[object, ...]] = {}
-        self.reasons: dict[str, tuple[str, ...]] = {}
 
     def add(self, rows: PartRows) -> None:
         """Check a part; raises ``StoreError`` if going over to another format would lose a bit.
@@ -166,21 +143,8 @@ class HeaderCheck:
         manifest, part = self._source.manifest, rows.part
         samples = (rows.keys, rows.target.tobytes(), rows.seed.tobytes())
         known = self._samples.setdefault(part.shard, samples)
-        if not header_fits(rows, manifest) or known != samples:
+        if rows.header != header_of(manifest, part) or known != samples:
             raise StoreError(
                 f"{self._source.root.at(part.path)} does not fit its manifest, or another part "
                 "of its shard; verify the store"
             )
-        if rows.rejections != manifest.rejections.get(part.shard, ()):
-            self.reasons[part.path] = tuple(one.reason for one in rows.rejections)
-
-
-def header_fits(rows: PartRows, manifest: Manifest) -> bool:
-    """Return whether a part's header is the manifest's, but for how reasons are worded."""
-    ours, theirs = (
-        replace(
-            one, rejections=tuple(replace(rejection, reason="") for rejection in one.rejections)
-        )
-        for one in (rows.header, header_of(manifest, rows.part, {}))
-    )
-    return ours == theirs

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
+import glob
+import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.errors import IncompleteStoreError, StoreError
 from pipeline.files.local import Folder, LocalFolder, Place, open_folder, publish, sha256, writing
+from pipeline.files.objects import ObjectFolder
 from pipeline.records import PartRows
 from pipeline.store.assemble import write_zarr
 from pipeline.store.commit import different_column
@@ -20,7 +25,12 @@ from pipeline.store.opening import open_store
 from pipeline.store.parquet import encode_part
 from pipeline.store.single import write_single_file
 
-__all__ = ["export_store", "remove", "write_aside"]
+__all__ = ["export_store", "written_aside"]
+
+_log = logging.getLogger(__name__)
+
+_UPLOADING = "_meta/.uploading"
+"""Marks a store in object storage that an export has begun."""
 
 Writer = Callable[[LabelStore, Path], None]
 
@@ -37,44 +47,72 @@ def export_store(source: Place, target: str | Path, *, single_file: bool = False
     210
     """
     folder = open_folder(target)
+    folder.require_writable()
     write = _writer(Path(folder.name), single_file)
-    if folder.exists() or (isinstance(folder, LocalFolder) and os.path.lexists(folder.path)):
+    if _is_taken(folder):
         raise StoreError(f"{target} exists already; give another path, or remove it")
     store = open_store(source)
     store.check_companions()
-    if isinstance(folder, LocalFolder):
-        path, root = folder.path, store.root
+    if not isinstance(folder, ObjectFolder):
+        path, root = Path(folder.name), store.root
         if isinstance(root, LocalFolder) and path.resolve().is_relative_to(root.path.resolve()):
             raise StoreError(f"{target} lies in the store {source}; give a path outside of it")
-        aside = write_aside(store, path, write)
-        try:
+        with written_aside(store, path, write) as aside:
             publish(aside, path)
-        except BaseException:
-            remove(aside)
-            raise
         return open_store(path)
     with tempfile.TemporaryDirectory() as directory:
-        aside = write_aside(store, Path(directory) / folder.name.rpartition("/")[2], write)
-        _upload(aside, folder)
+        path = Path(directory) / folder.name.rpartition("/")[2]
+        with written_aside(store, path, write) as aside:
+            _upload(aside, folder)
     return open_store(folder)
 
 
-def _upload(copy: Path, folder: Folder) -> None:
-    """Send a finished store to object storage, its manifest last."""
-    paths = LocalFolder(copy).list() if copy.is_dir() else [""]
-    for path in sorted(paths, key=lambda path: path == MANIFEST_PATH):
-        if path == MANIFEST_PATH:
-            _require_sent(folder, paths)
-        with folder.write_file(path) as file, (copy / path).open("rb") as data:
-            shutil.copyfileobj(data, file)
+def _is_taken(folder: Folder) -> bool:
+    """Return whether something is at ``folder``; what a killed export left there is removed."""
+    if not isinstance(folder, ObjectFolder):
+        return folder.exists() or os.path.lexists(folder.name)
+    if folder.exists(_UPLOADING) and not folder.exists(MANIFEST_PATH):
+        _log.warning("%s: removing what an export that was killed has left", folder)
+        folder.clear(last=_UPLOADING)
+    return folder.exists()
 
 
-def _require_sent(folder: Folder, paths: Collection[str]) -> None:
-    missing = sorted(set(paths) - {MANIFEST_PATH} - set(folder.list()))
+def _upload(copy: Path, folder: ObjectFolder) -> None:
+    """Send a finished store to object storage, its manifest last.
+
+    Until then a marker tells it from a store that a job has begun, so that the next export may
+    remove what a killed one leaves.
+    """
+    if copy.is_file():
+        _send(copy, folder, "")
+        return
+    sizes = {path: (copy / path).stat().st_size for path in LocalFolder(copy).list()}
+    if not folder.commit_new(_UPLOADING, b""):
+        raise StoreError(f"{folder}: another export is at work there; give another path, or wait")
+    for path in sorted(sizes.keys() - {MANIFEST_PATH}):
+        _send(copy / path, folder, path)
+    _require_sent(folder, sizes)
+    if not folder.commit_new(MANIFEST_PATH, (copy / MANIFEST_PATH).read_bytes()):
+        raise StoreError(f"{folder}: another store appeared there meanwhile; give another path")
+    folder.remove(_UPLOADING)
+
+
+def _send(file: Path, folder: Folder, path: str) -> None:
+    with folder.write_file(path) as sent, file.open("rb") as data:
+        shutil.copyfileobj(data, sent)
+
+
+def _require_sent(folder: Folder, sizes: Mapping[str, int]) -> None:
+    there = set(folder.list())
+    missing = sorted(
+        path
+        for path in sizes.keys() - {MANIFEST_PATH}
+        if path not in there or folder.size(path) != sizes[path]
+    )
     if missing:
         raise IncompleteStoreError(
-            f"{folder} lacks {len(missing)} files that were sent, the first is {missing[0]}; no "
-            "manifest was written: delete what is there, and export again"
+            f"{folder} lacks {len(missing)} files that were sent, or holds others, the first is "
+            f"{missing[0]}; no manifest was written: export again"
         )
 
 
@@ -89,32 +127,62 @@ def _writer(path: Path, single_file: bool) -> Writer:
     )
 
 
-def write_aside(source: LabelStore, path: Path, write: Writer) -> Path:
-    """Write a store beside ``path``, compare it with its source, and return where it is.
+@contextmanager
+def written_aside(source: LabelStore, path: Path, write: Writer) -> Iterator[Path]:
+    """Give a store written beside ``path`` and compared with its source, to be moved to ``path``.
 
-    Nothing is left there if that fails.
+    It lies in a directory of this process's own, which is removed at the end of the block, with
+    what is still in it. Those of killed processes that wrote to the same path go first.
     """
     if not source.manifest.parts:
         raise StoreError(f"{source.root} has no labels, so there is nothing to export")
-    # A dot-name is a commit under way to all readers; its end tells the format.
-    aside = path.with_name(f".{os.getpid()}-{os.urandom(4).hex()}.{path.name}")
-    try:
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with _directory_beside(path) as directory:
+        aside = directory / path.name  # the end of a name tells the format
         with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
             write(source, aside)
         _require_same(source, open_store(aside))
-    except BaseException:
-        remove(aside)
-        raise
-    return aside
+        yield aside
 
 
-def remove(path: Path) -> None:
-    """Remove a file, or a directory with all that is in it, if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+@contextmanager
+def _directory_beside(path: Path) -> Iterator[Path]:
+    # A dot-name is a commit under way to all readers.
+    prefix = f".{path.name}.export-"
+    for left in path.parent.glob(f"{glob.escape(prefix)}*"):
+        with _locked(left) as alone:
+            if alone:
+                _remove(left)
+    with writing(path):
+        directory = Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent))
+    with _locked(directory):
+        try:
+            yield directory
+        finally:
+            _remove(directory)
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[bool]:
+    """Hold the directory's lock, which ends with its process; give False if another holds it."""
+    try:
+        handle = os.open(directory, os.O_RDONLY)
+    except OSError:
+        yield False
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # held, or a file system without locks, where nobody removes anything
+        yield False
     else:
-        path.unlink(missing_ok=True)
+        yield True
+    finally:
+        os.close(handle)
+
+
+def _remove(directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def _write_parquet(source: LabelStore, root: Path) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.columns import ColumnConfig
 from pipeline.errors import ChecksumError, ConfigError, StoreError
-from pipeline.files.local import Folder, sha256
+from pipeline.files.local import Folder
 from pipeline.growth import from_plain, to_plain
 from pipeline.identity import FORMAT_VERSION, canonical_json, check_version, read_json
 from pipeline.records import PartHeader, PartKey, PartRows, ShardView
@@ -23,6 +23,7 @@ from pipeline.store.contract import LabelStore
 from pipeline.store.manifest import MAX_ROWS, Manifest, PartEntry
 from pipeline.store.pages import check_pages
 from pipeline.store.part_views import PartViews
+from pipeline.store.sealing import read_sealed, sealed
 from pipeline.views.draw import has_mixed_digest
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "decode_part",
     "encode_part",
     "part_schema",
+    "require_schema",
     "rows_of_table",
     "table_of",
     "write_options",
@@ -106,8 +108,7 @@ def encode_part(rows: PartRows) -> bytes:
     table = table_of(rows).replace_schema_metadata({_METADATA: header})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, row_group_size=max(1, len(table)), **write_options(kept))
-    data: bytes = sink.getvalue().to_pybytes()
-    return data
+    return sealed(sink.getvalue().to_pybytes())
 
 
 def _header_json(header: PartHeader, kept: ColumnConfig) -> dict[str, Any]:
@@ -128,24 +129,26 @@ def _header_from_json(
 
 
 def decode_part(data: bytes, part: PartKey, name: str, *, trusted: bool = False) -> PartRows:
-    """Return what a part file holds, after checking its pages' checksums and its rows.
+    """Return what a part file holds, after checking its seal, its columns and its rows.
 
-    ``trusted`` bytes have a SHA-256 that a manifest vouches for. They were checked before it
-    was written, so page checksums and the order of rows are not checked again. Raises
-    ``StoreError`` if this is not the part that its path says, ``ChecksumError`` if it is
-    damaged; ``name`` is for messages.
+    ``trusted`` bytes have a SHA-256 that a manifest vouches for, and a seal, which were checked:
+    neither it, nor page checksums, nor the order of rows are checked again. Raises ``StoreError``
+    if this is not the part that its path says, ``ChecksumError`` if it is damaged; ``name`` is for
+    messages.
     """
+    fault = None if trusted else read_sealed(data)[1]
+    if fault is not None:
+        raise _damaged(name, fault)
     file, values = _open_part(data, part, name, trusted=trusted)
     try:
         header, columns = _header_from_json(values, part, name)
-        names = part_schema(columns).names
-        rows = (header.samples - len(header.rejections)) * part.views
-        if rows > MAX_ROWS or file.metadata.num_rows != rows or file.schema_arrow.names != names:
-            raise ValueError(
-                f"{file.metadata.num_rows} rows of {file.schema_arrow.names}, not {rows} of {names}"
-            )
+        rows = header.labelled * part.views
+        if rows > MAX_ROWS or file.metadata.num_rows != rows:
+            raise ValueError(f"it has {file.metadata.num_rows} rows, not {rows}")
+        require_schema(file.schema_arrow, part_schema(columns))
         for group in range(file.num_row_groups):
             check_pages(data, 0, file.metadata.row_group(group), rows)
+        names = part_schema(columns).names
         if trusted:
             names.remove("view")
         # Without rows there are no pages whose claims could be checked.
@@ -156,10 +159,18 @@ def decode_part(data: bytes, part: PartKey, name: str, *, trusted: bool = False)
         )
         return rows_of_table(table, columns, header)
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, ConfigError) as error:
-        raise ChecksumError(
-            f"{name} is damaged ({error}); delete the file and run the label job again, it "
-            "will redo only this part"
-        ) from error
+        raise _damaged(name, error) from error
+
+
+def _damaged(name: str, fault: object) -> ChecksumError:
+    return ChecksumError(f"{name} is damaged ({fault}); {_CURE}")
+
+
+def require_schema(found: pa.Schema, expected: pa.Schema) -> None:
+    """Raise ``ValueError`` unless columns, their types and what may be null are as expected."""
+    if not found.equals(expected):
+        ours, theirs = (", ".join(map(str, schema)) for schema in (expected, found))
+        raise ValueError(f"its columns are {theirs}, not {ours}")
 
 
 def rows_of_table(table: pa.Table, columns: ColumnConfig, header: PartHeader) -> PartRows:
@@ -169,7 +180,10 @@ def rows_of_table(table: pa.Table, columns: ColumnConfig, header: PartHeader) ->
     the views, the order of its rows is checked as well.
     """
     part = header.part
-    shape = (header.samples - len(header.rejections), part.views)
+    shape = (int(header.accepted.sum()), part.views)
+    nulls = {name for name in table.column_names if table[name].null_count}
+    if nulls := nulls - {"digest", "mixed_digest"}:
+        raise ValueError(f"{min(nulls)} has nulls")
     key, digest, mixed = (_whole(table, name) for name in ("key", "digest", "mixed_digest"))
     has_digest, has_mixed = (_are_there(one).reshape(shape) for one in (digest, mixed))
     places = key.indices.to_numpy().reshape(shape)
@@ -286,11 +300,13 @@ class ParquetStore(LabelStore):
             raise ChecksumError(f"{path} is missing; run the label job again") from error
         if len(data) > entry.bytes:
             raise ChecksumError(f"{path} has more than the manifest's {entry.bytes} bytes; {_CURE}")
-        actual = sha256(data)
+        actual, fault = read_sealed(data)
         if actual != entry.sha256:
             raise ChecksumError(
                 f"{path}: sha256 is {actual}, the manifest says {entry.sha256}; {_CURE}"
             )
+        if fault is not None:
+            raise _damaged(path, fault)
         return data
 
     def _read(self, entry: PartEntry, *, trusted: bool) -> PartRows:

@@ -6,7 +6,6 @@ all are there; then one process writes the Zarr store, compares it, and removes 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -28,8 +27,8 @@ from pipeline.store.commit import (
     require_shard,
 )
 from pipeline.store.contract import LabelStore
-from pipeline.store.export import export_store, remove, write_aside
-from pipeline.store.manifest import PartEntry, listed_parts
+from pipeline.store.export import export_store, written_aside
+from pipeline.store.manifest import PartEntry, listed_parts, listed_subset
 from pipeline.store.opening import open_store, parts_root
 from pipeline.store.parquet import decode_part
 
@@ -41,6 +40,7 @@ __all__ = [
     "packed_store",
     "read_committed",
     "require_listed",
+    "require_no_subset",
     "unpack_store",
 ]
 
@@ -123,6 +123,20 @@ def read_committed(out: str | Path, entry: PartEntry) -> PartRows:
     return decode_part(folder.read_bytes(path), entry.part, folder.at(path))
 
 
+def require_no_subset(out: str | Path, done: Iterable[Committed]) -> None:
+    """Raise ``StoreError`` if the store at ``out`` is a subset, to which no job adds.
+
+    What is ``done`` there may omit samples although no manifest says so yet.
+    """
+    packed = packed_store(out)
+    listed = packed.manifest.subset_of if packed else listed_subset(parts_root(out))
+    if listed or any(committed.header.omitted for committed in done):
+        raise StoreError(
+            f"{out} is a subset of another store, and views that a job adds would not be of it: "
+            "extend the store that it was taken from, and thin that again"
+        )
+
+
 def require_listed(out: str | Path, parts: Iterable[PartKey]) -> None:
     """Raise ``IncompleteStoreError`` if the manifest lists views that ``parts`` do not hold.
 
@@ -169,21 +183,9 @@ def pack_store(out: str | Path) -> None:
     if not _is_packed(out):
         return
     root, path = Path(parts_root(out)), Path(out)
-    aside = write_aside(open_store(root), path, write_zarr)
-    older = _hidden(path)
-    try:
+    with written_aside(open_store(root), path, write_zarr) as aside:
         if path.exists():
-            path.rename(older)
+            path.rename(aside.with_name("older"))
         publish(aside, path)
-    except BaseException:
-        remove(aside)
-        raise
-    # Renamed first, so that no job takes the rest of a half-removed directory for its parts.
-    done = _hidden(root)
-    root.rename(done)
-    remove(done)
-    remove(older)
-
-
-def _hidden(path: Path) -> Path:
-    return path.with_name(f".{os.getpid()}-{os.urandom(4).hex()}.{path.name}")
+        # In one step, so that no job takes the rest of a half-removed directory for its parts.
+        root.rename(aside.with_name("parts"))

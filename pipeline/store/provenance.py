@@ -76,7 +76,7 @@ def read_runs(root: Folder) -> tuple[Run, ...]:
     for path in check_companion_paths(root.list(RUNS_PATH), str(root)):
         name = path.rpartition("/")[2]
         try:
-            record = read_json(root.read_bytes(path, MAX_COMPANION_BYTES))
+            record = read_json(root.read_unwatched(path, MAX_COMPANION_BYTES))
             runs.append(Run.from_json(name, record))
         except (PipelineError, OSError, ValueError, TypeError, AttributeError) as error:
             runs.append(Run(name=name, error=repr(error)))

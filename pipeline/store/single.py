@@ -1,7 +1,7 @@
 """The store as one Parquet file: a row group for each part, the manifest in its footer.
 
-Nothing in Parquet guards the footer, so it carries a SHA-256 of itself, computed with zeros in
-the place of its own digits. The manifest in it has the SHA-256 of each row group.
+A seal lies before the footer, and is checked before PyArrow sees it. The manifest in the footer has
+the SHA-256 of each row group.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pipeline.files.folder import MAX_FILE_BYTES, check_size
 from pipeline.files.local import Folder, sha256
 from pipeline.identity import canonical_json, read_json
 from pipeline.records import PartRows
-from pipeline.store.contract import HeaderCheck, LabelStore, check_reasons, header_of
+from pipeline.store.contract import HeaderCheck, LabelStore, header_of
 from pipeline.store.manifest import (
     MAX_COMPANION_BYTES,
     MAX_MANIFEST_BYTES,
@@ -38,19 +38,24 @@ from pipeline.store.pages import check_pages
 from pipeline.store.parquet import (
     ParquetStore,
     part_schema,
+    require_schema,
     rows_of_table,
     table_of,
     write_options,
+)
+from pipeline.store.sealing import (
+    FOOTER_BYTES,
+    SEAL_BYTES,
+    check_footer,
+    footer_place,
+    seal_footer,
 )
 
 __all__ = ["SingleFileStore", "open_single_file", "write_single_file"]
 
 _MANIFEST = b"teacher_labels.manifest"
 _COMPANIONS = b"teacher_labels.files"
-_FOOTER = b"teacher_labels.footer_sha256"
-_ZEROS = b"0" * 64
 _MAGIC = b"PAR1"
-_TAIL = 8  # the footer's length, and the magic bytes again
 _SHARD = pa.field("shard", pa.int32(), nullable=False)
 _FILE = ""  # the path of a folder that is a file, in itself
 _CURE = "fetch the file again, or export the store again"
@@ -68,16 +73,18 @@ class RowGroup:
 def open_single_file(root: Folder) -> SingleFileStore:
     """Open a store in one file; reads its footer alone.
 
-    Raises ``ChecksumError`` if the footer was changed, ``StoreError`` if this is no store.
+    Raises ``ChecksumError`` if the footer was changed or has no seal, as that of no store.
     """
     size = root.size(_FILE)
-    tail = root.read_range(_FILE, max(0, size - _TAIL), _TAIL)
-    length = int.from_bytes(tail[:4], "little") + _TAIL
-    whole = len(_MAGIC) + length <= size and tail[4:] == _MAGIC
-    if not whole or root.read_range(_FILE, 0, len(_MAGIC)) != _MAGIC:
-        raise ChecksumError(f"{root} is no whole Parquet file of {size} bytes; {_CURE}")
-    check_size(f"{root}, footer", length, MAX_MANIFEST_BYTES)
-    store = _opened(root, root.read_range(_FILE, size - length, length))
+    tail = root.read_range(_FILE, max(0, size - FOOTER_BYTES), FOOTER_BYTES)
+    try:
+        start = footer_place(tail, size) - SEAL_BYTES
+        if root.read_range(_FILE, 0, len(_MAGIC)) != _MAGIC or start < len(_MAGIC):
+            raise ValueError("it does not begin as a Parquet file with a seal")
+    except ValueError as error:
+        raise ChecksumError(f"{root} is no whole file of {size} bytes: {error}; {_CURE}") from error
+    check_size(f"{root}, footer", size - start, MAX_MANIFEST_BYTES)
+    store = _opened(root, root.read_range(_FILE, start, size - start))
     if store.stored_bytes != size:
         raise ChecksumError(
             f"{root} has {size} bytes, its manifest says {store.stored_bytes}; {_CURE}"
@@ -85,24 +92,17 @@ def open_single_file(root: Folder) -> SingleFileStore:
     return store
 
 
-def _opened(root: Folder, footer: bytes) -> SingleFileStore:
-    """Return the store with this footer, which ends the file."""
-    place = _digits_place(footer)
-    if place is None:
-        raise StoreError(
-            f"{root} is a Parquet file, but no label store: give a file to which a store was "
-            "exported, or the directory of a label job"
-        )
-    said, actual = footer[place : place + 64], _footer_sha256(footer, place)
-    if said != actual:
-        raise ChecksumError(
-            f"{root}: sha256 of the footer is {actual.decode()}, it says {said!r}; {_CURE}"
-        )
+def _opened(root: Folder, data: bytes) -> SingleFileStore:
+    """Return the store whose file ends with ``data``: a seal and its footer."""
+    try:
+        footer = check_footer(data)
+    except ValueError as error:
+        raise ChecksumError(f"{root}: {error}; {_CURE}") from error
     try:
         metadata = pq.read_metadata(pa.BufferReader(_MAGIC + footer))
         values = unseal(metadata.metadata[_MANIFEST], str(root))
         manifest = Manifest.from_json(values, str(root))
-        read = _Footer(manifest, metadata, values["file"], footer)
+        read = _Footer(manifest, metadata, values["file"], data)
         check_companion_paths(read.companions, str(root))
         return SingleFileStore(root, manifest, read)
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -121,7 +121,6 @@ class _Footer:
             entry.part: (number, group)
             for number, (entry, group) in enumerate(zip(manifest.parts, named, strict=True))
         }
-        self.reasons = check_reasons(values["reasons"], manifest)
         self.companions = {
             path: _companion(path, text)
             for path, text in read_json(metadata.metadata[_COMPANIONS]).items()
@@ -134,14 +133,16 @@ class _Footer:
             self.start += group.bytes
         if metadata.num_row_groups != len(named):
             raise ValueError(f"{metadata.num_row_groups} row groups for {len(named)} parts")
-        names = [_SHARD.name, *part_schema(manifest.identity.columns).names]
-        if metadata.schema.to_arrow_schema().names != names:
-            raise ValueError(f"its columns are not {names}")
+        require_schema(metadata.schema.to_arrow_schema(), _schema(manifest))
 
     @property
     def file_bytes(self) -> int:
         """Bytes of the whole file."""
         return self.start + len(self.data)
+
+
+def _schema(manifest: Manifest) -> pa.Schema:
+    return pa.schema([_SHARD, *part_schema(manifest.identity.columns)])
 
 
 def _companion(path: str, text: Any) -> bytes:
@@ -205,7 +206,7 @@ class SingleFileStore(ParquetStore):
                 and (table["shard"].combine_chunks().to_numpy() != entry.part.shard).any()
             ):
                 raise ValueError(f"it is not of shard {entry.part.shard}")
-            header = header_of(self.manifest, entry.part, self._footer.reasons)
+            header = header_of(self.manifest, entry.part)
             return rows_of_table(table, self.identity.columns, header)
         except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
             raise ChecksumError(f"{name} is damaged ({error}); {_CURE}") from error
@@ -281,12 +282,11 @@ def write_single_file(source: LabelStore, path: Path) -> None:
     manifest, companions = source.manifest, source.companions()
     headers = HeaderCheck(source)
     groups: list[RowGroup] = []
-    with path.open("xb") as file:
+    with path.open("x+b") as file:
         sink = _Hashing(file)
         options = write_options(manifest.identity.columns)
         options["use_dictionary"] = ["shard", *options["use_dictionary"]]
-        schema = pa.schema([_SHARD, *part_schema(manifest.identity.columns)])
-        with pq.ParquetWriter(sink, schema, **options) as writer:
+        with pq.ParquetWriter(sink, _schema(manifest), **options) as writer:
             sink.take()  # the magic bytes belong to no row group
             for entry in manifest.parts:
                 rows = source.read_part(entry)
@@ -299,16 +299,13 @@ def write_single_file(source: LabelStore, path: Path) -> None:
                 )
             values = {
                 **manifest.to_json(),
-                "file": {
-                    "row_groups": [asdict(group) for group in groups],
-                    "reasons": {part: list(words) for part, words in headers.reasons.items()},
-                },
+                "file": {"row_groups": [asdict(group) for group in groups]},
             }
             texts = {name: _text_of(name, data, source) for name, data in companions.items()}
             writer.add_key_value_metadata(
-                {_MANIFEST: seal(values), _COMPANIONS: canonical_json(texts), _FOOTER: _ZEROS}
+                {_MANIFEST: seal(values), _COMPANIONS: canonical_json(texts)}
             )
-    _sign_footer(path)
+        seal_footer(file)
 
 
 def _text_of(name: str, data: bytes, source: LabelStore) -> str:
@@ -323,32 +320,6 @@ def _text_of(name: str, data: bytes, source: LabelStore) -> str:
 
 def _with_shard(table: pa.Table, shard: int) -> pa.Table:
     return table.add_column(0, _SHARD, pa.array(np.full(len(table), shard, np.int32)))
-
-
-def _sign_footer(path: Path) -> None:
-    """Write the footer's own SHA-256 over the zeros that stand for it."""
-    with path.open("r+b") as file:
-        file.seek(-_TAIL, io.SEEK_END)
-        length = int.from_bytes(file.read(4), "little") + _TAIL
-        start = file.seek(-length, io.SEEK_END)
-        footer = file.read(length)
-        place = _digits_place(footer)
-        if place is None:
-            raise StoreError(f"{path}: PyArrow wrote a footer in another form; use release 26")
-        file.seek(start + place)
-        file.write(_footer_sha256(footer, place))
-
-
-def _digits_place(footer: bytes) -> int | None:
-    """Return where the footer's own SHA-256 stands in it, None if nowhere."""
-    # A key and its value follow each other: 0x18 begins a string, then comes its length.
-    mark = _FOOTER + bytes([0x18, len(_ZEROS)])
-    place = footer.find(mark)
-    return None if place < 0 else place + len(mark)
-
-
-def _footer_sha256(footer: bytes, place: int) -> bytes:
-    return sha256(footer[:place] + _ZEROS + footer[place + len(_ZEROS) :]).encode()
 
 
 class _Hashing(io.RawIOBase):

@@ -23,7 +23,7 @@ from pipeline.labelling.devices import choose_device, set_threads
 from pipeline.labelling.part import GroupTask, augment_group, group_tasks
 from pipeline.labelling.redraw import Mismatch
 from pipeline.labelling.teacher import load_stored_teacher
-from pipeline.records import AugmentedGroup, PartRows, TeacherLabels, spread
+from pipeline.records import AugmentedGroup, PartRows, TeacherLabels, accepted_places, spread
 from pipeline.shards.index import Shard, match_shards, open_known_shard
 from pipeline.store import Manifest, PartEntry, open_store
 from pipeline.tools.verify import check_fingerprints
@@ -160,11 +160,12 @@ def _compare(
     columns = slice(first, first + shape[1])
     row_of = _rows_of_samples(stored)[members]
     accepted = row_of >= 0
-    if not (group.valid[: len(members)] == accepted[:, None]).all():
-        place = int(np.argmax((group.valid[: len(members)] != accepted[:, None]).any(axis=1)))
+    decoded = accepted_places(stored.samples, stored.rejections)[members]
+    if not (group.valid[: len(members)] == decoded[:, None]).all():
+        place = int(np.argmax((group.valid[: len(members)] != decoded[:, None]).any(axis=1)))
         raise ReplayError(
             f"{shard.path}: {shard.samples[members[place]].key!r} "
-            + ("does not decode here" if accepted[place] else "decodes here, but was rejected")
+            + ("does not decode here" if decoded[place] else "decodes here, but was rejected")
             + "; compare the versions of simplejpeg and Pillow with those in the store's "
             "_meta/runs"
         )
@@ -207,5 +208,5 @@ def _compare(
 
 
 def _rows_of_samples(stored: PartRows) -> NDArray[np.int64]:
-    """Return each sample's row in the part, -1 for rejected ones."""
+    """Return each sample's row in the part, -1 for those without."""
     return spread(np.arange(len(stored.keys)), stored.accepted, -1)

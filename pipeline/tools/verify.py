@@ -16,7 +16,7 @@ from pipeline.labelling.redraw import Mismatch, mixed_places, redraw, some_place
 from pipeline.records import PartRows
 from pipeline.shards.index import Shard, match_shards, open_known_shard
 from pipeline.store import Agreement, LabelStore, open_store
-from pipeline.store.contract import header_fits
+from pipeline.store.contract import header_of
 from pipeline.store.provenance import version_differences
 from pipeline.views.apply import decode
 from pipeline.views.fingerprints import BITS, different_fingerprints, what_they_watch
@@ -39,6 +39,7 @@ class VerifyReport:
     bytes: int
     samples: int
     rejected: int
+    omitted: int  # by a subset
     digests: int  # in the store
     redrawn: int  # of them
     mixed_digests: int  # of mixed images, in the store
@@ -103,7 +104,7 @@ def verify_store(
         mixed_redrawn += int(mixed[drawn[:, 0], drawn[:, 1]].sum()) if same_floats else 0
         mismatches += redraw(store.identity, shard, rows, drawn, floats=same_floats)
         if every_digest:
-            mismatches += _rejections_that_decode(shard, rows)
+            mismatches += _other_rejections(shard, rows, store.identity.augment.max_pixels)
     manifest = store.manifest
     if Agreement.total(agreements) != manifest.agreement:
         raise ChecksumError(
@@ -115,8 +116,9 @@ def verify_store(
         parts=len(manifest.parts),
         labels=manifest.rows,
         bytes=store.stored_bytes,
-        samples=sum(shard.samples for shard in manifest.shards),
-        rejected=sum(len(rejections) for rejections in manifest.rejections.values()),
+        samples=manifest.counts.indexed,
+        rejected=manifest.counts.rejected,
+        omitted=manifest.counts.omitted,
         digests=digests,
         redrawn=redrawn,
         mixed_digests=mixed_digests,
@@ -157,7 +159,7 @@ def check_fingerprints(store: LabelStore, device: torch.device | str = "cpu") ->
 
 def _check_part(store: LabelStore, rows: PartRows) -> None:
     fits = columns_fit(rows.label, rows.columns, store.identity.teacher.classes)
-    if not fits or not header_fits(rows, store.manifest):
+    if not fits or rows.header != header_of(store.manifest, rows.part):
         raise ChecksumError(
             f"{store.root.at(rows.part.path)} does not fit its manifest; delete the file and run "
             "the label job again, it will redo only this part"
@@ -173,17 +175,21 @@ def _check_images(store: LabelStore, shard: Shard) -> None:
         )
 
 
-def _rejections_that_decode(shard: Shard, rows: PartRows) -> Iterator[Mismatch]:
+def _other_rejections(shard: Shard, rows: PartRows, max_pixels: int) -> Iterator[Mismatch]:
+    """Yield the rejected images that decode here, or are rejected for another reason."""
     for rejection in rows.rejections:
         try:
-            decode(shard.image_bytes(rejection.index), rejection.key)
-        except DecodeError:
-            continue
-        yield Mismatch(
-            shard=shard.info.name,
-            key=rejection.key,
-            view=rows.part.first_view,
-            column="rejection",
-            stored=f"rejected ({rejection.reason})",
-            found="decodes",
-        )
+            decode(shard.image_bytes(rejection.index), rejection.key, max_pixels)
+            found = "decodes"
+        except DecodeError as error:
+            found = f"rejected ({error.reason})"
+        stored = f"rejected ({rejection.reason})"
+        if found != stored:
+            yield Mismatch(
+                shard=shard.info.name,
+                key=rejection.key,
+                view=rows.part.first_view,
+                column="rejection",
+                stored=stored,
+                found=found,
+            )

@@ -107,7 +107,7 @@ def _probes(identity: StoreIdentity) -> Iterator[Probe]:
 
 
 def _decoded(name: str, text: str) -> int:
-    return _crc(decode(b64decode(text), name))
+    return _crc(decode(b64decode(text), name, max_pixels=1 << 16))
 
 
 def _resized(height: int, width: int, size: int) -> int:

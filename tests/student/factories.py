@@ -79,7 +79,8 @@ def make_manifest(
     )
     rejections = {
         number: tuple(
-            Rejection(index=index, key=f"{number}-{index}", reason="torn") for index in indices
+            Rejection(index=index, key=f"{number}-{index}", reason="undecodable")
+            for index in indices
         )
         for number, indices in (rejected or {}).items()
     }

@@ -216,6 +216,50 @@ def test_a_server_that_fails_for_a_while_is_asked_again(
     assert next(failures, None) is None
 
 
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("expired", "no longer valid|have not expired"),
+        ("region", "another region"),
+        ("signed for another region", "another region|check AWS_REGION"),
+    ],
+)
+@pytest.mark.parametrize("act", [*READS, lambda url: open_folder(url).size("a")])
+def test_an_old_token_and_another_region_are_told_apart(
+    s3: S3Server, act: Callable[[str], object], fault: str, words: str
+) -> None:
+    url = s3.make_bucket() + "/x"
+    s3.put(url + "/a", b"y")
+    s3.fault = lambda _: fault
+    with pytest.raises(PipelineError, match=words) as caught:
+        act(url)
+    assert KEY not in str(caught.value)
+
+
+BROKEN: list[Callable[[str], object]] = [
+    lambda url: open_folder(url).list(),
+    lambda url: open_folder(url).read_bytes("a"),
+    lambda url: open_folder(url).read_range("a", 0, 4),
+    lambda url: open_folder(url).exists(),
+]
+
+
+@pytest.mark.parametrize("act", BROKEN)
+def test_an_answer_that_breaks_off_is_asked_for_again(
+    s3: S3Server, act: Callable[[str], object]
+) -> None:
+    url = s3.make_bucket() + "/x"
+    s3.put(url + "/a", b"some bytes")
+    whole = act(url)
+    failures = iter([True, True])
+    s3.fault = lambda _: "torn" if next(failures, False) else None
+    assert act(url) == whole
+    assert next(failures, None) is None
+    s3.fault = lambda _: "torn"
+    with pytest.raises(PipelineError, match="cannot be reached or answers with errors"):
+        act(url)
+
+
 @pytest.mark.parametrize("act", READS)
 def test_a_server_that_fails_for_ever_is_given_up(
     s3: S3Server, act: Callable[[str], object]

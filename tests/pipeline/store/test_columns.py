@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,6 +48,7 @@ from tests.labelling import (
     part_of,
     write_hash_store,
 )
+from tests.storing import written_anew
 
 EVERYTHING = every_column(5)
 columns_configs = st.builds(
@@ -160,19 +160,17 @@ def test_pandas_pyarrow_and_duckdb_read_top_classes_as_lists(soft_store: Parquet
     assert first is True
 
 
-def test_a_part_that_lost_its_lists_length_counts_as_the_same(tmp_path: Path) -> None:
-    """As after a writer whose lists may have any length."""
+def test_a_part_whose_lists_may_have_any_length_is_refused() -> None:
     rows = make_rows(5, 4, EVERYTHING)
-    path = tmp_path / rows.part.path
-    path.parent.mkdir()
-    table = pq.read_table(pa.BufferReader(encode_part(rows)))
-    for name in ("topk_label", "topk_prob"):
-        place = table.schema.get_field_index(name)
-        anyhow = table[name].cast(pa.list_(table.schema.field(name).type.value_type))
-        table = table.set_column(place, name, anyhow)
-    pq.write_table(table, path)
-    assert not pa.types.is_fixed_size_list(pq.read_schema(path).field("topk_prob").type)
-    assert commit_part(tmp_path, rows).entry.bytes == path.stat().st_size
+
+    def loosen(table: pa.Table) -> pa.Table:
+        place = table.schema.get_field_index("topk_label")
+        anyhow = table["topk_label"].cast(pa.list_(table.schema.field(place).type.value_type))
+        return table.set_column(place, "topk_label", anyhow)
+
+    data = written_anew(encode_part(rows), loosen)
+    with pytest.raises(ChecksumError, match=r"is damaged \(its columns are .*list<element"):
+        decode_part(data, rows.part, "a part")
 
 
 @pytest.mark.parametrize("name", COLUMNS)

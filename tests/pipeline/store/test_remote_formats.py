@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from pipeline.errors import ChecksumError, IncompleteStoreError, StoreError
-from pipeline.store import export_store, open_store
+from pipeline.errors import ChecksumError, IncompleteStoreError, PipelineError, StoreError
+from pipeline.store import export, export_store, open_store
 from tests.object_storage import Request, S3Server
 from tests.storing import ALL_COLUMNS, info_of, ranges, write_store
 
@@ -128,6 +128,59 @@ def test_an_upload_that_loses_a_file_has_no_manifest(
     with pytest.raises(IncompleteStoreError, match=r"lacks 1 files.* is _meta/identity\.json; no"):
         export_store(tmp_path / NAMES[0], target)
     assert "_manifest.json" not in s3.objects(target)
+
+
+@pytest.mark.parametrize("name", NAMES[:2])
+def test_an_export_removes_what_a_killed_one_has_sent(
+    s3: S3Server, bucket: str, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = f"{bucket}/copies/{name}"
+    whole = s3.objects(export_store(tmp_path / NAMES[0], f"{bucket}/{name}").root.name)
+
+    def killed(*_: object) -> None:
+        s3.put(f"{target}/shard=9/view-00000-00003.parquet", b"of another store")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "_require_sent", killed)
+        with pytest.raises(KeyboardInterrupt):
+            export_store(tmp_path / NAMES[0], target)
+    assert "_manifest.json" not in s3.objects(target)
+    with pytest.raises(IncompleteStoreError):
+        open_store(target)
+    export_store(tmp_path / NAMES[0], target)
+    assert s3.objects(target) == whole
+
+
+def test_an_export_removes_nothing_of_a_job(s3: S3Server, bucket: str, tmp_path: Path) -> None:
+    target = f"{bucket}/copies/{NAMES[0]}"
+    s3.put(f"{target}/_meta/identity.json", b"{}")
+    with pytest.raises(StoreError, match="exists already"):
+        export_store(tmp_path / NAMES[0], target)
+    assert s3.objects(target) == {"_meta/identity.json": b"{}"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_whoever_may_read_objects_but_not_list_them_reads_a_store(
+    s3: S3Server, bucket: str, tmp_path: Path, name: str
+) -> None:
+    stored = {f"/{bucket.removeprefix('s3://')}/{key}" for key in s3.objects(bucket)}
+    # So S3 answers: who may not list must not learn what is missing.
+    s3.fault = lambda request: None if request.path.replace("%3D", "=") in stored else "403"
+    store = open_store(f"{bucket}/stores/{name}")
+    local = open_store(tmp_path / name)
+    assert_array_equal(store.read_view(1, 2).label, local.read_view(1, 2).label)
+    with pytest.raises(PipelineError, match="access was refused"):
+        open_store(f"{bucket}/stores/other-{name}")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_opening_a_store_lists_nothing(s3: S3Server, bucket: str, name: str) -> None:
+    s3.requests.clear()
+    store = open_store(f"{bucket}/stores/{name}")
+    assert len(s3.requests) <= 5
+    store.read_view(0, 0)
+    assert all(one.path.endswith(name) or f"/{name}/" in one.path for one in s3.requests)
 
 
 def test_a_store_that_is_not_there_is_named(bucket: str) -> None:
