@@ -244,11 +244,15 @@ class Export:
     """The store to write: a path that ends in .zarr or .parquet, at which there is nothing."""
     single_file: bool = False
     """Write one Parquet file, not a directory of them."""
+    public: bool = False
+    """For publishing: leave paths, settings and the machine out of the records of runs."""
 
     def run(self) -> None:
         from pipeline.store import export_store
 
-        store = export_store(self.source, self.target, single_file=self.single_file)
+        store = export_store(
+            self.source, self.target, single_file=self.single_file, public=self.public
+        )
         say(
             f"{self.target}: {store.manifest.rows} labels, {store.stored_bytes} bytes, the same as "
             f"in {self.source}"

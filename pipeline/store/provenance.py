@@ -16,7 +16,15 @@ from pipeline.files.local import Folder
 from pipeline.identity import canonical_json, read_json
 from pipeline.store.manifest import MAX_COMPANION_BYTES, RUNS_PATH, check_companion_paths
 
-__all__ = ["Run", "processor", "read_runs", "record_run", "version_differences", "versions"]
+__all__ = [
+    "Run",
+    "processor",
+    "public_record",
+    "read_runs",
+    "record_run",
+    "version_differences",
+    "versions",
+]
 
 VERSIONED_PACKAGES = (
     "teacher-labels",
@@ -29,6 +37,10 @@ VERSIONED_PACKAGES = (
     "timm",
     "torch",
 )
+
+
+_PUBLIC = ("finished", "tool", "labels", "seconds", "versions", "python", "preflight")
+"""What a published record keeps: fields that come later are left out until they are named here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +108,19 @@ def record_run(root: Folder, tool: str, run: Mapping[str, Any]) -> None:
     }
     name = f"{now:%Y%m%dT%H%M%S%f}.json"
     root.commit_new(f"{RUNS_PATH}{name}", canonical_json(record) + b"\n")
+
+
+def public_record(record: bytes) -> bytes:
+    """Return a run's record without paths, settings and the machine, for strangers to read.
+
+    One that cannot be read is left empty.
+    """
+    try:
+        values = read_json(record)
+        kept = {name: values[name] for name in _PUBLIC if name in values}
+    except (ValueError, TypeError):
+        kept = {}
+    return canonical_json(kept) + b"\n"
 
 
 def versions() -> dict[str, str]:
