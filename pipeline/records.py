@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.columns import Columns
+from pipeline.errors import RejectionReason
 from pipeline.growth import grown
 
 __all__ = [
@@ -108,7 +109,7 @@ class Rejection:
 
     index: int  # place in the shard
     key: str
-    reason: str
+    reason: RejectionReason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -97,7 +97,7 @@ def rows_of(identity: StoreIdentity, shard: ShardInfo, first: int, views: int) -
         image_hash=sha256(b"images %d" % content),
         formats=("jpeg",),
         samples=shard.samples,
-        rejections=(Rejection(index=2, key=f"{shard.name}/2", reason="torn | \n in two"),),
+        rejections=(Rejection(index=2, key=f"{shard.name}/2", reason="undecodable"),),
         keys=keys,
         target=target,
         seed=seed,

@@ -18,6 +18,7 @@ from pipeline.errors import ShardError
 from pipeline.files.cache import RemoteShard, ShardFile
 from pipeline.identity import canonical_json
 from pipeline.records import Sample, ShardInfo
+from pipeline.views.apply import image_format
 
 __all__ = [
     "IMAGE_EXTENSIONS",
@@ -71,16 +72,6 @@ class Shard:
             digest.update(image)
             formats.add(image_format(image))
         return digest.hexdigest(), tuple(sorted(filter(None, formats)))
-
-
-def image_format(data: bytes | memoryview) -> str:
-    """Return how an image is encoded, whatever its name says; nothing if no decoder reads it."""
-    start = bytes(data[:12])
-    if start[:2] == b"\xff\xd8":
-        return "jpeg"
-    if start[:8] == b"\x89PNG\r\n\x1a\n":
-        return "png"
-    return "webp" if (start[:4], start[8:]) == (b"RIFF", b"WEBP") else ""
 
 
 @dataclass(frozen=True, slots=True)

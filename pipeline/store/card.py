@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.columns import COLUMNS, ColumnConfig
+from pipeline.errors import REJECTION_WORDS
 from pipeline.identity import AugmentConfig, MixConfig
 from pipeline.records import ShardInfo
 from pipeline.store import LabelStore, Manifest
@@ -196,7 +197,8 @@ def _shards(manifest: Manifest) -> str:
 
 def _rejections(manifest: Manifest) -> str:
     lines = [
-        f"- {manifest.by_shard[number].name}: `{one.key}`: {' '.join(one.reason.split())}"
+        f"- {manifest.by_shard[number].name}: `{one.key}`: {one.reason}: "
+        f"{REJECTION_WORDS[one.reason]}"
         for number, rejections in sorted(manifest.rejections.items())
         for one in rejections
     ]

@@ -106,6 +106,7 @@ def claim_store(
 def check_place(root: Place) -> None:
     """Raise ``StoreError`` unless a store is at ``root``, or could be made there."""
     folder = open_folder(root)
+    folder.require_writable()
     if not folder.name.endswith(".parquet"):
         raise StoreError(f"`out` is {folder}: the name of a store must end in .parquet")
     if folder.is_a_file():
@@ -404,10 +405,11 @@ def _agreed_rejections(
     for one in committed:
         shard = one.entry.part.shard
         known = first.setdefault(shard, one)
-        ours, theirs = ({r.key for r in x.rejections} for x in (one, known))
+        ours, theirs = ({(r.key, r.reason) for r in x.rejections} for x in (one, known))
         if ours != theirs:
+            key, _ = min(ours ^ theirs)
             raise RejectionError(
-                f"{root}: parts of shard {shard} disagree whether {min(ours ^ theirs)!r} decodes "
+                f"{root}: parts of shard {shard} disagree how {key!r} decodes "
                 f"({known.entry.part.path} and {one.entry.part.path}); delete the part made by "
                 "the machine whose decoder is wrong and run again"
             )

@@ -117,7 +117,7 @@ class ZarrStore(LabelStore):
             if row in rows and part.first_view <= view < part.end_view:
                 has_digest[rows[row], view - part.first_view] = True
         return PartRows(
-            **header_of(self.manifest, part, self.layout.reasons).header_values(),
+            **header_of(self.manifest, part).header_values(),
             keys=tuple(np.array(samples.keys, object)[accepted]),
             target=samples.target[accepted],
             seed=samples.seed[accepted],

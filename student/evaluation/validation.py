@@ -161,9 +161,9 @@ class ValidationDataset(Dataset[ValidationBatch]):
         number = bisect.bisect_right(self._ends, row)
         shard = self._shard(number)
         index = row - (self._ends[number - 1] if number else 0)
-        sample = shard.samples[index]
+        sample, data = shard.samples[index], shard.image_bytes(index)
         try:
-            image = decode(shard.image_bytes(index), sample.image_name)
+            image = decode(data, sample.image_name, self.views.max_pixels)
         except DecodeError as error:
             raise ShardError(
                 f"{shard.path}: validation image {sample.key!r} does not decode ({error}); "

@@ -102,7 +102,7 @@ def test_every_row_of_a_subset_is_that_of_the_whole_store_bit_for_bit(
 
 
 def test_all_samples_that_are_kept_are_audited_with_the_partners_they_had(root: Path) -> None:
-    audited = audit_store(dataset(root), LoaderOptions(), Ranks())
+    audited = audit_store(dataset(root), LoaderOptions(), Ranks(), CPU)
     assert audited > 0
     shards = [str(root / "digits-*.tar")]
     report = verify_store(root / "labels.parquet", shards, every_digest=True)

@@ -88,7 +88,7 @@ def _omitting(text: str, shard: int = 0) -> Callable[[Manifest], Manifest]:
 
 
 def _omitting_a_rejected_one(manifest: Manifest) -> Manifest:
-    rejection = Rejection(index=1, key="b", reason="torn")
+    rejection = Rejection(index=1, key="b", reason="undecodable")
     return replace(manifest, omitted={1: "Ag=="}, rejections={1: (rejection,)})
 
 
