@@ -10,7 +10,6 @@ import pytest
 
 from pipeline.errors import ConfigError, StoreError
 from pipeline.identity import ColumnConfig, StoreIdentity
-from pipeline.labelling.job import LabelConfig, index_shards, plan_job
 from pipeline.store import LabelStore, export_store, open_store
 from pipeline.tools import (
     KeptSamples,
@@ -22,6 +21,7 @@ from pipeline.tools import (
 from pipeline.tools.verify import verify_store
 from pipeline.views.rng import sample_share
 from tests.labelling import digit_shard, write_hash_store
+from tests.pipeline.labelling.test_job import config_of, plan_of
 from tests.pipeline.store.test_card import run_cli
 from tests.storing import ALL_COLUMNS, IDENTITY, bytes_of, info_of, ranges, write_store
 
@@ -359,17 +359,13 @@ def test_no_job_adds_to_a_subset(tmp_path: Path) -> None:
     whole = write_hash_store(tmp_path / "s.parquet", paths, views=3, per_part=3)
     out = tmp_path / "thin.parquet"
     thin_store(whole, out, kept=KeptSamples(sample_share=0.5))
-    shards = index_shards([str(paths[0])])
-    config = LabelConfig(shards=(str(paths[0]),), out=str(out), views=3, views_per_part=3)
-    config = replace(config, augment=whole.identity.augment, seed=whole.identity.root_seed)
-    identity = whole.identity.teacher
-    config = replace(config, keep=whole.identity.columns.to_text(), num_classes=identity.classes)
-    assert plan_job(config, shards, identity).missing == ()
+    config = config_of((paths[0],), out=out, views=3)
+    assert plan_of(config).missing == ()
     with pytest.raises(StoreError, match="extend the store that it was taken from"):
-        plan_job(replace(config, views=6), shards, identity)
+        plan_of(replace(config, views=6))
     (out / "_manifest.json").unlink()  # as an interrupted run leaves it
     with pytest.raises(StoreError, match="extend the store that it was taken from"):
-        plan_job(replace(config, views=6), shards, identity)
+        plan_of(replace(config, views=6))
     thin_store(whole, out, kept=KeptSamples(sample_share=0.5))
     for refused in (
         lambda: extended_config(config, open_store(out), 6),
