@@ -36,6 +36,7 @@ from pipeline.store import check_out, claim_store, commit_part, open_store, part
 from pipeline.store.zarr import ZarrStore
 from pipeline.tools.verify import verify_store
 from pipeline.views.fingerprints import fingerprints
+from pipeline.views.floats import float_fingerprints
 from tests.factories import digit_samples, write_shard
 from tests.labelling import SMALL, TEACHER, digit_shard, label_with_hashes
 from tests.storing import written_anew
@@ -62,7 +63,8 @@ def config_of(shards: tuple[Path, ...], **settings: object) -> LabelConfig:
 
 
 def plan_of(config: LabelConfig, teacher: TeacherIdentity = TEACHER) -> JobPlan:
-    return plan_job(config, index_shards(config.shards), teacher)
+    floats = float_fingerprints(config.augment, config.effective_mixing, "cpu")
+    return plan_job(config, index_shards(config.shards), teacher, floats)
 
 
 def run(plan: JobPlan, parts: int | None = None) -> None:

@@ -28,6 +28,7 @@ from pipeline.labelling.job import finish_job, index_shards, plan_job
 from pipeline.shards.index import match_shards
 from pipeline.store import check_place, commit_part, find_parts, open_store
 from pipeline.tools.verify import verify_store
+from pipeline.views.floats import float_fingerprints
 from student.config import TrainConfig
 from student.inputs import open_inputs
 from student.loading import LoaderOptions
@@ -66,7 +67,8 @@ def remote_config(shards: tuple[Path, ...], bucket: str, **settings: Any) -> Any
 
 
 def plan_with_cache(config: Any) -> Any:
-    return plan_job(config, index_shards(config.shards, config.cache), TEACHER)
+    floats = float_fingerprints(config.augment, config.effective_mixing, "cpu")
+    return plan_job(config, index_shards(config.shards, config.cache), TEACHER, floats)
 
 
 def parts_and_papers(objects: dict[str, bytes]) -> dict[str, bytes]:
