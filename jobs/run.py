@@ -22,6 +22,7 @@ from pipeline.labelling.job import (
     index_shards,
     plan_job,
     require_agreement,
+    require_same_views,
     write_run,
 )
 from pipeline.records import PartKey
@@ -74,10 +75,11 @@ def run_label_job(config: LabelConfig) -> int:
         from jobs.cluster import Cluster as Teachers  # type: ignore[assignment]
     with contextlib.closing(Teachers(config)) as teachers, drain.listening():
         teachers.check_paths(shards)
-        plan = plan_job(config, shards, teachers.identity())
+        plan = plan_job(config, shards, teachers.identity(), teachers.fingerprints())
         describe_plan(plan)
         preflight = None
         if plan.missing:
+            describe_redrawn(require_same_views(plan))
             preflight = teachers.preflight(shards)
             describe_preflight(plan, preflight)
             require_agreement(config, preflight, plan.identity.teacher.classes)
@@ -121,6 +123,12 @@ def describe_plan(plan: JobPlan) -> None:
         f"{plan.config.out}: {len(plan.done)} parts are there already, {len(plan.missing)} are "
         f"missing ({missing} labels)"
     )
+
+
+def describe_redrawn(views: int) -> None:
+    """Say that what is there already was redrawn, if something is."""
+    if views:
+        say(f"{views} views that are there were redrawn, and have the digests that are stored")
 
 
 def describe_preflight(plan: JobPlan, report: Preflight) -> None:

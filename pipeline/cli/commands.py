@@ -298,6 +298,14 @@ def _print_checks(store: str, report: VerifyReport, relabelled: RelabelReport | 
     labelled = report.samples - report.rejected - report.omitted
     say(f"{report.samples} samples = {labelled} labelled + {report.rejected} rejected{left_out}")
     say(f"{report.digests} views have a digest, {report.redrawn} were redrawn from the shards")
+    say(
+        f"{report.mixed_digests} of them have one of the mixed image too, "
+        + (
+            f"{report.mixed_redrawn} were redone"
+            if report.same_floats
+            else "which cannot be redone here: this machine's floats differ in their last bits"
+        )
+    )
     if report.left_out:
         say(f"warning: the shards given are {report.left_out}: nothing of those was redrawn")
     _print_mismatches("MISMATCH", report.mismatches)
@@ -313,7 +321,10 @@ def _print_checks(store: str, report: VerifyReport, relabelled: RelabelReport | 
 
 def _print_mismatches(what: str, mismatches: Sequence[Mismatch]) -> None:
     for one in mismatches[:_LISTED]:
-        say(f"{what} {one.shard} {one.key} view {one.view}: stored {one.stored}, found {one.found}")
+        say(
+            f"{what} {one.shard} {one.key} view {one.view}, {one.column}: stored {one.stored}, "
+            f"found {one.found}"
+        )
     if len(mismatches) > _LISTED:
         say(f"{what} ... and {len(mismatches) - _LISTED} more")
 

@@ -16,7 +16,15 @@ from pipeline.files.local import Folder
 from pipeline.identity import canonical_json, read_json
 from pipeline.store.manifest import MAX_COMPANION_BYTES, RUNS_PATH, check_companion_paths
 
-__all__ = ["Run", "processor", "public_record", "read_runs", "record_run", "versions"]
+__all__ = [
+    "Run",
+    "processor",
+    "public_record",
+    "read_runs",
+    "record_run",
+    "version_differences",
+    "versions",
+]
 
 VERSIONED_PACKAGES = (
     "teacher-labels",
@@ -124,6 +132,17 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "absent"
     return found
+
+
+def version_differences(root: Folder) -> str:
+    """Return in words how versions differ from those of a store's first run, for messages."""
+    theirs: Mapping[str, str] = next((run.versions for run in read_runs(root) if run.versions), {})
+    lines = [
+        f"{name} {version} here, {theirs.get(name, 'unknown')} there"
+        for name, version in versions().items()
+        if theirs.get(name) != version
+    ]
+    return "; ".join(lines) or "all versions are equal: do the machines differ?"
 
 
 def processor() -> str:
