@@ -33,7 +33,8 @@ _LINE_SECONDS = 10.0  # between the lines of progress in a log
 _POSITIONAL = get_args(tyro.conf.Positional[str])[1]
 _PARAMETER = re.compile(r"`(\w+)`")
 _ONE_OF = re.compile(
-    r"(?<![\d.,])(1 (?:new )?(?:digest|epoch|file|image|label|part|rank|row|sample|shard|step|view))s\b"
+    r"(?<![\d.,])(1 (?:new )?"
+    r"(?:digest|epoch|file|image|label|part|rank|row|sample|shard|step|view))s\b"
 )
 _OTHER_NAMES = {  # of a setting's part, and of the setting that a command has for it
     "architecture": "teacher",
