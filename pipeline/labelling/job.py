@@ -42,7 +42,7 @@ from pipeline.identity import (
 from pipeline.labelling.part import GroupTask, group_tasks
 from pipeline.labelling.redraw import redraw, some_places
 from pipeline.records import PartKey, ShardInfo
-from pipeline.shards.index import Shard, open_known_shard, open_shards
+from pipeline.shards.index import Shard, UniqueKeys, open_known_shard, open_shards
 from pipeline.store import (
     Committed,
     Manifest,
@@ -130,7 +130,7 @@ class LabelConfig:
     first_view: int = 0
     """First view."""
     extend_to: int | None = None
-    """Give the store at `out` so many views in all, with its own settings: only shards, the
+    """Give a store that is there so many views in all, with its own settings: only shards, the
     file of the weights, and how the job runs are given. What is there stays."""
     views_per_part: int = 150
     """Views per part file: the unit of retry and commit."""
@@ -323,8 +323,8 @@ class JobPlan:
 def index_shards(patterns: Sequence[str], cache: CacheConfig | None = None) -> IndexedShards:
     """Index all shards of a job; those in object storage are fetched into the cache.
 
-    Raises ``ShardError`` for files that are no whole shards, and for two shards with the
-    same keys, whose streams would be the same.
+    Raises ``ShardError`` for files that are no whole shards, and for a key that two of them
+    have, whose views would be drawn from one seed.
     """
     # Absolute, for they are opened by processes that were started elsewhere.
     paths = tuple(
@@ -332,21 +332,17 @@ def index_shards(patterns: Sequence[str], cache: CacheConfig | None = None) -> I
         for path in expand_shards(patterns, cache)
     )
     infos: list[ShardInfo] = []
-    names: dict[str, ShardFile] = {}
+    keys = UniqueKeys()
     highest, highest_at, sorted_shards = -1, "", 0
     for shard in open_shards(paths):
         path = shard.path
         infos.append(shard.info)
-        twin = names.setdefault(shard.info.key_hash, path)
-        if twin != path:
-            raise ShardError(
-                f"{path} and {twin} have the same keys, so their views would be the same; pack "
-                "them with keys that are unique in the data set"
-            )
+        keys.add(shard)
         top = max(shard.samples, key=lambda sample: sample.target)
         if top.target > highest:
             highest, highest_at = top.target, f"{path}, sample {top.key!r}"
         sorted_shards += _is_class_sorted(shard)
+    keys.check()
     warnings = []
     if sorted_shards:
         warnings.append(
