@@ -32,6 +32,7 @@ from student.order import PlannedBatch, TrainingPlan
 
 __all__ = ["ReplayDataset", "StudentBatch", "replay_loader"]
 
+_TENSORS = ("pixels", "target", "label", "topk_label", "topk_logprob", "topk_rest")
 _OPEN_SHARDS = 16
 _OPEN_VIEWS = 96  # two windows of shards, three views each
 
@@ -52,19 +53,18 @@ class StudentBatch:
     mix: ViewMix  # partners are rows of this batch
     audited: int  # rows whose stored digest was compared
     topk_label: Tensor | None = None  # (B, k) int64, by falling probability; None: not stored
-    topk_prob: Tensor | None = None  # (B, k) float32 in 0..1
+    topk_logprob: Tensor | None = None  # (B, k) float32, logarithms of probabilities
+    topk_rest: Tensor | None = None  # (B,) float32, that of all other classes together
 
     def pin_memory(self) -> StudentBatch:
         """Return the batch with tensors in pinned memory; the loader calls this."""
-        names = ("pixels", "target", "label", "topk_label", "topk_prob")
-        tensors = {name: getattr(self, name) for name in names}
+        tensors = {name: getattr(self, name) for name in _TENSORS}
         pinned = {name: one.pin_memory() for name, one in tensors.items() if one is not None}
         return dataclasses.replace(self, **pinned)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> StudentBatch:
         """Return the batch with tensors on a device; loops of other libraries call this."""
-        names = ("pixels", "target", "label", "topk_label", "topk_prob")
-        tensors = {name: getattr(self, name) for name in names}
+        tensors = {name: getattr(self, name) for name in _TENSORS}
         moved = {
             name: one.to(device, non_blocking=non_blocking)
             for name, one in tensors.items()
@@ -156,7 +156,8 @@ class ReplayDataset(Dataset[StudentBatch]):
             mix=mix,
             audited=audited,
             topk_label=_rows_of(entries, "topk_label"),
-            topk_prob=_rows_of(entries, "topk_prob"),
+            topk_logprob=_rows_of(entries, "topk_logprob"),
+            topk_rest=_rows_of(entries, "topk_rest"),
         )
 
     def path(self, shard: int) -> ShardFile:
@@ -240,12 +241,11 @@ class ReplayDataset(Dataset[StudentBatch]):
 
 
 def _rows_of(entries: list[tuple[ShardView, int]], name: str) -> Tensor | None:
-    """Return an optional column's rows, None where the store has none: classes, or shares of 1."""
+    """Return what an optional column's rows stand for, None where the store has none."""
     if not entries or name not in entries[0][0].columns:
         return None
     stacked = np.stack([one.columns[name][index] for one, index in entries])
-    values, scale = torch.from_numpy(stacked.astype(np.int32)), COLUMNS[name].scale
-    return values.float() / scale if scale else values.long()
+    return torch.from_numpy(COLUMNS[name].read(stacked))
 
 
 def replay_loader(
