@@ -85,7 +85,8 @@ class Sequential:
             for number, place, view in zip(
                 rows.shard.tolist(), rows.sample.tolist(), rows.view.tolist(), strict=True
             ):
-                image = decode(self._shards[number].image_bytes(place), "image")
+                data = self._shards[number].image_bytes(place)
+                image = decode(data, "image", augment.max_pixels)
                 seed = int(store.read_view(number, view).seed[place])
                 make_view(image, seed, view, augment)
         return len(items) * self._rows

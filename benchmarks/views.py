@@ -71,7 +71,7 @@ def ours(images: list[bytes], config: AugmentConfig, views: int) -> Callable[[],
     def run() -> int:
         first = next(epoch)  # other views in each round
         for data, seed in zip(images, seeds, strict=True):
-            image = decode(data, "image")
+            image = decode(data, "image", config.max_pixels)
             for view in range(first, first + views):
                 make_view(image, seed, view, config)
         return len(images) * views
@@ -159,7 +159,7 @@ def decode_alone(images: list[bytes]) -> Callable[[], int]:
 
     def run() -> int:
         for data in images:
-            decode(data, "image")
+            decode(data, "image", AugmentConfig().max_pixels)
         return len(images)
 
     return run

@@ -76,7 +76,8 @@ def read_images(patterns: tuple[str, ...]) -> Images:
     for number, path in enumerate(expand_shards(patterns)):
         shard = open_shard(path, number)
         for index, sample in enumerate(shard.samples):
-            pixels.append(decode(shard.image_bytes(index), sample.image_name))
+            data = shard.image_bytes(index)
+            pixels.append(decode(data, sample.image_name, AugmentConfig().max_pixels))
             seeds.append(sample_seed(ROOT_SEED, sample.key))
             targets.append(sample.target)
     return Images(tuple(pixels), tuple(seeds), np.array(targets))

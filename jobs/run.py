@@ -11,6 +11,7 @@ from types import FrameType
 
 from pipeline.cli.console import Progress as Shown
 from pipeline.cli.console import duration, note, say
+from pipeline.errors import REJECTION_WORDS
 from pipeline.labelling.job import (
     JobPlan,
     LabelConfig,
@@ -21,6 +22,7 @@ from pipeline.labelling.job import (
     index_shards,
     plan_job,
     require_agreement,
+    require_same_views,
     write_run,
 )
 from pipeline.records import PartKey
@@ -73,10 +75,11 @@ def run_label_job(config: LabelConfig) -> int:
         from jobs.cluster import Cluster as Teachers  # type: ignore[assignment]
     with contextlib.closing(Teachers(config)) as teachers, drain.listening():
         teachers.check_paths(shards)
-        plan = plan_job(config, shards, teachers.identity())
+        plan = plan_job(config, shards, teachers.identity(), teachers.fingerprints())
         describe_plan(plan)
         preflight = None
         if plan.missing:
+            describe_redrawn(require_same_views(plan))
             preflight = teachers.preflight(shards)
             describe_preflight(plan, preflight)
             require_agreement(config, preflight, plan.identity.teacher.classes)
@@ -122,6 +125,12 @@ def describe_plan(plan: JobPlan) -> None:
     )
 
 
+def describe_redrawn(views: int) -> None:
+    """Say that what is there already was redrawn, if something is."""
+    if views:
+        say(f"{views} views that are there were redrawn, and have the digests that are stored")
+
+
 def describe_preflight(plan: JobPlan, report: Preflight) -> None:
     """Say what the trial showed, and what the job will cost and save."""
     for warning in report.warnings:
@@ -149,17 +158,15 @@ def describe_preflight(plan: JobPlan, report: Preflight) -> None:
 
 def describe_store(manifest: Manifest, plan: JobPlan, progress: Progress) -> None:
     """Say what the finished store holds; the counts add up."""
-    rejected = sum(len(rejections) for rejections in manifest.rejections.values())
-    samples = plan.shards.samples
     views = manifest.view_range
     say(
-        f"read {samples} samples = {samples - rejected} labelled + {rejected} rejected; "
+        f"read {manifest.counts.in_words}; "
         f"{progress.labels} new labels in {duration(progress.seconds)} "
         f"({progress.labels_per_second:.1f} labels/s)"
     )
     for rejections in manifest.rejections.values():
         for rejection in rejections:
-            say(f"rejected: {rejection.key}: {rejection.reason}")
+            say(f"rejected: {rejection.key}: {REJECTION_WORDS[rejection.reason]}")
     per_label = manifest.bytes / max(1, manifest.rows)
     say(
         f"{plan.config.out}: {manifest.rows} labels, views {views.start}..{views.stop - 1}, "

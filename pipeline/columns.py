@@ -46,11 +46,11 @@ Labels: TypeAlias = NDArray[np.uint16]
 class ColumnConfig:
     """What a store keeps of the teacher's probabilities, beside its labels.
 
-    >>> ColumnConfig.from_text("confidence,topk=5")
-    ColumnConfig(confidence=True, margin=False, topk=5)
-
     Each field is a word of the setting `keep`; a number among them asks for lists of so many.
     A field that a later release adds is ``grown(founding=False, since=...)``, or 0 for a number.
+
+    >>> ColumnConfig.from_text("confidence,topk=5")
+    ColumnConfig(confidence=True, margin=False, topk=5)
     """
 
     confidence: bool = False  # probability of the label

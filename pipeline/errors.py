@@ -5,7 +5,11 @@ Every message says what is wrong, where, and what to do about it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Literal, TypeAlias
+
 __all__ = [
+    "REJECTION_WORDS",
     "CheckpointError",
     "ChecksumError",
     "ConfigError",
@@ -14,11 +18,25 @@ __all__ = [
     "IncompleteStoreError",
     "PipelineError",
     "RejectionError",
+    "RejectionReason",
     "ReplayError",
     "ShardError",
     "StoreError",
     "TeacherError",
 ]
+
+
+RejectionReason: TypeAlias = Literal["empty", "unknown-format", "too-many-pixels", "undecodable"]
+"""Why an image has no labels. Stores hold these codes, so they depend on the image's bytes and the
+store's settings alone: never on a library's words, a name or a process."""
+
+REJECTION_WORDS: Mapping[RejectionReason, str] = {
+    "empty": "it has no bytes",
+    "unknown-format": "its first bytes are not those of a JPEG, PNG or WebP",
+    "too-many-pixels": "its header says more pixels than `max_pixels` allows",
+    "undecodable": "it is damaged, cut off, or of a kind that no decoder reads",
+}
+"""The codes in words, for people."""
 
 
 class PipelineError(Exception):
@@ -41,7 +59,11 @@ class ShardError(PipelineError):
 
 
 class DecodeError(PipelineError):
-    """An image does not decode; the label job turns this into a rejection."""
+    """An image does not decode; the label job turns this into a rejection for ``reason``."""
+
+    def __init__(self, message: str, reason: RejectionReason = "undecodable") -> None:
+        super().__init__(message)
+        self.reason: RejectionReason = reason
 
 
 class RejectionError(PipelineError):

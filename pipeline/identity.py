@@ -30,6 +30,7 @@ __all__ = [
     "FORMAT_VERSION",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "PILLOWS_LIMIT",
     "PRESETS",
     "AugmentConfig",
     "ColumnConfig",
@@ -51,6 +52,9 @@ FORMAT_VERSION = 2
 
 TRIPLE_VIEWS = 3
 """Views that repeated augmentation shows together, and that share one pairing."""
+
+PILLOWS_LIMIT = 178_956_970
+"""Pixels beyond which Pillow takes an image for a decompression bomb."""
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -108,10 +112,19 @@ class AugmentConfig:
     """Per-channel mean of pixels in [0, 1]: normalization, fill color, erasing noise."""
     std: Triple = IMAGENET_STD
     """Per-channel standard deviation of pixels in [0, 1]."""
+    max_pixels: int = 64_000_000
+    """Images of more pixels by their header are rejected before they are decoded; a decoder takes
+    up to 18 bytes for each."""
 
     def __post_init__(self) -> None:
         settle(self)
         _require(1 <= self.image_size <= 4096, f"`image_size` is {self.image_size}; use 1..4096")
+        require(
+            self,
+            "max_pixels",
+            1 <= self.max_pixels <= PILLOWS_LIMIT,
+            f"use 1..{PILLOWS_LIMIT}, beyond which Pillow decodes nothing",
+        )
         for name in ("hflip", "rand_probability", "erase_probability"):
             value = getattr(self, name)
             _require(0 <= value <= 1, f"`{name}` is {value}; a probability is in 0..1")

@@ -6,6 +6,7 @@ Boxes are in pixels, and end before ``top + height`` and ``left + width``.
 
 from __future__ import annotations
 
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
@@ -15,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.columns import Columns
+from pipeline.errors import RejectionReason
+from pipeline.growth import grown
 
 __all__ = [
     "FIXED_BITS",
@@ -38,6 +41,9 @@ __all__ = [
     "ViewMix",
     "ViewParams",
     "accepted_places",
+    "count_places",
+    "places_of",
+    "places_text",
     "spread",
 ]
 
@@ -103,7 +109,7 @@ class Rejection:
 
     index: int  # place in the shard
     key: str
-    reason: str
+    reason: RejectionReason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,13 +265,19 @@ class PartHeader:
     content_hash: str
     image_hash: str  # SHA-256 of all encoded images, in order
     formats: tuple[str, ...]  # of its images: jpeg, png, webp, sorted
-    samples: int  # indexed in the shard: labelled and rejected
+    samples: int  # indexed in the shard: labelled, rejected and omitted
     rejections: tuple[Rejection, ...]  # in shard order
+    omitted: str = grown(founding="", since="0.1.0")  # by a subset, see ``places_text``
 
     @property
     def accepted(self) -> NDArray[np.bool_]:
         """Which of the indexed samples are labelled, (samples,)."""
-        return accepted_places(self.samples, self.rejections)
+        return accepted_places(self.samples, self.rejections, self.omitted)
+
+    @property
+    def labelled(self) -> int:
+        """How many samples are labelled; reads no more than the header, however large it says."""
+        return self.samples - len(self.rejections) - count_places(self.omitted, self.samples)
 
     @property
     def header(self) -> PartHeader:
@@ -292,10 +304,10 @@ class PartRows(PartHeader):
 
     @property
     def all_keys(self) -> tuple[str, ...]:
-        """The keys of all indexed samples, in shard order."""
-        keys = list(self.keys)
+        """The keys of all indexed samples, in shard order; empty for omitted ones."""
+        keys = spread(np.array(self.keys, object), self.accepted, "")
         for rejection in self.rejections:
-            keys.insert(rejection.index, rejection.key)
+            keys[rejection.index] = rejection.key
         return tuple(keys)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -320,13 +332,19 @@ class PartRows(PartHeader):
             columns=self.columns.map(lambda values: values[kept, views]),
         )
 
+    def omit(self, kept: NDArray[np.bool_]) -> PartRows:
+        """Return the rows of some labelled samples, (N,); the others are omitted as well."""
+        omitted = places_of(self.omitted, self.samples)
+        omitted[np.flatnonzero(self.accepted)[~kept]] = True
+        return replace(self.cut(self.part, kept), omitted=places_text(omitted))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardView:
     """What a store knows of one shard at one view, by the samples' place in the shard.
 
-    N counts the indexed samples, rejected ones included; theirs are not ``accepted`` and
-    hold zeros.
+    N counts the indexed samples, rejected and omitted ones included; theirs are not ``accepted``
+    and hold zeros, and the keys of omitted ones are empty.
     """
 
     shard: int
@@ -342,14 +360,55 @@ class ShardView:
     columns: Columns = field(default_factory=Columns)  # (N,) or (N, k) each
 
 
-def accepted_places(samples: int, rejections: Iterable[Rejection]) -> NDArray[np.bool_]:
-    """Return which of a shard's samples are not rejected, (samples,)."""
-    accepted = np.ones(samples, np.bool_)
-    accepted[[one.index for one in rejections]] = False
+def accepted_places(
+    samples: int, rejections: Iterable[Rejection], omitted: str = ""
+) -> NDArray[np.bool_]:
+    """Return which of a shard's samples are neither rejected nor omitted, (samples,).
+
+    Raises ``ValueError`` if ``omitted`` is no text of ``places_text``, or names a rejected sample.
+    """
+    accepted = ~places_of(omitted, samples)
+    rejected = [one.index for one in rejections]
+    if omitted and not accepted[rejected].all():
+        raise ValueError("a rejected sample is omitted too")
+    accepted[rejected] = False
     return accepted
 
 
-def spread(values: NDArray[Any], accepted: NDArray[np.bool_], fill: int = 0) -> NDArray[Any]:
+def places_text(places: NDArray[np.bool_]) -> str:
+    """Return which samples of a shard are meant, as a bitmap in base64; nothing for none.
+
+    Sample i is bit ``i % 8``, counted from the lowest, of byte ``i // 8``.
+    """
+    if not places.any():
+        return ""
+    return b64encode(np.packbits(places, bitorder="little").tobytes()).decode()
+
+
+def places_of(text: str, samples: int) -> NDArray[np.bool_]:
+    """Return the places of ``places_text``, (samples,); raises ``ValueError`` for another text."""
+    if not text:
+        return np.zeros(samples, np.bool_)
+    bits = np.unpackbits(_bytes_of(text, samples), bitorder="little")
+    places = bits[:samples].astype(np.bool_)
+    if places_text(places) != text:
+        raise ValueError(f"{text[:40]!r} names no samples, or some beyond the {samples}")
+    return places
+
+
+def count_places(text: str, samples: int) -> int:
+    """Return how many places a text of ``places_text`` names."""
+    return int(np.bitwise_count(_bytes_of(text, samples)).sum()) if text else 0
+
+
+def _bytes_of(text: str, samples: int) -> NDArray[np.uint8]:
+    data = b64decode(text, validate=True)
+    if len(data) != -(-samples // 8):
+        raise ValueError(f"{len(data)} bytes for {samples} samples")
+    return np.frombuffer(data, np.uint8)
+
+
+def spread(values: NDArray[Any], accepted: NDArray[np.bool_], fill: Any = 0) -> NDArray[Any]:
     """Return values of the labelled samples at the places of all indexed ones."""
     whole = np.full((len(accepted), *values.shape[1:]), fill, values.dtype)
     whole[accepted] = values

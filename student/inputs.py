@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.errors import ConfigError
 from pipeline.files.cache import ShardFile
+from pipeline.files.hub import is_hub_url
 from pipeline.files.local import expand_shards
 from pipeline.growth import to_plain
 from pipeline.identity import canonical_json
@@ -36,6 +37,15 @@ class Inputs:
     shards: Mapping[int, ShardFile]  # by the store's shard numbers; of all, or of a subset
     validation: tuple[ShardFile, ...]
     plan: TrainingPlan
+
+    def pinned(self, config: TrainConfig) -> TrainConfig:
+        """Return the settings with the commit of a store on the hub that was read.
+
+        A run goes on with it, whatever its branch has become.
+        """
+        if not is_hub_url(config.labels):
+            return config
+        return replace(config, labels=str(self.store.root))
 
     def run_identity(self, config: TrainConfig) -> RunIdentity:
         """Return what a checkpoint of this run and the run that continues it must share."""

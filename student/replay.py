@@ -24,9 +24,12 @@ from pipeline.files.cache import ShardFile
 from pipeline.records import NO_PARTNER, MixKind, Pixels, ShardView, ViewMix
 from pipeline.shards.index import Shard, open_known_shard
 from pipeline.store import LabelStore
+from pipeline.store.provenance import version_differences
 from pipeline.views.apply import decode
+from pipeline.views.draw import has_mixed_digest
 from pipeline.views.make import ShardViews, View
 from pipeline.views.pairing import Pairing
+from pipeline.views.rng import sample_seed
 from student.loading import LoaderOptions, batch_memory, load
 from student.order import PlannedBatch, TrainingPlan
 
@@ -52,6 +55,8 @@ class StudentBatch:
     label: Tensor  # (B,) int64, the teacher's argmax on the mixed view
     mix: ViewMix  # partners are rows of this batch
     audited: int  # rows whose stored digest was compared
+    mixed_digest: NDArray[np.uint32]  # (B,), 0 where the store has none
+    has_mixed_digest: NDArray[np.bool_]  # (B,)
     topk_label: Tensor | None = None  # (B, k) int64, by falling probability; None: not stored
     topk_logprob: Tensor | None = None  # (B, k) float32, logarithms of probabilities
     topk_rest: Tensor | None = None  # (B,) float32, that of all other classes together
@@ -155,6 +160,8 @@ class ReplayDataset(Dataset[StudentBatch]):
             label=torch.tensor([int(one.label[index]) for one, index in entries]),
             mix=mix,
             audited=audited,
+            mixed_digest=np.array([one.mixed_digest[index] for one, index in entries], np.uint32),
+            has_mixed_digest=np.array([_has_mixed_digest(*entry) for entry in entries], np.bool_),
             topk_label=_rows_of(entries, "topk_label"),
             topk_logprob=_rows_of(entries, "topk_logprob"),
             topk_rest=_rows_of(entries, "topk_rest"),
@@ -205,7 +212,11 @@ class ReplayDataset(Dataset[StudentBatch]):
             partner = int(rows.partner[row])
             pair = (index, NO_PARTNER if partner == row else entries[partner][1])
             audit = self._audit and bool(labels.has_digest[index])
-            seed, shard_views = int(labels.seed[index]), views_of(labels.shard)
+            shard_views = views_of(labels.shard)
+            seed = int(labels.seed[index])
+            if not labels.accepted[index]:  # a partner that a subset omits
+                root, key = self.store.identity.root_seed, shard_views.samples[index].key
+                seed = sample_seed(root, key)
             yield shard_views.make(image, seed, labels.view, pair, digest=audit)
 
     def _views_of(self, shard: int) -> ShardViews:
@@ -217,9 +228,9 @@ class ReplayDataset(Dataset[StudentBatch]):
 
     def _decode(self, number: int, index: int) -> Pixels:
         shard = self._shard(number)
-        sample = shard.samples[index]
+        sample, max_pixels = shard.samples[index], self.store.identity.augment.max_pixels
         try:
-            return decode(shard.image_bytes(index), sample.image_name)
+            return decode(shard.image_bytes(index), sample.image_name, max_pixels)
         except DecodeError as error:
             raise ReplayError(
                 f"{shard.path}: {sample.key!r} does not decode ({error}), but did when it was "
@@ -231,13 +242,18 @@ class ReplayDataset(Dataset[StudentBatch]):
         """Raise ``ReplayError`` if the digest of a view is not the one that is stored."""
         stored = int(labels.digest[index])
         if actual != stored:
+            versions = version_differences(self.store.root)
             raise ReplayError(
                 f"{self._paths[labels.shard]}: view {labels.view} of {labels.keys[index]!r} has "
-                f"digest {actual:08x} here, and {stored:08x} in the store: these are not "
-                "the pixels that the teacher labelled; verify the store with its shards: if that "
-                "finds a shard's bytes changed, restore it; else install the versions in the "
-                "store's _meta/runs"
+                f"digest {actual:08x} here, and {stored:08x} in the store: these are not the "
+                f"pixels that the teacher labelled ({versions}); verify the store with its "
+                "shards: if that finds a shard's bytes changed, restore it; else install the "
+                "store's versions"
             )
+
+
+def _has_mixed_digest(labels: ShardView, index: int) -> bool:
+    return has_mixed_digest(bool(labels.has_digest[index]), int(labels.seed[index]), labels.view)
 
 
 def _rows_of(entries: list[tuple[ShardView, int]], name: str) -> Tensor | None:

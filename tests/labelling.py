@@ -33,7 +33,7 @@ from pipeline.store import (
     finish_store,
     open_store,
 )
-from pipeline.views.fingerprints import fingerprints
+from pipeline.views.floats import fingerprints_on
 from pipeline.views.mixing import mix_images, normalize
 from tests.factories import digit_samples, digits, write_shard
 
@@ -112,7 +112,7 @@ def write_hash_store(
 ) -> ParquetStore:
     """Label shards with the hash teacher and finish the store."""
     identity = identity or hash_identity()
-    prints = claim_store(root, identity, fingerprints(identity))
+    prints = claim_store(root, identity, fingerprints_on(identity, "cpu"))
     infos: list[ShardInfo] = []
     for number, path in enumerate(paths):
         shard = open_shard(path, number)

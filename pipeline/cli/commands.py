@@ -244,11 +244,15 @@ class Export:
     """The store to write: a path that ends in .zarr or .parquet, at which there is nothing."""
     single_file: bool = False
     """Write one Parquet file, not a directory of them."""
+    public: bool = False
+    """For publishing: leave paths, settings and the machine out of the records of runs."""
 
     def run(self) -> None:
         from pipeline.store import export_store
 
-        store = export_store(self.source, self.target, single_file=self.single_file)
+        store = export_store(
+            self.source, self.target, single_file=self.single_file, public=self.public
+        )
         say(
             f"{self.target}: {store.manifest.rows} labels, {store.stored_bytes} bytes, the same as "
             f"in {self.source}"
@@ -290,11 +294,18 @@ def _print_checks(store: str, report: VerifyReport, relabelled: RelabelReport | 
         f"{store}: {report.parts} parts, {report.labels} labels, {report.bytes} bytes: "
         "all checksums are right"
     )
-    say(
-        f"{report.samples} samples = {report.samples - report.rejected} labelled + "
-        f"{report.rejected} rejected"
-    )
+    left_out = f" + {report.omitted} omitted" if report.omitted else ""
+    labelled = report.samples - report.rejected - report.omitted
+    say(f"{report.samples} samples = {labelled} labelled + {report.rejected} rejected{left_out}")
     say(f"{report.digests} views have a digest, {report.redrawn} were redrawn from the shards")
+    say(
+        f"{report.mixed_digests} of them have one of the mixed image too, "
+        + (
+            f"{report.mixed_redrawn} were redone"
+            if report.same_floats
+            else "which cannot be redone here: this machine's floats differ in their last bits"
+        )
+    )
     if report.left_out:
         say(f"warning: the shards given are {report.left_out}: nothing of those was redrawn")
     _print_mismatches("MISMATCH", report.mismatches)
@@ -310,7 +321,10 @@ def _print_checks(store: str, report: VerifyReport, relabelled: RelabelReport | 
 
 def _print_mismatches(what: str, mismatches: Sequence[Mismatch]) -> None:
     for one in mismatches[:_LISTED]:
-        say(f"{what} {one.shard} {one.key} view {one.view}: stored {one.stored}, found {one.found}")
+        say(
+            f"{what} {one.shard} {one.key} view {one.view}, {one.column}: stored {one.stored}, "
+            f"found {one.found}"
+        )
     if len(mismatches) > _LISTED:
         say(f"{what} ... and {len(mismatches) - _LISTED} more")
 

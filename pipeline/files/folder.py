@@ -41,7 +41,8 @@ class Folder(ABC):
     """A place for whole files; none is ever seen half-written.
 
     Paths are relative, with ``/`` between names, and are refused if they may lead out of the
-    folder, by themselves or by links in it. A folder may be pickled to other processes.
+    folder, by themselves or by links to directories in it. A file may be a link to be read, as in
+    the caches of Hugging Face, DVC and git-annex. A folder may be pickled to other processes.
     Methods raise ``PipelineError`` where the disk, the network or permissions fail, with the
     place and the cure.
     """
@@ -60,12 +61,24 @@ class Folder(ABC):
         """Return whether a file is where the folder would be."""
         return False
 
+    def require_writable(self) -> None:
+        """Raise ``PipelineError`` if files are never written in a folder of this kind."""
+        return
+
     @abstractmethod
     def read_bytes(self, path: str, at_most: int = MAX_FILE_BYTES) -> bytes:
         """Return a file's bytes; raises ``FileNotFoundError`` if there is none.
 
         A file of more than ``at_most`` bytes is refused unread.
         """
+
+    def read_unwatched(self, path: str, at_most: int = MAX_FILE_BYTES) -> bytes:
+        """Return the bytes of a file that no checksum vouches for; see ``read_bytes``.
+
+        A link that leads out of the folder is refused: a store that came from others could name
+        any file of its reader's so, and a copy of the store would publish it.
+        """
+        return self.read_bytes(path, at_most)
 
     def read_range(self, path: str, offset: int, size: int) -> bytes:
         """Return ``size`` bytes of a file from ``offset`` on, fewer where it ends before.

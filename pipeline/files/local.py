@@ -14,9 +14,10 @@ from typing import BinaryIO, TypeAlias
 
 from braceexpand import braceexpand
 
-from pipeline.errors import PipelineError, ShardError
+from pipeline.errors import ConfigError, PipelineError, ShardError
 from pipeline.files.cache import CacheConfig, RemoteShard, ShardFile
 from pipeline.files.folder import MAX_FILE_BYTES, Folder, check_path, check_size
+from pipeline.files.hub import HubFolder, HubUrl, is_hub_url
 from pipeline.files.objects import ObjectFolder, ObjectUrl, find_objects, is_url
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "commit_new",
     "expand_shards",
     "open_folder",
+    "pinned",
     "publish",
     "replace",
     "sha256",
@@ -55,6 +57,11 @@ def expand_shards(
     """
     paths: list[ShardFile] = []
     for pattern in patterns:
+        if is_hub_url(pattern):
+            raise ConfigError(
+                f"`{name}` {pattern!r}: shards are not read from the hub; fetch them with "
+                "hf download, and give their path"
+            )
         try:
             names = list(braceexpand(pattern))
         except ValueError as error:
@@ -113,13 +120,27 @@ class LocalFolder(Folder):
 
     def is_a_file(self) -> bool:
         """Return whether a file is where the directory would be."""
-        return self.path.exists() and not self.path.is_dir()
+        return os.path.lexists(self.path) and not self.path.is_dir()
 
     def read_bytes(self, path: str, at_most: int = MAX_FILE_BYTES) -> bytes:
         """Return a file's bytes; see ``Folder``."""
         with self._reading(path) as file:
             check_size(self.at(path), os.fstat(file.fileno()).st_size, at_most)
             return file.read()
+
+    def read_unwatched(self, path: str, at_most: int = MAX_FILE_BYTES) -> bytes:
+        """Return the bytes of a file that no checksum vouches for; see ``Folder``."""
+        if (self.path / path).is_symlink() and not self._is_cached(path):
+            self._inside(path)
+        return self.read_bytes(path, at_most)
+
+    def _is_cached(self, path: str) -> bool:
+        """Return whether a link leads into the cache that the whole folder is linked from."""
+        real = (self.path / path).resolve()
+        root = self.path.resolve()
+        return any(
+            real.is_relative_to(cache) and cache.resolve() == cache for cache in _caches_above(root)
+        )
 
     def read_range(self, path: str, offset: int, size: int) -> bytes:
         """Return a part of a file; see ``Folder``."""
@@ -135,7 +156,7 @@ class LocalFolder(Folder):
 
     @contextmanager
     def _reading(self, path: str) -> Iterator[BinaryIO]:
-        place = self._inside(path)
+        place = self._of_folder(path)
         try:
             with open(place, "rb", opener=_without_waiting) as file:
                 if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -144,6 +165,11 @@ class LocalFolder(Folder):
                     )
                 yield file
         except (FileNotFoundError, NotADirectoryError) as error:
+            if place.is_symlink():
+                raise PipelineError(
+                    f"{self.at(path)} is a link to a file that is not there; fetch it (git annex "
+                    "get, dvc pull, or download the repository again)"
+                ) from None
             raise FileNotFoundError(error.errno, error.strerror, self.at(path)) from error
         except OSError as error:
             raise PipelineError(
@@ -172,8 +198,11 @@ class LocalFolder(Folder):
             )
         return place
 
-    def _to_write(self, path: str) -> Path:
-        """Return where a file is written; a link of its own name is replaced, never followed."""
+    def _of_folder(self, path: str) -> Path:
+        """Return the place of a file, which may be a link, in a directory that is of the folder.
+
+        A link is followed to be read. A file that is written replaces it.
+        """
         if not path:
             return self.path
         above, _, name = check_path(path, self.name).rpartition("/")
@@ -181,7 +210,7 @@ class LocalFolder(Folder):
 
     def exists(self, path: str = "") -> bool:
         """Return whether this file exists; see ``Folder``."""
-        return self._inside(path).exists()
+        return self._of_folder(path).exists()
 
     def list(self, prefix: str = "") -> list[str]:
         """Return the paths that begin with ``prefix``; see ``Folder``."""
@@ -197,12 +226,12 @@ class LocalFolder(Folder):
 
     def commit_new(self, path: str, data: bytes) -> bool:
         """Write a new file; see ``Folder``."""
-        return commit_new(self._to_write(path), data)
+        return commit_new(self._of_folder(path), data)
 
     @contextmanager
     def write_file(self, path: str) -> Iterator[BinaryIO]:
         """Give a file that appears whole; see ``Folder``."""
-        final = self._to_write(path)
+        final = self._of_folder(path)
         with writing(final):
             final.parent.mkdir(parents=True, exist_ok=True)
         aside = final.with_name(f".{final.name}.{os.getpid()}-{os.urandom(4).hex()}")
@@ -218,7 +247,16 @@ class LocalFolder(Folder):
 
     def replace(self, path: str, data: bytes) -> None:
         """Write a file over the one that may be there; see ``Folder``."""
-        replace(self._to_write(path), data)
+        replace(self._of_folder(path), data)
+
+
+def _caches_above(root: Path) -> Iterator[Path]:
+    """Yield where git-annex, DVC and Hugging Face would keep the contents of a folder's files."""
+    for above in (root, *root.parents):
+        yield above / ".git" / "annex" / "objects"
+        yield above / ".dvc" / "cache"
+        if above.name == "snapshots":
+            yield above.parent / "blobs"
 
 
 def _without_waiting(path: str, flags: int) -> int:
@@ -231,11 +269,22 @@ def open_folder(place: Place) -> Folder:
 
     Raises ``ConfigError`` for a URL that is malformed or carries credentials.
     """
+    if isinstance(place, str) and is_hub_url(place):
+        return HubFolder(HubUrl.parse(place))
     if isinstance(place, str) and is_url(place):
         return ObjectFolder(ObjectUrl.parse(place))
     if isinstance(place, Folder):
         return place
     return LocalFolder(Path(place))
+
+
+def pinned(place: str) -> str:
+    """Return a place that stays what it is: a URL on the hub with its commit, all else as it is."""
+    folder = open_folder(place)
+    if not isinstance(folder, HubFolder):
+        return place
+    folder.pin()
+    return folder.name
 
 
 def commit_new(path: Path, data: bytes) -> bool:

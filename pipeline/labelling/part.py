@@ -93,7 +93,7 @@ def _opened(path: ShardFile, shard: ShardInfo) -> Shard:
 def augment_group(shard: Shard, task: GroupTask) -> AugmentedGroup:
     """Decode a group's images once, and make all their views of the task."""
     started = time.perf_counter()
-    images, rejections = _decode_members(shard, task.members)
+    images, rejections = _decode_members(shard, task)
     decoded = time.perf_counter()
     size, views, side = task.mix.group_size, task.views, task.augment.image_size
     pixels = np.zeros((size, views, side, side, 3), np.uint8)
@@ -141,18 +141,16 @@ def augment_group(shard: Shard, task: GroupTask) -> AugmentedGroup:
     )
 
 
-def _decode_members(
-    shard: Shard, members: tuple[int, ...]
-) -> tuple[dict[int, Pixels], list[Rejection]]:
+def _decode_members(shard: Shard, task: GroupTask) -> tuple[dict[int, Pixels], list[Rejection]]:
     """Return the images of those members that decode, by sample index, and the others."""
     images: dict[int, Pixels] = {}
     rejections = []
-    for index in members:
-        sample = shard.samples[index]
+    for index in task.members:
+        sample, data = shard.samples[index], shard.image_bytes(index)
         try:
-            images[index] = decode(shard.image_bytes(index), sample.image_name)
+            images[index] = decode(data, sample.image_name, task.augment.max_pixels)
         except DecodeError as error:
-            rejections.append(Rejection(index=index, key=sample.key, reason=str(error)))
+            rejections.append(Rejection(index=index, key=sample.key, reason=error.reason))
     return images, rejections
 
 

@@ -6,20 +6,27 @@ import dataclasses
 import platform
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
 from pipeline.errors import DecodeError, IncompleteStoreError, TeacherError
 from pipeline.identity import TeacherIdentity
 from pipeline.labelling.devices import choose_device, set_threads
-from pipeline.labelling.job import IndexedShards, LabelConfig, PartOrder, Preflight
+from pipeline.labelling.job import (
+    IndexedShards,
+    LabelConfig,
+    PartOrder,
+    Preflight,
+    require_fingerprints,
+)
 from pipeline.labelling.part import augment_group, group_tasks, label_part
 from pipeline.labelling.teacher import Teacher, load_teacher
 from pipeline.records import AugmentedGroup, PartKey, Pixels, TeacherLabels, ViewMix
 from pipeline.shards.index import open_known_shard
 from pipeline.store import Committed, check_store, commit_part
 from pipeline.views.apply import decode
+from pipeline.views.floats import float_fingerprints
 from pipeline.views.make import make_view
 
 __all__ = ["TeacherWorker"]
@@ -40,6 +47,12 @@ class TeacherWorker:
         """What makes this teacher the same as another."""
         return self._teacher.identity
 
+    @property
+    def fingerprints(self) -> Mapping[str, int]:
+        """What normalizing and mixing give on this teacher's device."""
+        config = self._config
+        return float_fingerprints(config.augment, config.effective_mixing, self._device)
+
     def label_part(self, order: PartOrder, groups: Iterable[AugmentedGroup]) -> Committed:
         """Label the groups of one part and commit it."""
         if order.identity.teacher != self.identity:
@@ -47,6 +60,7 @@ class TeacherWorker:
                 f"this process loaded the teacher {self.identity}, the job's is "
                 f"{order.identity.teacher}; give all processes the same checkpoint"
             )
+        require_fingerprints(order.out, order.identity, self.fingerprints, order.fingerprints)
         if check_store(order.out, order.identity) is None:  # on a node that joined later
             raise IncompleteStoreError(
                 f"{order.out}: the store that this job began is not seen on {platform.node()}; use "
@@ -143,9 +157,9 @@ def _plain_images(
     for path, info in list(zip(shards.paths, shards.infos, strict=True))[::step]:
         shard = open_known_shard(path, info)
         for index in range(0, info.samples, max(1, info.samples // per_shard)):
-            sample = shard.samples[index]
+            sample, data = shard.samples[index], shard.image_bytes(index)
             try:
-                image = decode(shard.image_bytes(index), sample.image_name)
+                image = decode(data, sample.image_name, plain.max_pixels)
             except DecodeError:
                 continue  # the job itself will count and name it
             pixels.append(make_view(image, 0, 0, plain))

@@ -24,7 +24,8 @@ from webdataset import TarWriter
 from pipeline.errors import ConfigError, DecodeError, PipelineError, ShardError
 from pipeline.files.local import LocalFolder, open_folder
 from pipeline.growth import settle
-from pipeline.identity import canonical_json
+from pipeline.identity import PILLOWS_LIMIT, canonical_json
+from pipeline.views.apply import decode, image_format
 from pipeline.views.rng import stream
 
 __all__ = [
@@ -66,7 +67,7 @@ class PackConfig:
     quality: int | None = None
     """Encode every image anew as JPEG of this quality, 1 to 100 (color at half resolution:
     4:2:0); a JPEG that would not get smaller keeps its bytes. Unset: only images that
-    `max_side` shrinks are encoded, at 90; all others keep their bytes."""
+    are shrunk are encoded, at 90; all others keep their bytes."""
 
     def __post_init__(self) -> None:
         settle(self)
@@ -345,7 +346,14 @@ def encode_image(
     own = EncodedImage(extension=_EXTENSIONS[path.suffix.lower()], data=data)
     if max_side is None and quality is None:
         return own
-    rgb, is_jpeg = _read_rgb(path, data)
+    try:
+        rgb = Image.fromarray(decode(data, str(path), PILLOWS_LIMIT))
+    except DecodeError as error:
+        raise DecodeError(
+            f"{error}: it cannot be encoded anew; repair or remove the file, or pack without "
+            "`max_side` and `quality`",
+            error.reason,
+        ) from error
     shrunk = max_side is not None and max(rgb.size) > max_side
     if max_side is not None and shrunk:
         scale = max_side / max(rgb.size)
@@ -356,27 +364,6 @@ def encode_image(
     file = io.BytesIO()
     rgb.save(file, "JPEG", quality=quality or _SHRUNK_QUALITY, subsampling="4:2:0")
     anew = file.getvalue()
-    if is_jpeg and not shrunk and len(anew) >= len(data):
+    if image_format(data) == "jpeg" and not shrunk and len(anew) >= len(data):
         return own
     return EncodedImage(extension="jpg", data=anew, shrunk=shrunk, reencoded=True)
-
-
-def _read_rgb(path: Path, data: bytes) -> tuple[Image.Image, bool]:
-    """Return the decoded image, and whether it was a JPEG."""
-    try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
-            image.load()
-            # A palette must become colors before alpha is dropped.
-            colors = image.convert("RGBA") if image.mode in ("P", "PA") else image
-            return colors.convert("RGB"), image.format == "JPEG"
-    except Exception as error:  # broken files make Pillow raise almost anything
-        raise DecodeError(
-            f"{path}: cannot be decoded, so it cannot be encoded anew ({_plain(error)}); repair "
-            "or remove the file, or pack without `max_side` and `quality`"
-        ) from error
-
-
-def _plain(error: Exception) -> str:
-    """Return the error's text; Pillow's names the buffer by its address."""
-    known = f"{type(error).__name__}: {error}"
-    return "it is no JPEG, PNG or WebP" if "BytesIO" in known else known

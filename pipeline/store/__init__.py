@@ -34,7 +34,9 @@ from pipeline.store.place import (
     committed_parts,
     pack_store,
     packed_store,
+    read_committed,
     require_listed,
+    require_no_subset,
     unpack_store,
 )
 
@@ -65,8 +67,10 @@ __all__ = [
     "pack_store",
     "packed_store",
     "parts_root",
+    "read_committed",
     "read_manifest",
     "require_listed",
+    "require_no_subset",
     "require_planned",
     "unpack_store",
 ]

@@ -60,7 +60,6 @@ def write_zarr(source: LabelStore, root: Path) -> None:
         key_bytes=parts.key_bytes,
         files=files,
         zero_digests=frozenset(zero_digests),
-        reasons=parts.reasons,
     )
     folder = open_folder(root)
     for path, data in source.companions().items():
@@ -88,7 +87,6 @@ class _Parts:
                 )
             for key in (*rows.keys, *(one.key for one in rows.rejections)):
                 self.key_bytes = max(self.key_bytes, self._key_bytes(key))
-        self.reasons = headers.reasons
 
     def _key_bytes(self, key: str) -> int:
         size = len(key.encode())

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.columns import COLUMNS, ColumnConfig
+from pipeline.errors import REJECTION_WORDS
 from pipeline.identity import AugmentConfig, MixConfig
 from pipeline.records import ShardInfo
 from pipeline.store import LabelStore, Manifest
@@ -43,8 +44,10 @@ class StoreCard:
             "identity_digest": manifest.identity.digest,
             "fingerprints": dict(manifest.fingerprints),
             "shards": [_shard_json(manifest, shard) for shard in manifest.shards],
-            "samples": _samples(manifest),
-            "rejected": _rejected(manifest),
+            "samples": manifest.counts.indexed,
+            "rejected": manifest.counts.rejected,
+            "omitted": manifest.counts.omitted,
+            "subset_of": [asdict(one) for one in manifest.subset_of],
             "views": {"first": views.start, "end": views.stop},
             "parts": len(manifest.parts),
             "labels": manifest.rows,
@@ -63,6 +66,7 @@ class StoreCard:
         note = self.manifest.identity.teacher.derivation
         opening = _OPENING if note is None else _DERIVED.format(note=note)
         reading = _READING + (_MIXED_VIEWS if note is None else "")
+        reading += _SUBSET if self.manifest.omitted else ""
         sections = [opening, markdown_table(("", ""), facts), reading]
         sections += ["## Shards\n\n" + _shards(self.manifest)]
         if self.manifest.rejections:
@@ -114,6 +118,11 @@ The labels belong to mixed views, so on them a good teacher agrees with the true
 often than on plain images.
 """
 
+_SUBSET = """
+This is a subset: samples that it omits have no rows. Groups and pairs are those of the whole store,
+so where views are mixed, images of omitted samples are still mixed in: shards stay whole.
+"""
+
 _NO_RUNS = (
     "Versions, machines, dates, and the share of labels that fp32 would change, are in\n"
     "`_meta/runs`; `label-store inspect` shows them.\n"
@@ -123,7 +132,6 @@ _NO_RUNS = (
 def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
     identity, views = manifest.identity, manifest.view_range
     teacher, agreement = identity.teacher, manifest.agreement
-    samples, rejected = _samples(manifest), _rejected(manifest)
     per_view = manifest.bytes / manifest.rows if manifest.rows else 0.0
     last = f"{views.start}..{views.stop - 1}" if views else "none"
     yield "teacher", f"{teacher.architecture}, {teacher.classes} classes, {teacher.precision}"
@@ -134,7 +142,9 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "columns", _columns(identity.columns)
     yield "root seed", str(identity.root_seed)
     yield "shards", str(len(manifest.shards))
-    yield "samples", f"{samples} = {samples - rejected} labelled + {rejected} rejected"
+    for one in manifest.subset_of:
+        yield "a subset", one.in_words
+    yield "samples", manifest.counts.in_words.replace(" samples", "", 1)
     yield "labels", f"{manifest.rows}, {per_view:.3f} bytes each ({manifest.bytes} bytes)"
     yield (
         "agreement with the true class",
@@ -187,7 +197,8 @@ def _shards(manifest: Manifest) -> str:
 
 def _rejections(manifest: Manifest) -> str:
     lines = [
-        f"- {manifest.by_shard[number].name}: `{one.key}`: {' '.join(one.reason.split())}"
+        f"- {manifest.by_shard[number].name}: `{one.key}`: {one.reason}: "
+        f"{REJECTION_WORDS[one.reason]}"
         for number, rejections in sorted(manifest.rejections.items())
         for one in rejections
     ]
@@ -207,14 +218,6 @@ def _runs(runs: tuple[Run, ...]) -> str:
     return markdown_table(
         ("finished", "by", "new labels", "labels that fp32 changes", "processor", "versions"), rows
     )
-
-
-def _samples(manifest: Manifest) -> int:
-    return sum(shard.samples for shard in manifest.shards)
-
-
-def _rejected(manifest: Manifest) -> int:
-    return sum(len(rejections) for rejections in manifest.rejections.values())
 
 
 def _shard_json(manifest: Manifest, shard: ShardInfo) -> dict[str, Any]:

@@ -32,9 +32,11 @@ from pipeline.store.manifest import (
     identity_bytes,
     listed_notes,
     listed_parts,
+    listed_subset,
     write_manifest,
 )
 from pipeline.store.parquet import decode_part, encode_part
+from pipeline.store.subset import SubsetOf
 
 __all__ = [
     "Committed",
@@ -104,6 +106,7 @@ def claim_store(
 def check_place(root: Place) -> None:
     """Raise ``StoreError`` unless a store is at ``root``, or could be made there."""
     folder = open_folder(root)
+    folder.require_writable()
     if not folder.name.endswith(".parquet"):
         raise StoreError(f"`out` is {folder}: the name of a store must end in .parquet")
     if folder.is_a_file():
@@ -182,6 +185,11 @@ def _commit(folder: Folder, rows: PartRows, data: bytes) -> Committed:
 
 
 def _require_same_rows(ours: PartRows, theirs: PartRows, path: str) -> None:
+    if ours.omitted != theirs.omitted:
+        raise StoreError(
+            f"{path}: committed with other samples left out than now, so it is of another subset "
+            "of its store; give another path"
+        )
     if ours.rejections != theirs.rejections or ours.keys != theirs.keys:
         raise RejectionError(
             f"{path}: committed with the rejections {_keys(theirs.rejections)}, now it is "
@@ -328,12 +336,13 @@ def finish_store(
     planned: Collection[PartKey] = (),
     *,
     notes: Mapping[str, Any] | None = None,
+    subset_of: tuple[SubsetOf, ...] | None = None,
 ) -> Manifest:
     """Verify all parts of these shards, write the card, and last the manifest.
 
     ``planned`` are the parts that the caller knows to be committed; their views, and those of
-    the manifest that is there, must all be read back. ``notes`` are kept in the manifest; by
-    default those of the one that is there.
+    the manifest that is there, must all be read back. ``notes`` and ``subset_of`` are kept in the
+    manifest; by default those of the one that is there.
 
     Raises ``RejectionError`` if parts of a shard disagree about which images decode,
     ``IncompleteStoreError`` if the store has parts of other shards than these, or lacks some.
@@ -347,6 +356,8 @@ def finish_store(
     there = [one.entry.part for one in committed]
     require_planned(folder, [*planned, *listed_parts(folder)], there)
     headers = _agreed_headers(folder, committed)
+    if subset_of is None:
+        subset_of = listed_subset(folder)
     manifest = Manifest(
         identity=identity,
         fingerprints=fingerprints,
@@ -357,6 +368,8 @@ def finish_store(
         parts=tuple(one.entry for one in committed),
         agreement=Agreement.total(one.agreement for one in committed),
         notes=listed_notes(folder) if notes is None else notes,
+        omitted={shard: one.omitted for shard, one in headers.items() if one.omitted},
+        subset_of=subset_of,
     )
     check_claims(manifest)  # labels and rejections add up to samples x views
     text = card(manifest).encode()
@@ -377,6 +390,11 @@ def _agreed_headers(root: Folder, committed: Sequence[Committed]) -> dict[int, P
                 "different image bytes of one shard; delete the part whose shard was damaged, "
                 "mend the shard, and run again"
             )
+        if known.header.omitted != one.header.omitted:
+            raise StoreError(
+                f"{root}: {known.entry.part.path} and {one.entry.part.path} leave out other "
+                "samples of one shard, so they are not of one subset; delete one of them"
+            )
     return {shard: one.header for shard, one in first.items()}
 
 
@@ -387,10 +405,11 @@ def _agreed_rejections(
     for one in committed:
         shard = one.entry.part.shard
         known = first.setdefault(shard, one)
-        ours, theirs = ({r.key for r in x.rejections} for x in (one, known))
+        ours, theirs = ({(r.key, r.reason) for r in x.rejections} for x in (one, known))
         if ours != theirs:
+            key, _ = min(ours ^ theirs)
             raise RejectionError(
-                f"{root}: parts of shard {shard} disagree whether {min(ours ^ theirs)!r} decodes "
+                f"{root}: parts of shard {shard} disagree how {key!r} decodes "
                 f"({known.entry.part.path} and {one.entry.part.path}); delete the part made by "
                 "the machine whose decoder is wrong and run again"
             )

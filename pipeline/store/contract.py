@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
 
 from pipeline.errors import ChecksumError, StoreError
 from pipeline.files.local import Folder, sha256
@@ -16,13 +14,15 @@ from pipeline.store.manifest import (
     IDENTITY_PATH,
     MAX_COMPANION_BYTES,
     META_PREFIX,
+    RUNS_PATH,
     Manifest,
     PartEntry,
     check_companion_paths,
     identity_bytes,
 )
+from pipeline.store.provenance import public_record
 
-__all__ = ["HeaderCheck", "LabelStore", "check_reasons", "header_fits", "header_of"]
+__all__ = ["HeaderCheck", "LabelStore", "header_of"]
 
 
 class LabelStore(ABC):
@@ -36,6 +36,7 @@ class LabelStore(ABC):
     def __init__(self, root: Folder, manifest: Manifest) -> None:
         self.root = root
         self.manifest = manifest
+        self.public = False  # whether its companions are those that strangers may read
 
     @property
     def identity(self) -> StoreIdentity:
@@ -79,13 +80,18 @@ class LabelStore(ABC):
     def companions(self) -> Mapping[str, bytes]:
         """Return the files that travel with a store, by path: card, identity, its runs.
 
-        Raises ``StoreError`` for a file beside them with another name.
+        In a ``public`` store the records of runs hold nothing of whose machine it was. Raises
+        ``StoreError`` for a file beside them with another name.
         """
-        return {
-            path: self.root.read_bytes(path, MAX_COMPANION_BYTES)
+        files = {
+            path: self.root.read_unwatched(path, MAX_COMPANION_BYTES)
             for path in self._companion_paths()
             if self.root.exists(path)
         }
+        if not self.public:
+            return files
+        runs = {path for path in files if path.startswith(RUNS_PATH)}
+        return {path: public_record(one) if path in runs else one for path, one in files.items()}
 
     def _companion_paths(self) -> list[str]:
         return check_companion_paths([CARD_PATH, *self.root.list(META_PREFIX)], str(self.root))
@@ -114,19 +120,9 @@ class LabelStore(ABC):
                 )
 
 
-Reasons = Mapping[str, tuple[str, ...]]
-"""Of rejection, by part, where they are worded unlike the manifest's."""
-
-
-def header_of(manifest: Manifest, part: PartKey, reasons: Reasons) -> PartHeader:
+def header_of(manifest: Manifest, part: PartKey) -> PartHeader:
     """Return what the header of a part's own file says, for formats that have no such files."""
     shard = manifest.by_shard[part.shard]
-    rejections = manifest.rejections.get(part.shard, ())
-    if part.path in reasons:
-        words = reasons[part.path]
-        rejections = tuple(
-            replace(one, reason=reason) for one, reason in zip(rejections, words, strict=True)
-        )
     return PartHeader(
         part=part,
         identity=manifest.identity_digest,
@@ -135,19 +131,9 @@ def header_of(manifest: Manifest, part: PartKey, reasons: Reasons) -> PartHeader
         image_hash=manifest.image_hashes.get(part.shard, ""),
         formats=manifest.formats.get(part.shard, ()),
         samples=shard.samples,
-        rejections=rejections,
+        rejections=manifest.rejections.get(part.shard, ()),
+        omitted=manifest.omitted.get(part.shard, ""),
     )
-
-
-def check_reasons(values: Any, manifest: Manifest) -> Reasons:
-    """Return the reasons that a manifest lists; raises ``ValueError`` if they do not fit it."""
-    parts = {entry.part.path: entry.part for entry in manifest.parts}
-    reasons = {path: tuple(map(str, words)) for path, words in values.items()}
-    for path, words in reasons.items():
-        known = manifest.rejections.get(parts[path].shard, ()) if path in parts else ()
-        if len(words) != len(known):
-            raise ValueError(f"{len(words)} reasons for {len(known)} rejections of {path}")
-    return reasons
 
 
 class HeaderCheck:
@@ -156,7 +142,6 @@ class HeaderCheck:
     def __init__(self, source: LabelStore) -> None:
         self._source = source
         self._samples: dict[int, tuple[object, ...]] = {}
-        self.reasons: dict[str, tuple[str, ...]] = {}
 
     def add(self, rows: PartRows) -> None:
         """Check a part; raises ``StoreError`` if going over to another format would lose a bit.
@@ -166,21 +151,8 @@ class HeaderCheck:
         manifest, part = self._source.manifest, rows.part
         samples = (rows.keys, rows.target.tobytes(), rows.seed.tobytes())
         known = self._samples.setdefault(part.shard, samples)
-        if not header_fits(rows, manifest) or known != samples:
+        if rows.header != header_of(manifest, part) or known != samples:
             raise StoreError(
                 f"{self._source.root.at(part.path)} does not fit its manifest, or another part "
                 "of its shard; verify the store"
             )
-        if rows.rejections != manifest.rejections.get(part.shard, ()):
-            self.reasons[part.path] = tuple(one.reason for one in rows.rejections)
-
-
-def header_fits(rows: PartRows, manifest: Manifest) -> bool:
-    """Return whether a part's header is the manifest's, but for how reasons are worded."""
-    ours, theirs = (
-        replace(
-            one, rejections=tuple(replace(rejection, reason="") for rejection in one.rejections)
-        )
-        for one in (rows.header, header_of(manifest, rows.part, {}))
-    )
-    return ours == theirs

@@ -17,7 +17,6 @@ from pipeline.columns import COLUMNS
 from pipeline.errors import StoreError
 from pipeline.identity import read_json
 from pipeline.records import ShardInfo
-from pipeline.store.contract import check_reasons
 from pipeline.store.manifest import MAX_COMPANION_BYTES, Manifest
 
 __all__ = [
@@ -205,7 +204,6 @@ class Layout:
     key_bytes: int
     files: Mapping[str, FileEntry]
     zero_digests: frozenset[tuple[int, int]]  # (row, view) whose digest happens to be 0
-    reasons: Mapping[str, tuple[str, ...]]  # of rejection, by part, where unlike the manifest's
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; ``from_json`` is the inverse."""
@@ -213,7 +211,6 @@ class Layout:
             "key_bytes": self.key_bytes,
             "files": [self.files[path].to_json() for path in sorted(self.files)],
             "zero_digests": sorted(list(place) for place in self.zero_digests),
-            "reasons": {path: list(texts) for path, texts in self.reasons.items()},
         }
 
     @staticmethod
@@ -229,7 +226,6 @@ class Layout:
                 zero_digests=frozenset(
                     (int(row), int(view)) for row, view in values["zero_digests"]
                 ),
-                reasons=check_reasons(values["reasons"], manifest),
             )
             layout._check(manifest)
         except (KeyError, TypeError, ValueError, AttributeError) as error:

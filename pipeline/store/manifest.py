@@ -12,6 +12,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipeline.errors import ChecksumError, IncompleteStoreError, PipelineError, StoreError
 from pipeline.files.local import Place, open_folder, sha256
 from pipeline.growth import convert, from_plain, install, one_line, to_plain
@@ -22,7 +25,15 @@ from pipeline.identity import (
     check_version,
     read_json,
 )
-from pipeline.records import PartKey, PartRows, Rejection, ShardInfo
+from pipeline.records import (
+    PartKey,
+    PartRows,
+    Rejection,
+    ShardInfo,
+    accepted_places,
+    count_places,
+)
+from pipeline.store.subset import SubsetOf
 
 __all__ = [
     "CARD_PATH",
@@ -36,11 +47,13 @@ __all__ = [
     "Agreement",
     "Manifest",
     "PartEntry",
+    "SampleCounts",
     "check_claims",
     "check_companion_paths",
     "identity_bytes",
     "listed_notes",
     "listed_parts",
+    "listed_subset",
     "read_manifest",
     "read_values",
     "seal",
@@ -71,6 +84,8 @@ _FIELDS = frozenset(
         "image_hashes",
         "formats",
         "rejections",
+        "omitted",  # of a subset
+        "subset_of",  # of a subset
         "parts",
         "agreement",
         "zarr",  # of a Zarr store, which reads it itself
@@ -140,6 +155,29 @@ class Agreement:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleCounts:
+    """How many samples of a store's shards are labelled, do not decode, or are left out."""
+
+    indexed: int  # the sum of the others
+    labelled: int
+    rejected: int
+
+    @property
+    def omitted(self) -> int:
+        """Samples that a subset leaves out."""
+        return self.indexed - self.labelled - self.rejected
+
+    @property
+    def in_words(self) -> str:
+        """The sum, for people."""
+        left_out = f" + {self.omitted} omitted" if self.omitted else ""
+        return (
+            f"{self.indexed} samples = {self.labelled} labelled + {self.rejected} rejected"
+            + left_out
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What a finished store holds. Shards are ordered by number, parts by (shard, view)."""
@@ -154,6 +192,8 @@ class Manifest:
     agreement: Agreement  # of all labels with the true classes
     card: str = ""  # SHA-256 of the card
     notes: Mapping[str, Any] = field(default_factory=dict)  # kept, and not needed to read labels
+    omitted: Mapping[int, str] = field(default_factory=dict)  # by shard number, where there are any
+    subset_of: tuple[SubsetOf, ...] = ()  # one for each time that it was thinned, the first first
 
     @cached_property
     def identity_digest(self) -> str:
@@ -192,6 +232,7 @@ class Manifest:
             image_hashes=some(self.image_hashes),
             formats=some(self.formats),
             rejections=some(self.rejections),
+            omitted=some(self.omitted),
             parts=tuple(one for one in self.parts if one.part.shard in kept),
         )
 
@@ -202,8 +243,7 @@ class Manifest:
             return ""
         named = ", ".join(one.name for one in out[:_NAMED])
         more = f" and {len(out) - _NAMED} more" if len(out) > _NAMED else ""
-        lost = sum(self.accepted_samples(one.number) for one in out)
-        whole = sum(self.accepted_samples(one.number) for one in self.shards)
+        lost, whole = sum(self.accepted_samples(one.number) for one in out), self.counts.labelled
         return (
             f"a subset: {len(self.shards) - len(out)} of {len(self.shards)} shards, "
             f"{whole - lost} of {whole} labelled samples; without {named}{more}"
@@ -219,9 +259,28 @@ class Manifest:
         """Bytes of all parts."""
         return sum(entry.bytes for entry in self.parts)
 
+    @cached_property
+    def counts(self) -> SampleCounts:
+        """How many samples there are of each kind, in all shards."""
+        return SampleCounts(
+            indexed=sum(shard.samples for shard in self.shards),
+            labelled=sum(self.accepted_samples(shard.number) for shard in self.shards),
+            rejected=sum(map(len, self.rejections.values())),
+        )
+
     def accepted_samples(self, shard: int) -> int:
         """Return how many samples of a shard have labels."""
-        return self.by_shard[shard].samples - len(self.rejections.get(shard, ()))
+        samples = self.by_shard[shard].samples
+        omitted = count_places(self.omitted.get(shard, ""), samples)
+        return samples - len(self.rejections.get(shard, ())) - omitted
+
+    def accepted(self, shard: int) -> NDArray[np.bool_]:
+        """Return which samples of a shard have labels, (samples,)."""
+        return accepted_places(
+            self.by_shard[shard].samples,
+            self.rejections.get(shard, ()),
+            self.omitted.get(shard, ""),
+        )
 
     def find_part(self, shard: int, view: int) -> PartEntry:
         """Return the part that holds a view of a shard."""
@@ -255,7 +314,7 @@ class Manifest:
             "card": self.card,
             "notes": dict(self.notes),
             "shards": [to_plain(shard) for shard in self.shards],
-            "image_hashes": {str(shard): text for shard, text in self.image_hashes.items()},
+            "image_hashes": _by_name(self.image_hashes),
             "formats": {str(shard): list(names) for shard, names in self.formats.items()},
             "rejections": {
                 str(shard): [to_plain(one) for one in rejections]
@@ -272,6 +331,8 @@ class Manifest:
                 for entry in self.parts
             ],
             "agreement": to_plain(self.agreement),
+            **({"omitted": _by_name(self.omitted)} if self.omitted else {}),
+            **({"subset_of": [to_plain(one) for one in self.subset_of]} if self.subset_of else {}),
         }
 
     @staticmethod
@@ -319,6 +380,11 @@ class Manifest:
             agreement=_agreement(values["agreement"], needs),
             card=convert(values["card"], str, "card"),
             notes=convert(values["notes"], dict[str, Any], "notes"),
+            omitted=_of_shards(values, "omitted", str) if "omitted" in values else {},
+            subset_of=tuple(
+                from_plain(SubsetOf, one, "subset_of", needs)
+                for one in convert(values.get("subset_of", []), list[Any], "subset_of")
+            ),
         )
 
 
@@ -352,6 +418,7 @@ def check_claims(manifest: Manifest) -> None:
         *manifest.rejections,
         *manifest.image_hashes,
         *manifest.formats,
+        *manifest.omitted,
     } - set(numbers)
     if unknown:
         raise StoreError(f"the manifest has parts of unknown shards {sorted(unknown)}")
@@ -359,6 +426,10 @@ def check_claims(manifest: Manifest) -> None:
         places = [one.index for one in manifest.rejections.get(shard.number, ())]
         if places != sorted(set(places)) or not all(0 <= one < shard.samples for one in places):
             raise StoreError(f"the manifest's rejections of shard {shard.number} are not in order")
+    for number, text in manifest.omitted.items():
+        if not text:
+            raise StoreError(f"the manifest omits no sample of shard {number}, in a way of its own")
+        manifest.accepted(number)  # raises if it does not fit the shard
     accepted = {number: manifest.accepted_samples(number) for number in numbers}
     last: PartKey | None = None
     for entry in manifest.parts:
@@ -376,6 +447,10 @@ def check_claims(manifest: Manifest) -> None:
         ):
             raise StoreError(f"the manifest's parts {last.path}, {part.path} are not in order")
         last = part
+
+
+def _by_name(values: Mapping[int, str]) -> dict[str, str]:
+    return {str(number): one for number, one in values.items()}
 
 
 def _of_shards(values: Mapping[str, Any], name: str, kind: Any) -> dict[int, Any]:
@@ -426,6 +501,11 @@ def listed_parts(root: Place) -> dict[PartKey, PartEntry]:
 def listed_notes(root: Place) -> Mapping[str, Any]:
     """Return the notes in the store's manifest, none if there is no manifest."""
     return read_manifest(root).notes if open_folder(root).exists(MANIFEST_PATH) else {}
+
+
+def listed_subset(root: Place) -> tuple[SubsetOf, ...]:
+    """Return whose subset the store's manifest says that it is, none if there is no manifest."""
+    return read_manifest(root).subset_of if open_folder(root).exists(MANIFEST_PATH) else ()
 
 
 def identity_bytes(identity: StoreIdentity, fingerprints: Mapping[str, int]) -> bytes:

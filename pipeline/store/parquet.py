@@ -142,7 +142,7 @@ def decode_part(data: bytes, part: PartKey, name: str, *, trusted: bool = False)
     file, values = _open_part(data, part, name, trusted=trusted)
     try:
         header, columns = _header_from_json(values, part, name)
-        rows = (header.samples - len(header.rejections)) * part.views
+        rows = header.labelled * part.views
         if rows > MAX_ROWS or file.metadata.num_rows != rows:
             raise ValueError(f"it has {file.metadata.num_rows} rows, not {rows}")
         require_schema(file.schema_arrow, part_schema(columns))
@@ -180,7 +180,7 @@ def rows_of_table(table: pa.Table, columns: ColumnConfig, header: PartHeader) ->
     the views, the order of its rows is checked as well.
     """
     part = header.part
-    shape = (header.samples - len(header.rejections), part.views)
+    shape = (int(header.accepted.sum()), part.views)
     nulls = {name for name in table.column_names if table[name].null_count}
     if nulls := nulls - {"digest", "mixed_digest"}:
         raise ValueError(f"{min(nulls)} has nulls")

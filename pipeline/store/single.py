@@ -24,7 +24,7 @@ from pipeline.files.folder import MAX_FILE_BYTES, check_size
 from pipeline.files.local import Folder, sha256
 from pipeline.identity import canonical_json, read_json
 from pipeline.records import PartRows
-from pipeline.store.contract import HeaderCheck, LabelStore, check_reasons, header_of
+from pipeline.store.contract import HeaderCheck, LabelStore, header_of
 from pipeline.store.manifest import (
     MAX_COMPANION_BYTES,
     MAX_MANIFEST_BYTES,
@@ -121,7 +121,6 @@ class _Footer:
             entry.part: (number, group)
             for number, (entry, group) in enumerate(zip(manifest.parts, named, strict=True))
         }
-        self.reasons = check_reasons(values["reasons"], manifest)
         self.companions = {
             path: _companion(path, text)
             for path, text in read_json(metadata.metadata[_COMPANIONS]).items()
@@ -207,7 +206,7 @@ class SingleFileStore(ParquetStore):
                 and (table["shard"].combine_chunks().to_numpy() != entry.part.shard).any()
             ):
                 raise ValueError(f"it is not of shard {entry.part.shard}")
-            header = header_of(self.manifest, entry.part, self._footer.reasons)
+            header = header_of(self.manifest, entry.part)
             return rows_of_table(table, self.identity.columns, header)
         except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
             raise ChecksumError(f"{name} is damaged ({error}); {_CURE}") from error
@@ -300,10 +299,7 @@ def write_single_file(source: LabelStore, path: Path) -> None:
                 )
             values = {
                 **manifest.to_json(),
-                "file": {
-                    "row_groups": [asdict(group) for group in groups],
-                    "reasons": {part: list(words) for part, words in headers.reasons.items()},
-                },
+                "file": {"row_groups": [asdict(group) for group in groups]},
             }
             texts = {name: _text_of(name, data, source) for name, data in companions.items()}
             writer.add_key_value_metadata(

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pipeline.columns import Columns
 from pipeline.errors import ChecksumError, StoreError
 from pipeline.files.local import Folder, sha256
-from pipeline.records import PartRows, ShardView, accepted_places
+from pipeline.records import PartRows, ShardView
 from pipeline.store.contract import LabelStore, header_of
 from pipeline.store.layout import (
     FILL_LABEL,
@@ -117,7 +117,7 @@ class ZarrStore(LabelStore):
             if row in rows and part.first_view <= view < part.end_view:
                 has_digest[rows[row], view - part.first_view] = True
         return PartRows(
-            **header_of(self.manifest, part, self.layout.reasons).header_values(),
+            **header_of(self.manifest, part).header_values(),
             keys=tuple(np.array(samples.keys, object)[accepted]),
             target=samples.target[accepted],
             seed=samples.seed[accepted],
@@ -154,7 +154,7 @@ class ZarrStore(LabelStore):
             self._check_metadata()
             first, size = self._first[shard], self.manifest.by_shard[shard].samples
             read = {name: self._read(name, range(first, first + size)) for name in _OF_SAMPLES}
-            accepted = accepted_places(size, self.manifest.rejections.get(shard, ()))
+            accepted = self.manifest.accepted(shard)
             packed = read["key"].view(f"S{self.layout.key_bytes}").reshape(-1).tolist()
             try:
                 keys = tuple(key.decode() for key in packed)

@@ -11,7 +11,7 @@ from pipeline.columns import ColumnConfig, Columns
 from pipeline.errors import ConfigError, IncompleteStoreError, ShardError
 from pipeline.files.local import Place
 from pipeline.identity import StoreIdentity
-from pipeline.records import PartRows
+from pipeline.records import PartRows, ShardInfo
 from pipeline.store import LabelStore, commit_part, open_store
 from pipeline.tools.target import ShowProgress, check_target, copy_runs, finish_target
 
@@ -37,7 +37,7 @@ def relabelled_store(
 
     Raises ``ShardError`` for stores of other shards, ``ConfigError`` for other classes, a note
     that is no name or a view that is not there, ``IncompleteStoreError`` for samples that
-    ``labels_of`` rejects.
+    ``labels_of`` rejects or omits.
     """
     identity = _derived_identity(source, labels_of, note)
     numbers = _same_shards(source, labels_of)
@@ -87,20 +87,23 @@ def _same_shards(source: LabelStore, labels_of: LabelStore) -> dict[int, int]:
                 f"({'other contents' if other else 'no shard of these keys'}); label the very "
                 "same shards twice"
             )
-        _require_accepted(source, shard.number, labels_of, other.number)
+        _require_labelled(source, shard, labels_of, other.number)
         numbers[shard.number] = other.number
     return numbers
 
 
-def _require_accepted(source: LabelStore, ours: int, labels_of: LabelStore, theirs: int) -> None:
-    known = {one.key for one in source.manifest.rejections.get(ours, ())}
-    missing = [
-        one.key for one in labels_of.manifest.rejections.get(theirs, ()) if one.key not in known
-    ]
-    if missing:
+def _require_labelled(
+    source: LabelStore, shard: ShardInfo, labels_of: LabelStore, theirs: int
+) -> None:
+    there = labels_of.manifest.accepted(theirs)
+    missing = np.flatnonzero(source.manifest.accepted(shard.number) & ~there)
+    if len(missing):
+        keys = {one.index: one.key for one in labels_of.manifest.rejections.get(theirs, ())}
+        first = missing[0]
+        what = f"rejects {keys[first]!r}" if first in keys else f"omits sample {first}"
         raise IncompleteStoreError(
-            f"{labels_of.root} rejects {missing[0]!r} (and {len(missing) - 1} more of its shard), "
-            f"which {source.root} labels; label both on one machine"
+            f"{labels_of.root} {what} of {shard.name} (and {len(missing) - 1} more), which "
+            f"{source.root} labels; label both on one machine, or thin both alike"
         )
 
 

@@ -20,6 +20,7 @@ def extended_config(config: LabelConfig, store: LabelStore, end_view: int) -> La
     file, and how the job runs are those of ``config``. Raises ``ConfigError`` if the store has
     more views already.
     """
+    _require_whole(store)
     identity, there = store.identity, store.manifest.view_range
     if end_view < there.stop:
         raise ConfigError(
@@ -52,6 +53,7 @@ def extend_command(store: LabelStore, views: int, shards: Sequence[str] = ()) ->
     """
     if views < 1:
         raise ConfigError(f"`views` is {views}: give how many views to add, 1 or more")
+    _require_whole(store)
     if store.root.is_a_file():
         raise ConfigError(
             f"{store.root} is one file, to which nothing can be added: export it to a directory, "
@@ -74,6 +76,14 @@ def extend_command(store: LabelStore, views: int, shards: Sequence[str] = ()) ->
         if last.get(name) not in (None, defaults[name]):
             command += [f"--{name.replace('_', '-')}", _value(last[name], store)]
     return (*command, "--shards", *patterns)
+
+
+def _require_whole(store: LabelStore) -> None:
+    if store.manifest.subset_of:
+        raise ConfigError(
+            f"{store.root} is a subset of another store; extend the store that it was taken from, "
+            "and thin that again"
+        )
 
 
 def _value(found: object, store: LabelStore) -> str:

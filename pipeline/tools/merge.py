@@ -195,6 +195,11 @@ def _require_same_shard(known: _Known, store: LabelStore, shard: ShardInfo) -> N
             f"{old.name} of {before.root} and {shard.name} of {store.root} have the same keys, "
             "but their images or targets differ; label the shards anew with one of the two"
         )
+    if before.manifest.omitted.get(old.number) != store.manifest.omitted.get(shard.number):
+        raise StoreError(
+            f"{before.root} and {store.root} omit other samples of {shard.name}, so they are not "
+            "of one subset; thin the whole store once, to all that is wanted"
+        )
     ours, theirs = (
         {rejection.key for rejection in of.manifest.rejections.get(number, ())}
         for of, number in ((before, old.number), (store, shard.number))

@@ -20,6 +20,7 @@ from pipeline.store import (
 from pipeline.store.card import card_text
 from pipeline.store.manifest import RUNS_PATH
 from pipeline.store.provenance import record_run
+from pipeline.store.subset import SubsetOf
 from pipeline.views.fingerprints import different_fingerprints
 
 __all__ = ["ShowProgress", "check_target", "copy_runs", "finish_target"]
@@ -76,10 +77,13 @@ def finish_target(
     shards: Sequence[ShardInfo],
     parts: Collection[PartKey],
     run: Mapping[str, Any],
+    *,
+    subset_of: Sequence[SubsetOf] = (),
 ) -> Manifest:
     """Record how the store came about, verify it whole, and write its manifest and card.
 
-    Notes of the sources are kept: as they are where all agree, else as a list. Raises
+    Notes of the sources are kept: as they are where all agree, else as a list; and whose subsets
+    they are, with ``subset_of`` after it. Raises
     ``StoreError`` and writes no manifest unless it holds these parts, and no others.
     """
     # A record alone, were all else deleted, is no store.
@@ -89,7 +93,9 @@ def finish_target(
     notes = [source.manifest.notes for source in sources]
     alike = all(one == notes[0] for one in notes)
     kept = notes[0] if alike else {_OF_SOURCES: [one for many in notes for one in _listed(many)]}
-    return finish_store(out, identity, begun, shards, card_text, parts, notes=kept)
+    known = [one for source in sources for one in source.manifest.subset_of]
+    chain = tuple(dict.fromkeys([*known, *subset_of]))
+    return finish_store(out, identity, begun, shards, card_text, parts, notes=kept, subset_of=chain)
 
 
 def _listed(notes: Mapping[str, Any]) -> list[Any]:

@@ -127,7 +127,11 @@ def _without(identity: StoreIdentity, drop: Sequence[str]) -> StoreIdentity:
         if name not in words:
             raise ConfigError(f"`drop` names {name!r}: use some of {', '.join(words)}")
         if not getattr(identity.columns, name):
-            raise ConfigError(f"`drop` names {name!r}: the store does not have this column")
+            kept = [word for word in words if getattr(identity.columns, word)]
+            raise ConfigError(
+                f"`drop` names {name!r}, which the store does not have; it has "
+                f"{', '.join(kept) or 'no optional columns'}"
+            )
     nothing = ColumnConfig()
     fewer = replace(identity.columns, **{name: getattr(nothing, name) for name in drop})
     return replace(identity, columns=fewer)

@@ -17,7 +17,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from pipeline.errors import DecodeError
+from pipeline.errors import REJECTION_WORDS, DecodeError, RejectionReason
 from pipeline.identity import AugmentConfig, canonical_json
 from pipeline.records import (
     AppliedOp,
@@ -31,43 +31,124 @@ from pipeline.views import kernels
 from pipeline.views.ops import OPERATIONS
 from pipeline.views.rng import fixed, noise_bytes
 
-__all__ = ["apply_op", "apply_view", "decode", "image_size", "resize", "view_digest", "warm_up"]
+__all__ = [
+    "apply_op",
+    "apply_view",
+    "decode",
+    "image_format",
+    "image_size",
+    "resize",
+    "view_digest",
+    "warm_up",
+]
 
-FORMATS = ("JPEG", "PNG", "WEBP")
-
-MAX_PIXELS = 178_956_970
-"""Images beyond this are rejected as decompression bombs (Pillow's own error limit)."""
+_JPEG_SPACES = ("YCbCr", "Gray", "RGB")  # that simplejpeg turns into RGB
 
 
-def decode(data: bytes | memoryview, name: str) -> Pixels:
+def decode(data: bytes | memoryview, name: str, max_pixels: int) -> Pixels:
     """Decode JPEG, PNG or WebP bytes to RGB, (H, W, 3). EXIF orientation is ignored.
 
-    JPEGs are decoded by libjpeg-turbo with its exact integer transform. Whatever that
-    refuses (CMYK, a harmless warning, another format under a .jpg name) goes to Pillow,
-    which raises on truncation. Raises ``DecodeError`` with ``name`` if both refuse.
+    Every image of a job, a proof and a training comes through here. JPEGs are decoded by
+    libjpeg-turbo with its exact integer transform. Whatever that refuses (CMYK, 4:4:1, a harmless
+    warning) goes to Pillow, which raises on truncation. Alpha is dropped; of channels with 16 bits
+    the upper 8 stay; of an animation the first frame counts.
+
+    Raises ``DecodeError`` with ``name`` and the reason if the image is empty, of another format,
+    damaged, or if its header says more than ``max_pixels``, which is seen before memory is given.
     """
-    if bytes(data[:2]) == b"\xff\xd8":
+    reason: RejectionReason = "undecodable"
+    cause: Exception | None = None
+    kind = image_format(data)
+    if not kind:
+        reason = "unknown-format" if len(data) else "empty"
+    else:
         try:
-            height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-            if space in ("YCbCr", "Gray", "RGB") and height * width <= MAX_PIXELS:
-                rgb: Pixels = simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False)
-                return rgb
-        except ValueError:
-            pass
+            return _DECODERS[kind](data, max_pixels)
+        except (_TooManyPixelsError, Image.DecompressionBombError) as error:
+            reason, cause = "too-many-pixels", error
+        except Exception as error:
+            cause = error
+    raise DecodeError(f"{name}: {reason}: {REJECTION_WORDS[reason]}", reason) from cause
+
+
+def image_format(data: bytes | memoryview) -> str:
+    """Return how an image is encoded, whatever its name says; nothing if no decoder reads it."""
+    start = bytes(data[:12])
+    if start[:2] == b"\xff\xd8":
+        return "jpeg"
+    if start[:8] == b"\x89PNG\r\n\x1a\n":
+        return "png"
+    return "webp" if (start[:4], start[8:]) == (b"RIFF", b"WEBP") else ""
+
+
+class _TooManyPixelsError(Exception):
+    pass
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise _TooManyPixelsError
+
+
+def _decode_jpeg(data: bytes | memoryview, max_pixels: int) -> Pixels:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a bomb between warning and error still decodes
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                converted = _without_alpha(image).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DecodeError(f"{name}: {type(error).__name__}: {error}") from error
-    return np.array(converted)  # a copy that is writable, as the kernels were compiled for
+        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+        _check_size(width, height, max_pixels)
+        if space in _JPEG_SPACES:
+            rgb: Pixels = simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False)
+            return rgb
+    except (ValueError, KeyError):  # KeyError: of a sampling that simplejpeg has no name for
+        pass
+    return _decode_by_pillow(data, "JPEG", max_pixels)
 
 
-def _without_alpha(image: Image.Image) -> Image.Image:
+def _decode_png(data: bytes | memoryview, max_pixels: int) -> Pixels:
+    return _decode_by_pillow(data, "PNG", max_pixels)
+
+
+def _decode_webp(data: bytes | memoryview, max_pixels: int) -> Pixels:
+    # Pillow takes memory for the whole canvas as it opens a WebP, before it tells the size.
+    _check_size(*_webp_canvas(bytes(data[:30])), max_pixels)
+    return _decode_by_pillow(data, "WEBP", max_pixels)
+
+
+_DECODERS = {"jpeg": _decode_jpeg, "png": _decode_png, "webp": _decode_webp}
+
+
+def _webp_canvas(start: bytes) -> tuple[int, int]:
+    """Return width and height by the first chunk of a WebP file, of which 30 bytes suffice."""
+    kind, body = start[12:16], start[20:]
+    if kind == b"VP8X":
+        return 1 + int.from_bytes(body[4:7], "little"), 1 + int.from_bytes(body[7:10], "little")
+    if kind == b"VP8L":
+        bits = int.from_bytes(body[1:5], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    if kind == b"VP8 ":
+        width, height = (int.from_bytes(body[at : at + 2], "little") for at in (6, 8))
+        return width & 0x3FFF, height & 0x3FFF
+    raise ValueError(f"no WebP begins with a chunk {kind!r}")
+
+
+def _decode_by_pillow(data: bytes | memoryview, kind: str, max_pixels: int) -> Pixels:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of decompression bombs: the limit here is `max_pixels`
+        with Image.open(io.BytesIO(data), formats=(kind,)) as image:
+            _check_size(*image.size, max_pixels)
+            pixels = _to_rgb(image)
+    if not pixels.size:
+        raise ValueError("the image has no pixels")
+    return pixels
+
+
+def _to_rgb(image: Image.Image) -> Pixels:
+    if image.mode.startswith("I"):  # gray of 16 bits: Pillow would make all above 255 white
+        gray = (np.asarray(image).astype(np.int32) >> 8).astype(np.uint8)
+        return np.repeat(gray[..., None], 3, axis=2)
     # Dropping an alpha channel is what timm and torchvision do; a palette must keep its
     # colors on the way.
-    return image.convert("RGBA") if image.mode in ("P", "PA") else image
+    colors = image.convert("RGBA") if image.mode in ("P", "PA") else image
+    # A copy that is writable, as the kernels were compiled for.
+    return np.array(colors if colors.mode == "RGB" else colors.convert("RGB"))
 
 
 def image_size(image: Pixels) -> ImageSize:

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from pipeline.errors import DecodeError, ShardError, StoreError
 from pipeline.files.cache import ShardFile
 from pipeline.identity import AugmentConfig
-from pipeline.shards.index import Shard, match_shards, open_shard
+from pipeline.shards.index import Shard, UniqueKeys, match_shards, open_shard
 from pipeline.store import open_store
 from pipeline.views.apply import decode
 from pipeline.views.make import make_view
@@ -93,8 +93,8 @@ def read_teacher_labels(store: str, shards: Sequence[ShardFile]) -> Mapping[str,
 class ValidationDataset(Dataset[ValidationBatch]):
     """Consecutive batches of all samples of some shards, with the teacher's ``labels`` if given.
 
-    Raises ``ShardError`` for a shard that cannot be read, or a class that the student
-    lacks; an item raises it for an image that does not decode.
+    Raises ``ShardError`` for a shard that cannot be read, a key that two shards have, or a class
+    that the student lacks; an item raises it for an image that does not decode.
     """
 
     def __init__(
@@ -110,10 +110,11 @@ class ValidationDataset(Dataset[ValidationBatch]):
         self.views = views
         self._labels = labels or {}
         self._forget()
-        counts = []
+        counts, keys = [], UniqueKeys()
         for number, path in enumerate(self._paths):
             shard = self._shard(number)
             counts.append(len(shard.samples))
+            keys.add(shard)
             beyond = [sample for sample in shard.samples if sample.target >= classes]
             if beyond:
                 raise ShardError(
@@ -121,6 +122,7 @@ class ValidationDataset(Dataset[ValidationBatch]):
                     f"teacher and the student have {classes} classes (0..{classes - 1}); give "
                     "validation shards whose .cls are the teacher's class indices"
                 )
+        keys.check()
         self._ends = list(accumulate(counts))
 
     def _forget(self) -> None:
@@ -161,9 +163,9 @@ class ValidationDataset(Dataset[ValidationBatch]):
         number = bisect.bisect_right(self._ends, row)
         shard = self._shard(number)
         index = row - (self._ends[number - 1] if number else 0)
-        sample = shard.samples[index]
+        sample, data = shard.samples[index], shard.image_bytes(index)
         try:
-            image = decode(shard.image_bytes(index), sample.image_name)
+            image = decode(data, sample.image_name, self.views.max_pixels)
         except DecodeError as error:
             raise ShardError(
                 f"{shard.path}: validation image {sample.key!r} does not decode ({error}); "

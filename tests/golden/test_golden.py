@@ -32,8 +32,8 @@ from tests.labelling import label_with_hashes
 
 DIGESTS = 3
 IDENTITIES = {
-    "hard": "c8d612a1d5b3c0083a1f9976c450b044df8a3d05176dbdcf0bb67bfc84615c5e",
-    "soft": "2bf585940047b4fe1590ca577cdc661dbc99a9820ff6192bc1ae05f02a3ed632",
+    "hard": "b550fe517839284dd2397440969b0769539eb04fd3ff7f44d99e674a5463638b",
+    "soft": "1528b3fcdc7232ba7696af74c6b60df073fdd4e2a7822986105513bec34ac317",
 }
 
 

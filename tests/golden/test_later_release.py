@@ -34,7 +34,7 @@ FIELDS: Mapping[str, tuple[str, str, str, str]] = {
     "ColumnConfig": ("pipeline/columns.py", "    margin: bool", "entropy: bool", "False"),
     "StoreIdentity": ("pipeline/identity.py", "    augment: AugmentConfig\n", "origin: str", '""'),
     "ShardInfo": ("pipeline/records.py", "    content_hash: str", "classes: int", "0"),
-    "Rejection": ("pipeline/records.py", "    reason: str", "code: str", '"none"'),
+    "Rejection": ("pipeline/records.py", "    reason: RejectionReason", "code: str", '"none"'),
     "PlanConfig": ("student/order.py", "    seed: int", "patience: int", "0"),
     "OptimizationConfig": (
         "student/config.py",

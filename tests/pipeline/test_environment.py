@@ -26,7 +26,7 @@ except locale.Error:
 
 def named(rows):
     keys = tuple(f"Jöhnk/{key}/ı" for key in rows.keys)
-    torn = Rejection(index=2, key="Jöhnk/torn", reason="é • I/O")
+    torn = Rejection(index=2, key="Jöhnk/torn", reason="undecodable")
     return replace(rows, keys=keys, rejections=(torn,))
 
 shards = [replace(info_of(n), name=f"Ünit-{n}.tar") for n in range(2)]

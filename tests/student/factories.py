@@ -27,7 +27,7 @@ from pipeline.shards.index import open_shard
 from pipeline.store import ParquetStore, commit_part, finish_store, open_store
 from pipeline.store.manifest import Agreement, Manifest, PartEntry
 from pipeline.views.apply import resize
-from pipeline.views.fingerprints import fingerprints
+from pipeline.views.floats import fingerprints_on
 from pipeline.views.mixing import mix_images, mixed_digests, normalize
 from tests.factories import digit_samples, digits, write_shard
 
@@ -79,7 +79,8 @@ def make_manifest(
     )
     rejections = {
         number: tuple(
-            Rejection(index=index, key=f"{number}-{index}", reason="torn") for index in indices
+            Rejection(index=index, key=f"{number}-{index}", reason="undecodable")
+            for index in indices
         )
         for number, indices in (rejected or {}).items()
     }
@@ -153,7 +154,9 @@ def make_store(
         part = PartKey(shard=number, first_view=first_view, views=views)
         groups = map(run_task, group_tasks(path, shard.info, part, identity))
         commit_part(root, label_part(shard, part, identity, groups, teacher))
-    finish_store(root, identity, fingerprints(identity), infos, lambda _: "a store of a test")
+    finish_store(
+        root, identity, fingerprints_on(identity, "cpu"), infos, lambda _: "a store of a test"
+    )
     return open_store(root)
 
 

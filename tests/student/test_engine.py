@@ -149,6 +149,15 @@ def test_weights_do_not_depend_on_workers_or_logging(run: Run) -> None:
     assert run(workers=2).weights == run(log_every=1, checkpoint_steps=2).weights
 
 
+def test_a_run_records_the_commit_of_a_store_on_the_hub(world: World, tmp_path: Path) -> None:
+    inputs = open_inputs(world.config(tmp_path / "run"))
+    commit = f"hf://datasets/a/b@{'0f' * 20}/labels.parquet"
+    inputs.store.root.name = commit  # read here, named as there
+    config = world.config(tmp_path / "run", labels="hf://datasets/a/b/labels.parquet")
+    train(config, inputs, stop_after=1)
+    assert f'labels = "{commit}"' in (tmp_path / "run" / "run.toml").read_text()
+
+
 def test_every_step_has_random_numbers_of_its_own(world: World, tmp_path: Path) -> None:
     config = world.config(tmp_path / "run")
     trainer = Trainer(config, open_inputs(config))

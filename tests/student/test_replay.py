@@ -142,7 +142,9 @@ def test_repeated_augmentation_decodes_a_sample_once(labelled, monkeypatch) -> N
 
     original = replay.decode
     monkeypatch.setattr(
-        replay, "decode", lambda data, name: decoded.append(name) or original(data, name)
+        replay,
+        "decode",
+        lambda data, name, most: decoded.append(name) or original(data, name, most),
     )
     batch = labelled.dataset(repeated_augmentation=True)[0]
     assert len(decoded) == len(set(batch.keys)) == len(batch.keys) // 3

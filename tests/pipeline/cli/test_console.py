@@ -127,7 +127,7 @@ def test_names_in_files_are_data_for_every_table(
 
     def named(rows: PartRows) -> PartRows:
         keys = tuple(f"{hostile}{key}" for key in rows.keys)
-        torn = tuple(replace(one, key=hostile, reason=hostile) for one in rows.rejections)
+        torn = tuple(replace(one, key=hostile) for one in rows.rejections)
         return replace(rows, keys=keys, rejections=torn)
 
     write_store(Path(path), [info_of(0), info_of(1)], [(0, 4)], change=named)

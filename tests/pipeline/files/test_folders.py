@@ -196,9 +196,44 @@ def test_a_link_to_a_directory_is_listed_and_not_entered(tmp_path: Path) -> None
 def test_links_in_a_circle_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
-    for call in (LocalFolder(tmp_path).read_bytes, LocalFolder(tmp_path).exists):
-        with pytest.raises(PipelineError, match=r"a cannot be found .*not a link"):
-            call("a")
+    folder = LocalFolder(tmp_path)
+    with pytest.raises(PipelineError, match=r"a cannot be read .Too many levels"):
+        folder.read_bytes("a")
+    with pytest.raises(PipelineError, match=r"a cannot be found .*not a link"):
+        folder.exists("a/b")
+
+
+def test_a_link_whose_file_is_missing_says_so(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("annexed")
+    with pytest.raises(PipelineError, match=r"a is a link to a file that is not there; fetch it"):
+        LocalFolder(tmp_path).read_bytes("a")
+    assert not LocalFolder(tmp_path).exists("a")
+
+
+def test_a_file_may_be_a_link_if_it_is_watched(tmp_path: Path) -> None:
+    (tmp_path / "outside").write_bytes(b"x")
+    folder = LocalFolder(tmp_path / "store")
+    folder.replace("own", b"y")
+    (folder.path / "a").symlink_to(tmp_path / "outside")
+    (folder.path / "b").symlink_to("own")
+    assert folder.read_bytes("a") == folder.read_range("a", 0, 9) == b"x"
+    assert folder.size("a") == 1
+    assert folder.exists("a")
+    assert folder.read_unwatched("b") == folder.read_unwatched("own") == b"y"
+    with pytest.raises(PipelineError, match=r"a leads out of .*put the file itself there"):
+        folder.read_unwatched("a")
+
+
+@pytest.mark.parametrize("cache", [".git/annex/objects", ".dvc/cache/files"])
+def test_a_cache_that_is_a_link_vouches_for_nothing(tmp_path: Path, cache: str) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "secret").write_bytes(b"x")
+    folder = LocalFolder(tmp_path / "store")
+    (folder.path / cache).parent.mkdir(parents=True)
+    (folder.path / cache).symlink_to(tmp_path / "home")
+    (folder.path / "run").symlink_to(folder.path / cache / "secret")
+    with pytest.raises(PipelineError, match="leads out of"):
+        folder.read_unwatched("run")
 
 
 def test_a_pipe_in_the_place_of_a_file_is_refused_at_once(tmp_path: Path) -> None:

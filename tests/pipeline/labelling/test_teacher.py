@@ -339,6 +339,7 @@ def test_another_teacher_than_the_jobs_labels_nothing(tmp_path: Path, checkpoint
         path=path,
         shard=open_shard(path, 0).info,
         identity=replace(hash_identity(), teacher=TEACHER),
+        fingerprints={},
         out=tmp_path / "x.parquet",
     )
     with pytest.raises(TeacherError, match="give all processes the same checkpoint"):
@@ -355,6 +356,7 @@ def test_a_machine_that_does_not_see_the_jobs_store_labels_nothing(
         path=path,
         shard=open_shard(path, 0).info,
         identity=replace(hash_identity(), teacher=worker.identity),
+        fingerprints={},
         out=str(tmp_path / "x.parquet"),
     )
     with pytest.raises(IncompleteStoreError, match="the store that this job began is not seen on"):

@@ -189,7 +189,7 @@ def test_only_images_beyond_max_side_are_shrunk(tmp_path):
     assert found["c_small"][1] == small.read_bytes()
     (shard,) = open_all(report)
     assert {sample.image_name for sample in shard.samples} == {"c_large.jpg", "c_small.webp"}
-    pixels = decode(found["c_large"][1], "large")
+    pixels = decode(found["c_large"][1], "large", 1 << 20)
     assert pixels.shape == (67, 100, 3)
     twin = np.asarray(Image.fromarray(china).resize((100, 67), Image.Resampling.BICUBIC))
     assert found["c_large"][1] == encode(twin, quality=90, subsampling="4:2:0")
@@ -211,7 +211,7 @@ def test_with_a_quality_every_image_is_encoded_anew_unless_that_makes_it_larger(
     assert (report.shrunk, report.reencoded) == (0, 2)
     assert found["c_coarse"][1] == files["coarse.jpg"]
     for key, name in (("c_fine", "fine.jpg"), ("c_drawing", "drawing.png")):
-        twin = decode(files[name], name)
+        twin = decode(files[name], name, 1 << 20)
         assert found[key][1] == encode(twin, quality=80, subsampling="4:2:0")
 
 
@@ -223,7 +223,7 @@ def test_a_shrunk_image_is_stored_shrunk_even_if_its_file_grows(tmp_path):
     report = pack(folder, tmp_path / "shards", quality=100, max_side=90)
     stored = samples_of(report)["c_a"][1]
     assert len(stored) > len(data)
-    assert decode(stored, "a").shape == (90, 90, 3)
+    assert decode(stored, "a", 1 << 20).shape == (90, 90, 3)
 
 
 @pytest.mark.parametrize("data", [b"no image", encode(synthetic_image(40, 40))[:-300]])

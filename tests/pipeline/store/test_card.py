@@ -33,7 +33,7 @@ def test_the_card_counts_what_the_store_holds(tmp_path: Path) -> None:
     assert "| views | 0..4 of every sample, 16 px |" in card
     assert "| samples | 14 = 12 labelled + 2 rejected |" in card
     assert "| columns | label |" in card
-    assert "- s-1.tar: `s-1.tar/2`: torn | in two" in card
+    assert "- s-1.tar: `s-1.tar/2`: undecodable: it is damaged, cut off" in card
     assert card == card_text(store.manifest)
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import ChecksumError, StoreError
 from pipeline.files.local import sha256
-from pipeline.records import PartKey
+from pipeline.records import PartKey, Rejection
 from pipeline.store.manifest import (
     Manifest,
     PartEntry,
@@ -23,11 +23,14 @@ from pipeline.store.manifest import (
     unseal,
     write_manifest,
 )
+from pipeline.store.subset import SubsetOf
 from tests.student.factories import make_manifest
 
 
 def test_a_manifest_reads_back_as_it_was_written(tmp_path: Path) -> None:
+    source = SubsetOf(identity="a" * 64, manifest="b" * 64, samples=9, share=0.25, share_seed=0)
     manifest = make_manifest([5, 3], rejected={1: [0, 2]}, views=4)
+    manifest = replace(manifest, omitted={0: "Eg=="}, subset_of=(source,))
     parts = tuple(
         replace(entry, rows=manifest.accepted_samples(entry.part.shard) * 4)
         for entry in manifest.parts
@@ -80,6 +83,15 @@ def _of_too_many_rows(manifest: Manifest) -> Manifest:
     return replace(manifest, parts=(replace(manifest.parts[0], rows=10**9), *manifest.parts[1:]))
 
 
+def _omitting(text: str, shard: int = 0) -> Callable[[Manifest], Manifest]:
+    return lambda manifest: replace(manifest, omitted={shard: text})
+
+
+def _omitting_a_rejected_one(manifest: Manifest) -> Manifest:
+    rejection = Rejection(index=1, key="b", reason="undecodable")
+    return replace(manifest, omitted={1: "Ag=="}, rejections={1: (rejection,)})
+
+
 def _of_an_unknown_shard(manifest: Manifest) -> Manifest:
     part = PartKey(shard=9, first_view=0, views=1)
     stray = PartEntry(part=part, bytes=1, sha256="0", rows=1)
@@ -93,6 +105,14 @@ def _of_an_unknown_shard(manifest: Manifest) -> Manifest:
         (_overlapping, "are not in order"),
         (_of_too_many_rows, "claims 1000000000 rows"),
         (_of_an_unknown_shard, r"unknown shards \[9\]"),
+        (_omitting("AQ==", 9), r"unknown shards \[9\]"),
+        (_omitting("AQ=="), "its shard and views give 16"),
+        (_omitting("IA=="), "beyond the 5"),
+        (_omitting("AA=="), "names no samples"),
+        (_omitting(""), "omits no sample"),
+        (_omitting("AQEB"), "3 bytes for 5 samples"),
+        (_omitting("A!"), "malformed"),
+        (_omitting_a_rejected_one, "a rejected sample is omitted too"),
     ],
 )
 def test_claims_that_no_label_job_makes_are_refused(
@@ -113,6 +133,7 @@ def test_claims_that_no_label_job_makes_are_refused(
         (lambda v: v["parts"][0].update(zoom=1), r"parts\.zoom"),
         (lambda v: v["rejections"]["1"][0].update(zoom=1), r"rejections\.zoom"),
         (lambda v: v["agreement"].update(zoom=1), r"agreement\.zoom"),
+        (lambda v: v.update(subset_of=[{"zoom": 1}]), r"subset_of\.zoom"),
     ],
 )
 def test_a_field_of_a_later_release_is_refused_by_its_name_and_release(

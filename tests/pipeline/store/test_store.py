@@ -59,7 +59,7 @@ def make_rows(samples: int, views: int, *, seed: int = 0, first: int = 0) -> Par
         image_hash="i" * 64,
         formats=("jpeg", "png"),
         samples=samples + 1,
-        rejections=(Rejection(index=samples // 2, key="torn", reason="OSError: é"),),
+        rejections=(Rejection(index=samples // 2, key="torn", reason="undecodable"),),
         keys=tuple(f"key/{i:03d}" for i in range(samples)),
         target=random.integers(0, 1000, samples, np.int32),
         seed=seeds,

@@ -95,7 +95,7 @@ def test_columns_that_the_store_does_not_have_are_refused(
     tmp_path: Path, store: LabelStore
 ) -> None:
     plain = write_store(tmp_path / "plain.parquet", SHARDS, [(0, 3)])
-    with pytest.raises(ConfigError, match="does not have this column"):
+    with pytest.raises(ConfigError, match="which the store does not have; it has"):
         thin_store(plain, tmp_path / "thin.parquet", drop=("margin",))
     with pytest.raises(ConfigError, match="use some of confidence, margin, topk"):
         thin_store(store, tmp_path / "thin.parquet", drop=("digest",))

@@ -1,0 +1,205 @@
+"""Stores published as data sets on Hugging Face's hub, read through huggingface_hub.
+
+Files come one by one into its cache, as they are read. A revision is resolved to a commit once,
+and messages and records name that commit, so a branch that moves cannot change a store in use.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tqdm import tqdm
+
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.files.folder import MAX_FILE_BYTES, Folder, check_path, check_size
+
+__all__ = ["HubFolder", "HubUrl", "is_hub_url"]
+
+_URL = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@([\w.-]+))?/(.+)")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_KIND = "dataset"
+
+
+def is_hub_url(text: str) -> bool:
+    """Return whether a place is on the hub."""
+    return text.startswith("hf://")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubUrl:
+    """A path in a data set's repository, at a revision."""
+
+    repository: str  # "user/name"
+    revision: str  # a branch, a tag or a commit
+    path: str
+
+    def __str__(self) -> str:
+        return f"hf://datasets/{self.repository}@{self.revision}/{self.path}"
+
+    @staticmethod
+    def parse(text: str) -> HubUrl:
+        """Read a URL; raises ``ConfigError`` for one that is none."""
+        found = _URL.fullmatch(text.rstrip("/"))
+        if found is None:
+            raise ConfigError(
+                f"{text}: write hf://datasets/USER/NAME/PATH, or USER/NAME@REVISION with a branch, "
+                "a tag or a commit; other repositories than data sets hold no stores"
+            )
+        path = check_path(found[3], text)
+        return HubUrl(repository=found[1], revision=found[2] or "main", path=path)
+
+
+class HubFolder(Folder):
+    """A directory, or one file, of a data set on the hub, to read alone."""
+
+    def __init__(self, url: HubUrl) -> None:
+        super().__init__(str(url))
+        self._url = url
+
+    def pin(self) -> None:
+        """Resolve the revision to a commit, which the folder keeps from then on."""
+        if _COMMIT.fullmatch(self._url.revision):
+            return
+        with self._errors_named(""):
+            found = _hub().HfApi().dataset_info(self._url.repository, revision=self._url.revision)
+        self._url = replace(self._url, revision=str(found.sha))
+        self.name = str(self._url)
+
+    def is_a_file(self) -> bool:
+        """Return whether a file has the folder's own name: a store in one file."""
+        return self._url.path.endswith(".parquet") and self._has_file("")
+
+    def read_bytes(self, path: str, at_most: int = MAX_FILE_BYTES) -> bytes:
+        """Return a file's bytes; see ``Folder``."""
+        file = self._fetched(path)
+        check_size(self.at(path), file.stat().st_size, at_most)
+        return file.read_bytes()
+
+    def read_range(self, path: str, offset: int, size: int) -> bytes:
+        """Return a part of a file, which is fetched whole; see ``Folder``."""
+        with self._fetched(path).open("rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
+    def size(self, path: str) -> int:
+        """Return a file's bytes; see ``Folder``."""
+        return self._fetched(path).stat().st_size
+
+    def exists(self, path: str = "") -> bool:
+        """Return whether this file exists; without a path, whether anything is there."""
+        return self._has_file(path) or (not path and bool(self.list()))
+
+    def _has_file(self, path: str) -> bool:
+        try:
+            self._fetched(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def list(self, prefix: str = "") -> list[str]:
+        """Return the paths that begin with ``prefix``; see ``Folder``."""
+        self.pin()
+        above = self._path(prefix.rpartition("/")[0])
+        try:
+            with self._errors_named(above):
+                entries = (
+                    _hub()
+                    .HfApi()
+                    .list_repo_tree(
+                        self._url.repository,
+                        above,
+                        recursive=True,
+                        revision=self._url.revision,
+                        repo_type=_KIND,
+                    )
+                )
+                files = [entry.path for entry in entries if hasattr(entry, "size")]
+        except FileNotFoundError:
+            return []
+        start = len(self._url.path) + 1
+        paths = [path[start:] for path in files if path.startswith(f"{self._url.path}/")]
+        return sorted(path for path in paths if path.startswith(prefix) and "/." not in f"/{path}")
+
+    def commit_new(self, path: str, data: bytes) -> bool:
+        """Raise ``PipelineError``: stores on the hub are only read."""
+        self.require_writable()
+
+    def write_file(self, path: str) -> NoReturn:
+        """Raise ``PipelineError``: stores on the hub are only read."""
+        self.require_writable()
+
+    def replace(self, path: str, data: bytes) -> None:
+        """Raise ``PipelineError``: stores on the hub are only read."""
+        self.require_writable()
+
+    def require_writable(self) -> NoReturn:
+        """Raise ``PipelineError``: stores on the hub are only read."""
+        raise PipelineError(
+            f"{self}: a store on the hub is only read; write to a path, and publish that with "
+            f"hf upload {self._url.repository} STORE"
+        )
+
+    def _path(self, path: str) -> str:
+        return f"{self._url.path}/{check_path(path, self.name)}" if path else self._url.path
+
+    def _fetched(self, path: str) -> Path:
+        """Fetch a file into the hub's cache and return where it is."""
+        self.pin()
+        with self._errors_named(path):
+            found = _hub().hf_hub_download(
+                self._url.repository,
+                self._path(path),
+                repo_type=_KIND,
+                revision=self._url.revision,
+                tqdm_class=partial(tqdm, disable=True),  # a store is many small files
+            )
+        file = Path(found)
+        if file.is_dir():  # the cache has files below it, and the hub was not asked
+            raise FileNotFoundError(f"{self.at(path)}: no such file")
+        return file
+
+    @contextmanager
+    def _errors_named(self, path: str) -> Iterator[None]:
+        """Turn the hub's refusals into errors that name URL and cure."""
+        errors, name = _hub().errors, self.at(path) if path else self.name
+        try:
+            yield
+        except errors.RevisionNotFoundError:
+            raise PipelineError(
+                f"{name}: the data set has no revision {self._url.revision}; check its branches, "
+                "tags and commits"
+            ) from None
+        except (errors.RepositoryNotFoundError, errors.GatedRepoError):
+            raise PipelineError(
+                f"{name}: there is no such data set, or it is private or gated; check the name, "
+                "and log in (hf auth login) if you may read it"
+            ) from None
+        except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+            raise PipelineError(
+                f"{name} is not in the hub's cache, and the hub cannot be reached; connect (and "
+                "unset HF_HUB_OFFLINE), or give the commit that the cache has: USER/NAME@COMMIT"
+            ) from None
+        except errors.EntryNotFoundError:
+            raise FileNotFoundError(f"{name}: no such file") from None
+        except (errors.HfHubHTTPError, OSError, ValueError) as error:
+            raise PipelineError(
+                f"{name}: the hub cannot be reached or answers with an error "
+                f"({type(error).__name__}); check the network and run again"
+            ) from None
+
+
+def _hub() -> Any:
+    try:
+        import huggingface_hub
+        import huggingface_hub.errors
+    except ImportError:
+        raise ConfigError(
+            "stores on the hub need huggingface_hub: pip install 'teacher-labels[hub]'"
+        ) from None
+    return huggingface_hub

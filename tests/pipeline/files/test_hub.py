@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.files.hub import HubUrl
+from pipeline.files.local import expand_shards, open_folder
+from pipeline.store import export_store, open_store
+from tests.hub_server import REPOSITORY, Hub, hub_server
+from tests.storing import ALL_COLUMNS, info_of, ranges, write_store
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+NAMES = ("directory.parquet", "arrays.zarr", "one.parquet")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("hf://datasets/a/b/x.parquet", "hf://datasets/a/b@main/x.parquet"),
+        ("hf://datasets/a/b@v1.0/y/x.zarr/", "hf://datasets/a/b@v1.0/y/x.zarr"),
+        (f"hf://datasets/a/b-c_d.e@{COMMIT}/x", f"hf://datasets/a/b-c_d.e@{COMMIT}/x"),
+    ],
+)
+def test_a_url_is_a_repository_a_revision_and_a_path(text: str, shown: str) -> None:
+    assert str(HubUrl.parse(text)) == shown
+    assert open_folder(text).name == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "hf://a/b/x.parquet",
+        "hf://models/a/b/x.parquet",
+        "hf://datasets/a/x.parquet",
+        "hf://datasets/a/b",
+        "hf://datasets/a/b@/x",
+        "hf://datasets/user:secret@a/b/x",
+    ],
+)
+def test_other_urls_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="write hf://datasets/USER/NAME/PATH"):
+        open_folder(text)
+    with pytest.raises(PipelineError, match="is no path of a file in it"):
+        open_folder("hf://datasets/a/b/../x.parquet")
+
+
+def test_nothing_is_written_to_the_hub_and_no_shards_are_read_from_it(tmp_path: Path) -> None:
+    folder = open_folder("hf://datasets/a/b/x.parquet")
+    for write in (
+        lambda: folder.commit_new("a", b""),
+        lambda: folder.replace("a", b""),
+        lambda: folder.write_file("a"),
+        lambda: export_store(tmp_path / "x.parquet", "hf://datasets/a/b/x.parquet"),
+    ):
+        with pytest.raises(PipelineError, match="a store on the hub is only read; write to a path"):
+            write()
+    with pytest.raises(ConfigError, match="fetch them with hf download"):
+        expand_shards(["hf://datasets/a/b/x-{0..3}.tar"])
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    """A hub that holds one store in all formats, then others, of which one lacks a file."""
+    first, second = tmp_path_factory.mktemp("first"), tmp_path_factory.mktemp("second")
+    with hub_server() as hub:
+        for folder, seed in ((first, 3), (second, 4)):
+            infos = [info_of(seed, 0), info_of(seed + 5, 1, samples=9)]
+            write_store(folder / NAMES[0], infos, ranges(range(4), 3), ALL_COLUMNS)
+            export_store(folder / NAMES[0], folder / NAMES[1])
+            export_store(folder / NAMES[0], folder / NAMES[2], single_file=True)
+            hub.push(folder)
+        yield hub
+
+
+_READ = """
+import json, pickle, sys
+from pipeline.errors import PipelineError
+from pipeline.files.local import pinned
+from pipeline.store import open_store
+
+told = []
+for place in sys.argv[1:]:
+    try:
+        store = pickle.loads(pickle.dumps(open_store(place)))
+        view = store.read_view(1, 3)
+        store.check_files()
+        store.check_companions()
+        rows = sum(store.read_part(entry).label.size for entry in store.manifest.parts)
+        told.append([str(store.root), pinned(place), view.label.tolist(), rows,
+                     sorted(store.companions())])
+    except PipelineError as error:
+        told.append(str(error))
+print(json.dumps(told))
+"""
+
+
+def read(environment: dict[str, str], *places: str) -> Any:
+    """Read stores in a process of its own, since huggingface_hub looks at its variables once."""
+    command = [sys.executable, "-c", _READ, *places]
+    done = subprocess.run(
+        command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "it/s" not in done.stderr
+    return json.loads(done.stdout)
+
+
+def test_stores_of_all_formats_are_read_at_the_commit_that_a_branch_had(
+    hub: Hub, tmp_path: Path
+) -> None:
+    base, (old, new) = f"hf://datasets/{REPOSITORY}", hub.commits
+    told = read(
+        hub.environment(tmp_path),
+        *(f"{base}/{name}" for name in NAMES),
+        *(f"{base}@{old}/{name}" for name in NAMES),
+    )
+    for number, (commit, name) in enumerate((c, n) for c in (new, old) for n in NAMES):
+        local = open_store(hub.commits[commit] / name)
+        at = f"{base}@{commit}/{name}"
+        labels = local.read_view(1, 3).label.tolist()
+        rows = local.manifest.rows
+        assert told[number] == [at, at, labels, rows, sorted(local.companions())]
+
+
+def test_refusals_of_the_hub_are_named_with_their_cure(hub: Hub, tmp_path: Path) -> None:
+    base = f"hf://datasets/{REPOSITORY}"
+    missing, revision, repository = read(
+        hub.environment(tmp_path),
+        f"{base}/other.parquet",
+        f"{base}@v9/{NAMES[0]}",
+        f"hf://datasets/somebody/else/{NAMES[0]}",
+    )
+    assert "other.parquet: there is no label store here" in missing
+    assert "the data set has no revision v9" in revision
+    assert "there is no such data set, or it is private" in repository
+
+
+def test_what_is_cached_is_read_without_a_network(hub: Hub, tmp_path: Path) -> None:
+    commit = hub.branches["main"]
+    place = f"hf://datasets/{REPOSITORY}@{commit}/{NAMES[2]}"
+    environment = hub.environment(tmp_path)
+    (online,) = read(environment, place)
+    offline, unknown, absent = read(
+        {**environment, "HF_HUB_OFFLINE": "1"},
+        place,
+        f"hf://datasets/{REPOSITORY}/{NAMES[2]}",
+        f"hf://datasets/{REPOSITORY}@{commit}/{NAMES[0]}",
+    )
+    assert offline == online
+    assert "the hub cannot be reached; connect (and unset HF_HUB_OFFLINE), or give the" in unknown
+    assert "the hub cannot be reached; connect" in absent
