@@ -22,7 +22,10 @@ __all__ = ["TeacherInLoop", "mixed_images", "mixed_target", "resize_images", "st
 
 
 def mixed_images(batch: StudentBatch, views: AugmentConfig, device: torch.device) -> Tensor:
-    """Return the (B, 3, S, S) normalized and mixed images, which the teacher saw."""
+    """Return the (B, 3, S, S) normalized and mixed images, which the teacher saw.
+
+    Guests of a subset are in the pixels, and not in the result.
+    """
     pixels = to_device(batch.pixels, device)
     return mix_images(normalize(pixels, views.mean, views.std), batch.mix)
 
@@ -41,7 +44,7 @@ def mixed_target(batch: StudentBatch, device: torch.device, smoothing: float = 0
     lam = torch.from_numpy(batch.mix.lam).float() / FIXED_ONE
     return MixedTarget(
         target=to_device(batch.target, device),
-        partner_target=to_device(batch.target[torch.from_numpy(batch.mix.partner)], device),
+        partner_target=to_device(batch.partner_target, device),
         lam=lam.to(device),
         smoothing=smoothing,
     )

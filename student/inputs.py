@@ -51,7 +51,9 @@ class Inputs:
         """Return what a checkpoint of this run and the run that continues it must share."""
         manifest = self.plan.manifest
         rejected = {str(n): [one.index for one in many] for n, many in manifest.rejections.items()}
+        omitted = {str(n): text for n, text in manifest.omitted.items()}
         shards = [[to_plain(shard) for shard in manifest.shards], rejected]
+        shards += [omitted] if omitted else []
         views = {"first": manifest.view_range.start}
         if config.plan.cycle_views:  # else views may be added without changing what was consumed
             views["end"] = manifest.view_range.stop
