@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from pipeline.tools.diff import StoreDiff, diff_stores
     from pipeline.tools.merge import MergeReport, merge_stores
     from pipeline.tools.stats import StoreStats, store_stats
-    from pipeline.tools.thin import ThinReport, thin_store
+    from pipeline.tools.thin import KeptSamples, ThinReport, thin_store
     from pipeline.tools.verify import VerifyReport, verify_store
 
 __all__ = [
@@ -53,6 +53,7 @@ __all__ = [
     "DecodeError",
     "IdentityError",
     "IncompleteStoreError",
+    "KeptSamples",
     "LabelConfig",
     "LabelStore",
     "MergeReport",
@@ -86,6 +87,7 @@ _MODULES = {
     "AugmentConfig": "pipeline.identity",
     "CacheConfig": "pipeline.files.cache",
     "ColumnConfig": "pipeline.columns",
+    "KeptSamples": "pipeline.tools.thin",
     "LabelConfig": "pipeline.labelling.job",
     "LabelStore": "pipeline.store.contract",
     "MergeReport": "pipeline.tools.merge",

@@ -130,7 +130,7 @@ class LabelConfig:
     first_view: int = 0
     """First view."""
     extend_to: int | None = None
-    """Give the store at `out` so many views in all, with its own settings: only shards, the
+    """Give a store that is there so many views in all, with its own settings: only shards, the
     file of the weights, and how the job runs are given. What is there stays."""
     views_per_part: int = 150
     """Views per part file: the unit of retry and commit."""

@@ -7,12 +7,13 @@ from pipeline.tools.diff import Disagreement, MarginFlips, StoreDiff, diff_store
 from pipeline.tools.extend import extend_command, extended_config
 from pipeline.tools.merge import MergeReport, merge_stores
 from pipeline.tools.stats import ClassStats, EntropyStats, StoreStats, ViewStats, store_stats
-from pipeline.tools.thin import ThinReport, thin_store
+from pipeline.tools.thin import KeptSamples, ThinReport, thin_store
 
 __all__ = [
     "ClassStats",
     "Disagreement",
     "EntropyStats",
+    "KeptSamples",
     "MarginFlips",
     "MergeReport",
     "StoreDiff",
