@@ -35,7 +35,15 @@ from student.order import PlannedBatch, TrainingPlan
 
 __all__ = ["ReplayDataset", "StudentBatch", "replay_loader"]
 
-_TENSORS = ("pixels", "target", "partner_target", "label", "topk_label", "topk_prob")
+_TENSORS = (
+    "pixels",
+    "target",
+    "partner_target",
+    "label",
+    "topk_label",
+    "topk_logprob",
+    "topk_rest",
+)
 _OPEN_SHARDS = 16
 _OPEN_VIEWS = 96  # two windows of shards, three views each
 
@@ -63,7 +71,8 @@ class StudentBatch:
     mixed_digest: NDArray[np.uint32]  # (B,), 0 where the store has none
     has_mixed_digest: NDArray[np.bool_]  # (B,)
     topk_label: Tensor | None = None  # (B, k) int64, by falling probability; None: not stored
-    topk_prob: Tensor | None = None  # (B, k) float32 in 0..1
+    topk_logprob: Tensor | None = None  # (B, k) float32, logarithms of probabilities
+    topk_rest: Tensor | None = None  # (B,) float32, that of all other classes together
 
     def pin_memory(self) -> StudentBatch:
         """Return the batch with tensors in pinned memory; the loader calls this."""
@@ -170,7 +179,8 @@ class ReplayDataset(Dataset[StudentBatch]):
             mixed_digest=np.array([one.mixed_digest[index] for one, index in entries], np.uint32),
             has_mixed_digest=np.array([_has_mixed_digest(*entry) for entry in entries], np.bool_),
             topk_label=_rows_of(entries, "topk_label"),
-            topk_prob=_rows_of(entries, "topk_prob"),
+            topk_logprob=_rows_of(entries, "topk_logprob"),
+            topk_rest=_rows_of(entries, "topk_rest"),
         )
 
     def _targets(self, rows: PlannedBatch, entries: list[tuple[ShardView, int]]) -> list[int]:
@@ -277,12 +287,11 @@ def _has_mixed_digest(labels: ShardView, index: int) -> bool:
 
 
 def _rows_of(entries: list[tuple[ShardView, int]], name: str) -> Tensor | None:
-    """Return an optional column's rows, None where the store has none: classes, or shares of 1."""
+    """Return what an optional column's rows stand for, None where the store has none."""
     if not entries or name not in entries[0][0].columns:
         return None
     stacked = np.stack([one.columns[name][index] for one, index in entries])
-    values, scale = torch.from_numpy(stacked.astype(np.int32)), COLUMNS[name].scale
-    return values.float() / scale if scale else values.long()
+    return torch.from_numpy(COLUMNS[name].read(stacked))
 
 
 def replay_loader(

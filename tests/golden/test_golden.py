@@ -150,7 +150,7 @@ def test_another_fingerprint_is_refused_with_the_operation(
 
 def test_the_store_of_plain_images_is_labelled_and_digested_as_it_was() -> None:
     store = open_store(PLAIN_STORE)
-    shard = open_shard(PLAIN_SHARD)
+    shard = open_shard(PLAIN_SHARD, 0)
     assert store.manifest.rows == PLAIN_SAMPLES * 192
     for entry in store.manifest.parts:
         ours = label_with_hashes(shard, entry.part, store.identity)
