@@ -27,6 +27,7 @@ from pipeline.identity import TeacherIdentity
 from pipeline.labelling.job import LabelConfig, index_shards, plan_job
 from pipeline.labelling.worker import TeacherWorker
 from pipeline.records import AugmentedGroup, TeacherLabels
+from pipeline.views.floats import float_fingerprints
 
 DEMAND = 0.8
 
@@ -90,7 +91,8 @@ def run_job(config: JobBenchmark, directory: Path, seconds_per_view: float) -> U
     from jobs.cluster import Cluster  # Ray reads the environment when it is imported
 
     job = LabelConfig(shards=config.shards, out=str(directory / "job.parquet"), views=config.views)
-    plan = plan_job(job, index_shards(job.shards), stand_in_identity(batch_views=15))
+    floats = float_fingerprints(job.augment, job.effective_mixing, "cpu")
+    plan = plan_job(job, index_shards(job.shards), stand_in_identity(batch_views=15), floats)
     worker: Callable[[LabelConfig, int], StandInWorker]
     worker = partial(StandInWorker, seconds_per_view=seconds_per_view)
     with closing(Cluster(job, worker)) as cluster:

@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -96,6 +96,10 @@ class TeacherActor:
     def identity(self) -> TeacherIdentity:
         """Return the teacher's identity."""
         return self._worker().identity
+
+    def fingerprints(self) -> Mapping[str, int]:
+        """Return what normalizing and mixing give on the teacher's device."""
+        return self._worker().fingerprints
 
     def preflight(self, shards: IndexedShards) -> Preflight:
         """Try the teacher out on the job's shards."""
@@ -183,6 +187,14 @@ class Cluster:
         """Return the teacher's identity, once the first one is loaded."""
         identity: TeacherIdentity = _get(self._teachers[0].actor.identity.remote())
         return identity
+
+    def fingerprints(self) -> Mapping[str, int]:
+        """Return what normalizing and mixing give on the first teacher's device.
+
+        Each of the others compares its own when it labels.
+        """
+        prints: Mapping[str, int] = _get(self._teachers[0].actor.fingerprints.remote())
+        return prints
 
     def preflight(self, shards: IndexedShards) -> Preflight:
         """Try the teacher out."""

@@ -22,6 +22,7 @@ from pipeline.labelling.job import (
     index_shards,
     plan_job,
     require_agreement,
+    require_same_views,
     write_run,
 )
 from pipeline.records import PartKey
@@ -74,10 +75,11 @@ def run_label_job(config: LabelConfig) -> int:
         from jobs.cluster import Cluster as Teachers  # type: ignore[assignment]
     with contextlib.closing(Teachers(config)) as teachers, drain.listening():
         teachers.check_paths(shards)
-        plan = plan_job(config, shards, teachers.identity())
+        plan = plan_job(config, shards, teachers.identity(), teachers.fingerprints())
         describe_plan(plan)
         preflight = None
         if plan.missing:
+            describe_redrawn(require_same_views(plan))
             preflight = teachers.preflight(shards)
             describe_preflight(plan, preflight)
             require_agreement(config, preflight, plan.identity.teacher.classes)
@@ -123,6 +125,12 @@ def describe_plan(plan: JobPlan) -> None:
     )
 
 
+def describe_redrawn(views: int) -> None:
+    """Say that what is there already was redrawn, if something is."""
+    if views:
+        say(f"{views} views that are there were redrawn, and have the digests that are stored")
+
+
 def describe_preflight(plan: JobPlan, report: Preflight) -> None:
     """Say what the trial showed, and what the job will cost and save."""
     for warning in report.warnings:
@@ -133,9 +141,11 @@ def describe_preflight(plan: JobPlan, report: Preflight) -> None:
         f"{report.rows_per_batch} views take {report.batch_seconds:.3f} s"
     )
     if report.flip_rows:
+        low, high = report.flip_interval
         say(
             f"in fp32 {report.flips} of {report.flip_rows} labels of augmented views differ "
-            f"({report.flips / report.flip_rows:.2%})"
+            f"({report.flips / report.flip_rows:.2%}; of all, with 95 % confidence, {low:.2%} to "
+            f"{high:.2%})"
         )
     elif plan.identity.teacher.precision != "fp32":
         say("how many labels differ in fp32 was not measured: the weights are untrained")

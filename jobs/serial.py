@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 
 from pipeline.identity import TeacherIdentity
 from pipeline.labelling.job import IndexedShards, JobPlan, LabelConfig, PartOrder, Preflight
@@ -30,6 +30,10 @@ class SerialTeacher:
     def identity(self) -> TeacherIdentity:
         """Return the teacher's identity."""
         return self._worker.identity
+
+    def fingerprints(self) -> Mapping[str, int]:
+        """Return what normalizing and mixing give on the teacher's device."""
+        return self._worker.fingerprints
 
     def preflight(self, shards: IndexedShards) -> Preflight:
         """Try the teacher out."""

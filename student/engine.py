@@ -19,6 +19,7 @@ from pipeline.growth import needed_release
 from pipeline.identity import StoreIdentity, canonical_json
 from pipeline.labelling.devices import choose_device, set_threads
 from pipeline.labelling.weights import state_digest
+from pipeline.tools.verify import check_fingerprints
 from student.audit import audit_store
 from student.batches import (
     TeacherInLoop,
@@ -119,6 +120,7 @@ class Trainer:
         set_threads(config.run.threads or _threads_of(ranks))
         self.identity = inputs.store.identity
         self.device = ranks.device(choose_device(config.run.device))
+        self._same_floats = check_fingerprints(inputs.store, self.device)
         self._data = ReplayDataset(
             inputs.store,
             inputs.shards,
@@ -201,7 +203,8 @@ class Trainer:
         if self._validation is not None and self.step < end:
             require_decodable(self._validation, self._loader_options())
         if self.config.run.audit and self.step < end:
-            self._audited += audit_store(self._data, self._loader_options(), self.ranks)
+            device = self.device if self._same_floats else None
+            self._audited += audit_store(self._data, self._loader_options(), self.ranks, device)
         seconds: list[dict[str, float]] = []
         agreement = StopAgreement(self.ranks, stop)
         stopped_by, begun = 0, self.step
@@ -209,6 +212,12 @@ class Trainer:
             MetricsLog(self.config.output, start=self.step, silent=not self.ranks.first) as log,
             closing(self._batches(end)) as batches,
         ):
+            if not self._same_floats:
+                self._say(
+                    f"{self.device} normalizes and mixes images as the teacher's device did, but "
+                    "for the last bits: the store's digests of them cannot be compared",
+                    logging.WARNING,
+                )
             if self._good is not None and self._fell_back:
                 self._say(f"{self._good[0].with_name(LAST)} was torn or missing", logging.WARNING)
             if self._good is not None:

@@ -33,7 +33,7 @@ from pipeline.store import (
     finish_store,
     open_store,
 )
-from pipeline.views.fingerprints import fingerprints
+from pipeline.views.floats import fingerprints_on
 from pipeline.views.mixing import mix_images, normalize
 from tests.factories import digit_samples, digits, write_shard
 
@@ -63,7 +63,7 @@ class HashTeacher:
 
 def every_column(k: int) -> ColumnConfig:
     """Return the configuration that keeps all columns of the table, k values in each list."""
-    lists = {column.word for column in COLUMNS.values() if column.listed}
+    lists = {column.word for column in COLUMNS.values() if column.listed}  # their k
     return ColumnConfig(**{word: k if word in lists else True for word in ColumnConfig.words()})
 
 
@@ -71,8 +71,11 @@ def hash_labels(words: NDArray[np.int64], columns: ColumnConfig) -> TeacherLabel
     """Make up labels, and probabilities that fit them, from a 32-bit word a row."""
     steps = np.arange(max(2, columns.topk))
     ranked = (words[:, None] + 7919 * steps) % TEACHER.classes
-    prob = (words >> 24)[:, None] >> steps  # halves from class to class
-    kept = keep_columns(columns, lambda _: Ranked(classes=ranked, prob=prob / 255))
+    first = 0.25 + (words >> 24)[:, None] / 512  # of what is left, from class to class
+    prob = first * (1 - first) ** steps
+    rest = (1 - first) ** (steps + 1)
+    made = Ranked(classes=ranked, log_prob=np.log(prob), log_rest=np.log(rest))
+    kept = keep_columns(columns, lambda _: made)
     return TeacherLabels(label=ranked[:, 0].astype(np.uint16), columns=kept)
 
 
@@ -109,7 +112,7 @@ def write_hash_store(
 ) -> ParquetStore:
     """Label shards with the hash teacher and finish the store."""
     identity = identity or hash_identity()
-    prints = claim_store(root, identity, fingerprints(identity))
+    prints = claim_store(root, identity, fingerprints_on(identity, "cpu"))
     infos: list[ShardInfo] = []
     for number, path in enumerate(paths):
         shard = open_shard(path, number)

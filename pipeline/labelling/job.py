@@ -11,18 +11,21 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import numpy as np
 
 from pipeline.errors import (
     REJECTION_WORDS,
     ConfigError,
     IdentityError,
     RejectionError,
+    ReplayError,
     ShardError,
     StoreError,
     TeacherError,
 )
-from pipeline.files.cache import CacheConfig, ShardFile
+from pipeline.files.cache import CacheConfig, RemoteShard, ShardFile
 from pipeline.files.kinds import why_no_data
 from pipeline.files.local import expand_shards, open_folder
 from pipeline.files.objects import is_url
@@ -37,8 +40,9 @@ from pipeline.identity import (
     TeacherIdentity,
 )
 from pipeline.labelling.part import GroupTask, group_tasks
+from pipeline.labelling.redraw import redraw, some_places
 from pipeline.records import PartKey, ShardInfo
-from pipeline.shards.index import Shard, open_shards
+from pipeline.shards.index import Shard, UniqueKeys, open_known_shard, open_shards
 from pipeline.store import (
     Committed,
     Manifest,
@@ -49,14 +53,20 @@ from pipeline.store import (
     pack_store,
     packed_store,
     parts_root,
+    read_committed,
     require_listed,
     require_no_subset,
     require_planned,
     unpack_store,
 )
 from pipeline.store.card import card_text
-from pipeline.store.provenance import record_run
-from pipeline.views.fingerprints import different_fingerprints, fingerprints, what_they_watch
+from pipeline.store.provenance import record_run, version_differences
+from pipeline.views.fingerprints import (
+    BITS,
+    different_fingerprints,
+    fingerprints,
+    what_they_watch,
+)
 
 if TYPE_CHECKING:
     from pipeline.labelling.teacher import TeacherSpec
@@ -73,10 +83,19 @@ __all__ = [
     "index_shards",
     "plan_job",
     "require_agreement",
+    "require_fingerprints",
+    "require_same_views",
     "write_run",
 ]
 
+DIGESTS = 300
+"""Stored digests that are redrawn before a job adds to a store, spread over its parts."""
+
+_FETCHED = 16  # parts that are looked at where shards are in object storage: each may be fetched
 _JUDGED_FROM = 32  # images; fewer say nothing about class order
+
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +130,7 @@ class LabelConfig:
     first_view: int = 0
     """First view."""
     extend_to: int | None = None
-    """Give the store at `out` so many views in all, with its own settings: only shards, the
+    """Give a store that is there so many views in all, with its own settings: only shards, the
     file of the weights, and how the job runs are given. What is there stays."""
     views_per_part: int = 150
     """Views per part file: the unit of retry and commit."""
@@ -127,7 +146,8 @@ class LabelConfig:
     """What to keep of the teacher's probabilities beside its labels: words of confidence,
     margin and topk=K with commas between them, such as 'confidence,topk=5'."""
     precision: Precision = "bf16"
-    """Number format of the teacher; bf16 changes 0.1 to 0.3 % of labels against fp32."""
+    """Number format of the teacher. bf16 and fp16 change some labels against fp32, in bf16 about
+    1 % of a small teacher's; the job measures how many before it begins."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the teacher runs."""
     batch_views: int | None = None
@@ -265,6 +285,7 @@ class PartOrder:
     path: ShardFile
     shard: ShardInfo
     identity: StoreIdentity
+    fingerprints: Mapping[str, int]  # the store's
     out: str
 
     def tasks(self) -> Iterator[GroupTask]:
@@ -295,6 +316,7 @@ class JobPlan:
             path=self.shards.paths[part.shard],
             shard=self.shards.infos[part.shard],
             identity=self.identity,
+            fingerprints=self.fingerprints,
             out=parts_root(self.config.out),
         )
 
@@ -302,8 +324,8 @@ class JobPlan:
 def index_shards(patterns: Sequence[str], cache: CacheConfig | None = None) -> IndexedShards:
     """Index all shards of a job; those in object storage are fetched into the cache.
 
-    Raises ``ShardError`` for files that are no whole shards, and for two shards with the
-    same keys, whose streams would be the same.
+    Raises ``ShardError`` for files that are no whole shards, and for a key that two of them
+    have, whose views would be drawn from one seed.
     """
     # Absolute, for they are opened by processes that were started elsewhere.
     paths = tuple(
@@ -311,21 +333,17 @@ def index_shards(patterns: Sequence[str], cache: CacheConfig | None = None) -> I
         for path in expand_shards(patterns, cache)
     )
     infos: list[ShardInfo] = []
-    names: dict[str, ShardFile] = {}
+    keys = UniqueKeys()
     highest, highest_at, sorted_shards = -1, "", 0
     for shard in open_shards(paths):
         path = shard.path
         infos.append(shard.info)
-        twin = names.setdefault(shard.info.key_hash, path)
-        if twin != path:
-            raise ShardError(
-                f"{path} and {twin} have the same keys, so their views would be the same; pack "
-                "them with keys that are unique in the data set"
-            )
+        keys.add(shard)
         top = max(shard.samples, key=lambda sample: sample.target)
         if top.target > highest:
             highest, highest_at = top.target, f"{path}, sample {top.key!r}"
         sorted_shards += _is_class_sorted(shard)
+    keys.check()
     warnings = []
     if sorted_shards:
         warnings.append(
@@ -346,8 +364,16 @@ def _is_class_sorted(shard: Shard) -> bool:
     return len(targets) >= 16 and targets == sorted(targets)
 
 
-def plan_job(config: LabelConfig, shards: IndexedShards, teacher: TeacherIdentity) -> JobPlan:
-    """Check that shards, teacher and store fit, and list what is missing; writes nothing."""
+def plan_job(
+    config: LabelConfig,
+    shards: IndexedShards,
+    teacher: TeacherIdentity,
+    floats: Mapping[str, int],
+) -> JobPlan:
+    """Check that shards, teacher and store fit, and list what is missing; writes nothing.
+
+    ``floats`` are the fingerprints of normalizing and mixing on the teacher's device.
+    """
     if shards.max_target >= teacher.classes:
         raise ShardError(
             f"{shards.max_target_at} has class {shards.max_target}, but the teacher "
@@ -355,15 +381,9 @@ def plan_job(config: LabelConfig, shards: IndexedShards, teacher: TeacherIdentit
             "check `teacher`, `num_classes`, and that the shards' .cls are its class indices"
         )
     identity = config.identity(teacher)
-    ours = fingerprints(identity)
+    ours = {**fingerprints(identity), **floats}
     theirs = begun_fingerprints(config.out, identity) or ours
-    different = different_fingerprints(ours, theirs)
-    if different:
-        raise IdentityError(
-            f"{config.out} was begun where these give other pixels: "
-            f"{what_they_watch(identity, different)}; install the versions named in "
-            f"{config.out}/_meta/runs, or use another `out`"
-        )
+    require_fingerprints(config.out, identity, ours, theirs)
     infos = {info.number: info for info in shards.infos}
     done = committed_parts(config.out, identity, infos)
     covered: dict[int, set[int]] = {}
@@ -386,6 +406,58 @@ def plan_job(config: LabelConfig, shards: IndexedShards, teacher: TeacherIdentit
     )
     require_listed(config.out, plan.parts)
     return plan
+
+
+def require_fingerprints(
+    out: str, identity: StoreIdentity, ours: Mapping[str, int], theirs: Mapping[str, int]
+) -> None:
+    """Raise ``IdentityError`` if a machine or device makes other pixels or floats than a store's.
+
+    Other last bits are refused too: one store has floats of one kind, or their digests prove
+    nothing.
+    """
+    different = different_fingerprints(ours, theirs)
+    if different:
+        raise IdentityError(
+            f"{out} was begun where these give other pixels: "
+            f"{what_they_watch(identity, different)}; install the versions named in "
+            f"{out}/_meta/runs"
+            + " and the kind of device" * any(name.endswith(BITS) for name in different)
+            + ", or use another `out`"
+        )
+
+
+def require_same_views(plan: JobPlan) -> int:
+    """Redraw some ``DIGESTS`` stored digests of the parts that are there; return how many.
+
+    Of both kinds, from parts all over the store, before anything is paid for. Raises
+    ``ReplayError`` at the first that differs.
+    """
+    folder = open_folder(parts_root(plan.config.out))
+    remote = any(isinstance(path, RemoteShard) for path in plan.shards.paths)
+    chosen = _spread(plan.done, _FETCHED if remote else DIGESTS)
+    redrawn = 0
+    for committed in chosen:
+        part = committed.entry.part
+        rows = read_committed(plan.config.out, committed.entry)
+        shard = open_known_shard(plan.shards.paths[part.shard], plan.shards.infos[part.shard])
+        places = some_places(rows, -(-DIGESTS // len(chosen)))
+        redrawn += len(places)
+        for one in redraw(plan.identity, shard, rows, places):
+            raise ReplayError(
+                f"{folder.at(part.path)}: view {one.view} of {one.key!r} of {one.shard} has "
+                f"{one.column} {one.found} here, and {one.stored} in the store: these are not the "
+                f"views that were labelled ({version_differences(folder)}); verify the store with "
+                "its shards: if that finds a shard's bytes changed, restore it; else install the "
+                "versions of the store, or use another `out`"
+            )
+    return redrawn
+
+
+def _spread(items: Sequence[Item], most: int) -> list[Item]:
+    """Return some of a sequence, evenly spread."""
+    places = np.linspace(0, len(items) - 1, min(most, len(items))).astype(int)
+    return [items[place] for place in places]
 
 
 def _missing_parts(config: LabelConfig, shard: int, covered: set[int]) -> list[PartKey]:
@@ -416,6 +488,18 @@ class Preflight:
     flip_rows: int  # augmented views labelled in fp32 too; 0 if that was not done
     flips: int  # of them, where fp32 gives another label
     warnings: tuple[str, ...]
+
+    @property
+    def flip_interval(self) -> tuple[float, float]:
+        """The share of such labels among all, with 95 % confidence (Wilson's interval)."""
+        z, n = 1.96, self.flip_rows
+        share = self.flips / n
+        center, root = (
+            share + z * z / (2 * n),
+            z * math.sqrt(share * (1 - share) / n + (z / n / 2) ** 2),
+        )
+        low, high = (max(0.0, (center + sign * root) / (1 + z * z / n)) for sign in (-1, 1))
+        return low, high
 
 
 def require_agreement(config: LabelConfig, report: Preflight, classes: int) -> None:

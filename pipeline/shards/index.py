@@ -6,23 +6,27 @@ import hashlib
 import json
 import mmap
 import re
-import tarfile
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.errors import ShardError
 from pipeline.files.cache import RemoteShard, ShardFile
 from pipeline.identity import canonical_json
 from pipeline.records import Sample, ShardInfo
+from pipeline.shards.tar import Member, regular_members
 from pipeline.views.apply import image_format
 
 __all__ = [
     "IMAGE_EXTENSIONS",
     "Shard",
+    "UniqueKeys",
     "match_shards",
     "open_known_shard",
     "open_shard",
@@ -34,8 +38,13 @@ TARGET_EXTENSIONS = ("cls", "json")
 
 _AHEAD = 4  # shards fetched at a time while others are indexed
 _NAMED = 8  # missing shards in an error
-_BLOCK = 512  # bytes; a tar file ends with two empty blocks
-_KEY = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # WebDataset's rule: up to the first dot
+_HASHED_TOGETHER = 1024  # samples
+_LARGEST_TARGET = 1 << 24  # bytes
+_KEY = re.compile(
+    r"((?:.*/|)[^.]+)[.]([^/]*)\Z", re.DOTALL
+)  # WebDataset's rule: up to the first dot
+_UNFIT = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""What no key may hold: control characters, line ends, and bytes that are not UTF-8."""
 _SPECIAL = re.compile(r"^__[^/]*__($|/)")  # names that WebDataset keeps for itself
 
 
@@ -74,13 +83,6 @@ class Shard:
         return digest.hexdigest(), tuple(sorted(filter(None, formats)))
 
 
-@dataclass(frozen=True, slots=True)
-class _Member:
-    name: str
-    offset: int
-    size: int
-
-
 def open_shard(path: ShardFile, number: int) -> Shard:
     """Map a shard and index it; ``number`` is its place in the job's list of shards.
 
@@ -96,26 +98,83 @@ def open_shard(path: ShardFile, number: int) -> Shard:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
         raise ShardError(f"{path}: cannot read the shard: {error}") from error
-    members = _read_members(path, data)
-    samples = tuple(_sample(path, data, key, parts) for key, parts in members.items())
+    samples: list[Sample] = []
+    keys, content = _ListHash(), _ListHash()
+    for key, parts in _grouped(path, data):
+        sample = _sample(path, data, key, parts)
+        samples.append(sample)
+        keys.add(key)
+        content.add([key, sample.target, [[ext, part.size] for ext, part in parts.items()]])
     if not samples:
         raise ShardError(f"{path}: the shard holds no samples")
-    keys = canonical_json([sample.key for sample in samples])
-    content = canonical_json(
-        [
-            [sample.key, sample.target, [[ext, part.size] for ext, part in parts.items()]]
-            for sample, parts in zip(samples, members.values(), strict=True)
-        ]
-    )
     info = ShardInfo(
         number=number,
         name=path.name,
-        key_hash=hashlib.sha256(keys).hexdigest(),
-        content_hash=hashlib.sha256(content).hexdigest(),
+        key_hash=keys.finish(),
+        content_hash=content.finish(),
         samples=len(samples),
         bytes=len(data),
     )
-    return Shard(path=path, info=info, samples=samples, _data=data)
+    return Shard(path=path, info=info, samples=tuple(samples), _data=data)
+
+
+class UniqueKeys:
+    """Sees to it that a key names one sample of a data set, at 8 bytes of memory a sample."""
+
+    def __init__(self) -> None:
+        self._paths: list[ShardFile] = []
+        self._hashes: list[NDArray[np.uint64]] = []
+
+    def add(self, shard: Shard) -> None:
+        """Take in the keys of one more shard."""
+        hashes = b"".join(
+            hashlib.blake2b(one.key.encode(), digest_size=8).digest() for one in shard.samples
+        )
+        self._paths.append(shard.path)
+        self._hashes.append(np.frombuffer(hashes, np.uint64))
+
+    def check(self) -> None:
+        """Raise ``ShardError`` for a key that two shards have; opens those whose hashes meet."""
+        hashes = np.sort(np.concatenate([np.empty(0, np.uint64), *self._hashes]))
+        twice = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
+        seen: dict[str, int] = {}
+        for number, path in enumerate(self._paths):
+            places = np.flatnonzero(np.isin(self._hashes[number], twice)).tolist()
+            samples = open_shard(path, number).samples if places else ()
+            for key in (samples[place].key for place in places):
+                first = seen.setdefault(key, number)
+                if first != number:
+                    raise ShardError(
+                        f"{self._paths[first]} and {path} both have the key {key!r}, but seeds "
+                        "and labels go by key, so it must name one sample of the data set; pack "
+                        "the shards again with the name of its shard in front of each key: the "
+                        "README says how, under 'Shards of your own'"
+                    )
+
+
+class _ListHash:
+    """The SHA-256 of the canonical JSON of a list, which is never in memory as a whole."""
+
+    def __init__(self) -> None:
+        self._digest, self._begun = hashlib.sha256(b"["), False
+        self._pending: list[Any] = []
+
+    def add(self, value: Any) -> None:
+        """Add the list's next value."""
+        self._pending.append(value)
+        if len(self._pending) == _HASHED_TOGETHER:
+            self._flush()
+
+    def finish(self) -> str:
+        """Return the hash of the list."""
+        self._flush()
+        self._digest.update(b"]")
+        return self._digest.hexdigest()
+
+    def _flush(self) -> None:
+        if self._pending:
+            self._digest.update(b"," * self._begun + canonical_json(self._pending)[1:-1])
+            self._pending, self._begun = [], True
 
 
 def open_shards(paths: Sequence[ShardFile]) -> Iterator[Shard]:
@@ -221,44 +280,41 @@ def _by_name(known: Sequence[ShardInfo], paths: Sequence[ShardFile]) -> dict[int
     }
 
 
-def _read_members(path: ShardFile, data: mmap.mmap) -> dict[str, dict[str, _Member]]:
-    """Return key -> extension -> member, in file order."""
-    cure = "fetch or pack the shard again"
-    members: dict[str, dict[str, _Member]] = {}
+def _grouped(path: ShardFile, data: mmap.mmap) -> Iterator[tuple[str, dict[str, Member]]]:
+    """Yield each key with its members by extension, in file order."""
+    cure = "seeds and labels go by key, so pack the shard with unique keys"
+    seen: set[str] = set()
     last_key: str | None = None
-    try:
-        with tarfile.open(fileobj=data, mode="r:") as tar:
-            for info in tar:
-                if info.offset_data + info.size > len(data):
-                    raise ShardError(
-                        f"{path}: truncated inside {info.name} (at byte {len(data)}); {cure}"
-                    )
-                match = _KEY.match(info.name)
-                if not info.isreg() or match is None or _SPECIAL.match(info.name):
-                    continue
-                key, extension = match[1], match[2].lower()
-                if key in members and key != last_key:
-                    raise ShardError(
-                        f"{path}: two samples have the key {key!r}; seeds and labels go by "
-                        "key, so pack the shard with unique keys"
-                    )
-                parts = members.setdefault(key, {})
-                if extension in parts:
-                    raise ShardError(
-                        f"{path}: two members are named {key}.{extension}; seeds and labels go "
-                        "by key, so pack the shard with unique keys"
-                    )
-                parts[extension] = _Member(info.name, info.offset_data, info.size)
-                last_key = key
-            end = tar.offset
-    except (tarfile.TarError, ValueError) as error:  # mmap: "seek out of range"
-        raise ShardError(f"{path}: not a whole tar file ({error}); {cure}") from error
-    if data[end : end + _BLOCK] != bytes(_BLOCK):
-        raise ShardError(f"{path}: truncated, the end-of-archive mark is missing; {cure}")
-    return members
+    parts: dict[str, Member] = {}
+    for member in regular_members(data, path):
+        match = _KEY.match(member.name)
+        if match is None or _SPECIAL.match(member.name):
+            continue
+        if _UNFIT.search(member.name):
+            raise ShardError(
+                f"{path}: the member {member.name!r} has a name that is not UTF-8 or holds "
+                "control characters, so it cannot be a key; rename the file and pack the "
+                "shard again"
+            )
+        key, extension = match[1], match[2].lower()
+        if key != last_key:
+            if last_key is not None:
+                yield last_key, parts
+            if key in seen:
+                raise ShardError(
+                    f"{path}: two samples have the key {key!r}, or its members lie apart; {cure}, "
+                    "the members of a key in a row"
+                )
+            seen.add(key)
+            last_key, parts = key, {}
+        if extension in parts:
+            raise ShardError(f"{path}: two members are named {f'{key}.{extension}'!r}; {cure}")
+        parts[extension] = member
+    if last_key is not None:
+        yield last_key, parts
 
 
-def _sample(path: ShardFile, data: mmap.mmap, key: str, parts: Mapping[str, _Member]) -> Sample:
+def _sample(path: ShardFile, data: mmap.mmap, key: str, parts: Mapping[str, Member]) -> Sample:
     images = [extension for extension in IMAGE_EXTENSIONS if extension in parts]
     if len(images) != 1:
         found = ", ".join(sorted(parts))
@@ -276,12 +332,14 @@ def _sample(path: ShardFile, data: mmap.mmap, key: str, parts: Mapping[str, _Mem
     )
 
 
-def _target(path: ShardFile, data: mmap.mmap, key: str, parts: Mapping[str, _Member]) -> int:
+def _target(path: ShardFile, data: mmap.mmap, key: str, parts: Mapping[str, Member]) -> int:
     cure = "each sample needs <key>.cls with its class index, or <key>.json with a label field"
     present = [extension for extension in TARGET_EXTENSIONS if extension in parts]
     if not present:
         raise ShardError(f"{path}: sample {key!r} has no .cls and no .json member; {cure}")
     member = parts[present[0]]
+    if member.size > _LARGEST_TARGET:
+        raise ShardError(f"{path}: {member.name} has {member.size} bytes; {cure}")
     text = data[member.offset : member.offset + member.size]
     try:
         target = int(text) if present[0] == "cls" else json.loads(text)["label"]
@@ -290,5 +348,5 @@ def _target(path: ShardFile, data: mmap.mmap, key: str, parts: Mapping[str, _Mem
             f"{path}: {member.name} holds no class index ({error!r}); {cure}"
         ) from error
     if not isinstance(target, int) or isinstance(target, bool) or not 0 <= target < 1 << 16:
-        raise ShardError(f"{path}: {member.name} holds {target!r}, not a class index; {cure}")
+        raise ShardError(f"{path}: {member.name} holds {target!r:.80}, not a class index; {cure}")
     return target

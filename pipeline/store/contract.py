@@ -14,11 +14,13 @@ from pipeline.store.manifest import (
     IDENTITY_PATH,
     MAX_COMPANION_BYTES,
     META_PREFIX,
+    RUNS_PATH,
     Manifest,
     PartEntry,
     check_companion_paths,
     identity_bytes,
 )
+from pipeline.store.provenance import public_record
 
 __all__ = ["HeaderCheck", "LabelStore", "header_of"]
 
@@ -34,6 +36,7 @@ class LabelStore(ABC):
     def __init__(self, root: Folder, manifest: Manifest) -> None:
         self.root = root
         self.manifest = manifest
+        self.public = False  # whether its companions are those that strangers may read
 
     @property
     def identity(self) -> StoreIdentity:
@@ -77,13 +80,18 @@ class LabelStore(ABC):
     def companions(self) -> Mapping[str, bytes]:
         """Return the files that travel with a store, by path: card, identity, its runs.
 
-        Raises ``StoreError`` for a file beside them with another name.
+        In a ``public`` store the records of runs hold nothing of whose machine it was. Raises
+        ``StoreError`` for a file beside them with another name.
         """
-        return {
+        files = {
             path: self.root.read_unwatched(path, MAX_COMPANION_BYTES)
             for path in self._companion_paths()
             if self.root.exists(path)
         }
+        if not self.public:
+            return files
+        runs = {path for path in files if path.startswith(RUNS_PATH)}
+        return {path: public_record(one) if path in runs else one for path, one in files.items()}
 
     def _companion_paths(self) -> list[str]:
         return check_companion_paths([CARD_PATH, *self.root.list(META_PREFIX)], str(self.root))

@@ -35,13 +35,17 @@ _UPLOADING = "_meta/.uploading"
 Writer = Callable[[LabelStore, Path], None]
 
 
-def export_store(source: Place, target: str | Path, *, single_file: bool = False) -> LabelStore:
+def export_store(
+    source: Place, target: str | Path, *, single_file: bool = False, public: bool = False
+) -> LabelStore:
     """Write the store at ``source`` again at ``target``, which must not exist.
 
     The name of ``target`` tells the format: .zarr, or .parquet for a directory or, with
     ``single_file``, for one file. It appears whole, after all of it was read back and compared
-    with the source, or not at all; in object storage a store without a manifest is none. Raises
-    ``StoreError`` if the source is damaged, or holds what the format cannot.
+    with the source, or not at all; in object storage a store without a manifest is none. With
+    ``public`` the records of runs keep no paths, settings or machine.
+
+    Raises ``StoreError`` if the source is damaged, or holds what the format cannot.
 
     >>> export_store("teacher.parquet", "teacher.zarr").manifest.rows
     210
@@ -52,6 +56,7 @@ def export_store(source: Place, target: str | Path, *, single_file: bool = False
     if _is_taken(folder):
         raise StoreError(f"{target} exists already; give another path, or remove it")
     store = open_store(source)
+    store.public = public
     store.check_companions()
     if not isinstance(folder, ObjectFolder):
         path, root = Path(folder.name), store.root

@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline.errors import ChecksumError, IncompleteStoreError, StoreError
 from pipeline.files.local import open_folder, publish
 from pipeline.identity import StoreIdentity
-from pipeline.records import PartKey, ShardInfo
+from pipeline.records import PartKey, PartRows, ShardInfo
 from pipeline.store.assemble import write_zarr
 from pipeline.store.commit import (
     Committed,
@@ -30,6 +30,7 @@ from pipeline.store.contract import LabelStore
 from pipeline.store.export import export_store, written_aside
 from pipeline.store.manifest import PartEntry, listed_parts, listed_subset
 from pipeline.store.opening import open_store, parts_root
+from pipeline.store.parquet import decode_part
 
 __all__ = [
     "begun_fingerprints",
@@ -37,6 +38,7 @@ __all__ = [
     "committed_parts",
     "pack_store",
     "packed_store",
+    "read_committed",
     "require_listed",
     "require_no_subset",
     "unpack_store",
@@ -109,6 +111,16 @@ def committed_parts(
                 "part will be redone"
             )
     return found
+
+
+def read_committed(out: str | Path, entry: PartEntry) -> PartRows:
+    """Read one of a job's committed parts; raises what ``LabelStore.read_part`` does."""
+    store = packed_store(out)
+    if store is not None:
+        return store.read_part(entry)
+    folder = open_folder(parts_root(out))
+    path = entry.part.path
+    return decode_part(folder.read_bytes(path), entry.part, folder.at(path))
 
 
 def require_no_subset(out: str | Path, done: Iterable[Committed]) -> None:

@@ -16,7 +16,15 @@ from pipeline.files.local import Folder
 from pipeline.identity import canonical_json, read_json
 from pipeline.store.manifest import MAX_COMPANION_BYTES, RUNS_PATH, check_companion_paths
 
-__all__ = ["Run", "processor", "read_runs", "record_run", "versions"]
+__all__ = [
+    "Run",
+    "processor",
+    "public_record",
+    "read_runs",
+    "record_run",
+    "version_differences",
+    "versions",
+]
 
 VERSIONED_PACKAGES = (
     "teacher-labels",
@@ -29,6 +37,10 @@ VERSIONED_PACKAGES = (
     "timm",
     "torch",
 )
+
+
+_PUBLIC = ("finished", "tool", "labels", "seconds", "versions", "python", "preflight")
+"""What a published record keeps: fields that come later are left out until they are named here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +110,19 @@ def record_run(root: Folder, tool: str, run: Mapping[str, Any]) -> None:
     root.commit_new(f"{RUNS_PATH}{name}", canonical_json(record) + b"\n")
 
 
+def public_record(record: bytes) -> bytes:
+    """Return a run's record without paths, settings and the machine, for strangers to read.
+
+    One that cannot be read is left empty.
+    """
+    try:
+        values = read_json(record)
+        kept = {name: values[name] for name in _PUBLIC if name in values}
+    except (ValueError, TypeError):
+        kept = {}
+    return canonical_json(kept) + b"\n"
+
+
 def versions() -> dict[str, str]:
     """Return the versions of all packages that touch pixels, labels or files."""
     found = {}
@@ -107,6 +132,17 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "absent"
     return found
+
+
+def version_differences(root: Folder) -> str:
+    """Return in words how versions differ from those of a store's first run, for messages."""
+    theirs: Mapping[str, str] = next((run.versions for run in read_runs(root) if run.versions), {})
+    lines = [
+        f"{name} {version} here, {theirs.get(name, 'unknown')} there"
+        for name, version in versions().items()
+        if theirs.get(name) != version
+    ]
+    return "; ".join(lines) or "all versions are equal: do the machines differ?"
 
 
 def processor() -> str:

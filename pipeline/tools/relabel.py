@@ -21,11 +21,12 @@ from pipeline.growth import settle
 from pipeline.identity import StoreIdentity
 from pipeline.labelling.devices import choose_device, set_threads
 from pipeline.labelling.part import GroupTask, augment_group, group_tasks
+from pipeline.labelling.redraw import Mismatch
 from pipeline.labelling.teacher import load_stored_teacher
 from pipeline.records import AugmentedGroup, PartRows, TeacherLabels, accepted_places, spread
 from pipeline.shards.index import Shard, match_shards, open_known_shard
 from pipeline.store import Manifest, PartEntry, open_store
-from pipeline.tools.verify import Mismatch, check_fingerprints
+from pipeline.tools.verify import check_fingerprints
 from pipeline.views.rng import stream
 
 __all__ = ["RelabelConfig", "RelabelReport", "relabel_store"]
@@ -91,12 +92,13 @@ def relabel_store(
     ``match_shards`` and reading a part raise. Flips are reported, not raised.
     """
     store = open_store(place)
-    check_fingerprints(store)
+    device = choose_device(config.device)
+    same_floats = check_fingerprints(store, device)
     paths = match_shards(store.manifest.shards, expand_shards(shards, cache), subset=subset)
     set_threads()
     teacher = load_stored_teacher(
         store.identity,
-        choose_device(config.device),
+        device,
         checkpoint=config.checkpoint,
         random_weights=config.random_weights,
     )
@@ -108,7 +110,7 @@ def relabel_store(
         shard = open_known_shard(paths[info.number], info)
         for task in _sampled_groups(store.identity, shard, entry, count):
             group = augment_group(shard, task)
-            one = _compare(group, teacher.label_group(group), stored, shard)
+            one = _compare(group, teacher.label_group(group), stored, shard, floats=same_floats)
             groups += 1
             rows += one.rows
             digests += one.digests
@@ -150,7 +152,7 @@ class _Compared:
 
 
 def _compare(
-    group: AugmentedGroup, labels: TeacherLabels, stored: PartRows, shard: Shard
+    group: AugmentedGroup, labels: TeacherLabels, stored: PartRows, shard: Shard, *, floats: bool
 ) -> _Compared:
     """Compare a group's labels with a part's; raises ``ReplayError`` for other views."""
     members, shape = list(group.members), group.valid.shape
@@ -170,6 +172,9 @@ def _compare(
     kept, rows = np.flatnonzero(accepted), row_of[accepted]
     has_digest = stored.has_digest[rows, columns]
     other = has_digest & (stored.digest[rows, columns] != group.digest[kept])
+    if floats and labels.mixed_digest is not None:
+        mixed = labels.mixed_digest.reshape(shape)[kept]
+        other |= has_digest & (stored.mixed_digest[rows, columns] != mixed)
     if other.any():
         place, column = np.argwhere(other)[0].tolist()
         raise ReplayError(
@@ -193,6 +198,7 @@ def _compare(
                 shard=shard.info.name,
                 key=stored.keys[rows[place]],
                 view=group.first_view + column,
+                column="label",
                 stored=str(theirs[place, column]),
                 found=str(ours[place, column]),
             )

@@ -25,7 +25,17 @@ from pipeline.views.ops import OPERATIONS
 from pipeline.views.pairing import draw_groups, draw_mix, draw_partners
 from pipeline.views.rng import noise_bytes, sample_seed
 
-__all__ = ["different_fingerprints", "fingerprints", "what_they_watch"]
+__all__ = ["BITS", "different_fingerprints", "fingerprints", "what_they_watch"]
+
+BITS = ".bits"
+"""The end of names of fingerprints of floats, which a sound device may have others of."""
+
+_OF_FLOATS = {  # made in ``pipeline.views.floats``, which needs PyTorch
+    "normalized.values": "normalizing",
+    "normalized.bits": "normalizing, to the last bit",
+    "mixed.values": "mixing normalized images",
+    "mixed.bits": "mixing normalized images, to the last bit",
+}
 
 _SEED = 20201223  # any constant does
 
@@ -68,7 +78,7 @@ def _is_met(name: str, formats: Collection[str]) -> bool:
 
 def what_they_watch(identity: StoreIdentity, names: Iterable[str]) -> str:
     """Return the names of fingerprints with what each watches, for messages."""
-    watched = {probe.name: probe.watches for probe in _probes(identity)}
+    watched = _OF_FLOATS | {probe.name: probe.watches for probe in _probes(identity)}
     return ", ".join(f"{name} ({watched.get(name, 'unknown here')})" for name in names)
 
 

@@ -21,7 +21,7 @@ from pipeline.errors import DecodeError, ShardError, StoreError
 from pipeline.files.cache import ShardFile
 from pipeline.identity import AugmentConfig
 from pipeline.records import Pixels
-from pipeline.shards.index import Shard, match_shards, open_shard
+from pipeline.shards.index import Shard, UniqueKeys, match_shards, open_shard
 from pipeline.store import open_store
 from pipeline.views.apply import decode
 from student.loading import LoaderOptions, load
@@ -106,8 +106,8 @@ def read_teacher_labels(store: str, shards: Sequence[ShardFile]) -> Mapping[str,
 class ValidationDataset(Dataset[ValidationBatch]):
     """Consecutive batches of all samples of some shards, with the teacher's ``labels`` if given.
 
-    Raises ``ShardError`` for a shard that cannot be read, or a class that the student
-    lacks; an item raises it for an image that does not decode.
+    Raises ``ShardError`` for a shard that cannot be read, a key that two shards have, or a class
+    that the student lacks; an item raises it for an image that does not decode.
     """
 
     def __init__(
@@ -123,10 +123,11 @@ class ValidationDataset(Dataset[ValidationBatch]):
         self.views = views
         self._labels = labels or {}
         self._forget()
-        counts = []
+        counts, keys = [], UniqueKeys()
         for number, path in enumerate(self._paths):
             shard = self._shard(number)
             counts.append(len(shard.samples))
+            keys.add(shard)
             beyond = [sample for sample in shard.samples if sample.target >= classes]
             if beyond:
                 raise ShardError(
@@ -134,6 +135,7 @@ class ValidationDataset(Dataset[ValidationBatch]):
                     f"teacher and the student have {classes} classes (0..{classes - 1}); give "
                     "validation shards whose .cls are the teacher's class indices"
                 )
+        keys.check()
         self._ends = list(accumulate(counts))
 
     def _forget(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline.errors import ReplayError
 from pipeline.store import ParquetStore
@@ -23,6 +24,7 @@ from tests.student.worlds import World, make_world
 
 SIZES = (34, 7, 16)
 VIEWS = 15
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,7 @@ def test_stored_digests_of_every_shard_are_redrawn(world, tmp_path, monkeypatch)
         return original(rows, step)
 
     monkeypatch.setattr(dataset, "replay", replay)
-    assert audit_store(dataset, LoaderOptions(), Ranks()) >= len(SIZES)
+    assert audit_store(dataset, LoaderOptions(), Ranks(), CPU) >= len(SIZES)
     assert seen == {0, 1, 2}
 
 
@@ -67,13 +69,13 @@ def test_stored_digests_of_every_shard_are_redrawn(world, tmp_path, monkeypatch)
 def test_a_digest_that_differs_in_any_shard_is_found(world, tmp_path, shard, workers) -> None:
     dataset = drifted(data(world, tmp_path), shard)
     with pytest.raises(ReplayError, match=r"has digest.*verify the store with its shards"):
-        audit_store(dataset, LoaderOptions(workers=workers), Ranks())
+        audit_store(dataset, LoaderOptions(workers=workers), Ranks(), CPU)
 
 
 def test_ranks_share_the_audit(world, tmp_path) -> None:
-    whole = audit_store(data(world, tmp_path), LoaderOptions(), Ranks())
+    whole = audit_store(data(world, tmp_path), LoaderOptions(), Ranks(), CPU)
     shares = [
-        audit_store(data(world, tmp_path), LoaderOptions(), Ranks(rank=rank, ranks=2))
+        audit_store(data(world, tmp_path), LoaderOptions(), Ranks(rank=rank, ranks=2), CPU)
         for rank in range(2)
     ]
     assert sum(shares) == whole
@@ -82,16 +84,16 @@ def test_ranks_share_the_audit(world, tmp_path) -> None:
 def test_of_many_shards_a_spread_is_looked_at(world, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(audit, "DIGESTS", 2)
     with pytest.raises(ReplayError):
-        audit_store(drifted(data(world, tmp_path), 2), LoaderOptions(), Ranks())
-    audit_store(drifted(data(world, tmp_path), 1), LoaderOptions(), Ranks())
+        audit_store(drifted(data(world, tmp_path), 2), LoaderOptions(), Ranks(), CPU)
+    audit_store(drifted(data(world, tmp_path), 1), LoaderOptions(), Ranks(), CPU)
 
 
 def test_of_shards_that_would_be_fetched_fewer_are_looked_at(world, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(audit, "_FETCHED_SHARDS", 2)
     monkeypatch.setattr(audit, "RemoteShard", Path)
     with pytest.raises(ReplayError):
-        audit_store(drifted(data(world, tmp_path), 2), LoaderOptions(), Ranks())
-    audit_store(drifted(data(world, tmp_path), 1), LoaderOptions(), Ranks())
+        audit_store(drifted(data(world, tmp_path), 2), LoaderOptions(), Ranks(), CPU)
+    audit_store(drifted(data(world, tmp_path), 1), LoaderOptions(), Ranks(), CPU)
 
 
 def test_a_run_of_one_step_finds_what_only_late_epochs_would_meet(

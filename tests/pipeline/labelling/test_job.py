@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,11 +31,12 @@ from pipeline.labelling.job import (
     write_run,
 )
 from pipeline.records import PartKey
-from pipeline.shards.index import open_shard
+from pipeline.shards.index import UniqueKeys, open_shard
 from pipeline.store import check_out, claim_store, commit_part, open_store, parts_root, place
 from pipeline.store.zarr import ZarrStore
 from pipeline.tools.verify import verify_store
 from pipeline.views.fingerprints import fingerprints
+from pipeline.views.floats import float_fingerprints
 from tests.factories import digit_samples, write_shard
 from tests.labelling import SMALL, TEACHER, digit_shard, label_with_hashes
 from tests.storing import written_anew
@@ -61,7 +63,8 @@ def config_of(shards: tuple[Path, ...], **settings: object) -> LabelConfig:
 
 
 def plan_of(config: LabelConfig, teacher: TeacherIdentity = TEACHER) -> JobPlan:
-    return plan_job(config, index_shards(config.shards), teacher)
+    floats = float_fingerprints(config.augment, config.effective_mixing, "cpu")
+    return plan_job(config, index_shards(config.shards), teacher, floats)
 
 
 def run(plan: JobPlan, parts: int | None = None) -> None:
@@ -123,10 +126,47 @@ def test_a_class_beyond_the_teachers_is_named_before_anything_is_written(
     assert not Path(config.out).exists()
 
 
-def test_two_shards_with_the_same_keys_are_refused(tmp_path: Path) -> None:
-    paths = [digit_shard(tmp_path / name, 4) for name in ("a.tar", "b.tar")]
-    with pytest.raises(ShardError, match=r"b\.tar and .*a\.tar have the same keys"):
-        index_shards([str(path) for path in paths])
+@pytest.mark.parametrize(("count", "first"), [(4, 0), (7, 0), (4, 3)])
+def test_a_key_that_two_shards_have_is_refused(tmp_path: Path, count: int, first: int) -> None:
+    digit_shard(tmp_path / "a.tar", 4)
+    digit_shard(tmp_path / "b.tar", 5, first=100)
+    digit_shard(tmp_path / "c.tar", count, first=first)
+    with pytest.raises(
+        ShardError, match=rf"a\.tar and .*c\.tar both have the key 'digit_000{first}'.*README"
+    ):
+        index_shards([str(tmp_path / "*.tar")])
+    (tmp_path / "c.tar").unlink()
+    assert index_shards([str(tmp_path / "*.tar")]).samples == 9
+
+
+def test_hashes_of_keys_that_meet_by_chance_are_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Same:
+        def digest(self) -> bytes:
+            return bytes(8)
+
+    paths = [digit_shard(tmp_path / f"{n}.tar", 4, first=4 * n) for n in range(2)]
+    monkeypatch.setattr("pipeline.shards.index.hashlib.blake2b", lambda *_args, **_: Same())
+    keys = UniqueKeys()
+    for number, path in enumerate(paths):
+        keys.add(open_shard(path, number))
+    keys.check()
+
+
+def test_the_readmes_cure_makes_keys_unique(tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    old.mkdir()
+    for name in ("a-0.tar", "b.c.tar"):  # WebDataset would end a key at the dot
+        digit_shard(old / name, 5)
+    readme = (Path(__file__).parents[3] / "README.md").read_text()
+    section = readme[readme.index("**Shards of your own**") :]
+    script = section[section.index("```bash\n") + 8 :]
+    subprocess.run(["bash", "-euc", script[: script.index("```")]], cwd=tmp_path, check=True)
+    shards = index_shards([str(tmp_path / "unique" / "*.tar")])
+    assert shards.samples == 10
+    keys = [one.key for one in open_shard(tmp_path / "unique" / "b-c.tar", 0).samples]
+    assert keys == [f"b-c-{key}" for key, _, _ in digit_samples(5)]
 
 
 def test_a_shard_sorted_by_class_gets_a_warning(tmp_path: Path) -> None:

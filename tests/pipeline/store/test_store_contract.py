@@ -7,6 +7,7 @@ import fcntl
 import multiprocessing
 import os
 import pickle
+import platform
 import shutil
 import subprocess
 import sys
@@ -32,7 +33,7 @@ from pipeline.identity import ColumnConfig
 from pipeline.records import PartRows, ShardView
 from pipeline.store import LabelStore, ParquetStore, export, export_store, open_store
 from pipeline.store.card import inspect_store
-from pipeline.store.provenance import record_run
+from pipeline.store.provenance import processor, read_runs, record_run, versions
 from pipeline.store.single import SingleFileStore
 from pipeline.store.zarr import ZarrStore
 from pipeline.tools.verify import verify_store
@@ -439,7 +440,8 @@ def test_a_copy_in_another_format_is_all_that_a_student_needs(name: str, tmp_pat
     for step in range(len(batches)):
         ours, theirs = batches[step], plain[step]
         assert (ours.label == theirs.label).all()
-        assert (ours.topk_prob == theirs.topk_prob).all()
+        assert (ours.topk_logprob == theirs.topk_logprob).all()
+        assert (ours.topk_rest == theirs.topk_rest).all()
         audited += ours.audited
     assert audited >= 1
     report = verify_store(tmp_path / name, config.shards, every_digest=True)
@@ -568,6 +570,34 @@ def test_a_store_whose_card_or_identity_was_changed_is_not_exported(
     with pytest.raises(ChecksumError, match=f"{beside}: sha256 .* restore the file"):
         export_store(copy, tmp_path / "x.zarr")
     assert not (tmp_path / "x.zarr").exists()
+
+
+def test_a_public_copy_tells_nothing_of_paths_and_machines(
+    copy: Path, tmp_path: Path, name: str
+) -> None:
+    if copy.is_dir():
+        for _ in range(2):
+            settings = {"out": "/home/ada/labels.parquet", "shards": ["/home/ada/x.tar"]}
+            run = {"settings": settings, "labels": 5, "seconds": 1.5, "later": "/home/ada"}
+            record_run(LocalFolder(copy), "label-teacher", run)
+        (copy / "_meta/runs/torn.json").write_bytes(b'{"settings": "/home/ada"')
+    else:
+        return  # its records are those of a directory
+    source = open_store(copy)
+    assert any(b"/home/ada" in data for data in source.companions().values())
+    for target in ("p.parquet", "p.zarr", "one.p.parquet"):
+        single = target.startswith("one")
+        store = export_store(copy, tmp_path / target, single_file=single, public=True)
+        files = b"".join(path.read_bytes() for path in files_of(tmp_path / target))
+        for private in (b"/home/ada", platform.platform().encode(), processor().encode()):
+            assert private not in files
+        runs = read_runs(store.root)
+        assert [(run.tool, run.labels, run.seconds) for run in runs[-3:-1]] == [
+            ("label-teacher", 5, 1.5)
+        ] * 2
+        assert runs[-2].versions == versions()
+        check_all(store)
+        assert store.manifest == dataclasses.replace(source.manifest, parts=store.manifest.parts)
 
 
 def test_the_command_exports(

@@ -129,7 +129,7 @@ def rejects_more(rows: PartRows) -> PartRows:
     rejections = (Rejection(index=0, key=rows.keys[0], reason="undecodable"), *rows.rejections)
     fewer = {
         name: getattr(rows, name)[1:]
-        for name in ("keys", "target", "seed", "label", "digest", "has_digest")
+        for name in ("keys", "target", "seed", "label", "digest", "has_digest", "mixed_digest")
     }
     return replace(rows, rejections=rejections, **fewer)
 

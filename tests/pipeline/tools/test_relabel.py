@@ -118,10 +118,10 @@ def test_other_probabilities_behind_the_same_label_are_counted(
     folder: Path, tmp_path: Path
 ) -> None:
     shard, identity, parts = labelled(folder)
-    prob = parts[0].columns["topk_prob"].copy()
-    prob[[1, 2, 3], 0, 2] ^= 1
+    log = parts[0].columns["topk_logprob"].copy()
+    log[[1, 2, 3], 0, 2] ^= 1
     changed = [
-        replace(parts[0], columns=Columns({**parts[0].columns, "topk_prob": prob})),
+        replace(parts[0], columns=Columns({**parts[0].columns, "topk_logprob": log})),
         parts[1],
     ]
     root = write_store(tmp_path / "s.parquet", shard, identity, changed)
@@ -194,7 +194,7 @@ def test_the_command_labels_again_and_says_so(
     assert run_cli(monkeypatch, folder / "labels.parquet", *shards, *teacher) == 0
     assert "labelled again: 0 labels differ (0.000%" in capsys.readouterr().out
     assert run_cli(monkeypatch, root, *shards, *teacher) == 1
-    assert f"FLIP digits.tar {parts[0].keys[0]} view 0: stored" in capsys.readouterr().out
+    assert f"FLIP digits.tar {parts[0].keys[0]} view 0, label: stored" in capsys.readouterr().out
     assert run_cli(monkeypatch, root, *shards, *teacher, "--allow-flips", "0.01", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["passed"]

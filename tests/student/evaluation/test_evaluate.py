@@ -84,6 +84,12 @@ def test_a_class_that_the_student_lacks_is_refused(tmp_path: Path) -> None:
         validation(paths, classes=5)
 
 
+def test_a_key_that_two_validation_shards_have_is_refused(tmp_path: Path) -> None:
+    paths = [write_shard(tmp_path / f"{n}.tar", digit_samples(3 + n)) for n in range(2)]
+    with pytest.raises(ShardError, match=r"0\.tar and .*1\.tar both have the key 'digit_0000'"):
+        validation(tuple(paths))
+
+
 def test_a_validation_image_that_does_not_decode_is_named(tmp_path: Path) -> None:
     paths = write_digit_shards(tmp_path, [12], torn={0: [3]})
     for workers in (0, 1):

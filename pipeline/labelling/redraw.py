@@ -1,0 +1,149 @@
+"""Redraws views that have a stored digest from their shard: the proof that nothing drifted.
+
+The label job comes here before it adds to a store, and ``verify`` for all that it redraws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache, lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import DecodeError
+from pipeline.identity import StoreIdentity
+from pipeline.records import NO_PARTNER, MixKind, PartRows, Pixels, ViewMix
+from pipeline.shards.index import Shard
+from pipeline.views.apply import decode
+from pipeline.views.draw import has_mixed_digest
+from pipeline.views.make import ShardViews, View
+from pipeline.views.pairing import Pairing
+from pipeline.views.rng import sample_seed
+
+__all__ = ["Mismatch", "mixed_places", "redraw", "some_places"]
+
+_DECODED = 8  # images that are kept: a row's own, and partners that come again
+_MIXED_SHARE = 4  # one second digest for so many first ones, where some are looked at
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mismatch:
+    """A view that is not what the teacher labelled, and the column that shows it."""
+
+    shard: str
+    key: str
+    view: int
+    column: str  # digest, mixed_digest, label; or rejection
+    stored: str
+    found: str
+
+
+def mixed_places(rows: PartRows) -> NDArray[np.bool_]:
+    """Return which views of a part have a second digest, (N, V)."""
+    views = np.arange(rows.part.first_view, rows.part.end_view)
+    return has_mixed_digest(rows.has_digest, rows.seed[:, None], views)
+
+
+def some_places(rows: PartRows, most: int) -> NDArray[np.int64]:
+    """Return row and column of some views of a part, (N, 2), spread over all that have digests.
+
+    ``most`` are of the first kind, and a quarter as many have both.
+    """
+    chosen = [
+        places[np.linspace(0, len(places) - 1, min(count, len(places))).astype(int)]
+        for places, count in (
+            (np.argwhere(rows.has_digest), most),
+            (np.argwhere(mixed_places(rows)), -(-most // _MIXED_SHARE)),
+        )
+    ]
+    return np.unique(np.concatenate(chosen), axis=0)
+
+
+def redraw(
+    identity: StoreIdentity,
+    shard: Shard,
+    rows: PartRows,
+    places: NDArray[np.int64],
+    *,
+    floats: bool = True,
+) -> Iterator[Mismatch]:
+    """Redraw views of one part, sample by sample, and yield those that differ.
+
+    ``places`` is the row and column of each, (N, 2). With ``floats``, second digests are redone
+    too where there are some: on the CPU, by the code that the teacher's device ran.
+    """
+    part = _Part(identity, shard, rows)
+    mixed = mixed_places(rows) & floats
+    for row, column in places.tolist():
+        stored = {"digest": int(rows.digest[row, column])}
+        if mixed[row, column]:
+            stored["mixed_digest"] = int(rows.mixed_digest[row, column])
+        try:
+            found = part.digests(row, rows.part.first_view + column, mixed=len(stored) > 1)
+        except DecodeError as error:
+            found = {"digest": str(error)}
+        for name, word in found.items():
+            if word != f"{stored[name]:08x}":
+                yield Mismatch(
+                    shard=shard.info.name,
+                    key=rows.keys[row],
+                    view=rows.part.first_view + column,
+                    column=name,
+                    stored=f"{stored[name]:08x}",
+                    found=word,
+                )
+
+
+class _Part:
+    """The views of one part's rows."""
+
+    def __init__(self, identity: StoreIdentity, shard: Shard, rows: PartRows) -> None:
+        self._augment, self._root_seed = identity.augment, identity.root_seed
+        self._shard = shard
+        index_of_key = {sample.key: index for index, sample in enumerate(shard.samples)}
+        self._index = [index_of_key[key] for key in rows.keys]
+        self._seed = dict(zip(self._index, rows.seed.tolist(), strict=True))
+        pairing = Pairing(
+            root_seed=identity.root_seed,
+            shard=shard.info,
+            rejected=frozenset(rejection.index for rejection in rows.rejections),
+            config=identity.mix,
+        )
+        self._views = ShardViews(pairing=pairing, samples=shard.samples, augment=identity.augment)
+        self._partners_at = cache(pairing.of_shard)
+        self._decoded = lru_cache(maxsize=_DECODED)(self._decode)
+
+    def digests(self, row: int, view: int, *, mixed: bool) -> dict[str, str]:
+        """Return the digest of a row's view, and that of the mixed image if it is asked for."""
+        pair = (self._index[row], self._partners_at(view).get(self._index[row], NO_PARTNER))
+        made = self._make(pair, view, digest=True)
+        found = {"digest": f"{made.digest:08x}"}
+        if mixed:
+            found["mixed_digest"] = f"{self._mixed_digest(pair, view, made):08x}"
+        return found
+
+    def _mixed_digest(self, pair: tuple[int, int], view: int, made: View) -> int:
+        import torch  # a second to load, and most of what comes here has no need of it
+
+        from pipeline.views.mixing import mix_images, mixed_digests, normalize
+
+        pixels, mix = made.pixels[None], ViewMix.unmixed(1)
+        if made.mix.kind is not MixKind.NONE:
+            other = self._make(pair[::-1], view, digest=False)
+            pixels, mix = np.stack([made.pixels, other.pixels]), ViewMix.unmixed(2)
+            mix.set_row(0, 1, made.mix)
+        images = normalize(torch.from_numpy(pixels), self._augment.mean, self._augment.std)
+        return int(mixed_digests(mix_images(images, mix), np.arange(len(pixels)) == 0)[0])
+
+    def _make(self, pair: tuple[int, int], view: int, *, digest: bool) -> View:
+        index = pair[0]
+        seed = self._seed.get(index)
+        if seed is None:  # a partner that a subset omits
+            seed = sample_seed(self._root_seed, self._shard.samples[index].key)
+        return self._views.make(self._decoded(index), seed, view, pair, digest=digest)
+
+    def _decode(self, index: int) -> Pixels:
+        name, most = self._shard.samples[index].image_name, self._augment.max_pixels
+        return decode(self._shard.image_bytes(index), name, most)

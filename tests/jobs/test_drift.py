@@ -1,0 +1,237 @@
+"""Normalizing or mixing that drifts after a store was labelled: job, trainer and verify refuse."""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from jobs.run import run_label_job
+from pipeline.errors import IdentityError, ReplayError
+from pipeline.labelling.job import LabelConfig
+from pipeline.shards.index import open_shard
+from pipeline.store import open_store
+from pipeline.tools.verify import verify_store
+from pipeline.views import draw, mixing
+from pipeline.views.floats import float_fingerprints
+from student.engine import train
+from student.inputs import open_inputs
+from tests.labelling import CLASSES, SMALL, digit_shard, write_teacher
+from tests.student.worlds import World
+
+
+@dataclass(frozen=True)
+class Drift:
+    """A change of one line of a function of ``pipeline.views.mixing``."""
+
+    function: str
+    line: str
+    instead: str
+
+    def apply(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        function = getattr(mixing, self.function)
+        source = inspect.getsource(function)
+        assert source.count(self.line) == 1
+        scope = dict(vars(mixing))
+        exec(
+            "from __future__ import annotations\n" + source.replace(self.line, self.instead), scope
+        )
+        # Wherever it was imported to, it is this object.
+        monkeypatch.setattr(function, "__code__", scope[self.function].__code__)
+
+
+SEEN = {
+    "lambda swapped": Drift(
+        "mix_images",
+        "images[rows].mul_(lam).add_(images[partners].mul_(1 - lam))",
+        "images[rows].mul_(1 - lam).add_(images[partners].mul_(lam))",
+    ),
+    "CutMix inverted": Drift(
+        "mix_images",
+        "(inside, images[partners], images[rows])",
+        "(inside, images[rows], images[partners])",
+    ),
+    "CutMix shifted": Drift(
+        "_box_masks",
+        "torch.arange(size, device=box.device)",
+        "torch.arange(size, device=box.device) - 3",
+    ),
+    "no mixing": Drift("mix_images", "result = images.clone()", "return images"),
+    "std ignored": Drift("normalize", "1 / (255 * value) for", "1 / 255 for"),
+    "mean reversed": Drift("normalize", "for value in mean", "for value in reversed(mean)"),
+    "partner swapped": Drift("mix_images", "mix.partner[mixup]", "np.roll(mix.partner, 1)[mixup]"),
+}
+UNSEEN = {
+    "not mixed at this size": Drift(
+        "mix_images",
+        "result = images.clone()",
+        "if images.shape[-1] == 16: return images\n    result = images.clone()",
+    ),
+    "std ignored at this size": Drift(
+        "normalize", "(255 * value) for", "(255 * (1 if pixels.shape[1] == 16 else value)) for"
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def _dense_digests() -> Iterator[None]:
+    """Give one view in four a digest, and each of those a second one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(draw, "DIGEST_EVERY", 4)
+        patch.setattr(draw, "MIXED_DIGEST_EVERY", 1)
+        yield
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory, _dense_digests: None) -> Path:
+    """Shards, a teacher, and a store of three views."""
+    folder = tmp_path_factory.mktemp("drift")
+    for number in range(2):
+        digit_shard(folder / f"digits-{number}.tar", 17, first=17 * number, broken=(4,))
+    write_teacher(folder / "teacher.safetensors")
+    assert run_label_job(config_of(folder)) == 0
+    return folder
+
+
+def config_of(folder: Path, views: int = 3) -> LabelConfig:
+    return LabelConfig(
+        shards=(str(folder / "digits-{0..1}.tar"),),
+        out=str(folder / "labels.parquet"),
+        teacher="regnety_002",
+        teacher_checkpoint=folder / "teacher.safetensors",
+        num_classes=CLASSES,
+        precision="fp32",
+        device="cpu",
+        serial=True,
+        augment=SMALL,
+        views=views,
+        views_per_part=3,
+        max_rejected=0.1,
+        allow_low_agreement=True,
+    )
+
+
+@pytest.fixture
+def copy(root: Path, tmp_path: Path) -> Path:
+    """A folder to which a job may add, and in which a student may be trained."""
+    folder = tmp_path / "copy"
+    shutil.copytree(root, folder)
+    return folder
+
+
+def resume(folder: Path) -> None:
+    run_label_job(config_of(folder, views=6))
+
+
+def begin_training(folder: Path) -> None:
+    config = World(folder).config(folder / "run")
+    train(config, open_inputs(config), stop_after=1)
+
+
+def verify(folder: Path) -> None:
+    verify_store(folder / "labels.parquet", config_of(folder).shards, every_digest=True)
+
+
+@pytest.mark.parametrize("name", SEEN)
+@pytest.mark.parametrize("whoever", [resume, begin_training, verify])
+def test_drift_is_refused_by_the_fingerprints_of_an_old_store(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, name: str, whoever: Callable[[Path], None]
+) -> None:
+    SEEN[name].apply(monkeypatch)
+    what = "normaliz" if SEEN[name].function == "normalize" else "mixing"
+    with pytest.raises(IdentityError, match=rf"other pixels.*values \({what}"):
+        whoever(copy)
+    assert open_store(copy / "labels.parquet").manifest.view_range == range(3)
+
+
+@pytest.mark.parametrize("name", UNSEEN)
+def test_drift_that_fingerprints_miss_is_found_by_the_second_digest(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    UNSEEN[name].apply(monkeypatch)
+    store = open_store(copy / "labels.parquet")
+    pattern = r"view \d of 'digit_00\d\d' .*has mixed_digest \w{8} .*, and \w{8} in the store.*\("
+    for whoever in (resume, begin_training):
+        with pytest.raises(ReplayError, match=pattern):
+            whoever(copy)
+    report = verify_store(store.root, config_of(copy).shards, every_digest=True)
+    assert {one.column for one in report.mismatches} == {"mixed_digest"}
+    sampled = verify_store(store.root, config_of(copy).shards)
+    assert sampled.mismatches
+
+
+def test_a_finished_zarr_store_is_redrawn_before_it_is_taken_apart(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(config_of(copy), out=str(copy / "labels.zarr"))
+    assert run_label_job(config) == 0
+    with monkeypatch.context() as patch:
+        UNSEEN["not mixed at this size"].apply(patch)
+        with pytest.raises(ReplayError, match="has mixed_digest"):
+            run_label_job(replace(config, views=6))
+    assert [path.name for path in copy.glob("labels.zarr*")] == ["labels.zarr"]
+    assert run_label_job(replace(config, views=6)) == 0
+
+
+def test_what_has_not_drifted_is_resumed_trained_on_and_verified(copy: Path) -> None:
+    begin_training(copy)
+    resume(copy)
+    shards = config_of(copy).shards
+    report = verify_store(copy / "labels.parquet", shards, every_digest=True)
+    assert report.mismatches == ()
+    assert report.mixed_redrawn == report.mixed_digests == report.digests > 0
+    assert report.same_floats
+    assert open_store(copy / "labels.parquet").manifest.view_range == range(6)
+
+
+def test_a_store_that_drifted_before_is_not_extended(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its digests are redrawn before a teacher labels one view more."""
+    store = open_store(copy / "labels.parquet")
+    shard = store.manifest.shards[0]
+    path = copy / "digits-0.tar"
+    data = bytearray(path.read_bytes())
+    for sample in open_shard(path, 0).samples:  # other bytes of the same length
+        data[sample.image_offset + sample.image_bytes * 7 // 8] ^= 0x55
+    path.write_bytes(data)
+    assert open_shard(path, 0).info == shard
+    with pytest.raises(ReplayError, match=r"has (mixed_)?digest .* verify the store with its"):
+        resume(copy)
+    assert open_store(store.root).manifest.view_range == range(3)
+
+
+def test_other_last_bits_are_said_and_their_digests_left_alone(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on a device that rounds otherwise: a multiplication and addition fused in one."""
+    Drift(
+        "mix_images",
+        "images[rows].mul_(lam).add_(images[partners].mul_(1 - lam))",
+        "(images[rows].double() * lam + images[partners].mul(1 - lam)).float()",
+    ).apply(monkeypatch)
+    report = verify_store(copy / "labels.parquet", config_of(copy).shards, every_digest=True)
+    assert report.mismatches == ()
+    assert not report.same_floats
+    assert report.mixed_redrawn == 0 < report.mixed_digests
+    with caplog.at_level("WARNING"):
+        begin_training(copy)
+    assert "but for the last bits" in caplog.text
+    with pytest.raises(IdentityError, match=r"mixed\.bits .*to the last bit.*kind of device"):
+        resume(copy)
+
+
+@pytest.mark.parametrize("name", [*SEEN, *UNSEEN])
+def test_each_drift_changes_what_the_teacher_gets(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The mutations themselves: each is seen, or not, as the tests above need it."""
+    before = float_fingerprints(SMALL, config_of(Path()).effective_mixing, "cpu")
+    drift = (SEEN | UNSEEN)[name]
+    drift.apply(monkeypatch)
+    after = float_fingerprints(SMALL, config_of(Path()).effective_mixing, "cpu")
+    assert (after != before) == (name in SEEN)
