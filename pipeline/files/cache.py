@@ -1,11 +1,14 @@
 """A directory of shards fetched from object storage, shared by all processes of a machine.
 
-A shard is there whole or not at all. Locks are ``flock``s, which end with their process,
-so a killed one leaves neither a lock nor, once another process looks, its half of a file.
+A shard is there whole or not at all, with the CRC-32 of its bytes as they came beside it, which
+every process compares when it first opens the file: disks forget. Locks are ``flock``s, which end
+with their process, so a killed one leaves neither a lock nor, once another process looks, its half
+of a file.
 """
 
 from __future__ import annotations
 
+import binascii
 import contextlib
 import errno
 import fcntl
@@ -32,6 +35,7 @@ _LOCKS = 256
 _SUFFIX = ".tar"
 _PARTIAL = ".part"
 _WAIT_SECONDS = 0.05
+_CHUNK = 1 << 20  # bytes that are read at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,22 +138,33 @@ class _ShardCache:
         identity = f"{stored.url}\n{stored.etag}\n{stored.size}"
         name = hashlib.sha256(identity.encode()).hexdigest()[:40]
         path = self._directory / f"{name}{_SUFFIX}"
-        file = _open_whole(path, stored.size)
-        if file is not None:
-            return file
+        for _ in range(2):
+            file, crc = _open_whole(path, stored.size) or self._fetched(stored, path)
+            if _has_crc(file, crc, path):
+                return file
+            file.close()
+            _log.warning("%s: %s is damaged, it is fetched again", stored.url, path)
+            _remove(path)
+        raise PipelineError(
+            f"{path}: the bytes of {stored.url} are not those that were written there, twice; the "
+            "disk or memory is failing: give another `directory`"
+        )
+
+    def _fetched(self, stored: StoredObject, path: Path) -> tuple[BinaryIO, int]:
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         # One process fetches, the others wait for it; other shards rarely share its lock.
-        with self._locked(f"fetch-{int(name[:8], 16) % _LOCKS:03d}"):
+        with self._locked(f"fetch-{int(path.name[:8], 16) % _LOCKS:03d}"):
             return _open_whole(path, stored.size) or self._fetch(stored, path)
 
-    def _fetch(self, stored: StoredObject, path: Path) -> BinaryIO:
+    def _fetch(self, stored: StoredObject, path: Path) -> tuple[BinaryIO, int]:
         aside = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}{_PARTIAL}")
         file = self._reserve(aside, stored)
         _log.info("fetching %s, %d bytes", stored.url, stored.size)
         try:
-            written = 0
+            written = crc = 0
             for chunk in stored.stream():
                 written += file.write(chunk)
+                crc = binascii.crc32(chunk, crc)
                 if written > stored.size:
                     break
             if written != stored.size:
@@ -159,6 +174,7 @@ class _ShardCache:
                 )
             file.flush()
             os.fsync(file.fileno())
+            _crc_path(path).write_text(f"{crc:08x}")  # one that is torn is no shard's
             aside.rename(path)
         except BaseException:
             file.close()
@@ -166,7 +182,7 @@ class _ShardCache:
             raise
         file.seek(0)
         fcntl.flock(file, fcntl.LOCK_UN)
-        return file
+        return file, crc
 
     def _reserve(self, aside: Path, stored: StoredObject) -> BinaryIO:
         """Create a file that takes an object's bytes of the cache, once there is room for it."""
@@ -196,7 +212,7 @@ class _ShardCache:
             if used <= self._limit:
                 break
             _log.info("evicting %s, %d bytes", path, freed)
-            path.unlink(missing_ok=True)
+            _remove(path)
             used -= freed
         return used <= self._limit
 
@@ -222,11 +238,43 @@ class _ShardCache:
             yield
 
 
-def _open_whole(path: Path, size: int) -> BinaryIO | None:
-    """Open a fetched shard and note its use; None if it is not there."""
+def _crc_path(path: Path) -> Path:
+    """Return where the CRC-32 of a cached shard is kept."""
+    return path.with_name(f".{path.name}.crc32")
+
+
+def _remove(path: Path) -> None:
+    """Delete a cached shard and what is known of it."""
+    path.unlink(missing_ok=True)
+    _crc_path(path).unlink(missing_ok=True)
+
+
+_compared: set[tuple[str, int]] = set()  # path and inode of files that this process has compared
+
+
+def _has_crc(file: BinaryIO, expected: int, path: Path) -> bool:
+    """Return whether a file has the bytes that came; a process reads each file once for it.
+
+    A CRC-32, for it is about accidents, and three times as fast as a SHA-256.
+    """
+    known = (str(path), os.fstat(file.fileno()).st_ino)
+    if known in _compared:
+        return True
+    crc = 0
+    while chunk := file.read(_CHUNK):
+        crc = binascii.crc32(chunk, crc)
+    file.seek(0)
+    if crc == expected:
+        _compared.add(known)
+    return crc == expected
+
+
+def _open_whole(path: Path, size: int) -> tuple[BinaryIO, int] | None:
+    """Open a fetched shard with its CRC-32, and note its use; None if it is not there."""
     try:
+        crc = int(_crc_path(path).read_bytes(), 16)
         file = path.open("rb")
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):
         return None
     if os.fstat(file.fileno()).st_size != size:  # cut by hand, or by a file system's repair
         file.close()
@@ -234,7 +282,7 @@ def _open_whole(path: Path, size: int) -> BinaryIO | None:
         return None
     with contextlib.suppress(OSError):  # another user's cache may be readable alone
         os.utime(file.fileno())
-    return file
+    return file, crc
 
 
 def _unlink_if_left(path: Path) -> bool:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import binascii
 import contextlib
 import fcntl
 import hashlib
@@ -236,6 +237,93 @@ def test_a_cut_cache_file_is_fetched_again(s3: S3Server, tmp_path: Path) -> None
     os.truncate(whole_files(tmp_path)[0], 1000)
     assert read(shard) == contents("a.tar")
     assert s3.asked("GET", "a.tar") == 2
+
+
+def flip(path: Path, place: int = SIZE // 2) -> None:
+    """Change a byte of a file as a failing disk would: size, times and inode stay."""
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.seek(place)
+        byte = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([byte ^ 16]))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Know no more of the cache than a process that has just been started."""
+    monkeypatch.setattr(cache_module, "_compared", set())
+
+
+@pytest.mark.parametrize("place", [0, SIZE // 2, SIZE - 1])
+def test_a_damaged_cache_file_is_fetched_again(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: int
+) -> None:
+    (shard,) = remote(s3, tmp_path, "a.tar")
+    read(shard)
+    flip(whole_files(tmp_path)[0], place)
+    forget(monkeypatch)
+    assert read(shard) == contents("a.tar")
+    assert s3.asked("GET", "a.tar") == 2
+    assert read(shard) == contents("a.tar")
+    assert s3.asked("GET", "a.tar") == 2
+
+
+@pytest.mark.parametrize("text", [None, "", "no number", "00000000"])
+def test_a_cache_file_without_its_checksum_is_fetched_again(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None
+) -> None:
+    (shard,) = remote(s3, tmp_path, "a.tar")
+    read(shard)
+    (checksum,) = tmp_path.glob(".*.crc32")
+    checksum.unlink() if text is None else checksum.write_text(text)
+    forget(monkeypatch)
+    assert read(shard) == contents("a.tar")
+    assert s3.asked("GET", "a.tar") == 2
+    assert checksum.read_text() == f"{binascii.crc32(contents('a.tar')):08x}"
+
+
+def test_a_disk_that_damages_what_it_is_given_is_named(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (shard,) = remote(s3, tmp_path, "a.tar")
+    fetch = cache_module._ShardCache._fetch
+
+    def damaging(self: object, stored: object, path: Path) -> object:
+        found = fetch(self, stored, path)  # type: ignore[arg-type]
+        flip(path)
+        return found
+
+    monkeypatch.setattr(cache_module._ShardCache, "_fetch", damaging)
+    with pytest.raises(PipelineError, match=rf"{tmp_path}/\w+\.tar: the bytes of .*a\.tar are not"):
+        shard.open()
+    assert s3.asked("GET", "a.tar") == 2
+    assert [path.name for path in tmp_path.iterdir() if "lock" not in path.name] == []
+
+
+def test_a_process_compares_a_cache_file_once(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (shard,) = remote(s3, tmp_path, "a.tar")
+    compared = []
+    crc32 = binascii.crc32
+
+    def counting(data: bytes, start: int = 0) -> int:
+        compared.append(len(data))
+        return crc32(data, start)
+
+    monkeypatch.setattr(cache_module.binascii, "crc32", counting)
+    read(shard)
+    assert sum(compared) == 2 * SIZE  # as it comes, and as it lies there
+    for _ in range(3):
+        read(shard)
+    assert sum(compared) == 2 * SIZE
+
+
+def test_an_evicted_shard_leaves_no_checksum(s3: S3Server, tmp_path: Path) -> None:
+    for shard in remote(s3, tmp_path, "a.tar", "b.tar", gigabytes=1.5 * SIZE / 1e9):
+        read(shard)
+    assert len(whole_files(tmp_path)) == len(list(tmp_path.glob(".*.crc32"))) == 1
 
 
 def test_missing_shards_are_named_all_together(s3: S3Server, tmp_path: Path) -> None:

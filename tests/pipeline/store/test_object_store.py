@@ -22,10 +22,11 @@ from pipeline.errors import (
     ShardError,
     StoreError,
 )
+from pipeline.files import cache
 from pipeline.files.cache import CacheConfig
 from pipeline.files.local import expand_shards, open_folder
 from pipeline.labelling.job import finish_job, index_shards, plan_job
-from pipeline.shards.index import match_shards
+from pipeline.shards.index import match_shards, open_shard
 from pipeline.store import check_place, commit_part, find_parts, open_store
 from pipeline.tools.verify import verify_store
 from pipeline.views.floats import float_fingerprints
@@ -95,6 +96,27 @@ def test_a_store_in_object_storage_has_the_local_stores_bytes(
     assert len(theirs) == len(ours) == 6 + 4
     for path in shards:
         assert s3.asked("GET", path.name) == 1
+
+
+def test_what_the_caches_disk_has_damaged_is_never_labelled(
+    s3: S3Server, shards: tuple[Path, ...], bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local = plan_of(config_of(shards))
+    run(local)
+    plan = plan_with_cache(remote_config(shards, bucket))
+    for path in Path(plan.config.cache_dir or "").glob("*.tar"):
+        data = bytearray(path.read_bytes())
+        shard = open_shard(path, 0)
+        for sample in shard.samples:  # the last scan's pixels, which still decode
+            data[sample.image_offset + sample.image_bytes * 7 // 8] ^= 4
+        path.write_bytes(data)
+    monkeypatch.setattr(cache, "_compared", set())  # as another process
+    run(plan)
+    for part in plan.missing:
+        ours = Path(local.config.out, part.path).read_bytes()
+        assert s3.objects(plan.config.out)[part.path] == ours
+    for path in shards:
+        assert s3.asked("GET", path.name) == 2
 
 
 def test_a_job_that_runs_again_in_object_storage_does_only_what_is_missing(
