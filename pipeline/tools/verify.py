@@ -97,8 +97,8 @@ def verify_store(
         agreements.append(Agreement.of_rows(rows))
         mixed = mixed_places(rows)
         digests += int(rows.has_digest.sum())
-        any_here = rows.has_digest.any(axis=1)
-        digested[entry.part.shard] = digested.get(entry.part.shard, False) | any_here
+        known = digested.setdefault(entry.part.shard, np.zeros(len(rows.keys), np.bool_))
+        known |= rows.has_digest.any(axis=1)
         mixed_digests += int(mixed.sum())
         if entry.part.shard not in paths:
             continue
