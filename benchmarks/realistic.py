@@ -167,7 +167,12 @@ def _labels(classes: NDArray[np.int64], logits: Floats, columns: ColumnConfig) -
     ranked = np.take_along_axis(classes, best, axis=2)
     weight = np.exp(np.take_along_axis(logits, best, axis=2))
     prob = weight / (weight.sum(axis=2, keepdims=True) + 0.02 * weight[..., :1])
-    flat = Ranked(classes=ranked.reshape(-1, ranked.shape[2]), prob=prob.reshape(-1, prob.shape[2]))
+    prob = prob.reshape(-1, prob.shape[2])
+    flat = Ranked(
+        classes=ranked.reshape(-1, ranked.shape[2]),
+        log_prob=np.log(prob),
+        log_rest=np.log(1 - np.cumsum(prob, axis=1)),
+    )
     kept = keep_columns(columns, lambda _: flat)
     return TeacherLabels(
         label=ranked[..., 0].astype(np.uint16),

@@ -40,8 +40,9 @@ if TYPE_CHECKING:
     from pipeline.tools.diff import StoreDiff, diff_stores
     from pipeline.tools.merge import MergeReport, merge_stores
     from pipeline.tools.stats import StoreStats, store_stats
-    from pipeline.tools.thin import ThinReport, thin_store
+    from pipeline.tools.thin import KeptSamples, ThinReport, thin_store
     from pipeline.tools.verify import VerifyReport, verify_store
+    from pipeline.tools.views import ViewsReport, write_views
 
 __all__ = [
     "AugmentConfig",
@@ -53,6 +54,7 @@ __all__ = [
     "DecodeError",
     "IdentityError",
     "IncompleteStoreError",
+    "KeptSamples",
     "LabelConfig",
     "LabelStore",
     "MergeReport",
@@ -71,6 +73,7 @@ __all__ = [
     "TeacherIdentity",
     "ThinReport",
     "VerifyReport",
+    "ViewsReport",
     "diff_stores",
     "export_store",
     "merge_stores",
@@ -79,6 +82,7 @@ __all__ = [
     "store_stats",
     "thin_store",
     "verify_store",
+    "write_views",
 ]
 
 _MODULES = {
@@ -86,6 +90,7 @@ _MODULES = {
     "AugmentConfig": "pipeline.identity",
     "CacheConfig": "pipeline.files.cache",
     "ColumnConfig": "pipeline.columns",
+    "KeptSamples": "pipeline.tools.thin",
     "LabelConfig": "pipeline.labelling.job",
     "LabelStore": "pipeline.store.contract",
     "MergeReport": "pipeline.tools.merge",
@@ -98,6 +103,7 @@ _MODULES = {
     "TeacherIdentity": "pipeline.identity",
     "ThinReport": "pipeline.tools.thin",
     "VerifyReport": "pipeline.tools.verify",
+    "ViewsReport": "pipeline.tools.views",
     "diff_stores": "pipeline.tools.diff",
     "export_store": "pipeline.store.export",
     "merge_stores": "pipeline.tools.merge",
@@ -106,6 +112,7 @@ _MODULES = {
     "store_stats": "pipeline.tools.stats",
     "thin_store": "pipeline.tools.thin",
     "verify_store": "pipeline.tools.verify",
+    "write_views": "pipeline.tools.views",
 }
 
 

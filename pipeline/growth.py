@@ -71,7 +71,7 @@ def settle(record: Any) -> None:
         value = getattr(record, field.name)
         if type(value).__module__.startswith("tyro."):
             continue  # tyro's mark of what a command line is still to give
-        settled = convert(value, hints[field.name], field.name)
+        settled = convert(value, hints[field.name], f"`{field.name}`")
         if settled is not value:
             object.__setattr__(record, field.name, settled)
 
@@ -89,7 +89,7 @@ def convert(value: Any, hint: Any, name: str) -> Any:
             return value
         raise ConfigError(f"{name} is {_shown(value)}; give {hint.__name__}(...)")
     if not _is_storable(value):
-        raise ConfigError(f"`{name}` is {_shown(value)}; use finite numbers of at most 39 digits")
+        raise ConfigError(f"{name} is {_shown(value)}; use finite numbers of at most 39 digits")
     try:
         return msgspec.convert(_texts(value), hint, dec_hook=_from_text)
     except msgspec.ValidationError as error:

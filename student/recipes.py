@@ -73,7 +73,11 @@ def read_run_file(path: Path, named: Collection[str] = ()) -> tuple[dict[str, An
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:  # the last of lists in lists
-        raise ConfigError(f"{path} cannot be read: {error}") from error
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(
+            f"`config` {path} cannot be read ({why}); give the path of a TOML file of settings, "
+            "such as a run's run.toml"
+        ) from error
     name_of_recipe = str(values.pop("recipe")) if "recipe" in values else None
     settings = {} if name_of_recipe is None else recipe(name_of_recipe)
     for name, value in values.items():

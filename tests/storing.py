@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from pipeline.columns import Columns
+from pipeline.columns import LOG_STEPS, Columns
 from pipeline.files.local import sha256
 from pipeline.identity import (
     AugmentConfig,
@@ -80,12 +82,13 @@ def rows_of(identity: StoreIdentity, shard: ShardInfo, first: int, views: int) -
     target = (np.arange(samples, dtype=np.int32) + content % classes) % classes
     target[0] = -1
     columns, topk = identity.columns, identity.columns.topk
+    confidence = 255 - margin // 2
     every = Columns(
         {
-            "confidence": 255 - margin // 2,
+            "confidence": confidence,
             "margin": margin,
             "topk_label": labels[:, :, :topk].copy(),
-            "topk_prob": np.sort(labels[:, :, :topk], axis=2)[:, :, ::-1].astype(np.uint8),
+            **_logarithms(confidence / 255, topk),
         }
     )
     return PartRows(
@@ -108,6 +111,19 @@ def rows_of(identity: StoreIdentity, shard: ShardInfo, first: int, views: int) -
         ).astype(np.uint32),
         columns=every.only(columns),
     )
+
+
+def _logarithms(first: NDArray[np.float64], k: int) -> dict[str, NDArray[Any]]:
+    """Return k log-probabilities, each after the first half of what is left, and the rest's."""
+    left = (1 - first)[..., None] * 0.5 ** np.arange(k)
+    with np.errstate(divide="ignore"):
+        log = np.log(np.concatenate([first[..., None], left[..., 1:]], axis=-1)[..., :k])
+        rest = np.log(left)
+    found = {"topk_logprob": log, "topk_rest": rest[..., -1] if k else first}
+    return {
+        name: np.rint(-values * LOG_STEPS).clip(max=65535).astype(np.uint16)
+        for name, values in found.items()
+    }
 
 
 def omit_two(rows: PartRows) -> PartRows:

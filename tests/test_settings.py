@@ -78,7 +78,7 @@ def test_settings_refuse_a_value_of_another_type_or_outside_their_words(kind: ty
         hint = hints[name]
         wrong = [object(), *(["sofft"] if literals(hint) else [])]
         for value in wrong:
-            with pytest.raises(ConfigError, match=f"^{name} is "):
+            with pytest.raises(ConfigError, match=f"^`{name}` is "):
                 kind(**{**values, name: value})
 
 

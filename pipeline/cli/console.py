@@ -32,6 +32,10 @@ INTERRUPTED = 130  # as of a process ended by SIGINT
 _LINE_SECONDS = 10.0  # between the lines of progress in a log
 _POSITIONAL = get_args(tyro.conf.Positional[str])[1]
 _PARAMETER = re.compile(r"`(\w+)`")
+_ONE_OF = re.compile(
+    r"(?<![\d.,])(1 (?:new )?"
+    r"(?:digest|epoch|file|image|label|part|rank|row|sample|shard|step|view))s\b"
+)
 _OTHER_NAMES = {  # of a setting's part, and of the setting that a command has for it
     "architecture": "teacher",
     "checkpoint": "teacher_checkpoint",
@@ -103,7 +107,7 @@ def running(
 
 def say(text: str) -> None:
     """Print a line on stdout, at once."""
-    _write(printable(text), sys.stdout)
+    _write(printable(_singular(text)), sys.stdout)
 
 
 def say_lines(text: str) -> None:
@@ -117,7 +121,7 @@ def note(text: str) -> None:
 
     A list's lines begin with two spaces; all else is one line, whatever the names in it hold.
     """
-    text = _PARAMETER.sub(lambda match: _flag(match[1]) or match[0], text)
+    text = _PARAMETER.sub(lambda match: _flag(match[1]) or match[0], _singular(text))
     lines = f"{_command.program}: {text}".removeprefix(": ").split("\n  ")
     _write("\n  ".join(map(printable, lines)), sys.stderr)
 
@@ -125,6 +129,10 @@ def note(text: str) -> None:
 def printable(text: str) -> str:
     """Return a text in which escapes, newlines, marks of direction and the like are spelled out."""
     return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+
+
+def _singular(text: str) -> str:
+    return _ONE_OF.sub(r"\1", text)
 
 
 def _flag(name: str) -> str | None:

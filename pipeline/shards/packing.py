@@ -67,7 +67,7 @@ class PackConfig:
     quality: int | None = None
     """Encode every image anew as JPEG of this quality, 1 to 100 (color at half resolution:
     4:2:0); a JPEG that would not get smaller keeps its bytes. Unset: only images that
-    `max_side` shrinks are encoded, at 90; all others keep their bytes."""
+    are shrunk are encoded, at 90; all others keep their bytes."""
 
     def __post_init__(self) -> None:
         settle(self)

@@ -260,6 +260,11 @@ class Manifest:
         return sum(entry.bytes for entry in self.parts)
 
     @cached_property
+    def digest(self) -> str:
+        """SHA-256 with which a Parquet directory's file of this manifest begins."""
+        return sha256(_body(self.to_json()))
+
+    @cached_property
     def counts(self) -> SampleCounts:
         """How many samples there are of each kind, in all shards."""
         return SampleCounts(
@@ -518,6 +523,10 @@ def identity_bytes(identity: StoreIdentity, fingerprints: Mapping[str, int]) -> 
     return canonical_json(values) + b"\n"
 
 
+def _body(values: Mapping[str, Any]) -> bytes:
+    return canonical_json(values) + b"\n"
+
+
 _SEAL = re.compile(rb'^\{"sha256":"([0-9a-f]{64})",')
 
 
@@ -527,7 +536,7 @@ def seal(values: Mapping[str, Any]) -> bytes:
     The checksum is of all bytes after its comma, with a brace before them: those of the
     canonical JSON itself, and its line end. Raises ``StoreError`` for what could not be read back.
     """
-    body = canonical_json(values) + b"\n"
+    body = _body(values)
     try:
         if len(body) > MAX_MANIFEST_BYTES - 100:  # the seal's
             raise ValueError(f"it has {len(body)} bytes, more than {MAX_MANIFEST_BYTES}")

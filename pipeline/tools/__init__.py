@@ -7,18 +7,21 @@ from pipeline.tools.diff import Disagreement, MarginFlips, StoreDiff, diff_store
 from pipeline.tools.extend import extend_command, extended_config
 from pipeline.tools.merge import MergeReport, merge_stores
 from pipeline.tools.stats import ClassStats, EntropyStats, StoreStats, ViewStats, store_stats
-from pipeline.tools.thin import ThinReport, thin_store
+from pipeline.tools.thin import KeptSamples, ThinReport, thin_store
+from pipeline.tools.views import ViewsReport, write_views
 
 __all__ = [
     "ClassStats",
     "Disagreement",
     "EntropyStats",
+    "KeptSamples",
     "MarginFlips",
     "MergeReport",
     "StoreDiff",
     "StoreStats",
     "ThinReport",
     "ViewStats",
+    "ViewsReport",
     "diff_stores",
     "extend_command",
     "extended_config",
@@ -26,4 +29,5 @@ __all__ = [
     "relabelled_store",
     "store_stats",
     "thin_store",
+    "write_views",
 ]

@@ -143,15 +143,15 @@ def test_what_is_no_record_is_refused(stored: Any) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"kind": "z"}, r"kind is 'z'; use 'x' or 'y'"),
-        ({"name": 5}, r"name is 5; use a text"),
-        ({"pair": (1,)}, r"pair is \(1,\); use a list of 2 values, each a number"),
-        ({"pair": (True, 1)}, r"pair is \(True, 1\)"),
-        ({"inner": {"size": 1}}, r"inner is \{'size': 1\}; give Inner\(\.\.\.\)"),
-        ({"path": 5}, r"path is 5; use a path or nothing"),
+        ({"kind": "z"}, r"`kind` is 'z'; use 'x' or 'y'"),
+        ({"name": 5}, r"`name` is 5; use a text"),
+        ({"pair": (1,)}, r"`pair` is \(1,\); use a list of 2 values, each a number"),
+        ({"pair": (True, 1)}, r"`pair` is \(True, 1\)"),
+        ({"inner": {"size": 1}}, r"`inner` is \{'size': 1\}; give Inner\(\.\.\.\)"),
+        ({"path": 5}, r"`path` is 5; use a path or nothing"),
         ({"pair": (0.5, float("inf"))}, r"`pair` is \(0.5, inf\); use finite numbers"),
         ({"name": 10**5000}, r"`name` is too large; use finite numbers"),
-        ({"inner": 10**5000}, r"inner is too large; give Inner"),
+        ({"inner": 10**5000}, r"`inner` is too large; give Inner"),
     ],
 )
 def test_a_value_of_another_type_is_refused_when_a_record_is_built(
@@ -206,13 +206,13 @@ def test_equal_settings_have_one_form() -> None:
 def test_every_configuration_of_a_store_checks_its_types(
     config: Any, field_: str, value: object
 ) -> None:
-    with pytest.raises(ConfigError, match=f"{field_} is"):
+    with pytest.raises(ConfigError, match=f"`{field_}` is"):
         config(**{field_: value})
 
 
 def test_a_teacher_of_an_unknown_precision_is_refused() -> None:
     teacher = hash_identity().teacher
-    with pytest.raises(ConfigError, match="precision is 'fp8'; use 'fp32' or 'bf16' or 'fp16'"):
+    with pytest.raises(ConfigError, match="`precision` is 'fp8'; use 'fp32' or 'bf16' or 'fp16'"):
         replace(teacher, precision="fp8")
     assert isinstance(teacher, TeacherIdentity)
 

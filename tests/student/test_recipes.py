@@ -97,7 +97,7 @@ def test_every_setting_survives_a_run_file(tmp_path: Path) -> None:
         ("epochs = ", "cannot be read"),
         ("recipe = 'vit'", "`recipe` 'vit' is not known; use deit or deit-384"),
         ("alpha = 3", "`alpha` is 3.0; use 0..1"),
-        ("lr = inf", "lr` is inf; use finite numbers"),
+        ("lr = inf", "lr is inf; use finite numbers"),
         ("shards = " + "[" * 3000 + "]" * 3000, "cannot be read"),
     ],
 )

@@ -440,7 +440,8 @@ def test_a_copy_in_another_format_is_all_that_a_student_needs(name: str, tmp_pat
     for step in range(len(batches)):
         ours, theirs = batches[step], plain[step]
         assert (ours.label == theirs.label).all()
-        assert (ours.topk_prob == theirs.topk_prob).all()
+        assert (ours.topk_logprob == theirs.topk_logprob).all()
+        assert (ours.topk_rest == theirs.topk_rest).all()
         audited += ours.audited
     assert audited >= 1
     report = verify_store(tmp_path / name, config.shards, every_digest=True)

@@ -81,7 +81,7 @@ def test_8_views_extended_to_16_are_the_bytes_of_one_run_of_16(
             mine, other = (one.read_view(shard.number, view) for one in (ours, theirs))
             assert mine.label.tolist() == other.label.tolist()
             assert mine.digest.tolist() == other.digest.tolist()
-            assert (mine.columns["topk_prob"] == other.columns["topk_prob"]).all()
+            assert (mine.columns["topk_logprob"] == other.columns["topk_logprob"]).all()
 
 
 def test_another_checkpoint_cannot_extend_a_store(
