@@ -141,9 +141,11 @@ def describe_preflight(plan: JobPlan, report: Preflight) -> None:
         f"{report.rows_per_batch} views take {report.batch_seconds:.3f} s"
     )
     if report.flip_rows:
+        low, high = report.flip_interval
         say(
             f"in fp32 {report.flips} of {report.flip_rows} labels of augmented views differ "
-            f"({report.flips / report.flip_rows:.2%})"
+            f"({report.flips / report.flip_rows:.2%}; of all, with 95 % confidence, {low:.2%} to "
+            f"{high:.2%})"
         )
     elif plan.identity.teacher.precision != "fp32":
         say("how many labels differ in fp32 was not measured: the weights are untrained")

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from pipeline.tools.stats import StoreStats, store_stats
     from pipeline.tools.thin import KeptSamples, ThinReport, thin_store
     from pipeline.tools.verify import VerifyReport, verify_store
+    from pipeline.tools.views import ViewsReport, write_views
 
 __all__ = [
     "AugmentConfig",
@@ -72,6 +73,7 @@ __all__ = [
     "TeacherIdentity",
     "ThinReport",
     "VerifyReport",
+    "ViewsReport",
     "diff_stores",
     "export_store",
     "merge_stores",
@@ -80,6 +82,7 @@ __all__ = [
     "store_stats",
     "thin_store",
     "verify_store",
+    "write_views",
 ]
 
 _MODULES = {
@@ -100,6 +103,7 @@ _MODULES = {
     "TeacherIdentity": "pipeline.identity",
     "ThinReport": "pipeline.tools.thin",
     "VerifyReport": "pipeline.tools.verify",
+    "ViewsReport": "pipeline.tools.views",
     "diff_stores": "pipeline.tools.diff",
     "export_store": "pipeline.store.export",
     "merge_stores": "pipeline.tools.merge",
@@ -108,6 +112,7 @@ _MODULES = {
     "store_stats": "pipeline.tools.stats",
     "thin_store": "pipeline.tools.thin",
     "verify_store": "pipeline.tools.verify",
+    "write_views": "pipeline.tools.views",
 }
 
 

@@ -228,15 +228,6 @@ class Thin:
     json: bool = False
     """Print JSON for machines instead."""
 
-    def view_range(self) -> range | None:
-        """Return the views to keep, None for all."""
-        if self.views is None:
-            return None
-        match = re.fullmatch(r"(\d+):(\d+)", self.views)
-        if match is None:
-            raise ConfigError(f"--views {self.views}: give two numbers, as 0:100")
-        return range(int(match[1]), int(match[2]))
-
     def kept(self) -> KeptSamples | None:
         """Return which samples to keep, None for all."""
         from pipeline.store.subset import parse_numbers
@@ -261,7 +252,7 @@ class Thin:
         from pipeline.tools import thin_store
 
         drop = tuple(name for text in self.drop for name in text.split(",") if name)
-        views, kept, store = self.view_range(), self.kept(), open_store(self.store)
+        views, kept, store = _view_range(self.views), self.kept(), open_store(self.store)
         if views is None and kept is None and not drop:
             raise ConfigError(
                 "nothing to leave out: give --views, --drop, --shard-numbers, --classes, --keys or "
@@ -270,6 +261,45 @@ class Thin:
         with Progress("parts") as progress:
             report = thin_store(
                 store, self.out, views=views, drop=drop, kept=kept, show=progress.show
+            )
+        _show(report, as_json=self.json)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Views:
+    """Write how each view was drawn and mixed as a Parquet table, to be queried."""
+
+    store: tyro.conf.Positional[str]
+    """The store."""
+    shards: tuple[str, ...]
+    """The shards that were labelled: files, URLs, brace patterns or globs, in quotes."""
+    out: Path
+    """The file to write, at which there is nothing."""
+    views: str | None = None
+    """Views to write: the first and the one after the last, as 0:100; all by default."""
+    subset: bool = False
+    """Be content with some of the store's shards."""
+    cache_dir: Path | None = None
+    """Where shards from object storage are kept, as verify has it."""
+    cache_gb: float = 100.0
+    """Size of that directory."""
+    json: bool = False
+    """Print JSON for machines instead."""
+
+    def run(self) -> None:
+        from pipeline.files.cache import CacheConfig
+        from pipeline.store import open_store
+        from pipeline.tools import write_views
+
+        with Progress("parts") as progress:
+            report = write_views(
+                open_store(self.store),
+                self.shards,
+                self.out,
+                views=_view_range(self.views),
+                subset=self.subset,
+                cache=CacheConfig.of_flags(self.cache_dir, self.cache_gb),
+                show=progress.show,
             )
         _show(report, as_json=self.json)
 
@@ -299,7 +329,7 @@ class Export:
         )
 
 
-StoreCommand: TypeAlias = Inspect | Verify | Stats | Diff | Merge | Extend | Thin | Export
+StoreCommand: TypeAlias = Inspect | Verify | Stats | Diff | Merge | Extend | Thin | Views | Export
 
 
 def label_store() -> None:
@@ -314,6 +344,16 @@ def label_store() -> None:
         )
         with running("label-store", flags_of(type(command))):
             command.run()
+
+
+def _view_range(text: str | None) -> range | None:
+    """Return the views that a flag names, None for all."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d{1,9}):(\d{1,9})", text)
+    if match is None:
+        raise ConfigError(f"--views {text}: give two numbers, as 0:100")
+    return range(int(match[1]), int(match[2]))
 
 
 def _lines_of(path: Path) -> list[str]:

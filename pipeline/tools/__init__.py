@@ -8,6 +8,7 @@ from pipeline.tools.extend import extend_command, extended_config
 from pipeline.tools.merge import MergeReport, merge_stores
 from pipeline.tools.stats import ClassStats, EntropyStats, StoreStats, ViewStats, store_stats
 from pipeline.tools.thin import KeptSamples, ThinReport, thin_store
+from pipeline.tools.views import ViewsReport, write_views
 
 __all__ = [
     "ClassStats",
@@ -20,6 +21,7 @@ __all__ = [
     "StoreStats",
     "ThinReport",
     "ViewStats",
+    "ViewsReport",
     "diff_stores",
     "extend_command",
     "extended_config",
@@ -27,4 +29,5 @@ __all__ = [
     "relabelled_store",
     "store_stats",
     "thin_store",
+    "write_views",
 ]
