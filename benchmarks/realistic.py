@@ -86,7 +86,7 @@ def make_rows(
     target = random.integers(0, CLASSES, samples).astype(np.int32)
     partner, share = _draw_mixing(shard, views, identity)
     classes, logits = _draw_logits(target, partner, share, random, model or LabelModel())
-    drawn = np.array([[has_digest(int(one), view) for view in range(views)] for one in seeds])
+    drawn = has_digest(seeds[:, None], np.arange(views))
     mixed = has_mixed_digest(drawn, seeds[:, None], np.arange(views))
     words = random.integers(1, 1 << 32, (samples, views)).astype(np.uint32)
     labels = _labels(classes, logits, identity.columns)

@@ -25,7 +25,7 @@ from pipeline.records import PartKey, PartRows, Rejection, ShardInfo
 from pipeline.store import LabelStore, claim_store, commit_part, finish_store, open_store
 from pipeline.store.card import card_text
 from pipeline.store.sealing import sealed
-from pipeline.views.draw import has_mixed_digest
+from pipeline.views.draw import has_digest, has_mixed_digest
 
 CLASSES = 5
 PRINTS = {"decode": 1, "op.rotate": 2}
@@ -68,16 +68,17 @@ def rows_of(identity: StoreIdentity, shard: ShardInfo, first: int, views: int) -
     content = int(shard.key_hash[:8], 16)
     keys = tuple(f"{shard.name}/{i}" for i in range(shard.samples) if i != 2)
     labels = np.empty((samples, views, classes), np.uint16)
-    digest, has_digest = np.zeros((samples, views), np.uint32), np.zeros((samples, views), bool)
+    seed = np.random.default_rng(content).integers(0, 1 << 63, samples, np.int64)
+    views_here = np.arange(first, first + views)
+    digest, there = np.zeros((samples, views), np.uint32), has_digest(seed[:, None], views_here)
     margin = np.empty((samples, views), np.uint8)
     for view in range(first, first + views):
         random = np.random.default_rng([content, view, int(identity.teacher.weights[:1], 16)])
         labels[:, view - first] = random.permuted(np.tile(np.arange(classes), (samples, 1)), axis=1)
         margin[:, view - first] = random.integers(0, 256, samples)
         pixels = np.random.default_rng([content, view, identity.root_seed])
-        has_digest[:, view - first] = pixels.random(samples) < 0.3
         digest[:, view - first] = pixels.integers(0, 1 << 32, samples)
-    digest[~has_digest] = 0
+    digest[~there] = 0
     target = (np.arange(samples, dtype=np.int32) + content % classes) % classes
     target[0] = -1
     columns, topk = identity.columns, identity.columns.topk
@@ -90,8 +91,6 @@ def rows_of(identity: StoreIdentity, shard: ShardInfo, first: int, views: int) -
             **_logarithms(confidence / 255, topk),
         }
     )
-    seed = np.random.default_rng(content).integers(0, 1 << 63, samples, np.int64)
-    views_here = np.arange(first, first + views)
     return PartRows(
         part=PartKey(shard=shard.number, first_view=first, views=views),
         identity=identity.digest,
@@ -106,9 +105,9 @@ def rows_of(identity: StoreIdentity, shard: ShardInfo, first: int, views: int) -
         seed=seed,
         label=labels[:, :, 0].copy(),
         digest=digest,
-        has_digest=has_digest,
+        has_digest=there,
         mixed_digest=np.where(
-            has_mixed_digest(has_digest, seed[:, None], views_here), digest ^ np.uint32(5), 0
+            has_mixed_digest(there, seed[:, None], views_here), digest ^ np.uint32(5), 0
         ).astype(np.uint32),
         columns=every.only(columns),
     )

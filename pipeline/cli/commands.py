@@ -391,6 +391,7 @@ def _print_checks(store: str, report: VerifyReport, relabelled: RelabelReport | 
     labelled = report.samples - report.rejected - report.omitted
     say(f"{report.samples} samples = {labelled} labelled + {report.rejected} rejected{left_out}")
     say(f"{report.digests} views have a digest, {report.redrawn} were redrawn from the shards")
+    say(f"{report.without_digest} labelled samples have no digest at any view")
     say(
         f"{report.mixed_digests} of them have one of the mixed image too, "
         + (

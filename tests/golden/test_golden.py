@@ -33,7 +33,7 @@ from tests.golden.make import (
 )
 from tests.labelling import label_with_hashes
 
-DIGESTS = 3
+DIGESTS = 13
 IDENTITIES = {
     "hard": "b550fe517839284dd2397440969b0769539eb04fd3ff7f44d99e674a5463638b",
     "soft": "1528b3fcdc7232ba7696af74c6b60df073fdd4e2a7822986105513bec34ac317",
