@@ -402,6 +402,8 @@ def _print_checks(store: str, report: VerifyReport, relabelled: RelabelReport | 
     )
     if report.left_out:
         say(f"warning: the shards given are {report.left_out}: nothing of those was redrawn")
+    for path in report.unwatched:
+        say(f"{path} is watched by nothing: no checksum knows it")
     _print_mismatches("MISMATCH", report.mismatches)
     if relabelled is not None:
         say(

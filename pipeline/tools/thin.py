@@ -18,7 +18,13 @@ from pipeline.records import PartKey, PartRows
 from pipeline.store import LabelStore, PartEntry, commit_part, copy_part
 from pipeline.store.card import markdown_table
 from pipeline.store.subset import SubsetOf, number_ranges
-from pipeline.tools.target import ShowProgress, check_target, copy_runs, finish_target
+from pipeline.tools.target import (
+    ShowProgress,
+    check_sources,
+    check_target,
+    copy_companions,
+    finish_target,
+)
 from pipeline.views.rng import sample_share
 
 __all__ = ["KeptSamples", "ThinReport", "thin_store"]
@@ -140,8 +146,9 @@ def thin_store(
         if entry.part.shard in places and (part := _overlap(entry.part, wanted)) is not None
     ]
     keys = {part for _, part in parts}
+    check_sources([store])
     target = check_target(out, identity, store.manifest.fingerprints, keys)
-    copy_runs(target, store)
+    copy_companions(target, store)
     for done, (entry, part) in enumerate(parts, start=1):
         _write(target, store, entry, part, identity, places[part.shard])
         show(done, len(parts))

@@ -50,6 +50,7 @@ class VerifyReport:
     same_floats: bool  # whether this machine's are the teacher's, to the last bit
     left_out: str  # of the shards, in words, if only some were given
     mismatches: tuple[Mismatch, ...]
+    unwatched: tuple[str, ...]  # people's files beside the labels: no checksum knows them
 
 
 def verify_store(
@@ -79,6 +80,7 @@ def verify_store(
     store = open_store(place)
     store.check_files()
     store.check_companions()
+    unwatched = tuple(store.user_files())
     paths, same_floats = {}, True
     if shards:
         same_floats = check_fingerprints(store)
@@ -134,6 +136,7 @@ def verify_store(
         same_floats=same_floats,
         left_out=store.manifest.left_out(paths) if shards else "",
         mismatches=tuple(mismatches),
+        unwatched=unwatched,
     )
 
 
