@@ -54,6 +54,7 @@ def checkpoint() -> Checkpoint:
         meter={"loss": 0.5},
         metrics={"top1": 0.25},
         best=0.25,
+        winner="raw",
         needs="0.1.0",
     )
 
@@ -64,7 +65,18 @@ def test_a_checkpoint_reads_back_as_it_was_written(tmp_path: Path) -> None:
     assert torch.equal(found.model["weight"], checkpoint().model["weight"])
     assert found.optimizer == checkpoint().optimizer
     assert torch.equal(found.ema["weight"], torch.ones(3))
-    for name in ("scaler", "student", "step", "run", "history", "meter", "best", "needs", "notes"):
+    for name in (
+        "scaler",
+        "student",
+        "step",
+        "run",
+        "history",
+        "meter",
+        "best",
+        "winner",
+        "needs",
+        "notes",
+    ):
         assert getattr(found, name) == getattr(checkpoint(), name)
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
 
