@@ -116,7 +116,7 @@ class Checkpoint:
     step: int  # steps done
     run: RunIdentity
     history: tuple[Segment, ...]  # in the order of steps
-    meter: Mapping[str, float]  # sums over the epoch under way
+    meter: Mapping[str, Mapping[str, float]]  # ``Meter.state``, of the epoch under way
     metrics: Mapping[str, Any]  # of the last evaluation
     best: float  # top-1 of the best evaluation so far, -1 before the first
     winner: Which | None  # the better weights in the last evaluation; None before the first

@@ -398,7 +398,7 @@ class Trainer:
         if name == LAST:
             self._saved = self.step
 
-    def _write(self, path: Path, meter: Mapping[str, float]) -> None:
+    def _write(self, path: Path, meter: Mapping[str, Mapping[str, float]]) -> None:
         write_checkpoint(
             path,
             Checkpoint(

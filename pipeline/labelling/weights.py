@@ -143,7 +143,7 @@ def read_state(path: Path, which: Which | None, parameter: str) -> FoundWeights:
     if not found:
         raise WeightsError("holds no state dict of tensors")
     winner: Which = "ema" if loaded.get("winner") == "ema" else "raw"
-    taken = which or (winner if winner in found else next(iter(found)))
+    taken: Which = which or (winner if winner in found else next(iter(found)))
     if taken not in found:
         (other,) = found
         raise WeightsError(

@@ -51,7 +51,7 @@ def checkpoint() -> Checkpoint:
         step=3,
         run=RUN,
         history=(Segment(step=0, ranks=1, accumulate=1, threads=1, device="cpu"),),
-        meter={"loss": 0.5},
+        meter={"epoch": {"loss": 0.5}},
         metrics={"top1": 0.25},
         best=0.25,
         winner="raw",
@@ -102,7 +102,7 @@ def test_any_value_that_was_changed_in_the_file_is_found(tmp_path: Path, changed
         case "best":
             values["best"] = 0.5
         case "meter":
-            values["meter"]["loss"] = 0.25
+            values["meter"]["epoch"]["loss"] = 0.25
         case "weight":
             values["model"]["weight"][7] += 1
     torch.save(values, path)
