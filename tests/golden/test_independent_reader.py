@@ -1,0 +1,210 @@
+"""The reader that was written from the documents alone, on the store that needs no decoder."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pipeline.files.local import sha256
+from pipeline.records import PartRows
+from pipeline.store import open_store
+from pipeline.store.manifest import MANIFEST_PATH, seal, unseal
+from pipeline.store.parquet import encode_part
+from tests.golden.make import PLAIN_SAMPLES, PLAIN_SHARD, PLAIN_STORE, SHARD, store_path
+from tests.labelling import every_column, hash_identity, write_hash_store
+
+READER = Path(__file__).parents[2] / "examples" / "independent_reader.py"
+VIEWS = 192
+ROWS = PLAIN_SAMPLES * VIEWS
+PART = 1
+"""Of the two parts, the one that the mutations change."""
+
+
+def read(store: Path, shard: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(READER), str(store), str(shard)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def counts(done: subprocess.CompletedProcess[str]) -> dict[str, int]:
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = [line.rsplit(maxsplit=2) for line in done.stdout.splitlines()]
+    assert all(word == "equal" for _, _, word in lines)
+    return {name: int(count) for name, count, _ in lines}
+
+
+def problem(done: subprocess.CompletedProcess[str]) -> str:
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(PLAIN_STORE, tmp_path / "store.parquet"))
+
+
+def edit_rows(store: Path, change: Callable[[PartRows], PartRows]) -> None:
+    """Change the rows of one part, with true seals and hashes all the way up."""
+    opened = open_store(store)
+    entry = opened.manifest.parts[PART]
+    data = encode_part(change(opened.read_part(entry)))
+    (store / entry.part.path).write_bytes(data)
+    values = unseal((store / MANIFEST_PATH).read_bytes(), "the manifest")
+    values["parts"][PART] |= {"bytes": len(data), "sha256": sha256(data)}
+    (store / MANIFEST_PATH).write_bytes(seal(values))
+
+
+def flip(values: NDArray[Any], where: NDArray[np.bool_]) -> NDArray[Any]:
+    """Return values of which the last one that is meant has another lowest bit."""
+    changed = values.copy()
+    changed[tuple(np.argwhere(where)[-1])] ^= 1
+    return changed
+
+
+def test_it_imports_nothing_but_the_standard_library_numpy_and_pyarrow() -> None:
+    names = set()
+    for node in ast.walk(ast.parse(READER.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {one.name.partition(".")[0] for one in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            names.add(str(node.module).partition(".")[0])
+        elif isinstance(node, ast.Name):
+            assert node.id not in ("__import__", "eval", "exec")
+    assert names - sys.stdlib_module_names == {"numpy", "pyarrow"}
+    assert "importlib" not in names
+
+
+def test_every_view_of_the_golden_store_is_made_again_as_the_documents_say() -> None:
+    found = counts(read(PLAIN_STORE, PLAIN_SHARD))
+    for name in ("key", "view", "target", "seed", "label"):
+        assert found[name] == ROWS
+    entries = [
+        open_store(PLAIN_STORE).read_part(one) for one in open_store(PLAIN_STORE).manifest.parts
+    ]
+    assert found["digest"] == sum(int(one.has_digest.sum()) for one in entries) == 36
+    assert found["mixed_digest"] == sum(int((one.mixed_digest != 0).sum()) for one in entries) == 2
+    assert found["digest"] + found["no digest"] == ROWS
+    assert found["mixed_digest"] + found["no mixed_digest"] == ROWS
+    assert {name: found[name] for name in ("seal", "shard", "part", "part header")} == {
+        "seal": 3,
+        "shard": 7,
+        "part": 14,
+        "part header": 22,
+    }
+
+
+def test_a_store_with_all_columns_is_read_too(tmp_path: Path) -> None:
+    plain = open_store(PLAIN_STORE).identity
+    identity = hash_identity(plain.augment, plain.mix, every_column(3))
+    write_hash_store(
+        tmp_path / "all.parquet", [PLAIN_SHARD], views=6, per_part=6, identity=identity
+    )
+    found = counts(read(tmp_path / "all.parquet", PLAIN_SHARD))
+    for name in ("label", "margin", "topk_label", "topk_logprob", "topk_rest"):
+        assert found[name] == PLAIN_SAMPLES * 6
+
+
+def test_a_store_that_is_not_mixed_is_read_too(tmp_path: Path) -> None:
+    plain = open_store(PLAIN_STORE).identity
+    identity = hash_identity(plain.augment, replace(plain.mix, probability=0.0))
+    write_hash_store(
+        tmp_path / "own.parquet", [PLAIN_SHARD], views=6, per_part=6, identity=identity
+    )
+    assert counts(read(tmp_path / "own.parquet", PLAIN_SHARD))["label"] == PLAIN_SAMPLES * 6
+
+
+EDITS: dict[str, tuple[Callable[[PartRows], PartRows], str]] = {
+    "a label": (
+        lambda rows: replace(rows, label=flip(rows.label, rows.label >= 0)),
+        "label, sample 'crop/008' at view 191:",
+    ),
+    "a digest": (
+        lambda rows: replace(rows, digest=flip(rows.digest, rows.has_digest)),
+        "digest, sample 'crop/",
+    ),
+    "a mixed digest": (
+        lambda rows: replace(rows, mixed_digest=flip(rows.mixed_digest, rows.mixed_digest != 0)),
+        "mixed_digest, sample 'crop/",
+    ),
+    "a seed": (
+        lambda rows: replace(rows, seed=flip(rows.seed, rows.seed >= 0)),
+        "seed, sample 'crop/008' at view 96:",
+    ),
+    "a target": (
+        lambda rows: replace(rows, target=flip(rows.target, rows.target >= 0)),
+        "target, sample 'crop/008' at view 96:",
+    ),
+    "a key": (
+        lambda rows: replace(rows, keys=(*rows.keys[:-1], "crop/009")),
+        "key, sample 'crop/008' at view 96: stored is 'crop/009'",
+    ),
+    "a hash": (lambda rows: replace(rows, image_hash="0" * 64), "part header, image_hash of view-"),
+}
+
+
+@pytest.mark.parametrize("kind", EDITS)
+def test_one_changed_value_under_true_seals_is_named(store: Path, kind: str) -> None:
+    change, message = EDITS[kind]
+    edit_rows(store, change)
+    assert problem(read(store, PLAIN_SHARD)).startswith(message)
+
+
+def test_a_digest_that_was_taken_away_is_missed(store: Path) -> None:
+    def take_away(rows: PartRows) -> PartRows:
+        there, digest = rows.has_digest.copy(), rows.digest.copy()
+        # One without a mixed digest, whose place follows from it.
+        row, view = np.argwhere(there & (rows.mixed_digest == 0))[-1]
+        there[row, view], digest[row, view] = False, 0
+        return replace(rows, has_digest=there, digest=digest)
+
+    edit_rows(store, take_away)
+    assert "stored is None, made again it is" in problem(read(store, PLAIN_SHARD))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (MANIFEST_PATH, "seal, of the manifest"),
+        ("_README.md", "card, SHA-256"),
+        ("_meta/identity.json", "identity, "),
+        ("shard=0/view-00096-00192.parquet", "part, sha256 of view-00096-00192.parquet"),
+    ],
+)
+def test_a_changed_byte_of_a_file_is_found(store: Path, name: str, message: str) -> None:
+    data = bytearray((store / name).read_bytes())
+    place = data.rindex(b"1" if name != "_README.md" else b"a")
+    data[place] ^= 1
+    (store / name).write_bytes(data)
+    assert problem(read(store, PLAIN_SHARD)).startswith(message)
+
+
+def test_another_shard_is_refused_and_so_is_one_whose_images_changed(tmp_path: Path) -> None:
+    assert "'digits.tar' is no shard of the store" in problem(read(PLAIN_STORE, SHARD))
+    data = bytearray(PLAIN_SHARD.read_bytes())
+    data[data.index(b"IDAT") + 100] ^= 1
+    other = tmp_path / "plain.tar"
+    other.write_bytes(data)
+    assert problem(read(PLAIN_STORE, other)).startswith("shard, image_hash of 'plain.tar'")
+
+
+@pytest.mark.parametrize(
+    ("store", "shard", "message"),
+    [
+        (store_path("hard"), SHARD, "this example reads no images but PNG"),
+        (PLAIN_STORE, Path("nowhere.tar"), "nowhere.tar"),
+        (Path("nowhere.parquet"), PLAIN_SHARD, "nowhere.parquet"),
+    ],
+)
+def test_what_it_does_not_read_it_says(store: Path, shard: Path, message: str) -> None:
+    assert message in problem(read(store, shard))
