@@ -15,14 +15,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from examples.independent_reader import main
 from pipeline.files.local import sha256
-from pipeline.records import PartRows
+from pipeline.identity import AugmentConfig, MixConfig
+from pipeline.records import FIXED_ONE, MixKind, PartRows
 from pipeline.store import open_store
 from pipeline.store.manifest import MANIFEST_PATH, seal, unseal
 from pipeline.store.parquet import encode_part
+from pipeline.views.pairing import Pairing
 from tests.golden.make import PLAIN_SAMPLES, PLAIN_SHARD, PLAIN_STORE, SHARD, store_path
 from tests.labelling import every_column, hash_identity, write_hash_store
 
+Counts = Callable[[Path, Path], dict[str, int]]
 READER = Path(__file__).parents[2] / "examples" / "independent_reader.py"
 VIEWS = 192
 ROWS = PLAIN_SAMPLES * VIEWS
@@ -30,22 +34,30 @@ PART = 1
 """Of the two parts, the one that the mutations change."""
 
 
-def read(store: Path, shard: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(READER), str(store), str(shard)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+@pytest.fixture
+def counts(capsys: pytest.CaptureFixture[str]) -> Counts:
+    """Return how much of a store and a shard is equal."""
+
+    def of(store: Path, shard: Path) -> dict[str, int]:
+        main([str(store), str(shard)])
+        return counted(capsys.readouterr().out)
+
+    return of
 
 
-def counts(done: subprocess.CompletedProcess[str]) -> dict[str, int]:
-    assert (done.returncode, done.stderr) == (0, "")
-    lines = [line.rsplit(maxsplit=2) for line in done.stdout.splitlines()]
+def counted(output: str) -> dict[str, int]:
+    lines = [line.rsplit(maxsplit=2) for line in output.splitlines()]
     assert all(word == "equal" for _, _, word in lines)
     return {name: int(count) for name, count, _ in lines}
 
 
-def problem(done: subprocess.CompletedProcess[str]) -> str:
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.count("\n") == 1
-    return done.stderr
+def problem(store: Path, shard: Path) -> str:
+    """Return the line that names the first difference."""
+    with pytest.raises(SystemExit) as found:
+        main([str(store), str(shard)])
+    text = str(found.value.code)
+    assert text.isprintable()
+    return text
 
 
 @pytest.fixture
@@ -86,14 +98,16 @@ def test_it_imports_nothing_but_the_standard_library_numpy_and_pyarrow() -> None
 
 
 def test_every_view_of_the_golden_store_is_made_again_as_the_documents_say() -> None:
-    found = counts(read(PLAIN_STORE, PLAIN_SHARD))
+    command = [sys.executable, READER, PLAIN_STORE, PLAIN_SHARD]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    found = counted(done.stdout)
     for name in ("key", "view", "target", "seed", "label"):
         assert found[name] == ROWS
-    entries = [
-        open_store(PLAIN_STORE).read_part(one) for one in open_store(PLAIN_STORE).manifest.parts
-    ]
-    assert found["digest"] == sum(int(one.has_digest.sum()) for one in entries) == 36
-    assert found["mixed_digest"] == sum(int((one.mixed_digest != 0).sum()) for one in entries) == 2
+    store = open_store(PLAIN_STORE)
+    parts = [store.read_part(one) for one in store.manifest.parts]
+    assert found["digest"] == sum(int(one.has_digest.sum()) for one in parts) == 36
+    assert found["mixed_digest"] == sum(int((one.mixed_digest != 0).sum()) for one in parts) == 2
     assert found["digest"] + found["no digest"] == ROWS
     assert found["mixed_digest"] + found["no mixed_digest"] == ROWS
     assert {name: found[name] for name in ("seal", "shard", "part", "part header")} == {
@@ -104,24 +118,63 @@ def test_every_view_of_the_golden_store_is_made_again_as_the_documents_say() -> 
     }
 
 
-def test_a_store_with_all_columns_is_read_too(tmp_path: Path) -> None:
+def test_a_store_with_all_columns_is_read_too(tmp_path: Path, counts: Counts) -> None:
     plain = open_store(PLAIN_STORE).identity
     identity = hash_identity(plain.augment, plain.mix, every_column(3))
     write_hash_store(
         tmp_path / "all.parquet", [PLAIN_SHARD], views=6, per_part=6, identity=identity
     )
-    found = counts(read(tmp_path / "all.parquet", PLAIN_SHARD))
+    found = counts(tmp_path / "all.parquet", PLAIN_SHARD)
     for name in ("label", "margin", "topk_label", "topk_logprob", "topk_rest"):
         assert found[name] == PLAIN_SAMPLES * 6
 
 
-def test_a_store_that_is_not_mixed_is_read_too(tmp_path: Path) -> None:
+def test_a_store_that_is_not_mixed_is_read_too(tmp_path: Path, counts: Counts) -> None:
     plain = open_store(PLAIN_STORE).identity
     identity = hash_identity(plain.augment, replace(plain.mix, probability=0.0))
     write_hash_store(
         tmp_path / "own.parquet", [PLAIN_SHARD], views=6, per_part=6, identity=identity
     )
-    assert counts(read(tmp_path / "own.parquet", PLAIN_SHARD))["label"] == PLAIN_SAMPLES * 6
+    assert counts(tmp_path / "own.parquet", PLAIN_SHARD)["label"] == PLAIN_SAMPLES * 6
+
+
+def test_cutmix_whose_box_is_empty_is_digested_as_the_documents_say(
+    tmp_path: Path, counts: Counts
+) -> None:
+    identity = hash_identity(
+        AugmentConfig(image_size=4), MixConfig(mixup_alpha=0.0, probability=0.7, group_size=8)
+    )
+    store = write_hash_store(
+        tmp_path / "cut.parquet", [PLAIN_SHARD], views=64, per_part=64, identity=identity
+    )
+    assert counts(tmp_path / "cut.parquet", PLAIN_SHARD)["digest"] == 2 * PLAIN_SAMPLES
+    (shard,) = store.manifest.shards
+    pairing = Pairing(root_seed=5, shard=shard, rejected=frozenset(), config=identity.mix)
+    drawn = [
+        pairing.draw_mix(view, pair, 4)
+        for view in range(64)
+        for pair in pairing.of_shard(view).items()
+        if store.read_view(0, view).has_digest[pair[0]]
+    ]
+    kinds = [one.kind for one in drawn]
+    assert kinds.count(MixKind.CUTMIX) + kinds.count(MixKind.NONE) == 2 * PLAIN_SAMPLES
+    assert MixKind.NONE in kinds
+    assert [one.lam for one in drawn if one.box and one.box.area == 0].count(FIXED_ONE) > 1
+
+
+def test_a_rejected_image_takes_its_rows_and_its_partners_mixing(
+    tmp_path: Path, counts: Counts
+) -> None:
+    data = bytearray(PLAIN_SHARD.read_bytes())
+    data[data.index(b"IDAT") + 100] ^= 1
+    shard = tmp_path / "torn.tar"
+    shard.write_bytes(data)
+    plain = open_store(PLAIN_STORE).identity
+    store = write_hash_store(
+        tmp_path / "torn.parquet", [shard], views=30, per_part=15, identity=plain
+    )
+    assert [len(one) for one in store.manifest.rejections.values()] == [1]
+    assert counts(tmp_path / "torn.parquet", shard)["label"] == (PLAIN_SAMPLES - 1) * 30
 
 
 EDITS: dict[str, tuple[Callable[[PartRows], PartRows], str]] = {
@@ -157,7 +210,7 @@ EDITS: dict[str, tuple[Callable[[PartRows], PartRows], str]] = {
 def test_one_changed_value_under_true_seals_is_named(store: Path, kind: str) -> None:
     change, message = EDITS[kind]
     edit_rows(store, change)
-    assert problem(read(store, PLAIN_SHARD)).startswith(message)
+    assert problem(store, PLAIN_SHARD).startswith(message)
 
 
 def test_a_digest_that_was_taken_away_is_missed(store: Path) -> None:
@@ -169,7 +222,7 @@ def test_a_digest_that_was_taken_away_is_missed(store: Path) -> None:
         return replace(rows, has_digest=there, digest=digest)
 
     edit_rows(store, take_away)
-    assert "stored is None, made again it is" in problem(read(store, PLAIN_SHARD))
+    assert "stored is None, made again it is" in problem(store, PLAIN_SHARD)
 
 
 @pytest.mark.parametrize(
@@ -186,16 +239,16 @@ def test_a_changed_byte_of_a_file_is_found(store: Path, name: str, message: str)
     place = data.rindex(b"1" if name != "_README.md" else b"a")
     data[place] ^= 1
     (store / name).write_bytes(data)
-    assert problem(read(store, PLAIN_SHARD)).startswith(message)
+    assert problem(store, PLAIN_SHARD).startswith(message)
 
 
 def test_another_shard_is_refused_and_so_is_one_whose_images_changed(tmp_path: Path) -> None:
-    assert "'digits.tar' is no shard of the store" in problem(read(PLAIN_STORE, SHARD))
+    assert "'digits.tar' is no shard of the store" in problem(PLAIN_STORE, SHARD)
     data = bytearray(PLAIN_SHARD.read_bytes())
     data[data.index(b"IDAT") + 100] ^= 1
     other = tmp_path / "plain.tar"
     other.write_bytes(data)
-    assert problem(read(PLAIN_STORE, other)).startswith("shard, image_hash of 'plain.tar'")
+    assert problem(PLAIN_STORE, other).startswith("shard, image_hash of 'plain.tar'")
 
 
 @pytest.mark.parametrize(
@@ -207,4 +260,12 @@ def test_another_shard_is_refused_and_so_is_one_whose_images_changed(tmp_path: P
     ],
 )
 def test_what_it_does_not_read_it_says(store: Path, shard: Path, message: str) -> None:
-    assert message in problem(read(store, shard))
+    assert message in problem(store, shard)
+
+
+def test_a_difference_ends_the_program_with_one_line_and_a_status() -> None:
+    command = [sys.executable, READER, PLAIN_STORE, SHARD]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.endswith("none has its content_hash\n")
+    assert done.stderr.count("\n") == 1
