@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +26,11 @@ from pipeline.errors import ConfigError, StoreError
 from pipeline.growth import require, settle
 from pipeline.identity import TRIPLE_VIEWS
 from pipeline.records import NO_PARTNER, ShardInfo, places_of
-from pipeline.store.manifest import Manifest
 from pipeline.views.pairing import Pairing
 from pipeline.views.rng import stream
+
+if TYPE_CHECKING:
+    from pipeline.store.manifest import Manifest
 
 __all__ = ["PlanConfig", "PlannedBatch", "TrainingPlan"]
 
