@@ -321,11 +321,8 @@ def draw_argument(stream: Stream, number: int, m: int) -> int:
     """VIEWS, The parameters of a view: the table of operations, in its order, at magnitude m."""
     signed = number == 3 or number >= 7
     sign = -1 if signed and stream.happens(0.5) else 1
-    factor, shear, shift = (
-        ONE + sign * (9 * m // 100),
-        sign * (3 * m // 100),
-        sign * (45 * m // 1000),
-    )
+    factor = ONE + sign * (9 * m // 100)
+    shear, shift = sign * (3 * m // 100), sign * (45 * m // 1000)
     levels = 4 - 4 * m // 655360, 256 - 256 * m // 655360, 110 * m // 655360
     return (0, 0, 0, 3 * sign * m, *levels, *[factor] * 4, *[shear] * 2, *[shift] * 2)[number]
 

@@ -138,6 +138,47 @@ def test_a_store_that_is_not_mixed_is_read_too(tmp_path: Path, counts: Counts) -
     assert counts(tmp_path / "own.parquet", PLAIN_SHARD)["label"] == PLAIN_SAMPLES * 6
 
 
+STRANGE: dict[str, tuple[AugmentConfig, MixConfig]] = {
+    "strongest, crops too wide for any image, mixup alone": (
+        AugmentConfig(
+            image_size=33,
+            crop_scale=(0.9, 1.0),
+            crop_ratio=(3.0, 5.0),
+            rand_ops=5,
+            rand_probability=0.9,
+            rand_magnitude=10.0,
+            rand_magnitude_std=3.0,
+            erase_probability=0.9,
+        ),
+        MixConfig(group_size=8, cutmix_alpha=0.0, mixup_alpha=0.3),
+    ),
+    "weakest, crops too high for any image, boxes too large to erase": (
+        AugmentConfig(
+            image_size=17,
+            crop_scale=(0.9, 1.0),
+            crop_ratio=(0.1, 0.2),
+            rand_ops=5,
+            rand_probability=1.0,
+            rand_magnitude=0.0,
+            erase_probability=1.0,
+            erase_area=(0.5, 1.0),
+            erase_ratio=(0.01, 100.0),
+        ),
+        MixConfig(group_size=6, block_views=3, switch_probability=0.1),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_settings_far_from_deits_are_read_too(tmp_path: Path, counts: Counts, name: str) -> None:
+    identity = hash_identity(*STRANGE[name])
+    path = tmp_path / "far.parquet"
+    write_hash_store(path, [PLAIN_SHARD], views=18, per_part=9, identity=identity)
+    (path / "_meta" / "user").mkdir()
+    (path / "_meta" / "user" / "NOTES.md").write_text("what people add is no part of it\n")
+    assert counts(path, PLAIN_SHARD)["label"] == PLAIN_SAMPLES * 18
+
+
 def test_cutmix_whose_box_is_empty_is_digested_as_the_documents_say(
     tmp_path: Path, counts: Counts
 ) -> None:
