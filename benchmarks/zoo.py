@@ -28,7 +28,7 @@ from student.optimization import Optimization
 
 __all__ = ["Tried", "smallest", "try_family", "try_model"]
 
-SIDES = (32, 64, 128, 224, 256, 384)
+SIDES = (32, 64, 128, 224, 240, 256, 384)
 
 _ROWS, _CLASSES = 2, 10
 
@@ -61,7 +61,8 @@ def smallest(family: str) -> str:
             except (NotImplementedError, RuntimeError):  # reads its own weights as it is built
                 return 1 << 62
 
-    return min(timm.list_models(module=family), key=weights)
+    names: list[str] = timm.list_models(module=family)
+    return min(names, key=weights)
 
 
 def try_family(family: str) -> Tried:

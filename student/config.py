@@ -209,6 +209,9 @@ class TrainConfig:
     output: Path = free()
     """Directory of this run: last.pt, previous.pt, best.pt, run.toml, config.json,
     metrics.jsonl, TensorBoard's log."""
+    lengthen: bool = free(False)
+    """Let a resumed run have more epochs than it had, finished or not: from there on the learning
+    rate follows the schedule of the new number."""
     resume: str | None = free(None)
     """'auto' continues from OUTPUT/last.pt, or previous.pt or best.pt where that is missing, if any
     is there; a path continues from that file."""

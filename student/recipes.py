@@ -53,7 +53,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
 }
 """Settings of the original recipes, as far as they are the trainer's and not the store's."""
 
-_NOT_SAVED = frozenset({"resume"})
+_NOT_SAVED = frozenset({"resume", "lengthen"})
 
 
 def recipe(name: str) -> dict[str, Any]:

@@ -142,18 +142,17 @@ def read_state(path: Path, which: Which | None, parameter: str) -> FoundWeights:
         found["raw"] = loaded
     if not found:
         raise WeightsError("holds no state dict of tensors")
-    if which is None:
-        winner: Which = "ema" if loaded.get("winner") == "ema" else "raw"
-        which = winner if winner in found else next(iter(found))
-    if which not in found:
+    winner: Which = "ema" if loaded.get("winner") == "ema" else "raw"
+    taken: Which = which or (winner if winner in found else list(found)[0])  # noqa: RUF015 - typed
+    if taken not in found:
         (other,) = found
         raise WeightsError(
-            f"holds no {WORDS[which]} weights, only {WORDS[other]} ones; use `{parameter}` {other}"
+            f"holds no {WORDS[taken]} weights, only {WORDS[other]} ones; use `{parameter}` {other}"
         )
-    state = {_own_name(name): tensor for name, tensor in found[which].items()}
-    if len(state) < len(found[which]):
+    state = {_own_name(name): tensor for name, tensor in found[taken].items()}
+    if len(state) < len(found[taken]):
         raise WeightsError("has tensors whose names differ by wrappers alone; save one of them")
-    return FoundWeights(state=state, which=which, has_both=len(found) == 2)
+    return FoundWeights(state=state, which=taken, has_both=len(found) == 2)
 
 
 def _load(path: Path) -> Any:
