@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         ShardError,
         StoreError,
         TeacherError,
+        TryAgainError,
     )
     from pipeline.files.cache import CacheConfig
     from pipeline.identity import (
@@ -70,6 +71,7 @@ __all__ = [
     "TeacherError",
     "TeacherIdentity",
     "ThinReport",
+    "TryAgainError",
     "VerifyReport",
     "diff_stores",
     "export_store",

@@ -23,6 +23,7 @@ __all__ = [
     "ShardError",
     "StoreError",
     "TeacherError",
+    "TryAgainError",
 ]
 
 
@@ -96,3 +97,7 @@ class ReplayError(PipelineError):
 
 class CheckpointError(PipelineError):
     """A checkpoint is unreadable, or belongs to another model or run."""
+
+
+class TryAgainError(PipelineError):
+    """Machines failed, or had no room: the same command may do better later."""

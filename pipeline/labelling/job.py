@@ -79,6 +79,7 @@ __all__ = [
     "Preflight",
     "Progress",
     "begin_job",
+    "check_identity",
     "finish_job",
     "index_shards",
     "plan_job",
@@ -167,8 +168,15 @@ class LabelConfig:
     """Size of that directory; the least recently used shards go first."""
     drain_seconds: float = 20.0
     """After SIGTERM, time to finish parts under way before they are abandoned."""
+    hang_seconds: float = 60.0
+    """A teacher that shows no progress for so long, and for 20 times a part's usual time, is
+    presumed hung and replaced; for loading and for the first part it has 30 times as long."""
+    wait_seconds: float = 600.0
+    """How long to wait for the cluster to have a GPU or CPU free before giving up."""
     allow_low_agreement: bool = False
     """Go on although the teacher hardly agrees with the shards' targets."""
+    debug: bool = False
+    """Show where in the code an error came from, too."""
 
     def __post_init__(self) -> None:
         settle(self)
@@ -188,6 +196,11 @@ class LabelConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"`{name}` is {value}; use 1 or more")
+        if not self.hang_seconds > 0 or not self.wait_seconds >= 0:
+            raise ConfigError(
+                f"`hang_seconds` is {self.hang_seconds}, `wait_seconds` {self.wait_seconds}; use "
+                "times above 0"
+            )
         ColumnConfig.from_text(self.keep)
         _ = self.cache  # checks its own fields
         if self.precision == "fp16" and self.device == "cpu":
@@ -361,6 +374,11 @@ def index_shards(patterns: Sequence[str], cache: CacheConfig | None = None) -> I
 def _is_class_sorted(shard: Shard) -> bool:
     targets = [sample.target for sample in shard.samples]
     return len(targets) >= 16 and targets == sorted(targets)
+
+
+def check_identity(config: LabelConfig, teacher: TeacherIdentity) -> None:
+    """Raise ``IdentityError`` if the store at ``out`` was begun with other settings."""
+    begun_fingerprints(config.out, config.identity(teacher))
 
 
 def plan_job(
