@@ -118,7 +118,7 @@ class RayConnection:
         except Exception as error:
             raise why_not(address, error) from error
         signal.signal(signal.SIGTERM, heard)  # Ray's own handler prints a stack
-        # Ray prints faults of any node on stdout, each in many lines; those that matter are said here.
+        # Ray prints faults of any node on stdout, in many lines; those that matter are said here.
         worker: Any = ray._private.worker
         worker.print_to_stdstream = lambda *_, **__: None
         node = worker._global_node

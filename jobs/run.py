@@ -27,7 +27,14 @@ from pipeline.labelling.job import (
     write_run,
 )
 from pipeline.records import PartKey
-from pipeline.store import Committed, Manifest, bytes_per_label, check_out
+from pipeline.store import (
+    Committed,
+    Manifest,
+    at_work,
+    bytes_per_label,
+    check_out,
+    parts_root,
+)
 
 __all__ = ["EXIT_AGAIN", "EXIT_DRAINED", "run_label_job"]
 
@@ -82,12 +89,14 @@ def _run(config: LabelConfig, drain: Drain) -> int:
             require_agreement(config, preflight, plan.identity.teacher.classes)
         begin_job(plan)
         progress = Progress(plan)
-        with (
-            drain.labelling(),
-            contextlib.closing(teachers.label(plan)) as committed,
-        ):
-            for one in shown(committed, plan):
-                progress.add(one)
+        with at_work(parts_root(config.out)) as other:
+            order = plan
+            if other is not None:
+                order = dataclasses.replace(plan, missing=plan.missing[::-1])
+                note(f"{other} adds to {config.out} too; this job begins at the other end")
+            with drain.labelling(), contextlib.closing(teachers.label(order)) as committed:
+                for one in shown(committed, plan):
+                    progress.add(one)
         return _end(plan, progress, preflight)
 
 

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from pipeline.store.opening import open_store
     from pipeline.tools.diff import StoreDiff, diff_stores
     from pipeline.tools.merge import MergeReport, merge_stores
+    from pipeline.tools.repair import RepairReport, repair_store
     from pipeline.tools.stats import StoreStats, store_stats
     from pipeline.tools.thin import ThinReport, thin_store
     from pipeline.tools.verify import VerifyReport, verify_store
@@ -62,6 +63,7 @@ __all__ = [
     "PackReport",
     "PipelineError",
     "RejectionError",
+    "RepairReport",
     "ReplayError",
     "ShardError",
     "StoreDiff",
@@ -78,6 +80,7 @@ __all__ = [
     "merge_stores",
     "open_store",
     "pack_shards",
+    "repair_store",
     "store_stats",
     "thin_store",
     "verify_store",
@@ -94,6 +97,7 @@ _MODULES = {
     "MixConfig": "pipeline.identity",
     "PackConfig": "pipeline.shards.packing",
     "PackReport": "pipeline.shards.packing",
+    "RepairReport": "pipeline.tools.repair",
     "StoreDiff": "pipeline.tools.diff",
     "StoreIdentity": "pipeline.identity",
     "StoreStats": "pipeline.tools.stats",
@@ -105,6 +109,7 @@ _MODULES = {
     "merge_stores": "pipeline.tools.merge",
     "open_store": "pipeline.store.opening",
     "pack_shards": "pipeline.shards.packing",
+    "repair_store": "pipeline.tools.repair",
     "store_stats": "pipeline.tools.stats",
     "thin_store": "pipeline.tools.thin",
     "verify_store": "pipeline.tools.verify",

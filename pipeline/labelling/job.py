@@ -45,10 +45,13 @@ from pipeline.records import PartKey, ShardInfo
 from pipeline.shards.index import Shard, UniqueKeys, open_known_shard, open_shards
 from pipeline.store import (
     Committed,
+    Cut,
     Manifest,
     begun_fingerprints,
+    claim_cut,
     claim_store,
     committed_parts,
+    cut_views,
     finish_store,
     pack_store,
     packed_store,
@@ -57,6 +60,7 @@ from pipeline.store import (
     require_listed,
     require_no_subset,
     require_planned,
+    runs_without,
     unpack_store,
 )
 from pipeline.store.card import card_text
@@ -228,6 +232,11 @@ class LabelConfig:
                 raise TeacherError(f"`teacher_checkpoint` {self.teacher_checkpoint} {reason}")
 
     @property
+    def view_range(self) -> range:
+        """The views that the job wants."""
+        return range(self.first_view, self.first_view + self.views)
+
+    @property
     def cache(self) -> CacheConfig:
         """Where shards from object storage are kept."""
         return CacheConfig.of_flags(self.cache_dir, self.cache_gb)
@@ -315,6 +324,7 @@ class JobPlan:
     shards: IndexedShards
     done: tuple[Committed, ...]
     missing: tuple[PartKey, ...]
+    cut: Cut  # of its views
 
     @property
     def parts(self) -> tuple[PartKey, ...]:
@@ -406,11 +416,15 @@ def plan_job(
     covered: dict[int, set[int]] = {}
     for part in (committed.entry.part for committed in done):
         covered.setdefault(part.shard, set()).update(range(part.first_view, part.end_view))
+    root, views = parts_root(config.out), config.view_range
+    cut = cut_views(root, views, config.views_per_part)
     missing = [
-        part
+        PartKey(shard=number, first_view=run.start, views=len(run))
         for number in infos
-        for part in _missing_parts(config, number, covered.get(number, set()))
+        for cell in cut.cells_of(views)
+        for run in runs_without(covered.get(number, set()), cell)
     ]
+    cut.require_agreement(root, views, [range(part.first_view, part.end_view) for part in missing])
     if missing:
         require_no_subset(config.out, done)
     plan = JobPlan(
@@ -420,6 +434,7 @@ def plan_job(
         shards=shards,
         done=tuple(done),
         missing=tuple(missing),
+        cut=cut,
     )
     require_listed(config.out, plan.parts)
     return plan
@@ -475,23 +490,6 @@ def _spread(items: Sequence[Item], most: int) -> list[Item]:
     """Return some of a sequence, evenly spread."""
     places = np.linspace(0, len(items) - 1, min(most, len(items))).astype(int)
     return [items[place] for place in places]
-
-
-def _missing_parts(config: LabelConfig, shard: int, covered: set[int]) -> list[PartKey]:
-    """Cut the views that no part covers yet into parts, at multiples of views_per_part."""
-    parts: list[PartKey] = []
-    end = config.first_view + config.views
-    for start in range(config.first_view, end, config.views_per_part):
-        run: int | None = None
-        stop = min(start + config.views_per_part, end)
-        for view in range(start, stop + 1):
-            wanted = view < stop and view not in covered
-            if wanted and run is None:
-                run = view
-            elif not wanted and run is not None:
-                parts.append(PartKey(shard=shard, first_view=run, views=view - run))
-                run = None
-    return parts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -593,6 +591,8 @@ def begin_job(plan: JobPlan) -> None:
         unpack_store(out)
     if packed_store(out) is None:
         claim_store(parts_root(out), plan.identity, plan.fingerprints)
+    if plan.missing:
+        claim_cut(parts_root(out), plan.cut)
 
 
 def finish_job(plan: JobPlan, run: Mapping[str, Any]) -> Manifest:

@@ -24,7 +24,7 @@ from pipeline.labelling.part import augment_group, group_tasks, label_part
 from pipeline.labelling.teacher import Teacher, load_teacher
 from pipeline.records import AugmentedGroup, PartKey, Pixels, TeacherLabels, ViewMix
 from pipeline.shards.index import open_known_shard
-from pipeline.store import Committed, check_store, commit_part
+from pipeline.store import Committed, check_store, commit_part, read_entries
 from pipeline.views.apply import decode
 from pipeline.views.floats import float_fingerprints
 from pipeline.views.make import make_view
@@ -66,6 +66,11 @@ class TeacherWorker:
                 f"{order.out}: the store that this job began is not seen on {platform.node()}; use "
                 "a path of a file system that all nodes share, or object storage"
             )
+        there = read_entries(
+            order.out, [order.part], order.identity.digest, {order.part.shard: order.shard}
+        )
+        if there:  # another job was faster
+            return there[0]
         shard = open_known_shard(order.path, order.shard)
         rows = label_part(shard, order.part, order.identity, groups, self)
         return commit_part(order.out, rows)

@@ -163,10 +163,8 @@ def test_a_lost_node_leaves_its_parts_to_the_other_and_the_drivers_own_ends_the_
     """The last test that uses these nodes."""
     out, log = tmp_path / "l.parquet", tmp_path / "log"
     process = start_job(job.to(out), address=gpus.address, log=log)
-    reached(process, lambda: len(part_paths(out)) >= 2, log)
-    raylet = gpus.raylet(2)
-    wait_for(lambda: named(raylet, TEACHER), "the second teacher", log=log)
-    kill(raylet)
+    teacher = found(process, gpus.pid, f"{TEACHER}.label", log)
+    kill(next(one for one in map(gpus.raylet, (1, 2)) if teacher in descendants(one)))
     killed = time.monotonic()
     assert process.wait(PATIENCE_SECONDS) == 0, log.read_text()
     print(f"lost node: ended after {time.monotonic() - killed:.1f} s")
