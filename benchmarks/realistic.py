@@ -86,7 +86,7 @@ def make_rows(
     target = random.integers(0, CLASSES, samples).astype(np.int32)
     partner, share = _draw_mixing(shard, views, identity)
     classes, logits = _draw_logits(target, partner, share, random, model or LabelModel())
-    drawn = np.array([[has_digest(int(one), view) for view in range(views)] for one in seeds])
+    drawn = has_digest(seeds[:, None], np.arange(views))
     mixed = has_mixed_digest(drawn, seeds[:, None], np.arange(views))
     words = random.integers(1, 1 << 32, (samples, views)).astype(np.uint32)
     labels = _labels(classes, logits, identity.columns)
@@ -167,7 +167,12 @@ def _labels(classes: NDArray[np.int64], logits: Floats, columns: ColumnConfig) -
     ranked = np.take_along_axis(classes, best, axis=2)
     weight = np.exp(np.take_along_axis(logits, best, axis=2))
     prob = weight / (weight.sum(axis=2, keepdims=True) + 0.02 * weight[..., :1])
-    flat = Ranked(classes=ranked.reshape(-1, ranked.shape[2]), prob=prob.reshape(-1, prob.shape[2]))
+    prob = prob.reshape(-1, prob.shape[2])
+    flat = Ranked(
+        classes=ranked.reshape(-1, ranked.shape[2]),
+        log_prob=np.log(prob),
+        log_rest=np.log(1 - np.cumsum(prob, axis=1)),
+    )
     kept = keep_columns(columns, lambda _: flat)
     return TeacherLabels(
         label=ranked[..., 0].astype(np.uint16),

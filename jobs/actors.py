@@ -17,7 +17,8 @@ from jobs.supervisor import PARTS_IN_FLIGHT, Patience
 from pipeline.errors import PipelineError
 from pipeline.files.sharing import SharedPaths, unseen_path
 from pipeline.identity import TeacherIdentity
-from pipeline.labelling.job import IndexedShards, LabelConfig, PartOrder, Preflight
+from pipeline.labelling.config import LabelConfig
+from pipeline.labelling.job import IndexedShards, PartOrder, Preflight
 from pipeline.labelling.part import GroupTask, run_task
 from pipeline.records import AugmentedGroup
 from pipeline.store import Committed

@@ -12,9 +12,9 @@ from pipeline.cli.console import Progress as Shown
 from pipeline.cli.console import duration, note, say
 from pipeline.errors import REJECTION_WORDS, PipelineError, TryAgainError
 from pipeline.files.local import expand_shards
+from pipeline.labelling.config import LabelConfig
 from pipeline.labelling.job import (
     JobPlan,
-    LabelConfig,
     Preflight,
     Progress,
     begin_job,
@@ -155,9 +155,11 @@ def describe_preflight(plan: JobPlan, report: Preflight) -> None:
         f"{report.rows_per_batch} views take {report.batch_seconds:.3f} s"
     )
     if report.flip_rows:
+        low, high = report.flip_interval
         say(
             f"in fp32 {report.flips} of {report.flip_rows} labels of augmented views differ "
-            f"({report.flips / report.flip_rows:.2%})"
+            f"({report.flips / report.flip_rows:.2%}; of all, with 95 % confidence, {low:.2%} to "
+            f"{high:.2%})"
         )
     elif plan.identity.teacher.precision != "fp32":
         say("how many labels differ in fp32 was not measured: the weights are untrained")

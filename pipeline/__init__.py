@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         StoreIdentity,
         TeacherIdentity,
     )
-    from pipeline.labelling.job import LabelConfig
+    from pipeline.labelling.config import LabelConfig
     from pipeline.shards.packing import PackConfig, PackReport, pack_shards
     from pipeline.store.contract import LabelStore
     from pipeline.store.export import export_store
@@ -42,8 +42,9 @@ if TYPE_CHECKING:
     from pipeline.tools.merge import MergeReport, merge_stores
     from pipeline.tools.repair import RepairReport, repair_store
     from pipeline.tools.stats import StoreStats, store_stats
-    from pipeline.tools.thin import ThinReport, thin_store
+    from pipeline.tools.thin import KeptSamples, ThinReport, thin_store
     from pipeline.tools.verify import VerifyReport, verify_store
+    from pipeline.tools.views import ViewsReport, write_views
 
 __all__ = [
     "AugmentConfig",
@@ -55,6 +56,7 @@ __all__ = [
     "DecodeError",
     "IdentityError",
     "IncompleteStoreError",
+    "KeptSamples",
     "LabelConfig",
     "LabelStore",
     "MergeReport",
@@ -75,6 +77,7 @@ __all__ = [
     "ThinReport",
     "TryAgainError",
     "VerifyReport",
+    "ViewsReport",
     "diff_stores",
     "export_store",
     "merge_stores",
@@ -84,6 +87,7 @@ __all__ = [
     "store_stats",
     "thin_store",
     "verify_store",
+    "write_views",
 ]
 
 _MODULES = {
@@ -91,7 +95,8 @@ _MODULES = {
     "AugmentConfig": "pipeline.identity",
     "CacheConfig": "pipeline.files.cache",
     "ColumnConfig": "pipeline.columns",
-    "LabelConfig": "pipeline.labelling.job",
+    "KeptSamples": "pipeline.tools.thin",
+    "LabelConfig": "pipeline.labelling.config",
     "LabelStore": "pipeline.store.contract",
     "MergeReport": "pipeline.tools.merge",
     "MixConfig": "pipeline.identity",
@@ -104,6 +109,7 @@ _MODULES = {
     "TeacherIdentity": "pipeline.identity",
     "ThinReport": "pipeline.tools.thin",
     "VerifyReport": "pipeline.tools.verify",
+    "ViewsReport": "pipeline.tools.views",
     "diff_stores": "pipeline.tools.diff",
     "export_store": "pipeline.store.export",
     "merge_stores": "pipeline.tools.merge",
@@ -113,6 +119,7 @@ _MODULES = {
     "store_stats": "pipeline.tools.stats",
     "thin_store": "pipeline.tools.thin",
     "verify_store": "pipeline.tools.verify",
+    "write_views": "pipeline.tools.views",
 }
 
 

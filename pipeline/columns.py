@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,27 @@ from numpy.typing import NDArray
 from pipeline.errors import ConfigError
 from pipeline.growth import settle
 
-__all__ = ["COLUMNS", "Column", "ColumnConfig", "Columns", "Ranked", "columns_fit", "keep_columns"]
+__all__ = [
+    "COLUMNS",
+    "LOG_STEPS",
+    "SHARE_STEPS",
+    "Column",
+    "ColumnConfig",
+    "Columns",
+    "Ranked",
+    "columns_fit",
+    "keep_columns",
+]
 
 MAX_TOPK = 255
+SHARE_STEPS = 255
+"""The number that stands for a share of 1."""
+LOG_STEPS = 64
+"""Steps of a nat in which logarithms are stored, so one is off by 1/128 at most, down to -1023.
+
+Four times finer ones take up to half as many bytes more for errors that only a store of all
+classes shows (.1 instead of .4 % of a gradient); docs/FORMAT.md has the table.
+"""
 
 Labels: TypeAlias = NDArray[np.uint16]
 
@@ -114,10 +132,14 @@ class Columns(Mapping[str, NDArray[Any]]):
     @property
     def config(self) -> ColumnConfig:
         """What was asked for to get these."""
-        widths = {COLUMNS[name].word: values.shape[-1] for name, values in self.items()}
-        return ColumnConfig(
-            **{word: width if word in _NUMBERED else True for word, width in widths.items()}
-        )
+        asked: dict[str, Any] = {}
+        for name, values in self.items():
+            column = COLUMNS[name]
+            if column.listed:
+                asked[column.word] = values.shape[-1]
+            elif column.word not in _NUMBERED:
+                asked[column.word] = True
+        return ColumnConfig(**asked)
 
     def map(self, change: Callable[[NDArray[Any]], NDArray[Any]]) -> Columns:
         """Return the columns with each array changed alike."""
@@ -133,34 +155,63 @@ class Ranked:
     """What a teacher thinks of N views: classes by falling probability, equal ones by number."""
 
     classes: NDArray[np.int64]  # (N, R), all classes, or as many as the columns look at
-    prob: NDArray[np.float64]  # (N, R), of the softmax over all classes
+    log_prob: NDArray[np.float64]  # (N, R), of the softmax over all classes
+    log_rest: NDArray[np.float64]  # (N, R), of all classes after these together; -inf for none
+
+    @staticmethod
+    def of_sorted(classes: NDArray[np.int64], log_prob: NDArray[np.float64], count: int) -> Ranked:
+        """Return the first ``count`` of all classes, (N, C), that are sorted already."""
+        prob = np.exp(log_prob)
+        # Summed from the smallest on: 1 less the others' sum would lose small ones.
+        rest = np.zeros_like(prob)
+        rest[:, :-1] = np.cumsum(prob[:, :0:-1], axis=1)[:, ::-1]
+        with np.errstate(divide="ignore"):
+            log_rest = np.log(rest[:, :count])
+        return Ranked(classes=classes[:, :count], log_prob=log_prob[:, :count], log_rest=log_rest)
+
+    @property
+    def prob(self) -> NDArray[np.float64]:
+        """Probabilities, (N, R)."""
+        return np.exp(self.log_prob)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
-    """One optional column, from the teacher to the trainer; a share of 255 unless it says so."""
+    """One optional column, from the teacher to the trainer.
+
+    ``holds`` says what its numbers are: classes; shares of 1, in steps of 1/255; or logarithms of
+    shares, which are never above 0, as steps of 1/64 below it, 65535 for all that is less.
+    """
 
     name: str  # in every format, and in ``Columns``
     word: str  # the field of ``ColumnConfig`` that asks for it
     card: str = ""  # what a store's card calls it, with {k}; nothing where another entry says it
     dtype: str = "uint8"  # of its elements
-    scale: int = 255  # the number that stands for a probability of 1; 0: numbers are classes
+    holds: Literal["classes", "shares", "logarithms"] = "shares"
+    listed: bool = False  # whether it has k values a label, and not one
     fill: int = 0  # in Zarr, where no label is
     encoding: str = "BYTE_STREAM_SPLIT"  # in Parquet
     bytes_per_value: tuple[float, float]  # in stores unmixed and mixed, by benchmarks/store.py
-    ranks: int = 1  # how many classes ``of`` looks at; that of lists sees k at least
-    of: Callable[[Ranked], NDArray[Any]]  # (N,), or for lists (N, k or more)
+    ranks: int = 1  # how many classes ``of`` looks at; that of a word with a k sees k at least
+    of: Callable[[Ranked, int], NDArray[Any]]  # of ranks and k: (N,), or for lists (N, k)
     fits: Callable[[Labels, Columns], bool] = lambda label, columns: True  # with both of them
 
-    @property
-    def listed(self) -> bool:
-        """Whether it has k values a label, and not one."""
-        return self.word in _NUMBERED
+    def stored(self, ranked: Ranked, k: int) -> NDArray[Any]:
+        """Return what a store keeps; ``read`` is the inverse, to half a step."""
+        values = self.of(ranked, k)
+        if self.holds == "shares":
+            values = np.rint(values * SHARE_STEPS)
+        elif self.holds == "logarithms":
+            values = np.minimum(np.rint(-values * LOG_STEPS), np.iinfo(self.dtype).max)
+        return values.astype(self.dtype)
 
-    def stored(self, ranked: Ranked, shape: tuple[int, ...]) -> NDArray[Any]:
-        """Return what a store keeps: numbers of classes, or the whole number next to a share."""
-        values = self.of(ranked)[(slice(None), *map(slice, shape))]
-        return (np.rint(values * self.scale) if self.scale else values).astype(self.dtype)
+    def read(self, stored: NDArray[Any]) -> NDArray[Any]:
+        """Return what stored values stand for: classes as int64, or float32."""
+        if self.holds == "classes":
+            return stored.astype(np.int64)
+        values = stored.astype(np.float32)
+        steps = SHARE_STEPS if self.holds == "shares" else -LOG_STEPS
+        return values / np.float32(steps)
 
 
 def _margin_fits(_label: Labels, columns: Columns) -> bool:
@@ -168,10 +219,20 @@ def _margin_fits(_label: Labels, columns: Columns) -> bool:
     return most is None or bool((columns["margin"] <= most).all())
 
 
-def _topk_prob_fits(_label: Labels, columns: Columns) -> bool:
-    prob = columns["topk_prob"]
-    first = columns.get("confidence", prob[..., 0])
-    return bool((prob[..., 1:] <= prob[..., :-1]).all() and (prob[..., 0] == first).all())
+def _logarithms_fit(_label: Labels, columns: Columns) -> bool:
+    """Return whether logarithms fall, and they and the rest add up to 1, to half a step each."""
+    log, rest = columns["topk_logprob"], columns["topk_rest"]
+    share = np.exp(COLUMNS["topk_logprob"].read(log).astype(np.float64))
+    total = share.sum(-1) + np.exp(COLUMNS["topk_rest"].read(rest).astype(np.float64))
+    off = np.expm1(0.51 / LOG_STEPS)
+    confidence = columns.get("confidence")
+    sure = share[..., 0]
+    first = sure if confidence is None else COLUMNS["confidence"].read(confidence)
+    return bool(
+        (log[..., 1:] >= log[..., :-1]).all()
+        and (np.abs(total - 1) <= off).all()
+        and (np.abs(sure - first) <= off + 0.51 / SHARE_STEPS).all()
+    )
 
 
 # Parquet keeps small integers in four bytes; split into streams, three of them are zeros and
@@ -183,7 +244,7 @@ _ALL = (
         word="confidence",
         card="confidence",
         bytes_per_value=(0.90, 0.90),
-        of=lambda ranked: ranked.prob[:, 0],
+        of=lambda ranked, k: ranked.prob[:, 0],
     ),
     Column(
         name="margin",
@@ -191,7 +252,7 @@ _ALL = (
         card="margin",
         bytes_per_value=(0.95, 0.95),
         ranks=2,
-        of=lambda ranked: ranked.prob[:, 0] - ranked.prob[:, 1],
+        of=lambda ranked, k: ranked.prob[:, 0] - ranked.prob[:, 1],
         fits=_margin_fits,
     ),
     Column(
@@ -199,19 +260,33 @@ _ALL = (
         word="topk",
         card="the {k} likeliest classes with probabilities",
         dtype="uint16",
-        scale=0,
+        holds="classes",
+        listed=True,
         fill=65535,
         encoding="PLAIN",
         bytes_per_value=(0.90, 1.20),
-        of=lambda ranked: ranked.classes,
+        of=lambda ranked, k: ranked.classes[:, :k],
         fits=lambda label, columns: bool((columns["topk_label"][..., 0] == label).all()),
     ),
     Column(
-        name="topk_prob",
+        name="topk_logprob",
         word="topk",
-        bytes_per_value=(0.70, 0.70),
-        of=lambda ranked: ranked.prob,
-        fits=_topk_prob_fits,
+        dtype="uint16",
+        holds="logarithms",
+        listed=True,
+        fill=65535,
+        bytes_per_value=(1.15, 1.15),
+        of=lambda ranked, k: ranked.log_prob[:, :k],
+        fits=_logarithms_fit,
+    ),
+    Column(
+        name="topk_rest",
+        word="topk",
+        dtype="uint16",
+        holds="logarithms",
+        fill=65535,
+        bytes_per_value=(0.90, 0.90),
+        of=lambda ranked, k: ranked.log_rest[:, k - 1],
     ),
 )
 COLUMNS: Mapping[str, Column] = {column.name: column for column in _ALL}
@@ -220,16 +295,19 @@ COLUMNS: Mapping[str, Column] = {column.name: column for column in _ALL}
 
 def keep_columns(config: ColumnConfig, rank: Callable[[int], Ranked]) -> Columns:
     """Return the columns asked for, of what ``rank`` gives for a number of classes."""
-    shapes = config.shapes()
-    if not shapes:
+    asked = {name: int(getattr(config, COLUMNS[name].word)) for name in config.shapes()}
+    if not asked:
         return Columns()
-    ranked = rank(max(max((COLUMNS[name].ranks, *shape)) for name, shape in shapes.items()))
-    return Columns({name: COLUMNS[name].stored(ranked, shape) for name, shape in shapes.items()})
+    ranked = rank(max(max(COLUMNS[name].ranks, k) for name, k in asked.items()))
+    return Columns({name: COLUMNS[name].stored(ranked, k) for name, k in asked.items()})
 
 
 def columns_fit(label: Labels, columns: Columns, classes: int) -> bool:
     """Return whether labels are classes, and what is stored beside them does not contradict."""
-    numbers = [label, *(values for name, values in columns.items() if not COLUMNS[name].scale)]
+    numbers = [
+        label,
+        *(values for name, values in columns.items() if COLUMNS[name].holds == "classes"),
+    ]
     return all(int(one.max(initial=0)) < classes for one in numbers) and all(
         COLUMNS[name].fits(label, columns) for name in columns
     )

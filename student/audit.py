@@ -101,9 +101,10 @@ class _Audit(Dataset[list[StudentBatch]]):
             digested = _digested(stored)[:each]
             partners = self._dataset.pairing(number).of_shard(view) if digested else {}
             for sample in digested:
-                pair = (sample, partners.get(sample, NO_PARTNER))
-                rows = [index for index in pair if index != NO_PARTNER]
-                audited.append(self._dataset.replay(_rows(number, view, rows)))
+                partner = partners.get(sample, NO_PARTNER)
+                shown = partner != NO_PARTNER and bool(stored.accepted[partner])
+                rows = _rows(number, view, sample, partner, shown=shown)
+                audited.append(self._dataset.replay(rows))
         return audited
 
 
@@ -122,12 +123,13 @@ def _spread(views: range) -> list[int]:
     return [views[index] for index in reversed_bits if index < count]
 
 
-def _rows(number: int, view: int, samples: list[int]) -> PlannedBatch:
-    """Return one sample, or two that are each other's partners."""
+def _rows(number: int, view: int, sample: int, partner: int, *, shown: bool) -> PlannedBatch:
+    """Return one sample, and its partner if it has one: as a row too if it is ``shown``."""
+    samples = [sample] if partner == NO_PARTNER else [sample, partner]
     count = len(samples)
     return PlannedBatch(
         shard=np.full(count, number),
         sample=np.array(samples, np.int64),
         view=np.full(count, view),
-        partner=np.arange(count)[::-1].copy(),
+        partner=np.arange(count)[::-1][: count if shown else 1].copy(),
     )

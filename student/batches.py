@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.columns import COLUMNS
 from pipeline.identity import AugmentConfig, StoreIdentity
 from pipeline.records import FIXED_ONE, TeacherLabels
 from pipeline.views.mixing import mix_images, normalize, to_device
@@ -21,7 +22,10 @@ __all__ = ["TeacherInLoop", "mixed_images", "mixed_target", "resize_images", "st
 
 
 def mixed_images(batch: StudentBatch, views: AugmentConfig, device: torch.device) -> Tensor:
-    """Return the (B, 3, S, S) normalized and mixed images, which the teacher saw."""
+    """Return the (B, 3, S, S) normalized and mixed images, which the teacher saw.
+
+    Guests of a subset are in the pixels, and not in the result.
+    """
     pixels = to_device(batch.pixels, device)
     return mix_images(normalize(pixels, views.mean, views.std), batch.mix)
 
@@ -40,7 +44,7 @@ def mixed_target(batch: StudentBatch, device: torch.device, smoothing: float = 0
     lam = torch.from_numpy(batch.mix.lam).float() / FIXED_ONE
     return MixedTarget(
         target=to_device(batch.target, device),
-        partner_target=to_device(batch.target[torch.from_numpy(batch.mix.partner)], device),
+        partner_target=to_device(batch.partner_target, device),
         lam=lam.to(device),
         smoothing=smoothing,
     )
@@ -48,11 +52,15 @@ def mixed_target(batch: StudentBatch, device: torch.device, smoothing: float = 0
 
 def stored_signal(batch: StudentBatch, images: Tensor) -> TeacherSignal:
     """Return what the store says that the teacher said of the images."""
-    label, probability = batch.topk_label, batch.topk_prob
+
+    def moved(values: Tensor | None) -> Tensor | None:
+        return None if values is None else to_device(values, images.device)
+
     return TeacherSignal(
         label=to_device(batch.label, images.device),
-        topk_label=None if label is None else to_device(label, images.device),
-        topk_prob=None if probability is None else to_device(probability, images.device),
+        topk_label=moved(batch.topk_label),
+        topk_logprob=moved(batch.topk_logprob),
+        topk_rest=moved(batch.topk_rest),
     )
 
 
@@ -76,11 +84,12 @@ class TeacherInLoop:
     def __call__(self, _batch: StudentBatch, images: Tensor) -> TeacherSignal:
         """Label (B, 3, S, S) mixed images, as the store keeps labels."""
         labels: TeacherLabels = self._teacher.label_images(images.detach())
-        label, columns = self._moved(labels.label), labels.columns
-        if "topk_label" not in columns:
-            return TeacherSignal(label=label)
-        topk, probability = (self._moved(columns[name]) for name in ("topk_label", "topk_prob"))
-        return TeacherSignal(label=label, topk_label=topk, topk_prob=probability.float() / 255)
+        topk = ("topk_label", "topk_logprob", "topk_rest")
+        kept = {name: labels.columns[name] for name in topk if name in labels.columns}
+        return TeacherSignal(
+            label=self._moved(labels.label.astype(np.int64)),
+            **{name: self._moved(COLUMNS[name].read(values)) for name, values in kept.items()},
+        )
 
     def _moved(self, values: NDArray[Any]) -> Tensor:
-        return to_device(torch.from_numpy(values.astype(np.int64)), self._device)
+        return to_device(torch.from_numpy(values), self._device)

@@ -119,7 +119,7 @@ class EvaluationConfig:
     """Label store of the validation shards (center views, no mixing): shows the teacher's
     accuracy beside the student's, and how often they agree."""
     eval_fraction: float = 0.875
-    """Share of the shorter side that the validation's center crop keeps."""
+    """Share of the shorter side that the validation's center crop keeps, as timm's crop_pct."""
     eval_epochs: int = free(1)
     """Epochs between evaluations; the last epoch always has one."""
     eval_batch_size: int = free(256)

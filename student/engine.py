@@ -43,7 +43,12 @@ from student.checkpoint import (
 from student.config import TrainConfig, parse_model_args
 from student.distributed import Ranks, StopAgreement
 from student.evaluation.evaluate import Evaluation, evaluate_all
-from student.evaluation.validation import ValidationDataset, center_views, read_teacher_labels
+from student.evaluation.validation import (
+    ValidationDataset,
+    center_views,
+    read_teacher_labels,
+    require_decodable,
+)
 from student.finetune import Loaded, load_weights, read_weights
 from student.inputs import Inputs
 from student.loading import LoaderOptions
@@ -195,6 +200,8 @@ class Trainer:
     ) -> Outcome:
         """Train from the current step on; see ``train``."""
         end = min(self.plan.steps, stop_after if stop_after is not None else self.plan.steps)
+        if self._validation is not None and self.step < end:
+            require_decodable(self._validation, self._loader_options())
         if self.config.run.audit and self.step < end:
             device = self.device if self._same_floats else None
             self._audited += audit_store(self._data, self._loader_options(), self.ranks, device)

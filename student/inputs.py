@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.errors import ConfigError, StoreError
+from pipeline.errors import ConfigError
 from pipeline.files.cache import ShardFile
 from pipeline.files.hub import is_hub_url
 from pipeline.files.local import expand_shards
 from pipeline.growth import to_plain
-from pipeline.identity import ColumnConfig, canonical_json
+from pipeline.identity import canonical_json
 from pipeline.shards.index import match_shards
 from pipeline.store import LabelStore, open_store
 from pipeline.store.subset import number_ranges
@@ -51,7 +51,9 @@ class Inputs:
         """Return what a checkpoint of this run and the run that continues it must share."""
         manifest = self.plan.manifest
         rejected = {str(n): [one.index for one in many] for n, many in manifest.rejections.items()}
+        omitted = {str(n): text for n, text in manifest.omitted.items()}
         shards = [[to_plain(shard) for shard in manifest.shards], rejected]
+        shards += [omitted] if omitted else []
         views = {"first": manifest.view_range.start}
         if config.plan.cycle_views:  # else views may be added without changing what was consumed
             views["end"] = manifest.view_range.stop
@@ -74,7 +76,7 @@ def open_inputs(config: TrainConfig) -> Inputs:
     """
     config.require_useful()
     store = open_store(config.labels)
-    _require_columns(config, store)
+    config.distillation.loss.require_store(store)
     wanted, side = config.run.image_size, store.identity.augment.image_size
     if wanted not in (None, side):
         raise ConfigError(
@@ -89,17 +91,6 @@ def open_inputs(config: TrainConfig) -> Inputs:
     validation = expand_shards(shown, cache, "val_shards") if shown else ()
     plan = TrainingPlan(store.manifest.of_shards(paths), config.plan)
     return Inputs(store=store, shards=paths, validation=validation, plan=plan)
-
-
-def _require_columns(config: TrainConfig, store: LabelStore) -> None:
-    """Raise ``StoreError`` if the loss needs a column that the store does not keep."""
-    loss, kept = config.distillation.loss, asdict(store.identity.columns)
-    for name, wanted in asdict(ColumnConfig.from_text(loss.columns)).items():
-        if wanted and not kept[name]:
-            raise StoreError(
-                f"`distillation` is {loss.name}, and {config.labels} holds no {name}; label again "
-                f"and keep {loss.columns}, or train with another loss"
-            )
 
 
 def open_replay(

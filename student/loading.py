@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from pipeline.errors import PipelineError
+from pipeline.errors import ConfigError, PipelineError
 from pipeline.files.objects import started_here
 from pipeline.growth import settle
 from pipeline.views.apply import warm_up
 from student.signals import outlive_signals
 
 __all__ = ["LoaderOptions", "batch_memory", "load"]
+
+_SHARED_MEMORY = "/dev/shm"
+_LONGEST_ITEM_SECONDS = 1800  # the fetch of a shard from slow storage included
 
 Item = TypeVar("Item")
 
@@ -36,7 +40,11 @@ class LoaderOptions:
 
 
 def load(dataset: Dataset[Item], items: range, options: LoaderOptions) -> Iterator[Item]:
-    """Yield the data set's ``items`` in order."""
+    """Yield the data set's ``items`` in order.
+
+    Raises what the data set raises of the package's errors, ``ConfigError`` if the processes' items
+    find no room in shared memory, ``PipelineError`` if a process dies or gives nothing.
+    """
     parallel: dict[str, Any] = {}
     if options.workers:
         warm_up()  # forked workers inherit the compiled kernels
@@ -44,16 +52,29 @@ def load(dataset: Dataset[Item], items: range, options: LoaderOptions) -> Iterat
             "multiprocessing_context": _start_method(),
             "prefetch_factor": options.prefetch,
             "worker_init_fn": _prepare,
+            "timeout": _LONGEST_ITEM_SECONDS,
         }
     loader = DataLoader(
-        _Reporting(dataset),
+        _Reporting(dataset, options),
         batch_size=None,
         sampler=items,
         num_workers=options.workers,
         pin_memory=options.pin,
         **parallel,
     )
-    for item in loader:
+    iterator = iter(loader)
+    while True:
+        try:
+            item = next(iterator, None)
+        except RuntimeError as error:
+            if not str(error).startswith(("DataLoader worker", "DataLoader timed out")):
+                raise
+            raise PipelineError(
+                f"a loader's process died or gives nothing ({error}); where memory is short give "
+                "fewer `workers`"
+            ) from error
+        if item is None:
+            return
         if isinstance(item, PipelineError):
             raise item
         yield item
@@ -79,7 +100,10 @@ def batch_memory(*shape: int) -> Tensor:
     if get_worker_info() is None:
         return torch.empty(shape, dtype=torch.uint8)
     memory = torch.empty(0, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
+    try:
+        storage = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        raise _NoRoomError(math.prod(shape), error) from error
     memory.set_(storage, 0, shape)  # type: ignore[call-overload]
     return memory
 
@@ -92,11 +116,51 @@ def _prepare(_worker: int) -> None:
 class _Reporting(Dataset[Any]):
     """Gives an error instead of raising it, since a worker would wrap it in its traceback."""
 
-    def __init__(self, dataset: Dataset[Any]) -> None:
-        self._dataset = dataset
+    def __init__(self, dataset: Dataset[Any], options: LoaderOptions) -> None:
+        self._dataset, self._options = dataset, options
 
     def __getitem__(self, item: int) -> Any:
         try:
-            return self._dataset[item]
+            found = self._dataset[item]
+            if get_worker_info() is not None:
+                _share(found)
+            return found
         except PipelineError as error:
             return error
+        except _NoRoomError as error:
+            return self._no_room(error)
+
+    def _no_room(self, error: _NoRoomError) -> ConfigError:
+        workers, prefetch = self._options.workers, self._options.prefetch
+        batches = workers * prefetch + 1
+        place = shutil.disk_usage(_SHARED_MEMORY)
+        return ConfigError(
+            f"`workers` {workers}: no room in {_SHARED_MEMORY} for a batch ({error.reason}); there "
+            f"are {place.free} of {place.total} bytes free, and {batches} batches of {error.size} "
+            f"bytes need {batches * error.size}, beside those of other loaders; give fewer "
+            "`workers`, or more room (a container's shm-size)"
+        )
+
+
+class _NoRoomError(Exception):
+    """Shared memory has no room for so many bytes."""
+
+    def __init__(self, size: int, error: RuntimeError) -> None:
+        super().__init__(size)
+        self.size, self.reason = size, str(error).rpartition(": ")[2]
+
+
+def _share(item: Any) -> None:
+    """Put all tensors of an item into memory that the trainer shares.
+
+    The loader's queue would do it in a thread of its own, where a failure loses the item, and the
+    trainer would wait for it for ever.
+    """
+    values = [getattr(item, one.name) for one in fields(item)] if is_dataclass(item) else []
+    tensors = [one for one in values if isinstance(one, Tensor)]
+    size = sum(one.untyped_storage().nbytes() for one in tensors)
+    for tensor in tensors:
+        try:
+            tensor.share_memory_()  # type: ignore[no-untyped-call]
+        except RuntimeError as error:
+            raise _NoRoomError(size, error) from error

@@ -4,8 +4,10 @@ Everything here follows from the manifest, a seed and a few settings, so any pro
 any batch by itself: no communication, no state to save but a step number.
 
 A **unit** is two samples, each at ``views_per_unit`` consecutive views: a pair that is mixed
-with one another, or two samples without a partner. A **pass** shows every accepted sample
+with one another, or two samples whose partner is not shown. A **pass** shows every accepted sample
 once, in **windows** of a few shards; a sample that a window leaves single opens the next.
+
+A partner that a subset omits is a **guest**: its pixels are mixed in, and it is no row of a batch.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +25,12 @@ from numpy.typing import NDArray
 from pipeline.errors import ConfigError, StoreError
 from pipeline.growth import require, settle
 from pipeline.identity import TRIPLE_VIEWS
-from pipeline.records import NO_PARTNER, ShardInfo
-from pipeline.store.manifest import Manifest
+from pipeline.records import NO_PARTNER, ShardInfo, places_of
 from pipeline.views.pairing import Pairing
 from pipeline.views.rng import stream
+
+if TYPE_CHECKING:
+    from pipeline.store.manifest import Manifest
 
 __all__ = ["PlanConfig", "PlannedBatch", "TrainingPlan"]
 
@@ -70,20 +74,30 @@ class PlanConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedBatch:
-    """N rows of one batch, unit after unit; the rows of one sample lie together."""
+    """N rows of one batch, unit after unit; the rows of one sample lie together.
 
-    shard: NDArray[np.int64]  # (N,), shard numbers
-    sample: NDArray[np.int64]  # (N,), places in the shard
-    view: NDArray[np.int64]  # (N,)
+    After them come the views of guests, M - N of them, in the order of the rows that they are
+    mixed into. Without omitted samples M is N.
+    """
+
+    shard: NDArray[np.int64]  # (M,), shard numbers
+    sample: NDArray[np.int64]  # (M,), places in the shard
+    view: NDArray[np.int64]  # (M,)
     partner: NDArray[np.int64]  # (N,), row of the partner; the row itself if it has none
+
+    @property
+    def rows(self) -> int:
+        """Rows to train on (N)."""
+        return len(self.partner)
 
 
 class _Member(NamedTuple):
-    """A sample in a unit, with the first of the unit's views."""
+    """A sample in a unit, with the first of the unit's views, and its guest."""
 
     shard: int
     sample: int
     view: int
+    guest: int = NO_PARTNER
 
 
 class _Unit(NamedTuple):
@@ -94,10 +108,10 @@ class _Unit(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _ShardUnits:
-    """What one shard contributes to a pass: indices of pairs and of single samples."""
+    """What one shard contributes to a pass: pairs, and single samples with their guests."""
 
     pairs: tuple[tuple[int, int], ...]
-    singles: tuple[int, ...]
+    singles: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +144,7 @@ class TrainingPlan:
             for number, rejections in manifest.rejections.items()
             if rejections
         }
+        self._omitted = dict(manifest.omitted)  # as text: few of them are needed at a time
         self._accepted = {number: manifest.accepted_samples(number) for number in self._shards}
         self.rows_per_epoch = sum(self._accepted.values())
         self.first_view = manifest.view_range.start
@@ -201,13 +216,14 @@ class TrainingPlan:
         rows = np.arange(len(units) * UNIT_SAMPLES * views).reshape(-1, UNIT_SAMPLES, views)
         paired = np.array([unit.paired for unit in units])[:, None, None]
         partner = np.where(paired, rows[:, ::-1], rows)
-        repeated = np.repeat(members.reshape(-1, 3), views, axis=0)
-        return PlannedBatch(
-            shard=repeated[:, 0],
-            sample=repeated[:, 1],
-            view=repeated[:, 2] + np.tile(np.arange(views), len(members) * UNIT_SAMPLES),
+        shard, sample, view, guest = np.repeat(members.reshape(-1, 4), views, axis=0).T
+        batch = PlannedBatch(
+            shard=shard,
+            sample=sample,
+            view=view + np.tile(np.arange(views), len(members) * UNIT_SAMPLES),
             partner=partner.reshape(-1),
         )
+        return _with_guests(batch, guest)
 
     def _units(self, start: int, end: int) -> list[_Unit]:
         """Return units ``start`` to ``end`` of the stream."""
@@ -256,7 +272,7 @@ class TrainingPlan:
                 _Unit(_Member(number, one, view), _Member(number, other, view), True)
                 for one, other in drawn.pairs
             ]
-            singles += [_Member(number, index, view) for index in drawn.singles]
+            singles += [_Member(number, index, view, guest) for index, guest in drawn.singles]
         units += [
             _Unit(*two, paired=False) for two in zip(singles[::2], singles[1::2], strict=False)
         ]  # an odd one is carried into the next window
@@ -285,11 +301,14 @@ class TrainingPlan:
     def _last_single(self, windows: Iterable[tuple[int, ...]], view: int) -> _Member | None:
         numbers = [number for window in windows for number in window]
         for number in reversed(numbers):
-            # Only an odd shard, or one with rejections, can have a single: others need no draw.
-            if self._shards[number].samples % 2 or number in self._rejected:
+            # Only an odd shard, or one without all its samples, can have a single: others need no
+            # draw.
+            fewer = number in self._rejected or number in self._omitted
+            if self._shards[number].samples % 2 or fewer:
                 singles = self._draw_shard(number, view).singles
                 if singles:
-                    return _Member(number, singles[-1], view)
+                    index, guest = singles[-1]
+                    return _Member(number, index, view, guest)
         return None
 
     def _draw_shard(self, number: int, view: int) -> _ShardUnits:
@@ -300,11 +319,16 @@ class TrainingPlan:
             rejected=self._rejected.get(number, frozenset()),
             config=self._mix,
         )
+        places = places_of(self._omitted.get(number, ""), self._shards[number].samples)
+        omitted = frozenset(np.flatnonzero(places).tolist())
         pairs: dict[int, int] = {}  # by the partner: each pair is met from both sides
-        singles: list[int] = []
+        singles: list[tuple[int, int]] = []
         for sample, partner in pairing.of_shard(view).items():
-            if partner == NO_PARTNER:
-                singles.append(sample)
+            if sample in omitted:
+                continue
+            if partner == NO_PARTNER or partner in omitted:
+                mixed = self._mix.probability > 0  # else nobody needs a guest's pixels
+                singles.append((sample, partner if mixed else NO_PARTNER))
             elif sample not in pairs:
                 pairs[partner] = sample
         return _ShardUnits(tuple((one, other) for other, one in pairs.items()), tuple(singles))
@@ -312,6 +336,21 @@ class TrainingPlan:
     def _view_of(self, pass_: int) -> int:
         # Without cycling, no pass is beyond the store's.
         return self.first_view + pass_ % self._passes * self.config.views_per_unit
+
+
+def _with_guests(batch: PlannedBatch, guest: NDArray[np.int64]) -> PlannedBatch:
+    """Add the views of guests: ``guest`` (N,) is the place of each row's, or none."""
+    hosts = np.flatnonzero(guest != NO_PARTNER)
+    if not len(hosts):
+        return batch
+    partner = batch.partner.copy()
+    partner[hosts] = batch.rows + np.arange(len(hosts))
+    return PlannedBatch(
+        shard=np.concatenate([batch.shard, batch.shard[hosts]]),
+        sample=np.concatenate([batch.sample, guest[hosts]]),
+        view=np.concatenate([batch.view, batch.view[hosts]]),
+        partner=partner,
+    )
 
 
 def _check_views(views: range, config: PlanConfig) -> None:

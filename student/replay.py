@@ -21,13 +21,13 @@ from torch.utils.data import Dataset
 from pipeline.columns import COLUMNS
 from pipeline.errors import DecodeError, ReplayError, ShardError
 from pipeline.files.cache import ShardFile
-from pipeline.records import NO_PARTNER, MixKind, Pixels, ShardView, ViewMix
+from pipeline.records import NO_PARTNER, MixKind, MixParams, Pixels, ShardView, ViewMix
 from pipeline.shards.index import Shard, open_known_shard
 from pipeline.store import LabelStore
 from pipeline.store.provenance import version_differences
 from pipeline.views.apply import decode
 from pipeline.views.draw import has_mixed_digest
-from pipeline.views.make import ShardViews, View
+from pipeline.views.make import ShardViews, View, make_view
 from pipeline.views.pairing import Pairing
 from pipeline.views.rng import sample_seed
 from student.loading import LoaderOptions, batch_memory, load
@@ -35,13 +35,26 @@ from student.order import PlannedBatch, TrainingPlan
 
 __all__ = ["ReplayDataset", "StudentBatch", "replay_loader"]
 
+_TENSORS = (
+    "pixels",
+    "target",
+    "partner_target",
+    "label",
+    "topk_label",
+    "topk_logprob",
+    "topk_rest",
+)
 _OPEN_SHARDS = 16
 _OPEN_VIEWS = 96  # two windows of shards, three views each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudentBatch:
-    """B rows of one step, before normalization and mixing."""
+    """B rows of one step, before normalization and mixing.
+
+    Of a subset, ``pixels`` has more rows than there are to train on, M: after them come views of
+    omitted samples, which some rows are mixed with.
+    """
 
     step: int
     keys: tuple[str, ...]  # (B,)
@@ -49,27 +62,27 @@ class StudentBatch:
     sample: NDArray[np.int64]  # (B,), indices in the shard
     view: NDArray[np.int64]  # (B,)
     seed: NDArray[np.int64]  # (B,)
-    pixels: Tensor  # (B, S, S, 3) uint8
+    pixels: Tensor  # (M, S, S, 3) uint8; M is B but for subsets
     target: Tensor  # (B,) int64, true class
+    partner_target: Tensor  # (B,) int64, that of the image mixed in; the row's own if none is
     label: Tensor  # (B,) int64, the teacher's argmax on the mixed view
-    mix: ViewMix  # partners are rows of this batch
+    mix: ViewMix  # of B rows; partners are rows of ``pixels``
     audited: int  # rows whose stored digest was compared
     mixed_digest: NDArray[np.uint32]  # (B,), 0 where the store has none
     has_mixed_digest: NDArray[np.bool_]  # (B,)
     topk_label: Tensor | None = None  # (B, k) int64, by falling probability; None: not stored
-    topk_prob: Tensor | None = None  # (B, k) float32 in 0..1
+    topk_logprob: Tensor | None = None  # (B, k) float32, logarithms of probabilities
+    topk_rest: Tensor | None = None  # (B,) float32, that of all other classes together
 
     def pin_memory(self) -> StudentBatch:
         """Return the batch with tensors in pinned memory; the loader calls this."""
-        names = ("pixels", "target", "label", "topk_label", "topk_prob")
-        tensors = {name: getattr(self, name) for name in names}
+        tensors = {name: getattr(self, name) for name in _TENSORS}
         pinned = {name: one.pin_memory() for name, one in tensors.items() if one is not None}
         return dataclasses.replace(self, **pinned)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> StudentBatch:
         """Return the batch with tensors on a device; loops of other libraries call this."""
-        names = ("pixels", "target", "label", "topk_label", "topk_prob")
-        tensors = {name: getattr(self, name) for name in names}
+        tensors = {name: getattr(self, name) for name in _TENSORS}
         moved = {
             name: one.to(device, non_blocking=non_blocking)
             for name, one in tensors.items()
@@ -132,39 +145,50 @@ class ReplayDataset(Dataset[StudentBatch]):
         return self.replay(rows, step)
 
     def replay(self, rows: PlannedBatch, step: int = 0) -> StudentBatch:
-        """Return any rows whose partners are among them, as item ``step`` would."""
+        """Return any rows whose partners are among them, or guests, as item ``step`` would."""
         labels = [
             self._labels(shard, view)
             for shard, view in zip(rows.shard.tolist(), rows.view.tolist(), strict=True)
         ]
         entries = list(zip(labels, rows.sample.tolist(), strict=True))
-        side = self.store.identity.augment.image_size
-        pixels = batch_memory(len(entries), side, side, 3)
-        views, mix, audited = pixels.numpy(), ViewMix.unmixed(len(entries)), 0
-        for row, made in enumerate(self._make_views(rows, entries)):
+        side, every = self.store.identity.augment.image_size, entries
+        pixels = batch_memory(len(every), side, side, 3)
+        views, mix, audited = pixels.numpy(), ViewMix.unmixed(rows.rows), 0
+        target = torch.tensor(self._targets(rows, every))
+        for row, made in enumerate(self._make_views(rows, every)):
             views[row] = made.pixels
             if made.mix.kind is not MixKind.NONE:
                 mix.set_row(row, int(rows.partner[row]), made.mix)
             if made.digest is not None:
                 self._check_digest(*entries[row], made.digest)
                 audited += 1
+        entries = every[: rows.rows]
         return StudentBatch(
             step=step,
             keys=tuple(one.keys[index] for one, index in entries),
-            shard=rows.shard,
-            sample=rows.sample,
-            view=rows.view,
+            shard=rows.shard[: rows.rows],
+            sample=rows.sample[: rows.rows],
+            view=rows.view[: rows.rows],
             seed=np.array([one.seed[index] for one, index in entries], np.int64),
             pixels=pixels,
-            target=torch.tensor([int(one.target[index]) for one, index in entries]),
+            target=target[: rows.rows],
+            partner_target=target[torch.from_numpy(mix.partner)],
             label=torch.tensor([int(one.label[index]) for one, index in entries]),
             mix=mix,
             audited=audited,
             mixed_digest=np.array([one.mixed_digest[index] for one, index in entries], np.uint32),
             has_mixed_digest=np.array([_has_mixed_digest(*entry) for entry in entries], np.bool_),
             topk_label=_rows_of(entries, "topk_label"),
-            topk_prob=_rows_of(entries, "topk_prob"),
+            topk_logprob=_rows_of(entries, "topk_logprob"),
+            topk_rest=_rows_of(entries, "topk_rest"),
         )
+
+    def _targets(self, rows: PlannedBatch, entries: list[tuple[ShardView, int]]) -> list[int]:
+        """Return the true class of each row and guest."""
+        own = [int(one.target[index]) for one, index in entries[: rows.rows]]
+        # The store knows nothing of guests, but that their shard is the one that was labelled.
+        guests = [self._shard(one.shard).samples[at].target for one, at in entries[rows.rows :]]
+        return own + guests
 
     def path(self, shard: int) -> ShardFile:
         """Return the file of a shard, by its number."""
@@ -199,7 +223,7 @@ class ReplayDataset(Dataset[StudentBatch]):
     def _make_views(
         self, rows: PlannedBatch, entries: list[tuple[ShardView, int]]
     ) -> Iterator[View]:
-        """Yield the view of each row, digested if that is stored and to be compared.
+        """Yield the view of each row and guest, digested if that is stored and to be compared.
 
         ``entries`` has each row's labels and its index there.
         """
@@ -208,15 +232,22 @@ class ReplayDataset(Dataset[StudentBatch]):
         for row, (labels, index) in enumerate(entries):
             if image is None or shown != (labels.shard, index):
                 image, shown = self._decode(labels.shard, index), (labels.shard, index)
+            if row >= rows.rows:
+                yield self._guest_view(labels, index, image)
+                continue
             partner = int(rows.partner[row])
             pair = (index, NO_PARTNER if partner == row else entries[partner][1])
             audit = self._audit and bool(labels.has_digest[index])
             shard_views = views_of(labels.shard)
             seed = int(labels.seed[index])
-            if not labels.accepted[index]:  # a partner that a subset omits
-                root, key = self.store.identity.root_seed, shard_views.samples[index].key
-                seed = sample_seed(root, key)
             yield shard_views.make(image, seed, labels.view, pair, digest=audit)
+
+    def _guest_view(self, labels: ShardView, index: int, image: Pixels) -> View:
+        """Return the view of a sample that has no row, and so no seed, in the store."""
+        identity = self.store.identity
+        seed = sample_seed(identity.root_seed, self._shard(labels.shard).samples[index].key)
+        pixels = make_view(image, seed, labels.view, identity.augment)
+        return View(pixels=pixels, mix=MixParams.none(), digest=None)
 
     def _views_of(self, shard: int) -> ShardViews:
         return ShardViews(
@@ -256,12 +287,11 @@ def _has_mixed_digest(labels: ShardView, index: int) -> bool:
 
 
 def _rows_of(entries: list[tuple[ShardView, int]], name: str) -> Tensor | None:
-    """Return an optional column's rows, None where the store has none: classes, or shares of 1."""
+    """Return what an optional column's rows stand for, None where the store has none."""
     if not entries or name not in entries[0][0].columns:
         return None
     stacked = np.stack([one.columns[name][index] for one, index in entries])
-    values, scale = torch.from_numpy(stacked.astype(np.int32)), COLUMNS[name].scale
-    return values.float() / scale if scale else values.long()
+    return torch.from_numpy(COLUMNS[name].read(stacked))
 
 
 def replay_loader(

@@ -63,7 +63,7 @@ class HashTeacher:
 
 def every_column(k: int) -> ColumnConfig:
     """Return the configuration that keeps all columns of the table, k values in each list."""
-    lists = {column.word for column in COLUMNS.values() if column.listed}
+    lists = {column.word for column in COLUMNS.values() if column.listed}  # their k
     return ColumnConfig(**{word: k if word in lists else True for word in ColumnConfig.words()})
 
 
@@ -71,8 +71,11 @@ def hash_labels(words: NDArray[np.int64], columns: ColumnConfig) -> TeacherLabel
     """Make up labels, and probabilities that fit them, from a 32-bit word a row."""
     steps = np.arange(max(2, columns.topk))
     ranked = (words[:, None] + 7919 * steps) % TEACHER.classes
-    prob = (words >> 24)[:, None] >> steps  # halves from class to class
-    kept = keep_columns(columns, lambda _: Ranked(classes=ranked, prob=prob / 255))
+    first = 0.25 + (words >> 24)[:, None] / 512  # of what is left, from class to class
+    prob = first * (1 - first) ** steps
+    rest = (1 - first) ** (steps + 1)
+    made = Ranked(classes=ranked, log_prob=np.log(prob), log_rest=np.log(rest))
+    kept = keep_columns(columns, lambda _: made)
     return TeacherLabels(label=ranked[:, 0].astype(np.uint16), columns=kept)
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from pipeline.columns import Columns
+from pipeline.columns import LOG_STEPS, Columns
 from pipeline.files.local import sha256
 from pipeline.identity import (
     AugmentConfig,
@@ -23,7 +25,7 @@ from pipeline.records import PartKey, PartRows, Rejection, ShardInfo
 from pipeline.store import LabelStore, claim_store, commit_part, finish_store, open_store
 from pipeline.store.card import card_text
 from pipeline.store.sealing import sealed
-from pipeline.views.draw import has_mixed_digest
+from pipeline.views.draw import has_digest, has_mixed_digest
 
 CLASSES = 5
 PRINTS = {"decode": 1, "op.rotate": 2}
@@ -66,29 +68,29 @@ def rows_of(identity: StoreIdentity, shard: ShardInfo, first: int, views: int) -
     content = int(shard.key_hash[:8], 16)
     keys = tuple(f"{shard.name}/{i}" for i in range(shard.samples) if i != 2)
     labels = np.empty((samples, views, classes), np.uint16)
-    digest, has_digest = np.zeros((samples, views), np.uint32), np.zeros((samples, views), bool)
+    seed = np.random.default_rng(content).integers(0, 1 << 63, samples, np.int64)
+    views_here = np.arange(first, first + views)
+    digest, there = np.zeros((samples, views), np.uint32), has_digest(seed[:, None], views_here)
     margin = np.empty((samples, views), np.uint8)
     for view in range(first, first + views):
         random = np.random.default_rng([content, view, int(identity.teacher.weights[:1], 16)])
         labels[:, view - first] = random.permuted(np.tile(np.arange(classes), (samples, 1)), axis=1)
         margin[:, view - first] = random.integers(0, 256, samples)
         pixels = np.random.default_rng([content, view, identity.root_seed])
-        has_digest[:, view - first] = pixels.random(samples) < 0.3
         digest[:, view - first] = pixels.integers(0, 1 << 32, samples)
-    digest[~has_digest] = 0
+    digest[~there] = 0
     target = (np.arange(samples, dtype=np.int32) + content % classes) % classes
     target[0] = -1
     columns, topk = identity.columns, identity.columns.topk
+    confidence = 255 - margin // 2
     every = Columns(
         {
-            "confidence": 255 - margin // 2,
+            "confidence": confidence,
             "margin": margin,
             "topk_label": labels[:, :, :topk].copy(),
-            "topk_prob": np.sort(labels[:, :, :topk], axis=2)[:, :, ::-1].astype(np.uint8),
+            **_logarithms(confidence / 255, topk),
         }
     )
-    seed = np.random.default_rng(content).integers(0, 1 << 63, samples, np.int64)
-    views_here = np.arange(first, first + views)
     return PartRows(
         part=PartKey(shard=shard.number, first_view=first, views=views),
         identity=identity.digest,
@@ -103,12 +105,25 @@ def rows_of(identity: StoreIdentity, shard: ShardInfo, first: int, views: int) -
         seed=seed,
         label=labels[:, :, 0].copy(),
         digest=digest,
-        has_digest=has_digest,
+        has_digest=there,
         mixed_digest=np.where(
-            has_mixed_digest(has_digest, seed[:, None], views_here), digest ^ np.uint32(5), 0
+            has_mixed_digest(there, seed[:, None], views_here), digest ^ np.uint32(5), 0
         ).astype(np.uint32),
         columns=every.only(columns),
     )
+
+
+def _logarithms(first: NDArray[np.float64], k: int) -> dict[str, NDArray[Any]]:
+    """Return k log-probabilities, each after the first half of what is left, and the rest's."""
+    left = (1 - first)[..., None] * 0.5 ** np.arange(k)
+    with np.errstate(divide="ignore"):
+        log = np.log(np.concatenate([first[..., None], left[..., 1:]], axis=-1)[..., :k])
+        rest = np.log(left)
+    found = {"topk_logprob": log, "topk_rest": rest[..., -1] if k else first}
+    return {
+        name: np.rint(-values * LOG_STEPS).clip(max=65535).astype(np.uint16)
+        for name, values in found.items()
+    }
 
 
 def omit_two(rows: PartRows) -> PartRows:

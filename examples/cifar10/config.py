@@ -86,8 +86,8 @@ class EvidenceConfig:
     """Rows of a batch."""
     lr: float = 1e-3
     """Peak learning rate."""
-    topk: int = 5
-    """Classes with probabilities that the store of the soft arm keeps."""
+    topk: int = 10
+    """Classes with probabilities that the store of the soft arm keeps; by default all."""
     eval_epochs: int = 5
     """Epochs between evaluations."""
     threads: int | None = None

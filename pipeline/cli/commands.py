@@ -19,6 +19,7 @@ from pipeline.shards import packing
 
 if TYPE_CHECKING:
     from pipeline.files.cache import CacheConfig
+    from pipeline.tools import KeptSamples
     from pipeline.tools.relabel import RelabelReport
     from pipeline.tools.verify import Mismatch, VerifyReport
 
@@ -199,7 +200,11 @@ class Extend:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thin:
-    """Write a smaller store: of some of the views, or without optional columns."""
+    """Write a smaller store: of some views, shards or samples, or without optional columns.
+
+    What is said of samples must hold together. One that is left out has no rows, and its image
+    is still mixed into its partner's: shards stay whole, and are needed.
+    """
 
     store: tyro.conf.Positional[str]
     """The store."""
@@ -209,28 +214,93 @@ class Thin:
     """Views to keep: the first and the one after the last, as 0:100; all by default."""
     drop: tuple[str, ...] = ()
     """Columns to leave out: confidence, margin, topk."""
+    shard_numbers: str | None = None
+    """Shards to keep, by their numbers in the card: 0-127,130."""
+    classes: str | None = None
+    """True classes to keep: 0,5,7-9, or a file of them."""
+    keys: Path | None = None
+    """File with the keys of the samples to keep, one in a line."""
+    sample_share: float | None = None
+    """Share of the samples to keep, such as 0.1: which ones, a hash of seed and key decides, so
+    0.01 lies in 0.1, whatever the store."""
+    sample_seed: int = 0
+    """Seed of that hash."""
     json: bool = False
     """Print JSON for machines instead."""
 
-    def view_range(self) -> range | None:
-        """Return the views to keep, None for all."""
-        if self.views is None:
+    def kept(self) -> KeptSamples | None:
+        """Return which samples to keep, None for all."""
+        from pipeline.store.subset import parse_numbers
+        from pipeline.tools import KeptSamples
+
+        rules = (self.shard_numbers, self.classes, self.keys, self.sample_share)
+        if all(one is None for one in rules):
             return None
-        match = re.fullmatch(r"(\d+):(\d+)", self.views)
-        if match is None:
-            raise ConfigError(f"--views {self.views}: give two numbers, as 0:100")
-        return range(int(match[1]), int(match[2]))
+        classes, shards = self.classes, self.shard_numbers
+        if classes is not None and Path(classes).is_file():
+            classes = ",".join(_words_of(Path(classes)))
+        return KeptSamples(
+            shard_numbers=None if shards is None else parse_numbers(shards, "shard_numbers"),
+            classes=None if classes is None else parse_numbers(classes, "classes"),
+            keys=None if self.keys is None else tuple(_lines_of(self.keys)),
+            sample_share=self.sample_share,
+            sample_seed=self.sample_seed,
+        )
 
     def run(self) -> None:
         from pipeline.store import open_store
         from pipeline.tools import thin_store
 
         drop = tuple(name for text in self.drop for name in text.split(",") if name)
-        views, store = self.view_range(), open_store(self.store)
-        if views is None and not drop:
-            raise ConfigError("nothing to leave out: give --views, --drop or both")
+        views, kept, store = _view_range(self.views), self.kept(), open_store(self.store)
+        if views is None and kept is None and not drop:
+            raise ConfigError(
+                "nothing to leave out: give --views, --drop, --shard-numbers, --classes, --keys or "
+                "--sample-share"
+            )
         with Progress("parts") as progress:
-            report = thin_store(store, self.out, views=views, drop=drop, show=progress.show)
+            report = thin_store(
+                store, self.out, views=views, drop=drop, kept=kept, show=progress.show
+            )
+        _show(report, as_json=self.json)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Views:
+    """Write how each view was drawn and mixed as a Parquet table, to be queried."""
+
+    store: tyro.conf.Positional[str]
+    """The store."""
+    shards: tuple[str, ...]
+    """The shards that were labelled: files, URLs, brace patterns or globs, in quotes."""
+    out: Path
+    """The file to write, at which there is nothing."""
+    views: str | None = None
+    """Views to write: the first and the one after the last, as 0:100; all by default."""
+    subset: bool = False
+    """Be content with some of the store's shards."""
+    cache_dir: Path | None = None
+    """Where shards from object storage are kept, as verify has it."""
+    cache_gb: float = 100.0
+    """Size of that directory."""
+    json: bool = False
+    """Print JSON for machines instead."""
+
+    def run(self) -> None:
+        from pipeline.files.cache import CacheConfig
+        from pipeline.store import open_store
+        from pipeline.tools import write_views
+
+        with Progress("parts") as progress:
+            report = write_views(
+                open_store(self.store),
+                self.shards,
+                self.out,
+                views=_view_range(self.views),
+                subset=self.subset,
+                cache=CacheConfig.of_flags(self.cache_dir, self.cache_gb),
+                show=progress.show,
+            )
         _show(report, as_json=self.json)
 
 
@@ -274,7 +344,9 @@ class Repair:
         _show(repair_store(self.store), as_json=self.json)
 
 
-StoreCommand: TypeAlias = Inspect | Verify | Stats | Diff | Merge | Extend | Thin | Export | Repair
+StoreCommand: TypeAlias = (
+    Inspect | Verify | Stats | Diff | Merge | Extend | Thin | Views | Export | Repair
+)
 
 
 def label_store() -> None:
@@ -289,6 +361,29 @@ def label_store() -> None:
         )
         with running("label-store", flags_of(type(command))):
             command.run()
+
+
+def _view_range(text: str | None) -> range | None:
+    """Return the views that a flag names, None for all."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d{1,9}):(\d{1,9})", text)
+    if match is None:
+        raise ConfigError(f"--views {text}: give two numbers, as 0:100")
+    return range(int(match[1]), int(match[2]))
+
+
+def _lines_of(path: Path) -> list[str]:
+    """Return the lines of a text file that are not empty."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+        return [line.removesuffix("\r") for line in lines if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}); give a text file") from error
+
+
+def _words_of(path: Path) -> list[str]:
+    return [word for line in _lines_of(path) for word in re.split(r"[,\s]+", line) if word]
 
 
 def _relabel(options: Verify, cache: CacheConfig) -> RelabelReport:
@@ -313,6 +408,7 @@ def _print_checks(store: str, report: VerifyReport, relabelled: RelabelReport | 
     labelled = report.samples - report.rejected - report.omitted
     say(f"{report.samples} samples = {labelled} labelled + {report.rejected} rejected{left_out}")
     say(f"{report.digests} views have a digest, {report.redrawn} were redrawn from the shards")
+    say(f"{report.without_digest} labelled samples have no digest at any view")
     say(
         f"{report.mixed_digests} of them have one of the mixed image too, "
         + (
@@ -323,6 +419,8 @@ def _print_checks(store: str, report: VerifyReport, relabelled: RelabelReport | 
     )
     if report.left_out:
         say(f"warning: the shards given are {report.left_out}: nothing of those was redrawn")
+    for path in report.unwatched:
+        say(f"{path} is watched by nothing: no checksum knows it")
     _print_mismatches("MISMATCH", report.mismatches)
     if relabelled is not None:
         say(

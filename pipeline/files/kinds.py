@@ -5,9 +5,9 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
-__all__ = ["what_it_is_instead", "why_no_data"]
+__all__ = ["HEAD_BYTES", "what_it_is_instead", "why_no_data"]
 
-_HEAD_BYTES = 512
+HEAD_BYTES = 512  # that show what a file is instead
 
 
 def why_no_data(path: Path) -> str | None:
@@ -29,7 +29,7 @@ def why_no_data(path: Path) -> str | None:
         return "is a pipe, a socket or a device; give a file"
     try:
         with path.open("rb") as file:
-            return what_it_is_instead(file.read(_HEAD_BYTES))
+            return what_it_is_instead(file.read(HEAD_BYTES))
     except OSError as error:
         return f"cannot be read ({error.strerror})"
 

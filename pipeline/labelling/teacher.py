@@ -253,9 +253,8 @@ def rank_logits(logits: Tensor, columns: ColumnConfig) -> TeacherLabels:
     def rank(classes: int) -> Ranked:
         # Adding zero makes -0 and 0 one number, which some sorts tell apart.
         order = torch.sort(logits + 0.0, dim=1, descending=True, stable=True).indices
-        order = order[:, :classes]
-        prob = torch.softmax(logits.double(), dim=1).gather(1, order)
-        return Ranked(classes=order.cpu().numpy(), prob=prob.cpu().numpy())
+        log = torch.log_softmax(logits.double(), dim=1).gather(1, order)
+        return Ranked.of_sorted(order.cpu().numpy(), log.cpu().numpy(), classes)
 
     label = logits.cpu().numpy().argmax(axis=1).astype(np.uint16)
     return TeacherLabels(label=label, columns=keep_columns(columns, rank))

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ShardError
 from pipeline.files.cache import RemoteShard, ShardFile
+from pipeline.files.kinds import HEAD_BYTES, what_it_is_instead
 from pipeline.identity import canonical_json
 from pipeline.records import Sample, ShardInfo
 from pipeline.shards.tar import Member, regular_members
@@ -98,6 +99,9 @@ def open_shard(path: ShardFile, number: int) -> Shard:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
         raise ShardError(f"{path}: cannot read the shard: {error}") from error
+    instead = what_it_is_instead(data[:HEAD_BYTES])
+    if instead is not None:
+        raise ShardError(f"{path}: the shard {instead}")
     samples: list[Sample] = []
     keys, content = _ListHash(), _ListHash()
     for key, parts in _grouped(path, data):

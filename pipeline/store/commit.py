@@ -7,7 +7,6 @@ not at all, and never changes afterwards; ``finish_store`` alone writes the mani
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -33,6 +32,8 @@ from pipeline.store.manifest import (
     listed_notes,
     listed_parts,
     listed_subset,
+    part_of_path,
+    require_own_files,
     write_manifest,
 )
 from pipeline.store.parquet import decode_part, encode_part
@@ -58,7 +59,6 @@ __all__ = [
 ]
 
 _NAMED = 8  # ranges of views in an error
-_PART_PATH = re.compile(r"^shard=(\d+)/view-(\d{5,})-(\d{5,})\.parquet$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,16 +230,14 @@ def _committed(rows: PartRows, data: bytes) -> Committed:
 
 
 def find_parts(root: Place) -> list[PartKey]:
-    """Return the parts that are committed, by (shard, view)."""
-    parts = []
-    for path in open_folder(root).list("shard="):
-        match = _PART_PATH.match(path)
-        if match:
-            shard, first, end = (int(number) for number in match.groups())
-            part = PartKey(shard=shard, first_view=first, views=end - first)
-            if part.path == path:  # and not, for example, a second name for shard 7, shard=07
-                parts.append(part)
-    return sorted(parts)
+    """Return the parts that are committed, by (shard, view).
+
+    Raises ``StoreError`` for files at ``root`` that are none of a store's.
+    """
+    folder = open_folder(root)
+    found = {path: part_of_path(path) for path in folder.list()}
+    require_own_files(found, lambda path: found[path] is not None, str(folder))
+    return sorted(part for part in found.values() if part is not None)
 
 
 def read_entries(

@@ -15,10 +15,14 @@ from pipeline.store.manifest import (
     MAX_COMPANION_BYTES,
     META_PREFIX,
     RUNS_PATH,
+    USER_PATH,
     Manifest,
     PartEntry,
     check_companion_paths,
+    companion_limit,
     identity_bytes,
+    part_of_path,
+    require_own_files,
 )
 from pipeline.store.provenance import public_record
 
@@ -77,17 +81,43 @@ class LabelStore(ABC):
         Checks those bytes, too, that ``read_part`` does not read.
         """
 
+    def check_names(self) -> None:
+        """Raise ``StoreError`` naming a file that is none of a store's.
+
+        Opening does not look for such files, which would take a listing.
+        """
+        require_own_files(self.root.list(), self._is_own, str(self.root))
+
+    def _is_own(self, path: str) -> bool:
+        """Return whether a store of this format has a file of labels at such a path."""
+        return part_of_path(path) is not None
+
+    def user_files(self) -> Mapping[str, bytes]:
+        """Return what people have put beside the labels, by path: nothing watches it.
+
+        Raises ``StoreError`` for what is no text.
+        """
+        found = {}
+        for path in self._companion_paths():
+            if path.startswith(USER_PATH):
+                found[path] = self.root.read_unwatched(path, companion_limit(path))
+                require_text(found[path], self.root.at(path))
+        return found
+
     def companions(self) -> Mapping[str, bytes]:
-        """Return the files that travel with a store, by path: card, identity, its runs.
+        """Return the files that travel with a store, by path: card, identity, runs, and people's.
 
         In a ``public`` store the records of runs hold nothing of whose machine it was. Raises
         ``StoreError`` for a file beside them with another name.
         """
         files = {
-            path: self.root.read_unwatched(path, MAX_COMPANION_BYTES)
+            path: self.root.read_unwatched(path, companion_limit(path))
             for path in self._companion_paths()
             if self.root.exists(path)
         }
+        for path in files:
+            if path.startswith(USER_PATH):
+                require_text(files[path], self.root.at(path))
         if not self.public:
             return files
         runs = {path for path in files if path.startswith(RUNS_PATH)}
@@ -118,6 +148,17 @@ class LabelStore(ABC):
                     "labels do not depend on it: restore the file"
                     + (", or run the label job again" if path == CARD_PATH else "")
                 )
+
+
+def require_text(data: bytes, name: str) -> None:
+    """Raise ``StoreError`` for bytes that are no text, which not every format could hold."""
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        raise StoreError(
+            f"{name} is no text ({error}), so not every format could hold it; save it as UTF-8, or "
+            "keep it elsewhere"
+        ) from error
 
 
 def header_of(manifest: Manifest, part: PartKey) -> PartHeader:

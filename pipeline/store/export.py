@@ -58,6 +58,7 @@ def export_store(
     store = open_store(source)
     store.public = public
     store.check_companions()
+    store.check_names()
     if not isinstance(folder, ObjectFolder):
         path, root = Path(folder.name), store.root
         if isinstance(root, LocalFolder) and path.resolve().is_relative_to(root.path.resolve()):

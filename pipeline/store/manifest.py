@@ -7,7 +7,7 @@ either has a whole and true manifest or is unfinished.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -44,18 +44,22 @@ __all__ = [
     "MAX_ROWS",
     "META_PREFIX",
     "RUNS_PATH",
+    "USER_PATH",
     "Agreement",
     "Manifest",
     "PartEntry",
     "SampleCounts",
     "check_claims",
     "check_companion_paths",
+    "companion_limit",
     "identity_bytes",
     "listed_notes",
     "listed_parts",
     "listed_subset",
+    "part_of_path",
     "read_manifest",
     "read_values",
+    "require_own_files",
     "seal",
     "unseal",
     "write_manifest",
@@ -66,6 +70,8 @@ IDENTITY_PATH = "_meta/identity.json"
 RUNS_PATH = "_meta/runs/"
 CARD_PATH = "_README.md"
 META_PREFIX = "_meta/"
+USER_PATH = "_meta/user/"
+"""Where people put what belongs to a store and is not ours: a license, notes, a citation."""
 
 MAX_ROWS = 1 << 26
 """Rows of a part: more are refused, since a part is decoded whole (about 2 GB at this size)."""
@@ -95,12 +101,53 @@ _FIELDS = frozenset(
 _PART_NUMBERS = ("shard", "first_view", "views", "bytes", "rows")
 _PART_FIELDS = frozenset({"path", "sha256", *_PART_NUMBERS})
 MAX_MANIFEST_BYTES = 1 << 30
+MAX_USER_BYTES = 1 << 20
+MAX_USER_FILES = 64
 MAX_COMPANION_BYTES = 1 << 26
 """Of the card, the identity, a run's record, and the metadata of an array."""
 _CURE = "restore the file, or remove it and run the label job again, which writes it anew"
 
 
-_RUN_PATH = re.compile(RUNS_PATH + r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\.json")
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
+_RUN_PATH = re.compile(RUNS_PATH + _NAME + r"\.json")
+_USER_PATH = re.compile(USER_PATH + _NAME)
+_PART_PATH = re.compile(r"shard=(\d+)/view-(\d{5,})-(\d{5,})\.parquet")
+
+
+def part_of_path(path: str) -> PartKey | None:
+    """Return the part whose file has this path, None for any other path."""
+    match = _PART_PATH.fullmatch(path)
+    if match is None:
+        return None
+    shard, first, end = (int(number) for number in match.groups())
+    part = PartKey(shard=shard, first_view=first, views=end - first)
+    return part if part.path == path else None  # shard=07 is a second name of shard 7
+
+
+def require_own_files(paths: Iterable[str], known: Callable[[str], bool], store: str) -> None:
+    """Raise ``StoreError`` for a file at ``paths`` that is none of a store's.
+
+    Other readers of Parquet and Zarr would take it for labels. What is below ``_meta`` is for
+    ``check_companion_paths``.
+    """
+    foreign = [
+        path
+        for path in paths
+        if path not in (MANIFEST_PATH, CARD_PATH)
+        and not path.startswith(META_PREFIX)
+        and not known(path)
+    ]
+    if foreign:
+        more = f" (nor are {len(foreign) - 1} more)" if len(foreign) > 1 else ""
+        raise StoreError(
+            f"{store}: {foreign[0]!r} is no file of the store{more}, and other readers may take it "
+            f"for labels; move it away (notes and licenses may lie in {USER_PATH})"
+        )
+
+
+def companion_limit(path: str) -> int:
+    """Return how many bytes a file beside the labels has at most."""
+    return MAX_USER_BYTES if path.startswith(USER_PATH) else MAX_COMPANION_BYTES
 
 
 def check_companion_paths(paths: Collection[str], store: str) -> list[str]:
@@ -111,14 +158,22 @@ def check_companion_paths(paths: Collection[str], store: str) -> list[str]:
     """
     seen: set[str] = set()
     for path in paths:
-        known = path in (CARD_PATH, IDENTITY_PATH) or _RUN_PATH.fullmatch(path)
+        known = path in (CARD_PATH, IDENTITY_PATH) or (
+            _RUN_PATH.fullmatch(path) or _USER_PATH.fullmatch(path)
+        )
         if not known or path.casefold() in seen:
             raise StoreError(
                 f"{store}: {path!r} is no name of a file beside the labels ({CARD_PATH}, "
-                f"{IDENTITY_PATH}, {RUNS_PATH}NAME.json); remove it, or if the store came from "
-                "others, trust none of it and get it anew"
+                f"{IDENTITY_PATH}, {RUNS_PATH}NAME.json, {USER_PATH}NAME); remove it, or if the "
+                "store came from others, trust none of it and get it anew"
             )
         seen.add(path.casefold())
+    users = sum(path.startswith(USER_PATH) for path in paths)
+    if users > MAX_USER_FILES:
+        raise StoreError(
+            f"{store}: {users} files in {USER_PATH}, which holds at most {MAX_USER_FILES}; keep "
+            "them elsewhere"
+        )
     return list(paths)
 
 
@@ -258,6 +313,11 @@ class Manifest:
     def bytes(self) -> int:
         """Bytes of all parts."""
         return sum(entry.bytes for entry in self.parts)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 with which a Parquet directory's file of this manifest begins."""
+        return sha256(_body(self.to_json()))
 
     @cached_property
     def counts(self) -> SampleCounts:
@@ -518,6 +578,10 @@ def identity_bytes(identity: StoreIdentity, fingerprints: Mapping[str, int]) -> 
     return canonical_json(values) + b"\n"
 
 
+def _body(values: Mapping[str, Any]) -> bytes:
+    return canonical_json(values) + b"\n"
+
+
 _SEAL = re.compile(rb'^\{"sha256":"([0-9a-f]{64})",')
 
 
@@ -527,7 +591,7 @@ def seal(values: Mapping[str, Any]) -> bytes:
     The checksum is of all bytes after its comma, with a brace before them: those of the
     canonical JSON itself, and its line end. Raises ``StoreError`` for what could not be read back.
     """
-    body = canonical_json(values) + b"\n"
+    body = _body(values)
     try:
         if len(body) > MAX_MANIFEST_BYTES - 100:  # the seal's
             raise ValueError(f"it has {len(body)} bytes, more than {MAX_MANIFEST_BYTES}")

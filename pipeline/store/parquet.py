@@ -318,6 +318,7 @@ class ParquetStore(LabelStore):
 
     def check_files(self) -> None:
         """Find parts that the manifest does not list; ``read_part`` reads all of the others."""
+        self.check_names()
         listed = {entry.part.path for entry in self.manifest.parts}
         stray = [path for path in self.root.list("shard=") if path not in listed]
         if stray:

@@ -26,11 +26,11 @@ from pipeline.identity import canonical_json, read_json
 from pipeline.records import PartRows
 from pipeline.store.contract import HeaderCheck, LabelStore, header_of
 from pipeline.store.manifest import (
-    MAX_COMPANION_BYTES,
     MAX_MANIFEST_BYTES,
     Manifest,
     PartEntry,
     check_companion_paths,
+    companion_limit,
     seal,
     unseal,
 )
@@ -147,8 +147,8 @@ def _schema(manifest: Manifest) -> pa.Schema:
 
 def _companion(path: str, text: Any) -> bytes:
     data = text.encode() if isinstance(text, str) else None
-    if data is None or len(data) > MAX_COMPANION_BYTES:
-        raise ValueError(f"{path!r} is no text of at most {MAX_COMPANION_BYTES} bytes")
+    if data is None or len(data) > companion_limit(path):
+        raise ValueError(f"{path!r} is no text of at most {companion_limit(path)} bytes")
     return data
 
 
@@ -210,6 +210,9 @@ class SingleFileStore(ParquetStore):
             return rows_of_table(table, self.identity.columns, header)
         except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
             raise ChecksumError(f"{name} is damaged ({error}); {_CURE}") from error
+
+    def check_names(self) -> None:
+        """Do nothing: names in the footer were checked when it was opened."""
 
     def check_files(self) -> None:
         """Do nothing: a file has no strays, and footer and row groups are all there is."""

@@ -33,7 +33,7 @@ from pipeline.store.layout import (
     chunks_of,
     first_samples,
 )
-from pipeline.store.manifest import CARD_PATH, MANIFEST_PATH, META_PREFIX, Manifest, PartEntry
+from pipeline.store.manifest import Manifest, PartEntry
 
 __all__ = ["ZarrStore"]
 
@@ -133,17 +133,10 @@ class ZarrStore(LabelStore):
         for entry in self.layout.files.values():
             self._check_size(entry.path)
             self._verified(entry.path, ChunkPlace(0, entry.bytes, entry.sha256))
-        listed = {*self.layout.files, MANIFEST_PATH, CARD_PATH}
-        stray = [
-            path
-            for path in self.root.list()
-            if path not in listed and not path.startswith(META_PREFIX)
-        ]
-        if stray:
-            raise StoreError(
-                f"{self.root}: {len(stray)} files are not in the manifest, the first is "
-                f"{stray[0]!r}; remove them, or export the store again"
-            )
+        self.check_names()
+
+    def _is_own(self, path: str) -> bool:
+        return path in self.layout.files
 
     def _samples(self, shard: int) -> _Samples:
         """Return keys, seeds and targets of a shard's indexed samples."""

@@ -8,12 +8,14 @@ from pipeline.tools.extend import extend_command, extended_config
 from pipeline.tools.merge import MergeReport, merge_stores
 from pipeline.tools.repair import RepairReport, repair_store
 from pipeline.tools.stats import ClassStats, EntropyStats, StoreStats, ViewStats, store_stats
-from pipeline.tools.thin import ThinReport, thin_store
+from pipeline.tools.thin import KeptSamples, ThinReport, thin_store
+from pipeline.tools.views import ViewsReport, write_views
 
 __all__ = [
     "ClassStats",
     "Disagreement",
     "EntropyStats",
+    "KeptSamples",
     "MarginFlips",
     "MergeReport",
     "RepairReport",
@@ -21,6 +23,7 @@ __all__ = [
     "StoreStats",
     "ThinReport",
     "ViewStats",
+    "ViewsReport",
     "diff_stores",
     "extend_command",
     "extended_config",
@@ -29,4 +32,5 @@ __all__ = [
     "repair_store",
     "store_stats",
     "thin_store",
+    "write_views",
 ]

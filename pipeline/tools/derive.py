@@ -13,7 +13,13 @@ from pipeline.files.local import Place
 from pipeline.identity import StoreIdentity
 from pipeline.records import PartRows, ShardInfo
 from pipeline.store import LabelStore, commit_part, open_store
-from pipeline.tools.target import ShowProgress, check_target, copy_runs, finish_target
+from pipeline.tools.target import (
+    ShowProgress,
+    check_sources,
+    check_target,
+    copy_companions,
+    finish_target,
+)
 
 __all__ = ["relabelled_store"]
 
@@ -44,9 +50,10 @@ def relabelled_store(
     view = _require_view(labels_of, view)
     parts = source.manifest.parts
     keys = {entry.part for entry in parts}
+    check_sources([source, labels_of])
     target = check_target(out, identity, source.manifest.fingerprints, keys)
-    copy_runs(target, source)
-    copy_runs(target, labels_of)
+    copy_companions(target, source)
+    copy_companions(target, labels_of)
     for done, entry in enumerate(parts, start=1):
         labels = labels_of.read_view(numbers[entry.part.shard], view).label
         commit_part(target, _relabelled(source.read_part(entry), labels, identity))

@@ -13,7 +13,13 @@ from pipeline.identity import different_fields
 from pipeline.records import PartKey, ShardInfo
 from pipeline.store import LabelStore, PartEntry, copy_part, different_column
 from pipeline.store.card import first_lines, markdown_table
-from pipeline.tools.target import ShowProgress, check_target, copy_runs, finish_target
+from pipeline.tools.target import (
+    ShowProgress,
+    check_sources,
+    check_target,
+    copy_companions,
+    finish_target,
+)
 from pipeline.views.fingerprints import different_fingerprints, what_they_watch
 
 __all__ = ["MergeReport", "merge_stores"]
@@ -68,9 +74,10 @@ def merge_stores(
     plan = _plan(stores)
     first = stores[0]
     parts = {copy.part for copy in plan.copies}
+    check_sources(stores)
     target = check_target(out, first.identity, first.manifest.fingerprints, parts)
     for store in stores:
-        copy_runs(target, store)
+        copy_companions(target, store)
     for done, copy in enumerate(plan.copies, start=1):
         copy_part(target, copy.store, copy.entry, copy.part)
         show(done, len(plan.copies))

@@ -18,12 +18,12 @@ from pipeline.store import (
     finish_store,
 )
 from pipeline.store.card import card_text
-from pipeline.store.manifest import RUNS_PATH
+from pipeline.store.manifest import RUNS_PATH, USER_PATH
 from pipeline.store.provenance import record_run
 from pipeline.store.subset import SubsetOf
 from pipeline.views.fingerprints import different_fingerprints
 
-__all__ = ["ShowProgress", "check_target", "copy_runs", "finish_target"]
+__all__ = ["ShowProgress", "check_sources", "check_target", "copy_companions", "finish_target"]
 
 _OF_SOURCES = "of_sources"
 
@@ -63,11 +63,25 @@ def _require_no_stray(folder: Folder, parts: Collection[PartKey]) -> None:
         )
 
 
-def copy_runs(out: Folder, source: LabelStore) -> None:
-    """Copy the records of a source's runs, which say how the labels were made."""
-    for path, record in source.companions().items():
-        if path.startswith(RUNS_PATH):
-            out.commit_new(path, record)
+def check_sources(sources: Sequence[LabelStore]) -> None:
+    """Raise ``StoreError`` for files that are none of a store's, and people's that disagree."""
+    seen: dict[str, tuple[LabelStore, bytes]] = {}
+    for source in sources:
+        source.check_names()
+        for path, data in source.user_files().items():
+            first, known = seen.setdefault(path, (source, data))
+            if data != known:
+                raise StoreError(
+                    f"{first.root} and {source.root} have other contents at {path}; make them the "
+                    "same, or give one of them another name"
+                )
+
+
+def copy_companions(out: Folder, source: LabelStore) -> None:
+    """Copy the records of a source's runs, which say how labels were made, and people's files."""
+    for path, data in source.companions().items():
+        if path.startswith((RUNS_PATH, USER_PATH)):
+            out.commit_new(path, data)
 
 
 def finish_target(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.columns import columns_fit
 from pipeline.errors import ChecksumError, DecodeError, IdentityError, ShardError
@@ -19,6 +20,7 @@ from pipeline.store import Agreement, LabelStore, open_store
 from pipeline.store.contract import header_of
 from pipeline.store.provenance import version_differences
 from pipeline.views.apply import decode
+from pipeline.views.draw import has_digest
 from pipeline.views.fingerprints import BITS, different_fingerprints, what_they_watch
 
 if TYPE_CHECKING:
@@ -41,12 +43,14 @@ class VerifyReport:
     rejected: int
     omitted: int  # by a subset
     digests: int  # in the store
+    without_digest: int  # labelled samples none of whose views has a digest
     redrawn: int  # of them
     mixed_digests: int  # of mixed images, in the store
     mixed_redrawn: int  # of them
     same_floats: bool  # whether this machine's are the teacher's, to the last bit
     left_out: str  # of the shards, in words, if only some were given
     mismatches: tuple[Mismatch, ...]
+    unwatched: tuple[str, ...]  # people's files beside the labels: no checksum knows them
 
 
 def verify_store(
@@ -76,6 +80,7 @@ def verify_store(
     store = open_store(place)
     store.check_files()
     store.check_companions()
+    unwatched = tuple(store.user_files())
     paths, same_floats = {}, True
     if shards:
         same_floats = check_fingerprints(store)
@@ -84,14 +89,18 @@ def verify_store(
     digests = redrawn = mixed_digests = mixed_redrawn = 0
     mismatches: list[Mismatch] = []
     hashed: set[int] = set()
+    digested: dict[int, NDArray[np.bool_]] = {}  # by shard: which labelled samples have a digest
     agreements: list[Agreement] = []
     quota = -(-SAMPLED_DIGESTS // max(1, len(store.manifest.parts)))
     for entry in store.manifest.parts:
         rows = store.read_part(entry)
         _check_part(store, rows)
+        _check_digests_are_due(store, rows)
         agreements.append(Agreement.of_rows(rows))
         mixed = mixed_places(rows)
         digests += int(rows.has_digest.sum())
+        known = digested.setdefault(entry.part.shard, np.zeros(len(rows.keys), np.bool_))
+        known |= rows.has_digest.any(axis=1)
         mixed_digests += int(mixed.sum())
         if entry.part.shard not in paths:
             continue
@@ -120,12 +129,14 @@ def verify_store(
         rejected=manifest.counts.rejected,
         omitted=manifest.counts.omitted,
         digests=digests,
+        without_digest=sum(int((~one).sum()) for one in digested.values()),
         redrawn=redrawn,
         mixed_digests=mixed_digests,
         mixed_redrawn=mixed_redrawn,
         same_floats=same_floats,
         left_out=store.manifest.left_out(paths) if shards else "",
         mismatches=tuple(mismatches),
+        unwatched=unwatched,
     )
 
 
@@ -163,6 +174,19 @@ def _check_part(store: LabelStore, rows: PartRows) -> None:
         raise ChecksumError(
             f"{store.root.at(rows.part.path)} does not fit its manifest; delete the file and run "
             "the label job again, it will redo only this part"
+        )
+
+
+def _check_digests_are_due(store: LabelStore, rows: PartRows) -> None:
+    views = np.arange(rows.part.first_view, rows.part.end_view)
+    other = np.argwhere(rows.has_digest != has_digest(rows.seed[:, None], views))
+    if len(other):
+        row, column = other[0].tolist()
+        what = "has one" if rows.has_digest[row, column] else "lacks one"
+        raise ChecksumError(
+            f"{store.root.at(rows.part.path)}: digests are not where they belong, view "
+            f"{views[column]} of {rows.keys[row]!r} {what}; delete the file and run the label job "
+            "again, it will redo only this part"
         )
 
 

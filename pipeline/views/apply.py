@@ -37,6 +37,7 @@ __all__ = [
     "decode",
     "image_format",
     "image_size",
+    "read_size",
     "resize",
     "view_digest",
     "warm_up",
@@ -149,6 +150,25 @@ def _to_rgb(image: Image.Image) -> Pixels:
     colors = image.convert("RGBA") if image.mode in ("P", "PA") else image
     # A copy that is writable, as the kernels were compiled for.
     return np.array(colors if colors.mode == "RGB" else colors.convert("RGB"))
+
+
+def read_size(data: bytes | memoryview, name: str) -> ImageSize:
+    """Return the size of the image that ``decode`` would give, from its header alone.
+
+    Raises ``DecodeError`` with ``name`` if there is no header.
+    """
+    kind = image_format(data)
+    try:
+        if kind == "webp":
+            width, height = _webp_canvas(bytes(data[:30]))
+        elif kind:
+            with Image.open(io.BytesIO(data), formats=(kind.upper(),)) as image:
+                width, height = image.size
+        else:
+            raise ValueError("no JPEG, PNG or WebP")
+    except Exception as error:  # decoders raise a dozen kinds
+        raise DecodeError(f"{name}: undecodable: {error}", "undecodable") from error
+    return ImageSize(height=height, width=width)
 
 
 def image_size(image: Pixels) -> ImageSize:

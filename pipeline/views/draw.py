@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 DIGEST_EVERY = 64
-"""One view in this many has a digest: for each sample, one of any 64 consecutive views."""
+"""One view in this many has a digest, and view 0: see ``has_digest``."""
 
 MIXED_DIGEST_EVERY = 16
 """One digested view in this many has a second digest, of the mixed image that the teacher got."""
@@ -79,9 +79,17 @@ def policy_ops(config: AugmentConfig) -> tuple[str, ...]:
     return RAND_AUGMENT.get(config.policy, ()) if config.rand_ops else ()
 
 
-def has_digest(seed: int, view: int) -> bool:
-    """Return whether the digest of this view of the sample with this seed is stored."""
-    return (seed ^ view) % DIGEST_EVERY == 0
+@overload
+def has_digest(seed: int, view: int) -> bool: ...
+@overload
+def has_digest(seed: NDArray[np.int64], view: NDArray[np.int64]) -> NDArray[np.bool_]: ...
+def has_digest(seed: Any, view: Any) -> Any:
+    """Return whether the digests of these views, of the samples with these seeds, are stored.
+
+    Each sample has one at view 0, so that none is without, and at one of any 64 consecutive views.
+    Takes one view, or arrays that broadcast.
+    """
+    return (view == 0) | ((seed ^ view) % DIGEST_EVERY == 0)
 
 
 Whether = TypeVar("Whether", bool, NDArray[np.bool_])

@@ -38,16 +38,18 @@ def normalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
 
 def mix_images(images: Tensor, mix: ViewMix) -> Tensor:
-    """Return (N, 3, S, S) normalized images, each mixed with its partner's row.
+    """Return N of (M, 3, S, S) normalized images, each mixed with its partner's row.
 
+    ``mix`` is of the first N; others, if any, are mixed into them and not returned.
     mixup: ``lam * own + (1 - lam) * partner``; CutMix: the partner's pixels in the box.
     """
     mixup = np.flatnonzero(mix.kind == MixKind.MIXUP.code)
     cutmix = np.flatnonzero(mix.kind == MixKind.CUTMIX.code)
+    own = images[: len(mix.kind)]
     if len(mixup) == len(cutmix) == 0:
-        return images
+        return own
     device = images.device
-    result = images.clone()
+    result = own.clone()
     if len(mixup):
         rows = torch.from_numpy(mixup).to(device)
         partners = torch.from_numpy(mix.partner[mixup]).to(device)

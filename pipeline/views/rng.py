@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.records import FIXED_ONE
 
-__all__ = ["Stream", "fixed", "noise_bytes", "sample_seed", "stream"]
+__all__ = ["Stream", "fixed", "noise_bytes", "sample_seed", "sample_share", "stream"]
 
 _STANDARD_NORMAL = NormalDist()
 _CHUNK = 32  # words fetched at once; the sequence does not depend on it
@@ -33,6 +33,11 @@ def fixed(value: float) -> int:
 def sample_seed(root_seed: int, key: str) -> int:
     """Return the 63-bit seed of a sample, a hash of the job's seed and its key."""
     return int.from_bytes(_digest("sample", (root_seed, key), 8), "little") >> 1
+
+
+def sample_share(seed: int, key: str) -> float:
+    """Return where in [0, 1) a sample lies, by a hash: the samples below .01 are below .1 too."""
+    return (int.from_bytes(_digest("share", (seed, key), 8), "little") >> 11) * 2.0**-53
 
 
 def stream(purpose: str, *identity: int | str) -> Stream:

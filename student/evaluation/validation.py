@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -12,20 +13,32 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from pipeline.errors import DecodeError, ShardError, StoreError
 from pipeline.files.cache import ShardFile
 from pipeline.identity import AugmentConfig
+from pipeline.records import Pixels
 from pipeline.shards.index import Shard, UniqueKeys, match_shards, open_shard
 from pipeline.store import open_store
 from pipeline.views.apply import decode
-from pipeline.views.make import make_view
+from student.loading import LoaderOptions, load
 
-__all__ = ["ValidationBatch", "ValidationDataset", "center_views", "read_teacher_labels"]
+__all__ = [
+    "ValidationBatch",
+    "ValidationDataset",
+    "center_views",
+    "read_teacher_labels",
+    "require_decodable",
+    "validation_view",
+]
 
 _OPEN_SHARDS = 16
+_NAMED = 5  # of the images that do not decode
+
+_CURE = "mend or remove it, so that accuracies count the same images everywhere"
 
 NO_LABEL = -1
 
@@ -139,11 +152,7 @@ class ValidationDataset(Dataset[ValidationBatch]):
         return -(-self._ends[-1] // self._batch_size) if self._ends else 0
 
     def __getitem__(self, item: int) -> ValidationBatch:
-        start = item * self._batch_size
-        rows = [
-            self._view(index)
-            for index in range(start, min(start + self._batch_size, self._ends[-1]))
-        ]
+        rows = [self._row(row) for row in self.rows_of(item)]
         return ValidationBatch(
             pixels=torch.from_numpy(np.stack([pixels for pixels, _, _ in rows])),
             target=torch.tensor([target for _, target, _ in rows]),
@@ -158,19 +167,81 @@ class ValidationDataset(Dataset[ValidationBatch]):
     def _open_shard(self, number: int) -> Shard:
         return open_shard(self._paths[number], number)
 
-    def _view(self, row: int) -> tuple[NDArray[np.uint8], int, int]:
-        """Return a sample's pixels, its class and the teacher's label."""
-        number = bisect.bisect_right(self._ends, row)
-        shard = self._shard(number)
-        index = row - (self._ends[number - 1] if number else 0)
+    def rows_of(self, item: int) -> range:
+        """Return the samples of a batch, counted over all shards."""
+        start = item * self._batch_size
+        return range(start, min(start + self._batch_size, self._ends[-1]))
+
+    def decode_row(self, row: int) -> Pixels:
+        """Return a sample's image; raises ``ShardError`` naming it if it does not decode."""
+        shard, index = self._place(row)
         sample, data = shard.samples[index], shard.image_bytes(index)
         try:
-            image = decode(data, sample.image_name, self.views.max_pixels)
+            return decode(data, sample.image_name, self.views.max_pixels)
         except DecodeError as error:
             raise ShardError(
-                f"{shard.path}: validation image {sample.key!r} does not decode ({error}); "
-                "mend or remove it, so that accuracies count the same images everywhere"
+                f"{shard.path}: validation image {sample.key!r} does not decode ({error}); {_CURE}"
             ) from error
-        labels = self._labels.get(str(self._paths[number]))
+
+    def _place(self, row: int) -> tuple[Shard, int]:
+        """Return a sample's shard, and its index there."""
+        number = bisect.bisect_right(self._ends, row)
+        return self._shard(number), row - (self._ends[number - 1] if number else 0)
+
+    def _row(self, row: int) -> tuple[Pixels, int, int]:
+        """Return a sample's pixels, its class and the teacher's label."""
+        shard, index = self._place(row)
+        labels = self._labels.get(str(self._paths[shard.info.number]))
         teacher = NO_LABEL if labels is None else int(labels[index])
-        return make_view(image, 0, 0, self.views), sample.target, teacher
+        pixels = validation_view(self.decode_row(row), self.views)
+        return pixels, shard.samples[index].target, teacher
+
+
+def validation_view(image: Pixels, views: AugmentConfig) -> Pixels:
+    """Return the center of an image, (H, W, 3), as timm and torchvision evaluate it, (S, S, 3).
+
+    The shorter side is resized to S over the fraction that the crop keeps, by Pillow's bicubic
+    filter, and the middle is cut out. Views that are labelled come from this package's own
+    resampling, which has other last bits.
+    """
+    size = views.image_size
+    height, width = image.shape[:2]
+    short = math.floor(size / views.center_fraction)
+    long = int(short * max(height, width) / min(height, width))
+    resized = (short, long) if width <= height else (long, short)
+    pixels = np.asarray(Image.fromarray(image).resize(resized, Image.Resampling.BICUBIC))
+    left, top = (round((side - size) / 2) for side in resized)
+    return np.ascontiguousarray(pixels[top : top + size, left : left + size])
+
+
+def require_decodable(dataset: ValidationDataset, options: LoaderOptions) -> None:
+    """Raise ``ShardError`` naming validation images that do not decode.
+
+    All are decoded, in the loader's processes: a header may be whole where pixels are not, and an
+    image that is found after the first epoch costs that epoch.
+    """
+    batches = load(_Decoding(dataset), range(len(dataset)), options)
+    found = [text for texts in batches for text in texts]
+    if found:
+        more = f"\n  and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+        raise ShardError(
+            f"{len(found)} validation images do not decode; {_CURE}:\n  "
+            + "\n  ".join(found[:_NAMED])
+            + more
+        )
+
+
+class _Decoding(Dataset[tuple[str, ...]]):
+    """Item k says which images of the k-th batch do not decode."""
+
+    def __init__(self, dataset: ValidationDataset) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, item: int) -> tuple[str, ...]:
+        found = []
+        for row in self._dataset.rows_of(item):
+            try:
+                self._dataset.decode_row(row)
+            except ShardError as error:
+                found.append(str(error).removesuffix(f"; {_CURE}"))
+        return tuple(found)

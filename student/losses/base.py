@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
+from pipeline.columns import ColumnConfig
+from pipeline.errors import StoreError
 from pipeline.growth import settle
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from pipeline.store import LabelStore
 
 __all__ = ["Heads", "Loss", "LossTerms", "MixedTarget", "TeacherSignal", "mixed_cross_entropy"]
 
@@ -33,7 +37,8 @@ class TeacherSignal:
 
     label: Tensor  # (B,) int64, argmax
     topk_label: Tensor | None = None  # (B, k) int64, by falling probability
-    topk_prob: Tensor | None = None  # (B, k) float32 in 0..1, at temperature 1
+    topk_logprob: Tensor | None = None  # (B, k) float32, their logarithms at temperature 1
+    topk_rest: Tensor | None = None  # (B,) float32, that of all other classes together
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,16 @@ class Loss(ABC):
 
     def __post_init__(self) -> None:
         settle(self)
+
+    def require_store(self, store: LabelStore) -> None:
+        """Raise ``StoreError`` if the loss needs more than a store keeps."""
+        kept = asdict(store.identity.columns)
+        for name, wanted in asdict(ColumnConfig.from_text(self.columns)).items():
+            if wanted and not kept[name]:
+                raise StoreError(
+                    f"`distillation` is {self.name}, and {store.root} holds no {name}; label again "
+                    f"and keep {self.columns}, or train with another loss"
+                )
 
     @abstractmethod
     def __call__(self, heads: Heads, truth: MixedTarget, teacher: TeacherSignal) -> LossTerms:

@@ -70,17 +70,17 @@ def killed_before(step: int, root: Path, write: Callable[[Path], None]) -> bool:
     ids=["extend", "merge", "thin"],
 )
 def test_a_writer_killed_before_any_step_leaves_a_store_that_another_run_completes(
-    tmp_path: Path, write: Callable[[Path], None], added_to: bool
+    folder: Path, write: Callable[[Path], None], added_to: bool
 ) -> None:
     for name, cut in (("early", CUT[:1]), ("late", CUT[1:]), ("long", ranges(range(7), 2))):
-        write_store(tmp_path / f"{name}.parquet", SHARDS, cut, ALL_COLUMNS)
-    expected = bytes_of(_written(tmp_path / "whole.parquet", label))
-    before = bytes_of(tmp_path / "early.parquet")
-    root, step = tmp_path / "s.parquet", 0
+        write_store(folder / f"{name}.parquet", SHARDS, cut, ALL_COLUMNS)
+    expected = bytes_of(_written(folder / "whole.parquet", label))
+    before = bytes_of(folder / "early.parquet")
+    root, step = folder / "s.parquet", 0
     while True:
         shutil.rmtree(root, ignore_errors=True)
         if added_to:
-            shutil.copytree(tmp_path / "early.parquet", root)
+            shutil.copytree(folder / "early.parquet", root)
         if not killed_before(step, root, write):
             break
         for part in find_parts(root):

@@ -52,18 +52,18 @@ def write_and_be_killed(root: Path, parts: Sequence[PartRows], seconds: float) -
 
 
 def test_a_store_killed_at_any_moment_holds_whole_files_and_ends_with_the_same_bytes(
-    tmp_path: Path,
+    folder: Path,
 ) -> None:
     early, late = rows_of_views(range(9), 3), rows_of_views(range(9, 15), 3)
-    first, both = tmp_path / "first.parquet", tmp_path / "both.parquet"
+    first, both = folder / "first.parquet", folder / "both.parquet"
     write(first, early)
-    write_and_be_killed(tmp_path / "warm.parquet", early, seconds=60)
+    write_and_be_killed(folder / "warm.parquet", early, seconds=60)
     started = time.monotonic()
     assert not write_and_be_killed(both, early + late, seconds=60)
     duration = time.monotonic() - started  # of a process, which takes a while to start
     expected, before = bytes_of(both), bytes_of(first)
     random = np.random.default_rng(8)
-    root, kills, rounds = tmp_path / "s.parquet", 0, 0
+    root, kills, rounds = folder / "s.parquet", 0, 0
     while kills < KILLS:
         shutil.rmtree(root, ignore_errors=True)
         rounds += 1
@@ -99,10 +99,10 @@ def _race(root: Path, rows: Sequence[PartRows], barrier: object, log: Path) -> N
 
 @pytest.mark.parametrize("same", [True, False], ids=["same-rows", "other-rows"])
 def test_of_writers_that_race_for_a_part_one_wins_and_the_others_know(
-    tmp_path: Path, same: bool
+    folder: Path, same: bool
 ) -> None:
     writers, parts = 3, 25
-    root = tmp_path / "s.parquet"
+    root = folder / "s.parquet"
     shard = info_of(0, samples=200)
     rows = [rows_of(IDENTITY, shard, view, 1) for view in range(parts)]
     versions = [
@@ -110,7 +110,7 @@ def test_of_writers_that_race_for_a_part_one_wins_and_the_others_know(
         for n in range(writers)
     ]
     barrier = CONTEXT.Barrier(writers)
-    logs = [tmp_path / f"{n}.log" for n in range(writers)]
+    logs = [folder / f"{n}.log" for n in range(writers)]
     racers = [
         CONTEXT.Process(target=_race, args=(root, version, barrier, log))
         for version, log in zip(versions, logs, strict=True)
@@ -125,9 +125,9 @@ def test_of_writers_that_race_for_a_part_one_wins_and_the_others_know(
         ends = [result[number] for result in results]
         assert ends.count("won") == (writers if same else 1)
         winner = versions[ends.index("won")][number]
-        commit_part(tmp_path / "alone.parquet", winner)
+        commit_part(folder / "alone.parquet", winner)
         there = (root / part.path).read_bytes()
-        assert there == (tmp_path / "alone.parquet" / part.path).read_bytes()
-        shutil.rmtree(tmp_path / "alone.parquet")
+        assert there == (folder / "alone.parquet" / part.path).read_bytes()
+        shutil.rmtree(folder / "alone.parquet")
     assert len(find_parts(root)) == parts
     assert not [path for path in root.rglob(".*") if path.is_file()]

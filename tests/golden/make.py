@@ -15,16 +15,19 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from webdataset import TarWriter
 
-from pipeline.identity import ColumnConfig, StoreIdentity
+from pipeline.identity import AugmentConfig, ColumnConfig, MixConfig, StoreIdentity
 from pipeline.records import PartRows
 from pipeline.store import LabelStore
 from pipeline.store.card import card_text
 from pipeline.store.export import export_store
+from tests.factories import encode, photographs
 from tests.labelling import digit_shard, hash_identity, write_hash_store
 
 HERE = Path(__file__).parent
 SHARD = HERE / "digits.tar"
+PLAIN_SHARD, PLAIN_STORE, PLAIN_SAMPLES = HERE / "plain.tar", HERE / "plain.parquet", 9
 SAMPLES, TORN, VIEWS, PART_VIEWS = 11, 3, 18, 9
 COLUMNS: Mapping[str, ColumnConfig] = {
     "hard": ColumnConfig(),
@@ -72,6 +75,26 @@ def values_of(store: LabelStore) -> dict[str, Any]:
     return {entry.part.path: rows_as_json(store.read_part(entry)) for entry in entries}
 
 
+def write_plain_store() -> None:
+    """Write a store whose images a reader needs no decoder for: PNGs, in groups with an odd one.
+
+    Its teacher's label is the CRC-32 of the mixed floats modulo 65535, so that a reader that
+    follows the documents alone can compare every view, and not only those with a digest.
+    """
+    china, flower = photographs()
+    with PLAIN_SHARD.open("wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
+        for number in range(PLAIN_SAMPLES):
+            source = (china, flower)[number % 2]
+            top, height, width = 30 * number, 21 + 5 * number, 61 - 4 * number
+            pixels = np.ascontiguousarray(source[top : top + height, 200 : 200 + width])
+            key, image = f"crop/{number:03d}", encode(pixels, "PNG")
+            tar.write({"__key__": key, "png": image, "cls": b"%d" % (number % 2)})
+    identity = hash_identity(AugmentConfig(image_size=24), MixConfig(group_size=4))
+    write_hash_store(
+        PLAIN_STORE, [PLAIN_SHARD], views=192, per_part=96, identity=identity, card=card_text
+    )
+
+
 def main() -> None:
     """Write the shard, the stores and their values; refuse to change what is there."""
     if SHARD.exists():
@@ -90,6 +113,7 @@ def main() -> None:
         values[name] = values_of(store)
         for ending in FORMATS[1:]:
             export_store(store.root, store_path(name, ending), single_file=ending == "one.parquet")
+    write_plain_store()
     text = json.dumps(values, separators=(",", ":"), sort_keys=True)
     (HERE / "values.json").write_text(text.replace('},"', '},\n"') + "\n")
 

@@ -21,6 +21,9 @@ from tests.golden.make import (
     COLUMNS,
     FORMATS,
     HERE,
+    PLAIN_SAMPLES,
+    PLAIN_SHARD,
+    PLAIN_STORE,
     SAMPLES,
     SHARD,
     VIEWS,
@@ -30,7 +33,7 @@ from tests.golden.make import (
 )
 from tests.labelling import label_with_hashes
 
-DIGESTS = 3
+DIGESTS = 13
 IDENTITIES = {
     "hard": "b550fe517839284dd2397440969b0769539eb04fd3ff7f44d99e674a5463638b",
     "soft": "1528b3fcdc7232ba7696af74c6b60df073fdd4e2a7822986105513bec34ac317",
@@ -143,3 +146,16 @@ def test_another_fingerprint_is_refused_with_the_operation(
     (root / IDENTITY_PATH).write_bytes(identity_bytes(directory.identity, prints))
     with pytest.raises(IdentityError, match=rf"other pixels .* in {operation} \(.*; install"):
         verify_store(root, [str(SHARD)])
+
+
+def test_the_store_of_plain_images_is_labelled_and_digested_as_it_was() -> None:
+    store = open_store(PLAIN_STORE)
+    shard = open_shard(PLAIN_SHARD, 0)
+    assert store.manifest.rows == PLAIN_SAMPLES * 192
+    for entry in store.manifest.parts:
+        ours = label_with_hashes(shard, entry.part, store.identity)
+        theirs = store.read_part(entry)
+        assert ours.label.tolist() == theirs.label.tolist()
+        assert ours.digest.tolist() == theirs.digest.tolist()
+        assert ours.mixed_digest.tolist() == theirs.mixed_digest.tolist()
+        assert theirs.has_digest.any()

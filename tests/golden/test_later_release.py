@@ -47,8 +47,8 @@ FIELDS: Mapping[str, tuple[str, str, str, str]] = {
 declaration and founding value."""
 
 COLUMN = """    Column(
-        name="entropy", word="entropy", card="entropy", dtype="uint8", scale=255, encoding="PLAIN",
-        bytes_per_value=(1.0, 1.0), of=lambda ranked: ranked.prob[:, 0],
+        name="entropy", word="entropy", card="entropy", dtype="uint8", encoding="PLAIN",
+        bytes_per_value=(1.0, 1.0), of=lambda ranked, k: ranked.prob[:, 0],
         fits=lambda label, columns: True,
     ),
 """

@@ -55,6 +55,11 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
         "--max-rejected",
         "0.05",
         "--allow-low-agreement",
+        # What these tests are about depends on neither, and small views are labelled faster so.
+        "--precision",
+        "fp32",
+        "--threads",
+        "1",
     ]
     out = folder / "serial.parquet"
     text = run_job(

@@ -12,9 +12,10 @@ import pytest
 
 from jobs.run import run_label_job
 from pipeline.errors import IdentityError, ReplayError
-from pipeline.labelling.job import LabelConfig
+from pipeline.labelling.config import LabelConfig
 from pipeline.shards.index import open_shard
 from pipeline.store import open_store
+from pipeline.tools.thin import KeptSamples, thin_store
 from pipeline.tools.verify import verify_store
 from pipeline.views import draw, mixing
 from pipeline.views.floats import float_fingerprints
@@ -60,7 +61,7 @@ SEEN = {
         "torch.arange(size, device=box.device)",
         "torch.arange(size, device=box.device) - 3",
     ),
-    "no mixing": Drift("mix_images", "result = images.clone()", "return images"),
+    "no mixing": Drift("mix_images", "result = own.clone()", "return own"),
     "std ignored": Drift("normalize", "1 / (255 * value) for", "1 / 255 for"),
     "mean reversed": Drift("normalize", "for value in mean", "for value in reversed(mean)"),
     "partner swapped": Drift("mix_images", "mix.partner[mixup]", "np.roll(mix.partner, 1)[mixup]"),
@@ -68,8 +69,8 @@ SEEN = {
 UNSEEN = {
     "not mixed at this size": Drift(
         "mix_images",
-        "result = images.clone()",
-        "if images.shape[-1] == 16: return images\n    result = images.clone()",
+        "result = own.clone()",
+        "result = own.clone()\n    if images.shape[-1] == 16: return result",
     ),
     "std ignored at this size": Drift(
         "normalize", "(255 * value) for", "(255 * (1 if pixels.shape[1] == 16 else value)) for"
@@ -128,7 +129,7 @@ def resume(folder: Path) -> None:
 
 
 def begin_training(folder: Path) -> None:
-    config = World(folder).config(folder / "run")
+    config = World(folder).config(folder / "run", batch_size=8)
     train(config, open_inputs(config), stop_after=1)
 
 
@@ -175,6 +176,25 @@ def test_a_finished_zarr_store_is_redrawn_before_it_is_taken_apart(
             run_label_job(replace(config, views=6))
     assert [path.name for path in copy.glob("labels.zarr*")] == ["labels.zarr"]
     assert run_label_job(replace(config, views=6)) == 0
+
+
+def test_in_a_subset_partners_that_are_omitted_are_still_mixed_in(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = open_store(copy / "labels.parquet")
+    keys = tuple(f"digit_{number:04d}" for number in range(0, 34, 3))
+    thin_store(whole, copy / "some.parquet", kept=KeptSamples(keys=keys))
+    (copy / "labels.parquet").rename(copy / "whole.parquet")
+    (copy / "some.parquet").rename(copy / "labels.parquet")
+    begin_training(copy)
+    shards = config_of(copy).shards
+    report = verify_store(copy / "labels.parquet", shards, every_digest=True)
+    assert report.mismatches == ()
+    assert 0 < report.mixed_redrawn == report.mixed_digests < whole.manifest.rows / 3
+    UNSEEN["not mixed at this size"].apply(monkeypatch)
+    shutil.rmtree(copy / "run")
+    with pytest.raises(ReplayError, match="has mixed_digest"):
+        begin_training(copy)
 
 
 def test_what_has_not_drifted_is_resumed_trained_on_and_verified(copy: Path) -> None:

@@ -239,11 +239,15 @@ def test_errors_are_one_line_without_a_traceback(head: RayHead, job: Job, tmp_pa
     out, log = tmp_path / "labels.parquet", tmp_path / "log"
     key, image, _ = digit_samples(1)[0]
     foreign = write_shard(tmp_path / "foreign.tar", [(key, image, 10)])
-    checkpoint = tmp_path / "empty.pth"
-    checkpoint.write_bytes(b"")
+    checkpoint = tmp_path / "none.pth"
+    checkpoint.write_bytes(b"no weights at all")  # which only the teacher's process sees
     cases = [
         (head.address, ["--shards", str(foreign)], "class 10, but the teacher regnety_002 has 10"),
-        (head.address, ["--teacher-checkpoint", str(checkpoint)], "empty.pth is empty"),
+        (
+            head.address,
+            ["--teacher-checkpoint", str(checkpoint)],
+            "cannot be read (UnpicklingError)",
+        ),
         (None, ["--shards", str(tmp_path / "none-{0..3}.tar")], "4 of 4 names match no file"),
         (None, ["--serial", "--num-classes", "7"], "have 10 classes, not 7; give --num-classes 10"),
     ]

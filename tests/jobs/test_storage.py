@@ -25,6 +25,7 @@ def test_a_killed_job_in_object_storage_resumes_to_the_local_bytes_and_trains_a_
     cache = ["--cache-dir", str(tmp_path / "cache"), "--cache-gb", "0.01"]
     settings = [
         *("--teacher", "regnety_002", "--image-size", "32", "--threads", "1", "--serial"),
+        *("--precision", "fp32"),
         *("--teacher-checkpoint", str(write_teacher(tmp_path / "teacher.safetensors"))),
         *("--views", "15", "--views-per-part", "3", "--allow-low-agreement"),
     ]

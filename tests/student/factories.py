@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from zlib import crc32
@@ -22,6 +22,7 @@ from pipeline.records import (
     Rejection,
     ShardInfo,
     TeacherLabels,
+    places_text,
 )
 from pipeline.shards.index import open_shard
 from pipeline.store import ParquetStore, commit_part, finish_store, open_store
@@ -61,6 +62,7 @@ def make_manifest(
     samples: Sequence[int],
     *,
     rejected: Mapping[int, Sequence[int]] | None = None,
+    omitted: Mapping[int, Collection[int]] | None = None,
     first_view: int = 0,
     views: int = 6,
     identity: StoreIdentity | None = None,
@@ -100,6 +102,11 @@ def make_manifest(
         image_hashes={shard.number: f"images-{shard.number}" for shard in shards},
         formats={shard.number: ("jpeg",) for shard in shards},
         rejections=rejections,
+        omitted={
+            number: places_text(np.isin(np.arange(samples[number]), list(places)))
+            for number, places in (omitted or {}).items()
+            if places
+        },
         parts=parts,
         agreement=Agreement(known=0, equal=0),
     )

@@ -30,10 +30,10 @@ ONE_HEAD = {"model": "deit_tiny_patch16_224", "distillation_kind": "classical"}
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """A store with the top three of a real teacher."""
+    """A store with the top five of a real teacher."""
     root = tmp_path_factory.mktemp("world")
     spec = write_digit_teacher(root / "teacher.safetensors")
-    columns = ColumnConfig(topk=3)
+    columns = ColumnConfig(topk=5)
     spec = replace(spec, columns=columns)
     teacher = load_teacher(spec, SMALL_VIEWS, MixConfig(), torch.device("cpu"))
     identity = replace(make_identity(), teacher=teacher.identity, columns=columns)

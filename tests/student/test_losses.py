@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,11 +15,14 @@ from timm.loss import SoftTargetCrossEntropy
 from timm.task import TokenDistillationTask
 from torch import Tensor, nn
 
+from pipeline.columns import COLUMNS, ColumnConfig
 from pipeline.errors import StoreError
+from pipeline.labelling.teacher import rank_logits
 from student.losses import LOSSES, MixedTarget, TeacherSignal
 from student.losses.hard import HardLoss
 from student.losses.none import NoDistillation
-from student.losses.soft import SoftLoss, divergence
+from student.losses.soft import SoftLoss, divergence, possible_distance
+from tests.storing import IDENTITY, info_of, write_store
 
 ROWS, CLASSES = 8, 7
 # Sums of a few float32 terms in two orders: a few units in the last place.
@@ -113,32 +118,42 @@ def test_the_loss_is_that_of_timms_token_distillation_task(alpha: float) -> None
     torch.testing.assert_close(found.distillation_loss, expected["distill_loss"], **CLOSE)
 
 
-def all_probabilities(teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """The teacher's whole distribution as a top-k that leaves nothing out."""
-    probability, label = teacher.softmax(-1).sort(descending=True)
-    return label, probability
+def first_of(teacher: Tensor, k: int = CLASSES) -> tuple[Tensor, Tensor, Tensor]:
+    """The k highest of a teacher's log-probabilities, and that of the others together."""
+    log, label = teacher.double().log_softmax(-1).sort(descending=True)
+    rest = log[:, k:].logsumexp(-1) if k < CLASSES else torch.full((ROWS,), -1000.0)
+    return label[:, :k], log[:, :k].float(), rest.float()
 
 
-def plain_soft_loss(student: Tensor, label: Tensor, probability: Tensor, tau: float) -> float:
-    """The definition, one row and one class at a time."""
+def signal_of(teacher: Tensor, k: int = CLASSES) -> TeacherSignal:
+    label, log, rest = first_of(teacher, k)
+    return TeacherSignal(label=label[:, 0], topk_label=label, topk_logprob=log, topk_rest=rest)
+
+
+def plain_soft_loss(student: Tensor, teacher: Tensor, k: int, tau: float) -> float:
+    """The definition, one row and one class at a time: what is not stored is spread evenly."""
     total = 0.0
     for row in range(len(student)):
+        probability = teacher[row].double().softmax(-1).tolist()
+        ranked = sorted(range(CLASSES), key=lambda one, of=probability: -of[one])
+        for one in ranked[k:]:
+            probability[one] = sum(
+                torch.softmax(teacher[row].double(), -1)[other].item() for other in ranked[k:]
+            ) / (CLASSES - k)
         scaled = [value / tau for value in student[row].tolist()]
         norm = math.log(sum(math.exp(value) for value in scaled))
-        weights = [value ** (1 / tau) for value in probability[row].tolist()]
-        shares = [weight / sum(weights) for weight in weights]
-        for share, place in zip(shares, label[row].tolist(), strict=True):
-            if share:
-                total += share * (math.log(share) - (scaled[place] - norm))
+        weights = [value ** (1 / tau) for value in probability]
+        for weight, value in zip(weights, scaled, strict=True):
+            share = weight / sum(weights)
+            total += share * (math.log(share) - (value - norm))
     return tau * tau * total / len(student)
 
 
-@pytest.mark.parametrize("tau", [1.0, 3.0])
-@pytest.mark.parametrize("k", [1, 3, CLASSES])
-def test_the_soft_loss_is_its_formula_over_the_renormalized_top_k(tau: float, k: int) -> None:
-    label, probability = (one[:, :k] for one in all_probabilities(logits(6)))
-    found = divergence(logits(4), label, probability, tau)
-    expected = plain_soft_loss(logits(4), label, probability, tau)
+@pytest.mark.parametrize("tau", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("k", [1, 3, CLASSES - 1, CLASSES])
+def test_the_soft_loss_is_its_formula_with_the_rest_spread_evenly(tau: float, k: int) -> None:
+    found = divergence(logits(4), *first_of(logits(6), k), tau)
+    expected = plain_soft_loss(logits(4), logits(6), k, tau)
     assert found.item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -146,7 +161,7 @@ def test_the_soft_loss_is_its_formula_over_the_renormalized_top_k(tau: float, k:
 def test_the_soft_loss_is_deits_but_for_the_division_by_classes(tau: float) -> None:
     """DeiT: KL of the log-softmaxes at tau, summed, times tau^2, divided by B * C."""
     student, teacher = logits(4), logits(6)
-    found = divergence(student, *all_probabilities(teacher), tau)
+    found = divergence(student, *first_of(teacher), tau)
     ours, theirs = ((one / tau).log_softmax(-1) for one in (student, teacher))
     deit = (theirs.exp() * (theirs - ours)).sum() * tau**2 / student.numel()
     torch.testing.assert_close(found / CLASSES, deit, rtol=1e-5, atol=1e-7)
@@ -169,11 +184,10 @@ def test_each_loss_is_that_of_timms_token_distillation_task(kind: str, heads: st
     )
     expected = task(torch.zeros(ROWS, 3, 4, 4), mixup_target(target, CLASSES, 0.75, smoothing=0.1))
     truth = timms_truth(target, 0.75)
-    label, probability = all_probabilities(teacher)
-    signal = TeacherSignal(label=label[:, 0], topk_label=label, topk_prob=probability)
+    signal = signal_of(teacher)
     loss = HardLoss(alpha=weight) if kind == "hard" else SoftLoss(soft_lambda=weight, tau=3.0)
     found = loss(student, truth, signal)
-    close = {"rtol": 1e-5, "atol": 1e-5}  # p ** (1 / tau) for a softmax of logits / tau
+    close = {"rtol": 1e-5, "atol": 1e-5}  # log p / tau for logits / tau
     torch.testing.assert_close(found.loss, expected["loss"], **close)
     torch.testing.assert_close(found.class_loss, expected["task_loss"], **close)
     torch.testing.assert_close(found.distillation_loss, expected["distill_loss"], **close)
@@ -205,15 +219,69 @@ def test_smoothing_touches_the_truth_and_not_the_teacher_under_mixing_too() -> N
     assert terms[0].class_loss != terms[1].class_loss
 
 
-def test_probabilities_that_were_rounded_away_count_for_nothing() -> None:
-    label = torch.tensor([[2, 0, 1]])
-    some = torch.tensor([[0.8, 0.2, 0.0]])
-    found = divergence(logits(4)[:1], label, some, 3.0)
-    expected = divergence(logits(4)[:1], label[:, :2], some[:, :2], 3.0)
-    torch.testing.assert_close(found, expected)
-    flat = divergence(logits(4)[:1], label, torch.zeros(1, 3), 3.0)
-    even = divergence(logits(4)[:1], label, torch.full((1, 3), 1 / 3), 3.0)
-    torch.testing.assert_close(flat, even)
+@pytest.mark.parametrize("tau", [1.0, 3.0, 4.0])
+def test_a_store_of_all_classes_gives_the_papers_loss_but_for_its_steps(tau: float) -> None:
+    teacher, student = logits(6), logits(4).requires_grad_()
+    kept = rank_logits(teacher, ColumnConfig(topk=CLASSES)).columns
+    stored = [torch.from_numpy(COLUMNS[name].read(values)) for name, values in kept.items()]
+    ours = divergence(student, *stored, tau)
+    exact = divergence(student, *first_of(teacher), tau)
+    # A logarithm is off by 1/128 at most: so is each share of the teacher, relatively, over tau.
+    assert ours.item() == pytest.approx(exact.item(), rel=0.01)
+    gradients = [torch.autograd.grad(one, student)[0] for one in (ours, exact)]
+    assert (gradients[0] - gradients[1]).norm() < 0.01 * gradients[1].norm()
+
+
+def test_no_true_teacher_is_farther_than_the_possible_distance() -> None:
+    """Whatever the unstored classes divide among themselves; the worst case comes close to it."""
+    random = np.random.default_rng(0)
+    for spread in (0.3, 1.0, 3.0):
+        teacher = torch.from_numpy(random.normal(0, spread, (ROWS, CLASSES)))
+        for k in range(1, CLASSES):
+            label, log, rest = first_of(teacher, k)
+            for tau in (0.5, 1.0, 2.0, 5.0):
+                used = ((rest[:, None] - math.log(CLASSES - k)) / tau).exp().repeat(1, CLASSES)
+                used.scatter_(1, label, (log / tau).exp())
+                used = used / used.sum(1, keepdim=True)
+                most = possible_distance(log.numpy(), rest.numpy(), CLASSES, tau)
+                true = (teacher / tau).softmax(1)
+                assert (used - true).abs().sum(1).mean().item() / 2 <= most + 1e-6
+                worst = crowded(teacher, label, log, rest) ** (1 / tau)
+                worst = worst / worst.sum(1, keepdim=True)
+                apart = (used - worst).abs().sum(1).mean().item() / 2
+                assert apart == pytest.approx(most, abs=1e-5)
+    assert possible_distance(log.numpy(), rest.numpy(), k, 3.0) == 0
+
+
+def crowded(teacher: Tensor, label: Tensor, log: Tensor, rest: Tensor) -> Tensor:
+    """Return (N, C) probabilities with the rest in as few classes as may hold it."""
+    found = torch.zeros_like(teacher, dtype=log.dtype)
+    found.scatter_(1, label, log.exp())
+    for row, left, most in zip(found, rest.exp().tolist(), log[:, -1].exp().tolist(), strict=True):
+        for place in (row == 0).nonzero().flatten().tolist():
+            row[place] = min(left, most)
+            left -= min(left, most)
+    return found
+
+
+@pytest.mark.parametrize(("topk", "tau"), [(1, 3.0), (2, 3.0), (5, 9.0)])
+def test_a_tau_for_which_too_much_of_the_teacher_is_missing_is_refused_with_one_that_serves(
+    tmp_path: Path, topk: int, tau: float
+) -> None:
+    """Of a thousand classes that share what the stored ones leave."""
+    identity = replace(IDENTITY, columns=ColumnConfig(topk=topk))
+    identity = replace(identity, teacher=replace(identity.teacher, classes=1000))
+    store = write_store(tmp_path / "s.parquet", [info_of(0), info_of(1)], [(0, 3)], identity)
+    refused = rf"is {tau:g}, at which the {topk} of 1000 .* may be 0\.\d\d from the true one"
+    with pytest.raises(StoreError, match=refused) as error:
+        SoftLoss(tau=tau).require_store(store)
+    found = re.search(r"use `tau` of at most ([\d.]+), or label", str(error.value))
+    assert found is not None
+    most = float(found[1])
+    assert 1 <= most < tau
+    SoftLoss(tau=most).require_store(store)
+    with pytest.raises(StoreError, match="keep a larger topk"):
+        SoftLoss(tau=most + 0.1).require_store(store)
 
 
 def test_soft_labels_that_the_store_lacks_are_refused_with_a_cure() -> None:
@@ -223,8 +291,7 @@ def test_soft_labels_that_the_store_lacks_are_refused_with_a_cure() -> None:
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_is_a_mean_over_rows_and_teaches_whom_it_says(name: str) -> None:
-    label, probability = all_probabilities(logits(6))
-    signal = TeacherSignal(label=label[:, 0], topk_label=label, topk_prob=probability)
+    signal = signal_of(logits(6), 3)
     twice = [
         replace(one, **{key: torch.cat([value, value]) for key, value in tensors_of(one).items()})
         for one in (MIXED, signal)

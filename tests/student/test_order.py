@@ -35,15 +35,21 @@ class Case:
 
 @st.composite
 def cases(draw: st.DrawFn, max_epochs: int = 4) -> Case:
-    """Stores of odd shards with rejections, and a batch size that fits."""
+    """Stores of odd shards with rejections and omissions, and a batch size that fits."""
     sizes = draw(st.lists(st.sampled_from([1, 2, 3, 5, 17, 34]), min_size=2, max_size=6))
     rejected = {
         number: draw(st.lists(st.integers(0, size - 1), unique=True, max_size=3))
         for number, size in enumerate(sizes)
     }
+    omitting = draw(st.booleans())
+    omitted = {
+        number: draw(st.sets(st.integers(0, size - 1), max_size=size if omitting else 0))
+        - set(rejected[number])
+        for number, size in enumerate(sizes)
+    }
     repeated = draw(st.booleans())
     first = draw(st.sampled_from([0, 3, 12]))
-    manifest = make_manifest(sizes, rejected=rejected, first_view=first, views=6)
+    manifest = make_manifest(sizes, rejected=rejected, omitted=omitted, first_view=first, views=6)
     rows = sum(manifest.accepted_samples(number) for number in range(len(sizes)))
     unit = 6 if repeated else 2
     if rows < unit:
@@ -60,6 +66,11 @@ def cases(draw: st.DrawFn, max_epochs: int = 4) -> Case:
 
 
 def rows_of(batch: PlannedBatch) -> list[Row]:
+    """Return all rows that are trained on, without guests."""
+    return all_places(batch)[: batch.rows]
+
+
+def all_places(batch: PlannedBatch) -> list[Row]:
     triples = zip(batch.shard, batch.sample, batch.view, strict=True)
     return [(int(a), int(b), int(c)) for a, b, c in triples]
 
@@ -69,13 +80,11 @@ def all_rows(plan: TrainingPlan) -> list[Row]:
 
 
 def expected_rows(manifest: Manifest, views: range) -> set[Row]:
-    rejected = {(n, one.index) for n, many in manifest.rejections.items() for one in many}
     return {
-        (shard.number, index, view)
+        (shard.number, int(index), view)
         for shard in manifest.shards
-        for index in range(shard.samples)
+        for index in np.flatnonzero(manifest.accepted(shard.number))
         for view in views
-        if (shard.number, index) not in rejected
     }
 
 
@@ -151,14 +160,12 @@ def test_the_slices_of_all_ranks_are_the_global_batch(case: Case, ranks: int, sh
     plan = TrainingPlan(case.manifest, config)
     for step in range(min(plan.steps, 5)):
         slices = [plan.slice(step, rank, ranks) for rank in range(ranks)]
-        rows = size // ranks
-        joined = PlannedBatch(
-            shard=np.concatenate([one.shard for one in slices]),
-            sample=np.concatenate([one.sample for one in slices]),
-            view=np.concatenate([one.view for one in slices]),
-            partner=np.concatenate([one.partner + rows * i for i, one in enumerate(slices)]),
-        )
-        assert_equal_batches(joined, plan.batch(step))
+        whole, rows = plan.batch(step), size // ranks
+        assert [row for one in slices for row in rows_of(one)] == rows_of(whole)
+        guests = [guest for one in slices for guest in all_places(one)[rows:]]
+        assert guests == all_places(whole)[size:]
+        partners = [all_places(one)[place] for one in slices for place in one.partner]
+        assert partners == [all_places(whole)[place] for place in whole.partner]
 
 
 def drawn_partner(manifest: Manifest, row: Row) -> int | None:
@@ -184,15 +191,20 @@ def test_partners_are_those_that_pairing_draws_and_rejected_ones_are_left_out(ca
     rejected = {(n, one.index) for n, many in case.manifest.rejections.items() for one in many}
     for step in range(plan.steps):
         batch = plan.batch(step)
-        rows = rows_of(batch)
+        rows, guests = all_places(batch), 0
         for row, partner_row in enumerate(batch.partner):
             shard, _, view = rows[row]
             partner = drawn_partner(case.manifest, rows[row])
             if partner is None or (shard, partner) in rejected:
                 assert partner_row == row
-            else:
-                assert rows[partner_row] == (shard, partner, view)
+                continue
+            assert rows[partner_row] == (shard, partner, view)
+            if case.manifest.accepted(shard)[partner]:
                 assert batch.partner[partner_row] == row
+            else:
+                assert partner_row == batch.rows + guests
+                guests += 1
+        assert len(rows) == batch.rows + guests
 
 
 @given(case=cases())
@@ -200,10 +212,10 @@ def test_partners_are_those_that_pairing_draws_and_rejected_ones_are_left_out(ca
 def test_a_unit_is_two_samples_at_consecutive_views(case: Case) -> None:
     plan, views = case.plan(), case.config.views_per_unit
     batch = plan.batch(plan.steps - 1)
-    shaped = batch.view.reshape(-1, 2, views)
+    shaped = batch.view[: batch.rows].reshape(-1, 2, views)
     assert_array_equal(shaped - shaped[..., :1], np.broadcast_to(np.arange(views), shaped.shape))
     for name in ("shard", "sample"):
-        values = getattr(batch, name).reshape(-1, 2, views)
+        values = getattr(batch, name)[: batch.rows].reshape(-1, 2, views)
         assert (values == values[..., :1]).all()
     assert (shaped[..., 0] % views == 0).all()
 

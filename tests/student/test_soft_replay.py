@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.columns import LOG_STEPS
 from pipeline.identity import ColumnConfig, StoreIdentity
 from pipeline.store import ParquetStore
 from student.loading import LoaderOptions
@@ -34,17 +35,20 @@ def test_batches_hold_the_stored_top_classes_of_each_row(tmp_path: Path, workers
     seen = 0
     for batch in replay_loader(dataset, 0, len(dataset), LoaderOptions(workers=workers)):
         assert batch.topk_label is not None
-        assert batch.topk_prob is not None
-        assert (batch.topk_label.dtype, batch.topk_prob.dtype) == (torch.int64, torch.float32)
+        assert batch.topk_logprob is not None
+        assert batch.topk_rest is not None
+        assert batch.topk_label.dtype == torch.int64
+        assert batch.topk_logprob.dtype == batch.topk_rest.dtype == torch.float32
         for row in range(10):
             stored = store.read_view(0, int(batch.view[row]))
             place = batch.sample[row]
             assert batch.topk_label[row].tolist() == stored.columns["topk_label"][place].tolist()
             assert (
-                batch.topk_prob[row].mul(255).round().tolist()
-                == stored.columns["topk_prob"][place].tolist()
+                batch.topk_logprob[row].mul(-LOG_STEPS).tolist()
+                == stored.columns["topk_logprob"][place].tolist()
             )
-            assert float(batch.topk_prob[row].max()) <= 1
+            rest = stored.columns["topk_rest"][place]
+            assert float(batch.topk_rest[row]) == -float(rest) / LOG_STEPS
             seen += 1
         assert torch.equal(batch.topk_label[:, 0], batch.label)
     assert seen == 20 * VIEWS
@@ -54,5 +58,6 @@ def test_batches_of_a_store_without_them_have_none(tmp_path: Path) -> None:
     _, dataset = make_dataset(tmp_path, hash_identity(columns=ColumnConfig(confidence=True)))
     batch = dataset[0]
     assert batch.topk_label is None
-    assert batch.topk_prob is None
+    assert batch.topk_logprob is None
+    assert batch.topk_rest is None
     assert np.unique(batch.label).size > 1

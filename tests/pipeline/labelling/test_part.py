@@ -140,16 +140,16 @@ def test_a_shard_of_nothing_but_broken_images_has_an_empty_part(tmp_path: Path) 
 def test_a_digest_is_of_the_view_and_its_mixing(tmp_path: Path) -> None:
     shard = open_shard(digit_shard(tmp_path / "a.tar", 16), 0)
     identity = hash_identity(mix=MixConfig(probability=0))
-    rows = label_with_hashes(shard, part_of(0, 64), identity)
+    rows = label_with_hashes(shard, part_of(1, 64), identity)
     assert (rows.has_digest.sum(axis=1) == 1).all()
     for index, sample in enumerate(shard.samples):
         seed = sample_seed(identity.root_seed, sample.key)
         assert rows.seed[index] == seed
-        view = int(np.flatnonzero(rows.has_digest[index])[0])
+        view = 1 + int(np.flatnonzero(rows.has_digest[index])[0])
         assert has_digest(seed, view)
         image = decode(shard.image_bytes(index), sample.key, SMALL.max_pixels)
         pixels = apply_view(image, draw_view(seed, view, image_size(image), SMALL), SMALL)
-        assert rows.digest[index, view] == view_digest(pixels, None, MixParams.none())
+        assert rows.digest[index, view - 1] == view_digest(pixels, None, MixParams.none())
 
 
 def test_a_task_refuses_a_shard_that_is_another_one_now(tmp_path: Path) -> None:

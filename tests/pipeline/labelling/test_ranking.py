@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 from numpy.typing import NDArray
 
-from pipeline.columns import COLUMNS, ColumnConfig
+from pipeline.columns import COLUMNS, LOG_STEPS, ColumnConfig
 from pipeline.labelling.teacher import rank_logits
 from tests.labelling import every_column
 
@@ -59,11 +61,35 @@ def test_stored_probabilities_are_off_by_half_a_step_at_most(
     prob = softmax(logits)
     top = np.take_along_axis(prob, found.columns["topk_label"].astype(np.int64), axis=1)
     half = 0.5 / 255 + 1e-12  # the last bits of two float64 softmaxes differ
-    assert np.abs(top - found.columns["topk_prob"] / 255).max() <= half
     assert np.abs(top[:, 0] - found.columns["confidence"] / 255).max() <= half
     assert np.abs(top[:, 0] - top[:, 1] - found.columns["margin"] / 255).max() <= half
-    assert_array_equal(found.columns["topk_prob"][:, 0], found.columns["confidence"])
-    assert (np.diff(found.columns["topk_prob"].astype(int), axis=1) <= 0).all()
+
+
+@given(logits=logit_batches())
+def test_stored_logarithms_are_off_by_half_a_step_at_most_and_so_is_their_rest(
+    logits: NDArray[np.float32],
+) -> None:
+    found = rank_logits(torch.from_numpy(logits), EVERYTHING).columns
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    log = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    order = np.argsort(-log, axis=1, kind="stable")
+    ranked = np.take_along_axis(log, order, axis=1)
+    half, most = 0.5 / LOG_STEPS + 1e-9, 65535 / LOG_STEPS
+    expected = np.minimum(-ranked[:, :5], most)
+    assert np.abs(found["topk_logprob"] / LOG_STEPS - expected).max() <= half
+    with np.errstate(divide="ignore"):
+        rest = np.minimum(-np.log(np.exp(ranked[:, :4:-1]).sum(axis=1)), most)
+    assert np.abs(found["topk_rest"] / LOG_STEPS - rest).max() <= half
+    assert (np.diff(found["topk_logprob"].astype(int), axis=1) >= 0).all()
+
+
+def test_a_rest_that_is_far_below_rounding_is_exact() -> None:
+    logits = torch.tensor([[100.0, 0.0, -1.0, -40.0]])
+    found = rank_logits(logits, ColumnConfig(topk=1)).columns
+    assert found["topk_rest"].tolist() == [round(64 * (100 - math.log(1 + math.exp(-1))))]
+    whole = rank_logits(logits, ColumnConfig(topk=4)).columns
+    assert whole["topk_rest"].tolist() == [65535]
+    assert whole["topk_logprob"].tolist() == [[0, 6400, 6464, 8960]]
 
 
 @pytest.mark.parametrize(

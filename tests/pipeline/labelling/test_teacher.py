@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from pipeline.columns import COLUMNS
 from pipeline.errors import ConfigError, IncompleteStoreError, TeacherError
 from pipeline.identity import AugmentConfig, ColumnConfig, MixConfig
+from pipeline.labelling.config import LabelConfig
 from pipeline.labelling.devices import choose_device
 from pipeline.labelling.job import (
-    LabelConfig,
     PartOrder,
     Preflight,
     index_shards,
@@ -281,6 +281,17 @@ def test_a_gpu_that_is_not_there_is_not_asked_for(monkeypatch: pytest.MonkeyPatc
         choose_device("cuda")
 
 
+REPORT = Preflight(
+    images=100,
+    correct=10,
+    rows_per_batch=48,
+    batch_seconds=1.0,
+    flip_rows=0,
+    flips=0,
+    warnings=(),
+)
+
+
 def worker_of(tmp_path: Path, checkpoint: Path, **settings: object) -> TeacherWorker:
     values = {
         "shards": (str(digit_shard(tmp_path / "a.tar", 60)),),
@@ -298,9 +309,47 @@ def test_the_preflight_counts_agreement_and_flips(tmp_path: Path, checkpoint: Pa
     report = worker.preflight(index_shards([str(tmp_path / "a.tar")]))
     assert report.images == report.rows_per_batch == 48
     assert 0 <= report.correct <= 48
-    assert report.flip_rows == 48
-    assert 0 < report.flips < 48  # untrained layers amplify bf16's rounding
+    assert 108 <= report.flip_rows <= 144  # three groups of 12 or 16 of 60 images
+    assert 0 < report.flips < report.flip_rows  # untrained layers amplify bf16's rounding
     assert report.warnings == ()
+
+
+def test_the_trial_takes_groups_from_all_over_the_job(tmp_path: Path, checkpoint: Path) -> None:
+    paths = [digit_shard(tmp_path / f"b-{n}.tar", 64, first=64 * n) for n in range(4)]
+    worker = worker_of(
+        tmp_path, checkpoint, precision="bf16", shards=tuple(map(str, paths)), first_view=7
+    )
+    shards = index_shards(worker._config.shards)
+    tasks = list(worker._trial_tasks(shards))
+    assert len(tasks) == 64 * 4 * 300 // 100 // 48
+    assert {task.shard.number for task in tasks} == {0, 1, 2, 3}
+    assert len({task.members for task in tasks}) > 10
+    starts = [task.first_view for task in tasks]
+    assert all(start == 7 or start % 3 == 0 for start in starts)
+    assert min(starts) < 80
+    assert max(starts) > 230
+    assert all(7 <= task.first_view <= task.first_view + task.views <= 307 for task in tasks)
+    assert [*worker._trial_tasks(shards)] == tasks
+
+
+def test_a_tiny_jobs_trial_is_one_batch(tmp_path: Path, checkpoint: Path) -> None:
+    worker = worker_of(tmp_path, checkpoint, precision="bf16", views=2)
+    (task,) = worker._trial_tasks(index_shards([str(tmp_path / "a.tar")]))
+    assert (task.first_view, task.views) == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("flips", "rows", "low", "high"),
+    [
+        (0, 48, 0.0, 0.0741),
+        (24, 2400, 0.00673, 0.01484),
+        (48, 48, 0.9259, 1.0),
+        (1, 10, 0.0179, 0.4042),
+    ],
+)
+def test_the_interval_is_wilsons(flips: int, rows: int, low: float, high: float) -> None:
+    report = replace(REPORT, flips=flips, flip_rows=rows)
+    assert report.flip_interval == pytest.approx((low, high), abs=1e-4)
 
 
 def test_views_unlike_those_a_published_teacher_expects_get_a_warning(tmp_path: Path) -> None:
@@ -313,15 +362,7 @@ def test_views_unlike_those_a_published_teacher_expects_get_a_warning(tmp_path: 
 
 
 def test_a_teacher_no_better_than_chance_is_refused_unless_untrained(tmp_path: Path) -> None:
-    report = Preflight(
-        images=100,
-        correct=10,
-        rows_per_batch=48,
-        batch_seconds=1.0,
-        flip_rows=0,
-        flips=0,
-        warnings=(),
-    )
+    report = REPORT
     config = LabelConfig(shards=("a",), out=tmp_path / "x.parquet")
     with pytest.raises(TeacherError, match=r"of 10 of 100 images, chance is 10\.0"):
         require_agreement(config, report, 10)

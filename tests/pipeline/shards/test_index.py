@@ -329,3 +329,23 @@ def test_hashes_are_golden(write):
     info = info_of(path)
     assert info.key_hash == "fea932b603cebc438e689965facda570f818d3d7f31b95f28a1be0a81635c344"
     assert info.content_hash == "5a4a58c9409f02c3244a30bc8fac7fb6213a7e8abc9fd8bc9f5dc6a43703e76a"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
+            "the shard is a pointer of Git LFS, not the file itself",
+        ),
+        (b"<!DOCTYPE html><title>Sign in</title>", "the shard is a web page"),
+        (None, "Is a directory"),
+    ],
+)
+def test_what_is_given_for_a_shard_and_is_none_is_called_what_it_is(
+    tmp_path: Path, content: bytes | None, reason: str
+) -> None:
+    path = tmp_path / "a.tar"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(ShardError, match=rf"a\.tar: .*{reason}"):
+        open_shard(path, 0)

@@ -48,7 +48,7 @@ def test_a_remote_store_reads_as_the_local_one(
             assert ours.keys == theirs.keys
             for column in ("label", "digest", "seed"):
                 assert_array_equal(getattr(ours, column), getattr(theirs, column))
-            assert_array_equal(ours.columns["topk_prob"], theirs.columns["topk_prob"])
+            assert_array_equal(ours.columns["topk_logprob"], theirs.columns["topk_logprob"])
     for entry in local.manifest.parts:
         assert_array_equal(local.read_part(entry).label, remote.read_part(entry).label)
     again = pickle.loads(pickle.dumps(remote))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,10 @@ import pytest
 
 from jobs.label_teacher import parse_arguments
 from pipeline.identity import ColumnConfig
-from pipeline.store import LabelStore, open_store
+from pipeline.records import PartRows
+from pipeline.store import LabelStore, commit_part, finish_store, open_store
 from pipeline.tools import diff_stores, store_stats
+from tests.labelling import digit_shard, write_hash_store
 from tests.pipeline.store.test_card import run_cli
 from tests.storing import IDENTITY, OTHER_TEACHER, info_of, ranges, write_store
 
@@ -44,6 +47,7 @@ def test_duckdb_reproduces_the_figures_of_stats_and_diff(
     answers = {
         block.splitlines()[0].removeprefix("-- "): duckdb.sql(block).fetchall()
         for block in blocks("sql")
+        if "views.parquet" not in block
     }
     assert answers.pop("agreement") == [(stats.truth.known, stats.truth.equal)]
     assert answers.pop("labels") == [
@@ -88,3 +92,67 @@ def test_the_python_of_the_page_runs(
     (source,) = blocks("python")
     exec(compile(source, "TOOLS.md", "exec"), {})
     assert diff_stores(*stores).to_markdown() in capsys.readouterr().out
+
+
+def test_the_queries_of_views_say_what_counting_rows_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = [digit_shard(tmp_path / "cifar10-test-000000.tar", 40)]
+    store = write_hash_store(tmp_path / "teacher.parquet", paths, views=12, per_part=6)
+
+    def of_few_classes(rows: PartRows) -> PartRows:
+        return replace(rows, label=rows.label % 3)
+
+    for entry in store.manifest.parts:
+        commit_part(Path("few.parquet"), of_few_classes(store.read_part(entry)))
+    finish_store(
+        Path("few.parquet"),
+        store.identity,
+        store.manifest.fingerprints,
+        store.manifest.shards,
+        lambda _: "",
+    )
+    (command,) = [
+        line for line in TEXT.splitlines() if line.startswith("label-store views teacher")
+    ]
+    arguments = shlex.split(command.replace("teacher", "few").replace("{000000..000001}", "000000"))
+    assert run_cli(monkeypatch, *arguments[1:]) == 0
+    rows = duckdb.sql("SELECT * FROM 'views.parquet'").fetchdf().to_dict("records")
+    answers = {
+        block.splitlines()[0].removeprefix("-- "): duckdb.sql(block).fetchall()
+        for block in blocks("sql")
+        if "views.parquet" in block
+    }
+    of_sample = defaultdict(list)
+    for row in rows:
+        of_sample[row["key"]].append(row)
+    wrong = {
+        key
+        for key, mine in of_sample.items()
+        if all(one["label"] not in (one["target"], one["partner_target"]) for one in mine)
+    }
+    assert {key for key, *_ in answers.pop("wrong in all views")} == wrong != set()
+    flips: dict[int, list[int]] = defaultdict(lambda: [0, 0])
+    for mine in of_sample.values():
+        own = [one["label"] for one in mine if one["lam"] >= 0.75]
+        flips[mine[0]["target"]][0] += len(own)
+        flips[mine[0]["target"]][1] += max(map(own.count, own), default=0)
+    for target, views, share in answers.pop("flip rate by class"):
+        assert views == flips[target][0]
+        assert share == pytest.approx(1 - flips[target][1] / views)
+    sides = answers.pop("the partner's side")
+    assert {mix for mix, *_ in sides} == {"mixup", "cutmix"}
+    for mix, at_least, views, own, partners in sides:
+        mine = [
+            one
+            for one in rows
+            if one["mix"] == mix
+            and at_least <= one["lam"] < min(1, at_least + 0.25)
+            and one["target"] != one["partner_target"]
+        ]
+        assert views == len(mine)
+        assert own == pytest.approx(sum(r["label"] == r["target"] for r in mine) / views)
+        told = sum(r["label"] == r["partner_target"] for r in mine)
+        assert partners == pytest.approx(told / views)
+    assert not answers

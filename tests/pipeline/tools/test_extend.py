@@ -11,7 +11,7 @@ from jobs.label_teacher import parse_arguments
 from jobs.run import run_label_job
 from pipeline.errors import ConfigError, IdentityError, IncompleteStoreError
 from pipeline.identity import PRESETS, ColumnConfig, MixConfig
-from pipeline.labelling.job import LabelConfig
+from pipeline.labelling.config import LabelConfig
 from pipeline.store import LabelStore, open_store
 from pipeline.tools import extend_command, extended_config
 from tests.labelling import digit_shard, write_teacher
@@ -81,7 +81,7 @@ def test_8_views_extended_to_16_are_the_bytes_of_one_run_of_16(
             mine, other = (one.read_view(shard.number, view) for one in (ours, theirs))
             assert mine.label.tolist() == other.label.tolist()
             assert mine.digest.tolist() == other.digest.tolist()
-            assert (mine.columns["topk_prob"] == other.columns["topk_prob"]).all()
+            assert (mine.columns["topk_logprob"] == other.columns["topk_logprob"]).all()
 
 
 def test_another_checkpoint_cannot_extend_a_store(

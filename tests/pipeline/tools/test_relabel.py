@@ -118,10 +118,10 @@ def test_other_probabilities_behind_the_same_label_are_counted(
     folder: Path, tmp_path: Path
 ) -> None:
     shard, identity, parts = labelled(folder)
-    prob = parts[0].columns["topk_prob"].copy()
-    prob[[1, 2, 3], 0, 2] ^= 1
+    log = parts[0].columns["topk_logprob"].copy()
+    log[[1, 2, 3], 0, 2] ^= 1
     changed = [
-        replace(parts[0], columns=Columns({**parts[0].columns, "topk_prob": prob})),
+        replace(parts[0], columns=Columns({**parts[0].columns, "topk_logprob": log})),
         parts[1],
     ]
     root = write_store(tmp_path / "s.parquet", shard, identity, changed)

@@ -36,7 +36,8 @@ def test_a_whole_store_passes(torn_store: tuple[ParquetStore, list[str]]) -> Non
     report = verify_store(store.root, shards, every_digest=True)
     assert report.mismatches == ()
     assert (report.parts, report.labels, report.samples, report.rejected) == (2, 16 * 64, 17, 1)
-    assert report.digests == report.redrawn == 16
+    assert report.digests == report.redrawn == 32  # view 0, and one of 64
+    assert report.without_digest == 0
 
 
 def test_without_shards_nothing_is_redrawn(hash_store: ParquetStore) -> None:
@@ -225,3 +226,34 @@ def test_a_manifest_that_claims_another_agreement_is_refused(tmp_path: Path) -> 
     write_manifest(store.root, replace(store.manifest, agreement=claim))
     with pytest.raises(ChecksumError, match=r"equal=\d+., the manifest says .*equal=10"):
         verify_store(store.root)
+
+
+def test_digests_that_are_not_where_they_belong_are_damage(tmp_path: Path) -> None:
+    path, root, identity = (
+        digit_shard(tmp_path / "a.tar", 9),
+        tmp_path / "s.parquet",
+        hash_identity(),
+    )
+    shard = open_shard(path, 0)
+    rows = label_with_hashes(shard, part_of(0, 3), identity)
+    assert rows.has_digest[:, 0].all()
+    claim_store(root, identity, fingerprints(identity))
+    none = np.zeros_like(rows.digest)
+    commit_part(root, replace(rows, has_digest=none > 0, digest=none, mixed_digest=none))
+    finish_store(root, identity, fingerprints(identity), [shard.info], lambda _: "a card\n")
+    with pytest.raises(ChecksumError, match=r"view 0 of 'digit_0000' lacks one"):
+        verify_store(root)
+
+
+def test_samples_without_any_digest_are_counted(tmp_path: Path) -> None:
+    path = digit_shard(tmp_path / "a.tar", 30)
+    root, identity = tmp_path / "s.parquet", hash_identity()
+    shard = open_shard(path, 0)
+    claim_store(root, identity, fingerprints(identity))
+    both = [label_with_hashes(shard, part_of(first, 9), identity) for first in (5, 14)]
+    for rows in both:
+        commit_part(root, rows)
+    finish_store(root, identity, fingerprints(identity), [shard.info], lambda _: "a card\n")
+    expected = int((~np.hstack([rows.has_digest for rows in both]).any(axis=1)).sum())
+    assert 0 < expected < 30
+    assert verify_store(root).without_digest == expected

@@ -85,8 +85,20 @@ def test_a_mixed_row_does_not_depend_on_its_batch(seed: int) -> None:
         assert torch.equal(alone, whole[2 * pair : 2 * pair + 2])
 
 
+@given(seed=st.integers(0, 1000))
+def test_a_row_is_mixed_alike_where_its_partner_is_none_of_the_batch(seed: int) -> None:
+    images, order = views(6), torch.tensor([0, 2, 4, 1, 3, 5])  # partners come last
+    params = [draw_mix(seed, "shard", 0, (0, pair + 1), 12, MixConfig()) for pair in range(3)]
+    mix = ViewMix.unmixed(3)
+    for row, one in enumerate(params):
+        mix.set_row(row, row + 3, one)
+    alone = mix_images(images[order], mix)
+    assert torch.equal(alone, mix_images(images, pairs(*params))[::2])
+
+
 def test_a_mixed_digest_is_the_crc_of_the_bytes_that_the_format_names() -> None:
-    mixed = mix_images(views(4), pairs(MixParams(kind=MixKind.MIXUP, lam=5000, box=None)))
+    mixup = MixParams(kind=MixKind.MIXUP, lam=5000, box=None)
+    mixed = mix_images(views(4), pairs(mixup, MixParams.none()))
     found = mixed_digests(mixed, np.array([False, True, True, False]))
     for row in (1, 2):
         plain = [
