@@ -13,10 +13,24 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    LocalRayletDiedError,
+    NodeDiedError,
+    OutOfMemoryError,
+    RaySystemError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 
-from jobs.joining import why_not
+from jobs.joining import death_of, fault_of, why_not
 from jobs.run import EXIT_AGAIN, EXIT_DRAINED
-from pipeline.errors import TryAgainError
+from jobs.supervisor import Death
+from pipeline.errors import TeacherError, TryAgainError
+from pipeline.store import open_store
+from tests.factories import digit_samples, write_shard
 from tests.jobs.conftest import Job
 from tests.jobs.processes import (
     PATIENCE_SECONDS,
@@ -240,3 +254,99 @@ def test_a_directory_too_long_for_sockets_ends_in_one_line(job: Job, tmp_path: P
     process = start_job(arguments, address=None, log=log, environment=environment)
     assert process.wait(30) == 1, log.read_text()
     require_one_line(log, "has too long a name for Ray's sockets; set RAY_TMPDIR")
+
+
+def as_task_error(cause: Exception) -> RayTaskError:
+    """Return what a caller gets of an exception that a teacher's process raised."""
+    return RayTaskError("label", "Traceback ...", cause).as_instanceof_cause()
+
+
+@pytest.mark.parametrize(
+    ("error", "how"),
+    [
+        (ActorDiedError(), Death.PROCESS),
+        (ActorUnavailableError("it does not answer", None), Death.PROCESS),
+        (NodeDiedError("its node is gone"), Death.PROCESS),
+        (LocalRayletDiedError(), Death.PROCESS),
+        (RaySystemError("System error: Broken pipe"), Death.PROCESS),
+        (WorkerCrashedError(), Death.PROCESS),
+        (as_task_error(OSError(32, "Broken pipe")), Death.PROCESS),
+        (
+            as_task_error(torch.AcceleratorError("CUDA error: an illegal memory access")),
+            Death.PROCESS,
+        ),
+        (OutOfMemoryError("Task was killed due to the node running low on memory"), Death.MEMORY),
+        (as_task_error(OutOfMemoryError("killed for want of memory")), Death.MEMORY),
+        (as_task_error(MemoryError()), Death.MEMORY),
+        (as_task_error(torch.OutOfMemoryError("CUDA out of memory")), Death.MEMORY),
+        (as_task_error(TeacherError("there is no such teacher")), None),
+        (as_task_error(ModuleNotFoundError("No module named 'timm'")), None),
+        (as_task_error(TypeError("a fault of ours")), None),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+def test_every_way_in_which_a_teacher_can_die_counts(error: Exception, how: Death | None) -> None:
+    assert death_of(error) == how
+
+
+def test_a_fault_of_ours_comes_out_in_one_line() -> None:
+    ours = TeacherError("there is no such teacher")
+    assert fault_of(as_task_error(ours), "a teacher's process") is ours
+    other = fault_of(as_task_error(TypeError("a fault\nof two lines")), "a teacher's process")
+    assert str(other).startswith("a teacher's process failed: TypeError: a fault; this should not")
+    text = "The remote function failed to import.\nTraceback ...\nModuleNotFoundError: No module"
+    missing = fault_of(as_task_error(RuntimeError(f"{text} named 'numba'\n")), "node x")
+    assert str(missing).startswith(
+        "node x cannot run this project (ModuleNotFoundError: No module named 'numba'); install"
+    )
+
+
+def test_two_jobs_on_one_store_share_its_parts(head: RayHead, job: Job, tmp_path: Path) -> None:
+    out, logs = tmp_path / "l.parquet", [tmp_path / "first", tmp_path / "second"]
+    first = start_job(job.to(out), address=head.address, log=logs[0])
+    reached(first, lambda: (out / "_meta" / ".jobs" / "at-work.json").exists(), logs[0])
+    second = start_job(job.to(out), address=head.address, log=logs[1])
+    for process, log in zip((first, second), logs, strict=True):
+        assert process.wait(PATIENCE_SECONDS) == 0, log.read_text()
+    assert f"process {first.pid} on " in logs[1].read_text()
+    assert "adds to" not in logs[0].read_text()
+    assert part_hashes(out) == job.hashes
+
+
+_POISON = """
+import os, signal
+import simplejpeg
+
+def poisoned(data, *arguments, of=simplejpeg.decode_jpeg_header, **more):
+    if b"POISON" in bytes(data):
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return of(data, *arguments, **more)
+
+simplejpeg.decode_jpeg_header = poisoned
+"""
+
+
+def test_an_image_that_crashes_its_decoder_is_rejected_with_a_code(
+    job: Job, tmp_path: Path
+) -> None:
+    """The decoder is made to crash by code that all of this Ray's processes load."""
+    samples = digit_samples(18, first=200)
+    key, image, target = samples[7]
+    assert image[:2] == b"\xff\xd8"
+    comment = b"\xff\xfe\x00\x08POISON"
+    samples[7] = (key, image[:2] + comment + image[2:], target)
+    shard = write_shard(tmp_path / "poisoned.tar", samples)
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "sitecustomize.py").write_text(_POISON)
+    out, log = tmp_path / "l.parquet", tmp_path / "log"
+    arguments = ["--shards", str(shard), "--views", "6", "--views-per-part", "3"]
+    process = start_job(
+        job.to(out, *arguments, "--max-rejected", "0.1"),
+        address=None,
+        log=log,
+        environment={"PYTHONPATH": str(tmp_path / "code")},
+    )
+    assert process.wait(PATIENCE_SECONDS) == 0, log.read_text()
+    assert f"rejected: {key}: whatever process decodes it crashes" in log.read_text()
+    ((rejection,),) = open_store(out).manifest.rejections.values()
+    assert (rejection.key, rejection.reason) == (key, "crashes-decoder")
