@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import ray
-from ray.exceptions import RayTaskError, TaskCancelledError, WorkerCrashedError
+from ray.exceptions import GetTimeoutError, RayTaskError, TaskCancelledError, WorkerCrashedError
 
 from jobs.supervisor import PARTS_IN_FLIGHT, Patience
 from pipeline.errors import PipelineError
@@ -19,7 +20,8 @@ from pipeline.files.sharing import SharedPaths, unseen_path
 from pipeline.identity import TeacherIdentity
 from pipeline.labelling.config import LabelConfig
 from pipeline.labelling.job import IndexedShards, PartOrder, Preflight
-from pipeline.labelling.part import GroupTask, run_task
+from pipeline.labelling.part import GroupTask, probe_task, run_task
+from pipeline.labelling.probe import Fate
 from pipeline.records import AugmentedGroup
 from pipeline.store import Committed
 
@@ -36,9 +38,13 @@ __all__ = [
     "look_remotely",
 ]
 
-CRASHES_PER_TASK = 8
+CRASHES_PER_TASK = 3  # that may be chance; then its images are looked at
+PROBES_PER_TASK = 3
 TIMES = 64  # of the latest augmentations, from which the usual time of one is taken
 STARVED_SECONDS = 10.0
+
+Crashing: TypeAlias = dict[str, frozenset[int]]
+"""By the hash of a shard's keys: its images that end whatever decodes them, as far as is known."""
 
 MakeWorker: TypeAlias = "Callable[[LabelConfig, int], TeacherWorker]"
 """Loads a teacher, with so many threads, in the process that will run it."""
@@ -81,6 +87,12 @@ def augment_remotely(task: GroupTask) -> AugmentedGroup:
     return run_task(task)
 
 
+@ray.remote(num_cpus=1, max_retries=CRASHES_PER_TASK)
+def probe_remotely(task: GroupTask) -> dict[int, Fate]:
+    """Find the images of a group that end whatever decodes them."""
+    return probe_task(task)
+
+
 # Ray counts CPUs to place work, not to limit it. A teacher takes none, or a replacement
 # could find them all taken by the augmentation that waits for it.
 @ray.remote(num_cpus=0, concurrency_groups={"work": PARTS_IN_FLIGHT, "word": 1})  # type: ignore[call-overload]
@@ -92,6 +104,7 @@ class TeacherActor:
         self._loaded: TeacherWorker | None = None
         self._groups = 0
         self._counting = threading.Lock()
+        self._crashing: Crashing = {}
         self._hungry: dict[int, float] = {}  # by thread: since when it waits for augmentation
 
     @ray.method(concurrency_group="word")
@@ -112,7 +125,10 @@ class TeacherActor:
     @ray.method(concurrency_group="work")
     def load(self, threads: int) -> None:
         """Load the teacher, once."""
-        self._loaded = self._settings.make_worker(self._settings.config, threads)
+        # The cluster's CPUs divided by its teachers; more than this machine has would hinder.
+        threads = min(threads, len(os.sched_getaffinity(0)))
+        config = self._settings.config
+        self._loaded = self._settings.make_worker(config, config.threads or threads)
 
     @ray.method(concurrency_group="work")
     def describe(self) -> tuple[TeacherIdentity, Mapping[str, int]]:
@@ -122,14 +138,20 @@ class TeacherActor:
     @ray.method(concurrency_group="work")
     def preflight(self, shards: IndexedShards) -> Preflight:
         """Try the teacher out on the job's shards."""
-        return self._worker.preflight(shards)
+        return self._worker.preflight(shards, self._augment_one)
 
     @ray.method(concurrency_group="work")
     def label(self, order: PartOrder, lean: int) -> Committed:
         """Label and commit one part; each step of ``lean`` halves what is augmented at a time."""
         window = max(1, self._settings.window >> lean)
-        groups = _Augmentation(order, window, self._settings.patience).groups()
-        return self._worker.label_part(order, self._counted(groups))
+        return self._worker.label_part(order, self._augmented(order.tasks(), window))
+
+    def _augment_one(self, task: GroupTask) -> AugmentedGroup:
+        return next(self._augmented(iter([task]), 1))
+
+    def _augmented(self, tasks: Iterator[GroupTask], window: int) -> Iterator[AugmentedGroup]:
+        patience, crashing = self._settings.patience, self._crashing
+        return self._counted(_Augmentation(tasks, window, patience, crashing).groups())
 
     @property
     def _worker(self) -> TeacherWorker:
@@ -156,10 +178,14 @@ class TeacherActor:
 
 
 class _Augmentation:
-    """The groups of one part, augmented elsewhere, a bounded number at a time."""
+    """Groups that are augmented elsewhere, a bounded number at a time."""
 
-    def __init__(self, order: PartOrder, window: int, patience: Patience) -> None:
-        self._tasks = order.tasks()
+    def __init__(
+        self, tasks: Iterator[GroupTask], window: int, patience: Patience, crashing: Crashing
+    ) -> None:
+        self._tasks = tasks
+        self._crashing = crashing  # of all parts
+        self._probed: Counter[tuple[int, int]] = Counter()  # by group and first view
         self._window = window
         self._patience = patience
         self._under_way: dict[Any, GroupTask] = {}  # by the call's reference
@@ -185,6 +211,8 @@ class _Augmentation:
             self._cancel()
 
     def _submit(self, task: GroupTask) -> None:
+        known = self._crashing.get(task.shard.key_hash, frozenset())
+        task = replace(task, crashing=known.intersection(task.members))
         ref = augment_remotely.remote(task)
         self._under_way[ref] = task
         self._started[ref] = time.monotonic()
@@ -205,16 +233,40 @@ class _Augmentation:
             self._submit(task)
             return None
         except WorkerCrashedError as error:
-            raise PipelineError(
-                f"an augmentation process crashed {CRASHES_PER_TASK + 1} times on group "
-                f"{task.group} of {task.path}: an image may crash the decoder, or memory is short"
-            ) from error
+            self._find_crashing(task, error)
+            self._submit(task)
+            return None
         except RayTaskError as error:
             raise _as_raised(error) from error
         self._times.append(now - started)
         # All that wait now have waited for this one too.
         self._started = dict.fromkeys(self._started, now)
         return group
+
+    def _find_crashing(self, task: GroupTask, error: Exception) -> None:
+        """Note the images that crash their decoder; raise ``PipelineError`` for another cause."""
+        self._probed[task.group, task.first_view] += 1
+        ref = probe_remotely.remote(task)
+        try:
+            found: dict[int, Fate] = ray.get(ref, timeout=self._patience.loading_seconds)
+        except GetTimeoutError:
+            ray.cancel(ref, force=True)
+            found = {}
+        crashing = frozenset(index for index, fate in found.items() if fate.is_crash)
+        name = f"{task.path}, sample {min(found)}" if found else f"{task.path}, group {task.group}"
+        if found.keys() - crashing:
+            raise PipelineError(
+                f"{name}: whatever decodes this image is killed or hangs, so it takes more memory "
+                "or time than there is; take it out of the shard and give another `out`, or set a "
+                "lower `max_pixels`"
+            ) from error
+        if not crashing and self._probed[task.group, task.first_view] >= PROBES_PER_TASK:
+            raise PipelineError(
+                f"{name}: its augmentation crashed {PROBES_PER_TASK * (CRASHES_PER_TASK + 1)} "
+                "times, and decodes well by itself; is memory short on the nodes?"
+            ) from error
+        known = self._crashing.get(task.shard.key_hash, frozenset())
+        self._crashing[task.shard.key_hash] = known | crashing
 
     def _limit(self) -> float:
         """Return after how long without any group those under way are presumed hung."""

@@ -109,7 +109,7 @@ class Cluster:
             make_worker=make_worker,
         )
         self._teachers = teachers
-        self._threads = config.threads or max(1, cpus // teachers)
+        self._threads = max(1, cpus // teachers)
         self._supervisor = Supervisor(teachers, "GPU" if self._on_gpu else None, self._patience)
 
     def check_paths(self, shards: IndexedShards) -> None:
@@ -290,7 +290,7 @@ class Cluster:
         works = self._supervisor.died(number, how, why, time.monotonic())
         _log.warning(
             f"a teacher's process {how.value}; "
-            + (f"{works} parts are handed out again" if works else "another one takes its place")
+            + (f"what it had ({works}) is handed out again" if works else "another takes its place")
         )
         ray.kill(self._seats.pop(number).actor)
 

@@ -27,7 +27,9 @@ __all__ = [
 ]
 
 
-RejectionReason: TypeAlias = Literal["empty", "unknown-format", "too-many-pixels", "undecodable"]
+RejectionReason: TypeAlias = Literal[
+    "empty", "unknown-format", "too-many-pixels", "undecodable", "crashes-decoder"
+]
 """Why an image has no labels. Stores hold these codes, so they depend on the image's bytes and the
 store's settings alone: never on a library's words, a name or a process."""
 
@@ -36,6 +38,7 @@ REJECTION_WORDS: Mapping[RejectionReason, str] = {
     "unknown-format": "its first bytes are not those of a JPEG, PNG or WebP",
     "too-many-pixels": "its header says more pixels than `max_pixels` allows",
     "undecodable": "it is damaged, cut off, or of a kind that no decoder reads",
+    "crashes-decoder": "whatever process decodes it crashes",
 }
 """The codes in words, for people."""
 

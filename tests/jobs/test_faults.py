@@ -93,7 +93,7 @@ def test_a_teacher_killed_as_it_loads_one_that_hangs_and_a_hung_augmenter_change
     reached(process, lambda: len(part_paths(out)) >= done + 4, log)
     os.kill(found(process, head.pid, f"{TEACHER}.label", log), signal.SIGSTOP)
     assert process.wait(PATIENCE_SECONDS) == 0, log.read_text()
-    assert "a teacher's process died; another one takes its place" in log.read_text()
+    assert "a teacher's process died; another takes its place" in log.read_text()
     assert "a teacher made no progress in" in log.read_text()
     assert part_hashes(out) == job.hashes
     print(f"ended after {time.monotonic() - started:.1f} s")

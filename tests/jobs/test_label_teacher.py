@@ -192,7 +192,7 @@ def test_relative_paths_are_those_of_the_driver(
     run_job(arguments, address=address, log=tmp_path / "log", cwd=tmp_path)
     assert part_hashes(tmp_path / "labels.parquet") == job.hashes
     assert not any(head.cwd.iterdir())
-    assert not list(tmp_path.rglob(".*"))  # no probe is left
+    assert not list(tmp_path.rglob(".probe*"))
 
 
 def test_a_node_that_sees_other_files_is_refused_before_anything_is_labelled(
