@@ -55,7 +55,7 @@ def repair_store(path: str) -> RepairReport:
     Parts that a manifest lists stay. No job may add to the store meanwhile. Raises ``StoreError``
     if overlapping parts do not hold the same labels: none can be told to be the right one.
 
-    >>> repair_store("soft.parquet").removed
+    >>> repair_store("teacher.parquet").removed
     ()
     """
     folder = open_folder(parts_root(path))
