@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pipeline.errors import (
         CheckpointError,
         ChecksumError,
+        ClassesError,
         ConfigError,
         DecodeError,
         IdentityError,
@@ -49,6 +50,7 @@ __all__ = [
     "CacheConfig",
     "CheckpointError",
     "ChecksumError",
+    "ClassesError",
     "ColumnConfig",
     "ConfigError",
     "DecodeError",

@@ -202,6 +202,11 @@ def _announce(config: TrainConfig, inputs: Inputs) -> None:
         f"{config.plan.epochs} epochs of views {plan.first_view}.., {plan.steps} steps of "
         f"{config.plan.batch_size} rows; {plan.dropped_rows} rows at the end fill no batch"
     )
+    if inputs.unnamed:
+        note(
+            f"{' and '.join(inputs.unnamed)} have no names of classes, so their order is not "
+            "compared with that of others"
+        )
     if not config.evaluation.val_shards:
         note("warning: no --val-shards, so nothing is evaluated and there is no best.pt")
     if not config.run.audit:

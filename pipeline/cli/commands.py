@@ -38,6 +38,13 @@ def pack_shards() -> None:
             say(f"pack-shards: passed over, no image: {path}")
         if len(report.passed_over) > _LISTED:
             say(f"pack-shards: and {len(report.passed_over) - _LISTED} more")
+        if report.absent:
+            more = len(report.absent) - _LISTED
+            say(
+                f"pack-shards: no images of {len(report.absent)} of {len(report.classes)} classes: "
+                + ", ".join(report.absent[:_LISTED])
+                + (f" and {more} more" if more > 0 else "")
+            )
         say(
             f"pack-shards: {report.read} files read = {report.packed} packed "
             f"+ {len(report.passed_over)} passed over; {len(report.classes)} classes, "

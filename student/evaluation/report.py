@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from pipeline.classes import ClassNames, agreed_names, names_beside
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.files.local import expand_shards
 from pipeline.identity import AugmentConfig
@@ -61,7 +62,8 @@ def evaluate_checkpoint(config: EvaluateConfig) -> CheckpointReport:
 
     Raises ``CheckpointError`` for a checkpoint that is torn or of another kind,
     ``ConfigError`` if its model is code or may fetch something and the settings do not name
-    it too, ``ShardError`` for validation shards with other classes.
+    it too, ``ShardError`` for validation shards with other classes, ``ClassesError`` if they have
+    other names.
     """
     set_threads(config.threads)
     device = choose_device(config.device)
@@ -74,13 +76,15 @@ def evaluate_checkpoint(config: EvaluateConfig) -> CheckpointReport:
     if config.eval_fraction is not None:
         views = center_views(views, config.eval_fraction)
     paths = expand_shards(config.val_shards, config.cache, "val_shards")
+    names = agreed_names(ClassNames.of(student.class_names, config.checkpoint), names_beside(paths))
     labels = config.val_labels
     dataset = ValidationDataset(
         paths,
         views,
         classes=student.classes,
         batch_size=config.eval_batch_size,
-        labels=None if labels is None else read_teacher_labels(labels, paths),
+        labels=None if labels is None else read_teacher_labels(labels, paths, names),
+        names=names,
     )
     options = LoaderOptions(workers=config.workers, pin=device.type == "cuda")
     number_format = config.precision or student.precision
