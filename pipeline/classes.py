@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ __all__ = [
     "agreed_names",
     "check_names",
     "class_in_words",
+    "class_number",
     "class_text",
     "names_beside",
     "read_names",
@@ -208,6 +210,27 @@ def require_known(names: Collection[str], known: ClassNames, images: object) -> 
             f"{known.source} does not list; give the list of all classes, or take the directory "
             "away"
         )
+
+
+def class_number(text: str, names: Sequence[str] | None, source: object) -> int:
+    """Return the index of a class that a user gives by its name or number; a name comes first.
+
+    Raises ``ConfigError`` for one that is neither, and a name that several classes have.
+    """
+    found = [number for number, name in enumerate(names or ()) if name == text]
+    if len(found) > 1:
+        raise ConfigError(
+            f"the class {text!r} is {' and '.join(map(str, found))} in {source}; give its number"
+        )
+    if not found and not re.fullmatch(r"\d{1,5}", text):
+        close = get_close_matches(text, names or (), n=3)
+        raise ConfigError(
+            f"{source} has no class {text!r}"
+            + (f", but {', '.join(map(repr, close))}" if close else "")
+            + ("" if names else ": its classes have no names")
+            + "; give a class's name or number, which its card lists"
+        )
+    return found[0] if found else int(text)
 
 
 def class_text(number: int, names: Sequence[str] | None) -> str:

@@ -439,7 +439,8 @@ def plan_job(
 
 
 def _class_of(shards: IndexedShards) -> str:
-    return class_in_words(shards.max_target, shards.classes and shards.classes.names)
+    names = None if shards.classes is None else shards.classes.names
+    return class_in_words(shards.max_target, names)
 
 
 def require_fingerprints(

@@ -135,7 +135,7 @@ class ValidationDataset(Dataset[ValidationBatch]):
             keys.add(shard)
             beyond = [sample for sample in shard.samples if sample.target >= classes]
             if beyond:
-                found = class_in_words(beyond[0].target, names and names.names)
+                found = class_in_words(beyond[0].target, None if names is None else names.names)
                 raise ShardError(
                     f"{path}: sample {beyond[0].key!r} has class {found}, the store's "
                     f"teacher and the student have {classes} classes (0..{classes - 1}); give "
