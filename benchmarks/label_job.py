@@ -24,7 +24,8 @@ from benchmarks.report import Report, describe_machine
 from benchmarks.stand_in import StandInTeacher, stand_in_identity
 from jobs.label_teacher import prepare_environment
 from pipeline.identity import TeacherIdentity
-from pipeline.labelling.job import LabelConfig, index_shards, plan_job
+from pipeline.labelling.config import LabelConfig
+from pipeline.labelling.job import index_shards, plan_job
 from pipeline.labelling.worker import TeacherWorker
 from pipeline.records import AugmentedGroup, TeacherLabels
 from pipeline.views.floats import float_fingerprints

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.identity import IMAGENET_MEAN, IMAGENET_STD, PRESETS, TeacherIdentity
-from pipeline.labelling.job import LabelConfig, begin_job, finish_job, index_shards, plan_job
+from pipeline.labelling.config import LabelConfig
+from pipeline.labelling.job import begin_job, finish_job, index_shards, plan_job
 from pipeline.labelling.part import label_part, run_task
 from pipeline.records import AugmentedGroup, TeacherLabels, ViewMix
 from pipeline.shards.index import open_known_shard

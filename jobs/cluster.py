@@ -26,7 +26,8 @@ from pipeline.errors import ConfigError, PipelineError
 from pipeline.files.objects import is_url
 from pipeline.files.sharing import SharedPaths, offered_paths, require_shared, unseen_path
 from pipeline.identity import TeacherIdentity
-from pipeline.labelling.job import IndexedShards, JobPlan, LabelConfig, PartOrder, Preflight
+from pipeline.labelling.config import LabelConfig
+from pipeline.labelling.job import IndexedShards, JobPlan, PartOrder, Preflight
 from pipeline.labelling.part import GroupTask, run_task
 from pipeline.records import AugmentedGroup, PartKey
 from pipeline.store import Committed, parts_root

@@ -20,9 +20,7 @@ import tyro
 from pipeline.cli.console import flags_of, running
 from pipeline.errors import ConfigError
 from pipeline.identity import PRESETS, AugmentConfig, Preset, mixing_of_preset
-from pipeline.labelling.job import LabelConfig
-from pipeline.store import open_store
-from pipeline.tools import extended_config
+from pipeline.labelling.config import LabelConfig
 
 __all__ = ["main", "parse_arguments"]
 
@@ -54,6 +52,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> LabelConfig:
     if named.extend_to and named.extend_to.isdecimal() and named.out:
         if named.preset:
             raise ConfigError("--extend-to takes the store's augmentation; leave out --preset")
+        from pipeline.store import open_store
+        from pipeline.tools import extended_config
+
         defaults = extended_config(defaults, open_store(named.out), int(named.extend_to))
     flags = tyro.cli(
         LabelFlags,

@@ -12,10 +12,10 @@ from types import FrameType
 from pipeline.cli.console import Progress as Shown
 from pipeline.cli.console import duration, note, say
 from pipeline.errors import REJECTION_WORDS
+from pipeline.labelling.config import LabelConfig
 from pipeline.labelling.job import (
     IndexedShards,
     JobPlan,
-    LabelConfig,
     Preflight,
     Progress,
     begin_job,

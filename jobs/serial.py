@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 
 from pipeline.identity import TeacherIdentity
-from pipeline.labelling.job import IndexedShards, JobPlan, LabelConfig, PartOrder, Preflight
+from pipeline.labelling.config import LabelConfig
+from pipeline.labelling.job import IndexedShards, JobPlan, PartOrder, Preflight
 from pipeline.labelling.part import run_task
 from pipeline.labelling.worker import TeacherWorker
 from pipeline.records import AugmentedGroup

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         StoreIdentity,
         TeacherIdentity,
     )
-    from pipeline.labelling.job import LabelConfig
+    from pipeline.labelling.config import LabelConfig
     from pipeline.shards.packing import PackConfig, PackReport, pack_shards
     from pipeline.store.contract import LabelStore
     from pipeline.store.export import export_store
@@ -100,7 +100,7 @@ _MODULES = {
     "ColumnConfig": "pipeline.columns",
     "DrawnView": "pipeline.tools.show",
     "KeptSamples": "pipeline.tools.thin",
-    "LabelConfig": "pipeline.labelling.job",
+    "LabelConfig": "pipeline.labelling.config",
     "LabelStore": "pipeline.store.contract",
     "MergeReport": "pipeline.tools.merge",
     "MixConfig": "pipeline.identity",

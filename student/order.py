@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +26,11 @@ from pipeline.errors import ConfigError, StoreError
 from pipeline.growth import require, settle
 from pipeline.identity import TRIPLE_VIEWS
 from pipeline.records import NO_PARTNER, ShardInfo, places_of
-from pipeline.store.manifest import Manifest
 from pipeline.views.pairing import Pairing
 from pipeline.views.rng import stream
+
+if TYPE_CHECKING:
+    from pipeline.store.manifest import Manifest
 
 __all__ = ["PlanConfig", "PlannedBatch", "TrainingPlan"]
 
@@ -203,6 +205,8 @@ class TrainingPlan:
         if not 0 <= rank < ranks:
             raise ConfigError(f"rank {rank} is not in 0..{ranks - 1}")
         self.check_ranks(ranks)
+        # A range of the one stream of units: ranks agree without a word, and a run may go on with
+        # any number of them.
         units = self.config.batch_size // self.config.unit_rows
         start = step * units + rank * (units // ranks)
         return self._rows(self._units(start, start + units // ranks))
@@ -249,6 +253,7 @@ class TrainingPlan:
 
     def _draw_pass(self, pass_: int) -> _Pass:
         numbers = list(self._shards)
+        # A stream for each pass, so that any pass is drawn alone when a run resumes in it.
         order = stream("epoch", self.config.seed, pass_).permutation(len(numbers))
         size = self.config.window_shards
         windows = tuple(

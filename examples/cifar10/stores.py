@@ -13,7 +13,7 @@ from examples.cifar10.config import EvidenceConfig
 from examples.cifar10.data import Shards
 from jobs.run import run_label_job
 from pipeline.files.local import replace
-from pipeline.labelling.job import LabelConfig
+from pipeline.labelling.config import LabelConfig
 from pipeline.store import LabelStore, open_store
 from pipeline.store.manifest import MANIFEST_PATH
 from pipeline.store.provenance import read_runs

@@ -1,4 +1,4 @@
-"""The label job without its schedule: settings, checks, parts to do, and the end.
+"""The label job without its schedule: checks, parts to do, and the end.
 
 ``jobs/`` runs it on Ray or in one process; both go through the functions here, so both
 write the same bytes.
@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -19,7 +19,6 @@ from pipeline.classes import ClassNames, agreed_names, class_in_words, names_bes
 from pipeline.errors import (
     REJECTION_WORDS,
     ClassesError,
-    ConfigError,
     IdentityError,
     RejectionError,
     ReplayError,
@@ -28,19 +27,12 @@ from pipeline.errors import (
     TeacherError,
 )
 from pipeline.files.cache import CacheConfig, RemoteShard, ShardFile
-from pipeline.files.kinds import why_no_data
 from pipeline.files.local import expand_shards, open_folder
-from pipeline.files.objects import is_url
-from pipeline.growth import settle
 from pipeline.identity import (
-    AugmentConfig,
-    ColumnConfig,
-    MixConfig,
-    Precision,
-    Preset,
     StoreIdentity,
     TeacherIdentity,
 )
+from pipeline.labelling.config import LabelConfig
 from pipeline.labelling.part import GroupTask, group_tasks
 from pipeline.labelling.redraw import redraw, some_places
 from pipeline.records import PartKey, ShardInfo
@@ -72,12 +64,11 @@ from pipeline.views.fingerprints import (
 )
 
 if TYPE_CHECKING:
-    from pipeline.labelling.teacher import TeacherSpec
+    pass
 
 __all__ = [
     "IndexedShards",
     "JobPlan",
-    "LabelConfig",
     "PartOrder",
     "Preflight",
     "Progress",
@@ -99,172 +90,6 @@ _JUDGED_FROM = 32  # images; fewer say nothing about class order
 
 
 Item = TypeVar("Item")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LabelConfig:
-    """Label augmented views of WebDataset shards with a teacher, once for all students.
-
-    >>> config = LabelConfig(shards=("digits-{0..1}.tar",), out="soft.parquet", keep="topk=5")
-    >>> config.columns.topk
-    5
-    """
-
-    shards: tuple[str, ...]
-    """Shard files, brace patterns ('x-{000000..001281}.tar') or globs, in quotes; s3://, gs://
-    or az:// for shards in object storage."""
-    out: str
-    """Store to write or to continue: a path or URL that ends in .parquet, or a path that ends
-    in .zarr."""
-    teacher: str = "regnety_160.deit_in1k"
-    """timm's name of the teacher; pretrained weights are fetched unless a checkpoint or
-    random weights are given."""
-    teacher_checkpoint: Path | None = None
-    """Local weights: .safetensors, or a .pth that holds tensors alone, such as a checkpoint of
-    timm's train.py."""
-    teacher_weights: Literal["raw", "ema"] = "raw"
-    """Which of the weights in a checkpoint label, if it holds averaged ones too."""
-    teacher_random_weights: int | None = None
-    """Seed of untrained weights, for trials of speed."""
-    num_classes: int | None = None
-    """The number of the teacher's classes, if not that of its weights."""
-    classes: str | None = None
-    """Names of the classes in the order of their indices: packed shards, a classes.json, or a file
-    with a name a line. Unset: the classes.json beside the shards, if there is one."""
-    views: int = 300
-    """Views per sample: one per epoch of a student's run."""
-    first_view: int = 0
-    """First view."""
-    extend_to: int | None = None
-    """Give a store that is there so many views in all, with its own settings: only shards, the
-    file of the weights, and how the job runs are given. What is there stays."""
-    views_per_part: int = 150
-    """Views per part file: the unit of retry and commit."""
-    seed: int = 0
-    """Root of all seeds."""
-    preset: Preset = "deit"
-    """Augmentation to start from on the command line; what is given beside it overrides it."""
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    mix: bool = True
-    """Mix pairs by mixup and CutMix (off by default with the preset center)."""
-    mixing: MixConfig = field(default_factory=MixConfig)
-    keep: str = ""
-    """What to keep of the teacher's probabilities beside its labels: words of confidence,
-    margin and topk=K with commas between them, such as 'confidence,topk=5'."""
-    precision: Precision = "bf16"
-    """Number format of the teacher. bf16 and fp16 change some labels against fp32, in bf16 about
-    1 % of a small teacher's; the job measures how many before it begins."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the teacher runs."""
-    batch_views: int | None = None
-    """Views of a group in one teacher batch: a triple on a CPU, a block on a GPU."""
-    teachers: int | None = None
-    """Teacher processes: one per GPU of the cluster, or one."""
-    threads: int | None = None
-    """CPU threads of each teacher: the cores divided by the teachers. One is faster for small
-    teachers and views. Labels do not depend on it."""
-    serial: bool = False
-    """Run in this process, without Ray; writes the same bytes."""
-    max_rejected: float = 0.01
-    """Share of undecodable images above which the job fails."""
-    cache_dir: Path | None = None
-    """Where shards from object storage are kept, shared by all runs of a machine; by default
-    teacher-labels/shards in $XDG_CACHE_HOME or ~/.cache."""
-    cache_gb: float = 100.0
-    """Size of that directory; the least recently used shards go first."""
-    drain_seconds: float = 20.0
-    """After SIGTERM, time to finish parts under way before they are abandoned."""
-    allow_low_agreement: bool = False
-    """Go on although the teacher hardly agrees with the shards' targets."""
-
-    def __post_init__(self) -> None:
-        settle(self)
-        if self.views < 1 or self.first_view < 0 or self.views_per_part < 1:
-            raise ConfigError("`views` and `views_per_part` start at 1, `first_view` at 0")
-        if self.extend_to not in (None, self.first_view + self.views):
-            raise ConfigError(
-                "`extend_to` says which views to label; leave out `first_view` and `views`"
-            )
-        if self.teacher_checkpoint is not None and self.teacher_random_weights is not None:
-            raise ConfigError("give `teacher_checkpoint` or `teacher_random_weights`, not both")
-        if self.teacher_checkpoint is None and self.teacher_weights != "raw":
-            raise ConfigError("`teacher_weights` chooses among those of a `teacher_checkpoint`")
-        if not 0 <= self.max_rejected <= 1:
-            raise ConfigError(f"`max_rejected` is {self.max_rejected}; a share is in 0..1")
-        for name in ("teachers", "threads", "batch_views"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"`{name}` is {value}; use 1 or more")
-        ColumnConfig.from_text(self.keep)
-        _ = self.cache  # checks its own fields
-        if self.precision == "fp16" and self.device == "cpu":
-            raise ConfigError("`precision` fp16 needs a GPU; use bf16 or fp32 on a CPU")
-
-    def with_absolute_paths(self) -> LabelConfig:
-        """Return the settings with local paths that mean the same in every process.
-
-        Shards get theirs in ``index_shards``, where patterns become files.
-        """
-        local = {
-            name: path.absolute()
-            for name in ("teacher_checkpoint", "cache_dir")
-            if (path := getattr(self, name)) is not None
-        }
-        if not is_url(self.out):
-            local["out"] = str(Path(self.out).absolute())
-        return replace(self, **local)
-
-    def check_checkpoint(self) -> None:
-        """Raise ``TeacherError`` if a checkpoint is given that can be none."""
-        if self.teacher_checkpoint is not None:
-            reason = why_no_data(self.teacher_checkpoint)
-            if reason is not None:
-                raise TeacherError(f"`teacher_checkpoint` {self.teacher_checkpoint} {reason}")
-
-    @property
-    def cache(self) -> CacheConfig:
-        """Where shards from object storage are kept."""
-        return CacheConfig.of_flags(self.cache_dir, self.cache_gb)
-
-    @property
-    def effective_mixing(self) -> MixConfig:
-        """The mixing that the store's identity holds."""
-        mixing = self.mixing
-        if not self.mix:
-            mixing = MixConfig(
-                probability=0.0, group_size=mixing.group_size, block_views=mixing.block_views
-            )
-        return mixing
-
-    @property
-    def columns(self) -> ColumnConfig:
-        """The optional columns that the store's identity holds."""
-        return ColumnConfig.from_text(self.keep)
-
-    def identity(self, teacher: TeacherIdentity) -> StoreIdentity:
-        """Return the identity of the store that this job writes with ``teacher``."""
-        return StoreIdentity(
-            root_seed=self.seed,
-            augment=self.augment,
-            mix=self.effective_mixing,
-            teacher=teacher,
-            columns=self.columns,
-        )
-
-    def teacher_spec(self) -> TeacherSpec:
-        """Return which teacher to build."""
-        from pipeline.labelling.teacher import TeacherSpec
-
-        return TeacherSpec(
-            architecture=self.teacher,
-            checkpoint=self.teacher_checkpoint,
-            weights=self.teacher_weights,
-            random_weights=self.teacher_random_weights,
-            num_classes=self.num_classes,
-            precision=self.precision,
-            batch_views=self.batch_views,
-            columns=self.columns,
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,10 +12,10 @@ import numpy as np
 
 from pipeline.errors import DecodeError, IncompleteStoreError, TeacherError
 from pipeline.identity import TeacherIdentity
+from pipeline.labelling.config import LabelConfig
 from pipeline.labelling.devices import choose_device, set_threads
 from pipeline.labelling.job import (
     IndexedShards,
-    LabelConfig,
     PartOrder,
     Preflight,
     require_fingerprints,

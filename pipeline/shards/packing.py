@@ -18,9 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image
-from webdataset import TarWriter
-
 from pipeline.classes import (
     CLASSES_FILE,
     MAX_CLASSES,
@@ -33,7 +30,6 @@ from pipeline.errors import ConfigError, DecodeError, PipelineError, ShardError
 from pipeline.files.local import LocalFolder, open_folder
 from pipeline.growth import settle
 from pipeline.identity import PILLOWS_LIMIT, canonical_json
-from pipeline.views.apply import decode, image_format
 from pipeline.views.rng import stream
 
 __all__ = [
@@ -354,6 +350,8 @@ def _write_shard(
     file: BinaryIO, sources: Sequence[_Source], config: PackConfig
 ) -> Iterator[EncodedImage]:
     """Write one shard's samples in order, and give each once it is written."""
+    from webdataset import TarWriter  # which loads PyTorch: not before there is work
+
     tar = TarWriter(
         file, encoder=False, mtime=0, mode=0o444, user="root", group="root", format="PAX_FORMAT"
     )
@@ -391,6 +389,10 @@ def encode_image(
     What is encoded anew loses orientation and color profile, which ``augment.decode``
     ignores. Raises ``DecodeError`` for an image that cannot be decoded, if it has to be.
     """
+    from PIL import Image
+
+    from pipeline.views.apply import decode, image_format
+
     own = EncodedImage(extension=_EXTENSIONS[path.suffix.lower()], data=data)
     if max_side is None and quality is None:
         return own

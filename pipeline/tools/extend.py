@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 
 from pipeline.errors import ConfigError
-from pipeline.labelling.job import LabelConfig
+from pipeline.labelling.config import LabelConfig
 from pipeline.store import LabelStore
 from pipeline.store.provenance import read_runs
 

@@ -12,7 +12,7 @@ import pytest
 
 from jobs.run import run_label_job
 from pipeline.errors import IdentityError, ReplayError
-from pipeline.labelling.job import LabelConfig
+from pipeline.labelling.config import LabelConfig
 from pipeline.shards.index import open_shard
 from pipeline.store import open_store
 from pipeline.tools.thin import KeptSamples, thin_store

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
@@ -219,18 +220,28 @@ def test_another_pipe_that_breaks_is_a_fault() -> None:
     assert (done.returncode, "of a worker" in done.stderr) == (1, True)
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        ["label-store"],
-        ["label-store", "stats"],
-        ["pack-shards"],
-        ["label-teacher"],
-        ["train-student"],
-        ["evaluate-student"],
-    ],
-    ids=" ".join,
-)
+PROGRAMS = {one.name: one for one in distribution("teacher-labels").entry_points}
+HELPS = [*([name] for name in PROGRAMS), ["label-store", "stats"]]
+
+
+@pytest.mark.parametrize("command", HELPS, ids=" ".join)
+def test_help_loads_nothing_that_only_the_work_needs(command: list[str]) -> None:
+    program, _, function = PROGRAMS[command[0]].value.partition(":")
+    code = (
+        f"import sys; sys.argv = {[*command, '--help']}\n"
+        f"try:\n    from {program} import {function} as main; main()\n"
+        "finally: print('loaded:', *{name.partition('.')[0] for name in sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    shown, _, loaded = done.stdout.rpartition("loaded:")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"usage: {command[0]}" in shown
+    assert "tyro" in loaded.split()
+    heavy = {"numba", "pyarrow", "ray", "timm", "torch", "webdataset", "zarr"}
+    assert heavy.isdisjoint(loaded.split())
+
+
+@pytest.mark.parametrize("command", HELPS, ids=" ".join)
 @pytest.mark.parametrize("bufsize", [None, "0"])
 def test_help_may_be_cut_short(command: list[str], bufsize: str | None) -> None:
     assert end_of(BIN / command[0], *command[1:], "--help", bufsize=bufsize) == (141, "")

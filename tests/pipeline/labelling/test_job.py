@@ -21,9 +21,9 @@ from pipeline.errors import (
     StoreError,
 )
 from pipeline.identity import PRESETS, TeacherIdentity
+from pipeline.labelling.config import LabelConfig
 from pipeline.labelling.job import (
     JobPlan,
-    LabelConfig,
     Progress,
     begin_job,
     finish_job,

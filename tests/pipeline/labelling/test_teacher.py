@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from pipeline.columns import COLUMNS
 from pipeline.errors import ConfigError, IncompleteStoreError, TeacherError
 from pipeline.identity import AugmentConfig, ColumnConfig, MixConfig
+from pipeline.labelling.config import LabelConfig
 from pipeline.labelling.devices import choose_device
 from pipeline.labelling.job import (
-    LabelConfig,
     PartOrder,
     Preflight,
     index_shards,

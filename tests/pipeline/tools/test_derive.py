@@ -16,7 +16,7 @@ from pipeline.errors import (
     TeacherError,
 )
 from pipeline.identity import PRESETS, ColumnConfig, MixConfig
-from pipeline.labelling.job import LabelConfig
+from pipeline.labelling.config import LabelConfig
 from pipeline.labelling.teacher import load_teacher
 from pipeline.records import PartRows, Rejection
 from pipeline.store import LabelStore, export_store, open_store

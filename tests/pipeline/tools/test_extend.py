@@ -11,7 +11,7 @@ from jobs.label_teacher import parse_arguments
 from jobs.run import run_label_job
 from pipeline.errors import ConfigError, IdentityError, IncompleteStoreError
 from pipeline.identity import PRESETS, ColumnConfig, MixConfig
-from pipeline.labelling.job import LabelConfig
+from pipeline.labelling.config import LabelConfig
 from pipeline.store import LabelStore, open_store
 from pipeline.tools import extend_command, extended_config
 from tests.labelling import digit_shard, write_teacher
