@@ -21,7 +21,7 @@ from pipeline.files.kinds import why_no_data
 from pipeline.files.local import replace, writing
 from pipeline.growth import RELEASE, from_plain, grown, install, one_line, settle, to_plain
 from pipeline.identity import AugmentConfig, Precision, canonical_json, different_fields
-from pipeline.labelling.weights import leaves, load_tensors, state_digest
+from pipeline.labelling.weights import Which, leaves, load_tensors, state_digest
 from student.config import FOUNDING, SETTINGS
 
 __all__ = [
@@ -43,6 +43,9 @@ __all__ = [
 
 LAST, PREVIOUS, BEST, TORN = "last.pt", "previous.pt", "best.pt", "torn.pt"
 LOCK = ".lock"
+
+_TIMMS_AVERAGE = "state_dict_ema"
+"""The name under which timm looks first; the averages have it too, if they won."""
 
 _VERSION = 3
 _CURE = "resume from another checkpoint, or start again without `resume` in a new `output`"
@@ -113,9 +116,10 @@ class Checkpoint:
     step: int  # steps done
     run: RunIdentity
     history: tuple[Segment, ...]  # in the order of steps
-    meter: Mapping[str, float]  # sums over the epoch under way
+    meter: Mapping[str, Mapping[str, float]]  # ``Meter.state``, of the epoch under way
     metrics: Mapping[str, Any]  # of the last evaluation
     best: float  # top-1 of the best evaluation so far, -1 before the first
+    winner: Which | None  # the better weights in the last evaluation; None before the first
     needs: str  # the oldest release that knows the run's settings, its store and this record
     notes: Mapping[str, Any] = field(default_factory=dict)  # of any release; kept, not understood
 
@@ -167,10 +171,13 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint in one step over the one that may be there.
 
     A last.pt that is there stays beside it as previous.pt. The file is a dictionary of plain
-    values and tensors, with the weights under ``model``.
+    values and tensors, with the weights under ``model``. timm loads those that won: it takes
+    averages wherever it finds them, so they have its name for them only then.
     """
     values = {"format_version": _VERSION, **to_plain(checkpoint)}
     values["digest"] = _digest(values)
+    if checkpoint.winner == "ema":
+        values[_TIMMS_AVERAGE] = values["ema"]  # the same tensors, which are stored once
     buffer = io.BytesIO()
     torch.save(values, buffer)
     if path.name == LAST and path.exists():
@@ -260,6 +267,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         )
     # PyTorch reads its files without their checksums.
     digest = values.pop("digest", None)
+    values.pop(_TIMMS_AVERAGE, None)
     try:
         sound = digest == _digest({"format_version": version, **values})
     except (RuntimeError, TypeError, ValueError):  # values that no trainer writes

@@ -60,8 +60,9 @@ class StudentConfig:
     finetune: Path | None = free(None)
     """Begin from these weights: a checkpoint of train-student, .safetensors or .pth. Position
     embeddings are resized; heads of other classes begin anew."""
-    finetune_weights: Literal["raw", "ema"] = free("raw")
-    """Which of a train-student checkpoint's weights it begins from."""
+    finetune_weights: Literal["raw", "ema"] | None = free(None)
+    """Which of a checkpoint's weights it begins from; by default those that won the last
+    evaluation, if the checkpoint says so, or else the raw ones."""
 
     def __post_init__(self) -> None:
         settle(self)
@@ -255,10 +256,10 @@ class TrainConfig:
         """
         useless = "without `{}` it does nothing: add that, or drop it".format
         student, evaluation, teacher = self.student, self.evaluation, self.teacher
-        val_labels, raw = evaluation.val_labels, student.finetune_weights == "raw"
+        val_labels, either = evaluation.val_labels, student.finetune_weights is None
         shown, begun = bool(evaluation.val_shards), student.finetune is not None
         require(evaluation, "val_labels", shown or not val_labels, useless("val_shards"))
-        require(student, "finetune_weights", begun or raw, useless("finetune"))
+        require(student, "finetune_weights", begun or either, useless("finetune"))
         for name in ("teacher_checkpoint", "teacher_random_weights"):
             fits = teacher.teacher_in_loop or getattr(teacher, name) is None
             require(teacher, name, fits, useless("teacher_in_loop"))

@@ -18,7 +18,7 @@ from pipeline.files.local import replace
 from pipeline.growth import needed_release
 from pipeline.identity import StoreIdentity, canonical_json
 from pipeline.labelling.devices import choose_device, set_threads
-from pipeline.labelling.weights import state_digest
+from pipeline.labelling.weights import WORDS, Which, state_digest
 from pipeline.tools.verify import check_fingerprints
 from student.audit import audit_store
 from student.batches import (
@@ -137,7 +137,7 @@ class Trainer:
         self.loaded: Loaded | None = None  # of ``finetune``
         if config.student.finetune is not None and resume_from is None:
             found = read_weights(config.student.finetune, config.student.finetune_weights)
-            self.loaded = load_weights(self.model, found.state, str(config.student.finetune))
+            self.loaded = load_weights(self.model, found, str(config.student.finetune))
         self.model.to(self.device)
         self.optimization = Optimization(self.model, config, self.device)
         self.schedule = Schedule.of(config, self.plan)
@@ -150,6 +150,7 @@ class Trainer:
         self._watch = Stopwatch()
         self._evaluations: dict[str, Evaluation] = {}
         self._best, self._audited, self.step = -1.0, 0, 0
+        self._winner: Which | None = None  # of the last evaluation
         self._history: tuple[Segment, ...] = (_segment(config, ranks, self.device, 0),)
         self._changes: list[str] = []  # of how steps are computed, since the checkpoint
         self._notes: Mapping[str, Any] = {}
@@ -233,7 +234,7 @@ class Trainer:
                 )
             if self.loaded is not None:
                 self._say(
-                    f"begins with the {self.config.student.finetune_weights} weights of "
+                    f"begins with the {WORDS[self.loaded.which]} weights of "
                     f"{self.config.student.finetune}; resized: "
                     f"{', '.join(self.loaded.resized) or 'none'}; new: "
                     f"{', '.join(self.loaded.new) or 'none'}"
@@ -379,7 +380,9 @@ class Trainer:
                 self._loader_options(),
                 self.optimization.forward_precision,
             )
-        top1 = max(one.of(self._headline).top1 for one in self._evaluations.values())
+        scores = {name: one.of(self._headline).top1 for name, one in self._evaluations.items()}
+        top1 = max(scores.values())
+        self._winner = "raw" if scores["raw"] == top1 else "ema"
         improved = top1 > self._best
         self._best = max(self._best, top1)
         return improved
@@ -395,7 +398,7 @@ class Trainer:
         if name == LAST:
             self._saved = self.step
 
-    def _write(self, path: Path, meter: Mapping[str, float]) -> None:
+    def _write(self, path: Path, meter: Mapping[str, Mapping[str, float]]) -> None:
         write_checkpoint(
             path,
             Checkpoint(
@@ -408,6 +411,7 @@ class Trainer:
                 meter=meter,
                 metrics={name: one.to_json() for name, one in self._evaluations.items()},
                 best=self._best,
+                winner=self._winner,
                 needs=needed_release(self.config, self.identity),
                 notes=self._notes,
             ),
@@ -448,6 +452,7 @@ class Trainer:
             )
         self.step, self._fell_back = checkpoint.step, found.path != path
         self._notes, self._history = checkpoint.notes, checkpoint.history
+        self._winner = checkpoint.winner
         now = _segment(self.config, self.ranks, self.device, self.step)
         self._changes = self._history[-1].changes(now)
         if self._changes:

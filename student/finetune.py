@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,17 +21,18 @@ _HEADS = ("head.", "head_dist.", "fc.", "classifier.")
 class Loaded:
     """What was not taken over as it was."""
 
+    which: Which  # the weights that the student has now
     resized: tuple[str, ...]  # position embeddings
     new: tuple[str, ...]  # heads that begin anew
 
 
-def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> Loaded:
+def load_weights(model: nn.Module, found: FoundWeights, source: str) -> Loaded:
     """Load weights into a student built for its own images and classes.
 
     Position embeddings of another grid are resized; heads of other classes keep their fresh
     weights. Raises ``CheckpointError`` for any other difference, naming the first.
     """
-    own = model.state_dict()
+    own, state = model.state_dict(), found.state
     for one, other, whose in ((state, own, "the student"), (own, state, "the checkpoint")):
         if "dist_token" in one and "dist_token" not in other:
             raise _misfit(source, f"{whose} has no distillation token")
@@ -57,7 +57,7 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> 
         if not name.startswith(_HEADS):
             raise _misfit(source, f"{name} is missing")
     model.load_state_dict(taken)
-    return Loaded(resized=tuple(resized), new=(*new, *missing))
+    return Loaded(which=found.which, resized=tuple(resized), new=(*new, *missing))
 
 
 def resize_position_embedding(embedding: Tensor, grid: tuple[int, int], prefix: int) -> Tensor:
@@ -79,11 +79,11 @@ def resize_position_embedding(embedding: Tensor, grid: tuple[int, int], prefix: 
     return torch.cat([tokens, new], dim=1).to(embedding.dtype)
 
 
-def read_weights(path: Path, which: Which = "raw") -> FoundWeights:
+def read_weights(path: Path, which: Which | None = None) -> FoundWeights:
     """Return the weights in a checkpoint of the trainer or of timm's, a .safetensors or .pth file.
 
-    ``which`` chooses the raw or the averaged (``ema``) ones. Raises ``CheckpointError`` naming
-    the file.
+    ``which`` chooses the raw or the averaged (``ema``) ones; None takes those that won the last
+    evaluation of train-student, else the raw ones. Raises ``CheckpointError`` naming the file.
     """
     try:
         return read_state(path, which, "finetune_weights")

@@ -79,17 +79,20 @@ class Meter:
         self._sums.zero_()
         self._reported = torch.zeros_like(self._reported)
 
-    def state(self) -> dict[str, float]:
-        """Return the sums, for a checkpoint within an epoch."""
-        sums = self._ranks.sum(self._sums)
-        return dict(zip((*self.NAMES, "rows"), sums.tolist(), strict=True))
+    def state(self) -> dict[str, dict[str, float]]:
+        """Return the sums over the ``epoch``, and those ``taken`` of them, for a checkpoint."""
+        sums = {"epoch": self._ranks.sum(self._sums), "taken": self._reported}
+        names = (*self.NAMES, "rows")
+        return {kind: dict(zip(names, one.tolist(), strict=True)) for kind, one in sums.items()}
 
-    def restore(self, state: Mapping[str, float]) -> None:
+    def restore(self, state: Mapping[str, Mapping[str, float]]) -> None:
         """Go on from the sums of a checkpoint."""
-        values = [state[name] for name in (*self.NAMES, "rows")]
-        self._reported = torch.tensor(values, dtype=torch.float64)
+        epoch, self._reported = (
+            torch.tensor([state[kind][name] for name in (*self.NAMES, "rows")], dtype=torch.float64)
+            for kind in ("epoch", "taken")
+        )
         if self._ranks.first:  # the others' rows are in these sums
-            self._sums.copy_(self._reported)
+            self._sums.copy_(epoch)
 
 
 class Stopwatch:
@@ -132,7 +135,9 @@ class MetricsLog:
         kept = _lines_until(path, start)
         replace(path, kept)
         self._file = path.open("ab")
-        self._board = SummaryWriter(str(output / "tensorboard"), purge_step=start or None)
+        # TensorBoard drops the points at this step too, and that of ``start`` is a line already.
+        purged = start + 1 if start else None
+        self._board = SummaryWriter(str(output / "tensorboard"), purge_step=purged)
 
     def __enter__(self) -> Self:
         return self

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -20,14 +21,16 @@ from pipeline.errors import ConfigError
 from pipeline.growth import settle
 from pipeline.views.rng import stream
 
-__all__ = ["StudentSpec", "create_student", "reseed", "split_heads", "two_headed"]
-
+__all__ = ["StudentSpec", "create_student", "heads_of", "reseed", "split_heads", "two_headed"]
 
 _CANNOT_BUILD = (
     *(TypeError, ValueError, RuntimeError, AssertionError),
     *(ArithmeticError, LookupError, AttributeError, MemoryError),
 )
 """What arguments that do not fit a model make it raise."""
+
+_DECIDES = "decides_heads"
+"""The attribute of modules whose training mode decides whether both heads' logits are given."""
 
 
 def reseed(purpose: str, *identity: int | str) -> None:
@@ -56,7 +59,8 @@ def create_student(spec: StudentSpec) -> nn.Module:
 
     A function of the user's own is called with ``num_classes``, ``img_size`` (left out if it
     has no such argument), ``drop_path_rate`` (likewise, if that is 0) and the model arguments; its
-    module returns logits (B, C), or those of the class head and of the distillation head.
+    module returns in training the logits (B, C), or those of the class head and of the
+    distillation head, in one of the forms of ``heads_of``; in evaluation it may join them.
     Raises ``ConfigError`` for a name that is not known, another number of heads, or a model
     that cannot be built for these images.
     """
@@ -68,23 +72,35 @@ def create_student(spec: StudentSpec) -> nn.Module:
             raise _misfit(spec, error) from error
     if not isinstance(model, nn.Module):
         raise ConfigError(f"`model` {spec.name} gives a {type(model).__name__}, not a module")
-    if _heads(model):
+    if hasattr(model, "set_distilled_training"):
         model.set_distilled_training(True)  # type: ignore[operator]
-    elif spec.heads == 2 and ":" not in spec.name:
-        raise ConfigError(
-            f"`model` {spec.name} has no distillation head; {_advice()}; or teach its one head "
-            "both with `distillation_kind` classical"
-        )
+    _require_whole_patches(model, spec)
     _try_out(model, spec)
     return model
 
 
+def heads_of(output: Any) -> tuple[Tensor, ...]:
+    """Return what a student gives: its logits, or those of class head and distillation head.
+
+    It gives a tensor, a tuple, or an object or mapping with ``cls_logits`` and
+    ``distillation_logits``, or for one head ``logits``, as Hugging Face's DeiT does.
+    """
+    for names in (("cls_logits", "distillation_logits"), ("logits",)):
+        found = tuple(_named(output, name) for name in names)
+        if all(isinstance(one, Tensor) for one in found):
+            return found
+    return tuple(output) if isinstance(output, tuple | list) else (output,)
+
+
+def _named(output: Any, name: str) -> Any:
+    return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+
+
 def split_heads(output: Any) -> tuple[Tensor, Tensor]:
     """Return (class logits, distillation logits), each (B, C); the same for one head."""
-    if isinstance(output, tuple | list):
-        class_logits, distillation_logits = output
-        return class_logits, distillation_logits
-    return output, output
+    heads = heads_of(output)
+    class_logits, distillation_logits = heads * 2 if len(heads) == 1 else heads
+    return class_logits, distillation_logits
 
 
 def _function(name: str) -> Callable[..., Any]:
@@ -140,45 +156,49 @@ def _build(build: Callable[..., Any], spec: StudentSpec) -> Any:
 
 @contextmanager
 def two_headed(model: nn.Module) -> Iterator[None]:
-    """Put a student in evaluation mode, but let it give both heads' logits.
+    """Put a student of ``create_student`` in evaluation mode, but let it give both heads' logits.
 
-    timm's two-headed models average their heads unless the module with the heads is in
-    training mode; its layers need not be.
+    Where it joins its heads in evaluation, the modules that decide it are in training mode; their
+    layers are not.
     """
     before = model.training
     model.eval()
-    for module in _heads(model):
-        module.training = True  # this module's own flag, not its layers'
+    for module in model.modules():
+        if hasattr(module, _DECIDES):
+            module.training = True  # this module's own flag, not its layers'
     try:
         yield
     finally:
         model.train(before)
 
 
-def _heads(model: nn.Module) -> list[nn.Module]:
-    """Return the modules that decide whether two heads' logits are given, or one's."""
-    if not hasattr(model, "set_distilled_training"):
-        return []
-    return [module for module in model.modules() if hasattr(module, "distilled_training")]
-
-
 def _try_out(model: nn.Module, spec: StudentSpec) -> None:
-    """Run one black image through the model, so that a misfit shows before training."""
-    patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))
-    if spec.image_size % patch[0] or spec.image_size % patch[1]:
-        raise _misfit(spec, f"patches of {patch[0]} pixels leave a rim of them unseen")
-    with two_headed(model), torch.no_grad():
+    """Run black images through the model, so that a misfit shows before training.
+
+    It is in training mode, as the heads of many are given in no other.
+    """
+    side = spec.image_size
+    images = torch.zeros(2, 3, side, side)  # batch norm takes no mean over one
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), _buffers_kept(model):
+        model.train()
         try:
-            output = model(torch.zeros(1, 3, spec.image_size, spec.image_size))
+            heads = heads_of(model(images))
+            _require_heads(heads, spec)
+            if len(heads) == 2:
+                for module in _deciding(model, images):
+                    setattr(module, _DECIDES, True)
         except _CANNOT_BUILD as error:
             raise _misfit(spec, error) from error
-    several = isinstance(output, tuple | list)
-    heads = output if several else (output,)
+        model.train()
+
+
+def _require_heads(heads: tuple[Any, ...], spec: StudentSpec) -> None:
+    """Raise ``ConfigError`` if two images' logits are not those of the heads that are wanted."""
     shapes = [tuple(head.shape) if isinstance(head, Tensor) else None for head in heads]
-    if shapes != [(1, spec.classes)] * (2 if several else 1):
+    if len(shapes) > 2 or any(shape != (2, spec.classes) for shape in shapes):
         raise ConfigError(
-            f"`model` {spec.name} gives {shapes} for one image, not one or two heads of "
-            f"{spec.classes} classes; {_advice()}"
+            f"`model` {spec.name} gives {shapes} for two images in training, not one or two "
+            f"heads of {spec.classes} classes; {_advice()}"
         )
     if spec.heads == 1 and len(shapes) == 2:
         raise ConfigError(
@@ -187,11 +207,59 @@ def _try_out(model: nn.Module, spec: StudentSpec) -> None:
             "(deit_tiny_patch16_224)"
         )
     if spec.heads == 2 and len(shapes) == 1:
+        own = (
+            "return in training the logits of class head and distillation head, as a tuple or as "
+            "an object's cls_logits and distillation_logits"
+        )
         raise ConfigError(
-            f"`model` {spec.name} gives the logits of one head; return those of the class head "
-            "and of the distillation head, in training and in evaluation mode, or use "
+            f"`model` {spec.name} has no distillation head; "
+            f"{own if ':' in spec.name else _advice()}; or teach its one head both with "
             "`distillation_kind` classical"
         )
+
+
+@contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Undo what a pass in training mode does to buffers, such as batch norm's means."""
+    kept = [(one, one.clone()) for one in model.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, before in kept:
+            buffer.copy_(before)
+
+
+def _deciding(model: nn.Module, images: Tensor) -> list[nn.Module]:
+    """Return the fewest modules in whose training mode a model of two heads gives both.
+
+    timm's and DeiT's decide it in the model itself, others in a module of both heads.
+    """
+    modules, found = list(model.modules()), list[nn.Module]()
+
+    def gives_both(training: Sequence[nn.Module]) -> bool:
+        model.eval()
+        for module in training:
+            module.training = True
+        return len(heads_of(model(images))) == 2
+
+    if not gives_both([]) and gives_both([model]):
+        return [model]  # a search would find it too, after more passes
+    while not gives_both(found):
+        # All before a module are not enough, and with it they are: it is one of them.
+        ends = range(1, len(modules) + 1)
+        index = bisect_left(ends, True, key=lambda end: gives_both([*found, *modules[:end]]))
+        found.append(modules[index])
+    return found
+
+
+def _require_whole_patches(model: nn.Module, spec: StudentSpec) -> None:
+    """Raise ``ConfigError`` if patches that lie side by side leave a rim of the images unseen."""
+    layer = getattr(getattr(model, "patch_embed", None), "proj", None)
+    if not isinstance(layer, nn.Conv2d) or layer.kernel_size != layer.stride:
+        return  # patches that overlap reach over the rim
+    height, width = layer.stride
+    if spec.image_size % height or spec.image_size % width:
+        raise _misfit(spec, f"patches of {height} pixels leave a rim of them unseen")
 
 
 def _misfit(spec: StudentSpec, error: Exception | str) -> ConfigError:

@@ -205,6 +205,8 @@ class TrainingPlan:
         if not 0 <= rank < ranks:
             raise ConfigError(f"rank {rank} is not in 0..{ranks - 1}")
         self.check_ranks(ranks)
+        # A range of the one stream of units: ranks agree without a word, and a run may go on with
+        # any number of them.
         units = self.config.batch_size // self.config.unit_rows
         start = step * units + rank * (units // ranks)
         return self._rows(self._units(start, start + units // ranks))
@@ -251,6 +253,7 @@ class TrainingPlan:
 
     def _draw_pass(self, pass_: int) -> _Pass:
         numbers = list(self._shards)
+        # A stream for each pass, so that any pass is drawn alone when a run resumes in it.
         order = stream("epoch", self.config.seed, pass_).permutation(len(numbers))
         size = self.config.window_shards
         windows = tuple(

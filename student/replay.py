@@ -128,6 +128,7 @@ class ReplayDataset(Dataset[StudentBatch]):
         self._labels = lru_cache(maxsize=_OPEN_VIEWS)(self._read_view)
 
     def __getstate__(self) -> dict[str, Any]:
+        # Mapped files and open stores stay in their process; a worker opens its own.
         return {k: v for k, v in vars(self).items() if k not in ("_shard", "_labels")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -245,6 +246,7 @@ class ReplayDataset(Dataset[StudentBatch]):
     def _guest_view(self, labels: ShardView, index: int, image: Pixels) -> View:
         """Return the view of a sample that has no row, and so no seed, in the store."""
         identity = self.store.identity
+        # Elsewhere seeds come from the store, so that replay needs no rule that made them.
         seed = sample_seed(identity.root_seed, self._shard(labels.shard).samples[index].key)
         pixels = make_view(image, seed, labels.view, identity.augment)
         return View(pixels=pixels, mix=MixParams.none(), digest=None)

@@ -65,6 +65,8 @@ def group_tasks(
     for block in range(block_of(part.first_view, mix), block_of(part.end_view - 1, mix) + 1):
         first = max(part.first_view, block * mix.block_views)
         end = min(part.end_view, (block + 1) * mix.block_views)
+        # Over all indexed samples: an image that is found broken must not move others to new
+        # groups.
         drawn = draw_groups(identity.root_seed, shard.key_hash, shard.samples, block, mix)
         for group, members in enumerate(drawn.groups):
             yield GroupTask(
@@ -85,6 +87,7 @@ def run_task(task: GroupTask) -> AugmentedGroup:
     return augment_group(_opened(task.path, task.shard), task)
 
 
+# Tasks of a shard follow one another, and a process works on few parts at a time.
 @lru_cache(maxsize=4)
 def _opened(path: ShardFile, shard: ShardInfo) -> Shard:
     return open_known_shard(path, shard)
@@ -102,6 +105,7 @@ def augment_group(shard: Shard, task: GroupTask) -> AugmentedGroup:
     digested = np.zeros((size, views), np.bool_)
     mixed_digested = np.zeros((size, views), np.bool_)
     mix = ViewMix.unmixed(size * views)
+    # The rejections of this group are enough: a pair never leaves its group.
     pairing = Pairing(
         root_seed=task.root_seed,
         shard=task.shard,

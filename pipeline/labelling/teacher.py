@@ -91,6 +91,7 @@ def load_teacher(
         _load_state(model, found.state, spec)
     model = model.eval().requires_grad_(False)
     classes = int(getattr(model, "num_classes", 0))
+    # 65535 is no class: it stands for a missing label in Zarr.
     if not 2 <= classes < 1 << 16:
         raise TeacherError(
             f"{spec.architecture} has {classes} classes and labels hold 2..65535; give `classes`, "
@@ -202,6 +203,9 @@ class Teacher:
         for start in range(group.first_view // step * step, group.first_view + views, step):
             first = max(start, group.first_view) - group.first_view
             end = min(start + step, group.first_view + views) - group.first_view
+            # Always the whole shape, with zeros where no view is asked for: at one shape a row's
+            # logits depend on neither its place nor its neighbors, at another one kernels may add
+            # up otherwise.
             batch = images.new_zeros(places, step, *images.shape[2:])
             slots = slice(first + group.first_view - start, end + group.first_view - start)
             batch[:, slots] = images[:, first:end]
@@ -216,6 +220,7 @@ class Teacher:
         pieces = []
         for start in range(0, len(images), self._batch_rows):
             rows = images[start : start + self._batch_rows]
+            # Padded to the job's shape, so that the loop's labels are the store's.
             batch = images.new_zeros(self._batch_rows, *images.shape[1:])
             batch[: len(rows)] = rows
             pieces.append(self._label(batch).map(itemgetter(slice(len(rows)))))
@@ -256,6 +261,7 @@ def rank_logits(logits: Tensor, columns: ColumnConfig) -> TeacherLabels:
         log = torch.log_softmax(logits.double(), dim=1).gather(1, order)
         return Ranked.of_sorted(order.cpu().numpy(), log.cpu().numpy(), classes)
 
+    # NumPy takes the first of equal logits; what PyTorch takes depends on the device.
     label = logits.cpu().numpy().argmax(axis=1).astype(np.uint16)
     return TeacherLabels(label=label, columns=keep_columns(columns, rank))
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from pipeline.files.kinds import why_no_data
 
 __all__ = [
+    "WORDS",
     "FoundWeights",
     "WeightsError",
     "Which",
@@ -31,6 +32,9 @@ __all__ = [
 
 Which: TypeAlias = Literal["raw", "ema"]
 """Weights as the optimizer left them, or their moving average."""
+
+WORDS: Mapping[Which, str] = {"raw": "raw", "ema": "averaged"}
+"""What messages call them."""
 
 _BELOW: Mapping[Which, tuple[str, ...]] = {
     "raw": ("state_dict", "model"),
@@ -111,7 +115,10 @@ class WeightsError(Exception):
 
 
 def read_state(path: Path, which: Which | None, parameter: str) -> FoundWeights:
-    """Return the raw or the averaged (``ema``) weights in a file; None takes raw if there are any.
+    """Return the raw or the averaged (``ema``) weights in a file.
+
+    None takes those that a checkpoint of train-student calls the winner of its last evaluation;
+    of other files the raw ones if there are any.
 
     It is a .safetensors file, or one of ``torch.save``: a bare state dict, or one below the names
     that timm, DeiT and train-student give it. What torch.compile and DDP put into names is dropped.
@@ -135,12 +142,12 @@ def read_state(path: Path, which: Which | None, parameter: str) -> FoundWeights:
         found["raw"] = loaded
     if not found:
         raise WeightsError("holds no state dict of tensors")
-    taken: Which = which or ("raw" if "raw" in found else "ema")
+    winner: Which = "ema" if loaded.get("winner") == "ema" else "raw"
+    taken: Which = which or (winner if winner in found else next(iter(found)))
     if taken not in found:
-        words = {"raw": "raw", "ema": "averaged"}
         (other,) = found
         raise WeightsError(
-            f"holds no {words[taken]} weights, only {words[other]} ones; use `{parameter}` {other}"
+            f"holds no {WORDS[taken]} weights, only {WORDS[other]} ones; use `{parameter}` {other}"
         )
     state = {_own_name(name): tensor for name, tensor in found[taken].items()}
     if len(state) < len(found[taken]):

@@ -176,6 +176,8 @@ def copy_part(root: Place, source: LabelStore, entry: PartEntry, part: PartKey) 
 def _commit(folder: Folder, rows: PartRows, data: bytes) -> Committed:
     path = rows.part.path
     if not folder.commit_new(path, data):
+        # By another process, or by this one if the answer to an earlier try was lost. Another
+        # release of PyArrow may have written the same rows in other bytes.
         committed = folder.read_bytes(path)
         if committed != data:
             name = folder.at(path)
@@ -371,6 +373,7 @@ def finish_store(
     )
     check_claims(manifest)  # labels and rejections add up to samples x views
     text = card(manifest).encode()
+    # The card first: once there is a manifest, all that it vouches for is there.
     folder.replace(CARD_PATH, text)
     manifest = dataclasses.replace(manifest, card=sha256(text))
     write_manifest(folder, manifest)

@@ -81,6 +81,8 @@ def write_options(kept: ColumnConfig) -> dict[str, Any]:
         "version": "2.6",
         "compression": "zstd",
         "compression_level": 9,
+        # The same for all views of a sample: they cost next to nothing. Labels and digests look
+        # random, and gain from no dictionary.
         "use_dictionary": ["key", "seed", "target"],
         "column_encoding": {
             "view": "DELTA_BINARY_PACKED",
@@ -89,6 +91,7 @@ def write_options(kept: ColumnConfig) -> dict[str, Any]:
             "mixed_digest": "PLAIN",
             **storage_options(kept),
         },
+        # For readers that know nothing of the seal.
         "write_page_checksum": True,
         "data_page_size": 1 << 20,
         # PyArrow's 20,000 would make pages of a few kilobytes, larger and slower to read.
@@ -150,6 +153,7 @@ def decode_part(data: bytes, part: PartKey, name: str, *, trusted: bool = False)
             check_pages(data, 0, file.metadata.row_group(group), rows)
         names = part_schema(columns).names
         if trusted:
+            # It follows from the rows' order, which the manifest's SHA-256 vouches for.
             names.remove("view")
         # Without rows there are no pages whose claims could be checked.
         table = (

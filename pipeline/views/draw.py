@@ -113,6 +113,8 @@ def draw_view(seed: int, view: int, size: ImageSize, config: AugmentConfig) -> V
         crop = _draw_random_crop(words, size, config)
     else:
         crop = _center_crop(size, config.center_fraction)
+    # Takes its word even where nothing is flipped: settings must not shift the words of what
+    # follows.
     hflip = words.happens(config.hflip)
     ops: tuple[AppliedOp, ...] = ()
     if config.policy == "three-augment":
@@ -120,6 +122,7 @@ def draw_view(seed: int, view: int, size: ImageSize, config: AugmentConfig) -> V
     elif config.policy in RAND_AUGMENT:
         ops = _draw_rand_augment(words, RAND_AUGMENT[config.policy], config)
     erase = _draw_erase(words, config) if words.happens(config.erase_probability) else None
+    # A seed, not the noise itself: parameters stay small, and pixels are not drawn.
     noise = words.word() if erase is not None else 0
     return ViewParams(crop=crop, hflip=hflip, ops=ops, erase=erase, erase_noise=noise)
 

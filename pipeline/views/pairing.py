@@ -130,6 +130,7 @@ def draw_mix(
     """
     if config.probability == 0 or NO_PARTNER in pair:
         return MixParams.none()
+    # One stream for both members: each draws alone, and they must agree.
     words = stream("mix", root_seed, key_hash, view, min(pair), max(pair))
     if not words.happens(config.probability):
         return MixParams.none()
@@ -142,6 +143,7 @@ def draw_mix(
     top, height = _cut_span(words.integer(size), side, size)
     left, width = _cut_span(words.integer(size), side, size)
     box = Box(top=top, left=left, height=height, width=width)
+    # Of the box as it is after the cut at the border: the share of pixels that are the own ones.
     lam = FIXED_ONE - fixed(box.area / (size * size))
     return MixParams(kind=MixKind.CUTMIX, lam=lam, box=box)
 

@@ -48,6 +48,7 @@ def stream(purpose: str, *identity: int | str) -> Stream:
 def noise_bytes(seed: int, count: int) -> NDArray[np.uint16]:
     """Return ``count`` uniform 16-bit words, (count,), expanded from a drawn 64-bit seed."""
     words = np.random.Philox(key=seed).random_raw((count + 3) // 4)
+    # Little end first on every machine.
     return words.astype("<u8", copy=False).view("<u2")[:count]
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pipeline.views.mixing import normalize, to_device
 from student.evaluation.validation import NO_LABEL, ValidationDataset
 from student.loading import LoaderOptions, load
-from student.model import split_heads, two_headed
+from student.model import heads_of, two_headed
 
 __all__ = ["FUSIONS", "Accuracy", "Evaluation", "TeacherComparison", "evaluate", "evaluate_all"]
 
@@ -111,9 +111,10 @@ def evaluate_all(
 
 def fuse(output: Any) -> Mapping[str, Tensor]:
     """Return the float32 scores, (N, C), of each of ``FUSIONS`` that a model's output allows."""
-    class_logits, distillation_logits = (one.float() for one in split_heads(output))
-    if not isinstance(output, tuple | list):
-        return {"class_head": class_logits}
+    heads = [one.float() for one in heads_of(output)]
+    if len(heads) == 1:
+        return {"class_head": heads[0]}
+    class_logits, distillation_logits = heads
     return {
         "class_head": class_logits,
         "distillation_head": distillation_logits,

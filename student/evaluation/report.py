@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from pipeline.errors import CheckpointError, ConfigError
 from pipeline.files.local import expand_shards
 from pipeline.identity import AugmentConfig
 from pipeline.labelling.devices import choose_device, set_threads
+from pipeline.labelling.weights import Which
 from student.checkpoint import Checkpoint, SavedStudent, open_checkpoint
 from student.config import EvaluateConfig, parse_model_args
 from student.evaluation.analysis import Analysis, analyze
@@ -99,13 +100,15 @@ def evaluate_checkpoint(config: EvaluateConfig) -> CheckpointReport:
 
 def load_student(
     checkpoint: str | Path,
-    weights: Literal["raw", "ema"] = "raw",
+    weights: Which | None = None,
     *,
     model: str | None = None,
     model_args: Sequence[str] = (),
 ) -> nn.Module:
     """Return the student of a checkpoint, in evaluation mode.
 
+    ``weights`` are the raw or the averaged (``ema``) ones; by default those that won the last
+    evaluation, or the raw ones where there was none.
     A model that is code, a ``package.module:function``, and arguments that may fetch or read
     something, are used only if ``model`` and ``model_args`` name them too. Raises
     ``ConfigError`` if they do not, ``CheckpointError`` if the file cannot be read, holds no
@@ -114,7 +117,7 @@ def load_student(
     checkpoint = Path(checkpoint)
     values = open_checkpoint(checkpoint)
     student = _student_of(checkpoint, values, model, model_args)
-    state = values.model if weights == "raw" else values.ema
+    state = values.ema if (weights or values.winner) == "ema" else values.model
     if state is None:
         raise CheckpointError(f"{checkpoint} holds no averaged weights; use the raw ones")
     return _build(checkpoint, student, state)

@@ -51,9 +51,10 @@ def checkpoint() -> Checkpoint:
         step=3,
         run=RUN,
         history=(Segment(step=0, ranks=1, accumulate=1, threads=1, device="cpu"),),
-        meter={"loss": 0.5},
+        meter={"epoch": {"loss": 0.5}},
         metrics={"top1": 0.25},
         best=0.25,
+        winner="raw",
         needs="0.1.0",
     )
 
@@ -64,7 +65,18 @@ def test_a_checkpoint_reads_back_as_it_was_written(tmp_path: Path) -> None:
     assert torch.equal(found.model["weight"], checkpoint().model["weight"])
     assert found.optimizer == checkpoint().optimizer
     assert torch.equal(found.ema["weight"], torch.ones(3))
-    for name in ("scaler", "student", "step", "run", "history", "meter", "best", "needs", "notes"):
+    for name in (
+        "scaler",
+        "student",
+        "step",
+        "run",
+        "history",
+        "meter",
+        "best",
+        "winner",
+        "needs",
+        "notes",
+    ):
         assert getattr(found, name) == getattr(checkpoint(), name)
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
 
@@ -90,7 +102,7 @@ def test_any_value_that_was_changed_in_the_file_is_found(tmp_path: Path, changed
         case "best":
             values["best"] = 0.5
         case "meter":
-            values["meter"]["loss"] = 0.25
+            values["meter"]["epoch"]["loss"] = 0.25
         case "weight":
             values["model"]["weight"][7] += 1
     torch.save(values, path)

@@ -124,7 +124,7 @@ def test_a_flag_that_would_do_nothing_is_refused(root, tmp_path, capsys) -> None
 def test_a_file_may_hold_what_flags_complete(root, tmp_path, capsys) -> None:
     output = ("--output", str(tmp_path / "run"))
     main(arguments(root, *output))
-    (tmp_path / "run.toml").write_text('finetune_weights = "raw"\nval_labels = "no.parquet"\n')
+    (tmp_path / "run.toml").write_text('val_labels = "no.parquet"\n')
     given = ("--config", str(tmp_path / "run.toml"), "--output", str(tmp_path / "two"))
     with pytest.raises(SystemExit):
         main(arguments(root, *given))

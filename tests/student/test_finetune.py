@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.errors import CheckpointError
+from pipeline.labelling.weights import FoundWeights
 from student.config import parse_model_args
 from student.engine import Trainer, train
 from student.finetune import load_weights, read_weights, resize_position_embedding
@@ -36,6 +37,10 @@ def student(**changes: Any) -> torch.nn.Module:
         "seed": 1,
     }
     return create_student(StudentSpec(**{**values, **changes}))
+
+
+def weights(model: torch.nn.Module) -> FoundWeights:
+    return FoundWeights(state=model.state_dict(), which="raw", has_both=False)
 
 
 def positions(side: int, prefix: int = 2) -> torch.Tensor:
@@ -68,7 +73,7 @@ def test_tokens_keep_their_positions_and_a_smooth_field_its_shape() -> None:
 
 def test_weights_of_one_size_and_classes_are_taken_over_bit_for_bit() -> None:
     source, target = student(seed=3), student()
-    loaded = load_weights(target, source.state_dict(), "x")
+    loaded = load_weights(target, weights(source), "x")
     assert (loaded.resized, loaded.new) == ((), ())
     for name, weight in source.state_dict().items():
         assert torch.equal(target.state_dict()[name], weight)
@@ -77,7 +82,7 @@ def test_weights_of_one_size_and_classes_are_taken_over_bit_for_bit() -> None:
 def test_other_classes_begin_with_new_heads_and_other_sizes_with_resized_positions() -> None:
     source, target = student(seed=3), student(classes=7, image_size=48)
     before = target.state_dict()["head.weight"].clone()
-    loaded = load_weights(target, source.state_dict(), "x")
+    loaded = load_weights(target, weights(source), "x")
     assert loaded.resized == ("pos_embed",)
     assert set(loaded.new) == {"head.weight", "head.bias", "head_dist.weight", "head_dist.bias"}
     assert torch.equal(target.state_dict()["head.weight"], before)
@@ -94,7 +99,7 @@ def test_other_classes_begin_with_new_heads_and_other_sizes_with_resized_positio
 )
 def test_weights_of_another_student_are_refused(changes, message) -> None:
     with pytest.raises(CheckpointError, match=message):
-        load_weights(student(), student(**changes).state_dict(), "x")
+        load_weights(student(), weights(student(**changes)), "x")
 
 
 @pytest.mark.parametrize("distilled", ["student", "checkpoint"])
@@ -103,7 +108,7 @@ def test_a_token_that_one_side_lacks_is_named(distilled: str) -> None:
     target, source = (both, one) if distilled == "student" else (one, both)
     lacking = "checkpoint" if distilled == "student" else "student"
     with pytest.raises(CheckpointError, match=f"the {lacking} has no distillation token"):
-        load_weights(target, source.state_dict(), "x")
+        load_weights(target, weights(source), "x")
 
 
 def test_a_run_fine_tunes_a_checkpoint_at_another_size(world, tmp_path, caplog) -> None:

@@ -29,14 +29,16 @@ def test_a_meter_takes_means_since_the_last_time_and_keeps_the_epochs() -> None:
 
 def test_a_restored_meter_goes_on_where_it_was() -> None:
     meter, other = Meter(torch.device("cpu")), Meter(torch.device("cpu"))
-    meter.add(0, terms(1.0), torch.tensor([0, 4]), rows=4)
+    meter.add(0, terms(5.0), torch.tensor([0, 4]), rows=4)
+    meter.take()
+    meter.add(1, terms(1.0), torch.tensor([0, 4]), rows=4)
     other.restore(meter.state())
-    other.add(1, terms(3.0), torch.tensor([4, 0]), rows=4)
-    assert other.take()["loss"] == 3.0
+    other.add(2, terms(3.0), torch.tensor([4, 0]), rows=4)
+    assert other.take()["loss"] == 2.0
     assert other.epoch() == {
-        "loss": 2.0,
-        "class_loss": 4.0,
-        "distillation_loss": 6.0,
-        "agreement": 0.5,
-        "teacher_accuracy": 0.5,
+        "loss": 3.0,
+        "class_loss": 6.0,
+        "distillation_loss": 9.0,
+        "agreement": 4 / 12,
+        "teacher_accuracy": 8 / 12,
     }

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from timm.models import load_state_dict
 from timm.scheduler import CosineLRScheduler
 
 from pipeline.errors import ConfigError
 from student.distributed import Ranks
 from student.engine import Outcome, Trainer, train
+from student.evaluation.evaluate import Accuracy, evaluate_all
+from student.evaluation.report import load_student
+from student.finetune import read_weights
 from student.inputs import open_inputs
 from student.optimization import Optimization, Schedule
 from tests.student.factories import write_digit_shards
@@ -90,6 +95,45 @@ def test_the_average_is_evaluated_beside_the_weights_and_may_be_the_best(world, 
     best = torch.load(tmp_path / "run" / "best.pt", weights_only=True)
     scores = [best["metrics"][name]["mean_of_logits"]["top1"] for name in ("raw", "ema")]
     assert best["best"] == max(scores)
+
+
+@pytest.mark.parametrize(("winner", "where"), [("ema", "ema"), ("raw", "model")])
+def test_whoever_loads_a_checkpoint_gets_the_weights_that_won(
+    world, tmp_path, monkeypatch, winner, where
+) -> None:
+    def scored(*arguments: Any, **options: Any) -> Any:
+        found = evaluate_all(*arguments, **options)
+        wins = {name: float(name == winner) for name in found}
+        return {
+            name: replace(one, mean_of_logits=Accuracy(top1=wins[name], top5=1.0))
+            for name, one in found.items()
+        }
+
+    monkeypatch.setattr("student.engine.evaluate_all", scored)
+    validation = (str(world.root / "validation" / "digits-0.tar"),)
+    changes = {"val_shards": validation, "ema_decay": 0.5}
+    run(world, tmp_path / "run", **changes)
+    # A checkpoint within an epoch, and of a run that went on, says so too.
+    run(world, tmp_path / "two", stop_after=4, **changes)
+    run(world, tmp_path / "two", stop_after=5, resume="auto", **changes)
+    for path in (tmp_path / "run" / "best.pt", tmp_path / "two" / "last.pt"):
+        saved = torch.load(path, weights_only=True)
+        assert saved["winner"] == winner
+        own = load_student(path).state_dict()
+        by_timm = load_state_dict(str(path))
+        begun = read_weights(path)
+        assert begun.which == winner
+        for name, one in saved[where].items():
+            assert torch.equal(own[name], one)
+            assert torch.equal(by_timm[name], one)
+            assert torch.equal(begun.state[name], one)
+        assert any(not torch.equal(saved["model"][name], one) for name, one in saved["ema"].items())
+        other = {"raw": "ema", "ema": "raw"}[winner]
+        assert read_weights(path, other).which == other
+        again = saved.get("state_dict_ema", {})
+        assert bool(again) == (winner == "ema")
+        # One place in the file under two names.
+        assert all(one.data_ptr() == saved["ema"][name].data_ptr() for name, one in again.items())
 
 
 def test_fp16_scales_the_loss_and_bf16_does_not(world, tmp_path) -> None:

@@ -12,12 +12,16 @@ import torch
 from pipeline.errors import ConfigError
 from student.config import EvaluateConfig, TrainConfig
 from student.engine import Outcome, Trainer, train
+from student.evaluation.evaluate import FUSIONS
 from student.evaluation.report import evaluate_checkpoint
 from student.inputs import open_inputs
-from student.model import StudentSpec, create_student, split_heads
+from student.model import StudentSpec, create_student, heads_of, split_heads, two_headed
 from tests.student.worlds import World, make_world
 
 OWN = """
+from collections import OrderedDict
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 
@@ -50,6 +54,71 @@ class Third(Own):
         return (*super().forward(images), {})
 
 
+class Joined(nn.Module):
+    # As DeiT's own models.py: two outputs in training, their mean in evaluation.
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5))
+        self.norm = nn.BatchNorm1d(3)
+        self.head, self.head_dist = nn.Linear(3, num_classes), nn.Linear(3, num_classes)
+
+    def forward(self, images):
+        return self.join(self.norm(self.body(images.mean((2, 3)))))
+
+    def join(self, features):
+        one, other = self.head(features), self.head_dist(features)
+        return (one, other) if self.training else (one + other) / 2
+
+
+class Head(nn.Module):
+    # As glasses' DeiTClassificationHead: a module of its own joins the heads.
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.head, self.dist = nn.Linear(3, num_classes), nn.Linear(3, num_classes)
+
+    def forward(self, features):
+        one, other = self.head(features), self.dist(features)
+        return (one, other) if self.training else (one + other) / 2
+
+
+class Nested(Joined):
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        self.both = Head(num_classes)
+        del self.head, self.head_dist
+
+    def join(self, features):
+        return self.both(features)
+
+
+@dataclass
+class Output:
+    # As Hugging Face's DeiTForImageClassificationWithTeacherOutput.
+
+    logits: torch.Tensor
+    cls_logits: torch.Tensor
+    distillation_logits: torch.Tensor
+    hidden_states: None = None
+
+
+class Named(Joined):
+    def join(self, features):
+        one, other = self.head(features), self.head_dist(features)
+        return Output((one + other) / 2, one, other)
+
+
+class Mapped(Named):
+    def join(self, features):
+        return OrderedDict(vars(super().join(features)))
+
+
+class OneNamed(Joined):
+    def join(self, features):
+        return {"logits": self.head(features)}
+
+
 def build(num_classes, img_size, drop_path_rate, heads=2, both=True):
     return Own(num_classes, heads, both)
 
@@ -68,6 +137,26 @@ def third(num_classes):
 
 def nothing(num_classes):
     return 3
+
+
+def joined(num_classes):
+    return Joined(num_classes)
+
+
+def nested(num_classes):
+    return Nested(num_classes)
+
+
+def named(num_classes):
+    return Named(num_classes)
+
+
+def mapped(num_classes):
+    return Mapped(num_classes)
+
+
+def one_named(num_classes):
+    return OneNamed(num_classes)
 """
 
 
@@ -104,8 +193,7 @@ def test_a_module_of_the_users_own_is_a_student(heads: int) -> None:
         ("biuld", {}, "cannot be imported .*package.module:function"),
         ("nothing", {}, "gives a int, not a module"),
         ("build", {"heads": 3}, "not one or two heads"),
-        ("build", {"both": False}, "in training and in evaluation mode"),
-        ("single", {}, "not one or two heads"),
+        ("build", {"heads": 1}, "no distillation head; return in training .*cls_logits"),
         ("third", {}, "not one or two heads"),
     ],
 )
@@ -114,6 +202,61 @@ def test_a_function_that_gives_no_student_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         create_student(spec(name, model_args=args))
+
+
+JOINING = ("joined", "nested", "named", "mapped")
+
+
+@pytest.mark.parametrize("name", JOINING)
+def test_heads_that_a_module_joins_in_evaluation_are_still_told_apart(name: str) -> None:
+    model = create_student(spec(name))
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randn(8, 3, 4, 4, generator=generator)
+    before = {key: one.clone() for key, one in model.state_dict().items()}
+    with torch.no_grad(), two_headed(model):
+        heads = heads_of(model(images))
+        again = heads_of(model(images))  # no dropout: its layers are in evaluation mode
+        assert len(heads) == 2
+        assert all(torch.equal(*pair) for pair in zip(heads, again, strict=True))
+        assert not torch.equal(*heads)
+    # Neither the trial pass nor this one was a step of training.
+    assert all(torch.equal(one, before[key]) for key, one in model.state_dict().items())
+    assert not model.state_dict()["norm.num_batches_tracked"]
+    with pytest.raises(ConfigError, match="which `distillation_kind` classical leaves untrained"):
+        create_student(spec(name, heads=1))
+
+
+@pytest.mark.parametrize("name", ["one_named", "single"])
+def test_an_output_that_holds_logits_alone_is_that_of_one_head(name: str) -> None:
+    model = create_student(spec(name, heads=1))
+    one, other = split_heads(model(torch.zeros(2, 3, 32, 32)))
+    assert one is other
+    with pytest.raises(ConfigError, match="has no distillation head"):
+        create_student(spec(name))
+
+
+@pytest.mark.parametrize("name", JOINING)
+def test_both_of_its_heads_learn_and_are_evaluated(world, tmp_path, name) -> None:
+    config = config_of(world, tmp_path / "run", name, ema_decay=0.5)
+    trainer = Trainer(config, open_inputs(config))
+    before = {key: one.clone() for key, one in trainer.model.named_parameters()}
+    outcome = trainer.run()
+    after = dict(trainer.model.named_parameters())
+    assert all(not torch.equal(one, after[key]) for key, one in before.items())
+    alone = EvaluateConfig(
+        checkpoint=tmp_path / "run" / "last.pt",
+        model=f"own_students:{name}",
+        val_shards=(str(world.root / "digits-1.tar"),),
+        workers=0,
+        threads=1,
+        device="cpu",
+    )
+    found = evaluate_checkpoint(alone).evaluations
+    for which, other in (("raw", outcome.evaluation), ("ema", outcome.ema_evaluation)):
+        assert other is not None
+        assert other.distillation_head is not None
+        for fusion in FUSIONS:
+            assert getattr(found[which], fusion) == getattr(other, fusion)
 
 
 def test_a_package_that_is_not_there_is_refused() -> None:
