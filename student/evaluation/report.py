@@ -45,6 +45,8 @@ class CheckpointReport:
     evaluations: Mapping[str, Evaluation]
     analysis: Analysis | None  # of the raw weights
     forward_images_per_second: float  # of one student, without reading images
+    names: tuple[str, ...] | None  # of classes
+    unnamed: tuple[str, ...]  # which of checkpoint and validation shards have none
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -55,6 +57,7 @@ class CheckpointReport:
             "evaluations": {name: one.to_json() for name, one in self.evaluations.items()},
             "analysis": None if self.analysis is None else self.analysis.to_json(),
             "forward_images_per_second": self.forward_images_per_second,
+            "class_names": None if self.names is None else list(self.names),
         }
 
 
@@ -77,7 +80,11 @@ def evaluate_checkpoint(config: EvaluateConfig) -> CheckpointReport:
     if config.eval_fraction is not None:
         views = center_views(views, config.eval_fraction)
     paths = expand_shards(config.val_shards, config.cache, "val_shards")
-    names = agreed_names(ClassNames.of(student.class_names, config.checkpoint), names_beside(paths))
+    sides = {
+        "the checkpoint": ClassNames.of(student.class_names, config.checkpoint),
+        "the validation shards": names_beside(paths),
+    }
+    names = agreed_names(*sides.values())
     labels = config.val_labels
     dataset = ValidationDataset(
         paths,
@@ -97,8 +104,12 @@ def evaluate_checkpoint(config: EvaluateConfig) -> CheckpointReport:
         taught=student.headline != "class_head",
         precision=number_format,
         evaluations=evaluations,
-        analysis=analyze(models["raw"], dataset, options, precision) if config.analysis else None,
+        analysis=analyze(models["raw"], dataset, options, precision, student.headline)
+        if config.analysis
+        else None,
         forward_images_per_second=_speed(models["raw"], views, config.eval_batch_size, precision),
+        names=None if names is None else names.names,
+        unnamed=tuple(side for side, one in sides.items() if one is None),
     )
 
 

@@ -14,6 +14,7 @@ from pipeline.errors import ClassesError
 from pipeline.labelling.job import index_shards
 from student import EvaluateConfig, TrainConfig, evaluate_checkpoint, open_inputs
 from student.checkpoint import open_checkpoint
+from student.cli import evaluate_main
 from student.engine import train
 from tests.factories import digits, photographs
 from tests.labelling import write_teacher
@@ -119,10 +120,28 @@ def test_packed_with_the_classes_of_training_it_is_evaluated_as_part_of_the_whol
     assert open_inputs(run.training("run", val_shards=(part,))).unnamed == ()
 
 
-def test_shards_without_names_stay_possible_and_it_is_said(run: Run) -> None:
+def test_the_table_of_classes_shows_names_beside_numbers(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards = run.pack("table")
+    evaluate_main(
+        ["--checkpoint", str(run.root / "run" / "last.pt"), "--val-shards", shards, "--analysis"]
+    )
+    printed = capsys.readouterr()
+    for number, name in enumerate(NAMES):
+        assert f"\n{number} {name} " in printed.out
+    assert "names of classes" not in printed.err
+
+
+def test_shards_without_names_stay_possible_and_it_is_said(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
     shards = run.pack("unnamed")
     (run.root / "unnamed" / "classes.json").unlink()
     assert evaluate_checkpoint(run.evaluation(shards)).evaluations["raw"].samples > 50
+    evaluate_main(["--checkpoint", str(run.root / "run" / "last.pt"), "--val-shards", shards])
+    words = "the validation shards have no names of classes: whether both number the classes alike"
+    assert capsys.readouterr().err.count(words) == 1
     inputs = open_inputs(run.training("run", val_shards=(shards,)))
     assert inputs.unnamed == ("the validation shards",)
     assert inputs.classes is not None
