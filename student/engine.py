@@ -138,7 +138,8 @@ class Trainer:
         self.loaded: Loaded | None = None  # of ``finetune``
         if config.student.finetune is not None and resume_from is None:
             found = read_weights(config.student.finetune, config.student.finetune_weights)
-            self.loaded = load_weights(self.model, found, str(config.student.finetune))
+            names = None if inputs.classes is None else inputs.classes.names
+            self.loaded = load_weights(self.model, found, str(config.student.finetune), names)
         self.model.to(self.device)
         self.optimization = Optimization(self.model, config, self.device)
         self.schedule = Schedule.of(config, self.plan)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
+from pipeline.classes import ClassNames, agreed_names
 from pipeline.errors import DecodeError, IncompleteStoreError, TeacherError
 from pipeline.identity import TeacherIdentity
 from pipeline.labelling.config import LabelConfig
@@ -82,7 +83,12 @@ class TeacherWorker:
             return self._teacher.label_group(group)
 
     def preflight(self, shards: IndexedShards) -> Preflight:
-        """Label a few images as they are, and a few views in fp32 too."""
+        """Label a few images as they are, and a few views in fp32 too.
+
+        Raises ``ClassesError`` if a teacher that train-student made has other names of classes.
+        """
+        checkpoint = f"`teacher_checkpoint` {self._config.teacher_checkpoint}"
+        agreed_names(ClassNames.of(self._teacher.class_names, checkpoint), shards.classes)
         batch = self._config.effective_mixing.group_size * self.identity.batch_views
         pixels, targets = _plain_images(self._config, shards, batch)
         group = _as_group(pixels, self._config.effective_mixing.group_size)
