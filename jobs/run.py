@@ -14,6 +14,7 @@ from pipeline.cli.console import duration, note, say
 from pipeline.errors import REJECTION_WORDS
 from pipeline.labelling.config import LabelConfig
 from pipeline.labelling.job import (
+    IndexedShards,
     JobPlan,
     Preflight,
     Progress,
@@ -67,8 +68,8 @@ def run_label_job(config: LabelConfig) -> int:
     drain = Drain(config.drain_seconds)
     check_out(config.out)  # a slip of the pen shows before shards are read
     config.check_checkpoint()
-    shards = index_shards(config.shards, config.cache)
-    say(f"{len(shards.paths)} shards, {shards.samples} samples")
+    shards = index_shards(config.shards, config.cache, config.classes)
+    say(f"{len(shards.paths)} shards, {shards.samples} samples{named(shards)}")
     if config.serial:
         from jobs.serial import SerialTeacher as Teachers
     else:
@@ -114,6 +115,13 @@ def shown(committed: Iterable[Committed], plan: JobPlan) -> Iterator[Committed]:
             yield one
             done += one.entry.rows
             progress.show(done, expected)
+
+
+def named(shards: IndexedShards) -> str:
+    """Return in words what the classes are called."""
+    if shards.classes is None:
+        return "; their classes have no names: there is no classes.json beside them"
+    return f", {len(shards.classes.names)} classes, named by {shards.classes.source}"
 
 
 def describe_plan(plan: JobPlan) -> None:

@@ -29,6 +29,7 @@ from pipeline.store.manifest import (
 from pipeline.store.opening import open_store, parts_root
 from pipeline.store.parquet import ParquetStore
 from pipeline.store.place import (
+    begun_classes,
     begun_fingerprints,
     check_out,
     committed_parts,
@@ -48,6 +49,7 @@ __all__ = [
     "Manifest",
     "ParquetStore",
     "PartEntry",
+    "begun_classes",
     "begun_fingerprints",
     "bytes_per_label",
     "check_companion_paths",

@@ -219,7 +219,7 @@ def test_the_weights_digest_does_not_depend_on_the_file(
 
 def test_random_weights_follow_from_their_seed_alone() -> None:
     def weights(seed: int) -> str:
-        spec = TeacherSpec(architecture="regnety_002", random_weights=seed, classes=7)
+        spec = TeacherSpec(architecture="regnety_002", random_weights=seed, num_classes=7)
         return load_teacher(spec, VIEWS, MixConfig(), CPU).identity.weights
 
     torch.manual_seed(1)
@@ -236,7 +236,7 @@ def test_random_weights_follow_from_their_seed_alone() -> None:
         ({"architecture": "tv_resnet34"}, "'tv_resnet34' is an old name"),
         ({"checkpoint": Path("absent.pth")}, "absent.pth does not exist"),
         ({"architecture": "regnety_004"}, "is of another architecture"),
-        ({"classes": 7}, r"its weights have 10 classes, not 7"),
+        ({"num_classes": 7}, r"its weights have 10 classes, not 7"),
     ],
 )
 def test_a_teacher_that_cannot_be_built_is_named(
