@@ -288,9 +288,16 @@ def _digest(values: Mapping[str, Any]) -> str:
     """Return the SHA-256 over all values of a checkpoint."""
     found = dict(leaves(values))
     tensors = {name: one for name, one in found.items() if isinstance(one, Tensor)}
-    others = {name: repr(one) for name, one in found.items() if name not in tensors}
+    others = {name: _plain(one) for name, one in found.items() if name not in tensors}
     text = canonical_json({"tensors": state_digest(tensors), "others": others})
     return hashlib.sha256(text).hexdigest()
+
+
+def _plain(value: Any) -> str:
+    """Return a plain value as text; raises ``TypeError`` for others, whose text may be endless."""
+    if value is not None and type(value) not in (bool, int, float, str):
+        raise TypeError(f"a {type(value).__name__} is no value of a checkpoint")
+    return repr(value)
 
 
 def _keep(path: Path, before: Path) -> None:

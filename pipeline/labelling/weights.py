@@ -79,10 +79,25 @@ def load_tensors(path: Path) -> Any:
     # holds attributes and runs nothing.
     with torch.serialization.safe_globals([argparse.Namespace]):
         values = torch.load(path, map_location="cpu", weights_only=True)
+    # A list of one list twice, and so on, is a few bytes and would take for ever to walk.
+    if any(place > size for place, _ in enumerate(_nodes(values))):
+        raise ValueError(f"it unfolds to more values than its {size} bytes can hold")
     for name, one in leaves(values):
         if isinstance(one, Tensor) and not _is_stored(one, size):
             raise ValueError(f"{name.strip('/')} is no tensor that is stored in full")
     return values
+
+
+def _nodes(values: Any) -> Iterator[Any]:
+    """Yield a value and all that it holds, as often as it holds them."""
+    pending = [values]
+    while pending:
+        one = pending.pop()
+        yield one
+        if isinstance(one, Mapping):
+            pending += one.values()
+        elif isinstance(one, list | tuple):
+            pending += one
 
 
 def leaves(values: Any, path: str = "") -> Iterator[tuple[str, Any]]:
