@@ -14,6 +14,7 @@ from pipeline.errors import REJECTION_WORDS, PipelineError, TryAgainError
 from pipeline.files.local import expand_shards
 from pipeline.labelling.config import LabelConfig
 from pipeline.labelling.job import (
+    IndexedShards,
     JobPlan,
     Preflight,
     Progress,
@@ -76,8 +77,8 @@ def _run(config: LabelConfig, drain: Drain) -> int:
     with contextlib.closing(Teachers(config, drain)) as teachers:
         teacher, floats = teachers.describe()
         check_identity(config, teacher)
-        shards = index_shards(config.shards, config.cache)
-        say(f"{len(shards.paths)} shards, {shards.samples} samples")
+        shards = index_shards(config.shards, config.cache, config.classes)
+        say(f"{len(shards.paths)} shards, {shards.samples} samples{named(shards)}")
         teachers.check_paths(shards)
         plan = plan_job(config, shards, teacher, floats)
         describe_plan(plan)
@@ -89,7 +90,9 @@ def _run(config: LabelConfig, drain: Drain) -> int:
             require_agreement(config, preflight, plan.identity.teacher.classes)
         begin_job(plan)
         progress = Progress(plan)
-        with at_work(parts_root(config.out)) as other:
+        root = parts_root(config.out)
+        # Nothing is written beside a finished Zarr store, or that would seem unfinished.
+        with at_work(root) if plan.missing else contextlib.nullcontext() as other:
             order = plan
             if other is not None:
                 order = dataclasses.replace(plan, missing=plan.missing[::-1])
@@ -128,6 +131,13 @@ def shown(committed: Iterable[Committed], plan: JobPlan) -> Iterator[Committed]:
             yield one
             done += one.entry.rows
             progress.show(done, expected)
+
+
+def named(shards: IndexedShards) -> str:
+    """Return in words what the classes are called."""
+    if shards.classes is None:
+        return "; their classes have no names: there is no classes.json beside them"
+    return f", {len(shards.classes.names)} classes, named by {shards.classes.source}"
 
 
 def describe_plan(plan: JobPlan) -> None:

@@ -12,6 +12,7 @@ __all__ = [
     "REJECTION_WORDS",
     "CheckpointError",
     "ChecksumError",
+    "ClassesError",
     "ConfigError",
     "DecodeError",
     "IdentityError",
@@ -56,6 +57,10 @@ class PipelineError(Exception):
 
 class ConfigError(PipelineError):
     """A setting is out of range, or two settings contradict each other."""
+
+
+class ClassesError(ConfigError):
+    """A list of classes' names is malformed, or two lists call one number by two names."""
 
 
 class ShardError(PipelineError):

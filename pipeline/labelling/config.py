@@ -53,7 +53,10 @@ class LabelConfig:
     teacher_random_weights: int | None = None
     """Seed of untrained weights, for trials of speed."""
     num_classes: int | None = None
-    """The teacher's classes, if not those of its weights."""
+    """The number of the teacher's classes, if not that of its weights."""
+    classes: str | None = None
+    """Names of the classes in the order of their indices: packed shards, a classes.json, or a file
+    with a name a line. Unset: the classes.json beside the shards, if there is one."""
     views: int = 300
     """Views per sample: one per epoch of a student's run."""
     first_view: int = 0
@@ -200,7 +203,7 @@ class LabelConfig:
             checkpoint=self.teacher_checkpoint,
             weights=self.teacher_weights,
             random_weights=self.teacher_random_weights,
-            classes=self.num_classes,
+            num_classes=self.num_classes,
             precision=self.precision,
             batch_views=self.batch_views,
             columns=self.columns,

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from pipeline.classes import ClassNames, agreed_names, class_in_words, names_beside, read_names
 from pipeline.errors import (
     REJECTION_WORDS,
+    ClassesError,
     IdentityError,
     RejectionError,
     ReplayError,
@@ -39,6 +41,7 @@ from pipeline.store import (
     Committed,
     Cut,
     Manifest,
+    begun_classes,
     begun_fingerprints,
     claim_cut,
     claim_store,
@@ -103,6 +106,7 @@ class IndexedShards:
     max_target: int
     max_target_at: str  # "shard, sample" of the highest class, for messages
     warnings: tuple[str, ...]
+    classes: ClassNames | None = None
 
     @property
     def samples(self) -> int:
@@ -137,6 +141,13 @@ class JobPlan:
     done: tuple[Committed, ...]
     missing: tuple[PartKey, ...]
     cut: Cut  # of its views
+    classes: tuple[str, ...] | None  # names, which the store will have
+    stored_classes: tuple[str, ...] | None  # those that it has
+
+    @property
+    def adds(self) -> bool:
+        """Whether the store will hold more than it does."""
+        return bool(self.missing) or self.classes != self.stored_classes
 
     @property
     def parts(self) -> tuple[PartKey, ...]:
@@ -155,17 +166,23 @@ class JobPlan:
         )
 
 
-def index_shards(patterns: Sequence[str], cache: CacheConfig | None = None) -> IndexedShards:
+def index_shards(
+    patterns: Sequence[str], cache: CacheConfig | None = None, classes: str | None = None
+) -> IndexedShards:
     """Index all shards of a job; those in object storage are fetched into the cache.
 
+    Names of classes are those that lie beside the shards, and those of ``classes``.
+
     Raises ``ShardError`` for files that are no whole shards, and for a key that two of them
-    have, whose views would be drawn from one seed.
+    have, whose views would be drawn from one seed; ``ClassesError`` for names that differ.
     """
+    given = None if classes is None else read_names(classes)
     # Absolute, for they are opened by processes that were started elsewhere.
     paths = tuple(
         path.absolute() if isinstance(path, Path) else path
         for path in expand_shards(patterns, cache)
     )
+    named = agreed_names(given, names_beside(paths))
     infos: list[ShardInfo] = []
     keys = UniqueKeys()
     highest, highest_at, sorted_shards = -1, "", 0
@@ -190,6 +207,7 @@ def index_shards(patterns: Sequence[str], cache: CacheConfig | None = None) -> I
         max_target=highest,
         max_target_at=highest_at,
         warnings=tuple(warnings),
+        classes=named,
     )
 
 
@@ -215,14 +233,21 @@ def plan_job(
     """
     if shards.max_target >= teacher.classes:
         raise ShardError(
-            f"{shards.max_target_at} has class {shards.max_target}, but the teacher "
+            f"{shards.max_target_at} has class {_class_of(shards)}, but the teacher "
             f"{teacher.architecture} has {teacher.classes} classes (0..{teacher.classes - 1}); "
             "check `teacher`, `num_classes`, and that the shards' .cls are its class indices"
+        )
+    if shards.classes is not None and len(shards.classes.names) > teacher.classes:
+        raise ClassesError(
+            f"{shards.classes.source} names {len(shards.classes.names)} classes, but the teacher "
+            f"{teacher.architecture} has {teacher.classes}; give the names of the teacher's classes"
         )
     identity = config.identity(teacher)
     ours = {**fingerprints(identity), **floats}
     theirs = begun_fingerprints(config.out, identity) or ours
     require_fingerprints(config.out, identity, ours, theirs)
+    stored_classes = begun_classes(config.out)
+    classes = agreed_names(ClassNames.of(stored_classes, config.out), shards.classes)
     infos = {info.number: info for info in shards.infos}
     done = committed_parts(config.out, identity, infos)
     covered: dict[int, set[int]] = {}
@@ -247,9 +272,16 @@ def plan_job(
         done=tuple(done),
         missing=tuple(missing),
         cut=cut,
+        classes=None if classes is None else classes.names,
+        stored_classes=stored_classes,
     )
     require_listed(config.out, plan.parts)
     return plan
+
+
+def _class_of(shards: IndexedShards) -> str:
+    names = None if shards.classes is None else shards.classes.names
+    return class_in_words(shards.max_target, names)
 
 
 def require_fingerprints(
@@ -411,7 +443,7 @@ class Progress:
 def begin_job(plan: JobPlan) -> None:
     """Claim the place where parts are committed; a finished Zarr store is taken apart first."""
     out = plan.config.out
-    if plan.missing:
+    if plan.adds:
         unpack_store(out)
     if packed_store(out) is None:
         claim_store(parts_root(out), plan.identity, plan.fingerprints)
@@ -437,6 +469,7 @@ def finish_job(plan: JobPlan, run: Mapping[str, Any]) -> Manifest:
         plan.shards.infos,
         card_text,
         plan.parts,
+        classes=plan.classes,
     )
     pack_store(out)
     return manifest

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
+from pipeline.classes import ClassNames, agreed_names
 from pipeline.errors import IncompleteStoreError, TeacherError
 from pipeline.files.cache import ShardFile
 from pipeline.identity import TeacherIdentity
@@ -90,8 +91,11 @@ class TeacherWorker:
     ) -> Preflight:
         """Label a few images as they are, and a few views in fp32 too.
 
-        ``run`` decodes and augments; an image may end the process that does.
+        ``run`` decodes and augments; an image may end the process that does. Raises
+        ``ClassesError`` if a teacher that train-student made has other names of classes.
         """
+        checkpoint = f"`teacher_checkpoint` {self._config.teacher_checkpoint}"
+        agreed_names(ClassNames.of(self._teacher.class_names, checkpoint), shards.classes)
         batch = self._config.effective_mixing.group_size * self.identity.batch_views
         pixels, targets = _plain_images(self._config, shards, batch, run)
         group = _as_group(pixels, self._config.effective_mixing.group_size)

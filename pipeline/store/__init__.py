@@ -34,6 +34,7 @@ from pipeline.store.manifest import (
 from pipeline.store.opening import open_store, parts_root
 from pipeline.store.parquet import ParquetStore, decode_part
 from pipeline.store.place import (
+    begun_classes,
     begun_fingerprints,
     check_out,
     committed_parts,
@@ -56,6 +57,7 @@ __all__ = [
     "ParquetStore",
     "PartEntry",
     "at_work",
+    "begun_classes",
     "begun_fingerprints",
     "bytes_per_label",
     "check_companion_paths",

@@ -7,6 +7,7 @@ from pipeline.tools.diff import Disagreement, MarginFlips, StoreDiff, diff_store
 from pipeline.tools.extend import extend_command, extended_config
 from pipeline.tools.merge import MergeReport, merge_stores
 from pipeline.tools.repair import RepairReport, repair_store
+from pipeline.tools.show import DrawnView, ViewChoice, draw_views, save_sheet, show_views
 from pipeline.tools.stats import ClassStats, EntropyStats, StoreStats, ViewStats, store_stats
 from pipeline.tools.thin import KeptSamples, ThinReport, thin_store
 from pipeline.tools.views import ViewsReport, write_views
@@ -14,6 +15,7 @@ from pipeline.tools.views import ViewsReport, write_views
 __all__ = [
     "ClassStats",
     "Disagreement",
+    "DrawnView",
     "EntropyStats",
     "KeptSamples",
     "MarginFlips",
@@ -22,14 +24,18 @@ __all__ = [
     "StoreDiff",
     "StoreStats",
     "ThinReport",
+    "ViewChoice",
     "ViewStats",
     "ViewsReport",
     "diff_stores",
+    "draw_views",
     "extend_command",
     "extended_config",
     "merge_stores",
     "relabelled_store",
     "repair_store",
+    "save_sheet",
+    "show_views",
     "store_stats",
     "thin_store",
     "write_views",

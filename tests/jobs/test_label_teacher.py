@@ -84,6 +84,8 @@ def test_a_zarr_job_that_is_killed_and_run_again_holds_the_serial_bytes(
     assert not out.exists()
     text = run_job(job.to(out, "--serial"), address=None, log=log)
     assert f"{out}: " in text
+    text = run_job(job.to(out, "--serial"), address=None, log=log)
+    assert f"{PARTS} parts are there already, 0 are missing" in text
     assert [path.name for path in tmp_path.iterdir() if path != log] == ["labels.zarr"]
     export_store(out, tmp_path / "back.parquet")
     assert part_hashes(tmp_path / "back.parquet") == job.hashes
