@@ -161,7 +161,9 @@ def read_state(path: Path, which: Which | None, parameter: str) -> FoundWeights:
     if not found:
         raise WeightsError("holds no state dict of tensors")
     winner: Which = "ema" if loaded.get("winner") == "ema" else "raw"
-    taken: Which = which or (winner if winner in found else next(iter(found)))
+    taken: Which = winner if winner in found else next(iter(found))
+    if which is not None:
+        taken = which
     if taken not in found:
         (other,) = found
         raise WeightsError(

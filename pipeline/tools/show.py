@@ -33,6 +33,7 @@ from pipeline.tools.target import ShowProgress
 from pipeline.tools.verify import check_fingerprints
 from pipeline.views.apply import image_size
 from pipeline.views.draw import draw_view
+from pipeline.views.ops import OPERATIONS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -139,7 +140,7 @@ class DrawnView:
         flipped = ", flipped" if self.params.hflip else ""
         yield f"crop {crop.width} x {crop.height} at {crop.left}, {crop.top}{flipped}"
         if self.params.ops:
-            yield ", ".join(f"{one.op} {one.argument}" for one in self.params.ops)
+            yield ", ".join(OPERATIONS[one.op].in_words(one.argument) for one in self.params.ops)
         if erase is not None:
             yield f"erased {erase.width} x {erase.height} at {erase.left}, {erase.top}"
 
@@ -203,9 +204,11 @@ def _choose(
         if choice.views is None
         or any(entry.part.first_view <= view < entry.part.end_view for view in choice.views)
     ]
-    found, missing = [], set(choice.keys)
+    found, missing, last = [], set(choice.keys), -1
     for done, entry in enumerate(entries, start=1):
-        rows = store.read_part(entry)
+        if choice.keys and not missing and entry.part.shard != last:
+            break  # a key names one sample, so no other shard has them
+        rows, last = store.read_part(entry), entry.part.shard
         others = _without_labels(choice, rows, files, store)
         missing -= {*rows.keys, *others}
         found += _some(_chosen_rows(choice, rows, store), choice)
