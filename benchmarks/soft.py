@@ -106,7 +106,7 @@ def of_teacher(config: SoftBenchmark) -> Floats:
         checkpoint=config.teacher_checkpoint,
         weights=None,
         random_weights=None if config.teacher_checkpoint else 0,
-        classes=None if config.teacher_checkpoint else 10,
+        num_classes=None if config.teacher_checkpoint else 10,
         precision="fp32",
         batch_views=3,
         columns=ColumnConfig(),

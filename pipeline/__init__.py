@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pipeline.errors import (
         CheckpointError,
         ChecksumError,
+        ClassesError,
         ConfigError,
         DecodeError,
         IdentityError,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
         ShardError,
         StoreError,
         TeacherError,
+        TryAgainError,
     )
     from pipeline.files.cache import CacheConfig
     from pipeline.identity import (
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from pipeline.store.opening import open_store
     from pipeline.tools.diff import StoreDiff, diff_stores
     from pipeline.tools.merge import MergeReport, merge_stores
+    from pipeline.tools.repair import RepairReport, repair_store
+    from pipeline.tools.show import DrawnView, ViewChoice, draw_views, save_sheet, show_views
     from pipeline.tools.stats import StoreStats, store_stats
     from pipeline.tools.thin import KeptSamples, ThinReport, thin_store
     from pipeline.tools.verify import VerifyReport, verify_store
@@ -49,9 +53,11 @@ __all__ = [
     "CacheConfig",
     "CheckpointError",
     "ChecksumError",
+    "ClassesError",
     "ColumnConfig",
     "ConfigError",
     "DecodeError",
+    "DrawnView",
     "IdentityError",
     "IncompleteStoreError",
     "KeptSamples",
@@ -63,6 +69,7 @@ __all__ = [
     "PackReport",
     "PipelineError",
     "RejectionError",
+    "RepairReport",
     "ReplayError",
     "ShardError",
     "StoreDiff",
@@ -72,13 +79,19 @@ __all__ = [
     "TeacherError",
     "TeacherIdentity",
     "ThinReport",
+    "TryAgainError",
     "VerifyReport",
+    "ViewChoice",
     "ViewsReport",
     "diff_stores",
+    "draw_views",
     "export_store",
     "merge_stores",
     "open_store",
     "pack_shards",
+    "repair_store",
+    "save_sheet",
+    "show_views",
     "store_stats",
     "thin_store",
     "verify_store",
@@ -90,6 +103,7 @@ _MODULES = {
     "AugmentConfig": "pipeline.identity",
     "CacheConfig": "pipeline.files.cache",
     "ColumnConfig": "pipeline.columns",
+    "DrawnView": "pipeline.tools.show",
     "KeptSamples": "pipeline.tools.thin",
     "LabelConfig": "pipeline.labelling.config",
     "LabelStore": "pipeline.store.contract",
@@ -97,18 +111,24 @@ _MODULES = {
     "MixConfig": "pipeline.identity",
     "PackConfig": "pipeline.shards.packing",
     "PackReport": "pipeline.shards.packing",
+    "RepairReport": "pipeline.tools.repair",
     "StoreDiff": "pipeline.tools.diff",
     "StoreIdentity": "pipeline.identity",
     "StoreStats": "pipeline.tools.stats",
     "TeacherIdentity": "pipeline.identity",
     "ThinReport": "pipeline.tools.thin",
     "VerifyReport": "pipeline.tools.verify",
+    "ViewChoice": "pipeline.tools.show",
     "ViewsReport": "pipeline.tools.views",
     "diff_stores": "pipeline.tools.diff",
+    "draw_views": "pipeline.tools.show",
     "export_store": "pipeline.store.export",
     "merge_stores": "pipeline.tools.merge",
     "open_store": "pipeline.store.opening",
     "pack_shards": "pipeline.shards.packing",
+    "repair_store": "pipeline.tools.repair",
+    "save_sheet": "pipeline.tools.show",
+    "show_views": "pipeline.tools.show",
     "store_stats": "pipeline.tools.stats",
     "thin_store": "pipeline.tools.thin",
     "verify_store": "pipeline.tools.verify",

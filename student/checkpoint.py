@@ -16,6 +16,7 @@ from typing import IO, Any, Literal
 import torch
 from torch import Tensor
 
+from pipeline.classes import check_names
 from pipeline.errors import CheckpointError, ConfigError, StoreError
 from pipeline.files.kinds import why_no_data
 from pipeline.files.local import replace, writing
@@ -97,12 +98,15 @@ class SavedStudent:
     headline: Literal["class_head", "mean_of_logits"]
     precision: Precision
     views: AugmentConfig  # of validation
+    class_names: tuple[str, ...] | None = grown(founding=None, since="0.1.0")  # by index
 
     def __post_init__(self) -> None:
         settle(self)
         for name, most in (("classes", 65535), ("image_size", 4096)):
             if not 1 <= getattr(self, name) <= most:
                 raise ConfigError(f"{name} is {getattr(self, name)}; use 1 to {most}")
+        if self.class_names is not None:
+            check_names(self.class_names, "class_names")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -304,9 +308,16 @@ def _digest(values: Mapping[str, Any]) -> str:
     """Return the SHA-256 over all values of a checkpoint."""
     found = dict(leaves(values))
     tensors = {name: one for name, one in found.items() if isinstance(one, Tensor)}
-    others = {name: repr(one) for name, one in found.items() if name not in tensors}
+    others = {name: _plain(one) for name, one in found.items() if name not in tensors}
     text = canonical_json({"tensors": state_digest(tensors), "others": others})
     return hashlib.sha256(text).hexdigest()
+
+
+def _plain(value: Any) -> str:
+    """Return a plain value as text; raises ``TypeError`` for others, whose text may be endless."""
+    if value is not None and type(value) not in (bool, int, float, str):
+        raise TypeError(f"a {type(value).__name__} is no value of a checkpoint")
+    return repr(value)
 
 
 def _keep(path: Path, before: Path) -> None:

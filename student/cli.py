@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
+from pipeline.classes import class_text
 from pipeline.cli.console import Progress, flags_of, note, running, say
 from pipeline.errors import PipelineError
 from pipeline.files.local import replace as replace_file
@@ -37,6 +38,8 @@ Everything about the views comes from the store: size, augmentation, mixing, cla
 can also come from --recipe deit (DeiT's defaults), --recipe deit-384 (its fine-tuning) and
 --config FILE (the run.toml of an earlier run); flags override a file, a file a recipe.
 Start several processes with torchrun."""
+_CLASSES = 20  # in a table
+_NOT_COMPARED = "whether both number the classes alike is not known"
 _INTERRUPTED = "interrupted; --resume auto goes on from the last checkpoint, if there is one"
 
 
@@ -77,6 +80,8 @@ def _evaluate(config: EvaluateConfig) -> None:
     from student.evaluation.report import evaluate_checkpoint
 
     report = evaluate_checkpoint(config)
+    if report.unnamed:
+        note(f"{' and '.join(report.unnamed)} have no names of classes: {_NOT_COMPARED}")
     for name, evaluation in report.evaluations.items():
         title = "prediction from" if name == "raw" else "averaged weights"
         print_evaluation(title, evaluation, report.taught)
@@ -86,6 +91,7 @@ def _evaluate(config: EvaluateConfig) -> None:
         replace_file(config.json, json.dumps(report.to_json(), indent=1).encode() + b"\n")
     if report.analysis is not None:
         _print_analysis(report.analysis)
+        _print_classes(report.analysis, report.names)
         if config.plot is not None:
             plot_analysis(report.analysis, config.plot)
 
@@ -98,6 +104,21 @@ def _print_analysis(analysis: Analysis) -> None:
     if analysis.token_cosine is not None:
         layers = " ".join(f"{value:.3f}" for value in analysis.token_cosine)
         say(f"cosine of class and distillation token, input and layers: {layers}")
+
+
+def _print_classes(analysis: Analysis, names: Sequence[str] | None) -> None:
+    """Print how classes are called, those with the lowest accuracy first."""
+    worst = sorted(analysis.classes, key=lambda one: (one.right / one.samples, one.number))
+    words = [class_text(one.number, names) for one in worst[:_CLASSES]]
+    width = max(20, *map(len, words)) if words else 20
+    title = f"by {analysis.prediction.replace('_', ' ')}"
+    say(f"{title:{width}} {'top-1':>8} {'images':>8}  mostly mistaken for")
+    for one, word in zip(worst[:_CLASSES], words, strict=True):
+        other = one.mistaken_for
+        most = "" if other is None else f"  {class_text(other, names)} ({one.mistaken})"
+        say(f"{word:{width}} {one.right / one.samples:8.2%} {one.samples:8}{most}")
+    if len(worst) > _CLASSES:
+        say(f"and {len(worst) - _CLASSES} more classes, all of them in the JSON")
 
 
 def warn_of_class_order(evaluation: Evaluation, classes: int) -> None:
@@ -202,6 +223,8 @@ def _announce(config: TrainConfig, inputs: Inputs) -> None:
         f"{config.plan.epochs} epochs of views {plan.first_view}.., {plan.steps} steps of "
         f"{config.plan.batch_size} rows; {plan.dropped_rows} rows at the end fill no batch"
     )
+    if inputs.unnamed:
+        note(f"{' and '.join(inputs.unnamed)} have no names of classes: {_NOT_COMPARED}")
     if not config.evaluation.val_shards:
         note("warning: no --val-shards, so nothing is evaluated and there is no best.pt")
     if not config.run.audit:

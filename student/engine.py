@@ -14,6 +14,7 @@ from typing import IO, Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from pipeline.classes import ClassNames, agreed_names
 from pipeline.errors import CheckpointError, ConfigError, PipelineError
 from pipeline.files.local import replace
 from pipeline.growth import needed_release
@@ -119,7 +120,7 @@ class Trainer:
         resume_from = ranks.decide(lambda: _checkpoint_to_resume(config))
         self.config, self.inputs, self.ranks, self.plan = config, inputs, ranks, inputs.plan
         set_threads(config.run.threads or _threads_of(ranks))
-        self.identity = inputs.store.identity
+        self.identity, self._classes = inputs.store.identity, inputs.classes
         self.device = ranks.device(choose_device(config.run.device))
         self._same_floats = check_fingerprints(inputs.store, self.device)
         self._data = ReplayDataset(
@@ -138,7 +139,8 @@ class Trainer:
         self.loaded: Loaded | None = None  # of ``finetune``
         if config.student.finetune is not None and resume_from is None:
             found = read_weights(config.student.finetune, config.student.finetune_weights)
-            self.loaded = load_weights(self.model, found, str(config.student.finetune))
+            names = None if inputs.classes is None else inputs.classes.names
+            self.loaded = load_weights(self.model, found, str(config.student.finetune), names)
         self.model.to(self.device)
         self.optimization = Optimization(self.model, config, self.device)
         self.schedule = Schedule.of(config, self.plan)
@@ -447,12 +449,15 @@ class Trainer:
             headline=self._headline,
             precision=self.config.student.precision,
             views=views,
+            class_names=None if self._classes is None else self._classes.names,
         )
 
     def _resume(self, path: Path) -> None:
         identity = self.inputs.run_identity(self.config)
         found = find_checkpoint(path, identity, lengthen=self.config.lengthen)
         checkpoint = found.checkpoint
+        saved = ClassNames.of(checkpoint.student.class_names, found.path)
+        self._classes = agreed_names(saved, self._classes)
         try:
             self.model.load_state_dict(checkpoint.model)
             self.optimization.restore(checkpoint.optimizer, checkpoint.scaler, checkpoint.ema)
@@ -566,7 +571,10 @@ def _open_validation(config: TrainConfig, inputs: Inputs) -> ValidationDataset |
         ),
         classes=identity.teacher.classes,
         batch_size=config.evaluation.eval_batch_size,
-        labels=None if labels is None else read_teacher_labels(labels, inputs.validation),
+        labels=None
+        if labels is None
+        else read_teacher_labels(labels, inputs.validation, inputs.classes),
+        names=inputs.classes,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,23 +27,30 @@ class Loaded:
     new: tuple[str, ...]  # heads that begin anew
 
 
-def load_weights(model: nn.Module, found: FoundWeights, source: str) -> Loaded:
+def load_weights(
+    model: nn.Module, found: FoundWeights, source: str, names: Sequence[str] | None = None
+) -> Loaded:
     """Load weights into a student built for its own images and classes.
 
-    Position embeddings of another grid are resized; heads of other classes keep their fresh
-    weights. Raises ``CheckpointError`` for any other difference, naming the first.
+    Position embeddings of another grid are resized; heads of other classes, by their number or
+    by ``names`` where both have some, keep their fresh weights. Raises ``CheckpointError`` for any
+    other difference, naming the first.
     """
     own, state = model.state_dict(), found.state
     for one, other, whose in ((state, own, "the student"), (own, state, "the checkpoint")):
         if "dist_token" in one and "dist_token" not in other:
             raise _misfit(source, f"{whose} has no distillation token")
+    known = found.class_names is not None and names is not None
+    other_classes = known and found.class_names != tuple(names or ())
     taken, resized, new = dict(own), [], []
     for name, tensor in state.items():
         if name not in own:
             if name.startswith(_HEADS):
                 continue  # a head that the student lacks: a teacher of two for one, say
             raise _misfit(source, f"{name} is no weight of the student")
-        if tensor.shape == own[name].shape:
+        if other_classes and name.startswith(_HEADS):
+            new.append(name)
+        elif tensor.shape == own[name].shape:
             taken[name] = tensor
         elif name.endswith("pos_embed"):
             taken[name] = _fit_positions(model, name, tensor, own[name], source)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pipeline.classes import ClassNames, agreed_names, names_beside
 from pipeline.errors import ConfigError
 from pipeline.files.cache import ShardFile
 from pipeline.files.hub import is_hub_url
@@ -37,6 +38,8 @@ class Inputs:
     shards: Mapping[int, ShardFile]  # by the store's shard numbers; of all, or of a subset
     validation: tuple[ShardFile, ...]
     plan: TrainingPlan
+    classes: ClassNames | None = None  # of the store, its shards or the validation shards
+    unnamed: tuple[str, ...] = ()  # which of store and validation shards have no names of classes
 
     def pinned(self, config: TrainConfig) -> TrainConfig:
         """Return the settings with the commit of a store on the hub that was read.
@@ -72,7 +75,8 @@ def open_inputs(config: TrainConfig) -> Inputs:
 
     Raises ``StoreError`` if the store is not whole or lacks labels of the kind asked for,
     ``IdentityError`` if this machine would replay other pixels, ``ShardError`` if the shards
-    are not those it labels, ``ConfigError`` if it cannot give the epochs or batches asked for.
+    are not those it labels, ``ClassesError`` if store and shards have other names of classes,
+    ``ConfigError`` if the store cannot give the epochs or batches asked for.
     """
     config.require_useful()
     store = open_store(config.labels)
@@ -89,8 +93,20 @@ def open_inputs(config: TrainConfig) -> Inputs:
     paths = match_shards(store.manifest.shards, given, subset=config.run.subset)
     shown = config.evaluation.val_shards
     validation = expand_shards(shown, cache, "val_shards") if shown else ()
+    named = agreed_names(
+        ClassNames.of(store.manifest.classes, store.root), names_beside(list(paths.values()))
+    )
+    shown_names = names_beside(validation)
+    sides = (("the store", named), ("the validation shards", shown_names if validation else named))
     plan = TrainingPlan(store.manifest.of_shards(paths), config.plan)
-    return Inputs(store=store, shards=paths, validation=validation, plan=plan)
+    return Inputs(
+        store=store,
+        shards=paths,
+        validation=validation,
+        plan=plan,
+        classes=agreed_names(named, shown_names),
+        unnamed=tuple(side for side, names in sides if names is None),
+    )
 
 
 def open_replay(

@@ -147,6 +147,7 @@ def write_store(
     views: Iterable[tuple[int, int]],
     identity: StoreIdentity = IDENTITY,
     change: Change = lambda rows: rows,
+    classes: tuple[str, ...] | None = None,
 ) -> LabelStore:
     """Write a finished store of these shards and ranges (first, count) of views."""
     views = list(views)
@@ -154,7 +155,7 @@ def write_store(
     for shard in shards:
         for first, count in views:
             commit_part(root, change(rows_of(identity, shard, first, count)))
-    finish_store(root, identity, PRINTS, shards, card_text)
+    finish_store(root, identity, PRINTS, shards, card_text, classes=classes)
     return open_store(root)
 
 

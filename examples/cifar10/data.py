@@ -11,11 +11,12 @@ from pathlib import Path
 from PIL import Image
 
 from examples.cifar10.config import EvidenceConfig
+from pipeline.classes import CLASSES_FILE
 from pipeline.errors import ConfigError
 from pipeline.files.local import expand_shards
 from pipeline.labelling.job import index_shards
 from pipeline.shards.index import open_shards
-from pipeline.shards.packing import CLASSES_FILE, PackConfig, pack_shards
+from pipeline.shards.packing import PackConfig, pack_shards
 
 __all__ = ["Shards", "find_shards", "pack_images", "shuffle_shards"]
 

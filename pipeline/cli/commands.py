@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeAlias
 
 import tyro
 
@@ -38,6 +38,13 @@ def pack_shards() -> None:
             say(f"pack-shards: passed over, no image: {path}")
         if len(report.passed_over) > _LISTED:
             say(f"pack-shards: and {len(report.passed_over) - _LISTED} more")
+        if report.absent:
+            more = len(report.absent) - _LISTED
+            say(
+                f"pack-shards: no images of {len(report.absent)} of {len(report.classes)} classes: "
+                + ", ".join(report.absent[:_LISTED])
+                + (f" and {more} more" if more > 0 else "")
+            )
         say(
             f"pack-shards: {report.read} files read = {report.packed} packed "
             f"+ {len(report.passed_over)} passed over; {len(report.classes)} classes, "
@@ -305,6 +312,72 @@ class Views:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Show:
+    """Draw views as the student sees them, with truth, label and how they were made, as a PNG.
+
+    Each is redrawn from the shards, and compared with its digest where the store has one.
+    """
+
+    store: tyro.conf.Positional[str]
+    """The store."""
+    shards: tuple[str, ...]
+    """Shards that were labelled, all or some: files, URLs, brace patterns or globs, in quotes."""
+    out: Path
+    """The picture to write; its name ends in .png."""
+    key: tuple[str, ...] = ()
+    """Samples to show, by their keys; some from all over the store by default."""
+    views: str | None = None
+    """Views to show, by their numbers: 0-15 or 0,5,7-9; all by default."""
+    disagree: bool = False
+    """Show what the teacher calls otherwise than the truth."""
+    true_class: Annotated[str | None, tyro.conf.arg(name="class")] = None
+    """Show one true class, by its name or number."""
+    high_entropy: bool = False
+    """Show what the teacher is least sure of, by the probabilities that are stored."""
+    count: int | None = None
+    """Views to show at most, 1 to 1024: 16 by default, or all of the keys."""
+    original: bool = False
+    """Show each image as it is in the shard too, with the boxes of the crops."""
+    cache_dir: Path | None = None
+    """Where shards from object storage are kept, as verify has it."""
+    cache_gb: float = 100.0
+    """Size of that directory."""
+
+    def run(self) -> None:
+        from pipeline.classes import class_number
+        from pipeline.files.cache import CacheConfig
+        from pipeline.store import open_store
+        from pipeline.store.subset import parse_numbers
+        from pipeline.tools import ViewChoice, draw_views, save_sheet, show_views
+
+        store, wanted = open_store(self.store), self.true_class
+        names = store.manifest.classes
+        choice = ViewChoice(
+            keys=self.key,
+            views=None if self.views is None else parse_numbers(self.views, "views"),
+            disagree=self.disagree,
+            target=None if wanted is None else class_number(wanted, names, store.root),
+            high_entropy=self.high_entropy,
+            count=self.count,
+        )
+        with Progress("parts") as progress:
+            views = draw_views(
+                store,
+                self.shards,
+                choice,
+                cache=CacheConfig.of_flags(self.cache_dir, self.cache_gb),
+                show=progress.show,
+            )
+        sheet = show_views(views, original=self.original)
+        path = save_sheet(sheet, self.out)
+        verified = sum(bool(one.digests) for one in views)
+        say(
+            f"{path}: {len(views)} views, {sheet.width} x {sheet.height} pixels; {verified} have a "
+            "digest, which was compared"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Export:
     """Write a store again in another format; nothing is lost on the way, or back."""
 
@@ -329,7 +402,24 @@ class Export:
         )
 
 
-StoreCommand: TypeAlias = Inspect | Verify | Stats | Diff | Merge | Extend | Thin | Views | Export
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repair:
+    """Mend a store that jobs have cut in two ways: of parts that overlap, some are removed."""
+
+    store: tyro.conf.Positional[str]
+    """The store, to which no job may add meanwhile."""
+    json: bool = False
+    """Print JSON for machines instead."""
+
+    def run(self) -> None:
+        from pipeline.tools import repair_store
+
+        _show(repair_store(self.store), as_json=self.json)
+
+
+StoreCommand: TypeAlias = (
+    Inspect | Verify | Stats | Diff | Merge | Extend | Thin | Views | Show | Export | Repair
+)
 
 
 def label_store() -> None:

@@ -39,7 +39,6 @@ _ONE_OF = re.compile(
 _OTHER_NAMES = {  # of a setting's part, and of the setting that a command has for it
     "architecture": "teacher",
     "checkpoint": "teacher_checkpoint",
-    "classes": "num_classes",
     "directory": "cache_dir",
     "gigabytes": "cache_gb",
     "random_weights": "teacher_random_weights",

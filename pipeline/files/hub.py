@@ -68,7 +68,10 @@ class HubFolder(Folder):
             return
         with self._errors_named(""):
             found = _hub().HfApi().dataset_info(self._url.repository, revision=self._url.revision)
-        self._url = replace(self._url, revision=str(found.sha))
+        commit = str(found.sha)  # which names directories of the cache
+        if not _COMMIT.fullmatch(commit):
+            raise PipelineError(f"{self.name}: the hub calls its commit {commit!r}; run again")
+        self._url = replace(self._url, revision=commit)
         self.name = str(self._url)
 
     def is_a_file(self) -> bool:
@@ -83,9 +86,11 @@ class HubFolder(Folder):
 
     def read_range(self, path: str, offset: int, size: int) -> bytes:
         """Return a part of a file, which is fetched whole; see ``Folder``."""
-        with self._fetched(path).open("rb") as file:
+        fetched = self._fetched(path)
+        left = fetched.stat().st_size - offset
+        with fetched.open("rb") as file:
             file.seek(offset)
-            return file.read(size)
+            return file.read(max(0, min(size, left)))  # Python gives memory for all it is asked
 
     def size(self, path: str) -> int:
         """Return a file's bytes; see ``Folder``."""

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from pipeline.classes import ClassNames, agreed_names, class_in_words, names_beside, read_names
 from pipeline.errors import (
     REJECTION_WORDS,
+    ClassesError,
     IdentityError,
     RejectionError,
     ReplayError,
@@ -37,10 +39,14 @@ from pipeline.records import PartKey, ShardInfo
 from pipeline.shards.index import Shard, UniqueKeys, open_known_shard, open_shards
 from pipeline.store import (
     Committed,
+    Cut,
     Manifest,
+    begun_classes,
     begun_fingerprints,
+    claim_cut,
     claim_store,
     committed_parts,
+    cut_views,
     finish_store,
     pack_store,
     packed_store,
@@ -49,6 +55,7 @@ from pipeline.store import (
     require_listed,
     require_no_subset,
     require_planned,
+    runs_without,
     unpack_store,
 )
 from pipeline.store.card import card_text
@@ -70,6 +77,7 @@ __all__ = [
     "Preflight",
     "Progress",
     "begin_job",
+    "check_identity",
     "finish_job",
     "index_shards",
     "plan_job",
@@ -98,6 +106,7 @@ class IndexedShards:
     max_target: int
     max_target_at: str  # "shard, sample" of the highest class, for messages
     warnings: tuple[str, ...]
+    classes: ClassNames | None = None
 
     @property
     def samples(self) -> int:
@@ -131,6 +140,14 @@ class JobPlan:
     shards: IndexedShards
     done: tuple[Committed, ...]
     missing: tuple[PartKey, ...]
+    cut: Cut  # of its views
+    classes: tuple[str, ...] | None  # names, which the store will have
+    stored_classes: tuple[str, ...] | None  # those that it has
+
+    @property
+    def adds(self) -> bool:
+        """Whether the store will hold more than it does."""
+        return bool(self.missing) or self.classes != self.stored_classes
 
     @property
     def parts(self) -> tuple[PartKey, ...]:
@@ -149,17 +166,23 @@ class JobPlan:
         )
 
 
-def index_shards(patterns: Sequence[str], cache: CacheConfig | None = None) -> IndexedShards:
+def index_shards(
+    patterns: Sequence[str], cache: CacheConfig | None = None, classes: str | None = None
+) -> IndexedShards:
     """Index all shards of a job; those in object storage are fetched into the cache.
 
+    Names of classes are those that lie beside the shards, and those of ``classes``.
+
     Raises ``ShardError`` for files that are no whole shards, and for a key that two of them
-    have, whose views would be drawn from one seed.
+    have, whose views would be drawn from one seed; ``ClassesError`` for names that differ.
     """
+    given = None if classes is None else read_names(classes)
     # Absolute, for they are opened by processes that were started elsewhere.
     paths = tuple(
         path.absolute() if isinstance(path, Path) else path
         for path in expand_shards(patterns, cache)
     )
+    named = agreed_names(given, names_beside(paths))
     infos: list[ShardInfo] = []
     keys = UniqueKeys()
     highest, highest_at, sorted_shards = -1, "", 0
@@ -184,12 +207,18 @@ def index_shards(patterns: Sequence[str], cache: CacheConfig | None = None) -> I
         max_target=highest,
         max_target_at=highest_at,
         warnings=tuple(warnings),
+        classes=named,
     )
 
 
 def _is_class_sorted(shard: Shard) -> bool:
     targets = [sample.target for sample in shard.samples]
     return len(targets) >= 16 and targets == sorted(targets)
+
+
+def check_identity(config: LabelConfig, teacher: TeacherIdentity) -> None:
+    """Raise ``IdentityError`` if the store at ``out`` was begun with other settings."""
+    begun_fingerprints(config.out, config.identity(teacher))
 
 
 def plan_job(
@@ -204,24 +233,35 @@ def plan_job(
     """
     if shards.max_target >= teacher.classes:
         raise ShardError(
-            f"{shards.max_target_at} has class {shards.max_target}, but the teacher "
+            f"{shards.max_target_at} has class {_class_of(shards)}, but the teacher "
             f"{teacher.architecture} has {teacher.classes} classes (0..{teacher.classes - 1}); "
             "check `teacher`, `num_classes`, and that the shards' .cls are its class indices"
+        )
+    if shards.classes is not None and len(shards.classes.names) > teacher.classes:
+        raise ClassesError(
+            f"{shards.classes.source} names {len(shards.classes.names)} classes, but the teacher "
+            f"{teacher.architecture} has {teacher.classes}; give the names of the teacher's classes"
         )
     identity = config.identity(teacher)
     ours = {**fingerprints(identity), **floats}
     theirs = begun_fingerprints(config.out, identity) or ours
     require_fingerprints(config.out, identity, ours, theirs)
+    stored_classes = begun_classes(config.out)
+    classes = agreed_names(ClassNames.of(stored_classes, config.out), shards.classes)
     infos = {info.number: info for info in shards.infos}
     done = committed_parts(config.out, identity, infos)
     covered: dict[int, set[int]] = {}
     for part in (committed.entry.part for committed in done):
         covered.setdefault(part.shard, set()).update(range(part.first_view, part.end_view))
+    root, views = parts_root(config.out), config.view_range
+    cut = cut_views(root, views, config.views_per_part)
     missing = [
-        part
+        PartKey(shard=number, first_view=run.start, views=len(run))
         for number in infos
-        for part in _missing_parts(config, number, covered.get(number, set()))
+        for cell in cut.cells_of(views)
+        for run in runs_without(covered.get(number, set()), cell)
     ]
+    cut.require_agreement(root, views, [range(part.first_view, part.end_view) for part in missing])
     if missing:
         require_no_subset(config.out, done)
     plan = JobPlan(
@@ -231,9 +271,17 @@ def plan_job(
         shards=shards,
         done=tuple(done),
         missing=tuple(missing),
+        cut=cut,
+        classes=None if classes is None else classes.names,
+        stored_classes=stored_classes,
     )
     require_listed(config.out, plan.parts)
     return plan
+
+
+def _class_of(shards: IndexedShards) -> str:
+    names = None if shards.classes is None else shards.classes.names
+    return class_in_words(shards.max_target, names)
 
 
 def require_fingerprints(
@@ -286,23 +334,6 @@ def _spread(items: Sequence[Item], most: int) -> list[Item]:
     """Return some of a sequence, evenly spread."""
     places = np.linspace(0, len(items) - 1, min(most, len(items))).astype(int)
     return [items[place] for place in places]
-
-
-def _missing_parts(config: LabelConfig, shard: int, covered: set[int]) -> list[PartKey]:
-    """Cut the views that no part covers yet into parts, at multiples of views_per_part."""
-    parts: list[PartKey] = []
-    end = config.first_view + config.views
-    for start in range(config.first_view, end, config.views_per_part):
-        run: int | None = None
-        stop = min(start + config.views_per_part, end)
-        for view in range(start, stop + 1):
-            wanted = view < stop and view not in covered
-            if wanted and run is None:
-                run = view
-            elif not wanted and run is not None:
-                parts.append(PartKey(shard=shard, first_view=run, views=view - run))
-                run = None
-    return parts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -412,10 +443,12 @@ class Progress:
 def begin_job(plan: JobPlan) -> None:
     """Claim the place where parts are committed; a finished Zarr store is taken apart first."""
     out = plan.config.out
-    if plan.missing:
+    if plan.adds:
         unpack_store(out)
     if packed_store(out) is None:
         claim_store(parts_root(out), plan.identity, plan.fingerprints)
+    if plan.missing:
+        claim_cut(parts_root(out), plan.cut)
 
 
 def finish_job(plan: JobPlan, run: Mapping[str, Any]) -> Manifest:
@@ -436,6 +469,7 @@ def finish_job(plan: JobPlan, run: Mapping[str, Any]) -> Manifest:
         plan.shards.infos,
         card_text,
         plan.parts,
+        classes=plan.classes,
     )
     pack_store(out)
     return manifest

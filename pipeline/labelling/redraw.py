@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,10 @@ from pipeline.views.make import ShardViews, View
 from pipeline.views.pairing import Pairing
 from pipeline.views.rng import sample_seed
 
-__all__ = ["Mismatch", "mixed_places", "redraw", "some_places"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Mismatch", "PartViews", "mixed_places", "redraw", "some_places"]
 
 _DECODED = 8  # images that are kept: a row's own, and partners that come again
 _MIXED_SHARE = 4  # one second digest for so many first ones, where some are looked at
@@ -74,7 +78,7 @@ def redraw(
     ``places`` is the row and column of each, (N, 2). With ``floats``, second digests are redone
     too where there are some: on the CPU, by the code that the teacher's device ran.
     """
-    part = _Part(identity, shard, rows)
+    part = PartViews(identity, shard, rows)
     mixed = mixed_places(rows) & floats
     for row, column in places.tolist():
         stored = {"digest": int(rows.digest[row, column])}
@@ -96,8 +100,8 @@ def redraw(
                 )
 
 
-class _Part:
-    """The views of one part's rows."""
+class PartViews:
+    """The views of one part's rows, and of samples of its shard that have none."""
 
     def __init__(self, identity: StoreIdentity, shard: Shard, rows: PartRows) -> None:
         self._augment, self._root_seed = identity.augment, identity.root_seed
@@ -113,36 +117,50 @@ class _Part:
         )
         self._views = ShardViews(pairing=pairing, samples=shard.samples, augment=identity.augment)
         self._partners_at = cache(pairing.of_shard)
-        self._decoded = lru_cache(maxsize=_DECODED)(self._decode)
+        self.decoded = lru_cache(maxsize=_DECODED)(self._decode)
 
     def digests(self, row: int, view: int, *, mixed: bool) -> dict[str, str]:
         """Return the digest of a row's view, and that of the mixed image if it is asked for."""
-        pair = (self._index[row], self._partners_at(view).get(self._index[row], NO_PARTNER))
-        made = self._make(pair, view, digest=True)
+        pair = self.pair(self._index[row], view)
+        made = self.make(pair, view, digest=True)
         found = {"digest": f"{made.digest:08x}"}
         if mixed:
-            found["mixed_digest"] = f"{self._mixed_digest(pair, view, made):08x}"
+            from pipeline.views.mixing import mixed_digests
+
+            (word,) = mixed_digests(self.mixed(pair, view, made), np.ones(1, np.bool_))
+            found["mixed_digest"] = f"{word:08x}"
         return found
 
-    def _mixed_digest(self, pair: tuple[int, int], view: int, made: View) -> int:
+    def pair(self, index: int, view: int) -> tuple[int, int]:
+        """Return a sample and its partner at a view, or ``NO_PARTNER``, as indices in the shard."""
+        return index, self._partners_at(view).get(index, NO_PARTNER)
+
+    def mixed(self, pair: tuple[int, int], view: int, made: View) -> Tensor:
+        """Return a view as teacher and student get it: normalized and mixed, (1, 3, S, S)."""
         import torch  # a second to load, and most of what comes here has no need of it
 
-        from pipeline.views.mixing import mix_images, mixed_digests, normalize
+        from pipeline.views.mixing import mix_images, normalize
 
         pixels, mix = made.pixels[None], ViewMix.unmixed(1)
         if made.mix.kind is not MixKind.NONE:
-            other = self._make(pair[::-1], view, digest=False)
+            other = self.make(pair[::-1], view, digest=False)
             pixels, mix = np.stack([made.pixels, other.pixels]), ViewMix.unmixed(2)
             mix.set_row(0, 1, made.mix)
         images = normalize(torch.from_numpy(pixels), self._augment.mean, self._augment.std)
-        return int(mixed_digests(mix_images(images, mix), np.arange(len(pixels)) == 0)[0])
+        return mix_images(images, mix)[:1]
 
-    def _make(self, pair: tuple[int, int], view: int, *, digest: bool) -> View:
+    def make(self, pair: tuple[int, int], view: int, *, digest: bool) -> View:
+        """Return a view of the first of a pair, before mixing."""
         index = pair[0]
+        image, seed = self.decoded(index), self.seed(index)
+        return self._views.make(image, seed, view, pair, digest=digest)
+
+    def seed(self, index: int) -> int:
+        """Return the seed of a sample's views."""
         seed = self._seed.get(index)
-        if seed is None:  # a partner that a subset omits
+        if seed is None:  # one that a subset omits
             seed = sample_seed(self._root_seed, self._shard.samples[index].key)
-        return self._views.make(self._decoded(index), seed, view, pair, digest=digest)
+        return seed
 
     def _decode(self, index: int) -> Pixels:
         name, most = self._shard.samples[index].image_name, self._augment.max_pixels

@@ -62,7 +62,7 @@ class TeacherSpec:
     checkpoint: Path | None = None  # .safetensors, or a .pth with tensors alone
     weights: Which | None = "raw"  # of the checkpoint; None: raw ones, averaged if there are none
     random_weights: int | None = None  # seed of untrained weights, for trials of speed
-    classes: int | None = None  # None: the checkpoint's, or the pretrained model's
+    num_classes: int | None = None  # None: the checkpoint's, or the pretrained model's
     precision: Precision = "fp32"
     batch_views: int | None = None  # None: a triple on a CPU, a block on a GPU
     columns: ColumnConfig = field(default_factory=ColumnConfig)  # what to give beside labels
@@ -94,8 +94,8 @@ def load_teacher(
     # 65535 is no class: it stands for a missing label in Zarr.
     if not 2 <= classes < 1 << 16:
         raise TeacherError(
-            f"{spec.architecture} has {classes} classes and labels hold 2..65535; give `classes`, "
-            "as many as the shards have"
+            f"{spec.architecture} has {classes} classes and labels hold 2..65535; give "
+            "`num_classes`, as many as the shards have"
         )
     if spec.columns.topk > classes:
         raise TeacherError(
@@ -129,7 +129,7 @@ def load_stored_teacher(
         checkpoint=checkpoint,
         weights=None,
         random_weights=random_weights,
-        classes=stored.classes,
+        num_classes=stored.classes,
         precision=stored.precision,
         batch_views=stored.batch_views,
         columns=identity.columns,
@@ -174,6 +174,7 @@ class Teacher:
     ) -> None:
         self.identity = identity
         self.other_weights: Which | None = None  # those in the checkpoint that were not taken
+        self.class_names = None if found is None else found.class_names
         if found is not None and found.has_both:
             self.other_weights = "ema" if found.which == "raw" else "raw"
         self.expected = expected
@@ -296,7 +297,7 @@ def _create_model(spec: TeacherSpec, state: Mapping[str, Tensor] | None, size: i
             f"{timm.__version__} has for it"
         )
     options: dict[str, Any] = {}
-    classes = spec.classes
+    classes = spec.num_classes
     if classes is None and state is not None:
         classes = _classes_of(state, config.classifier)
     if classes is not None:
@@ -315,7 +316,7 @@ def _create_model(spec: TeacherSpec, state: Mapping[str, Tensor] | None, size: i
                 "give a local file as `checkpoint`, the seed of untrained weights as "
                 "`random_weights`, or connect to the model hub"
                 if pretrained
-                else "check `classes` and `image_size`"
+                else "check `num_classes` and `image_size`"
             )
             raise TeacherError(
                 f"cannot create the teacher {spec.architecture!r}: {str(error).rstrip('.')}; {cure}"
@@ -403,7 +404,7 @@ def _difference(model: nn.Module, state: Mapping[str, Tensor]) -> str | None:
     last = (f"{config.get('classifier')}.weight", f"{config.get('classifier')}.bias")
     if not missing and not foreign and set(misshapen) <= set(last):
         found, built = (len(one[misshapen[0]]) for one in (state, own))
-        return f"its weights have {found} classes, not {built}; give `classes` {found}, or none"
+        return f"its weights have {found} classes, not {built}; give `num_classes` {found}, or none"
     shapes = [f"{one} {tuple(state[one].shape)} for {tuple(own[one].shape)}" for one in misshapen]
     return (
         f"it is of another architecture; {len(missing)} tensors are missing {missing[:3]}, "

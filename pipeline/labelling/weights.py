@@ -15,6 +15,8 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from pipeline.classes import check_names
+from pipeline.errors import ClassesError
 from pipeline.files.kinds import why_no_data
 
 __all__ = [
@@ -77,10 +79,25 @@ def load_tensors(path: Path) -> Any:
     # holds attributes and runs nothing.
     with torch.serialization.safe_globals([argparse.Namespace]):
         values = torch.load(path, map_location="cpu", weights_only=True)
+    # A list of one list twice, and so on, is a few bytes and would take for ever to walk.
+    if any(place > size for place, _ in enumerate(_nodes(values))):
+        raise ValueError(f"it unfolds to more values than its {size} bytes can hold")
     for name, one in leaves(values):
         if isinstance(one, Tensor) and not _is_stored(one, size):
             raise ValueError(f"{name.strip('/')} is no tensor that is stored in full")
     return values
+
+
+def _nodes(values: Any) -> Iterator[Any]:
+    """Yield a value and all that it holds, as often as it holds them."""
+    pending = [values]
+    while pending:
+        one = pending.pop()
+        yield one
+        if isinstance(one, Mapping):
+            pending += one.values()
+        elif isinstance(one, list | tuple):
+            pending += one
 
 
 def leaves(values: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -108,6 +125,7 @@ class FoundWeights:
     state: dict[str, Tensor]
     which: Which  # those that were taken
     has_both: bool
+    class_names: tuple[str, ...] | None = None  # in a checkpoint of train-student
 
 
 class WeightsError(Exception):
@@ -143,7 +161,9 @@ def read_state(path: Path, which: Which | None, parameter: str) -> FoundWeights:
     if not found:
         raise WeightsError("holds no state dict of tensors")
     winner: Which = "ema" if loaded.get("winner") == "ema" else "raw"
-    taken: Which = which or (winner if winner in found else list(found)[0])  # noqa: RUF015 - typed
+    taken: Which = winner if winner in found else next(iter(found))
+    if which is not None:
+        taken = which
     if taken not in found:
         (other,) = found
         raise WeightsError(
@@ -152,7 +172,21 @@ def read_state(path: Path, which: Which | None, parameter: str) -> FoundWeights:
     state = {_own_name(name): tensor for name, tensor in found[taken].items()}
     if len(state) < len(found[taken]):
         raise WeightsError("has tensors whose names differ by wrappers alone; save one of them")
-    return FoundWeights(state=state, which=taken, has_both=len(found) == 2)
+    return FoundWeights(
+        state=state,
+        which=taken,
+        has_both=len(found) == 2,
+        class_names=_class_names(loaded.get("student")),
+    )
+
+
+def _class_names(student: Any) -> tuple[str, ...] | None:
+    """Return the names of classes that train-student wrote beside weights, if it did."""
+    names = student.get("class_names") if isinstance(student, Mapping) else None
+    try:
+        return None if names is None else check_names(names, "its class_names")
+    except ClassesError as error:
+        raise WeightsError(f"is damaged or forged: {error}") from error
 
 
 def _load(path: Path) -> Any:

@@ -18,6 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from pipeline.classes import (
+    CLASSES_FILE,
+    MAX_CLASSES,
+    ClassNames,
+    check_names,
+    read_names,
+    require_known,
+)
 from pipeline.errors import ConfigError, DecodeError, PipelineError, ShardError
 from pipeline.files.local import LocalFolder, open_folder
 from pipeline.growth import settle
@@ -25,7 +33,6 @@ from pipeline.identity import PILLOWS_LIMIT, canonical_json
 from pipeline.views.rng import stream
 
 __all__ = [
-    "CLASSES_FILE",
     "EncodedImage",
     "PackConfig",
     "PackReport",
@@ -33,15 +40,15 @@ __all__ = [
     "pack_shards",
 ]
 
-CLASSES_FILE = "classes.json"
-"""The class names in order of their index; written last, so its absence means an unfinished
-run."""
-
 _EXTENSIONS = {".jpg": "jpg", ".jpeg": "jpg", ".png": "png", ".webp": "webp"}
 _SHRUNK_QUALITY = 90  # where ``quality`` says nothing
-_MAX_CLASSES = (1 << 16) - 1  # labels are uint16, and a store keeps 65535 for "missing"
 _WINDOW = 64  # images in memory at once
 _PREFIX = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_SPLITS = frozenset(
+    {"train", "training", "trainval", "val", "valid", "validation"}
+    | {"test", "testing", "dev", "eval"}
+)
+"""Names of directories that hold directories of classes, and are none themselves."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +59,10 @@ class PackConfig:
     """Directory with one directory of images for each class."""
     out: str
     """Directory or URL (s3://...) of the shards; made if need be, and must hold none yet."""
+    classes: str | None = None
+    """All classes in the order of their indices, where `images` has some of them or another order:
+    the shards or image folder of the training set, a classes.json, or a file with a name a line,
+    such as ImageNet's synsets. Unset: the directories of images, sorted by name."""
     per_shard: int = 1000
     """Images in a shard. A single one left over joins the shard before it."""
     prefix: str = "shard"
@@ -88,6 +99,7 @@ class PackReport:
 
     shards: tuple[Path | str, ...]  # files, or URLs
     classes: tuple[str, ...]
+    absent: tuple[str, ...]  # of the classes, those of which there are no images
     read: int  # files found
     packed: int
     shrunk: int  # of the packed ones
@@ -118,7 +130,7 @@ class EncodedImage:
 def pack_shards(
     config: PackConfig, on_progress: Callable[[int, int], None] = lambda packed, total: None
 ) -> PackReport:
-    """Write the shards and ``classes.json`` and return what was done.
+    """Write the shards and ``classes.json``, which comes last, and return what was done.
 
     ``on_progress`` is called with the images packed so far and their total. A shard has its
     final name only when it is whole. Raises ``ConfigError`` for directories that do not
@@ -133,7 +145,7 @@ def pack_shards(
     images = [path for path in files if _is_image(path.relative_to(config.images))]
     packed = set(images)
     passed_over = tuple(path for path in files if path not in packed)
-    classes = _read_classes(config.images, images)
+    classes, absent = _classes_of(config, images)
     sources = _name_sources(config.images, images, classes)
     order = stream("pack", config.seed).permutation(len(sources))
     shuffled = [sources[index] for index in order]
@@ -155,6 +167,7 @@ def pack_shards(
     return PackReport(
         shards=tuple(shards),
         classes=classes,
+        absent=absent,
         read=len(files),
         packed=done,
         shrunk=shrunk,
@@ -227,8 +240,21 @@ def _is_image(relative: Path) -> bool:
     return not hidden and relative.suffix.lower() in _EXTENSIONS
 
 
-def _read_classes(root: Path, images: Sequence[Path]) -> tuple[str, ...]:
-    """Return the names of the class directories; a class's place here is its index."""
+def _classes_of(
+    config: PackConfig, images: Sequence[Path]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return all classes in the order of their indices, and those without a directory here."""
+    known = None if config.classes is None else read_names(config.classes)
+    found = _read_classes(config.images, images, known)
+    if known is None:
+        return check_names(found, f"`images` {config.images}"), ()
+    require_known(found, known, config.images)
+    there = set(found)
+    return known.names, tuple(name for name in known.names if name not in there)
+
+
+def _read_classes(root: Path, images: Sequence[Path], known: ClassNames | None) -> tuple[str, ...]:
+    """Return the names of the class directories, sorted."""
     cure = "give each class one directory of images below `images`"
     loose = [path for path in images if path.parent == root]
     if loose:
@@ -242,13 +268,17 @@ def _read_classes(root: Path, images: Sequence[Path]) -> tuple[str, ...]:
     )
     if not classes:
         raise ConfigError(f"`images` {root} holds no directories; {cure}")
-    if len(classes) > _MAX_CLASSES:
+    if len(classes) > MAX_CLASSES:
         raise ConfigError(
             f"`images` {root} holds {len(classes)} classes; labels have 16 bits, so pack at "
-            f"most {_MAX_CLASSES}"
+            f"most {MAX_CLASSES}"
         )
+    if known is None or not set(classes) <= set(known.names):
+        _require_flat(root, classes, images)
     filled = {path.relative_to(root).parts[0] for path in images}
     empty = [name for name in classes if name not in filled]
+    if known is not None:
+        return tuple(name for name in classes if name in filled)  # an empty one takes no index
     if empty:
         raise ConfigError(
             f"{root / empty[0]}: the class holds no images"
@@ -257,6 +287,24 @@ def _read_classes(root: Path, images: Sequence[Path]) -> tuple[str, ...]:
             "take a class index"
         )
     return tuple(classes)
+
+
+def _require_flat(root: Path, names: Sequence[str], images: Sequence[Path]) -> None:
+    """Raise ``ConfigError`` if train and val, or the like, are directories beside each other.
+
+    They would become classes. One of these names may be a class's, such as a train's, if another
+    directory holds images itself.
+    """
+    splits = [name for name in names if name.casefold() in _SPLITS]
+    direct = any(path.parent.parent == root for path in images)
+    if splits and (len(splits) == len(names) or not direct):
+        first = next((one for one in splits if one.casefold().startswith("train")), splits[0])
+        raise ConfigError(
+            f"`images` {root} holds {', '.join(names[:3])}, which are data sets and not classes: "
+            f"pack each by itself, first the training set, as `images` {root / first}, and "
+            "the others with `classes` set to its shards or images, so that all have one order "
+            "of classes"
+        )
 
 
 def _name_sources(root: Path, images: Sequence[Path], classes: Sequence[str]) -> list[_Source]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pipeline.classes import class_text
 from pipeline.columns import COLUMNS, ColumnConfig
 from pipeline.errors import REJECTION_WORDS
 from pipeline.identity import AugmentConfig, MixConfig
@@ -55,6 +56,7 @@ class StoreCard:
             "stored_bytes": self.stored_bytes,
             "bytes_per_label": manifest.bytes / manifest.rows if manifest.rows else None,
             "agreement": asdict(manifest.agreement),
+            "classes": None if manifest.classes is None else list(manifest.classes),
             "runs": [asdict(run) for run in self.runs],
         }
 
@@ -135,6 +137,8 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
     per_view = manifest.bytes / manifest.rows if manifest.rows else 0.0
     last = f"{views.start}..{views.stop - 1}" if views else "none"
     yield "teacher", f"{teacher.architecture}, {teacher.classes} classes, {teacher.precision}"
+    if manifest.classes is not None:
+        yield "classes", _classes(manifest.classes)
     yield "weights (SHA-256)", teacher.weights
     yield "views", f"{last} of every sample, {identity.augment.image_size} px"
     yield "augmentation", _augmentation(identity.augment)
@@ -152,6 +156,11 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
         "known",
     )
     yield "identity", identity.digest
+
+
+def _classes(names: Sequence[str]) -> str:
+    texts = [class_text(number, names) for number in range(len(names))]
+    return ", ".join(first_lines(texts, _LISTED))
 
 
 def _augmentation(augment: AugmentConfig) -> str:

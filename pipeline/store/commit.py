@@ -29,6 +29,7 @@ from pipeline.store.manifest import (
     PartEntry,
     check_claims,
     identity_bytes,
+    listed_classes,
     listed_notes,
     listed_parts,
     listed_subset,
@@ -337,12 +338,13 @@ def finish_store(
     *,
     notes: Mapping[str, Any] | None = None,
     subset_of: tuple[SubsetOf, ...] | None = None,
+    classes: tuple[str, ...] | None = None,
 ) -> Manifest:
     """Verify all parts of these shards, write the card, and last the manifest.
 
     ``planned`` are the parts that the caller knows to be committed; their views, and those of
-    the manifest that is there, must all be read back. ``notes`` and ``subset_of`` are kept in the
-    manifest; by default those of the one that is there.
+    the manifest that is there, must all be read back. ``notes``, ``subset_of`` and the names of
+    ``classes`` are kept in the manifest; by default those of the one that is there.
 
     Raises ``RejectionError`` if parts of a shard disagree about which images decode,
     ``IncompleteStoreError`` if the store has parts of other shards than these, or lacks some.
@@ -370,6 +372,7 @@ def finish_store(
         notes=listed_notes(folder) if notes is None else notes,
         omitted={shard: one.omitted for shard, one in headers.items() if one.omitted},
         subset_of=subset_of,
+        classes=listed_classes(folder) if classes is None else classes,
     )
     check_claims(manifest)  # labels and rejections add up to samples x views
     text = card(manifest).encode()

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.classes import check_names
 from pipeline.errors import ChecksumError, IncompleteStoreError, PipelineError, StoreError
 from pipeline.files.local import Place, open_folder, sha256
 from pipeline.growth import convert, from_plain, install, one_line, to_plain
@@ -94,6 +95,7 @@ _FIELDS = frozenset(
         "subset_of",  # of a subset
         "parts",
         "agreement",
+        "classes",  # where they have names
         "zarr",  # of a Zarr store, which reads it itself
         "file",  # of a store in one file
     }
@@ -249,6 +251,7 @@ class Manifest:
     notes: Mapping[str, Any] = field(default_factory=dict)  # kept, and not needed to read labels
     omitted: Mapping[int, str] = field(default_factory=dict)  # by shard number, where there are any
     subset_of: tuple[SubsetOf, ...] = ()  # one for each time that it was thinned, the first first
+    classes: tuple[str, ...] | None = None  # names by index, which nothing depends on
 
     @cached_property
     def identity_digest(self) -> str:
@@ -393,6 +396,7 @@ class Manifest:
             "agreement": to_plain(self.agreement),
             **({"omitted": _by_name(self.omitted)} if self.omitted else {}),
             **({"subset_of": [to_plain(one) for one in self.subset_of]} if self.subset_of else {}),
+            **({} if self.classes is None else {"classes": list(self.classes)}),
         }
 
     @staticmethod
@@ -445,6 +449,7 @@ class Manifest:
                 from_plain(SubsetOf, one, "subset_of", needs)
                 for one in convert(values.get("subset_of", []), list[Any], "subset_of")
             ),
+            classes=check_names(values["classes"], "classes") if "classes" in values else None,
         )
 
 
@@ -470,6 +475,8 @@ def _intersection(ours: Sequence[range], theirs: Sequence[range]) -> list[range]
 
 def check_claims(manifest: Manifest) -> None:
     """Raise ``StoreError`` for claims that no label job makes, before they size any memory."""
+    if manifest.classes is not None and len(manifest.classes) > manifest.identity.teacher.classes:
+        raise StoreError("the manifest names more classes than the teacher has")
     numbers = [shard.number for shard in manifest.shards]
     if numbers != sorted(set(numbers)) or any(number < 0 for number in numbers):
         raise StoreError("the manifest's shards are not in order")
@@ -561,6 +568,11 @@ def listed_parts(root: Place) -> dict[PartKey, PartEntry]:
 def listed_notes(root: Place) -> Mapping[str, Any]:
     """Return the notes in the store's manifest, none if there is no manifest."""
     return read_manifest(root).notes if open_folder(root).exists(MANIFEST_PATH) else {}
+
+
+def listed_classes(root: Place) -> tuple[str, ...] | None:
+    """Return the names of classes in the store's manifest, None without names or a manifest."""
+    return read_manifest(root).classes if open_folder(root).exists(MANIFEST_PATH) else None
 
 
 def listed_subset(root: Place) -> tuple[SubsetOf, ...]:

@@ -28,11 +28,12 @@ from pipeline.store.commit import (
 )
 from pipeline.store.contract import LabelStore
 from pipeline.store.export import export_store, written_aside
-from pipeline.store.manifest import PartEntry, listed_parts, listed_subset
+from pipeline.store.manifest import PartEntry, listed_classes, listed_parts, listed_subset
 from pipeline.store.opening import open_store, parts_root
 from pipeline.store.parquet import decode_part
 
 __all__ = [
+    "begun_classes",
     "begun_fingerprints",
     "check_out",
     "committed_parts",
@@ -80,6 +81,12 @@ def begun_fingerprints(out: str | Path, identity: StoreIdentity) -> Mapping[str,
         return check_store(parts_root(out), identity)
     require_identity(out, identity, store.identity.to_json())
     return store.manifest.fingerprints
+
+
+def begun_classes(out: str | Path) -> tuple[str, ...] | None:
+    """Return the names of classes that the store at ``out`` has, None without any."""
+    store = packed_store(out)
+    return listed_classes(parts_root(out)) if store is None else store.manifest.classes
 
 
 def committed_parts(

@@ -39,8 +39,10 @@ VERSIONED_PACKAGES = (
 )
 
 
-_PUBLIC = ("finished", "tool", "labels", "seconds", "versions", "python", "preflight")
-"""What a published record keeps: fields that come later are left out until they are named here."""
+_PUBLIC = ("finished", "tool", "labels", "seconds", "versions", "python")
+_PUBLIC_PREFLIGHT = ("images", "correct", "rows_per_batch", "batch_seconds", "flip_rows", "flips")
+"""What a published record keeps: fields that come later are left out until they are named here.
+The warnings of a trial name files."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +120,8 @@ def public_record(record: bytes) -> bytes:
     try:
         values = read_json(record)
         kept = {name: values[name] for name in _PUBLIC if name in values}
+        trial = values.get("preflight") or {}
+        kept["preflight"] = {name: trial[name] for name in _PUBLIC_PREFLIGHT if name in trial}
     except (ValueError, TypeError):
         kept = {}
     return canonical_json(kept) + b"\n"

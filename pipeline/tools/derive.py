@@ -15,6 +15,7 @@ from pipeline.records import PartRows, ShardInfo
 from pipeline.store import LabelStore, commit_part, open_store
 from pipeline.tools.target import (
     ShowProgress,
+    agreed_classes,
     check_sources,
     check_target,
     copy_companions,
@@ -41,9 +42,9 @@ def relabelled_store(
     store. Optional columns are left out. ``view`` is the first one of ``labels_of`` by default.
     An interrupted run can be run again.
 
-    Raises ``ShardError`` for stores of other shards, ``ConfigError`` for other classes, a note
-    that is no name or a view that is not there, ``IncompleteStoreError`` for samples that
-    ``labels_of`` rejects or omits.
+    Raises ``ShardError`` for stores of other shards, ``ConfigError`` for other classes
+    (``ClassesError`` for other names of them), a note that is no name or a view that is not there,
+    ``IncompleteStoreError`` for samples that ``labels_of`` rejects or omits.
     """
     identity = _derived_identity(source, labels_of, note)
     numbers = _same_shards(source, labels_of)
@@ -64,7 +65,8 @@ def relabelled_store(
         "view": view,
         "note": note,
     }
-    finish_target(target, [source], identity, source.manifest.shards, keys, run)
+    names = agreed_classes(source, labels_of)
+    finish_target(target, [source], identity, source.manifest.shards, keys, run, classes=names)
     return open_store(out)
 
 
@@ -75,6 +77,7 @@ def _derived_identity(source: LabelStore, labels_of: LabelStore, note: str) -> S
             f"{source.root} has labels of {ours.classes} classes, {labels_of.root} of "
             f"{theirs.classes}; derive from stores of the same classes"
         )
+    agreed_classes(source, labels_of)
     return replace(source.identity, teacher=theirs.derived(note), columns=ColumnConfig())
 
 

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.classes import class_text
 from pipeline.errors import IdentityError, IncompleteStoreError, ReplayError
 from pipeline.identity import StoreIdentity, different_fields
 from pipeline.records import PartRows
 from pipeline.store import LabelStore
 from pipeline.store.card import first_lines, markdown_table, share
+from pipeline.tools.target import agreed_classes
 
 __all__ = ["Disagreement", "MarginFlips", "StoreDiff", "diff_stores"]
 
@@ -57,6 +59,7 @@ class StoreDiff:
     classes: Mapping[int, Disagreement]  # of the teachers, by true class
     margins_a: tuple[MarginFlips, ...]  # empty where the store has no margins
     margins_b: tuple[MarginFlips, ...]
+    names: tuple[str, ...] | None  # of all classes, if a store has them
 
     def to_json(self) -> dict[str, Any]:
         """Return the comparison as plain JSON values."""
@@ -108,7 +111,8 @@ class StoreDiff:
             self.classes.items(), key=lambda one: (-one[1].different / one[1].rows, one[0])
         )
         rows = [
-            (number, one.rows, share(one.rows - one.different, one.rows)) for number, one in worst
+            (class_text(number, self.names), one.rows, share(one.rows - one.different, one.rows))
+            for number, one in worst
         ]
         table = markdown_table(("true class", "views", "same label"), rows[:_LISTED])
         more = first_lines([""] * len(rows), _LISTED)[_LISTED:]
@@ -137,14 +141,16 @@ def diff_stores(a: LabelStore, b: LabelStore) -> StoreDiff:
     """Compare the labels that two stores have for the same views of the same shards.
 
     The views must be the same: raises ``IdentityError`` naming the settings that differ,
-    ``IncompleteStoreError`` if no view is in both, ``ReplayError`` if both have a digest of
-    a view and the digests differ. Holds one part of each store in memory.
+    ``ClassesError`` for other names of classes, ``IncompleteStoreError`` if no view is in both,
+    ``ReplayError`` if both have a digest of a view and the digests differ. Holds one part of each
+    store in memory.
 
     >>> report = diff_stores(open_store("teacher.parquet"), open_store("other.parquet"))
     >>> report.teachers.rows, report.teachers.different
     (210, 0)
     """
     _require_same_views(a, b)
+    names = agreed_classes(a, b)
     ours = {shard.key_hash: shard for shard in a.manifest.shards}
     theirs = {shard.key_hash: shard for shard in b.manifest.shards}
     common = [
@@ -163,7 +169,8 @@ def diff_stores(a: LabelStore, b: LabelStore) -> StoreDiff:
             f"{a.root} and {b.root} have no view of a shard in common: their shards are "
             f"{_names(a)} and {_names(b)}, their views {_views(a)} and {_views(b)}"
         )
-    return counts.report(a, b, len(common), len(ours) + len(theirs) - 2 * len(common))
+    report = counts.report(a, b, len(common), len(ours) + len(theirs) - 2 * len(common))
+    return replace(report, names=names)
 
 
 def _require_same_views(a: LabelStore, b: LabelStore) -> None:
@@ -289,6 +296,7 @@ class _Counts:
             classes=self._classes.by_value(),
             margins_a=margins_a,
             margins_b=margins_b,
+            names=None,
         )
 
 

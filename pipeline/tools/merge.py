@@ -15,6 +15,7 @@ from pipeline.store import LabelStore, PartEntry, copy_part, different_column
 from pipeline.store.card import first_lines, markdown_table
 from pipeline.tools.target import (
     ShowProgress,
+    agreed_classes,
     check_sources,
     check_target,
     copy_companions,
@@ -68,6 +69,7 @@ def merge_stores(
     merge that was interrupted can be run again.
 
     Raises ``IdentityError`` for stores of other identities, fingerprints or shard contents,
+    ``ClassesError`` for other names of classes,
     ``StoreError`` for parts that differ or overlap, ``RejectionError`` if two stores disagree
     about which images decode.
     """
@@ -132,6 +134,7 @@ def _plan(stores: Sequence[LabelStore]) -> _Plan:
         raise ConfigError("`stores` names fewer than two; give two or more to join")
     for other in stores[1:]:
         _require_one_identity(stores[0], other)
+    agreed_classes(*stores)
     known: dict[str, _Known] = {}  # by key hash
     taken: set[int] = set()
     copies: dict[PartKey, _Copy] = {}

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.classes import class_text
 from pipeline.records import PartRows
 from pipeline.store import Agreement, LabelStore
 from pipeline.store.card import first_lines, markdown_table, share
@@ -58,6 +59,7 @@ class StoreStats:
     classes: tuple[ClassStats, ...]  # those that are a label or a target, by number
     views: tuple[ViewStats, ...]  # by number
     entropy: EntropyStats
+    names: tuple[str, ...] | None  # of all classes, if the store has them
 
     def to_json(self) -> dict[str, Any]:
         """Return the counts as plain JSON values."""
@@ -86,7 +88,7 @@ class StoreStats:
                 markdown_table(
                     ("class", "labels", "agreement where it is the true class"),
                     [
-                        (one.number, one.labels, _truth(one.truth))
+                        (class_text(one.number, self.names), one.labels, _truth(one.truth))
                         for one in sorted(self.classes, key=lambda one: (-one.labels, one.number))
                     ],
                 )
@@ -140,7 +142,7 @@ def store_stats(store: LabelStore) -> StoreStats:
             keys = rows.keys
         if keys:
             counts.add_entropies(label_entropies(np.concatenate(labels, axis=1)))
-    return counts.report(store.root.name)
+    return counts.report(store.root.name, store.manifest.classes)
 
 
 def label_entropies(labels: NDArray[np.uint16]) -> NDArray[np.float64]:
@@ -188,7 +190,7 @@ class _Counts:
         # Sums of logarithms end a little below or above a bin's edge.
         _count(self._bins, np.floor(bits / ENTROPY_STEP + 1e-9).astype(np.int64))
 
-    def report(self, store: str) -> StoreStats:
+    def report(self, store: str, names: tuple[str, ...] | None) -> StoreStats:
         """Return the sums."""
         samples = self._bins.total()
         return StoreStats(
@@ -216,6 +218,7 @@ class _Counts:
                 mean=self._bits / max(1, samples),
                 histogram=tuple(self._bins[bin_] for bin_ in range(max(self._bins, default=0) + 1)),
             ),
+            names=names,
         )
 
 

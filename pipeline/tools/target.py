@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+from pipeline.classes import ClassNames, agreed_names
 from pipeline.errors import IdentityError, StoreError
 from pipeline.files.local import Folder, Place, open_folder
 from pipeline.identity import StoreIdentity
@@ -29,6 +30,15 @@ _OF_SOURCES = "of_sources"
 
 ShowProgress = Callable[[int, int], None]
 """Called with the number of parts that are done, and of all."""
+
+
+def agreed_classes(*stores: LabelStore) -> tuple[str, ...] | None:
+    """Return the names of classes that some stores have, None if none has any.
+
+    Raises ``ClassesError`` if two have others.
+    """
+    found = agreed_names(*(ClassNames.of(one.manifest.classes, one.root) for one in stores))
+    return None if found is None else found.names
 
 
 def check_target(
@@ -93,12 +103,13 @@ def finish_target(
     run: Mapping[str, Any],
     *,
     subset_of: Sequence[SubsetOf] = (),
+    classes: tuple[str, ...] | None = None,
 ) -> Manifest:
     """Record how the store came about, verify it whole, and write its manifest and card.
 
     Notes of the sources are kept: as they are where all agree, else as a list; and whose subsets
-    they are, with ``subset_of`` after it. Raises
-    ``StoreError`` and writes no manifest unless it holds these parts, and no others.
+    they are, with ``subset_of`` after it; and the names of their classes, unless ``classes`` are
+    given. Raises ``StoreError`` and writes no manifest unless it holds these parts, and no others.
     """
     # A record alone, were all else deleted, is no store.
     begun = claim_store(out, identity, sources[0].manifest.fingerprints)
@@ -109,7 +120,17 @@ def finish_target(
     kept = notes[0] if alike else {_OF_SOURCES: [one for many in notes for one in _listed(many)]}
     known = [one for source in sources for one in source.manifest.subset_of]
     chain = tuple(dict.fromkeys([*known, *subset_of]))
-    return finish_store(out, identity, begun, shards, card_text, parts, notes=kept, subset_of=chain)
+    return finish_store(
+        out,
+        identity,
+        begun,
+        shards,
+        card_text,
+        parts,
+        notes=kept,
+        subset_of=chain,
+        classes=classes or agreed_classes(*sources),
+    )
 
 
 def _listed(notes: Mapping[str, Any]) -> list[Any]:

@@ -17,7 +17,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from pipeline.errors import REJECTION_WORDS, DecodeError, RejectionReason
+from pipeline.errors import REJECTION_WORDS, DecodeError, PipelineError, RejectionReason
 from pipeline.identity import AugmentConfig, canonical_json
 from pipeline.records import (
     AppliedOp,
@@ -43,6 +43,8 @@ __all__ = [
     "warm_up",
 ]
 
+_SPARE = 1 << 24  # bytes that decoders need for themselves
+_DECODING = 32  # bytes for a pixel, while it is decoded: libwebp takes the most
 _JPEG_SPACES = ("YCbCr", "Gray", "RGB")  # that simplejpeg turns into RGB
 
 
@@ -55,7 +57,8 @@ def decode(data: bytes | memoryview, name: str, max_pixels: int) -> Pixels:
     the upper 8 stay; of an animation the first frame counts.
 
     Raises ``DecodeError`` with ``name`` and the reason if the image is empty, of another format,
-    damaged, or if its header says more than ``max_pixels``, which is seen before memory is given.
+    damaged, or if its header says more than ``max_pixels``, which is seen before memory is given;
+    ``PipelineError`` if it is this machine that cannot decode it now.
     """
     reason: RejectionReason = "undecodable"
     cause: Exception | None = None
@@ -68,6 +71,7 @@ def decode(data: bytes | memoryview, name: str, max_pixels: int) -> Pixels:
         except (_TooManyPixelsError, Image.DecompressionBombError) as error:
             reason, cause = "too-many-pixels", error
         except Exception as error:
+            _require_machine(data, name, error)
             cause = error
     raise DecodeError(f"{name}: {reason}: {REJECTION_WORDS[reason]}", reason) from cause
 
@@ -80,6 +84,30 @@ def image_format(data: bytes | memoryview) -> str:
     if start[:8] == b"\x89PNG\r\n\x1a\n":
         return "png"
     return "webp" if (start[:4], start[8:]) == (b"RIFF", b"WEBP") else ""
+
+
+def _require_machine(data: bytes | memoryview, name: str, error: Exception) -> None:
+    """Raise ``PipelineError`` where decoding may have failed for want of memory or of a file.
+
+    Stores would hold it against the image for ever.
+    """
+    if isinstance(error, OSError) and error.errno is not None:  # damage has no number
+        raise PipelineError(
+            f"{name} cannot be decoded here now ({error.strerror}); mend that, and run again"
+        ) from error
+    try:
+        if isinstance(error, MemoryError):
+            raise error
+        # libjpeg and libwebp call it damage when they get no memory.
+        size = _size_in_header(data)
+        np.empty(_SPARE + _DECODING * size.width * size.height, np.uint8)
+    except MemoryError:
+        raise PipelineError(
+            f"{name}: there is not enough memory to decode it, or to tell whether it is damaged; "
+            "give the process more, or run fewer at a time"
+        ) from error
+    except Exception:  # the header is damaged already
+        return
 
 
 class _TooManyPixelsError(Exception):
@@ -157,17 +185,22 @@ def read_size(data: bytes | memoryview, name: str) -> ImageSize:
 
     Raises ``DecodeError`` with ``name`` if there is no header.
     """
-    kind = image_format(data)
     try:
-        if kind == "webp":
-            width, height = _webp_canvas(bytes(data[:30]))
-        elif kind:
-            with Image.open(io.BytesIO(data), formats=(kind.upper(),)) as image:
-                width, height = image.size
-        else:
-            raise ValueError("no JPEG, PNG or WebP")
+        return _size_in_header(data)
     except Exception as error:  # decoders raise a dozen kinds
+        _require_machine(b"", name, error)
         raise DecodeError(f"{name}: undecodable: {error}", "undecodable") from error
+
+
+def _size_in_header(data: bytes | memoryview) -> ImageSize:
+    kind = image_format(data)
+    if kind == "webp":
+        width, height = _webp_canvas(bytes(data[:30]))
+    elif kind:
+        with Image.open(io.BytesIO(data), formats=(kind.upper(),)) as image:
+            width, height = image.size
+    else:
+        raise ValueError("no JPEG, PNG or WebP")
     return ImageSize(height=height, width=width)
 
 

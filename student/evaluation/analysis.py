@@ -22,7 +22,18 @@ from student.evaluation.validation import NO_LABEL, ValidationDataset
 from student.loading import LoaderOptions, load
 from student.model import two_headed
 
-__all__ = ["Analysis", "analyze", "plot_analysis"]
+__all__ = ["Analysis", "ClassAccuracy", "analyze", "plot_analysis"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassAccuracy:
+    """A true class, and what the student calls it."""
+
+    number: int
+    samples: int
+    right: int
+    mistaken_for: int | None  # the class that it is called most often of all others
+    mistaken: int  # how often
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +44,8 @@ class Analysis:
     token_cosine: tuple[float, ...] | None  # of class and distillation token, from the input on
     names: tuple[str, ...]  # of whom the matrix compares: truth, teacher, heads
     disagreement: tuple[tuple[float, ...], ...]  # share of samples that two label differently
+    prediction: str  # what classes are called by: of ``FUSIONS``
+    classes: tuple[ClassAccuracy, ...]  # of all validation samples, by number
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -44,10 +57,12 @@ def analyze(
     dataset: ValidationDataset,
     options: LoaderOptions,
     precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    prediction: str = "mean_of_logits",
 ) -> Analysis:
     """Run the student over the samples once; its training mode is left as it was.
 
-    ``precision`` gives the context in which it runs.
+    ``precision`` gives the context in which it runs. Classes are called by ``prediction``, of a
+    student with one head by that.
     """
     device = next(model.parameters()).device
     views = dataset.views
@@ -55,6 +70,7 @@ def analyze(
     names: tuple[str, ...] = ()
     cosine: Tensor | None = None
     samples = rows = 0
+    called: list[Tensor] = []  # (2, N) of each batch: true class, and what it is called
     with two_headed(model), torch.inference_mode(), _watch_tokens(model) as tokens:
         for batch in load(dataset, range(len(dataset)), options):
             images = normalize(to_device(batch.pixels, device), views.mean, views.std)
@@ -67,6 +83,8 @@ def analyze(
             fusions = [name for name in scores if name != "sum_of_softmaxes"]
             said.update({name: scores[name].argmax(-1) for name in fusions})
             names = tuple(said)
+            prediction = prediction if prediction in scores else "class_head"
+            called.append(torch.stack([said["truth"], scores[prediction].argmax(-1)]).cpu())
             labels = torch.stack(list(said.values()))
             known = labels[:, batch.teacher.to(device) != NO_LABEL]
             labels = known if dataset.has_teacher else labels
@@ -84,7 +102,31 @@ def analyze(
         token_cosine=None if cosine is None else tuple((cosine / rows).tolist()),
         names=names,
         disagreement=tuple(tuple(row) for row in shares),
+        prediction=prediction,
+        classes=_by_class(torch.cat(called, dim=1)) if called else (),
     )
+
+
+def _by_class(called: Tensor) -> tuple[ClassAccuracy, ...]:
+    """Return how each true class of (2, N) pairs is called."""
+    pairs, counts = torch.unique(called, dim=1, return_counts=True)
+    by_class: dict[int, dict[int, int]] = {}
+    for (target, other), count in zip(pairs.T.tolist(), counts.tolist(), strict=True):
+        by_class.setdefault(target, {})[other] = count
+    found = []
+    for target, others in sorted(by_class.items()):
+        wrong = [(count, -other) for other, count in others.items() if other != target]
+        mistaken, other = max(wrong, default=(0, None))
+        found.append(
+            ClassAccuracy(
+                number=target,
+                samples=sum(others.values()),
+                right=others.get(target, 0),
+                mistaken_for=None if other is None else -other,
+                mistaken=mistaken,
+            )
+        )
+    return tuple(found)
 
 
 def plot_analysis(analysis: Analysis, path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.classes import ClassNames, agreed_names, names_beside
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.files.local import expand_shards
 from pipeline.identity import AugmentConfig
@@ -44,6 +45,8 @@ class CheckpointReport:
     evaluations: Mapping[str, Evaluation]
     analysis: Analysis | None  # of the raw weights
     forward_images_per_second: float  # of one student, without reading images
+    names: tuple[str, ...] | None  # of classes
+    unnamed: tuple[str, ...]  # which of checkpoint and validation shards have none
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -54,6 +57,7 @@ class CheckpointReport:
             "evaluations": {name: one.to_json() for name, one in self.evaluations.items()},
             "analysis": None if self.analysis is None else self.analysis.to_json(),
             "forward_images_per_second": self.forward_images_per_second,
+            "class_names": None if self.names is None else list(self.names),
         }
 
 
@@ -62,7 +66,8 @@ def evaluate_checkpoint(config: EvaluateConfig) -> CheckpointReport:
 
     Raises ``CheckpointError`` for a checkpoint that is torn or of another kind,
     ``ConfigError`` if its model is code or may fetch something and the settings do not name
-    it too, ``ShardError`` for validation shards with other classes.
+    it too, ``ShardError`` for validation shards with other classes, ``ClassesError`` if they have
+    other names.
     """
     set_threads(config.threads)
     device = choose_device(config.device)
@@ -75,13 +80,19 @@ def evaluate_checkpoint(config: EvaluateConfig) -> CheckpointReport:
     if config.eval_fraction is not None:
         views = center_views(views, config.eval_fraction)
     paths = expand_shards(config.val_shards, config.cache, "val_shards")
+    sides = {
+        "the checkpoint": ClassNames.of(student.class_names, config.checkpoint),
+        "the validation shards": names_beside(paths),
+    }
+    names = agreed_names(*sides.values())
     labels = config.val_labels
     dataset = ValidationDataset(
         paths,
         views,
         classes=student.classes,
         batch_size=config.eval_batch_size,
-        labels=None if labels is None else read_teacher_labels(labels, paths),
+        labels=None if labels is None else read_teacher_labels(labels, paths, names),
+        names=names,
     )
     options = LoaderOptions(workers=config.workers, pin=device.type == "cuda")
     number_format = config.precision or student.precision
@@ -93,8 +104,12 @@ def evaluate_checkpoint(config: EvaluateConfig) -> CheckpointReport:
         taught=student.headline != "class_head",
         precision=number_format,
         evaluations=evaluations,
-        analysis=analyze(models["raw"], dataset, options, precision) if config.analysis else None,
+        analysis=analyze(models["raw"], dataset, options, precision, student.headline)
+        if config.analysis
+        else None,
         forward_images_per_second=_speed(models["raw"], views, config.eval_batch_size, precision),
+        names=None if names is None else names.names,
+        unnamed=tuple(side for side, one in sides.items() if one is None),
     )
 
 

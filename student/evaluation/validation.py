@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pipeline.classes import ClassNames, agreed_names, class_in_words
 from pipeline.errors import DecodeError, ShardError, StoreError
 from pipeline.files.cache import ShardFile
 from pipeline.identity import AugmentConfig
@@ -79,13 +80,16 @@ def center_views(
     )
 
 
-def read_teacher_labels(store: str, shards: Sequence[ShardFile]) -> Mapping[str, NDArray[np.int64]]:
+def read_teacher_labels(
+    store: str, shards: Sequence[ShardFile], names: ClassNames | None = None
+) -> Mapping[str, NDArray[np.int64]]:
     """Return the teacher's label of each sample of validation shards, -1 where it has none.
 
     Raises ``StoreError`` if the store's views are not plain center views, ``ShardError`` if
-    it labels other shards.
+    it labels other shards, ``ClassesError`` if its classes have other ``names``.
     """
     labels = open_store(store)
+    agreed_names(names, ClassNames.of(labels.manifest.classes, f"`val_labels` {store}"))
     identity = labels.identity
     if center_views(identity.augment, identity.augment.center_fraction) != identity.augment or (
         identity.mix.probability
@@ -118,6 +122,7 @@ class ValidationDataset(Dataset[ValidationBatch]):
         classes: int,
         batch_size: int,
         labels: Mapping[str, NDArray[np.int64]] | None = None,
+        names: ClassNames | None = None,
     ) -> None:
         self._paths, self._batch_size = tuple(paths), batch_size
         self.views = views
@@ -130,8 +135,9 @@ class ValidationDataset(Dataset[ValidationBatch]):
             keys.add(shard)
             beyond = [sample for sample in shard.samples if sample.target >= classes]
             if beyond:
+                found = class_in_words(beyond[0].target, None if names is None else names.names)
                 raise ShardError(
-                    f"{path}: sample {beyond[0].key!r} has class {beyond[0].target}, the store's "
+                    f"{path}: sample {beyond[0].key!r} has class {found}, the store's "
                     f"teacher and the student have {classes} classes (0..{classes - 1}); give "
                     "validation shards whose .cls are the teacher's class indices"
                 )

@@ -15,9 +15,10 @@ import pytest
 from pipeline.store import claim_store, commit_part, find_parts, finish_store, open_store
 from pipeline.store.card import card_text
 from pipeline.tools import merge_stores, thin_store
+from tests.crash.conftest import in_a_small_process
 from tests.storing import ALL_COLUMNS, PRINTS, bytes_of, info_of, ranges, rows_of, write_store
 
-CONTEXT = multiprocessing.get_context("fork")
+CONTEXT = multiprocessing.get_context("fork")  # of a small process
 STEPS = {"open", "os.link", "os.mkdir", "os.remove", "os.rename", "os.rmdir"}
 SHARDS = [info_of(0)]
 CUT = ranges(range(4), 2)
@@ -72,6 +73,10 @@ def killed_before(step: int, root: Path, write: Callable[[Path], None]) -> bool:
 def test_a_writer_killed_before_any_step_leaves_a_store_that_another_run_completes(
     folder: Path, write: Callable[[Path], None], added_to: bool
 ) -> None:
+    in_a_small_process(kill_before_each_step, folder, write, added_to)
+
+
+def kill_before_each_step(folder: Path, write: Callable[[Path], None], added_to: bool) -> None:
     for name, cut in (("early", CUT[:1]), ("late", CUT[1:]), ("long", ranges(range(7), 2))):
         write_store(folder / f"{name}.parquet", SHARDS, cut, ALL_COLUMNS)
     expected = bytes_of(_written(folder / "whole.parquet", label))

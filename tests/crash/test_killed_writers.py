@@ -16,9 +16,10 @@ from pipeline.errors import StoreError
 from pipeline.records import PartRows
 from pipeline.store import claim_store, commit_part, find_parts, finish_store, open_store
 from pipeline.store.card import card_text
+from tests.crash.conftest import in_a_small_process
 from tests.storing import IDENTITY, PRINTS, bytes_of, info_of, ranges, rows_of
 
-# Forked, for a new Python would take a second to start.
+# Forked from a small process, for a new Python would take a second to start.
 CONTEXT = multiprocessing.get_context("fork")
 KILLS = 200
 SHARDS = [info_of(number, samples=40) for number in range(2)]
@@ -54,6 +55,10 @@ def write_and_be_killed(root: Path, parts: Sequence[PartRows], seconds: float) -
 def test_a_store_killed_at_any_moment_holds_whole_files_and_ends_with_the_same_bytes(
     folder: Path,
 ) -> None:
+    in_a_small_process(kill_at_any_moment, folder)
+
+
+def kill_at_any_moment(folder: Path) -> None:
     early, late = rows_of_views(range(9), 3), rows_of_views(range(9, 15), 3)
     first, both = folder / "first.parquet", folder / "both.parquet"
     write(first, early)

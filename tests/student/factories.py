@@ -191,7 +191,7 @@ def write_digit_teacher(path: Path, architecture: str = "test_resnet") -> Teache
     layer.weight.data.copy_(weight)
     layer.bias.data.copy_(-weight @ mean)
     save_file(model.state_dict(), path)
-    return TeacherSpec(architecture=architecture, checkpoint=path, classes=10)
+    return TeacherSpec(architecture=architecture, checkpoint=path, num_classes=10)
 
 
 def flip_one_label(store: ParquetStore, root: Path) -> ParquetStore:

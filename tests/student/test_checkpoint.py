@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from student.checkpoint import (
     RunIdentity,
     SavedStudent,
     Segment,
+    open_checkpoint,
     read_checkpoint,
     write_checkpoint,
 )
@@ -158,3 +160,15 @@ def test_a_checkpoint_of_another_run_is_refused_with_what_differs(tmp_path, othe
     with pytest.raises(CheckpointError, match="belongs to another run") as caught:
         read_checkpoint(tmp_path / "last.pt", other)
     assert f"\n  {line}\n" in str(caught.value)
+
+
+def test_a_value_that_no_trainer_writes_is_refused_and_not_written_out(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    write_checkpoint(path, checkpoint())
+    values = torch.load(path, weights_only=True)
+    args: object = 1
+    for _ in range(60):  # whose text has 2 ** 60 words
+        args = argparse.Namespace(a=args, b=args)
+    torch.save({**values, "notes": {"args": args}}, path)
+    with pytest.raises(CheckpointError, match=r"last\.pt is damaged"):
+        open_checkpoint(path)

@@ -79,6 +79,19 @@ def test_weights_of_one_size_and_classes_are_taken_over_bit_for_bit() -> None:
         assert torch.equal(target.state_dict()[name], weight)
 
 
+def test_as_many_classes_with_other_names_begin_with_new_heads() -> None:
+    names = tuple("abcdefghij")
+    found = replace(weights(student(seed=3)), class_names=names)
+    heads = {"head.weight", "head.bias", "head_dist.weight", "head_dist.bias"}
+    for own, new in ((names, set()), (None, set()), (names[::-1], heads), (names[:9], heads)):
+        target = student()
+        before = target.state_dict()["head.weight"].clone()
+        loaded = load_weights(target, found, "x", own)
+        assert set(loaded.new) == new
+        assert torch.equal(before, target.state_dict()["head.weight"]) == bool(new)
+    assert load_weights(student(), weights(student(seed=3)), "x", names).new == ()
+
+
 def test_other_classes_begin_with_new_heads_and_other_sizes_with_resized_positions() -> None:
     source, target = student(seed=3), student(classes=7, image_size=48)
     before = target.state_dict()["head.weight"].clone()

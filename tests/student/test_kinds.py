@@ -133,7 +133,7 @@ def test_a_student_of_another_size_sees_the_teachers_views_resized(world, tmp_pa
 def test_data_that_share_nothing_with_imagenet_train_and_evaluate_as_they_are(tmp_path) -> None:
     """13 classes, 48 pixels, other means, images of 8 pixels: from the store and in the loop."""
     augment = replace(SMALL_VIEWS, image_size=48, mean=(0.3, 0.4, 0.5), std=(0.5, 0.6, 0.7))
-    spec = TeacherSpec(architecture="test_resnet", random_weights=3, classes=13)
+    spec = TeacherSpec(architecture="test_resnet", random_weights=3, num_classes=13)
     teacher = load_teacher(spec, augment, MixConfig(), torch.device("cpu"))
     identity = replace(make_identity(augment=augment), teacher=teacher.identity)
     paths = write_digit_shards(tmp_path, [14, 11])

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,14 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from pipeline.errors import CheckpointError, ConfigError
-from student.checkpoint import open_checkpoint
+from pipeline.errors import CheckpointError, ConfigError, PipelineError
+from student.checkpoint import claim_output, open_checkpoint
 from student.engine import Outcome, train
 from student.inputs import open_inputs
 from student.loading import LoaderOptions, load
 from student.signals import StopRequest
 from tests.student.factories import TINY
-from tests.student.worlds import World, make_world
+from tests.student.worlds import Command, World, make_world
 
 EPOCHS = 60
 STEPS = 2 * EPOCHS  # 24 rows in batches of 12
@@ -51,31 +53,15 @@ def run(world: World, output: Path, **changes: Any) -> Outcome:
     return train(config, open_inputs(config), stop_after=stop_after, stop=stop)
 
 
-def start(world: World, output: Path, *more: str) -> subprocess.Popen[str]:
-    command = [
-        *(sys.executable, "-m", "student.cli", "--labels", str(world.root / "labels.parquet")),
+def start(world: World, output: Path, *more: str) -> Command:
+    arguments = [
+        *("--labels", str(world.root / "labels.parquet")),
         *("--shards", str(world.root / "digits-*.tar"), "--output", str(output)),
         *("--epochs", str(EPOCHS), "--batch-size", "12", "--lr", "1e-3", "--device", "cpu"),
         *("--threads", "1", "--ema-decay", "0.9", "--drop-path", "0.3", "--model-args", *TINY),
         *more,
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment,
-        start_new_session=True,
-    )
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    return Command(arguments, world.root / "printed")
 
 
 def written(path: Path) -> int | None:
@@ -94,11 +80,10 @@ def test_a_run_killed_at_any_moment_ends_with_the_weights_of_one_that_was_not(
     for workers in ("2", "0", "1"):
         more = ("--workers", workers, "--checkpoint-steps", "2", "--resume", "auto")
         before = written(output / "last.pt")
-        process = start(world, output, *more)
-        wait_for(lambda before=before: written(output / "last.pt") != before, process)
+        command = start(world, output, *more)
+        command.wait_for(lambda before=before: written(output / "last.pt") != before)
         time.sleep(delays.uniform(0, 0.15))
-        process.kill()
-        process.communicate()
+        command.kill()
         reached.append(torch.load(output / "last.pt", weights_only=True)["step"])
     assert reached == sorted(set(reached))  # each was killed in the midst of its steps
     assert reached[-1] < STEPS
@@ -121,11 +106,11 @@ def test_a_signal_ends_the_step_checkpoints_and_says_so(
     world: World, tmp_path: Path, number: int, name: str, status: int
 ) -> None:
     output = tmp_path / "run"
-    process = start(world, output, "--checkpoint-steps", "1000", "--workers", "1")
-    wait_for(lambda: (output / "last.pt").exists(), process)
-    os.killpg(process.pid, number)  # as a terminal does: loaders get it too
-    text, _ = process.communicate(timeout=60)
-    assert process.returncode == status, text
+    command = start(world, output, "--checkpoint-steps", "1000", "--workers", "1")
+    command.wait_for((output / "last.pt").exists)
+    command.signal_all(number)  # as a terminal does: loaders get it too
+    ended, text = command.end()
+    assert ended == status, text
     step = torch.load(output / "last.pt", weights_only=True)["step"]
     assert f"stopped by {name} after step {step}/{STEPS}" in text
     assert "Traceback" not in text
@@ -195,7 +180,7 @@ class Slow(Dataset[int]):
 
 def test_loaders_outlive_signals_for_as_long_as_a_validation(monkeypatch) -> None:
     monkeypatch.setattr("student.signals._GRACE_SECONDS", 1)
-    with pytest.raises(RuntimeError, match="exited unexpectedly"):
+    with pytest.raises(PipelineError, match="exited unexpectedly"):
         list(load(Slow(), range(4), LoaderOptions(workers=1)))  # an alarm that is due
     monkeypatch.undo()
     assert list(load(Slow(), range(4), LoaderOptions(workers=1))) == [0, 1, 2, 3]
@@ -234,20 +219,24 @@ def test_two_processes_do_not_train_into_one_directory(world, tmp_path) -> None:
     output = tmp_path / "run"
     run(world, output, stop_after=1)
     before = {path.name: path.read_bytes() for path in output.iterdir() if path.is_file()}
-    code = (
-        "import sys; from pathlib import Path; from student.checkpoint import claim_output\n"
-        "held = claim_output(Path(sys.argv[1])); print(flush=True); sys.stdin.read()"
-    )
-    command = [sys.executable, "-c", code, str(output)]
-    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert other.stdout is not None
-    assert other.stdout.readline()
+    context = multiprocessing.get_context("fork")
+    held = context.Event()
+    other = context.Process(target=hold, args=(output, held))
+    other.start()
+    assert held.wait(60)
     with pytest.raises(ConfigError, match="another process is training there; wait for its end"):
         run(world, output, resume="auto")
     assert {path.name: path.read_bytes() for path in output.iterdir() if path.is_file()} == before
     other.kill()
-    other.communicate()
+    other.join()
     assert run(world, output, resume="auto").steps == STEPS_OF_THREE
+
+
+def hold(output: Path, held: Event) -> None:
+    claimed = claim_output(output)
+    held.set()
+    time.sleep(600)
+    del claimed
 
 
 def test_two_torn_checkpoints_are_refused(world, tmp_path) -> None:

@@ -6,15 +6,19 @@ import logging
 import multiprocessing
 import os
 import pickle
+import signal
 import socket
+import sys
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from student import cli
 from student.config import TrainConfig
 from student.distributed import Ranks
 from student.engine import Outcome, Trainer
@@ -121,6 +125,51 @@ def run_ranks(
     if failures:
         raise AssertionError("\n".join(failures))
     return reports
+
+
+class Command:
+    """``train-student`` in a forked process with a session of its own: PyTorch is loaded."""
+
+    def __init__(self, arguments: Sequence[str], log: Path, **environment: str) -> None:
+        context = multiprocessing.get_context("fork")
+        self._process = context.Process(target=_run_command, args=(arguments, log, environment))
+        self._log = log
+        self._process.start()
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        """Wait until the condition holds, while the command runs."""
+        deadline = time.monotonic() + 120
+        while not condition():
+            assert self._process.is_alive(), self._log.read_text()
+            assert time.monotonic() < deadline, "nothing happened"
+            time.sleep(0.005)
+
+    def signal_all(self, number: int) -> None:
+        """Send a signal to the command and the processes that it started."""
+        assert self._process.pid is not None
+        os.killpg(self._process.pid, number)
+
+    def kill(self) -> None:
+        """End the command alone, at once."""
+        self._process.kill()
+        self._process.join()
+
+    def end(self) -> tuple[int | None, str]:
+        """Wait for the end; return the exit status and all that was printed."""
+        self._process.join(60)
+        return self._process.exitcode, self._log.read_text()
+
+
+def _run_command(arguments: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
+    os.setsid()
+    os.environ.update(environment)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    sys.stdout, sys.stderr = (os.fdopen(stream, "w", buffering=1) for stream in (1, 2))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    torch.set_num_threads(1)  # a forked process has none of the parent's threads
+    cli.main(arguments)
 
 
 def _never() -> bool:

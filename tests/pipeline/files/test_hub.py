@@ -6,12 +6,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.files.hub import HubUrl
+from pipeline.files.hub import HubFolder, HubUrl
 from pipeline.files.local import expand_shards, open_folder
 from pipeline.store import export_store, open_store
 from tests.hub_server import REPOSITORY, Hub, hub_server
@@ -64,6 +65,28 @@ def test_nothing_is_written_to_the_hub_and_no_shards_are_read_from_it(tmp_path: 
             write()
     with pytest.raises(ConfigError, match="fetch them with hf download"):
         expand_shards(["hf://datasets/a/b/x-{0..3}.tar"])
+
+
+def test_a_range_takes_no_more_memory_than_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "part"
+    file.write_bytes(b"0123456789")
+    monkeypatch.setattr(HubFolder, "_fetched", lambda _folder, _path: file)
+    folder = HubFolder(HubUrl.parse("hf://datasets/a/b/x.parquet"))
+    assert folder.read_range("part", 8, 1 << 60) == b"89"
+    assert folder.read_range("part", 11, 1 << 60) == b""
+
+
+@pytest.mark.parametrize("sha", [None, "main", "../../home", "a" * 39 + "/"])
+def test_a_commit_that_is_none_is_refused(sha: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dataset_info(_api: object, _repository: str, revision: str) -> SimpleNamespace:
+        assert revision == "main"
+        return SimpleNamespace(sha=sha)
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", dataset_info)
+    with pytest.raises(PipelineError, match="the hub calls its commit"):
+        HubFolder(HubUrl.parse("hf://datasets/a/b/x.parquet")).pin()
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,14 @@ import pytest
 from jobs.label_teacher import parse_arguments
 from pipeline.errors import (
     ChecksumError,
+    ClassesError,
     ConfigError,
     IdentityError,
     IncompleteStoreError,
     RejectionError,
     ShardError,
     StoreError,
+    TryAgainError,
 )
 from pipeline.identity import PRESETS, TeacherIdentity
 from pipeline.labelling.config import LabelConfig
@@ -64,7 +66,7 @@ def config_of(shards: tuple[Path, ...], **settings: object) -> LabelConfig:
 
 def plan_of(config: LabelConfig, teacher: TeacherIdentity = TEACHER) -> JobPlan:
     floats = float_fingerprints(config.augment, config.effective_mixing, "cpu")
-    return plan_job(config, index_shards(config.shards), teacher, floats)
+    return plan_job(config, index_shards(config.shards, classes=config.classes), teacher, floats)
 
 
 def run(plan: JobPlan, parts: int | None = None) -> None:
@@ -540,3 +542,109 @@ def test_a_place_that_holds_something_else_is_refused_before_shards_are_read(
         check_out(str(tmp_path / "file.parquet"))
     with pytest.raises(StoreError, match=r"must end in \.parquet or \.zarr"):
         check_out(str(tmp_path / "labels"))
+
+
+def test_two_jobs_cut_the_same_views_in_one_way_or_the_second_is_refused(
+    shards: tuple[Path, ...],
+) -> None:
+    first = plan_of(config_of(shards, views=12))
+    run(first, parts=2)
+    with pytest.raises(StoreError, match=r"another job has cut views 0\.\.11 into parts of 3, and"):
+        plan_of(config_of(shards, views=12, views_per_part=4))
+    with pytest.raises(StoreError, match=r"parts of views 0\.\.8, and this one wants 1\.\.6, whi"):
+        plan_of(config_of(shards, first_view=1, views=6))
+    # Whole parts of it are fine, and views beyond are cut as the second one likes.
+    assert ranges(plan_of(config_of(shards, first_view=3, views=6)).missing)[:2] == [
+        (0, 6, 9),
+        (1, 3, 6),
+    ]
+    more = plan_of(config_of(shards, first_view=12, views=4, views_per_part=2))
+    assert ranges(more.missing)[:2] == [(0, 12, 14), (0, 14, 16)]
+    run(first)  # as far as it is concerned nothing has happened
+    run(more)
+    whole = plan_of(config_of(shards, views=16, views_per_part=5))
+    assert not whole.missing
+    finish_job(whole, {})
+    assert open_store(whole.config.out).manifest.view_range == range(16)
+
+
+def test_of_two_jobs_that_begin_at_once_one_is_told_to_try_again(shards: tuple[Path, ...]) -> None:
+    plans = [plan_of(config_of(shards, views_per_part=views)) for views in (3, 4)]
+    again = plan_of(plans[0].config)
+    begin_job(plans[0])
+    with pytest.raises(TryAgainError, match="another job began to add to it at the same moment"):
+        begin_job(plans[1])
+    begin_job(again)  # the same cut
+    assert not list(Path(plans[0].config.out).rglob("*.parquet"))
+
+
+NAMES = tuple(f"digit {n}" for n in range(10))
+
+
+def write_names(path: Path, names: tuple[str, ...] = NAMES) -> str:
+    path.write_text("".join(f"{name}\n" for name in names))
+    return str(path)
+
+
+def write_side_file(shards: tuple[Path, ...], names: tuple[str, ...] = NAMES) -> None:
+    (shards[0].parent / "classes.json").write_text(json.dumps(names))
+
+
+@pytest.mark.parametrize("name", ["named.parquet", "named.zarr"])
+def test_names_beside_the_shards_come_into_the_store_and_change_no_part(
+    shards: tuple[Path, ...], name: str
+) -> None:
+    run(plan_of(config_of(shards)))
+    plain = finish_job(plan_of(config_of(shards)), {})
+    write_side_file(shards)
+    config = config_of(shards, out=shards[0].parent / name)
+    run(plan_of(config))
+    named = finish_job(plan_of(config), {})
+    assert (plain.classes, named.classes) == (None, NAMES)
+    assert open_store(config.out).manifest.classes == NAMES
+    assert named.identity_digest == plain.identity_digest
+    assert named.parts == plain.parts
+
+
+@pytest.mark.parametrize("name", ["later.parquet", "later.zarr"])
+def test_a_store_gets_names_later_and_keeps_them(shards: tuple[Path, ...], name: str) -> None:
+    config = config_of(shards, out=shards[0].parent / name)
+    run(plan_of(config))
+    finish_job(plan_of(config), {})
+    given = write_names(shards[0].parent / "names.txt")
+    plan = plan_of(replace(config, classes=given))
+    assert plan.adds
+    run(plan)
+    finish_job(plan, {})
+    assert open_store(config.out).manifest.classes == NAMES
+    plan = plan_of(config)  # names are not given again
+    assert not plan.adds
+    run(plan)
+    finish_job(plan, {})
+    assert open_store(config.out).manifest.classes == NAMES
+    verify_store(config.out, [str(path) for path in shards], every_digest=True)
+
+
+def test_names_that_differ_from_those_beside_the_shards_or_in_the_store_are_refused(
+    shards: tuple[Path, ...],
+) -> None:
+    config = config_of(shards, classes=write_names(shards[0].parent / "names.txt"))
+    run(plan_of(config))
+    finish_job(plan_of(config), {})
+    write_side_file(shards, (*NAMES[:8], "nine", "eight"))
+    with pytest.raises(ClassesError, match=r"names\.txt and .*classes\.json have .* class 8 is"):
+        plan_of(config)
+    with pytest.raises(ClassesError, match=r"labels\.parquet and .*classes\.json have .* class 8"):
+        plan_of(config_of(shards, views=9))
+
+
+def test_a_class_that_the_teacher_lacks_is_called_by_its_name(shards: tuple[Path, ...]) -> None:
+    config = config_of(shards)
+    with pytest.raises(ShardError, match="has class 9, but the teacher hash has 9 classes"):
+        plan_of(config, replace(TEACHER, classes=9))
+    write_side_file(shards)
+    with pytest.raises(ShardError, match=r"has class 9 \('digit 9'\), but the teacher hash"):
+        plan_of(config, replace(TEACHER, classes=9))
+    write_side_file(shards, (*NAMES, "ten"))
+    with pytest.raises(ClassesError, match="names 11 classes, but the teacher hash has 10"):
+        plan_of(config, replace(TEACHER, classes=10))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import binascii
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.columns import COLUMNS
-from pipeline.errors import ConfigError, IncompleteStoreError, TeacherError
+from pipeline.errors import ClassesError, ConfigError, IncompleteStoreError, TeacherError
 from pipeline.identity import AugmentConfig, ColumnConfig, MixConfig
 from pipeline.labelling.config import LabelConfig
 from pipeline.labelling.devices import choose_device
@@ -219,7 +220,7 @@ def test_the_weights_digest_does_not_depend_on_the_file(
 
 def test_random_weights_follow_from_their_seed_alone() -> None:
     def weights(seed: int) -> str:
-        spec = TeacherSpec(architecture="regnety_002", random_weights=seed, classes=7)
+        spec = TeacherSpec(architecture="regnety_002", random_weights=seed, num_classes=7)
         return load_teacher(spec, VIEWS, MixConfig(), CPU).identity.weights
 
     torch.manual_seed(1)
@@ -236,7 +237,7 @@ def test_random_weights_follow_from_their_seed_alone() -> None:
         ({"architecture": "tv_resnet34"}, "'tv_resnet34' is an old name"),
         ({"checkpoint": Path("absent.pth")}, "absent.pth does not exist"),
         ({"architecture": "regnety_004"}, "is of another architecture"),
-        ({"classes": 7}, r"its weights have 10 classes, not 7"),
+        ({"num_classes": 7}, r"its weights have 10 classes, not 7"),
     ],
 )
 def test_a_teacher_that_cannot_be_built_is_named(
@@ -312,6 +313,25 @@ def test_the_preflight_counts_agreement_and_flips(tmp_path: Path, checkpoint: Pa
     assert 108 <= report.flip_rows <= 144  # three groups of 12 or 16 of 60 images
     assert 0 < report.flips < report.flip_rows  # untrained layers amplify bf16's rounding
     assert report.warnings == ()
+
+
+def test_a_teacher_that_names_its_classes_otherwise_than_the_shards_is_refused(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    names = [f"digit {n}" for n in range(10)]
+    mine = tmp_path / "best.pt"
+    torch.save({"model": load_file(checkpoint), "student": {"class_names": names}}, mine)
+    worker = worker_of(tmp_path, mine)
+    shards = index_shards([str(tmp_path / "a.tar")])
+    assert worker.preflight(shards).images > 0  # the shards have none
+    (tmp_path / "classes.json").write_text(json.dumps(names))
+    assert worker.preflight(index_shards([str(tmp_path / "a.tar")])).images > 0
+    (tmp_path / "classes.json").write_text(json.dumps(names[::-1]))
+    with pytest.raises(ClassesError, match=r"best\.pt and .*classes\.json have .*class 0 is"):
+        worker.preflight(index_shards([str(tmp_path / "a.tar")]))
+    torch.save({"model": load_file(checkpoint), "student": {"class_names": ["a\nb"]}}, mine)
+    with pytest.raises(TeacherError, match=r"best\.pt.*damaged or forged"):
+        worker_of(tmp_path, mine)
 
 
 def test_the_trial_takes_groups_from_all_over_the_job(tmp_path: Path, checkpoint: Path) -> None:

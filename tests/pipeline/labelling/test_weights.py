@@ -18,7 +18,7 @@ from torchvision.models import regnet_y_400mf
 from pipeline.errors import TeacherError
 from pipeline.identity import MixConfig
 from pipeline.labelling.teacher import TeacherSpec, load_stored_teacher, load_teacher
-from pipeline.labelling.weights import state_digest
+from pipeline.labelling.weights import WeightsError, read_state, state_digest
 from tests.labelling import SMALL, hash_identity, write_teacher
 
 CPU = torch.device("cpu")
@@ -155,7 +155,7 @@ def test_the_message_tells_a_prefix_from_another_architecture_and_from_other_cla
     path = tmp_path / "w.pth"
     for content, changes, message in (
         (wrapped("net.backbone.")(state), {}, r"all its names begin with 'net\.backbone\.'"),
-        (state, {"classes": 7}, "its weights have 10 classes, not 7; give `classes` 10"),
+        (state, {"num_classes": 7}, "its weights have 10 classes, not 7; give `num_classes` 10"),
         (state, {"architecture": "regnety_004"}, "is of another architecture; .* `architecture`"),
         (state, {"architecture": "dla34"}, "is of another architecture; .* `architecture`"),
         (
@@ -213,3 +213,17 @@ def test_what_is_given_for_weights_and_is_none_is_called_what_it_is(
     ):
         with pytest.raises(TeacherError, match=message):
             teacher_of(tmp_path / f"{name}.pth")
+
+
+@pytest.mark.parametrize("join", [lambda one: [one, one], lambda one: {"a": one, "b": one}])
+def test_a_small_file_that_unfolds_without_an_end_is_refused_at_once(
+    tmp_path: Path, join: Callable[[object], object]
+) -> None:
+    values: object = torch.zeros(1)
+    for _ in range(60):
+        values = join(values)
+    path = tmp_path / "weights.pth"
+    torch.save({"model": {"weight": torch.zeros(2)}, "args": values}, path)
+    assert path.stat().st_size < 4000
+    with pytest.raises(WeightsError, match=r"cannot be read"):
+        read_state(path, None, "teacher_weights")

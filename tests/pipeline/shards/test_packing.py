@@ -95,6 +95,59 @@ def test_another_seed_gives_another_order_of_the_same_samples(folder, tmp_path):
     assert samples_of(one) == samples_of(two)
 
 
+def test_a_folder_with_a_part_of_the_classes_is_packed_in_the_order_of_all(folder, tmp_path):
+    pack(folder, tmp_path / "train")
+    part = write_folder(tmp_path / "part", {"dog": ["7.jpg"], "ape": ["8.jpg"]})
+    (part / "cat").mkdir()  # empty, and takes no index
+    report = pack(part, tmp_path / "val", classes=str(tmp_path / "train"))
+    assert (report.classes, report.absent) == (("ape", "cat", "dog"), ("cat",))
+    targets = {key: target for key, (target, _) in samples_of(report).items()}
+    assert targets == {"ape_8": 0, "dog_7": 2}
+    names = [(tmp_path / one / "classes.json").read_bytes() for one in ("train", "val")]
+    assert names[0] == names[1]
+
+
+def test_a_class_that_the_list_does_not_have_is_refused(folder, tmp_path):
+    (tmp_path / "names.txt").write_text("ape\ncat\n")
+    with pytest.raises(ConfigError, match=r"has the class 'dog', which `classes` .*names\.txt"):
+        pack(folder, tmp_path / "shards", classes=str(tmp_path / "names.txt"))
+    (tmp_path / "names.txt").write_text("ape\ncat\ndog\ncat\n")
+    with pytest.raises(ConfigError, match="'cat' more than once"):
+        pack(folder, tmp_path / "shards", classes=str(tmp_path / "names.txt"))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"train": ["cat/1.jpg", "dog/2.jpg"], "val": ["cat/3.jpg", "dog/4.jpg"]},
+        {"Training": ["cat/1.jpg"], "extra": ["cat/3.jpg"]},
+        {"train": ["cat/1.jpg"], "test": ["2.jpg"]},
+        {"train": ["cat/1.jpg"]},
+    ],
+)
+def test_data_sets_are_not_taken_for_classes(tmp_path, names):
+    folder = write_folder(tmp_path / "images", names)
+    with pytest.raises(ConfigError, match=r"data sets and not classes: pack .*images/[tT]rain"):
+        pack(folder, tmp_path / "shards")
+    assert not (tmp_path / "shards").exists()
+
+
+def test_a_class_may_be_called_train_and_a_class_may_have_directories(tmp_path):
+    names = {"train": ["1.jpg", "steam/2.jpg"], "bus": ["3.jpg"]}
+    report = pack(write_folder(tmp_path / "a", names), tmp_path / "1")
+    assert report.classes == ("bus", "train")
+    nested = {"n1": ["images/1.jpg"], "n2": ["images/2.jpg"]}
+    assert pack(write_folder(tmp_path / "b", nested), tmp_path / "2").classes == ("n1", "n2")
+    only = write_folder(tmp_path / "c", {"train": ["steam/2.jpg"]})
+    assert pack(only, tmp_path / "3", classes=str(tmp_path / "1")).absent == ("bus",)
+
+
+def test_a_directory_whose_name_is_no_line_is_refused(tmp_path):
+    folder = write_folder(tmp_path / "images", {"ca\nt": ["1.jpg"]})
+    with pytest.raises(ConfigError, match=r"names class 0 'ca\\nt'"):
+        pack(folder, tmp_path / "shards")
+
+
 def test_shards_are_shuffled_over_classes(folder, tmp_path):
     first = open_all(pack(folder, tmp_path / "shards", per_shard=9))[0]
     assert len({sample.target for sample in first.samples}) == 3

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
 import io
+import mmap
+import re
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.errors import ShardError
 from pipeline.shards.index import open_shard
+from pipeline.shards.tar import regular_members
 from tests.factories import digit_samples, write_shard
 
 
@@ -106,19 +111,71 @@ def test_a_name_that_can_be_no_key_is_refused_at_once(tmp_path: Path, name: byte
     assert str(error.value).isprintable()
 
 
-def test_links_and_sparse_files_are_refused_by_what_they_are(tmp_path: Path) -> None:
-    for kind, said in ((tarfile.LNKTYPE, "a hard link"), (tarfile.GNUTYPE_SPARSE, "a sparse")):
-        path = tmp_path / "x.tar"
-        with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
-            add(tar, "a.cls", b"1")
-            info = tarfile.TarInfo("a.jpg")
-            info.type, info.linkname = kind, "b.jpg"
-            tar.addfile(info)
-        with pytest.raises(ShardError, match=rf"'a\.jpg' is {said}"):
-            open_shard(path, 0)
+NO_FILES = {
+    tarfile.LNKTYPE: "a hard link",
+    tarfile.SYMTYPE: "a symbolic link",
+    tarfile.GNUTYPE_SPARSE: "a sparse file",
+    tarfile.FIFOTYPE: "no file",
+    b"M": "no file",  # the rest of one that another volume begins
+}
 
 
-def test_sizes_below_zero_and_endless_headers_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "said"), NO_FILES.items())
+def test_members_without_bytes_of_their_own_are_refused_by_what_they_are(
+    tmp_path: Path, kind: bytes, said: str
+) -> None:
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
+        add(tar, "a.cls", b"1")
+        info = tarfile.TarInfo("a.jpg")
+        info.type, info.linkname = kind, "b.jpg"
+        tar.addfile(info)
+    with pytest.raises(ShardError, match=rf"'a\.jpg' is {said}"):
+        open_shard(path, 0)
+
+
+def extended(name: str, records: bytes, kind: bytes = tarfile.XHDTYPE) -> bytes:
+    """Return a file of 512 bytes with an extended header before it."""
+    header = tarfile.TarInfo("x")
+    header.type, header.size = kind, len(records)
+    info = tarfile.TarInfo(name)
+    info.size = 512
+    body = records + bytes(-len(records) % 512)
+    return header.tobuf() + body + info.tobuf() + b"\1" * 512
+
+
+def record(key: str, value: str) -> bytes:
+    size = len(key) + len(value) + 3
+    digits = len(str(size + len(str(size))))
+    return f"{size + digits} {key}={value}\n".encode()
+
+
+FORGED = {
+    "is a sparse file": record("GNU.sparse.realsize", "2000"),  # tarfile takes the next header too
+    "is a sparse file, ": record("GNU.sparse.major", "1") + record("GNU.sparse.minor", "0"),
+    "has the size b'-512'": record("size", "-512"),
+    "has the size b''": record("size", ""),
+    "has the size b'5e2'": record("size", "5e2"),  # 0, says tarfile
+    "truncated inside 'a.jpg'": record("size", "9" * 18),
+    "no name": record("path", ""),
+    "do not add up": b"9 path=b.jpg\n",
+    "do not add up, ": b"1 " * 300_000 + b"=",  # tarfile takes gigabytes, and minutes
+    "an extended header of 2000020": record("comment", "x" * 2_000_003),
+}
+
+
+@pytest.mark.parametrize("said", FORGED)
+def test_headers_that_contradict_themselves_are_refused(tmp_path: Path, said: str) -> None:
+    path = tmp_path / "x.tar"
+    whole = tarfile.TarInfo("a.cls")
+    whole.size = 1
+    data = extended("a.jpg", FORGED[said])
+    path.write_bytes(data + whole.tobuf() + b"1".ljust(512, b"\0") + bytes(1024))
+    with pytest.raises(ShardError, match=re.escape(said.rstrip(", "))):
+        open_shard(path, 0)
+
+
+def test_sizes_below_zero_and_names_given_twice_are_refused(tmp_path: Path) -> None:
     info = tarfile.TarInfo("a.jpg")
     header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
     header[124:136] = b"\xff" * 11 + b"\0"  # -256, in base 256
@@ -131,6 +188,38 @@ def test_sizes_below_zero_and_endless_headers_are_refused(tmp_path: Path) -> Non
     path.write_bytes(one * 3000 + bytes(1024))
     with pytest.raises(ShardError, match=r"x\.tar: not a whole tar file"):
         open_shard(path, 0)
+
+
+@pytest.mark.parametrize("key", ["path", "size"])
+def test_a_header_of_the_whole_archive_names_no_member(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "x.tar"
+    path.write_bytes(extended("a.jpg", record(key, "7"), tarfile.XGLTYPE) + bytes(1024))
+    with pytest.raises(ShardError, match=f"x\\.tar: .*a second {key}"):
+        open_shard(path, 0)
+
+
+@settings(max_examples=60)
+@given(data=st.data(), header=st.sampled_from(sorted(HEADERS)))
+def test_what_is_not_refused_in_damaged_archives_is_what_tarfile_finds(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, header: str
+) -> None:
+    path = write(tmp_path_factory.mktemp("tar") / "x.tar", header)
+    archive = bytearray(path.read_bytes())
+    at = 512 * data.draw(st.integers(0, len(archive.rstrip(b"\0")) // 512))
+    field = data.draw(st.sampled_from([(0, 99), (124, 135), (148, 155), (156, 156), (345, 400)]))
+    for place in data.draw(st.lists(st.integers(*field), max_size=3)):
+        archive[at + place] = data.draw(st.sampled_from(b"\0 0157Lgx/a.\x80\xff"))
+    block = archive[at : at + 512]
+    archive[at + 148 : at + 156] = b"%06o\0 " % (sum(block) - sum(block[148:156]) + 8 * 0x20)
+    path.write_bytes(archive)
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
+            ours = list(regular_members(whole, path))
+    except ShardError:
+        return
+    options = {"encoding": "utf-8", "errors": "surrogateescape", "ignore_zeros": True}
+    with tarfile.open(path, **options) as tar:  # type: ignore[call-overload]
+        assert ours == [(one.name, one.offset_data, one.size) for one in tar if one.isreg()]
 
 
 _INDEX = """

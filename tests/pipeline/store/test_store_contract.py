@@ -580,7 +580,9 @@ def test_a_public_copy_tells_nothing_of_paths_and_machines(
     if copy.is_dir():
         for _ in range(2):
             settings = {"out": "/home/ada/labels.parquet", "shards": ["/home/ada/x.tar"]}
+            trial = {"flip_rows": 4, "flips": 1, "warnings": ["/home/ada/teacher.pth holds both"]}
             run = {"settings": settings, "labels": 5, "seconds": 1.5, "later": "/home/ada"}
+            run["preflight"] = trial
             record_run(LocalFolder(copy), "label-teacher", run)
         (copy / "_meta/runs/torn.json").write_bytes(b'{"settings": "/home/ada"')
     else:
@@ -598,6 +600,7 @@ def test_a_public_copy_tells_nothing_of_paths_and_machines(
             ("label-teacher", 5, 1.5)
         ] * 2
         assert runs[-2].versions == versions()
+        assert (runs[-2].flip_rows, runs[-2].flips) == (4, 1)
         check_all(store)
         assert store.manifest == dataclasses.replace(source.manifest, parts=store.manifest.parts)
 

@@ -7,11 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ClassesError, ConfigError
 from pipeline.identity import TeacherIdentity
-from pipeline.store import LabelStore, export_store
+from pipeline.store import LabelStore, export_store, open_store
 from pipeline.store.card import inspect_store
-from pipeline.tools import diff_stores, extend_command, merge_stores, store_stats, thin_store
+from pipeline.tools import (
+    diff_stores,
+    extend_command,
+    merge_stores,
+    relabelled_store,
+    store_stats,
+    thin_store,
+)
 from tests.storing import ALL_COLUMNS, OTHER_TEACHER, bytes_of, info_of, ranges, write_store
 
 SHARDS = [info_of(0), info_of(1, samples=9)]
@@ -89,3 +96,54 @@ def test_a_card_has_its_runs_and_an_extension_its_shards(plain: LabelStore, kind
         "label-teacher",
         *("--out", store.root.name, "--extend-to", "12", "--shards", "x.tar"),
     )
+
+
+NAMES = ("ape", "cat | tab\u202ebidi", "dog", "eel", "fox")
+OTHERS = (*NAMES[:3], "fox", "eel")
+
+
+def test_names_of_classes_are_kept_by_every_format_and_tool(tmp_path: Path, kind: str) -> None:
+    named = write_store(tmp_path / "named.parquet", SHARDS, CUT, ALL_COLUMNS, classes=NAMES)
+    store = in_format(named, kind)
+    plain = write_store(tmp_path / "plain.parquet", SHARDS, CUT, ALL_COLUMNS)
+    assert store.manifest.classes == NAMES
+    assert store.identity.digest == plain.identity.digest
+    assert plain.manifest.parts == named.manifest.parts
+    thin_store(store, tmp_path / "thin.parquet", drop=("margin",), views=range(3))
+    merge_stores([plain, store], tmp_path / "merged.parquet")
+    derived = relabelled_store(plain, store, tmp_path / "derived.parquet", note="a trial")
+    assert derived.manifest.classes == NAMES
+    for name in ("thin", "merged"):
+        assert open_store(tmp_path / f"{name}.parquet").manifest.classes == NAMES
+
+
+def test_names_stand_beside_numbers_and_are_escaped(tmp_path: Path, kind: str) -> None:
+    store = in_format(
+        write_store(tmp_path / "named.parquet", SHARDS, CUT, ALL_COLUMNS, classes=NAMES), kind
+    )
+    plain = write_store(tmp_path / "plain.parquet", SHARDS, CUT, ALL_COLUMNS)
+    for text in (
+        inspect_store(store).to_markdown(),
+        store_stats(store).to_markdown(),
+        diff_stores(plain, store).to_markdown(),
+    ):
+        assert "2 dog" in text
+        assert "1 cat \\| tab\\u202ebidi" in text
+        assert "\u202e" not in text
+
+
+def test_stores_with_other_names_of_classes_are_not_joined_or_compared(
+    tmp_path: Path, kind: str
+) -> None:
+    a = write_store(tmp_path / "a.parquet", SHARDS, CUT[:2], ALL_COLUMNS, classes=NAMES)
+    b = in_format(
+        write_store(tmp_path / "b.parquet", SHARDS, CUT[1:], ALL_COLUMNS, classes=OTHERS), kind
+    )
+    words = r"a\.parquet and .*b.* have other classes: class 3 is 'eel' .*'fox'"
+    with pytest.raises(ClassesError, match=words):
+        diff_stores(a, b)
+    with pytest.raises(ClassesError, match=words):
+        merge_stores([a, b], tmp_path / "c.parquet")
+    with pytest.raises(ClassesError, match=words):
+        relabelled_store(a, b, tmp_path / "c.parquet", note="a trial")
+    assert not (tmp_path / "c.parquet").exists()

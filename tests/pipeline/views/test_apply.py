@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 from PIL import Image
 
-from pipeline.errors import REJECTION_WORDS, DecodeError
+from pipeline.errors import REJECTION_WORDS, DecodeError, PipelineError
 from pipeline.identity import PRESETS, AugmentConfig
 from pipeline.records import (
     FIXED_ONE,
@@ -29,7 +29,7 @@ from pipeline.records import (
     ViewParams,
 )
 from pipeline.views import apply as augment
-from pipeline.views.apply import apply_op, apply_view, image_size, resize, view_digest
+from pipeline.views.apply import apply_op, apply_view, image_size, read_size, resize, view_digest
 from pipeline.views.draw import draw_view
 from tests import odd_images
 from tests.factories import encode, photographs, synthetic_image
@@ -219,7 +219,7 @@ BOMBS = {
 
 _PEAK = """
 import pathlib, re, sys
-from pipeline.errors import REJECTION_WORDS, DecodeError
+from pipeline.errors import REJECTION_WORDS, DecodeError, PipelineError
 from pipeline.views.apply import decode
 status = pathlib.Path("/proc/self/status")  # a child's ru_maxrss begins at its parent's
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+) kB", status.read_text())[1]) >> 10
@@ -256,7 +256,9 @@ def test_a_header_that_lies_gives_an_error():
     assert reason_of(odd_images.jpeg_of_size(0, 0)) == "undecodable"
 
 
-@pytest.mark.parametrize("error", [KeyError(6), MemoryError(), EOFError(), struct.error("x")])
+@pytest.mark.parametrize(
+    "error", [KeyError(6), OSError("broken data stream"), EOFError(), struct.error("x")]
+)
 def test_whatever_a_decoder_raises_is_a_rejection(monkeypatch, error):
     def fail(*_args, **_options):
         raise error
@@ -265,6 +267,61 @@ def test_whatever_a_decoder_raises_is_a_rejection(monkeypatch, error):
     monkeypatch.setattr(augment.simplejpeg, "decode_jpeg", fail)
     for kind in ("JPEG", "PNG", "WEBP"):
         assert reason_of(encode(synthetic_image(8, 8), kind)) == "undecodable"
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(24, "Too many open files")])
+def test_a_machine_that_cannot_decode_rejects_nothing(monkeypatch, error):
+    def fail(*_args, **_options):
+        raise error
+
+    monkeypatch.setattr(augment.Image, "open", fail)
+    monkeypatch.setattr(augment.simplejpeg, "decode_jpeg", fail)
+    for kind in ("JPEG", "PNG", "WEBP"):
+        data = encode(synthetic_image(8, 8), kind)
+        with pytest.raises(
+            PipelineError, match=r"^a\.jpg.*(Too many open|not enough mem)"
+        ) as found:
+            decode(data, "a.jpg")
+        assert not isinstance(found.value, DecodeError)
+        if kind != "WEBP":  # whose header is read here
+            with pytest.raises(PipelineError) as found:
+                read_size(data, "a.jpg")
+            assert not isinstance(found.value, DecodeError)
+
+
+_SHORT = """
+import pathlib, re, resource, sys
+from PIL import Image
+from pipeline.errors import PipelineError
+from pipeline.views.apply import decode
+Image.init()
+data = pathlib.Path(sys.argv[1]).read_bytes()
+found = decode(data, "x", 10**7).tobytes()
+pages = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
+hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+for more in range(0, 96 << 20, 3 << 20):  # a rejection ends it
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + more, hard))
+    try:
+        pixels = decode(data, "x", 10**7)
+    except PipelineError as error:
+        assert type(error) is PipelineError, (more, repr(error.__cause__))
+        print("short")
+    resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+assert pixels.tobytes() == found
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("JPEG", {"progressive": True}), ("WEBP", {})],
+)
+def test_too_little_memory_is_never_taken_for_damage(tmp_path, kind, options):
+    path = tmp_path / "image"
+    path.write_bytes(encode(synthetic_image(1000, 1000), kind, **options))
+    command = [sys.executable, "-c", _SHORT, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "short" in done.stdout
 
 
 @pytest.mark.parametrize(("horizontal", "vertical"), [(1, 4), (1, 2), (4, 1), (2, 1), (2, 2)])

@@ -160,6 +160,25 @@ def test_the_analysis_is_its_definition(world) -> None:
     assert matrix[one][other] == pytest.approx(differ)
 
 
+def test_each_class_is_counted_by_the_headline(world) -> None:
+    report = evaluate_checkpoint(settings(world, analysis=True))
+    analysis = report.analysis
+    assert analysis is not None
+    assert analysis.prediction == "mean_of_logits"
+    evaluation = report.evaluations["raw"]
+    samples = sum(one.samples for one in analysis.classes)
+    right = sum(one.right for one in analysis.classes)
+    assert samples == evaluation.samples == sum(VALIDATION)
+    assert right / samples == pytest.approx(evaluation.mean_of_logits.top1)
+    for one in analysis.classes:
+        assert 0 <= one.mistaken <= one.samples - one.right
+        assert (one.mistaken_for is None) == (one.mistaken == 0) == (one.right == one.samples)
+        assert one.mistaken_for != one.number
+    single = evaluate_checkpoint(settings(world, "single", analysis=True)).analysis
+    assert single is not None
+    assert single.prediction == "class_head"
+
+
 def test_a_student_without_tokens_is_analyzed_without_them(world) -> None:
     analysis = evaluate_checkpoint(settings(world, "single", analysis=True)).analysis
     assert analysis is not None

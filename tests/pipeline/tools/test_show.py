@@ -1,0 +1,290 @@
+"""Sheets of views: the pixels that replay gives, with all that is known of them."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.errors import ConfigError, ReplayError
+from pipeline.identity import MixConfig
+from pipeline.records import FIXED_ONE, MixKind
+from pipeline.store import LabelStore, open_store
+from pipeline.tools import (
+    DrawnView,
+    KeptSamples,
+    ViewChoice,
+    draw_views,
+    save_sheet,
+    show_views,
+    thin_store,
+)
+from pipeline.tools import show as module
+from pipeline.views.mixing import mix_images, normalize
+from pipeline.views.ops import OPERATIONS
+from student import PlanConfig, open_replay
+from tests.labelling import digit_shard, every_column, hash_identity, write_hash_store
+from tests.pipeline.store.test_card import run_cli
+
+NAMES = tuple(f"digit \x85 {n}".replace("\x85", "\u202e") for n in range(10))
+ALL = ViewChoice(count=1024)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("show")
+    paths = [
+        digit_shard(root / "digits-0.tar", 17, broken=(3,)),
+        digit_shard(root / "digits-1.tar", 6, first=17),
+    ]
+    half = MixConfig(probability=0.6)
+    identity = hash_identity(mix=half, columns=every_column(3))
+    write_hash_store(root / "s.parquet", paths, views=6, per_part=4, identity=identity)
+    write_hash_store(root / "plain.parquet", paths, views=6, per_part=4)
+    return root
+
+
+@pytest.fixture
+def store(folder: Path) -> LabelStore:
+    return open_store(folder / "s.parquet")
+
+
+def drawn(store: LabelStore, choice: ViewChoice = ALL) -> tuple[DrawnView, ...]:
+    return draw_views(store, [str(Path(store.root.name).parent / "digits-*.tar")], choice)
+
+
+def replayed(place: Path, shards: str) -> dict[tuple[str, int], np.ndarray]:
+    """Return the levels of every view that the student sees, rounded, by key and view."""
+    plan = PlanConfig(seed=0, epochs=6, batch_size=8)
+    batches = open_replay(place, [shards], plan)
+    views = batches.store.identity.augment
+    found = {}
+    for batch in (batches[item] for item in range(len(batches))):
+        images = mix_images(normalize(batch.pixels, views.mean, views.std), batch.mix)
+        scale, shift = (torch.tensor(one).view(3, 1, 1) * 255 for one in (views.std, views.mean))
+        levels = (images * scale + shift).permute(0, 2, 3, 1).numpy()
+        for row, key in enumerate(batch.keys):
+            found[key, int(batch.view[row])] = levels[row]
+    return found
+
+
+@pytest.mark.parametrize("subset", [False, True])
+def test_views_are_those_that_replay_gives(
+    tmp_path: Path, folder: Path, store: LabelStore, subset: bool
+) -> None:
+    place, shards = folder / "s.parquet", str(folder / "digits-*.tar")
+    if subset:
+        place = tmp_path / "thin.parquet"
+        thin_store(store, place, kept=KeptSamples(sample_share=0.6))
+    views = draw_views(open_store(place), [shards], ALL)
+    expected = replayed(place, shards)
+    assert len(views) == open_store(place).manifest.rows
+    seen = set()
+    for one in views:
+        assert one.pixels is not None
+        if (one.key, one.view) in expected:  # the last batch of an epoch may be short
+            seen.add(one.mix.kind)
+            assert np.abs(one.pixels - expected[one.key, one.view]).max() < 0.51
+        if one.mix.kind is MixKind.NONE:
+            assert (one.pixels == one.own).all()
+            assert one.partner is None
+        else:
+            assert one.partner is not None
+    assert seen == set(MixKind)
+    assert len({(one.key, one.view) for one in views} & expected.keys()) > len(views) / 2
+
+
+def test_labels_and_probabilities_are_the_stores(store: LabelStore) -> None:
+    found = {(one.key, one.view): one for one in drawn(store)}
+    digested = 0
+    for entry in store.manifest.parts:
+        rows = store.read_part(entry)
+        for row, key in enumerate(rows.keys):
+            for column in range(entry.part.views):
+                one = found[key, entry.part.first_view + column]
+                assert (one.label, one.target) == (rows.label[row, column], rows.target[row])
+                assert one.confidence is not None
+                assert round(one.confidence * 255) == rows.columns["confidence"][row, column]
+                assert bool(one.digests) == rows.has_digest[row, column]
+                digested += bool(one.digests)
+    assert digested > 20
+
+
+def test_the_sheets_tiles_are_the_views(store: LabelStore) -> None:
+    views = drawn(store, ViewChoice(count=12))
+    sheet = np.asarray(show_views(views))
+    side, scale = module._NARROWEST, 8  # of 16 pixels, so that a tile has 128
+    columns = 5
+    heights = {
+        top
+        for top in range(len(sheet) - 128)
+        if views[0].pixels is not None
+        and (sheet[top : top + 128, 12:140] == views[0].pixels.repeat(8, 0).repeat(8, 1)).all()
+    }
+    assert heights == {12}
+    assert sheet.shape[1] == 12 + columns * (side + 12)
+    step = next(
+        step
+        for step in range(1, len(sheet))
+        if views[5].pixels is not None
+        and (sheet[12 + step :, 12:140][:128:scale, ::scale] == views[5].pixels).all()
+    )
+    for number, one in enumerate(views):
+        row, column = divmod(number, columns)
+        tile = sheet[12 + row * step :, 12 + column * (side + 12) :][:128, :128]
+        assert one.pixels is not None
+        assert (tile == one.pixels.repeat(scale, 0).repeat(scale, 1)).all()
+
+
+def test_an_omitted_and_a_rejected_sample_are_shown_as_such(
+    tmp_path: Path, folder: Path, store: LabelStore
+) -> None:
+    whole = {(one.key, one.view): one for one in drawn(store)}
+    thin_store(store, tmp_path / "thin.parquet", kept=KeptSamples(sample_share=0.5))
+    thin = open_store(tmp_path / "thin.parquet")
+    rows = thin.read_part(thin.manifest.parts[0])
+    omitted = next(key for key, _ in whole if key in rows_of_shard(store) and key not in rows.keys)
+    choice = ViewChoice(keys=(omitted, "digit_0003", rows.keys[0]), views=(0, 1))
+    views = draw_views(thin, [str(folder / "digits-*.tar")], choice)
+    assert len(views) == 6
+    for one in views:
+        words = " ".join(one.caption())
+        if one.key == "digit_0003":
+            assert (one.pixels, one.label) == (None, None)
+            assert "rejected: it is damaged" in words
+            continue
+        assert one.pixels is not None
+        assert (one.pixels == whole[one.key, one.view].pixels).all()
+        assert (one.label is None) == (one.key == omitted) == ("a subset omits it" in words)
+    assert show_views(views, original=True).size[0] > 300
+
+
+def rows_of_shard(store: LabelStore) -> tuple[str, ...]:
+    return store.read_part(store.manifest.parts[0]).keys
+
+
+def test_a_view_with_another_digest_than_is_stored_is_refused(
+    monkeypatch: pytest.MonkeyPatch, store: LabelStore
+) -> None:
+    read = type(store).read_part
+    monkeypatch.setattr(
+        type(store),
+        "read_part",
+        lambda self, entry: replace(rows := read(self, entry), digest=rows.digest ^ 1),
+    )
+    with pytest.raises(ReplayError, match=r"view 0 of 'digit_.* has digest .* these are not"):
+        drawn(store, ViewChoice(views=(0,)))
+
+
+def test_views_are_chosen_by_key_view_class_truth_and_doubt(store: LabelStore) -> None:
+    every = drawn(store)
+    keys = ViewChoice(keys=("digit_0018", "digit_0001"), views=(5, 2))
+    found = [(one.key, one.view) for one in drawn(store, keys)]
+    assert found == [(key, view) for key in ("digit_0001", "digit_0018") for view in (2, 5)]
+    fours = drawn(store, ViewChoice(target=4, count=1024))
+    assert {one.key for one in fours} == {one.key for one in every if one.target == 4}
+    wrong = drawn(store, ViewChoice(disagree=True, count=1024))
+    assert len(wrong) == sum(one.label != one.target for one in every)
+    spread = drawn(store, ViewChoice())
+    assert len(spread) == 16
+    assert {one.shard for one in spread} == {"digits-0.tar", "digits-1.tar"}
+    doubtful = drawn(store, ViewChoice(high_entropy=True, count=10))
+    most = sorted(one.confidence or 0 for one in every)[9]
+    assert all((one.confidence or 0) <= most + 0.1 for one in doubtful)
+
+
+@pytest.mark.parametrize(
+    ("choice", "words"),
+    [
+        (ViewChoice(keys=("digit_0001", "absent")), "`keys` has 'absent', which none"),
+        (ViewChoice(views=(99,)), "no view of .* is as asked for"),
+        (ViewChoice(target=77), "no view of .* is as asked for"),
+    ],
+)
+def test_what_is_not_there_is_said(store: LabelStore, choice: ViewChoice, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        drawn(store, choice)
+
+
+def test_doubt_needs_probabilities(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="`high_entropy` needs probabilities"):
+        drawn(open_store(folder / "plain.parquet"), ViewChoice(high_entropy=True))
+
+
+def test_operations_are_shown_with_what_their_arguments_mean() -> None:
+    words = [
+        OPERATIONS[name].in_words(argument)
+        for name, argument in (
+            ("rotate", -(29 << 16)),
+            ("color", FIXED_ONE // 4),
+            ("posterize", 3),
+            ("solarize", 128),
+            ("invert", 0),
+        )
+    ]
+    assert words == ["rotate -29", "color 0.25", "posterize 3", "solarize 128", "invert"]
+
+
+def test_captions_name_classes_mixing_and_draws_escaped(store: LabelStore) -> None:
+    views = [replace(one, names=NAMES) for one in drawn(store)]
+    texts = [" | ".join(one.caption()) for one in views]
+    assert all("truth: " in text and "crop " in text for text in texts)
+    kinds = {one.mix.kind: text for one, text in zip(views, texts, strict=True)}
+    assert "not mixed" in kinds[MixKind.NONE]
+    assert "mixup: " in kinds[MixKind.MIXUP]
+    assert "CutMix: " in kinds[MixKind.CUTMIX]
+    assert "pixels verified" in " ".join(texts)
+    assert "no digest stored" in " ".join(texts)
+    lines = module._wrapped(views[0].caption(), 100, module._font())
+    assert "\\u202e" in "".join(lines)
+    assert "\u202e" not in "".join(lines)
+    assert all(module._font().getlength(line) <= 100 for line in lines)
+
+
+def test_what_the_page_shows_runs(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (Path(__file__).resolve().parents[3] / "docs" / "TOOLS.md").read_text()
+    commands = [line for line in text.splitlines() if line.startswith("label-store show ")]
+    assert len(commands) == 2
+    monkeypatch.chdir(tmp_path)
+    named = {
+        "teacher.parquet": folder / "s.parquet",
+        "cifar10-test-{000000..000001}.tar": folder / "digits-{0..1}.tar",
+        "cifar10-test-000000.tar": folder / "digits-0.tar",
+        "ship_0001": "digit_0001",
+    }
+    for line in commands:
+        words = [named.get(word, word) for word in shlex.split(line)]
+        assert run_cli(monkeypatch, *words[1:]) == 0
+    assert {one.name for one in tmp_path.iterdir()} == {"wrong.png", "ship.png"}
+    (source,) = re.findall(r"```py\n(.*?)```", text, flags=re.DOTALL)
+    for name, real in named.items():
+        source = source.replace(f'"{name}"', repr(str(real)))
+    names: dict[str, object] = {}
+    exec(compile(source, "TOOLS.md", "exec"), names)
+    assert len(names["views"]) == 12
+
+
+def test_the_command_writes_a_sheet_whole(
+    tmp_path: Path,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "k.png"
+    arguments = ["show", str(folder / "s.parquet"), "--shards", str(folder / "digits-*.tar")]
+    more = ["--key", "digit_0005", "--views", "0-3,5", "--original", "--out", str(out)]
+    assert run_cli(monkeypatch, *arguments, *more) == 0
+    assert "5 views" in capsys.readouterr().out
+    with Image.open(out) as image:
+        assert (image.format, image.mode) == ("PNG", "RGB")
+    assert [one.name for one in tmp_path.iterdir()] == ["k.png"]
+    with pytest.raises(ConfigError, match=r"ends in \.png"):
+        save_sheet(Image.new("RGB", (1, 1)), tmp_path / "k.jpg")
