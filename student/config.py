@@ -53,6 +53,9 @@ class StudentConfig:
     store's; the teacher saw the store's."""
     drop_path: float = 0.1
     """Stochastic depth: the last block's probability of being skipped."""
+    train_mode: bool = True
+    """Train with the model in training mode. DeiT fine-tunes without: drop path and dropout are
+    off, and batch norm uses the means that it has."""
     precision: Precision = "fp32"
     """Number format of the student's forward pass, by autocast; fp16 scales the loss."""
     compile: bool = False

@@ -56,7 +56,7 @@ from student.inputs import Inputs
 from student.loading import LoaderOptions
 from student.losses import MixedTarget, TeacherSignal
 from student.metrics import Meter, MetricsLog, Stopwatch
-from student.model import StudentSpec, create_student, reseed, split_heads
+from student.model import StudentSpec, create_student, reseed, set_mode, split_heads
 from student.optimization import Optimization, Schedule
 from student.recipes import to_toml
 from student.replay import ReplayDataset, StudentBatch, replay_loader
@@ -297,7 +297,7 @@ class Trainer:
     def _update(self, batches: Iterator[StudentBatch]) -> None:
         """Take one step, on all pieces of this rank's slice of the batch."""
         self.optimization.begin(self.schedule.lr(self.step))
-        self.model.train()
+        set_mode(self.model, training=self.config.student.train_mode)
         pieces = self.config.run.accumulate
         for piece in range(pieces - 1):
             with self.ranks.without_averaging(self._parallel):

@@ -22,7 +22,15 @@ from pipeline.errors import ConfigError
 from pipeline.growth import settle
 from pipeline.views.rng import stream
 
-__all__ = ["StudentSpec", "create_student", "heads_of", "reseed", "split_heads", "two_headed"]
+__all__ = [
+    "StudentSpec",
+    "create_student",
+    "heads_of",
+    "reseed",
+    "set_mode",
+    "split_heads",
+    "two_headed",
+]
 
 _CANNOT_BUILD = (
     *(TypeError, ValueError, RuntimeError, AssertionError),
@@ -175,6 +183,14 @@ def _build(build: Callable[..., Any], spec: StudentSpec, warn: Callable[[str], N
             return model
 
 
+def set_mode(model: nn.Module, *, training: bool) -> None:
+    """Put a student in training or evaluation mode; in either it gives both heads' logits."""
+    model.train(training)
+    for module in model.modules():
+        if hasattr(module, _DECIDES):
+            module.training = True  # this module's own flag, not its layers'
+
+
 @contextmanager
 def two_headed(model: nn.Module) -> Iterator[None]:
     """Put a student of ``create_student`` in evaluation mode, but let it give both heads' logits.
@@ -183,10 +199,7 @@ def two_headed(model: nn.Module) -> Iterator[None]:
     layers are not.
     """
     before = model.training
-    model.eval()
-    for module in model.modules():
-        if hasattr(module, _DECIDES):
-            module.training = True  # this module's own flag, not its layers'
+    set_mode(model, training=False)
     try:
         yield
     finally:

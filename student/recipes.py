@@ -47,6 +47,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
         "warmup_lr": 1e-6,
         "min_lr": 5e-6,
         "drop_path": 0.1,
+        "train_mode": False,
         "ema_decay": 0.99996,
         "eval_fraction": 0.875,
     },
