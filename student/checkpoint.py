@@ -75,11 +75,12 @@ class Segment:
     ranks: int
     accumulate: int
     threads: int  # of each rank
+    fast: bool  # on a GPU, with TF32 and kernels that cuDNN chose by their time
     device: str  # cpu, or the GPU's name
 
     def changes(self, later: Segment) -> list[str]:
         """Return what differs in a later segment that its weights depend on, in words."""
-        names = ["epochs", "ranks", "accumulate", "device"]
+        names = ["epochs", "ranks", "accumulate", "device", "fast"]
         if (self.device, later.device) == ("cpu", "cpu"):  # else they only feed the GPU
             names.append("threads")
         pairs = [(name, getattr(self, name), getattr(later, name)) for name in names]

@@ -158,6 +158,9 @@ class RunConfig:
 
     device: Literal["auto", "cpu", "cuda"] = free("auto")
     """Where the student trains."""
+    deterministic: bool = free(False)
+    """On a GPU: train without TF32 and cuDNN's choice of the fastest kernels, which change the last
+    bits from run to run. A teacher in the loop always does without."""
     threads: int | None = free(None)
     """CPU threads of PyTorch; all cores by default."""
     workers: int = free(2)

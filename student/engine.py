@@ -19,7 +19,7 @@ from pipeline.errors import CheckpointError, ConfigError, PipelineError
 from pipeline.files.local import replace
 from pipeline.growth import needed_release
 from pipeline.identity import StoreIdentity, canonical_json
-from pipeline.labelling.devices import choose_device, set_threads
+from pipeline.labelling.devices import allow_fast_floats, choose_device, set_threads
 from pipeline.labelling.weights import WORDS, Which, state_digest
 from pipeline.tools.verify import check_fingerprints
 from student.audit import audit_store
@@ -120,6 +120,8 @@ class Trainer:
         resume_from = ranks.decide(lambda: _checkpoint_to_resume(config))
         self.config, self.inputs, self.ranks, self.plan = config, inputs, ranks, inputs.plan
         set_threads(config.run.threads or _threads_of(ranks))
+        if _is_fast(config):
+            allow_fast_floats()
         self.identity, self._classes = inputs.store.identity, inputs.classes
         self.device = ranks.device(choose_device(config.run.device))
         self._same_floats = check_fingerprints(inputs.store, self.device)
@@ -524,6 +526,11 @@ def _threads_of(ranks: Ranks) -> int | None:
     return max(1, len(os.sched_getaffinity(0)) // ranks.local_ranks)
 
 
+def _is_fast(config: TrainConfig) -> bool:
+    """Return whether a GPU may trade last bits for speed; a teacher's labels must not change."""
+    return not (config.run.deterministic or config.teacher.teacher_in_loop)
+
+
 def _segment(config: TrainConfig, ranks: Ranks, device: torch.device, step: int) -> Segment:
     """Return how this process computes steps from one on; threads are set already."""
     return Segment(
@@ -532,6 +539,7 @@ def _segment(config: TrainConfig, ranks: Ranks, device: torch.device, step: int)
         ranks=ranks.ranks,
         accumulate=config.run.accumulate,
         threads=torch.get_num_threads(),
+        fast=_is_fast(config) and device.type == "cuda",
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     )
 

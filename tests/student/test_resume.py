@@ -16,6 +16,7 @@ import torch
 
 from pipeline.errors import CheckpointError, PipelineError
 from pipeline.growth import founding_values, grown
+from pipeline.labelling.devices import set_threads
 from pipeline.store import ParquetStore
 from student import checkpoint as checkpoints
 from student.checkpoint import Segment, open_checkpoint
@@ -246,9 +247,40 @@ def test_a_run_that_goes_on_with_other_sums_says_so_once_and_keeps_it(
 
 
 def test_threads_that_only_feed_a_gpu_change_nothing_and_another_gpu_does() -> None:
-    gpu = Segment(step=0, epochs=3, ranks=1, accumulate=1, threads=1, device="NVIDIA A100")
+    gpu = Segment(
+        step=0, epochs=3, ranks=1, accumulate=1, threads=1, fast=True, device="NVIDIA A100"
+    )
     assert gpu.changes(replace(gpu, threads=2)) == []
     assert gpu.changes(replace(gpu, device="cpu")) == ["device NVIDIA A100 -> cpu"]
+    assert gpu.changes(replace(gpu, fast=False)) == ["fast True -> False"]
+
+
+def switches() -> tuple[bool, ...]:
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    return (cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32, not cudnn.deterministic)
+
+
+@pytest.mark.parametrize(
+    ("changes", "fast"),
+    [
+        ({}, True),
+        ({"deterministic": True}, False),
+        ({"teacher_in_loop": True, "teacher_random_weights": 1}, False),
+    ],
+)
+def test_a_gpu_is_fast_unless_bits_are_to_repeat_or_a_teacher_labels(
+    world, tmp_path, monkeypatch, changes, fast
+) -> None:
+    monkeypatch.setattr("student.engine.TeacherInLoop", lambda *_: None)
+    set_threads(1)
+    config = world.config(tmp_path / "run", **changes)
+    trainer = Trainer(config, open_inputs(config))
+    assert switches() == (fast,) * 4
+    trainer._save("last.pt")
+    # A CPU has neither, so it is not recorded there.
+    assert [one.fast for one in open_checkpoint(tmp_path / "run" / "last.pt").history] == [False]
+    set_threads(1)
+    assert switches() == (False,) * 4
 
 
 def test_a_finished_run_is_made_longer_if_that_is_wanted(world, tmp_path, caplog) -> None:
