@@ -107,5 +107,6 @@ OPERATION = Operation(
     name="rotate",
     draw=lambda words, magnitude: either_sign(words, magnitude * 3),  # up to 30 degrees
     apply=_apply,
+    fixed_point=True,
     probe=-17 * FIXED_ONE,
 )
