@@ -71,18 +71,14 @@ def load_weights(
 def resize_position_embedding(embedding: Tensor, grid: tuple[int, int], prefix: int) -> Tensor:
     """Return (1, prefix + T, D) position embeddings for another grid of patches.
 
-    The first ``prefix`` positions are tokens' and stay. Vectors are interpolated
-    bicubically and scaled to the interpolated lengths of their neighbors, since a mean of
-    vectors is shorter than they are (DeiT, section 3.3). The old grid is square.
+    The first ``prefix`` positions are tokens' and stay; the others are interpolated bicubically, as
+    DeiT's main.py does. The old grid is square.
     """
     tokens, patches = embedding[:, :prefix].float(), embedding[:, prefix:].float()
     side = round(patches.shape[1] ** 0.5)
     field = patches.reshape(1, side, side, -1).permute(0, 3, 1, 2)
-    vectors, lengths = (
-        F.interpolate(one, size=grid, mode="bicubic", antialias=True, align_corners=False)
-        for one in (field, field.norm(dim=1, keepdim=True))
-    )
-    vectors = vectors * (lengths / vectors.norm(dim=1, keepdim=True).clamp_min(1e-12))
+    # Without antialias: that is another cubic, also where the grid grows.
+    vectors = F.interpolate(field, size=grid, mode="bicubic", align_corners=False)
     new = vectors.permute(0, 2, 3, 1).reshape(1, grid[0] * grid[1], -1)
     return torch.cat([tokens, new], dim=1).to(embedding.dtype)
 
