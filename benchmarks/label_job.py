@@ -90,14 +90,15 @@ def account_of(store: str) -> Path:
 def run_job(config: JobBenchmark, directory: Path, seconds_per_view: float) -> Usage:
     """Label all shards on a Ray of our own."""
     from jobs.cluster import Cluster  # Ray reads the environment when it is imported
+    from jobs.draining import Drain
 
     job = LabelConfig(shards=config.shards, out=str(directory / "job.parquet"), views=config.views)
     floats = float_fingerprints(job.augment, job.effective_mixing, "cpu")
     plan = plan_job(job, index_shards(job.shards), stand_in_identity(batch_views=15), floats)
     worker: Callable[[LabelConfig, int], StandInWorker]
     worker = partial(StandInWorker, seconds_per_view=seconds_per_view)
-    with closing(Cluster(job, worker)) as cluster:
-        parts = sum(1 for _ in cluster.label(plan, lambda: None))
+    with closing(Cluster(job, Drain(0.0), worker)) as cluster:
+        parts = sum(1 for _ in cluster.label(plan))
     if parts != len(plan.missing):
         raise SystemExit(f"{parts} of {len(plan.missing)} parts were labelled")
     return Usage(*json.loads(account_of(job.out).read_text()))

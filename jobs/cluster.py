@@ -1,172 +1,123 @@
-"""The label job on Ray: teachers pull parts, augmentation feeds teachers. No logic here.
+"""The label job on Ray: what the supervisor decides is done, and what happens is told to it.
 
-The driver hands out parts and nothing finer, at most two at a time to a teacher. A
-teacher's actor submits augmentation tasks in a bounded window and takes what is ready
-first; what it writes does not depend on that order. A teacher that dies is replaced and its
-parts are handed out again.
+The driver hands out parts and nothing finer. A teacher's actor submits augmentation tasks in a
+bounded window and takes what is ready first; what it writes does not depend on that order.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError, WorkerCrashedError
+from ray.exceptions import NodeDiedError, RayError, TaskUnschedulableError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.errors import ConfigError, PipelineError
+from jobs import joining
+from jobs.actors import (
+    ActorSettings,
+    MakeWorker,
+    Progress,
+    TeacherActor,
+    load_worker,
+    look_remotely,
+)
+from jobs.draining import Drain
+from jobs.joining import RayConnection, death_of, fault_of, within
+from jobs.supervisor import (
+    Ask,
+    Decision,
+    End,
+    GiveUp,
+    HandOut,
+    Patience,
+    Say,
+    State,
+    Supervisor,
+    Work,
+)
+from pipeline.errors import ConfigError, PipelineError, TryAgainError
 from pipeline.files.objects import is_url
-from pipeline.files.sharing import SharedPaths, offered_paths, require_shared, unseen_path
+from pipeline.files.sharing import SharedPaths, offered_paths, require_shared
 from pipeline.identity import TeacherIdentity
 from pipeline.labelling.config import LabelConfig
-from pipeline.labelling.job import IndexedShards, JobPlan, PartOrder, Preflight
-from pipeline.labelling.part import GroupTask, run_task
-from pipeline.records import AugmentedGroup, PartKey
+from pipeline.labelling.job import IndexedShards, JobPlan, Preflight
+from pipeline.records import PartKey
 from pipeline.store import Committed, parts_root
-
-if TYPE_CHECKING:
-    from pipeline.labelling.worker import TeacherWorker
 
 __all__ = ["Cluster"]
 
 _log = logging.getLogger(__name__)
 
-PARTS_IN_FLIGHT = 2  # a teacher: one is labelled while the other's first groups are augmented
-DEATHS_PER_PART = 4  # then the part itself is the likely cause
-CRASHES_PER_TASK = 8
 ANSWER_SECONDS = 120.0  # of a node that is asked what it sees; it may have to start Python
+END_SECONDS = 5.0
+PULSE_SECONDS = 2.0  # between two looks at a teacher's progress
+PULSES_PER_SECOND = 100  # of all teachers together
+WINDOW_BYTES = 1e9  # of augmented groups, for each teacher
 
-
-MakeWorker: TypeAlias = "Callable[[LabelConfig, int], TeacherWorker]"
-"""Loads a teacher, with so many threads, in the process that will run it."""
-
-
-def load_worker(config: LabelConfig, threads: int) -> TeacherWorker:
-    """Load the teacher of the settings."""
-    from pipeline.labelling.worker import TeacherWorker  # the driver needs no PyTorch
-
-    return TeacherWorker(config, threads)
-
-
-def connect() -> bool:
-    """Join the cluster of ``RAY_ADDRESS`` and return True, or start a local one.
-
-    ``jobs.label_teacher.prepare_environment`` keeps a local one on 127.0.0.1.
-    """
-    local = None if os.environ.get("RAY_ADDRESS") else "local"
-    ray.init(address=local, include_dashboard=None if local is None else False, log_to_driver=False)
-    return local is None
-
-
-@ray.remote(num_cpus=0, max_retries=CRASHES_PER_TASK)
-def look_remotely(paths: SharedPaths, node: str) -> str | None:
-    """Return what a node does not see as the driver does."""
-    return unseen_path(paths, node)
-
-
-@ray.remote(num_cpus=1, max_retries=CRASHES_PER_TASK)
-def augment_remotely(task: GroupTask) -> AugmentedGroup:
-    """Make a group's views wherever a CPU is free."""
-    return run_task(task)
-
-
-# Ray counts CPUs to place work, not to limit it. A teacher takes none, or a replacement
-# could find them all taken by the augmentation that waits for it.
-@ray.remote(num_cpus=0)
-class TeacherActor:
-    """A teacher's process. It loads at the first call, whose caller then sees the errors."""
-
-    def __init__(
-        self, config: LabelConfig, threads: int, window: int, make_worker: MakeWorker
-    ) -> None:
-        self._config = config
-        self._make_worker = make_worker
-        self._threads = threads
-        self._window = window
-        self._loading = threading.Lock()
-        self._loaded: TeacherWorker | None = None
-
-    def identity(self) -> TeacherIdentity:
-        """Return the teacher's identity."""
-        return self._worker().identity
-
-    def fingerprints(self) -> Mapping[str, int]:
-        """Return what normalizing and mixing give on the teacher's device."""
-        return self._worker().fingerprints
-
-    def preflight(self, shards: IndexedShards) -> Preflight:
-        """Try the teacher out on the job's shards."""
-        return self._worker().preflight(shards)
-
-    def _worker(self) -> TeacherWorker:
-        with self._loading:
-            if self._loaded is None:
-                self._loaded = self._make_worker(self._config, self._threads)
-            return self._loaded
-
-    def label(self, order: PartOrder) -> Committed:
-        """Label and commit one part."""
-        return self._worker().label_part(order, self._augmented(order))
-
-    def _augmented(self, order: PartOrder) -> Iterator[AugmentedGroup]:
-        """Yield a part's groups as they get ready, with a bounded number under way."""
-        tasks = order.tasks()
-        under_way: list[Any] = []
-        while True:
-            while len(under_way) < self._window:
-                task = next(tasks, None)
-                if task is None:
-                    break
-                under_way.append(augment_remotely.remote(task))
-            if not under_way:
-                return
-            ready, under_way = ray.wait(under_way, num_returns=1)
-            yield ray.get(ready[0])
+_DESCRIBE, _TRY_OUT = "its own settings", "the trial on a few images"
 
 
 @dataclass(slots=True)
-class _TeacherHandle:
-    """One teacher: its actor now, and the parts it was given."""
+class _Seat:
+    """A teacher's actor, and the calls that it has not answered."""
 
     actor: Any
-    parts: dict[Any, PartKey] = field(default_factory=dict)  # by the call's reference
+    calls: dict[Any, tuple[str, Work]] = field(default_factory=dict)  # by reference
+    asked: float = 0.0  # for its progress
 
 
 class Cluster:
     """The job's teachers on a Ray cluster."""
 
-    def __init__(self, config: LabelConfig, make_worker: MakeWorker = load_worker) -> None:
-        self._joined = connect()
-        resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        gpus, cpus = int(resources.get("GPU", 0)), max(1, int(resources.get("CPU", 1)))
-        on_gpu = config.device == "cuda" or (config.device == "auto" and gpus > 0)
-        teachers = config.teachers or (gpus if on_gpu else 1)
-        if on_gpu and teachers > gpus:
+    def __init__(
+        self, config: LabelConfig, drain: Drain, make_worker: MakeWorker = load_worker
+    ) -> None:
+        self._config = config
+        self._drain = drain
+        self._connection = RayConnection.open()
+        self._seats: dict[int, _Seat] = {}
+        try:
+            self._plan_teachers(make_worker)
+        except BaseException:
+            self.close()
+            raise
+
+    def _plan_teachers(self, make_worker: MakeWorker) -> None:
+        config, resources = self._config, joining.resources_now()
+        gpus, cpus = int(resources["GPU"].total), max(1, int(resources["CPU"].total))
+        self._on_gpu = config.device == "cuda" or (config.device == "auto" and gpus > 0)
+        teachers = config.teachers or (gpus if self._on_gpu else 1)
+        if self._on_gpu and teachers > gpus:
             raise PipelineError(
                 f"{teachers} teachers need as many GPUs, the cluster has {gpus}; use --teachers "
                 f"{gpus} or --device cpu"
             )
-        self._config = config
-        self._make_worker = make_worker
-        self._options = {"num_gpus": 1 if on_gpu else 0}
-        self._threads = config.threads or max(1, cpus // teachers)
-        self._window = max(2, 2 * cpus // teachers)
-        self._teachers = [_TeacherHandle(self._start_teacher()) for _ in range(teachers)]
+        self._patience = Patience.of(config.hang_seconds, config.wait_seconds)
+        mix, side = config.effective_mixing, config.augment.image_size
+        group_bytes = mix.group_size * mix.block_views * side * side * 3
+        fitting = int(WINDOW_BYTES / self._patience.in_flight / group_bytes)
+        self._settings = ActorSettings(
+            config=config,
+            window=max(2, min(2 * cpus // teachers, fitting)),
+            patience=self._patience,
+            make_worker=make_worker,
+        )
+        self._teachers = teachers
+        self._threads = max(1, cpus // teachers)
+        self._supervisor = Supervisor(teachers, "GPU" if self._on_gpu else None, self._patience)
 
     def check_paths(self, shards: IndexedShards) -> None:
         """Raise ``ConfigError`` naming a node that does not see the job's local paths as they are.
 
         Parts and teachers may come to any node, also to one without CPUs.
         """
-        if not self._joined:
+        if not self._connection.joined:
             return
         out, checkpoint = self._config.out, self._config.teacher_checkpoint
         _refuse_temporary(out)
@@ -177,104 +128,187 @@ class Cluster:
         ]
         if checkpoint is not None:
             files.append((checkpoint, checkpoint.stat().st_size))
-        every: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-        nodes = {node["NodeID"]: _name_of(node) for node in every if node["Alive"]}
+        nodes = {node["NodeID"]: _name_of(node) for node in joining.nodes()}
         with offered_paths(parts_root(out), files) as paths:
-            calls = {node: _on_node(node).remote(paths, node) for node in nodes}
-            for node, ref in calls.items():
-                require_shared(paths, node, nodes[node], _answer_of(nodes[node], ref))
+            calls = {node: _ask(paths, node) for node in nodes}
+            with self._drain.asked():
+                answers = self._answers(calls, nodes)
+            for node, unseen in answers.items():
+                require_shared(paths, node, nodes[node], unseen)
 
-    def identity(self) -> TeacherIdentity:
-        """Return the teacher's identity, once the first one is loaded."""
-        identity: TeacherIdentity = _get(self._teachers[0].actor.identity.remote())
-        return identity
+    def _answers(self, calls: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, str | None]:
+        """Return what each node says, in the time that all of them have."""
+        end = time.monotonic() + ANSWER_SECONDS
+        waiting = list(calls.values())
+        while waiting and time.monotonic() < end:
+            self._drain.check()
+            self._connection.require_raylet()
+            _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=0.5)
+        answers: dict[str, str | None] = {}
+        for node, ref in calls.items():
+            try:
+                answers[node] = ray.get(ref, timeout=1.0)
+            except (NodeDiedError, TaskUnschedulableError):
+                continue  # it is gone, and labels nothing
+            except RayError as error:
+                fault = fault_of(error, f"node {names[node]}")
+                if "cannot run this project" in str(fault):
+                    raise fault from error
+                raise PipelineError(
+                    f"node {names[node]} could not be asked which files it sees "
+                    f"({joining.in_one_line(error) or 'no answer'}); take it out of the cluster, "
+                    "or see that it runs this project's release and is not overloaded"
+                ) from error
+        return answers
 
-    def fingerprints(self) -> Mapping[str, int]:
-        """Return what normalizing and mixing give on the first teacher's device.
+    def describe(self) -> tuple[TeacherIdentity, Mapping[str, int]]:
+        """Return the identity of the first teacher that is loaded, and its float fingerprints.
 
         Each of the others compares its own when it labels.
         """
-        prints: Mapping[str, int] = _get(self._teachers[0].actor.fingerprints.remote())
-        return prints
+        found: tuple[TeacherIdentity, Mapping[str, int]] = self._ask_one(
+            _DESCRIBE, lambda actor: actor.describe.remote()
+        )
+        return found
 
     def preflight(self, shards: IndexedShards) -> Preflight:
         """Try the teacher out."""
-        report: Preflight = _get(self._teachers[0].actor.preflight.remote(shards))
+        report: Preflight = self._ask_one(_TRY_OUT, lambda actor: actor.preflight.remote(shards))
         return report
 
-    def label(
-        self, plan: JobPlan, stop_at: Callable[[], float | None]
-    ) -> Generator[Committed, None, None]:
+    def _ask_one(self, work: Work, call: Callable[[Any], Any]) -> Any:
+        def submit(actor: Any, one: HandOut) -> Any:
+            return call(actor)
+
+        with self._drain.asked():
+            self._supervisor.begin([work])
+            while True:
+                self._drain.check()
+                for result in self._step(submit):
+                    return result
+
+    def label(self, plan: JobPlan) -> Generator[Committed, None, None]:
         """Label the job's missing parts, and yield each once committed.
 
-        ``stop_at`` returns None, or the ``time.monotonic()`` until which parts under way
-        may finish; no new ones are handed out then.
+        After SIGTERM no new ones are handed out, and those under way may finish for a while.
         """
-        waiting = deque(plan.missing)
-        deaths: Counter[PartKey] = Counter()
-        while waiting or any(teacher.parts for teacher in self._teachers):
-            deadline = stop_at()
-            if deadline is None:
-                self._hand_out(plan, waiting)
-            elif time.monotonic() > deadline or not any(
-                teacher.parts for teacher in self._teachers
-            ):
-                return
-            calls = {ref: teacher for teacher in self._teachers for ref in teacher.parts}
-            ready, _ = ray.wait(list(calls), num_returns=1, timeout=0.5)
-            for ref in ready:
-                teacher = calls[ref]
-                part = teacher.parts.get(ref)
-                if part is None:
-                    continue  # its teacher died a moment ago
-                try:
-                    committed: Committed = _get(ref)
-                except RayActorError as error:
-                    self._replace(teacher, waiting, deaths, error)
-                    continue
-                del teacher.parts[ref]
-                yield committed
+
+        def submit(actor: Any, one: HandOut) -> Any:
+            assert isinstance(one.work, PartKey)
+            return actor.label.remote(plan.order(one.work), one.lean)
+
+        supervisor = self._supervisor
+        supervisor.begin(plan.missing)
+        while not supervisor.is_over:
+            deadline = self._drain.deadline()
+            if deadline is not None:
+                supervisor.drain()
+                if supervisor.is_over or time.monotonic() > deadline:
+                    return
+            yield from self._step(submit)
+
+    def _step(self, submit: Callable[[Any, HandOut], Any]) -> Generator[Any, None, None]:
+        """Do what is decided now, wait a moment, and yield the results that came."""
+        self._connection.require_raylet()
+        self._look_around()
+        for decision in self._supervisor.decide(time.monotonic()):
+            self._do(decision, submit)
+        yield from self._take_answers()
+
+    def _look_around(self) -> None:
+        """Tell the supervisor what the cluster has, and ask the teachers how far they are."""
+        resources = self._connection.resources()
+        if resources is not None:
+            self._supervisor.saw(resources)
+            if self._on_gpu and self._config.teachers is None:
+                self._teachers = max(self._teachers, int(resources["GPU"].total))
+                self._supervisor.want(self._teachers)  # GPUs may come later
+        now, states = time.monotonic(), self._supervisor.states
+        pause = max(PULSE_SECONDS, len(self._seats) / PULSES_PER_SECOND)
+        for number, seat in self._seats.items():
+            asked = any(kind == "progress" for kind, _ in seat.calls.values())
+            if states[number] is State.LABELLING and now - seat.asked > pause and not asked:
+                seat.calls[seat.actor.progress.remote()] = ("progress", None)
+                seat.asked = now
+
+    def _do(self, decision: Decision, submit: Callable[[Any, HandOut], Any]) -> None:
+        match decision:
+            case Ask(teacher):
+                actor = self._start_teacher()
+                self._seats[teacher] = _Seat(actor, {actor.node.remote(): ("node", None)})
+            case HandOut(teacher, work):
+                seat = self._seats[teacher]
+                seat.calls[submit(seat.actor, decision)] = ("work", work)
+            case End(teacher):
+                ray.kill(self._seats.pop(teacher).actor)
+            case Say(text):
+                _log.warning(text)
+            case GiveUp(text, again):
+                raise (TryAgainError if again else PipelineError)(text)
+
+    def _take_answers(self) -> Generator[Any, None, None]:
+        calls = {ref: number for number, seat in self._seats.items() for ref in seat.calls}
+        if not calls:
+            time.sleep(0.2)
+            return
+        ready, _ = ray.wait(list(calls), num_returns=1, timeout=0.5)
+        for ref in ready:
+            number = calls[ref]
+            seat = self._seats.get(number)
+            if seat is None or ref not in seat.calls:
+                continue  # its teacher died a moment ago
+            kind, work = seat.calls.pop(ref)
+            try:
+                answer = ray.get(ref, timeout=10.0)
+            except (RayError, OSError) as error:
+                self._lose(number, error)
+                continue
+            if self._tell(number, kind, work, answer):
+                yield answer
+
+    def _tell(self, number: int, kind: str, work: Work, answer: Any) -> bool:
+        """Tell the supervisor what a teacher answered; return whether a work is done."""
+        supervisor, now = self._supervisor, time.monotonic()
+        if kind == "node":
+            supervisor.placed(number, now)
+            seat = self._seats[number]
+            seat.calls[seat.actor.load.remote(self._threads)] = ("load", None)
+        elif kind == "load":
+            supervisor.loaded(number, now)
+        elif kind == "progress":
+            assert isinstance(answer, Progress)
+            supervisor.progressed(number, answer.groups, starved=answer.starved, now=now)
+        return kind == "work" and supervisor.finished(number, work, now)
+
+    def _lose(self, number: int, error: Exception) -> None:
+        """Take a teacher's works back if it is lost; raise what would happen again."""
+        how = death_of(error)
+        if how is None:
+            raise fault_of(error, "a teacher's process") from error
+        self._connection.require_raylet()  # then it is no fault of the teacher's
+        why = joining.in_one_line(error)
+        works = self._supervisor.died(number, how, why, time.monotonic())
+        _log.warning(
+            f"a teacher's process {how.value}; "
+            + (f"what it had ({works}) is handed out again" if works else "another takes its place")
+        )
+        ray.kill(self._seats.pop(number).actor)
 
     def close(self) -> None:
         """End the teachers, and leave Ray."""
-        for teacher in self._teachers:
-            ray.kill(teacher.actor)
-        ray.shutdown()
+        with suppress(Exception):  # Ray ends them with this process, a little later
+            within(END_SECONDS, "ending the teachers", self._end_teachers)
+        self._connection.close()
+
+    def _end_teachers(self) -> None:
+        for seat in self._seats.values():
+            ray.kill(seat.actor)
 
     def _start_teacher(self) -> Any:
         return TeacherActor.options(  # type: ignore[attr-defined]
-            **self._options,
-            max_concurrency=PARTS_IN_FLIGHT,
+            num_gpus=1 if self._on_gpu else 0,
             runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}},
-        ).remote(self._config, self._threads, self._window, self._make_worker)
-
-    def _hand_out(self, plan: JobPlan, waiting: deque[PartKey]) -> None:
-        for _ in range(PARTS_IN_FLIGHT):  # one round each, so that teachers share evenly
-            for teacher in self._teachers:
-                if waiting and len(teacher.parts) < PARTS_IN_FLIGHT:
-                    part = waiting.popleft()
-                    teacher.parts[teacher.actor.label.remote(plan.order(part))] = part
-
-    def _replace(
-        self,
-        teacher: _TeacherHandle,
-        waiting: deque[PartKey],
-        deaths: Counter[PartKey],
-        error: RayActorError,
-    ) -> None:
-        lost = sorted(teacher.parts.values())
-        deaths.update(lost)
-        worst = max(lost, key=lambda part: deaths[part])
-        if deaths[worst] >= DEATHS_PER_PART:
-            raise PipelineError(
-                f"the teacher's process died {deaths[worst]} times while it labelled "
-                f"{worst.path}: {error}; is there enough memory for --teachers "
-                f"{len(self._teachers)}?"
-            ) from error
-        _log.warning("a teacher's process died; %d parts are handed out again", len(lost))
-        waiting.extendleft(reversed(lost))
-        teacher.parts.clear()
-        teacher.actor = self._start_teacher()
+        ).remote(self._settings)
 
 
 def _refuse_temporary(out: str) -> None:
@@ -291,37 +325,6 @@ def _name_of(node: dict[str, Any]) -> str:
     return f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}, {node['NodeID'][:8]})"
 
 
-def _on_node(node: str) -> Any:
-    return look_remotely.options(
-        scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
-    )
-
-
-def _answer_of(name: str, ref: Any) -> str | None:
-    try:
-        unseen: str | None = ray.get(ref, timeout=ANSWER_SECONDS)
-    except RayError as error:
-        why = error.cause if isinstance(error, RayTaskError) else error
-        raise PipelineError(
-            f"node {name} could not be asked which files it sees ({why!r}); take it out of the "
-            "cluster, or see that it runs this project's release and is not overloaded"
-        ) from error
-    return unseen
-
-
-def _get(ref: Any) -> Any:
-    """Return a call's result; errors of ours come out as they were raised."""
-    try:
-        return ray.get(ref)
-    except RayTaskError as error:
-        cause: BaseException | None = error
-        while isinstance(cause, RayTaskError):
-            cause = cause.cause
-        if isinstance(cause, PipelineError):
-            raise cause from None
-        if isinstance(cause, WorkerCrashedError):
-            raise PipelineError(
-                f"an augmentation process crashed {CRASHES_PER_TASK + 1} times on one group: "
-                f"{cause}; an image may crash the decoder, or memory is short"
-            ) from error
-        raise
+def _ask(paths: SharedPaths, node: str) -> Any:
+    strategy = NodeAffinitySchedulingStrategy(node, soft=False)
+    return look_remotely.options(scheduling_strategy=strategy).remote(paths, node)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import signal
-import time
+import traceback
 from collections.abc import Iterable, Iterator
-from types import FrameType
 
+from jobs.draining import Drain, Stopped
 from pipeline.cli.console import Progress as Shown
 from pipeline.cli.console import duration, note, say
-from pipeline.errors import REJECTION_WORDS
+from pipeline.errors import REJECTION_WORDS, PipelineError, TryAgainError
+from pipeline.files.local import expand_shards
 from pipeline.labelling.config import LabelConfig
 from pipeline.labelling.job import (
     IndexedShards,
@@ -19,6 +19,7 @@ from pipeline.labelling.job import (
     Preflight,
     Progress,
     begin_job,
+    check_identity,
     finish_job,
     index_shards,
     plan_job,
@@ -27,56 +28,59 @@ from pipeline.labelling.job import (
     write_run,
 )
 from pipeline.records import PartKey
-from pipeline.store import Committed, Manifest, bytes_per_label, check_out
+from pipeline.store import (
+    Committed,
+    Manifest,
+    at_work,
+    bytes_per_label,
+    check_out,
+    parts_root,
+)
 
-__all__ = ["EXIT_DRAINED", "run_label_job"]
+__all__ = ["EXIT_AGAIN", "EXIT_DRAINED", "run_label_job"]
 
 EXIT_DRAINED = 143  # as of a process ended by SIGTERM
-
-
-class Drain:
-    """Notes SIGTERM, and says until when work under way may go on."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._deadline: float | None = None
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Take SIGTERM for as long as this context lasts."""
-        before = signal.signal(signal.SIGTERM, self._on_signal)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, before)
-
-    def deadline(self) -> float | None:
-        """Return the ``time.monotonic()`` at which to give up, None without a signal."""
-        return self._deadline
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._deadline is None:
-            self._deadline = time.monotonic() + self._seconds
+EXIT_AGAIN = 75  # EX_TEMPFAIL: machines failed or had no room, the same command may do better
 
 
 def run_label_job(config: LabelConfig) -> int:
-    """Run a label job to its end and return the exit status: 0, or 143 after SIGTERM.
+    """Run a label job to its end and return the exit status.
 
+    It is 0, 143 after SIGTERM, or 75 if machines failed and the same command may do better.
     Raises ``PipelineError`` for whatever the user can cure; parts that are committed stay.
     """
-    config = config.with_absolute_paths()  # other processes are in other directories
     drain = Drain(config.drain_seconds)
-    check_out(config.out)  # a slip of the pen shows before shards are read
+    try:
+        with drain.listening():
+            return _run(config.with_absolute_paths(), drain)  # others are in other directories
+    except Stopped:
+        say("stopped by SIGTERM; run the same command again, it will do the rest")
+        return EXIT_DRAINED
+    except PipelineError as error:
+        if config.debug:
+            note("\n  ".join(traceback.format_exc().splitlines()))
+        if not isinstance(error, TryAgainError):
+            raise
+        note(f"error: {error}")
+        return EXIT_AGAIN
+
+
+def _run(config: LabelConfig, drain: Drain) -> int:
+    # What is cheap to find out comes first: flags, names, the store, Ray, the teacher, shards.
+    check_out(config.out)
     config.check_checkpoint()
-    shards = index_shards(config.shards, config.cache, config.classes)
-    say(f"{len(shards.paths)} shards, {shards.samples} samples{named(shards)}")
+    expand_shards(config.shards, config.cache)
     if config.serial:
         from jobs.serial import SerialTeacher as Teachers
     else:
         from jobs.cluster import Cluster as Teachers  # type: ignore[assignment]
-    with contextlib.closing(Teachers(config)) as teachers, drain.listening():
+    with contextlib.closing(Teachers(config, drain)) as teachers:
+        teacher, floats = teachers.describe()
+        check_identity(config, teacher)
+        shards = index_shards(config.shards, config.cache, config.classes)
+        say(f"{len(shards.paths)} shards, {shards.samples} samples{named(shards)}")
         teachers.check_paths(shards)
-        plan = plan_job(config, shards, teachers.identity(), teachers.fingerprints())
+        plan = plan_job(config, shards, teacher, floats)
         describe_plan(plan)
         preflight = None
         if plan.missing:
@@ -86,25 +90,37 @@ def run_label_job(config: LabelConfig) -> int:
             require_agreement(config, preflight, plan.identity.teacher.classes)
         begin_job(plan)
         progress = Progress(plan)
-        with contextlib.closing(teachers.label(plan, drain.deadline)) as committed:
-            for one in shown(committed, plan):
-                progress.add(one)
-        run = {
-            "labels": progress.labels,
-            "seconds": round(progress.seconds, 3),
-            "labels_per_second": round(progress.labels_per_second, 3),
-            "parts": {"kept": len(plan.done), "missing": len(plan.missing), "done": progress.parts},
-            "preflight": None if preflight is None else dataclasses.asdict(preflight),
-        }
-        if progress.parts < len(plan.missing):
-            write_run(plan, run)
-            say(
-                f"stopped by SIGTERM with {progress.parts} of {len(plan.missing)} parts done; run "
-                "the same command again, it will do the rest"
-            )
-            return EXIT_DRAINED
-        describe_store(finish_job(plan, run), plan, progress)
-        return 0
+        root = parts_root(config.out)
+        # Nothing is written beside a finished Zarr store, or that would seem unfinished.
+        with at_work(root) if plan.missing else contextlib.nullcontext() as other:
+            order = plan
+            if other is not None:
+                order = dataclasses.replace(plan, missing=plan.missing[::-1])
+                note(f"{other} adds to {config.out} too; this job begins at the other end")
+            with drain.labelling(), contextlib.closing(teachers.label(order)) as committed:
+                for one in shown(committed, plan):
+                    progress.add(one)
+        return _end(plan, progress, preflight)
+
+
+def _end(plan: JobPlan, progress: Progress, preflight: Preflight | None) -> int:
+    """Write the manifest over a whole store, and in any case how the run went."""
+    run = {
+        "labels": progress.labels,
+        "seconds": round(progress.seconds, 3),
+        "labels_per_second": round(progress.labels_per_second, 3),
+        "parts": {"kept": len(plan.done), "missing": len(plan.missing), "done": progress.parts},
+        "preflight": None if preflight is None else dataclasses.asdict(preflight),
+    }
+    if progress.parts < len(plan.missing):
+        write_run(plan, run)
+        say(
+            f"stopped by SIGTERM with {progress.parts} of {len(plan.missing)} parts done; run "
+            "the same command again, it will do the rest"
+        )
+        return EXIT_DRAINED
+    describe_store(finish_job(plan, run), plan, progress)
+    return 0
 
 
 def shown(committed: Iterable[Committed], plan: JobPlan) -> Iterator[Committed]:

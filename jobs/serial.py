@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 
+from jobs.draining import Drain
 from pipeline.identity import TeacherIdentity
 from pipeline.labelling.config import LabelConfig
 from pipeline.labelling.job import IndexedShards, JobPlan, PartOrder, Preflight
@@ -19,7 +20,8 @@ __all__ = ["SerialTeacher"]
 class SerialTeacher:
     """One teacher in this process; the same doors as ``jobs.cluster.Cluster``."""
 
-    def __init__(self, config: LabelConfig) -> None:
+    def __init__(self, config: LabelConfig, drain: Drain) -> None:
+        self._drain = drain
         self._worker = TeacherWorker(config, config.threads)
 
     def close(self) -> None:
@@ -28,31 +30,22 @@ class SerialTeacher:
     def check_paths(self, shards: IndexedShards) -> None:
         """Do nothing: there is no other machine."""
 
-    def identity(self) -> TeacherIdentity:
-        """Return the teacher's identity."""
-        return self._worker.identity
-
-    def fingerprints(self) -> Mapping[str, int]:
-        """Return what normalizing and mixing give on the teacher's device."""
-        return self._worker.fingerprints
+    def describe(self) -> tuple[TeacherIdentity, Mapping[str, int]]:
+        """Return the teacher's identity, and what its device makes of floats."""
+        return self._worker.identity, self._worker.fingerprints
 
     def preflight(self, shards: IndexedShards) -> Preflight:
         """Try the teacher out."""
         return self._worker.preflight(shards)
 
-    def label(
-        self, plan: JobPlan, stop_at: Callable[[], float | None]
-    ) -> Generator[Committed, None, None]:
-        """Label the job's missing parts one after the other, and yield each once committed.
-
-        ``stop_at`` is as for ``Cluster.label``.
-        """
+    def label(self, plan: JobPlan) -> Generator[Committed, None, None]:
+        """Label the job's missing parts one after the other, and yield each once committed."""
         for part in plan.missing:
-            if stop_at() is not None:
+            if self._drain.deadline() is not None:
                 return
             order = plan.order(part)
             try:
-                yield self._worker.label_part(order, _augmented(order, stop_at))
+                yield self._worker.label_part(order, _augmented(order, self._drain))
             except _OutOfTimeError:
                 return
 
@@ -61,9 +54,9 @@ class _OutOfTimeError(Exception):
     """The time to finish parts under way is over."""
 
 
-def _augmented(order: PartOrder, stop_at: Callable[[], float | None]) -> Iterator[AugmentedGroup]:
+def _augmented(order: PartOrder, drain: Drain) -> Iterator[AugmentedGroup]:
     for task in order.tasks():
-        deadline = stop_at()
+        deadline = drain.deadline()
         if deadline is not None and time.monotonic() > deadline:
             raise _OutOfTimeError
         yield run_task(task)

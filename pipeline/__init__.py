@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         ShardError,
         StoreError,
         TeacherError,
+        TryAgainError,
     )
     from pipeline.files.cache import CacheConfig
     from pipeline.identity import (
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from pipeline.store.opening import open_store
     from pipeline.tools.diff import StoreDiff, diff_stores
     from pipeline.tools.merge import MergeReport, merge_stores
+    from pipeline.tools.repair import RepairReport, repair_store
     from pipeline.tools.show import DrawnView, ViewChoice, draw_views, save_sheet, show_views
     from pipeline.tools.stats import StoreStats, store_stats
     from pipeline.tools.thin import KeptSamples, ThinReport, thin_store
@@ -67,6 +69,7 @@ __all__ = [
     "PackReport",
     "PipelineError",
     "RejectionError",
+    "RepairReport",
     "ReplayError",
     "ShardError",
     "StoreDiff",
@@ -76,6 +79,7 @@ __all__ = [
     "TeacherError",
     "TeacherIdentity",
     "ThinReport",
+    "TryAgainError",
     "VerifyReport",
     "ViewChoice",
     "ViewsReport",
@@ -85,6 +89,7 @@ __all__ = [
     "merge_stores",
     "open_store",
     "pack_shards",
+    "repair_store",
     "save_sheet",
     "show_views",
     "store_stats",
@@ -106,6 +111,7 @@ _MODULES = {
     "MixConfig": "pipeline.identity",
     "PackConfig": "pipeline.shards.packing",
     "PackReport": "pipeline.shards.packing",
+    "RepairReport": "pipeline.tools.repair",
     "StoreDiff": "pipeline.tools.diff",
     "StoreIdentity": "pipeline.identity",
     "StoreStats": "pipeline.tools.stats",
@@ -120,6 +126,7 @@ _MODULES = {
     "merge_stores": "pipeline.tools.merge",
     "open_store": "pipeline.store.opening",
     "pack_shards": "pipeline.shards.packing",
+    "repair_store": "pipeline.tools.repair",
     "save_sheet": "pipeline.tools.show",
     "show_views": "pipeline.tools.show",
     "store_stats": "pipeline.tools.stats",

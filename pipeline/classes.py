@@ -18,7 +18,7 @@ from typing import Any
 
 from pipeline.errors import ClassesError, ConfigError, PipelineError
 from pipeline.files.cache import RemoteShard, ShardFile
-from pipeline.files.local import LocalFolder, open_folder
+from pipeline.files.local import Folder, LocalFolder, open_folder
 from pipeline.files.objects import is_url
 from pipeline.identity import read_json
 
@@ -94,17 +94,32 @@ def read_names(place: str | Path) -> ClassNames:
     one with a directory of images for each class. Raises ``ConfigError`` if there is nothing,
     ``ClassesError`` for what is no list of names.
     """
-    folder = open_folder(place if is_url(str(place)) else Path(place))
-    if isinstance(folder, LocalFolder) and folder.path.is_dir():
-        if not folder.exists(CLASSES_FILE):
-            return ClassNames(names=_folder_names(folder.path), source=str(place))
-        folder = LocalFolder(folder.path / CLASSES_FILE)
+    path = Path(place)
+    if not is_url(str(place)) and path.is_dir() and not (path / CLASSES_FILE).exists():
+        return ClassNames(names=_folder_names(path), source=str(place))
+    folder, name = _list_at(place)
     try:
-        data = folder.read_bytes("", _LARGEST_FILE)
+        data = folder.read_bytes(name, _LARGEST_FILE)
     except FileNotFoundError as error:
         raise ConfigError(f"`classes` {place}: no such file or directory") from error
-    parse = _names_of_json if folder.name.endswith(".json") else _names_of_text
-    return ClassNames(names=parse(data, folder.name), source=folder.name)
+    parse = _names_of_json if name.endswith(".json") else _names_of_text
+    source = folder.at(name)
+    return ClassNames(names=parse(data, source), source=source)
+
+
+def _list_at(place: str | Path) -> tuple[Folder, str]:
+    """Return in which folder a list of names lies, and the name of its file."""
+    if is_url(str(place)):
+        above, _, name = str(place).rstrip("/").rpartition("/")
+        return (
+            (open_folder(above), name) if "." in name else (open_folder(str(place)), CLASSES_FILE)
+        )
+    path = Path(place)
+    return (
+        (LocalFolder(path), CLASSES_FILE)
+        if path.is_dir()
+        else (LocalFolder(path.parent), path.name)
+    )
 
 
 def _folder_names(root: Path) -> tuple[str, ...]:

@@ -24,10 +24,13 @@ __all__ = [
     "ShardError",
     "StoreError",
     "TeacherError",
+    "TryAgainError",
 ]
 
 
-RejectionReason: TypeAlias = Literal["empty", "unknown-format", "too-many-pixels", "undecodable"]
+RejectionReason: TypeAlias = Literal[
+    "empty", "unknown-format", "too-many-pixels", "undecodable", "crashes-decoder"
+]
 """Why an image has no labels. Stores hold these codes, so they depend on the image's bytes and the
 store's settings alone: never on a library's words, a name or a process."""
 
@@ -36,6 +39,7 @@ REJECTION_WORDS: Mapping[RejectionReason, str] = {
     "unknown-format": "its first bytes are not those of a JPEG, PNG or WebP",
     "too-many-pixels": "its header says more pixels than `max_pixels` allows",
     "undecodable": "it is damaged, cut off, or of a kind that no decoder reads",
+    "crashes-decoder": "whatever process decodes it crashes",
 }
 """The codes in words, for people."""
 
@@ -101,3 +105,7 @@ class ReplayError(PipelineError):
 
 class CheckpointError(PipelineError):
     """A checkpoint is unreadable, or belongs to another model or run."""
+
+
+class TryAgainError(PipelineError):
+    """Machines failed, or had no room: the same command may do better later."""

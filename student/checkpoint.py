@@ -71,14 +71,16 @@ class Segment:
     """How the steps from one on were computed: sums in another order have other last bits."""
 
     step: int
+    epochs: int  # of the whole run, which the learning rate follows
     ranks: int
     accumulate: int
     threads: int  # of each rank
+    fast: bool  # on a GPU, with TF32 and kernels that cuDNN chose by their time
     device: str  # cpu, or the GPU's name
 
     def changes(self, later: Segment) -> list[str]:
         """Return what differs in a later segment that its weights depend on, in words."""
-        names = ["ranks", "accumulate", "device"]
+        names = ["epochs", "ranks", "accumulate", "device", "fast"]
         if (self.device, later.device) == ("cpu", "cpu"):  # else they only feed the GPU
             names.append("threads")
         pairs = [(name, getattr(self, name), getattr(later, name)) for name in names]
@@ -189,16 +191,16 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     replace(path, buffer.getvalue())
 
 
-def read_checkpoint(path: Path, run: RunIdentity) -> Checkpoint:
-    """Read a checkpoint of this very run.
+def read_checkpoint(path: Path, run: RunIdentity, *, lengthen: bool = False) -> Checkpoint:
+    """Read a checkpoint of this very run, or with ``lengthen`` of one of fewer epochs.
 
     Raises ``CheckpointError`` as ``open_checkpoint``, and if the settings, store or shards are
     others; it lists what differs.
     """
-    return _of_run(open_checkpoint(path), path, run)
+    return _of_run(open_checkpoint(path), path, run, lengthen)
 
 
-def _of_run(checkpoint: Checkpoint, path: Path, run: RunIdentity) -> Checkpoint:
+def _of_run(checkpoint: Checkpoint, path: Path, run: RunIdentity, lengthen: bool) -> Checkpoint:
     """Return a checkpoint if it belongs to this run."""
     # What either leaves out has its founding value.
     ours, theirs = (
@@ -210,33 +212,52 @@ def _of_run(checkpoint: Checkpoint, path: Path, run: RunIdentity) -> Checkpoint:
             f"{path} was trained with a setting {one_line(unknown[0])}, which teacher-labels "
             f"{RELEASE} does not know; {install(checkpoint.needs)}"
         )
-    different = different_fields(ours, theirs)
+    epochs = {name: ours["config"].get(name) for name in ("epochs", "warmup_epochs")}
+    longer = {**theirs, "config": {**theirs["config"], **epochs}}
+    different = different_fields(ours, longer if lengthen else theirs)
     if different:
+        cure = "resume with its settings and store, which its config.json names; or " + _CURE
+        if not different_fields(ours, longer):
+            cure = (
+                "resume with its `epochs`, or give `lengthen`: from this checkpoint on the "
+                "learning rate then follows the schedule of the new number"
+            )
         raise CheckpointError(
             f"{path} belongs to another run (ours / the checkpoint's):\n  "
             + "\n  ".join(re.sub(r"^config\.(\w+)", r"`\1`", line) for line in different)
-            + "\n  cure: resume with its settings and store, which its config.json names; or "
-            + _CURE
+            + f"\n  cure: {cure}"
         )
     return checkpoint
 
 
-def find_checkpoint(path: Path, run: RunIdentity) -> FoundCheckpoint:
+def find_checkpoint(path: Path, run: RunIdentity, *, lengthen: bool = False) -> FoundCheckpoint:
     """Read a checkpoint, or if it is a torn last.pt, the one before.
 
-    Raises ``CheckpointError`` as ``read_checkpoint``, of the given one if both are torn.
+    Raises ``CheckpointError`` as ``read_checkpoint``; of the given one if both are torn, naming a
+    best.pt that could be gone on from.
     """
-    before = path.with_name(PREVIOUS)
+    before, best = path.with_name(PREVIOUS), path.with_name(BEST)
     try:
         found = open_checkpoint(path)
     except TornError as error:
-        if path.name != LAST or not before.is_file():
+        sound = None if path.name != LAST else _sound(before, run, lengthen)
+        if sound is not None:
+            return FoundCheckpoint(path=before, checkpoint=sound)
+        other = None if path == best else _sound(best, run, lengthen)
+        if other is None:
             raise
-        try:
-            return FoundCheckpoint(path=before, checkpoint=read_checkpoint(before, run))
-        except CheckpointError:
-            raise error from None
-    return FoundCheckpoint(path=path, checkpoint=_of_run(found, path, run))
+        raise CheckpointError(
+            f"{error}. {best}, of step {other.step}, is sound: `resume` {best} goes on from it"
+        ) from error
+    return FoundCheckpoint(path=path, checkpoint=_of_run(found, path, run, lengthen))
+
+
+def _sound(path: Path, run: RunIdentity, lengthen: bool) -> Checkpoint | None:
+    """Return a checkpoint of this run, None if there is none that can be read."""
+    try:
+        return read_checkpoint(path, run, lengthen=lengthen)
+    except CheckpointError:
+        return None
 
 
 def set_aside(path: Path) -> None:

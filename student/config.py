@@ -53,6 +53,9 @@ class StudentConfig:
     store's; the teacher saw the store's."""
     drop_path: float = 0.1
     """Stochastic depth: the last block's probability of being skipped."""
+    train_mode: bool = True
+    """Train with the model in training mode. DeiT fine-tunes without: drop path and dropout are
+    off, and batch norm uses the means that it has."""
     precision: Precision = "fp32"
     """Number format of the student's forward pass, by autocast; fp16 scales the loss."""
     compile: bool = False
@@ -155,6 +158,9 @@ class RunConfig:
 
     device: Literal["auto", "cpu", "cuda"] = free("auto")
     """Where the student trains."""
+    deterministic: bool = free(False)
+    """On a GPU: train without TF32 and cuDNN's choice of the fastest kernels, which change the last
+    bits from run to run. A teacher in the loop always does without."""
     threads: int | None = free(None)
     """CPU threads of PyTorch; all cores by default."""
     workers: int = free(2)
@@ -209,6 +215,9 @@ class TrainConfig:
     output: Path = free()
     """Directory of this run: last.pt, previous.pt, best.pt, run.toml, config.json,
     metrics.jsonl, TensorBoard's log."""
+    lengthen: bool = free(False)
+    """Let a resumed run have more epochs than it had, finished or not: from there on the learning
+    rate follows the schedule of the new number."""
     resume: str | None = free(None)
     """'auto' continues from OUTPUT/last.pt, or previous.pt or best.pt where that is missing, if any
     is there; a path continues from that file."""

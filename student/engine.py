@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, TypeAlias
@@ -18,7 +19,7 @@ from pipeline.errors import CheckpointError, ConfigError, PipelineError
 from pipeline.files.local import replace
 from pipeline.growth import needed_release
 from pipeline.identity import StoreIdentity, canonical_json
-from pipeline.labelling.devices import choose_device, set_threads
+from pipeline.labelling.devices import allow_fast_floats, choose_device, set_threads
 from pipeline.labelling.weights import WORDS, Which, state_digest
 from pipeline.tools.verify import check_fingerprints
 from student.audit import audit_store
@@ -55,7 +56,7 @@ from student.inputs import Inputs
 from student.loading import LoaderOptions
 from student.losses import MixedTarget, TeacherSignal
 from student.metrics import Meter, MetricsLog, Stopwatch
-from student.model import StudentSpec, create_student, reseed, split_heads
+from student.model import StudentSpec, create_student, reseed, set_mode, split_heads
 from student.optimization import Optimization, Schedule
 from student.recipes import to_toml
 from student.replay import ReplayDataset, StudentBatch, replay_loader
@@ -102,7 +103,7 @@ def train(
     Raises ``ConfigError`` if the output directory holds a run that is not to be resumed,
     ``PipelineError`` if loss or weights become infinite, and whatever replay and store raise.
     """
-    with ranks.joined(choose_device(config.run.device)):
+    with ranks.joined(choose_device(config.run.device)), _room_on_disk(config.output):
         return Trainer(config, inputs, ranks).run(stop_after, stop, show)
 
 
@@ -119,6 +120,8 @@ class Trainer:
         resume_from = ranks.decide(lambda: _checkpoint_to_resume(config))
         self.config, self.inputs, self.ranks, self.plan = config, inputs, ranks, inputs.plan
         set_threads(config.run.threads or _threads_of(ranks))
+        if _is_fast(config):
+            allow_fast_floats()
         self.identity, self._classes = inputs.store.identity, inputs.classes
         self.device = ranks.device(choose_device(config.run.device))
         self._same_floats = check_fingerprints(inputs.store, self.device)
@@ -134,11 +137,12 @@ class Trainer:
         self._loss = config.distillation.loss
         self._validation = _open_validation(config, inputs) if ranks.first else None
         self.spec = _student_spec(config, self.identity)
-        self.model = create_student(self.spec)
+        self.model = create_student(self.spec, lambda text: self._say(text, logging.WARNING))
         self.loaded: Loaded | None = None  # of ``finetune``
         if config.student.finetune is not None and resume_from is None:
             found = read_weights(config.student.finetune, config.student.finetune_weights)
-            self.loaded = load_weights(self.model, found, str(config.student.finetune))
+            names = None if inputs.classes is None else inputs.classes.names
+            self.loaded = load_weights(self.model, found, str(config.student.finetune), names)
         self.model.to(self.device)
         self.optimization = Optimization(self.model, config, self.device)
         self.schedule = Schedule.of(config, self.plan)
@@ -207,6 +211,12 @@ class Trainer:
         if self.config.run.audit and self.step < end:
             device = self.device if self._same_floats else None
             self._audited += audit_store(self._data, self._loader_options(), self.ranks, device)
+            if not self._audited_by_all():
+                self._say(
+                    "nothing was audited: no view that was looked at has a digest, so nothing "
+                    "shows that the labels belong to the pixels that the student sees",
+                    logging.WARNING,
+                )
         seconds: list[dict[str, float]] = []
         agreement = StopAgreement(self.ranks, stop)
         stopped_by, begun = 0, self.step
@@ -233,6 +243,12 @@ class Trainer:
                     "those of an undisturbed run bit for bit",
                     logging.WARNING,
                 )
+            if any(one.startswith("epochs") for one in self._changes):
+                self._say(
+                    f"the learning rate follows the schedule of {self.config.plan.epochs} epochs "
+                    f"from here on: the next step's is {self.schedule.lr(self.step):.2e}",
+                    logging.WARNING,
+                )
             if self.loaded is not None:
                 self._say(
                     f"begins with the {WORDS[self.loaded.which]} weights of "
@@ -254,13 +270,16 @@ class Trainer:
         return Outcome(
             steps=self.step,
             dropped_rows=self.plan.dropped_rows,
-            audited=int(self.ranks.sum(torch.tensor(self._audited))),
+            audited=self._audited_by_all(),
             weights=state_digest(self.model.state_dict()),
             evaluation=self._evaluations.get("raw"),
             ema_evaluation=self._evaluations.get("ema"),
             epoch_seconds=tuple(seconds),
             stopped_by=stopped_by,
         )
+
+    def _audited_by_all(self) -> int:
+        return int(self.ranks.sum(torch.tensor(self._audited)))
 
     def _batches(self, end: int) -> Generator[StudentBatch]:
         """Yield the pieces of batches from the current step on, timing the wait for them."""
@@ -280,7 +299,7 @@ class Trainer:
     def _update(self, batches: Iterator[StudentBatch]) -> None:
         """Take one step, on all pieces of this rank's slice of the batch."""
         self.optimization.begin(self.schedule.lr(self.step))
-        self.model.train()
+        set_mode(self.model, training=self.config.student.train_mode)
         pieces = self.config.run.accumulate
         for piece in range(pieces - 1):
             with self.ranks.without_averaging(self._parallel):
@@ -436,7 +455,8 @@ class Trainer:
         )
 
     def _resume(self, path: Path) -> None:
-        found = find_checkpoint(path, self.inputs.run_identity(self.config))
+        identity = self.inputs.run_identity(self.config)
+        found = find_checkpoint(path, identity, lengthen=self.config.lengthen)
         checkpoint = found.checkpoint
         saved = ClassNames.of(checkpoint.student.class_names, found.path)
         self._classes = agreed_names(saved, self._classes)
@@ -484,6 +504,21 @@ class Trainer:
         replace(self.config.output / RUN, to_toml(self.config))
 
 
+@contextmanager
+def _room_on_disk(output: Path) -> Iterator[None]:
+    """Say how a run goes on whose disk was full, whatever was to be written."""
+    try:
+        yield
+    except (OSError, PipelineError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if not isinstance(cause, OSError) or cause.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise PipelineError(
+            f"{output}: the disk is full; the checkpoints that were there are whole: free space, "
+            "and continue with `resume` auto"
+        ) from error
+
+
 def _threads_of(ranks: Ranks) -> int | None:
     """Return this rank's share of the machine's cores, None for all."""
     if not ranks.several:
@@ -491,13 +526,20 @@ def _threads_of(ranks: Ranks) -> int | None:
     return max(1, len(os.sched_getaffinity(0)) // ranks.local_ranks)
 
 
+def _is_fast(config: TrainConfig) -> bool:
+    """Return whether a GPU may trade last bits for speed; a teacher's labels must not change."""
+    return not (config.run.deterministic or config.teacher.teacher_in_loop)
+
+
 def _segment(config: TrainConfig, ranks: Ranks, device: torch.device, step: int) -> Segment:
     """Return how this process computes steps from one on; threads are set already."""
     return Segment(
         step=step,
+        epochs=config.plan.epochs,
         ranks=ranks.ranks,
         accumulate=config.run.accumulate,
         threads=torch.get_num_threads(),
+        fast=_is_fast(config) and device.type == "cuda",
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,23 +27,30 @@ class Loaded:
     new: tuple[str, ...]  # heads that begin anew
 
 
-def load_weights(model: nn.Module, found: FoundWeights, source: str) -> Loaded:
+def load_weights(
+    model: nn.Module, found: FoundWeights, source: str, names: Sequence[str] | None = None
+) -> Loaded:
     """Load weights into a student built for its own images and classes.
 
-    Position embeddings of another grid are resized; heads of other classes keep their fresh
-    weights. Raises ``CheckpointError`` for any other difference, naming the first.
+    Position embeddings of another grid are resized; heads of other classes, by their number or
+    by ``names`` where both have some, keep their fresh weights. Raises ``CheckpointError`` for any
+    other difference, naming the first.
     """
     own, state = model.state_dict(), found.state
     for one, other, whose in ((state, own, "the student"), (own, state, "the checkpoint")):
         if "dist_token" in one and "dist_token" not in other:
             raise _misfit(source, f"{whose} has no distillation token")
+    known = found.class_names is not None and names is not None
+    other_classes = known and found.class_names != tuple(names or ())
     taken, resized, new = dict(own), [], []
     for name, tensor in state.items():
         if name not in own:
             if name.startswith(_HEADS):
                 continue  # a head that the student lacks: a teacher of two for one, say
             raise _misfit(source, f"{name} is no weight of the student")
-        if tensor.shape == own[name].shape:
+        if other_classes and name.startswith(_HEADS):
+            new.append(name)
+        elif tensor.shape == own[name].shape:
             taken[name] = tensor
         elif name.endswith("pos_embed"):
             taken[name] = _fit_positions(model, name, tensor, own[name], source)
@@ -63,18 +71,14 @@ def load_weights(model: nn.Module, found: FoundWeights, source: str) -> Loaded:
 def resize_position_embedding(embedding: Tensor, grid: tuple[int, int], prefix: int) -> Tensor:
     """Return (1, prefix + T, D) position embeddings for another grid of patches.
 
-    The first ``prefix`` positions are tokens' and stay. Vectors are interpolated
-    bicubically and scaled to the interpolated lengths of their neighbors, since a mean of
-    vectors is shorter than they are (DeiT, section 3.3). The old grid is square.
+    The first ``prefix`` positions are tokens' and stay; the others are interpolated bicubically, as
+    DeiT's main.py does. The old grid is square.
     """
     tokens, patches = embedding[:, :prefix].float(), embedding[:, prefix:].float()
     side = round(patches.shape[1] ** 0.5)
     field = patches.reshape(1, side, side, -1).permute(0, 3, 1, 2)
-    vectors, lengths = (
-        F.interpolate(one, size=grid, mode="bicubic", antialias=True, align_corners=False)
-        for one in (field, field.norm(dim=1, keepdim=True))
-    )
-    vectors = vectors * (lengths / vectors.norm(dim=1, keepdim=True).clamp_min(1e-12))
+    # Without antialias: that is another cubic, also where the grid grows.
+    vectors = F.interpolate(field, size=grid, mode="bicubic", align_corners=False)
     new = vectors.permute(0, 2, 3, 1).reshape(1, grid[0] * grid[1], -1)
     return torch.cat([tokens, new], dim=1).to(embedding.dtype)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,13 +22,26 @@ from pipeline.errors import ConfigError
 from pipeline.growth import settle
 from pipeline.views.rng import stream
 
-__all__ = ["StudentSpec", "create_student", "heads_of", "reseed", "split_heads", "two_headed"]
+__all__ = [
+    "StudentSpec",
+    "create_student",
+    "heads_of",
+    "reseed",
+    "set_mode",
+    "split_heads",
+    "two_headed",
+]
 
 _CANNOT_BUILD = (
     *(TypeError, ValueError, RuntimeError, AssertionError),
     *(ArithmeticError, LookupError, AttributeError, MemoryError),
 )
 """What arguments that do not fit a model make it raise."""
+
+_PLACES = ("hf-hub:", "hf_hub:", "local-dir:")
+"""What timm's names of places begin with, where weights are fetched from or read."""
+
+_log = logging.getLogger(__name__)
 
 _DECIDES = "decides_heads"
 """The attribute of modules whose training mode decides whether both heads' logits are given."""
@@ -54,20 +68,31 @@ class StudentSpec:
         settle(self)
 
 
-def create_student(spec: StudentSpec) -> nn.Module:
+def create_student(spec: StudentSpec, warn: Callable[[str], None] = _log.warning) -> nn.Module:
     """Return an untrained student, whose output in training ``split_heads`` takes apart.
 
     A function of the user's own is called with ``num_classes``, ``img_size`` (left out if it
-    has no such argument), ``drop_path_rate`` (likewise, if that is 0) and the model arguments; its
+    has no such argument), ``drop_path_rate`` (likewise) and the model arguments; its
     module returns in training the logits (B, C), or those of the class head and of the
     distillation head, in one of the forms of ``heads_of``; in evaluation it may join them.
     Raises ``ConfigError`` for a name that is not known, another number of heads, or a model
     that cannot be built for these images.
     """
+    if spec.name.startswith(_PLACES) or "/" in spec.name:
+        raise ConfigError(
+            f"`model` {spec.name!r} is a place to fetch from, and a model begins untrained: give "
+            "its own name, such as vit_tiny_patch16_224, and the file of weights with `finetune`"
+        )
     build = _function(spec.name) if ":" in spec.name else _timm_builder(spec)
     with torch.random.fork_rng(devices=[]):
         try:
-            model = _build(build, spec)
+            model = _build(build, spec, warn)
+        except OSError as error:
+            raise ConfigError(
+                f"`model` {spec.name} cannot fetch or read what `model_args` ask for "
+                f"({_first_line(error)}); fetch weights where there is a network, and give their "
+                "file with `finetune`"
+            ) from error
         except _CANNOT_BUILD as error:
             raise _misfit(spec, error) from error
     if not isinstance(model, nn.Module):
@@ -137,21 +162,33 @@ def _timm_builder(spec: StudentSpec) -> Callable[..., Any]:
     return build
 
 
-def _build(build: Callable[..., Any], spec: StudentSpec) -> Any:
+def _build(build: Callable[..., Any], spec: StudentSpec, warn: Callable[[str], None]) -> Any:
     """Call a builder, without arguments that it does not have and need not have."""
     arguments: dict[str, Any] = {"num_classes": spec.classes, "img_size": spec.image_size}
     if spec.drop_path or ":" in spec.name:
         arguments["drop_path_rate"] = spec.drop_path
     arguments.update(spec.model_args)
-    optional = ["img_size"] if spec.drop_path else ["img_size", "drop_path_rate"]
     while True:
         reseed("init", spec.seed)
         try:
-            return build(**arguments)
+            model = build(**arguments)
         except TypeError as error:
+            optional = ("img_size", "drop_path_rate")
             unknown = next((one for one in optional if f"'{one}'" in str(error)), None)
-            if arguments.pop(unknown or "", None) is None:
+            if unknown in spec.model_args or arguments.pop(unknown or "", None) is None:
                 raise
+        else:
+            if spec.drop_path and "drop_path_rate" not in arguments:
+                warn(f"`model` {spec.name} has no drop path: `drop_path` does nothing")
+            return model
+
+
+def set_mode(model: nn.Module, *, training: bool) -> None:
+    """Put a student in training or evaluation mode; in either it gives both heads' logits."""
+    model.train(training)
+    for module in model.modules():
+        if hasattr(module, _DECIDES):
+            module.training = True  # this module's own flag, not its layers'
 
 
 @contextmanager
@@ -162,10 +199,7 @@ def two_headed(model: nn.Module) -> Iterator[None]:
     layers are not.
     """
     before = model.training
-    model.eval()
-    for module in model.modules():
-        if hasattr(module, _DECIDES):
-            module.training = True  # this module's own flag, not its layers'
+    set_mode(model, training=False)
     try:
         yield
     finally:
@@ -264,10 +298,14 @@ def _require_whole_patches(model: nn.Module, spec: StudentSpec) -> None:
 
 def _misfit(spec: StudentSpec, error: Exception | str) -> ConfigError:
     return ConfigError(
-        f"`model` {spec.name} cannot be built for images of {spec.image_size} pixels: {error}; "
-        "check `model_args` (a patch_size that divides the image's side, an embed_dim that "
-        "num_heads divides), and `drop_path` 0 for a model without drop path"
+        f"`model` {spec.name} cannot be built for images of {spec.image_size} pixels: "
+        f"{_first_line(error)}; check `model_args` (a patch_size that divides the image's side, an "
+        "embed_dim that num_heads divides)"
     )
+
+
+def _first_line(error: Exception | str) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _advice() -> str:

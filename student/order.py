@@ -150,7 +150,7 @@ class TrainingPlan:
         self.first_view = manifest.view_range.start
         self._passes = len(manifest.view_range) // config.views_per_unit
         _check_views(manifest.view_range, config)
-        _check_batch_size(config, self.rows_per_epoch, ranks=1)
+        _check_batch_size(config, self.rows_per_epoch)
         self._forget()
 
     def _forget(self) -> None:
@@ -184,12 +184,12 @@ class TrainingPlan:
         # The last e with e * R // B <= step, which is the last with e * R < (step + 1) * B.
         return ((step + 1) * self.config.batch_size - 1) // self.rows_per_epoch
 
-    def check_ranks(self, ranks: int) -> None:
+    def check_ranks(self, ranks: int, pieces: int = 1) -> None:
         """Raise ``ConfigError`` unless every rank gets whole units of every batch.
 
-        A rank that works off its share in pieces counts once for each.
+        It may work off its share in ``pieces``; each wants whole units.
         """
-        _check_batch_size(self.config, self.rows_per_epoch, ranks)
+        _check_batch_size(self.config, self.rows_per_epoch, ranks, pieces)
 
     def batch(self, step: int) -> PlannedBatch:
         """Return global batch ``step``; raises ``IndexError`` beyond the run."""
@@ -383,21 +383,23 @@ def _check_views(views: range, config: PlanConfig) -> None:
         )
 
 
-def _check_batch_size(config: PlanConfig, rows: int, ranks: int) -> None:
-    step = config.unit_rows * ranks
+def _check_batch_size(config: PlanConfig, rows: int, ranks: int = 1, pieces: int = 1) -> None:
+    step = config.unit_rows * ranks * pieces
     size = config.batch_size
+    unit = "three views of two samples" if config.repeated_augmentation else "two samples"
+    shares = f" x {ranks} ranks" if ranks > 1 else ""
+    shares += f" x {pieces} pieces (`accumulate`)" if pieces > 1 else ""
     if size % step == 0 and size <= rows:
         return
     if rows < step:
         raise ConfigError(
-            f"the store has {rows} samples, fewer than the smallest batch of {step} rows for "
-            f"{ranks} ranks (times pieces of `accumulate`); label more samples, or train on fewer"
+            f"the store has {rows} samples, fewer than the smallest batch of {step} rows "
+            f"({unit}{shares}); label more samples, or train with fewer ranks or pieces"
         )
     below = min(size, rows) // step * step
     valid = [one for one in (below, below + step) if 0 < one <= rows]
-    why = "three views of two samples" if config.repeated_augmentation else "two samples"
     raise ConfigError(
-        f"batch size {size} does not fit: it must be a multiple of {step} ({why} x {ranks} "
-        f"ranks, times pieces of `accumulate`) and at most the {rows} samples of the store; use "
+        f"batch size {size} does not fit: it must be a multiple of {step} ({unit}{shares}) "
+        f"and at most the {rows} samples of the store; use "
         + " or ".join(str(one) for one in valid)
     )

@@ -47,13 +47,14 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
         "warmup_lr": 1e-6,
         "min_lr": 5e-6,
         "drop_path": 0.1,
+        "train_mode": False,
         "ema_decay": 0.99996,
         "eval_fraction": 0.875,
     },
 }
 """Settings of the original recipes, as far as they are the trainer's and not the store's."""
 
-_NOT_SAVED = frozenset({"resume"})
+_NOT_SAVED = frozenset({"resume", "lengthen"})
 
 
 def recipe(name: str) -> dict[str, Any]:

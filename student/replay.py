@@ -114,7 +114,7 @@ class ReplayDataset(Dataset[StudentBatch]):
         accumulate: int = 1,
         audit: bool = True,
     ) -> None:
-        plan.check_ranks(ranks * accumulate)
+        plan.check_ranks(ranks, accumulate)
         self.store = store
         self.plan = plan
         self._paths = dict(shards)

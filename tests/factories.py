@@ -11,8 +11,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from sklearn.datasets import load_digits, load_sample_images
-from webdataset import TarWriter
 
 from pipeline.records import Pixels
 from pipeline.views.rng import noise_bytes
@@ -21,6 +19,8 @@ from pipeline.views.rng import noise_bytes
 @lru_cache(maxsize=1)
 def photographs() -> tuple[Pixels, Pixels]:
     """Return scikit-learn's two photographs, (427, 640, 3)."""
+    from sklearn.datasets import load_sample_images  # slow to load, and few need them
+
     china, flower = load_sample_images().images
     return china, flower
 
@@ -28,6 +28,8 @@ def photographs() -> tuple[Pixels, Pixels]:
 @lru_cache(maxsize=1)
 def digits() -> tuple[tuple[Pixels, ...], NDArray[np.int64]]:
     """Return scikit-learn's 1,797 handwritten digits as (8, 8, 3) images, and their classes."""
+    from sklearn.datasets import load_digits
+
     data = load_digits()
     gray = np.minimum(data.images * 16, 255).astype(np.uint8)
     return tuple(np.repeat(one[..., None], 3, axis=2) for one in gray), data.target
@@ -50,6 +52,8 @@ def encode(pixels: Pixels, kind: str = "JPEG", mode: str = "RGB", **options: obj
 
 def write_shard(path: Path, samples: Iterable[tuple[str, bytes, int]]) -> Path:
     """Write a shard of (key, JPEG bytes, target), as WebDataset does."""
+    from webdataset import TarWriter  # which loads PyTorch
+
     with path.open("wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
         for key, image, target in samples:
             tar.write({"__key__": key, "jpg": image, "cls": str(target).encode()})

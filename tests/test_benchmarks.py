@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks import damage as damage_benchmark
+from benchmarks import loader as loader_benchmark
+from benchmarks import store as store_benchmark
+from benchmarks import views as views_benchmark
 from benchmarks.report import AIMS
 from tests.factories import encode, photographs, write_shard
 
@@ -28,7 +34,26 @@ def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_shard(tmp_path_factory.mktemp("bench") / "photos.tar", samples)
 
 
-def run(command: list[str], json_path: Path) -> dict[str, object]:
+def run(program: ModuleType, arguments: list[str], json_path: Path) -> dict[str, object]:
+    """Run a benchmark in a forked process: PyTorch is loaded, and the test's own is not pinned."""
+    context = multiprocessing.get_context("fork")
+    process = context.Process(
+        target=main_of, args=(program, [*arguments, "--json", str(json_path)])
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    result: dict[str, object] = json.loads(json_path.read_text())
+    return result
+
+
+def main_of(program: ModuleType, arguments: list[str]) -> None:
+    sys.argv = [program.__name__, *arguments]
+    program.main()
+
+
+def run_anew(command: list[str], json_path: Path) -> dict[str, object]:
+    """Run a benchmark in a new process, in which nothing is loaded."""
     done = subprocess.run(
         [sys.executable, *command, "--json", str(json_path)],
         cwd=ROOT,
@@ -47,7 +72,7 @@ def test_the_gpu_benchmark_needs_neither_ray_nor_webdataset_nor_zarr_nor_tyro(sh
     code += "; from benchmarks.gpu import main; main()"
     sizes = "--teacher regnety_002 --image-size 32 --student-rows 4 --groups 6 --matrix 64"
     students = "--students deit_tiny_distilled_patch16_224 --device cpu --rounds 1"
-    result = run(
+    result = run_anew(
         ["-c", code, "--shards", str(shard), *sizes.split(), *students.split()],
         tmp_path / "gpu.json",
     )
@@ -59,9 +84,9 @@ def test_the_gpu_benchmark_needs_neither_ray_nor_webdataset_nor_zarr_nor_tyro(sh
 
 def test_the_benchmarks_of_views_and_loader_report_every_ratio_that_has_an_aim(shard, tmp_path):
     shards = ["--shards", str(shard), "--rounds", "1"]
-    views = run(["-m", "benchmarks.views", *shards, "--images", "4"], tmp_path / "views.json")
+    views = run(views_benchmark, [*shards, "--images", "4"], tmp_path / "views.json")
     few = ["--batch-size", "4", "--batches", "1", "--worker-batches", "2"]
-    loader = run(["-m", "benchmarks.loader", *shards, *few], tmp_path / "loader.json")
+    loader = run(loader_benchmark, [*shards, *few], tmp_path / "loader.json")
     ratios = {**views["ratios"], **loader["ratios"]}
     expected = [
         name for name in AIMS if not name.startswith(("teacher", "step", "store", "silent"))
@@ -73,7 +98,7 @@ def test_the_benchmarks_of_views_and_loader_report_every_ratio_that_has_an_aim(s
 
 def test_the_benchmark_of_the_store_reports_every_figure_that_has_an_aim(tmp_path):
     few = ["--samples", "24", "--parts", "6", "--rounds", "1"]
-    figures = run(["-m", "benchmarks.store", *few], tmp_path / "store.json")["ratios"]
+    figures = run(store_benchmark, few, tmp_path / "store.json")["ratios"]
     assert {name for name in AIMS if name.startswith("store")} <= set(figures)
     assert all(value > 0 for value in figures.values())
     assert figures["store_bytes_mixed_300"] < figures["store_bytes_mixed_300_soft"]
@@ -81,7 +106,7 @@ def test_the_benchmark_of_the_store_reports_every_figure_that_has_an_aim(tmp_pat
 
 def test_the_benchmark_of_damage_counts_each_damage_once_and_finds_none_silent(tmp_path):
     few = ["--flips", "25", "--cuts", "5", "--samples", "20", "--views", "6"]
-    result = run(["-m", "benchmarks.damage", *few], tmp_path / "damage.json")
+    result = run(damage_benchmark, few, tmp_path / "damage.json")
     assert result["ratios"] == {name: 0 for name in AIMS if name.startswith("silent")}
     for outcomes in result["context"]["damage"].values():
         assert sum(outcomes.values()) == 30

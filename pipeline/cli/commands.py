@@ -402,8 +402,23 @@ class Export:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repair:
+    """Mend a store that jobs have cut in two ways: of parts that overlap, some are removed."""
+
+    store: tyro.conf.Positional[str]
+    """The store, to which no job may add meanwhile."""
+    json: bool = False
+    """Print JSON for machines instead."""
+
+    def run(self) -> None:
+        from pipeline.tools import repair_store
+
+        _show(repair_store(self.store), as_json=self.json)
+
+
 StoreCommand: TypeAlias = (
-    Inspect | Verify | Stats | Diff | Merge | Extend | Thin | Views | Show | Export
+    Inspect | Verify | Stats | Diff | Merge | Extend | Thin | Views | Show | Export | Repair
 )
 
 

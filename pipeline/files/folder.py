@@ -119,3 +119,7 @@ class Folder(ABC):
     @abstractmethod
     def replace(self, path: str, data: bytes) -> None:
         """Write a file in one step over the one that may be there."""
+
+    def remove(self, path: str) -> None:
+        """Remove a file that is there."""
+        raise PipelineError(f"{self.at(path)}: nothing is removed in a folder of this kind")

@@ -249,6 +249,15 @@ class LocalFolder(Folder):
         """Write a file over the one that may be there; see ``Folder``."""
         replace(self._of_folder(path), data)
 
+    def remove(self, path: str) -> None:
+        """Remove a file that is there; see ``Folder``."""
+        file = self._of_folder(path)
+        try:
+            file.unlink()
+        except OSError as error:
+            raise PipelineError(f"{file} cannot be removed ({error.strerror})") from error
+        _flush(file.parent)
+
 
 def _caches_above(root: Path) -> Iterator[Path]:
     """Yield where git-annex, DVC and Hugging Face would keep the contents of a folder's files."""

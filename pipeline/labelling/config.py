@@ -100,8 +100,15 @@ class LabelConfig:
     """Size of that directory; the least recently used shards go first."""
     drain_seconds: float = 20.0
     """After SIGTERM, time to finish parts under way before they are abandoned."""
+    hang_seconds: float = 60.0
+    """A teacher that shows no progress for so long, and for 20 times a part's usual time, is
+    presumed hung and replaced; for loading and for the first part it has 30 times as long."""
+    wait_seconds: float = 600.0
+    """How long to wait for the cluster to have a GPU or CPU free before giving up."""
     allow_low_agreement: bool = False
     """Go on although the teacher hardly agrees with the shards' targets."""
+    debug: bool = False
+    """Show where in the code an error came from, too."""
 
     def __post_init__(self) -> None:
         settle(self)
@@ -121,6 +128,11 @@ class LabelConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"`{name}` is {value}; use 1 or more")
+        if not self.hang_seconds > 0 or not self.wait_seconds >= 0:
+            raise ConfigError(
+                f"`hang_seconds` is {self.hang_seconds}, `wait_seconds` {self.wait_seconds}; use "
+                "times above 0"
+            )
         ColumnConfig.from_text(self.keep)
         _ = self.cache  # checks its own fields
         if self.precision == "fp16" and self.device == "cpu":
@@ -146,6 +158,11 @@ class LabelConfig:
             reason = why_no_data(self.teacher_checkpoint)
             if reason is not None:
                 raise TeacherError(f"`teacher_checkpoint` {self.teacher_checkpoint} {reason}")
+
+    @property
+    def view_range(self) -> range:
+        """The views that the job wants."""
+        return range(self.first_view, self.first_view + self.views)
 
     @property
     def cache(self) -> CacheConfig:

@@ -8,7 +8,7 @@ import torch
 
 from pipeline.errors import ConfigError
 
-__all__ = ["choose_device", "set_threads"]
+__all__ = ["allow_fast_floats", "choose_device", "set_threads"]
 
 
 def choose_device(name: str) -> torch.device:
@@ -20,6 +20,17 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def allow_fast_floats() -> None:
+    """Let a GPU multiply fp32 in TF32, and cuDNN try kernels out and take the fastest.
+
+    ``set_threads`` takes it back. A student may have it; labels may not depend on it.
+    """
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.deterministic = False
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cuda.matmul.allow_tf32 = True
+
+
 def set_threads(threads: int | None = None) -> None:
     """Fix PyTorch's CPU threads (all cores by default) and its exactness switches.
 
@@ -27,5 +38,6 @@ def set_threads(threads: int | None = None) -> None:
     """
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
     torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False

@@ -39,11 +39,14 @@ from pipeline.records import PartKey, ShardInfo
 from pipeline.shards.index import Shard, UniqueKeys, open_known_shard, open_shards
 from pipeline.store import (
     Committed,
+    Cut,
     Manifest,
     begun_classes,
     begun_fingerprints,
+    claim_cut,
     claim_store,
     committed_parts,
+    cut_views,
     finish_store,
     pack_store,
     packed_store,
@@ -52,6 +55,7 @@ from pipeline.store import (
     require_listed,
     require_no_subset,
     require_planned,
+    runs_without,
     unpack_store,
 )
 from pipeline.store.card import card_text
@@ -73,6 +77,7 @@ __all__ = [
     "Preflight",
     "Progress",
     "begin_job",
+    "check_identity",
     "finish_job",
     "index_shards",
     "plan_job",
@@ -135,6 +140,7 @@ class JobPlan:
     shards: IndexedShards
     done: tuple[Committed, ...]
     missing: tuple[PartKey, ...]
+    cut: Cut  # of its views
     classes: tuple[str, ...] | None  # names, which the store will have
     stored_classes: tuple[str, ...] | None  # those that it has
 
@@ -210,6 +216,11 @@ def _is_class_sorted(shard: Shard) -> bool:
     return len(targets) >= 16 and targets == sorted(targets)
 
 
+def check_identity(config: LabelConfig, teacher: TeacherIdentity) -> None:
+    """Raise ``IdentityError`` if the store at ``out`` was begun with other settings."""
+    begun_fingerprints(config.out, config.identity(teacher))
+
+
 def plan_job(
     config: LabelConfig,
     shards: IndexedShards,
@@ -242,11 +253,15 @@ def plan_job(
     covered: dict[int, set[int]] = {}
     for part in (committed.entry.part for committed in done):
         covered.setdefault(part.shard, set()).update(range(part.first_view, part.end_view))
+    root, views = parts_root(config.out), config.view_range
+    cut = cut_views(root, views, config.views_per_part)
     missing = [
-        part
+        PartKey(shard=number, first_view=run.start, views=len(run))
         for number in infos
-        for part in _missing_parts(config, number, covered.get(number, set()))
+        for cell in cut.cells_of(views)
+        for run in runs_without(covered.get(number, set()), cell)
     ]
+    cut.require_agreement(root, views, [range(part.first_view, part.end_view) for part in missing])
     if missing:
         require_no_subset(config.out, done)
     plan = JobPlan(
@@ -256,6 +271,7 @@ def plan_job(
         shards=shards,
         done=tuple(done),
         missing=tuple(missing),
+        cut=cut,
         classes=None if classes is None else classes.names,
         stored_classes=stored_classes,
     )
@@ -318,23 +334,6 @@ def _spread(items: Sequence[Item], most: int) -> list[Item]:
     """Return some of a sequence, evenly spread."""
     places = np.linspace(0, len(items) - 1, min(most, len(items))).astype(int)
     return [items[place] for place in places]
-
-
-def _missing_parts(config: LabelConfig, shard: int, covered: set[int]) -> list[PartKey]:
-    """Cut the views that no part covers yet into parts, at multiples of views_per_part."""
-    parts: list[PartKey] = []
-    end = config.first_view + config.views
-    for start in range(config.first_view, end, config.views_per_part):
-        run: int | None = None
-        stop = min(start + config.views_per_part, end)
-        for view in range(start, stop + 1):
-            wanted = view < stop and view not in covered
-            if wanted and run is None:
-                run = view
-            elif not wanted and run is not None:
-                parts.append(PartKey(shard=shard, first_view=run, views=view - run))
-                run = None
-    return parts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -448,6 +447,8 @@ def begin_job(plan: JobPlan) -> None:
         unpack_store(out)
     if packed_store(out) is None:
         claim_store(parts_root(out), plan.identity, plan.fingerprints)
+    if plan.missing:
+        claim_cut(parts_root(out), plan.cut)
 
 
 def finish_job(plan: JobPlan, run: Mapping[str, Any]) -> Manifest:

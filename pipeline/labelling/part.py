@@ -20,6 +20,7 @@ from pipeline.columns import COLUMNS, Columns
 from pipeline.errors import DecodeError, TeacherError
 from pipeline.files.cache import ShardFile
 from pipeline.identity import AugmentConfig, MixConfig, StoreIdentity
+from pipeline.labelling.probe import Fate, fates
 from pipeline.records import (
     AugmentedGroup,
     MixKind,
@@ -39,7 +40,15 @@ from pipeline.views.make import ShardViews
 from pipeline.views.pairing import Pairing, block_of, draw_groups
 from pipeline.views.rng import sample_seed
 
-__all__ = ["GroupTask", "PartBuilder", "augment_group", "group_tasks", "label_part", "run_task"]
+__all__ = [
+    "GroupTask",
+    "PartBuilder",
+    "augment_group",
+    "group_tasks",
+    "label_part",
+    "probe_task",
+    "run_task",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +64,7 @@ class GroupTask:
     root_seed: int
     augment: AugmentConfig
     mix: MixConfig
+    crashing: frozenset[int] = frozenset()  # members that are not decoded, see ``probe_task``
 
 
 def group_tasks(
@@ -85,6 +95,17 @@ def group_tasks(
 def run_task(task: GroupTask) -> AugmentedGroup:
     """Open the task's shard, check that it is the one that was planned, and augment."""
     return augment_group(_opened(task.path, task.shard), task)
+
+
+def probe_task(task: GroupTask) -> dict[int, Fate]:
+    """Return what becomes of processes that decode a task's images, where they do not live.
+
+    By member. Decodes in child processes; for a task whose process crashes.
+    """
+    shard = _opened(task.path, task.shard)
+    members = [one for one in task.members if one not in task.crashing]
+    found = fates([bytes(shard.image_bytes(one)) for one in members], task.augment.max_pixels)
+    return {members[place]: fate for place, fate in found.items()}
 
 
 # Tasks of a shard follow one another, and a process works on few parts at a time.
@@ -151,6 +172,9 @@ def _decode_members(shard: Shard, task: GroupTask) -> tuple[dict[int, Pixels], l
     rejections = []
     for index in task.members:
         sample, data = shard.samples[index], shard.image_bytes(index)
+        if index in task.crashing:
+            rejections.append(Rejection(index=index, key=sample.key, reason="crashes-decoder"))
+            continue
         try:
             images[index] = decode(data, sample.image_name, task.augment.max_pixels)
         except DecodeError as error:

@@ -174,6 +174,7 @@ class Teacher:
     ) -> None:
         self.identity = identity
         self.other_weights: Which | None = None  # those in the checkpoint that were not taken
+        self.class_names = None if found is None else found.class_names
         if found is not None and found.has_both:
             self.other_weights = "ema" if found.which == "raw" else "raw"
         self.expected = expected

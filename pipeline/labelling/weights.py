@@ -15,6 +15,8 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from pipeline.classes import check_names
+from pipeline.errors import ClassesError
 from pipeline.files.kinds import why_no_data
 
 __all__ = [
@@ -123,6 +125,7 @@ class FoundWeights:
     state: dict[str, Tensor]
     which: Which  # those that were taken
     has_both: bool
+    class_names: tuple[str, ...] | None = None  # in a checkpoint of train-student
 
 
 class WeightsError(Exception):
@@ -158,7 +161,9 @@ def read_state(path: Path, which: Which | None, parameter: str) -> FoundWeights:
     if not found:
         raise WeightsError("holds no state dict of tensors")
     winner: Which = "ema" if loaded.get("winner") == "ema" else "raw"
-    taken: Which = which or (winner if winner in found else next(iter(found)))
+    taken: Which = winner if winner in found else next(iter(found))
+    if which is not None:
+        taken = which
     if taken not in found:
         (other,) = found
         raise WeightsError(
@@ -167,7 +172,21 @@ def read_state(path: Path, which: Which | None, parameter: str) -> FoundWeights:
     state = {_own_name(name): tensor for name, tensor in found[taken].items()}
     if len(state) < len(found[taken]):
         raise WeightsError("has tensors whose names differ by wrappers alone; save one of them")
-    return FoundWeights(state=state, which=taken, has_both=len(found) == 2)
+    return FoundWeights(
+        state=state,
+        which=taken,
+        has_both=len(found) == 2,
+        class_names=_class_names(loaded.get("student")),
+    )
+
+
+def _class_names(student: Any) -> tuple[str, ...] | None:
+    """Return the names of classes that train-student wrote beside weights, if it did."""
+    names = student.get("class_names") if isinstance(student, Mapping) else None
+    try:
+        return None if names is None else check_names(names, "its class_names")
+    except ClassesError as error:
+        raise WeightsError(f"is damaged or forged: {error}") from error
 
 
 def _load(path: Path) -> Any:

@@ -6,11 +6,13 @@ import dataclasses
 import platform
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
-from pipeline.errors import DecodeError, IncompleteStoreError, TeacherError
+from pipeline.classes import ClassNames, agreed_names
+from pipeline.errors import IncompleteStoreError, TeacherError
+from pipeline.files.cache import ShardFile
 from pipeline.identity import TeacherIdentity
 from pipeline.labelling.config import LabelConfig
 from pipeline.labelling.devices import choose_device, set_threads
@@ -22,12 +24,10 @@ from pipeline.labelling.job import (
 )
 from pipeline.labelling.part import GroupTask, group_tasks, label_part, run_task
 from pipeline.labelling.teacher import Teacher, load_teacher
-from pipeline.records import AugmentedGroup, PartKey, Pixels, TeacherLabels, ViewMix
+from pipeline.records import AugmentedGroup, PartKey, Pixels, ShardInfo, TeacherLabels, ViewMix
 from pipeline.shards.index import open_known_shard
-from pipeline.store import Committed, check_store, commit_part
-from pipeline.views.apply import decode
+from pipeline.store import Committed, check_store, commit_part, read_entries
 from pipeline.views.floats import float_fingerprints
-from pipeline.views.make import make_view
 from pipeline.views.rng import stream
 
 __all__ = ["TeacherWorker"]
@@ -72,6 +72,11 @@ class TeacherWorker:
                 f"{order.out}: the store that this job began is not seen on {platform.node()}; use "
                 "a path of a file system that all nodes share, or object storage"
             )
+        there = read_entries(
+            order.out, [order.part], order.identity.digest, {order.part.shard: order.shard}
+        )
+        if there:  # another job was faster
+            return there[0]
         shard = open_known_shard(order.path, order.shard)
         rows = label_part(shard, order.part, order.identity, groups, self)
         return commit_part(order.out, rows)
@@ -81,17 +86,25 @@ class TeacherWorker:
         with self._turn:
             return self._teacher.label_group(group)
 
-    def preflight(self, shards: IndexedShards) -> Preflight:
-        """Label a few images as they are, and a few views in fp32 too."""
+    def preflight(
+        self, shards: IndexedShards, run: Callable[[GroupTask], AugmentedGroup] = run_task
+    ) -> Preflight:
+        """Label a few images as they are, and a few views in fp32 too.
+
+        ``run`` decodes and augments; an image may end the process that does. Raises
+        ``ClassesError`` if a teacher that train-student made has other names of classes.
+        """
+        checkpoint = f"`teacher_checkpoint` {self._config.teacher_checkpoint}"
+        agreed_names(ClassNames.of(self._teacher.class_names, checkpoint), shards.classes)
         batch = self._config.effective_mixing.group_size * self.identity.batch_views
-        pixels, targets = _plain_images(self._config, shards, batch)
+        pixels, targets = _plain_images(self._config, shards, batch, run)
         group = _as_group(pixels, self._config.effective_mixing.group_size)
         labels = self.label_group(group).label[: len(targets)]
         started = time.perf_counter()
         self.label_group(group)
         batches = -(-group.valid.shape[1] // self.identity.batch_views)
         seconds = (time.perf_counter() - started) / batches
-        flip_rows, flips = self._count_flips(shards)
+        flip_rows, flips = self._count_flips(shards, run)
         return Preflight(
             images=len(targets),
             correct=int((labels == targets).sum()),
@@ -107,7 +120,9 @@ class TeacherWorker:
             config.teacher_spec(), config.augment, config.effective_mixing, self._device
         )
 
-    def _count_flips(self, shards: IndexedShards) -> tuple[int, int]:
+    def _count_flips(
+        self, shards: IndexedShards, run: Callable[[GroupTask], AugmentedGroup]
+    ) -> tuple[int, int]:
         """Label some groups of views in fp32 as well; untrained weights show nothing."""
         config = self._config
         if config.precision == "fp32" or config.teacher_random_weights is not None:
@@ -115,7 +130,7 @@ class TeacherWorker:
         exact = self._load(dataclasses.replace(config, precision="fp32"))
         rows = flips = 0
         for task in self._trial_tasks(shards):
-            group = run_task(task)
+            group = run(task)
             valid = group.valid.reshape(-1)
             ours, theirs = (teacher.label_group(group).label[valid] for teacher in (self, exact))
             rows += int(valid.sum())
@@ -167,30 +182,54 @@ class TeacherWorker:
 
 
 def _plain_images(
-    config: LabelConfig, shards: IndexedShards, count: int
+    config: LabelConfig,
+    shards: IndexedShards,
+    count: int,
+    run: Callable[[GroupTask], AugmentedGroup],
 ) -> tuple[list[Pixels], list[int]]:
-    """Return up to ``count`` center views from all over the shards, with their targets."""
-    plain = dataclasses.replace(
-        config.augment, crop="center", hflip=0.0, policy="none", erase_probability=0.0
-    )
+    """Return up to ``count`` center views from all over the shards, with their targets.
+
+    Those that do not decode are left out: the job itself will count and name them.
+    """
     count = min(count, shards.samples)
     per_shard = -(-count // len(shards.paths))
     step = max(1, len(shards.paths) * per_shard // count)
     pixels: list[Pixels] = []
     targets: list[int] = []
     for path, info in list(zip(shards.paths, shards.infos, strict=True))[::step]:
-        shard = open_known_shard(path, info)
-        for index in range(0, info.samples, max(1, info.samples // per_shard)):
-            sample, data = shard.samples[index], shard.image_bytes(index)
-            try:
-                image = decode(data, sample.image_name, plain.max_pixels)
-            except DecodeError:
-                continue  # the job itself will count and name it
-            pixels.append(make_view(image, 0, 0, plain))
-            targets.append(sample.target)
-            if len(pixels) == count:
-                return pixels, targets
+        samples = open_known_shard(path, info).samples
+        for task in _plain_tasks(config, path, info, max(1, info.samples // per_shard)):
+            group = run(task)
+            for place, index in enumerate(task.members):
+                if group.valid[place, 0]:
+                    pixels.append(group.pixels[place, 0])
+                    targets.append(samples[index].target)
+                if len(pixels) == count:
+                    return pixels, targets
     return pixels, targets
+
+
+def _plain_tasks(
+    config: LabelConfig, path: ShardFile, shard: ShardInfo, step: int
+) -> Iterator[GroupTask]:
+    """Yield tasks for the center view of every ``step``-th image of a shard."""
+    plain = dataclasses.replace(
+        config.augment, crop="center", hflip=0.0, policy="none", erase_probability=0.0
+    )
+    mix = dataclasses.replace(config.effective_mixing, probability=0.0)
+    for first in range(0, shard.samples, step * mix.group_size):
+        members = range(first, min(first + step * mix.group_size, shard.samples), step)
+        yield GroupTask(
+            path=path,
+            shard=shard,
+            group=0,
+            members=tuple(members),
+            first_view=0,
+            views=1,
+            root_seed=config.seed,
+            augment=plain,
+            mix=mix,
+        )
 
 
 def _as_group(pixels: list[Pixels], places: int) -> AugmentedGroup:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pipeline.store.at_work import at_work
 from pipeline.store.columns import bytes_per_label
 from pipeline.store.commit import (
     Committed,
@@ -13,9 +14,13 @@ from pipeline.store.commit import (
     different_column,
     find_parts,
     finish_store,
+    lost_views,
+    named_views,
+    read_entries,
     require_planned,
 )
 from pipeline.store.contract import LabelStore
+from pipeline.store.cuts import Claim, Cut, claim_cut, cut_views, runs_without
 from pipeline.store.export import export_store
 from pipeline.store.manifest import (
     MAX_COMPANION_BYTES,
@@ -27,7 +32,7 @@ from pipeline.store.manifest import (
     read_manifest,
 )
 from pipeline.store.opening import open_store, parts_root
-from pipeline.store.parquet import ParquetStore
+from pipeline.store.parquet import ParquetStore, decode_part
 from pipeline.store.place import (
     begun_classes,
     begun_fingerprints,
@@ -44,11 +49,14 @@ from pipeline.store.place import (
 __all__ = [
     "MAX_COMPANION_BYTES",
     "Agreement",
+    "Claim",
     "Committed",
+    "Cut",
     "LabelStore",
     "Manifest",
     "ParquetStore",
     "PartEntry",
+    "at_work",
     "begun_classes",
     "begun_fingerprints",
     "bytes_per_label",
@@ -56,23 +64,30 @@ __all__ = [
     "check_out",
     "check_place",
     "check_store",
+    "claim_cut",
     "claim_store",
     "commit_part",
     "committed_parts",
     "copy_part",
+    "cut_views",
+    "decode_part",
     "different_column",
     "export_store",
     "find_parts",
     "finish_store",
     "listed_parts",
+    "lost_views",
+    "named_views",
     "open_store",
     "pack_store",
     "packed_store",
     "parts_root",
     "read_committed",
+    "read_entries",
     "read_manifest",
     "require_listed",
     "require_no_subset",
     "require_planned",
+    "runs_without",
     "unpack_store",
 ]

@@ -1,4 +1,4 @@
-"""Tools for stores that exist: compare, describe, join, extend and thin them."""
+"""Tools for stores that exist: compare, describe, join, extend, thin and mend them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pipeline.tools.derive import relabelled_store
 from pipeline.tools.diff import Disagreement, MarginFlips, StoreDiff, diff_stores
 from pipeline.tools.extend import extend_command, extended_config
 from pipeline.tools.merge import MergeReport, merge_stores
+from pipeline.tools.repair import RepairReport, repair_store
 from pipeline.tools.show import DrawnView, ViewChoice, draw_views, save_sheet, show_views
 from pipeline.tools.stats import ClassStats, EntropyStats, StoreStats, ViewStats, store_stats
 from pipeline.tools.thin import KeptSamples, ThinReport, thin_store
@@ -19,6 +20,7 @@ __all__ = [
     "KeptSamples",
     "MarginFlips",
     "MergeReport",
+    "RepairReport",
     "StoreDiff",
     "StoreStats",
     "ThinReport",
@@ -31,6 +33,7 @@ __all__ = [
     "extended_config",
     "merge_stores",
     "relabelled_store",
+    "repair_store",
     "save_sheet",
     "show_views",
     "store_stats",

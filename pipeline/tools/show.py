@@ -33,6 +33,7 @@ from pipeline.tools.target import ShowProgress
 from pipeline.tools.verify import check_fingerprints
 from pipeline.views.apply import image_size
 from pipeline.views.draw import draw_view
+from pipeline.views.ops import OPERATIONS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -45,7 +46,8 @@ _COUNT = 16  # where no number of views is given
 _GAP, _LINE, _LETTERS = 12, 15, 12  # pixels: between tiles, from line to line, of letters
 _SMALLEST = 128  # side of a tile that is not enlarged
 _NARROWEST = 176  # side of a cell, for its text
-_PAPER, _INK, _WRONG = (250, 250, 250), (25, 25, 25), (176, 0, 32)
+_PAPER, _INK = (250, 250, 250), (25, 25, 25)
+_WRONG, _PARTNERS = (176, 0, 32), (140, 90, 0)  # a label of neither image, of the one mixed in
 _BOXES = ((0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (240, 228, 66))
 
 
@@ -139,7 +141,7 @@ class DrawnView:
         flipped = ", flipped" if self.params.hflip else ""
         yield f"crop {crop.width} x {crop.height} at {crop.left}, {crop.top}{flipped}"
         if self.params.ops:
-            yield ", ".join(f"{one.op} {one.argument}" for one in self.params.ops)
+            yield ", ".join(OPERATIONS[one.op].in_words(one.argument) for one in self.params.ops)
         if erase is not None:
             yield f"erased {erase.width} x {erase.height} at {erase.left}, {erase.top}"
 
@@ -203,9 +205,11 @@ def _choose(
         if choice.views is None
         or any(entry.part.first_view <= view < entry.part.end_view for view in choice.views)
     ]
-    found, missing = [], set(choice.keys)
+    found, missing, last = [], set(choice.keys), -1
     for done, entry in enumerate(entries, start=1):
-        rows = store.read_part(entry)
+        if choice.keys and not missing and entry.part.shard != last:
+            break  # a key names one sample, so no other shard has them
+        rows, last = store.read_part(entry), entry.part.shard
         others = _without_labels(choice, rows, files, store)
         missing -= {*rows.keys, *others}
         found += _some(_chosen_rows(choice, rows, store), choice)
@@ -459,8 +463,14 @@ def _cells(views: Sequence[DrawnView], *, original: bool) -> Iterator[_Cell]:
             image=_tile(view, size, scale),
             side=side,
             lines=view.caption(),
-            color=_INK if view.label in (None, view.target) or view.target < 0 else _WRONG,
+            color=_color(view),
         )
+
+
+def _color(view: DrawnView) -> tuple[int, int, int]:
+    if view.label in (None, view.target) or view.target < 0:
+        return _INK
+    return _PARTNERS if view.label == view.partner_target else _WRONG
 
 
 def _tile(view: DrawnView, size: int, scale: int) -> Image:
@@ -491,7 +501,11 @@ def _original_cell(original: Pixels, views: Sequence[DrawnView], side: int) -> _
         draw.rectangle((left, top, right, bottom), outline=color, width=2)
         draw.text((left + 4, top + 2), str(view.view), fill=color, font=_font())
         boxes += 1
-    lines = (views[0].key, f"as in the shard, {width} x {height}", f"{boxes} crops, by their views")
+    lines = (
+        views[0].key,
+        f"as in the shard, {width} x {height}",
+        f"{boxes} crop{'s' * (boxes != 1)}, by view",
+    )
     return _Cell(image=image, side=side, lines=lines, color=_INK)
 
 

@@ -13,6 +13,7 @@ from pipeline.columns import columns_fit
 from pipeline.errors import ChecksumError, DecodeError, IdentityError, ShardError
 from pipeline.files.cache import CacheConfig
 from pipeline.files.local import Place, expand_shards
+from pipeline.labelling.probe import crashes_decoder
 from pipeline.labelling.redraw import Mismatch, mixed_places, redraw, some_places
 from pipeline.records import PartRows
 from pipeline.shards.index import Shard, match_shards, open_known_shard
@@ -202,8 +203,11 @@ def _check_images(store: LabelStore, shard: Shard) -> None:
 def _other_rejections(shard: Shard, rows: PartRows, max_pixels: int) -> Iterator[Mismatch]:
     """Yield the rejected images that decode here, or are rejected for another reason."""
     for rejection in rows.rejections:
+        data = shard.image_bytes(rejection.index)
+        if rejection.reason == "crashes-decoder" and crashes_decoder(bytes(data), max_pixels):
+            continue
         try:
-            decode(shard.image_bytes(rejection.index), rejection.key, max_pixels)
+            decode(data, rejection.key, max_pixels)
             found = "decodes"
         except DecodeError as error:
             found = f"rejected ({error.reason})"

@@ -42,11 +42,22 @@ class Operation:
     draw: Callable[[Stream, int], int]  # the argument, at a fixed-point magnitude of 0..10
     apply: Callable[[Pixels, int, Pixels], Pixels]  # of image, argument and fill color (3,)
     probe: int  # the argument at which a fingerprint watches it
+    fixed_point: bool = False  # whether the argument is a real number, in units of 2**-16
 
     @property
     def probed(self) -> AppliedOp:
         """The operation at its probe."""
         return AppliedOp(op=self.name, argument=self.probe)
+
+    def in_words(self, argument: int) -> str:
+        """Return the operation with its argument, for people: ``rotate 29.2``."""
+        if self.draw is no_argument:
+            return self.name
+        return (
+            f"{self.name} {argument / FIXED_ONE:.3g}"
+            if self.fixed_point
+            else (f"{self.name} {argument}")
+        )
 
 
 def no_argument(words: Stream, magnitude: int) -> int:

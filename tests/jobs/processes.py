@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import secrets
 import shutil
@@ -12,10 +13,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -97,26 +99,52 @@ def ray_head() -> Iterator[RayHead]:
 
 
 _CLUSTER = """
-import os, sys
+import json, os, sys
 from ray.cluster_utils import Cluster
 
 cluster = Cluster()
-for directory in sys.argv[1:]:
-    os.chdir(directory)
+for node in json.loads(sys.argv[1]):
+    os.chdir(node["directory"])
+    os.environ.update(node["environment"])
     cluster.add_node(
-        num_cpus=1, node_ip_address="127.0.0.1", object_store_memory=100_000_000,
-        include_dashboard=False,
+        num_cpus=node["cpus"], num_gpus=node["gpus"], node_ip_address="127.0.0.1",
+        object_store_memory=100_000_000, include_dashboard=False,
     )
+    for name in node["environment"]:
+        del os.environ[name]
 print(cluster.address, flush=True)
 sys.stdin.read()
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A machine of a made-up cluster. The first one is the head, where drivers are."""
+
+    directory: Path
+    cpus: int = 1
+    gpus: int = 0
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RayNodes:
+    """A cluster of several nodes on loopback."""
+
+    address: str
+    pid: int
+
+    def raylet(self, number: int) -> int:
+        """Return the process of a node."""
+        found = [one for one in descendants(self.pid) if "/raylet/raylet" in command_of(one)]
+        return sorted(found)[number]
+
+
 @contextmanager
-def ray_nodes(*directories: Path) -> Iterator[str]:
-    """Run a cluster with a node started in each directory, and yield its address."""
+def ray_nodes(*nodes: Node) -> Iterator[RayNodes]:
+    """Run a cluster with a node started in each directory."""
     process = subprocess.Popen(
-        [sys.executable, "-c", _CLUSTER, *map(str, directories)],
+        [sys.executable, "-c", _CLUSTER, json.dumps([asdict(one) for one in nodes], default=str)],
         env={**os.environ, **RAY_ENVIRONMENT},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -124,9 +152,17 @@ def ray_nodes(*directories: Path) -> Iterator[str]:
     )
     assert process.stdout is not None
     try:
-        yield process.stdout.readline().decode().strip()
+        yield RayNodes(process.stdout.readline().decode().strip(), process.pid)
     finally:
         _end_family(process)
+
+
+def command_of(pid: int) -> str:
+    """Return a process's command line, nothing if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def _end_family(process: subprocess.Popen[bytes]) -> None:
@@ -173,14 +209,16 @@ def descendants(pid: int) -> list[int]:
 
 def named(pid: int, title: str) -> list[int]:
     """Return the descendants of a process whose command line begins with ``title``."""
+    return [one for one in descendants(pid) if command_of(one).startswith(title)]
+
+
+def alive(pids: Iterable[int]) -> list[int]:
+    """Return which processes run; those that nobody has waited for yet are over."""
     found = []
-    for one in descendants(pid):
-        try:
-            text = Path(f"/proc/{one}/cmdline").read_bytes().decode(errors="replace")
-        except OSError:
-            continue
-        if text.startswith(title):
-            found.append(one)
+    for pid in pids:
+        with suppress(OSError):
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                found.append(pid)
     return found
 
 
@@ -190,17 +228,22 @@ def kill(pid: int) -> None:
 
 
 def start_job(
-    arguments: list[str], *, address: str | None, log: Path, cwd: Path | None = None
+    arguments: list[str],
+    *,
+    address: str | None,
+    log: Path,
+    cwd: Path | None = None,
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> subprocess.Popen[bytes]:
     """Start ``label-teacher`` in a process of its own; its output goes to ``log``."""
-    environment = {**os.environ}
-    environment.pop("RAY_ADDRESS", None)
+    variables = {**os.environ}
+    variables.pop("RAY_ADDRESS", None)
     if address is not None:
-        environment |= {**RAY_ENVIRONMENT, "RAY_ADDRESS": address}
+        variables |= {**RAY_ENVIRONMENT, "RAY_ADDRESS": address}
     with log.open("ab") as out:
         return subprocess.Popen(
             [str(BIN / "label-teacher"), *arguments],
-            env=environment,
+            env={**variables, **environment},
             cwd=cwd,
             stdout=out,
             stderr=subprocess.STDOUT,

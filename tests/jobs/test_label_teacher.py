@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,9 @@ from tests.jobs.processes import (
     PATIENCE_SECONDS,
     RAY_ENVIRONMENT,
     ROOT,
+    Node,
     RayHead,
+    alive,
     descendants,
     kill,
     listening_addresses,
@@ -81,6 +84,8 @@ def test_a_zarr_job_that_is_killed_and_run_again_holds_the_serial_bytes(
     assert not out.exists()
     text = run_job(job.to(out, "--serial"), address=None, log=log)
     assert f"{out}: " in text
+    text = run_job(job.to(out, "--serial"), address=None, log=log)
+    assert f"{PARTS} parts are there already, 0 are missing" in text
     assert [path.name for path in tmp_path.iterdir() if path != log] == ["labels.zarr"]
     export_store(out, tmp_path / "back.parquet")
     assert part_hashes(tmp_path / "back.parquet") == job.hashes
@@ -189,7 +194,7 @@ def test_relative_paths_are_those_of_the_driver(
     run_job(arguments, address=address, log=tmp_path / "log", cwd=tmp_path)
     assert part_hashes(tmp_path / "labels.parquet") == job.hashes
     assert not any(head.cwd.iterdir())
-    assert not list(tmp_path.rglob(".*"))  # no probe is left
+    assert not list(tmp_path.rglob(".probe*"))
 
 
 def test_a_node_that_sees_other_files_is_refused_before_anything_is_labelled(
@@ -200,7 +205,8 @@ def test_a_node_that_sees_other_files_is_refused_before_anything_is_labelled(
     here.mkdir()
     there.mkdir()
     shutil.copy(job.shard, here / "a.tar")
-    with ray_nodes(here, there) as address:
+    with ray_nodes(Node(here), Node(there)) as cluster:
+        address = cluster.address
         for change in (
             job.to(Path("/proc/self/cwd/labels.parquet")),
             [*job.to(tmp_path / "labels.parquet"), "--shards", "/proc/self/cwd/a.tar"],
@@ -258,16 +264,21 @@ def test_errors_are_one_line_without_a_traceback(head: RayHead, job: Job, tmp_pa
         assert not out.exists()
 
 
-def test_a_ray_of_our_own_listens_on_loopback_alone(job: Job, tmp_path: Path) -> None:
+def test_a_ray_of_our_own_listens_on_loopback_alone_and_ends_with_a_killed_job(
+    job: Job, tmp_path: Path
+) -> None:
     out, log = tmp_path / "labels.parquet", tmp_path / "log"
     process = start_job(job.to(out), address=None, log=log)
     try:
         wait_for(lambda: process.poll() is not None or part_paths(out), "a part", log=log)
         family = [process.pid, *descendants(process.pid)]
         listening = {address for pid in family for address in listening_addresses(pid)}
-    finally:
         process.kill()
-        process.wait()
+        killed = time.monotonic()
+        wait_for(lambda: not alive(family[1:]), "the end of all that Ray started")
+        assert time.monotonic() - killed < 10
+    finally:
         for pid in family:
             kill(pid)
+        process.wait()
     assert listening == {"127.0.0.1"}

@@ -93,6 +93,11 @@ def test_what_is_no_json_or_text_is_refused(tmp_path: Path, name: str, data: byt
 def test_names_that_are_not_there_are_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
         read_names(tmp_path / "absent.txt")
+    (tmp_path / "images" / "cat").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="no such file"):
+        read_names(tmp_path / "images" / "classes.json")  # and not the images' directories
+    (tmp_path / "images" / "cat").rmdir()
+    (tmp_path / "images").rmdir()
     with pytest.raises(ConfigError, match=r"neither classes\.json nor directories"):
         read_names(tmp_path)
 

@@ -52,7 +52,9 @@ def checkpoint() -> Checkpoint:
         student=STUDENT,
         step=3,
         run=RUN,
-        history=(Segment(step=0, ranks=1, accumulate=1, threads=1, device="cpu"),),
+        history=(
+            Segment(step=0, epochs=3, ranks=1, accumulate=1, threads=1, fast=False, device="cpu"),
+        ),
         meter={"epoch": {"loss": 0.5}},
         metrics={"top1": 0.25},
         best=0.25,

@@ -20,10 +20,10 @@ from student.checkpoint import open_checkpoint
 from student.distributed import Ranks, read_ranks
 from student.inputs import open_inputs
 from tests.student.factories import TINY
-from tests.student.worlds import World, make_world, run_ranks, train_and_report
+from tests.student.worlds import Command, World, make_world, run_ranks, train_and_report
 
 SIZES = (25, 17, 8)  # no shard divides by two ranks and a batch
-EPOCHS = 60  # of the run that is stopped by a signal
+EPOCHS = 30  # of the run that is stopped by a signal
 STEPS, DROPPED = 12, 6  # 3 epochs of 50 rows in batches of 12
 
 
@@ -193,7 +193,11 @@ def test_without_torchrun_there_is_one_rank(monkeypatch) -> None:
 
 @pytest.mark.timeout(300)
 def test_torchrun_trains_stops_at_sigterm_and_goes_on(world: World, tmp_path: Path) -> None:
-    """The whole way once: launcher, loader processes, a signal to all, resume."""
+    """The whole way once: launcher, loader processes, a signal to all, resume.
+
+    The resumed ranks are forked, with the environment that torchrun gives: loading PyTorch
+    three times more would be most of the test.
+    """
     output = tmp_path / "run"
     flags = ("--epochs", str(EPOCHS), "--checkpoint-epochs", "1000")
     first = start_torchrun(world, output, *flags, "--checkpoint-steps", "3")
@@ -202,9 +206,9 @@ def test_torchrun_trains_stops_at_sigterm_and_goes_on(world: World, tmp_path: Pa
     text, _ = first.communicate(timeout=120)
     stopped = torch.load(output / "last.pt", weights_only=True)["step"]
     assert f"stopped by SIGTERM after step {stopped}/{sum(SIZES) * EPOCHS // 12}" in text, text
-    second = start_torchrun(world, output, *flags, "--resume", "auto")
-    text, _ = second.communicate(timeout=120)
-    assert second.returncode == 0, text
+    resumed = start_ranks(world, output, tmp_path, *flags, "--resume", "auto")
+    (status, text), (other_status, other_text) = (rank.end() for rank in resumed)
+    assert (status, other_status) == (0, 0), text + other_text
     straight = run_ranks(world.config(tmp_path / "straight", epochs=EPOCHS), 2)
     assert f"sha256 {straight[0].outcome.weights}" in text
 
@@ -215,14 +219,30 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def start_torchrun(world: World, output: Path, *more: str) -> subprocess.Popen[str]:
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
-        *("--master-addr", "127.0.0.1", "--master-port", str(free_port()), "-m", "student.cli"),
+def arguments_of(world: World, output: Path, *more: str) -> list[str]:
+    return [
         *("--labels", str(world.root / "labels.parquet")),
         *("--shards", str(world.root / "digits-*.tar"), "--output", str(output)),
         *("--batch-size", "12", "--lr", "1e-3", "--device", "cpu", "--threads", "1"),
         *("--workers", "1", "--model-args", *TINY, *more),
+    ]
+
+
+def start_ranks(world: World, output: Path, logs: Path, *more: str) -> list[Command]:
+    every = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    every |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    arguments = arguments_of(world, output, *more)
+    return [
+        Command(arguments, logs / f"{rank}.log", **every, RANK=str(rank), LOCAL_RANK=str(rank))
+        for rank in range(2)
+    ]
+
+
+def start_torchrun(world: World, output: Path, *more: str) -> subprocess.Popen[str]:
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
+        *("--master-addr", "127.0.0.1", "--master-port", str(free_port()), "-m", "student.cli"),
+        *arguments_of(world, output, *more),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(

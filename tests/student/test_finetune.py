@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from timm.layers import resample_abs_pos_embed
 
 from pipeline.errors import CheckpointError
 from pipeline.labelling.weights import FoundWeights
@@ -48,18 +50,34 @@ def positions(side: int, prefix: int = 2) -> torch.Tensor:
     return torch.randn(1, prefix + side * side, 48)
 
 
-def test_resized_position_embeddings_keep_the_vectors_length() -> None:
-    unit = positions(8)
-    unit = unit / unit.norm(dim=-1, keepdim=True)
-    resized = resize_position_embedding(unit, (14, 14), 2)
-    assert resized.shape == (1, 2 + 14 * 14, 48)
-    lengths = resized.norm(dim=-1)
-    # Bicubic interpolation of a constant is that constant, in float32.
-    torch.testing.assert_close(lengths, torch.ones_like(lengths), rtol=1e-5, atol=1e-5)
-    plain = torch.nn.functional.interpolate(
-        unit[:, 2:].reshape(1, 8, 8, 48).permute(0, 3, 1, 2), size=(14, 14), mode="bicubic"
+@pytest.mark.parametrize(("old", "new"), [(14, 24), (24, 14), (8, 14)])
+def test_position_embeddings_are_resized_as_by_deits_main(old: int, new: int) -> None:
+    found = resize_position_embedding(positions(old), (new, new), 2)
+    expected = resample_abs_pos_embed(
+        positions(old), [new, new], num_prefix_tokens=2, interpolation="bicubic", antialias=False
     )
-    assert plain.norm(dim=1).mean() < 0.95  # what the scaling makes good
+    assert torch.equal(found, expected)
+    # The kernel that DeiT's call has: its coefficient is -.75 (with antialias -.5).
+    at = (torch.arange(new) + 0.5) * old / new - 0.5
+    field = positions(old)[0, 2:, 0].reshape(old, old)
+    weights = cubic_weights(at, old)
+    torch.testing.assert_close(
+        found[0, 2:, 0].reshape(new, new), weights @ field @ weights.T, rtol=1e-4, atol=1e-5
+    )
+
+
+def cubic_weights(at: torch.Tensor, side: int) -> torch.Tensor:
+    """Return (len(at), side) weights of Keys' cubic with a = -.75, edges repeated."""
+    weights = torch.zeros(len(at), side)
+    for row, place in enumerate(at.tolist()):
+        for neighbor in range(math.floor(place) - 1, math.floor(place) + 3):
+            x = abs(place - neighbor)
+            if x <= 1:
+                value = 1.25 * x**3 - 2.25 * x**2 + 1
+            else:
+                value = -0.75 * x**3 + 3.75 * x**2 - 6 * x + 3
+            weights[row, min(max(neighbor, 0), side - 1)] += value
+    return weights
 
 
 def test_tokens_keep_their_positions_and_a_smooth_field_its_shape() -> None:
@@ -77,6 +95,19 @@ def test_weights_of_one_size_and_classes_are_taken_over_bit_for_bit() -> None:
     assert (loaded.resized, loaded.new) == ((), ())
     for name, weight in source.state_dict().items():
         assert torch.equal(target.state_dict()[name], weight)
+
+
+def test_as_many_classes_with_other_names_begin_with_new_heads() -> None:
+    names = tuple("abcdefghij")
+    found = replace(weights(student(seed=3)), class_names=names)
+    heads = {"head.weight", "head.bias", "head_dist.weight", "head_dist.bias"}
+    for own, new in ((names, set()), (None, set()), (names[::-1], heads), (names[:9], heads)):
+        target = student()
+        before = target.state_dict()["head.weight"].clone()
+        loaded = load_weights(target, found, "x", own)
+        assert set(loaded.new) == new
+        assert torch.equal(before, target.state_dict()["head.weight"]) == bool(new)
+    assert load_weights(student(), weights(student(seed=3)), "x", names).new == ()
 
 
 def test_other_classes_begin_with_new_heads_and_other_sizes_with_resized_positions() -> None:
@@ -184,3 +215,31 @@ def test_weights_are_read_from_files_of_three_kinds(tmp_path: Path) -> None:
     for name, message in (("bad.pt", "cannot be read"), ("none.pt", "does not exist")):
         with pytest.raises(CheckpointError, match=message):
             read_weights(tmp_path / name)
+
+
+@pytest.mark.parametrize("train_mode", [True, False])
+def test_a_student_in_evaluation_mode_trains_without_drop_path(world, tmp_path, train_mode) -> None:
+    config = world.config(
+        tmp_path / "run", train_mode=train_mode, drop_path=0.9, val_shards=config_shards(world)
+    )
+    trainer = Trainer(config, open_inputs(config))
+    outputs: list[torch.Tensor] = []
+
+    def again(model: torch.nn.Module, images: Any, output: Any) -> None:
+        if torch.is_grad_enabled() and len(outputs) < 2 * trainer.step + 1:
+            outputs.append(output[0].detach())
+            outputs.append(model(*images)[0].detach())
+
+    trainer.model.register_forward_hook(again)
+    before = {name: one.clone() for name, one in trainer.model.named_parameters()}
+    trainer.run()
+    alike = [torch.equal(*outputs[at : at + 2]) for at in range(0, len(outputs), 2)]
+    assert len(alike) == trainer.step  # evaluations in between left the mode alone
+    assert all(alike) if not train_mode else not any(alike)
+    after = dict(trainer.model.named_parameters())
+    heads = ("head.weight", "head_dist.weight", "blocks.0.attn.qkv.weight")
+    assert all(not torch.equal(before[name], after[name]) for name in heads)
+
+
+def config_shards(world: World) -> tuple[str, ...]:
+    return (str(world.root / "digits-0.tar"),)

@@ -283,6 +283,15 @@ def test_a_batch_size_that_does_not_fit_is_refused_with_those_that_do() -> None:
     assert "use 6 or 8" in refusal(manifest, batch_size=7)
     assert "use 20" in refusal(manifest, batch_size=22)
     assert "use 6 or 12" in refusal(manifest, batch_size=8, repeated_augmentation=True)
+    plan = TrainingPlan(make_manifest([40]), PlanConfig(batch_size=24, epochs=1))
+    for shares, words in (
+        ((1, 5), "of 10 (two samples x 5 pieces (`accumulate`))"),
+        ((5, 1), "of 10 (two samples x 5 ranks)"),
+        ((5, 2), "of 20 (two samples x 5 ranks x 2 pieces (`accumulate`))"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            plan.check_ranks(*shares)
+        assert f"it must be a multiple {words} and at most" in str(caught.value)
     assert "fewer than the smallest batch" in refusal(make_manifest([1]), batch_size=2)
     assert "`batch_size` is 0" in refusal(manifest, batch_size=0)
     plan = TrainingPlan(manifest, PlanConfig(seed=0, batch_size=8, epochs=1))

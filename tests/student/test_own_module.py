@@ -296,10 +296,13 @@ def test_it_trains_resumes_and_is_evaluated_like_any_other(world, tmp_path, head
     assert (found.distillation_head is None) == (heads == 1)
 
 
-def test_without_drop_path_a_function_need_not_take_it(world: World, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"drop_path_rate.*`drop_path` 0"):
-        run(config_of(world, tmp_path / "no", "plain", drop_path=0.1))
-    assert run(config_of(world, tmp_path / "run", "plain")).steps == 6
+def test_a_function_need_not_take_drop_path(world: World, tmp_path: Path, caplog) -> None:
+    without = run(config_of(world, tmp_path / "run", "plain"))
+    assert not [one for one in caplog.records if "no drop path" in one.message]
+    default = run(config_of(world, tmp_path / "default", "plain", drop_path=0.1))
+    assert default.weights == without.weights
+    (said,) = [one.message for one in caplog.records if "no drop path" in one.message]
+    assert said == "`model` own_students:plain has no drop path: `drop_path` does nothing"
 
 
 def test_its_tokens_and_what_it_names_do_not_decay(world: World, tmp_path: Path) -> None:

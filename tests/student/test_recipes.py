@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from timm.scheduler import CosineLRScheduler
 
 from pipeline.errors import ConfigError
 from pipeline.identity import PRESETS, MixConfig
 from student.cli import _parse, main
 from student.config import TrainConfig
-from student.optimization import Optimization
+from student.optimization import Optimization, Schedule
 from student.recipes import RECIPES, read_run_file, recipe, to_toml
 from tests.student.factories import TINY, make_identity, make_store, write_digit_shards
 from tests.student.worlds import World, make_world
@@ -40,6 +41,49 @@ def test_the_recipe_is_deits_defaults() -> None:
     optimizer = Optimization(torch.nn.Linear(2, 2), config, torch.device("cpu")).optimizer
     assert (optimizer.defaults["eps"], optimizer.defaults["betas"]) == (1e-8, (0.9, 0.999))
     assert settings("repeated_augmentation", "eval_fraction") == (True, 0.875)
+
+
+def test_the_fine_tuning_recipe_is_that_of_deits_readme() -> None:
+    """--batch-size 32 on 16 GPUs, --lr 5e-6 --weight-decay 1e-8 --epochs 30 --min-lr 5e-6."""
+    config = parse("--recipe", "deit-384")
+    given = config.to_json()
+    assert (config.peak_lr, given["min_lr"], given["weight_decay"]) == (5e-6, 5e-6, 1e-8)
+    assert (given["epochs"], given["drop_path"], given["smoothing"]) == (30, 0.1, 0.1)
+    assert (given["warmup_epochs"], given["warmup_lr"], given["ema_decay"]) == (5, 1e-6, 0.99996)
+    assert given["train_mode"] is False  # main.py: set_training_mode=args.finetune == ''
+    assert parse("--recipe", "deit").student.train_mode
+    assert parse("--recipe", "deit-384", "--train-mode").student.train_mode
+
+
+@pytest.mark.parametrize(("name", "scheduled"), [("deit", 5e-4), ("deit-384", 5e-6)])
+def test_each_of_the_first_epochs_begins_at_the_rate_of_the_originals_next(name, scheduled) -> None:
+    """The original sets epoch e + 1's rate by step(e), after epoch e: 0 and 1 have the first."""
+    config = parse("--recipe", name)
+    weight = torch.nn.Parameter(torch.zeros(1))
+    peak = config.peak_lr
+    assert peak == pytest.approx(scheduled * (1008 / 512 if name == "deit" else 1))
+    optimizer = torch.optim.AdamW([weight], lr=peak)
+    epochs, least = config.plan.epochs, 1e-5 if name == "deit" else 5e-6
+    scheduler = CosineLRScheduler(
+        optimizer, t_initial=epochs, lr_min=least, warmup_lr_init=1e-6, warmup_t=5
+    )
+    theirs = []
+    for epoch in range(13):
+        theirs.append(optimizer.param_groups[0]["lr"])
+        scheduler.step(epoch)
+    assert theirs[0] == theirs[1] == 1e-6
+    assert max(theirs[:8]) == theirs[6]
+    # 1,271 batches of ImageNet's epoch.
+    steps = 1_281_167 // config.plan.batch_size
+    ours = Schedule(
+        steps=steps * epochs,
+        warmup_steps=steps * 5,
+        peak=peak,
+        warmup_from=config.optimization.warmup_lr,
+        end=config.optimization.min_lr,
+    )
+    rates = [ours.lr(epoch * steps) for epoch in range(12)]
+    assert rates == pytest.approx(theirs[1:], rel=1e-12)
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import shutil
@@ -9,16 +10,21 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from pipeline.errors import CheckpointError, PipelineError
 from pipeline.growth import founding_values, grown
+from pipeline.labelling.devices import set_threads
+from pipeline.store import ParquetStore
 from student import checkpoint as checkpoints
 from student.checkpoint import Segment, open_checkpoint
 from student.config import SETTINGS, OptimizationConfig, TrainConfig
 from student.engine import Outcome, Trainer, train
 from student.inputs import open_inputs
+from student.metrics import MetricsLog
+from student.optimization import Schedule
 from tests.student.factories import PixelTeacher, make_identity, make_store
 from tests.student.test_trust import forge
 from tests.student.worlds import World, make_world
@@ -241,6 +247,133 @@ def test_a_run_that_goes_on_with_other_sums_says_so_once_and_keeps_it(
 
 
 def test_threads_that_only_feed_a_gpu_change_nothing_and_another_gpu_does() -> None:
-    gpu = Segment(step=0, ranks=1, accumulate=1, threads=1, device="NVIDIA A100")
+    gpu = Segment(
+        step=0, epochs=3, ranks=1, accumulate=1, threads=1, fast=True, device="NVIDIA A100"
+    )
     assert gpu.changes(replace(gpu, threads=2)) == []
     assert gpu.changes(replace(gpu, device="cpu")) == ["device NVIDIA A100 -> cpu"]
+    assert gpu.changes(replace(gpu, fast=False)) == ["fast True -> False"]
+
+
+def switches() -> tuple[bool, ...]:
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    return (cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32, not cudnn.deterministic)
+
+
+@pytest.mark.parametrize(
+    ("changes", "fast"),
+    [
+        ({}, True),
+        ({"deterministic": True}, False),
+        ({"teacher_in_loop": True, "teacher_random_weights": 1}, False),
+    ],
+)
+def test_a_gpu_is_fast_unless_bits_are_to_repeat_or_a_teacher_labels(
+    world, tmp_path, monkeypatch, changes, fast
+) -> None:
+    monkeypatch.setattr("student.engine.TeacherInLoop", lambda *_: None)
+    set_threads(1)
+    config = world.config(tmp_path / "run", **changes)
+    trainer = Trainer(config, open_inputs(config))
+    assert switches() == (fast,) * 4
+    trainer._save("last.pt")
+    # A CPU has neither, so it is not recorded there.
+    assert [one.fast for one in open_checkpoint(tmp_path / "run" / "last.pt").history] == [False]
+    set_threads(1)
+    assert switches() == (False,) * 4
+
+
+def test_a_finished_run_is_made_longer_if_that_is_wanted(world, tmp_path, caplog) -> None:
+    level = {"lr": 1e-3, "min_lr": 1e-3, "warmup_epochs": 0.0}  # else its schedule is another
+    straight = run(world, tmp_path / "straight", **level, epochs=3)
+    output = tmp_path / "run"
+    run(world, output, **level, epochs=2)
+    more = {**level, "epochs": 3, "resume": "auto"}
+    with pytest.raises(CheckpointError, match=r"\n  `epochs`: 3 / 2\n.*or give `lengthen`"):
+        run(world, output, **more)
+    with pytest.raises(CheckpointError, match=r"`seed`: 4 / 0\n  cure: resume with its settings"):
+        run(world, output, **more, seed=4, lengthen=True)
+    caplog.clear()
+    longer = run(world, output, **more, lengthen=True)
+    assert (longer.steps, longer.weights) == (straight.steps, straight.weights)
+    assert "epochs 2 -> 3 since the checkpoint" in caplog.text
+    assert "follows the schedule of 3 epochs from here on: the next step's is 1.00e-03" in (
+        caplog.text
+    )
+    # It is a run of three epochs now.
+    assert run(world, output, **more).weights == straight.weights
+
+
+def test_a_longer_run_follows_the_longer_schedule(world, tmp_path) -> None:
+    output = tmp_path / "run"
+    run(world, output, epochs=2, log_every=1)
+    run(world, output, epochs=3, log_every=1, resume="auto", lengthen=True)
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    rates = [line["lr"] for line in lines if line["kind"] == "train"]
+    schedules = []
+    for epochs in (2, 3):
+        config = world.config(output, epochs=epochs)
+        schedules.append(Schedule.of(config, open_inputs(config).plan))
+    assert rates == [schedules[step >= schedules[0].steps].lr(step) for step in range(len(rates))]
+    assert len(rates) == schedules[1].steps
+
+
+@pytest.mark.parametrize("torn", [("last.pt", "previous.pt"), ("last.pt",)])
+def test_torn_checkpoints_name_the_best_one_that_is_sound(world, tmp_path, torn) -> None:
+    output = tmp_path / "run"
+    done = run(world, output, **validated(world))
+    for name in torn:
+        (output / name).write_bytes((output / name).read_bytes()[:-100])
+    if len(torn) == 1:
+        (output / "previous.pt").unlink()
+    best = output / "best.pt"
+    step = open_checkpoint(best).step
+    with pytest.raises(CheckpointError) as caught:
+        run(world, output, resume="auto", **validated(world))
+    assert "last.pt cannot be read, it is torn" in str(caught.value)
+    assert f"{best}, of step {step}, is sound: `resume` {best} goes on from it" in str(caught.value)
+    assert run(world, output, resume=str(best), **validated(world)).weights == done.weights
+
+
+@pytest.mark.parametrize("where", ["checkpoint", "log"])
+def test_a_full_disk_says_how_the_run_goes_on(world, tmp_path, monkeypatch, where) -> None:
+    straight = run(world, tmp_path / "straight", checkpoint_steps=1)
+    output, full = tmp_path / "run", OSError(errno.ENOSPC, "No space left on device")
+
+    def refuse(*_: Any) -> None:
+        raise full
+
+    class Full(Trainer):
+        def _report(self, *arguments: Any) -> None:
+            if self.step == 3:
+                if where == "log":
+                    monkeypatch.setattr(MetricsLog, "write", refuse)
+                else:
+                    monkeypatch.setattr("pipeline.files.local.os.fsync", refuse)
+            super()._report(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("student.engine.Trainer", Full)
+        with pytest.raises(PipelineError, match=r"run: the disk is full; .*`resume` auto"):
+            run(world, output, checkpoint_steps=1, log_every=1)
+    monkeypatch.undo()
+    assert open_checkpoint(output / "last.pt").step == 2
+    assert run(world, output, resume="auto", checkpoint_steps=1).weights == straight.weights
+
+
+def test_a_store_without_digests_says_that_nothing_was_audited(world, tmp_path, caplog) -> None:
+    config = world.config(tmp_path / "run")
+    inputs = open_inputs(config)
+    read_view = inputs.store.read_view
+
+    class Bare(ParquetStore):
+        def read_view(self, number: int, view: int) -> Any:
+            stored = read_view(number, view)
+            return replace(stored, has_digest=np.zeros_like(stored.has_digest))
+
+    bare = Bare(inputs.store.root, inputs.store.manifest)
+    assert train(config, replace(inputs, store=bare)).audited == 0
+    assert "nothing was audited: no view that was looked at has a digest" in caplog.text
+    caplog.clear()
+    run(world, tmp_path / "other")
+    assert "nothing was audited" not in caplog.text

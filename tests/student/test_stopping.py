@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import random
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import torch
 from torch.utils.data import Dataset
 
 from pipeline.errors import CheckpointError, ConfigError, PipelineError
-from student.checkpoint import open_checkpoint
+from student.checkpoint import claim_output, open_checkpoint
 from student.engine import Outcome, train
 from student.inputs import open_inputs
 from student.loading import LoaderOptions, load
@@ -217,20 +219,24 @@ def test_two_processes_do_not_train_into_one_directory(world, tmp_path) -> None:
     output = tmp_path / "run"
     run(world, output, stop_after=1)
     before = {path.name: path.read_bytes() for path in output.iterdir() if path.is_file()}
-    code = (
-        "import sys; from pathlib import Path; from student.checkpoint import claim_output\n"
-        "held = claim_output(Path(sys.argv[1])); print(flush=True); sys.stdin.read()"
-    )
-    command = [sys.executable, "-c", code, str(output)]
-    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert other.stdout is not None
-    assert other.stdout.readline()
+    context = multiprocessing.get_context("fork")
+    held = context.Event()
+    other = context.Process(target=hold, args=(output, held), daemon=True)
+    other.start()
+    assert held.wait(60)
     with pytest.raises(ConfigError, match="another process is training there; wait for its end"):
         run(world, output, resume="auto")
     assert {path.name: path.read_bytes() for path in output.iterdir() if path.is_file()} == before
     other.kill()
-    other.communicate()
+    other.join()
     assert run(world, output, resume="auto").steps == STEPS_OF_THREE
+
+
+def hold(output: Path, held: Event) -> None:
+    claimed = claim_output(output)
+    held.set()
+    time.sleep(600)
+    del claimed
 
 
 def test_two_torn_checkpoints_are_refused(world, tmp_path) -> None:

@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,9 +130,9 @@ def run_ranks(
 class Command:
     """``train-student`` in a forked process with a session of its own: PyTorch is loaded."""
 
-    def __init__(self, arguments: Sequence[str], log: Path) -> None:
+    def __init__(self, arguments: Sequence[str], log: Path, **environment: str) -> None:
         context = multiprocessing.get_context("fork")
-        self._process = context.Process(target=_run_command, args=(arguments, log))
+        self._process = context.Process(target=_run_command, args=(arguments, log, environment))
         self._log = log
         self._process.start()
 
@@ -160,8 +160,9 @@ class Command:
         return self._process.exitcode, self._log.read_text()
 
 
-def _run_command(arguments: Sequence[str], log: Path) -> None:
+def _run_command(arguments: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
     os.setsid()
+    os.environ.update(environment)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(descriptor, stream)

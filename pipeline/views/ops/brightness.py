@@ -8,5 +8,6 @@ OPERATION = Operation(
     name="brightness",
     draw=draw_factor,
     apply=lambda image, factor, fill: apply_table(image, blend_table(0, factor)),
+    fixed_point=True,
     probe=FIXED_ONE * 7 // 5,
 )

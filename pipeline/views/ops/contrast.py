@@ -13,4 +13,6 @@ def _apply(image: Pixels, factor: int, fill: Pixels) -> Pixels:
     return apply_table(image, blend_table(mean, factor))
 
 
-OPERATION = Operation(name="contrast", draw=draw_factor, apply=_apply, probe=FIXED_ONE * 7 // 5)
+OPERATION = Operation(
+    name="contrast", draw=draw_factor, fixed_point=True, apply=_apply, probe=FIXED_ONE * 7 // 5
+)

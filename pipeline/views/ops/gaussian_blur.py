@@ -39,5 +39,6 @@ OPERATION = Operation(
     name="gaussian-blur",
     draw=lambda words, magnitude: words.uniform(0.1, 2.0),  # DeiT III's, at any magnitude
     apply=_apply,
+    fixed_point=True,
     probe=FIXED_ONE * 7 // 5,
 )

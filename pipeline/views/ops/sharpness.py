@@ -8,5 +8,6 @@ OPERATION = Operation(
     name="sharpness",
     draw=draw_factor,
     apply=lambda image, factor, fill: blend_with_smooth(image, factor),
+    fixed_point=True,
     probe=FIXED_ONE * 7 // 5,
 )

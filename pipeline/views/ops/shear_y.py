@@ -8,5 +8,6 @@ OPERATION = Operation(
     name="shear-y",
     draw=lambda words, magnitude: either_sign(words, magnitude * 3 // 100),
     apply=lambda image, slope, fill: shift_columns(image, slope, 0, affine_weights(), fill),
+    fixed_point=True,
     probe=-FIXED_ONE // 5,
 )

@@ -10,5 +10,6 @@ OPERATION = Operation(
     apply=lambda image, share, fill: shift_rows(
         image, 0, share * image.shape[1], affine_weights(), fill
     ),
+    fixed_point=True,
     probe=FIXED_ONE // 3,
 )

@@ -10,5 +10,6 @@ OPERATION = Operation(
     apply=lambda image, share, fill: shift_columns(
         image, 0, share * image.shape[0], affine_weights(), fill
     ),
+    fixed_point=True,
     probe=-FIXED_ONE // 7,
 )

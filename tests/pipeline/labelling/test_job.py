@@ -19,6 +19,7 @@ from pipeline.errors import (
     RejectionError,
     ShardError,
     StoreError,
+    TryAgainError,
 )
 from pipeline.identity import PRESETS, TeacherIdentity
 from pipeline.labelling.config import LabelConfig
@@ -541,6 +542,40 @@ def test_a_place_that_holds_something_else_is_refused_before_shards_are_read(
         check_out(str(tmp_path / "file.parquet"))
     with pytest.raises(StoreError, match=r"must end in \.parquet or \.zarr"):
         check_out(str(tmp_path / "labels"))
+
+
+def test_two_jobs_cut_the_same_views_in_one_way_or_the_second_is_refused(
+    shards: tuple[Path, ...],
+) -> None:
+    first = plan_of(config_of(shards, views=12))
+    run(first, parts=2)
+    with pytest.raises(StoreError, match=r"another job has cut views 0\.\.11 into parts of 3, and"):
+        plan_of(config_of(shards, views=12, views_per_part=4))
+    with pytest.raises(StoreError, match=r"parts of views 0\.\.8, and this one wants 1\.\.6, whi"):
+        plan_of(config_of(shards, first_view=1, views=6))
+    # Whole parts of it are fine, and views beyond are cut as the second one likes.
+    assert ranges(plan_of(config_of(shards, first_view=3, views=6)).missing)[:2] == [
+        (0, 6, 9),
+        (1, 3, 6),
+    ]
+    more = plan_of(config_of(shards, first_view=12, views=4, views_per_part=2))
+    assert ranges(more.missing)[:2] == [(0, 12, 14), (0, 14, 16)]
+    run(first)  # as far as it is concerned nothing has happened
+    run(more)
+    whole = plan_of(config_of(shards, views=16, views_per_part=5))
+    assert not whole.missing
+    finish_job(whole, {})
+    assert open_store(whole.config.out).manifest.view_range == range(16)
+
+
+def test_of_two_jobs_that_begin_at_once_one_is_told_to_try_again(shards: tuple[Path, ...]) -> None:
+    plans = [plan_of(config_of(shards, views_per_part=views)) for views in (3, 4)]
+    again = plan_of(plans[0].config)
+    begin_job(plans[0])
+    with pytest.raises(TryAgainError, match="another job began to add to it at the same moment"):
+        begin_job(plans[1])
+    begin_job(again)  # the same cut
+    assert not list(Path(plans[0].config.out).rglob("*.parquet"))
 
 
 NAMES = tuple(f"digit {n}" for n in range(10))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import binascii
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.columns import COLUMNS
-from pipeline.errors import ConfigError, IncompleteStoreError, TeacherError
+from pipeline.errors import ClassesError, ConfigError, IncompleteStoreError, TeacherError
 from pipeline.identity import AugmentConfig, ColumnConfig, MixConfig
 from pipeline.labelling.config import LabelConfig
 from pipeline.labelling.devices import choose_device
@@ -312,6 +313,25 @@ def test_the_preflight_counts_agreement_and_flips(tmp_path: Path, checkpoint: Pa
     assert 108 <= report.flip_rows <= 144  # three groups of 12 or 16 of 60 images
     assert 0 < report.flips < report.flip_rows  # untrained layers amplify bf16's rounding
     assert report.warnings == ()
+
+
+def test_a_teacher_that_names_its_classes_otherwise_than_the_shards_is_refused(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    names = [f"digit {n}" for n in range(10)]
+    mine = tmp_path / "best.pt"
+    torch.save({"model": load_file(checkpoint), "student": {"class_names": names}}, mine)
+    worker = worker_of(tmp_path, mine)
+    shards = index_shards([str(tmp_path / "a.tar")])
+    assert worker.preflight(shards).images > 0  # the shards have none
+    (tmp_path / "classes.json").write_text(json.dumps(names))
+    assert worker.preflight(index_shards([str(tmp_path / "a.tar")])).images > 0
+    (tmp_path / "classes.json").write_text(json.dumps(names[::-1]))
+    with pytest.raises(ClassesError, match=r"best\.pt and .*classes\.json have .*class 0 is"):
+        worker.preflight(index_shards([str(tmp_path / "a.tar")]))
+    torch.save({"model": load_file(checkpoint), "student": {"class_names": ["a\nb"]}}, mine)
+    with pytest.raises(TeacherError, match=r"best\.pt.*damaged or forged"):
+        worker_of(tmp_path, mine)
 
 
 def test_the_trial_takes_groups_from_all_over_the_job(tmp_path: Path, checkpoint: Path) -> None:

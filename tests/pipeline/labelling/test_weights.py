@@ -155,7 +155,7 @@ def test_the_message_tells_a_prefix_from_another_architecture_and_from_other_cla
     path = tmp_path / "w.pth"
     for content, changes, message in (
         (wrapped("net.backbone.")(state), {}, r"all its names begin with 'net\.backbone\.'"),
-        (state, {"classes": 7}, "its weights have 10 classes, not 7; give `classes` 10"),
+        (state, {"num_classes": 7}, "its weights have 10 classes, not 7; give `num_classes` 10"),
         (state, {"architecture": "regnety_004"}, "is of another architecture; .* `architecture`"),
         (state, {"architecture": "dla34"}, "is of another architecture; .* `architecture`"),
         (

@@ -272,6 +272,12 @@ def test_a_chunk_that_decodes_to_another_size_is_refused(crafted: Path, zeros: i
         (lambda v: v.update(needs=[1]), r"needs is \[1\]; use a text"),
         (lambda v: v.update(card=None), "card is None; use a text"),
         (lambda v: v["identity"].update(root_seed=6), "identity has the digest"),
+        (lambda v: v.update(classes=None), "classes is no list of names"),
+        (lambda v: v.update(classes=[]), "classes names 0 classes"),
+        (lambda v: v.update(classes={"0": "cat"}), "classes is no list of names"),
+        (lambda v: v.update(classes=["cat", 7]), "classes is no list of names"),
+        (lambda v: v.update(classes=["ca\x1b[2Jt"]), r"names class 0 'ca\\x1b\[2Jt'"),
+        (lambda v: v.update(classes=["x"] * 65536), "classes names 65536 classes"),
     ],
 )
 def test_a_manifest_that_claims_what_no_job_makes_is_refused(

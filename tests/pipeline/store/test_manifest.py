@@ -35,7 +35,7 @@ def test_a_manifest_reads_back_as_it_was_written(tmp_path: Path) -> None:
         replace(entry, rows=manifest.accepted_samples(entry.part.shard) * 4)
         for entry in manifest.parts
     )
-    manifest = replace(manifest, parts=parts, card="c" * 64)
+    manifest = replace(manifest, parts=parts, card="c" * 64, classes=("cat", "dog"))
     write_manifest(tmp_path, manifest)
     assert read_manifest(tmp_path) == manifest
 
@@ -185,3 +185,11 @@ def test_the_views_that_all_shards_have_are_those_of_plain_sets(
         expected.append(view)
         view += 1
     assert list(found) == expected
+
+
+def test_more_names_than_the_teacher_has_classes_are_refused() -> None:
+    values = replace(make_manifest([5, 3]), classes=("a",) * 10).to_json()
+    assert Manifest.from_json(values, "it").classes == ("a",) * 10
+    values["classes"] = ["a"] * 11
+    with pytest.raises(StoreError, match="names more classes than the teacher has"):
+        Manifest.from_json(values, "it")

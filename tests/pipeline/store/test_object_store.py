@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 from numpy.testing import assert_array_equal
 
+from pipeline.classes import read_names
 from pipeline.errors import (
     ChecksumError,
+    ConfigError,
     IncompleteStoreError,
     PipelineError,
     ShardError,
@@ -362,3 +364,19 @@ def test_the_trainer_opens_a_store_and_shards_in_object_storage(
     s3.client().delete_object(Bucket=bucket.removeprefix("s3://"), Key="data/s-1.tar")
     with pytest.raises(ShardError, match=r"1 of 2 names match no file: 's3://.*/data/s-1.tar'"):
         open_inputs(config)
+
+
+def test_names_of_classes_are_read_beside_shards_in_object_storage(
+    s3: S3Server, bucket: str, tmp_path: Path
+) -> None:
+    patterns, cache = [f"{bucket}/data/s-{{0..1}}.tar"], CacheConfig(directory=tmp_path / "cache")
+    assert index_shards(patterns, cache).classes is None
+    s3.put(f"{bucket}/data/classes.json", b'["ape","cat"]')
+    named = index_shards(patterns, cache).classes
+    assert named is not None
+    assert (named.names, named.source) == (("ape", "cat"), f"{bucket}/data/classes.json")
+    for place in (f"{bucket}/data", f"{bucket}/data/classes.json"):
+        assert read_names(place).names == ("ape", "cat")
+        assert index_shards(patterns, cache, place).classes is not None
+    with pytest.raises(ConfigError, match="no such file"):
+        read_names(f"{bucket}/nothing.txt")

@@ -14,7 +14,7 @@ from PIL import Image
 
 from pipeline.errors import ConfigError, ReplayError
 from pipeline.identity import MixConfig
-from pipeline.records import MixKind
+from pipeline.records import FIXED_ONE, MixKind
 from pipeline.store import LabelStore, open_store
 from pipeline.tools import (
     DrawnView,
@@ -27,6 +27,7 @@ from pipeline.tools import (
 )
 from pipeline.tools import show as module
 from pipeline.views.mixing import mix_images, normalize
+from pipeline.views.ops import OPERATIONS
 from student import PlanConfig, open_replay
 from tests.labelling import digit_shard, every_column, hash_identity, write_hash_store
 from tests.pipeline.store.test_card import run_cli
@@ -214,6 +215,20 @@ def test_what_is_not_there_is_said(store: LabelStore, choice: ViewChoice, words:
 def test_doubt_needs_probabilities(folder: Path) -> None:
     with pytest.raises(ConfigError, match="`high_entropy` needs probabilities"):
         drawn(open_store(folder / "plain.parquet"), ViewChoice(high_entropy=True))
+
+
+def test_operations_are_shown_with_what_their_arguments_mean() -> None:
+    words = [
+        OPERATIONS[name].in_words(argument)
+        for name, argument in (
+            ("rotate", -(29 << 16)),
+            ("color", FIXED_ONE // 4),
+            ("posterize", 3),
+            ("solarize", 128),
+            ("invert", 0),
+        )
+    ]
+    assert words == ["rotate -29", "color 0.25", "posterize 3", "solarize 128", "invert"]
 
 
 def test_captions_name_classes_mixing_and_draws_escaped(store: LabelStore) -> None:

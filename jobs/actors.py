@@ -1,0 +1,297 @@
+"""What the label job runs in Ray's processes: teachers, and the augmentation that feeds them."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import ray
+from ray.exceptions import GetTimeoutError, RayTaskError, TaskCancelledError, WorkerCrashedError
+
+from jobs.supervisor import PARTS_IN_FLIGHT, Patience
+from pipeline.errors import PipelineError
+from pipeline.files.sharing import SharedPaths, unseen_path
+from pipeline.identity import TeacherIdentity
+from pipeline.labelling.config import LabelConfig
+from pipeline.labelling.job import IndexedShards, PartOrder, Preflight
+from pipeline.labelling.part import GroupTask, probe_task, run_task
+from pipeline.labelling.probe import Fate
+from pipeline.records import AugmentedGroup
+from pipeline.store import Committed
+
+if TYPE_CHECKING:
+    from pipeline.labelling.worker import TeacherWorker
+
+__all__ = [
+    "ActorSettings",
+    "MakeWorker",
+    "Progress",
+    "TeacherActor",
+    "augment_remotely",
+    "load_worker",
+    "look_remotely",
+]
+
+CRASHES_PER_TASK = 3  # that may be chance; then its images are looked at
+PROBES_PER_TASK = 3
+TIMES = 64  # of the latest augmentations, from which the usual time of one is taken
+STARVED_SECONDS = 10.0
+
+Crashing: TypeAlias = dict[str, frozenset[int]]
+"""By the hash of a shard's keys: its images that end whatever decodes them, as far as is known."""
+
+MakeWorker: TypeAlias = "Callable[[LabelConfig, int], TeacherWorker]"
+"""Loads a teacher, with so many threads, in the process that will run it."""
+
+
+def load_worker(config: LabelConfig, threads: int) -> TeacherWorker:
+    """Load the teacher of the settings."""
+    from pipeline.labelling.worker import TeacherWorker  # the driver needs no PyTorch
+
+    return TeacherWorker(config, threads)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActorSettings:
+    """What a teacher's process is told when it starts."""
+
+    config: LabelConfig
+    window: int  # groups of a part that are augmented at a time
+    patience: Patience
+    make_worker: MakeWorker
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a teacher's process is."""
+
+    groups: int  # labelled in all
+    starved: bool  # it has waited long for augmentation
+
+
+@ray.remote(num_cpus=0, max_retries=CRASHES_PER_TASK)
+def look_remotely(paths: SharedPaths, node: str) -> str | None:
+    """Return what a node does not see as the driver does."""
+    return unseen_path(paths, node)
+
+
+@ray.remote(num_cpus=1, max_retries=CRASHES_PER_TASK)
+def augment_remotely(task: GroupTask) -> AugmentedGroup:
+    """Make a group's views wherever a CPU is free."""
+    return run_task(task)
+
+
+@ray.remote(num_cpus=1, max_retries=CRASHES_PER_TASK)
+def probe_remotely(task: GroupTask) -> dict[int, Fate]:
+    """Find the images of a group that end whatever decodes them."""
+    return probe_task(task)
+
+
+# Ray counts CPUs to place work, not to limit it. A teacher takes none, or a replacement
+# could find them all taken by the augmentation that waits for it.
+@ray.remote(num_cpus=0, concurrency_groups={"work": PARTS_IN_FLIGHT, "word": 1})  # type: ignore[call-overload]
+class TeacherActor:
+    """A teacher's process. It answers while it loads and works."""
+
+    def __init__(self, settings: ActorSettings) -> None:
+        self._settings = settings
+        self._loaded: TeacherWorker | None = None
+        self._groups = 0
+        self._counting = threading.Lock()
+        self._crashing: Crashing = {}
+        self._hungry: dict[int, float] = {}  # by thread: since when it waits for augmentation
+
+    @ray.method(concurrency_group="word")
+    def node(self) -> str:
+        """Return the machine that this runs on."""
+        return str(ray.get_runtime_context().get_node_id())
+
+    @ray.method(concurrency_group="word")
+    def progress(self) -> Progress:
+        """Return how far this is."""
+        now = time.monotonic()
+        with self._counting:
+            waits = [now - since for since in self._hungry.values()]
+            return Progress(
+                groups=self._groups, starved=any(one > STARVED_SECONDS for one in waits)
+            )
+
+    @ray.method(concurrency_group="work")
+    def load(self, threads: int) -> None:
+        """Load the teacher, once."""
+        # The cluster's CPUs divided by its teachers; more than this machine has would hinder.
+        threads = min(threads, len(os.sched_getaffinity(0)))
+        config = self._settings.config
+        self._loaded = self._settings.make_worker(config, config.threads or threads)
+
+    @ray.method(concurrency_group="work")
+    def describe(self) -> tuple[TeacherIdentity, Mapping[str, int]]:
+        """Return the teacher's identity, and what its device makes of floats."""
+        return self._worker.identity, self._worker.fingerprints
+
+    @ray.method(concurrency_group="work")
+    def preflight(self, shards: IndexedShards) -> Preflight:
+        """Try the teacher out on the job's shards."""
+        return self._worker.preflight(shards, self._augment_one)
+
+    @ray.method(concurrency_group="work")
+    def label(self, order: PartOrder, lean: int) -> Committed:
+        """Label and commit one part; each step of ``lean`` halves what is augmented at a time."""
+        window = max(1, self._settings.window >> lean)
+        return self._worker.label_part(order, self._augmented(order.tasks(), window))
+
+    def _augment_one(self, task: GroupTask) -> AugmentedGroup:
+        return next(self._augmented(iter([task]), 1))
+
+    def _augmented(self, tasks: Iterator[GroupTask], window: int) -> Iterator[AugmentedGroup]:
+        patience, crashing = self._settings.patience, self._crashing
+        return self._counted(_Augmentation(tasks, window, patience, crashing).groups())
+
+    @property
+    def _worker(self) -> TeacherWorker:
+        assert self._loaded is not None, "a teacher is asked before it is loaded"
+        return self._loaded
+
+    def _counted(self, groups: Iterator[AugmentedGroup]) -> Iterator[AugmentedGroup]:
+        """Pass groups through, and note when one is waited for and when it is labelled."""
+        me = threading.get_ident()
+        try:
+            while True:
+                with self._counting:
+                    self._hungry[me] = time.monotonic()
+                group = next(groups, None)
+                with self._counting:
+                    del self._hungry[me]
+                if group is None:
+                    return
+                yield group
+                with self._counting:
+                    self._groups += 1
+        finally:
+            self._hungry.pop(me, None)
+
+
+class _Augmentation:
+    """Groups that are augmented elsewhere, a bounded number at a time."""
+
+    def __init__(
+        self, tasks: Iterator[GroupTask], window: int, patience: Patience, crashing: Crashing
+    ) -> None:
+        self._tasks = tasks
+        self._crashing = crashing  # of all parts
+        self._probed: Counter[tuple[int, int]] = Counter()  # by group and first view
+        self._window = window
+        self._patience = patience
+        self._under_way: dict[Any, GroupTask] = {}  # by the call's reference
+        self._started: dict[Any, float] = {}
+        self._times: deque[float] = deque(maxlen=TIMES)
+        self._limit_factor = 1.0
+
+    def groups(self) -> Iterator[AugmentedGroup]:
+        """Yield the groups as they get ready."""
+        try:
+            while True:
+                while len(self._under_way) < self._window:
+                    task = next(self._tasks, None)
+                    if task is None:
+                        break
+                    self._submit(task)
+                if not self._under_way:
+                    return
+                group = self._next()
+                if group is not None:
+                    yield group
+        finally:
+            self._cancel()
+
+    def _submit(self, task: GroupTask) -> None:
+        known = self._crashing.get(task.shard.key_hash, frozenset())
+        task = replace(task, crashing=known.intersection(task.members))
+        ref = augment_remotely.remote(task)
+        self._under_way[ref] = task
+        self._started[ref] = time.monotonic()
+
+    def _next(self) -> AugmentedGroup | None:
+        """Return a group that is ready; None if there is none yet, or it must be done again."""
+        ready, _ = ray.wait(list(self._under_way), num_returns=1, timeout=1.0)
+        now = time.monotonic()
+        if not ready:
+            if now - max(self._started.values()) > self._limit():
+                self._restart()
+            return None
+        ref = ready[0]
+        task, started = self._under_way.pop(ref), self._started.pop(ref)
+        try:
+            group: AugmentedGroup = ray.get(ref, timeout=self._patience.loading_seconds)
+        except TaskCancelledError:
+            self._submit(task)
+            return None
+        except WorkerCrashedError as error:
+            self._find_crashing(task, error)
+            self._submit(task)
+            return None
+        except RayTaskError as error:
+            raise _as_raised(error) from error
+        self._times.append(now - started)
+        # All that wait now have waited for this one too.
+        self._started = dict.fromkeys(self._started, now)
+        return group
+
+    def _find_crashing(self, task: GroupTask, error: Exception) -> None:
+        """Note the images that crash their decoder; raise ``PipelineError`` for another cause."""
+        self._probed[task.group, task.first_view] += 1
+        ref = probe_remotely.remote(task)
+        try:
+            found: dict[int, Fate] = ray.get(ref, timeout=self._patience.loading_seconds)
+        except GetTimeoutError:
+            ray.cancel(ref, force=True)
+            found = {}
+        crashing = frozenset(index for index, fate in found.items() if fate.is_crash)
+        name = f"{task.path}, sample {min(found)}" if found else f"{task.path}, group {task.group}"
+        if found.keys() - crashing:
+            raise PipelineError(
+                f"{name}: whatever decodes this image is killed or hangs, so it takes more memory "
+                "or time than there is; take it out of the shard and give another `out`, or set a "
+                "lower `max_pixels`"
+            ) from error
+        if not crashing and self._probed[task.group, task.first_view] >= PROBES_PER_TASK:
+            raise PipelineError(
+                f"{name}: its augmentation crashed {PROBES_PER_TASK * (CRASHES_PER_TASK + 1)} "
+                "times, and decodes well by itself; is memory short on the nodes?"
+            ) from error
+        known = self._crashing.get(task.shard.key_hash, frozenset())
+        self._crashing[task.shard.key_hash] = known | crashing
+
+    def _limit(self) -> float:
+        """Return after how long without any group those under way are presumed hung."""
+        patience = self._patience
+        if not self._times:
+            return patience.loading_seconds * self._limit_factor
+        usual = statistics.median(self._times)
+        return max(patience.hang_seconds, patience.hang_factor * usual) * self._limit_factor
+
+    def _restart(self) -> None:
+        """End the processes that augment, and have their groups done again."""
+        tasks = list(self._under_way.values())
+        self._cancel()
+        self._limit_factor *= 2  # where they only wait for a CPU, ending them helps nobody
+        for task in tasks:
+            self._submit(task)
+
+    def _cancel(self) -> None:
+        for ref in self._under_way:
+            ray.cancel(ref, force=True)
+        self._under_way.clear()
+        self._started.clear()
+
+
+def _as_raised(error: RayTaskError) -> BaseException:
+    """Return a fault of ours as it was raised, so that the driver sees no more than that."""
+    cause = error.cause
+    return cause if isinstance(cause, PipelineError) else error

@@ -1,0 +1,330 @@
+"""Joins a Ray cluster or starts one of our own, and leaves it; nothing here waits for ever.
+
+What Ray raises comes out as one line with its cure, and the traceback as its cause.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import (
+    OutOfMemoryError,
+    RayError,
+    RayTaskError,
+    RuntimeEnvSetupError,
+)
+
+from jobs.supervisor import Death, Resource
+from pipeline.errors import ConfigError, PipelineError, TryAgainError
+
+__all__ = ["RayConnection", "death_of", "fault_of", "in_one_line", "why_not", "within"]
+
+CONNECT_SECONDS = 25.0
+START_SECONDS = 120.0  # of a Ray of our own, on a machine that is busy
+PROBE_SECONDS = 5.0
+LEAVE_SECONDS = 10.0
+RESOURCES_SECONDS = 3.0  # between two looks at what the cluster has
+MARK = "TEACHER_LABELS_RAY"  # in the environment of every process that our Ray starts
+
+Result = TypeVar("Result")
+
+
+def within(seconds: float, what: str, call: Callable[[], Result], *, stay: bool = False) -> Result:
+    """Return a call's result; raise ``TryAgainError`` if it takes longer.
+
+    Ray's calls may wait for ever, and signals are not heard meanwhile: so they wait in a thread.
+    With ``stay`` that lives on, since Linux ends processes with the thread that started them.
+    """
+    answer: queue.SimpleQueue[tuple[Result | None, BaseException | None]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            answer.put((call(), None))
+        except BaseException as error:
+            answer.put((None, error))
+        if stay:
+            threading.Event().wait()
+
+    threading.Thread(target=run, daemon=True, name="ray-call").start()
+    end = time.monotonic() + seconds
+    while True:
+        with suppress(queue.Empty):
+            result, error = answer.get(timeout=0.2)
+            if error is not None:
+                raise error
+            return result  # type: ignore[return-value]
+        if time.monotonic() > end:
+            raise TryAgainError(
+                f"{what} took more than {seconds:.0f} s; run the same command again"
+            )
+
+
+@dataclass(slots=True)
+class RayConnection:
+    """The place of this process in a cluster."""
+
+    joined: bool  # a cluster that was there
+    _raylet: str  # the socket of this machine's part of Ray
+    _reaper: subprocess.Popen[bytes] | None
+    _seen: queue.SimpleQueue[dict[str, Resource]] = field(default_factory=queue.SimpleQueue)
+    _asked: float = 0.0
+
+    @staticmethod
+    def open() -> RayConnection:
+        """Join the cluster of ``RAY_ADDRESS``, or start a Ray of our own.
+
+        ``jobs.label_teacher.prepare_environment`` keeps one of our own on 127.0.0.1.
+        """
+        address = os.environ.get("RAY_ADDRESS", "")
+        joined = address not in ("", "local")
+        reaper = None
+        if joined:
+            _require_reachable(address)
+        else:
+            os.environ[MARK] = secrets.token_hex(16)
+            reaper = _start_reaper()
+            _tell(reaper, f"{MARK}={os.environ[MARK]}")
+        heard = signal.getsignal(signal.SIGTERM)
+        try:
+            with _silence(joined):
+                within(
+                    CONNECT_SECONDS if joined else START_SECONDS,
+                    f"joining the cluster at {address}" if joined else "starting Ray",
+                    lambda: ray.init(
+                        address=None if joined else "local",
+                        include_dashboard=None if joined else False,
+                        log_to_driver=False,
+                        logging_level=logging.ERROR,
+                    ),
+                    stay=True,
+                )
+        except PipelineError:
+            raise
+        except Exception as error:
+            raise why_not(address, error) from error
+        signal.signal(signal.SIGTERM, heard)  # Ray's own handler prints a stack
+        # Ray prints faults of any node on stdout, in many lines; those that matter are said here.
+        worker: Any = ray._private.worker
+        worker.print_to_stdstream = lambda *_, **__: None
+        node = worker._global_node
+        if reaper is not None:
+            _tell(reaper, str(node.get_session_dir_path()))
+        return RayConnection(joined, node.raylet_socket_name, reaper)
+
+    def require_raylet(self) -> None:
+        """Raise ``TryAgainError`` once this machine's part of Ray is gone.
+
+        Calls that wait for it would wait for ever.
+        """
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(PROBE_SECONDS)
+            try:
+                probe.connect(self._raylet)
+            except TimeoutError:
+                return  # it is there, and busy
+            except OSError as error:
+                raise TryAgainError(
+                    f"this machine's part of Ray is gone ({error.strerror}); it was killed, maybe "
+                    "for want of memory, or stopped. Run the same command again: committed parts "
+                    "stay"
+                ) from error
+
+    def resources(self) -> dict[str, Resource] | None:
+        """Return what the cluster has where that is news; asks anew at times, and never waits."""
+        now = time.monotonic()
+        if now - self._asked > RESOURCES_SECONDS:
+            self._asked = now
+            threading.Thread(target=self._look, daemon=True, name="ray-resources").start()
+        found = None
+        with suppress(queue.Empty):
+            while True:
+                found = self._seen.get_nowait()
+        return found
+
+    def _look(self) -> None:
+        with suppress(Exception):  # the next look may be luckier
+            self._seen.put(_resources())
+
+    def close(self) -> None:
+        """Leave Ray, and end all that we started."""
+        with suppress(Exception):
+            within(LEAVE_SECONDS, "leaving Ray", ray.shutdown)
+        if self._reaper is not None:
+            _tell(self._reaper, "now")
+            with suppress(OSError, subprocess.TimeoutExpired):
+                self._reaper.communicate(timeout=LEAVE_SECONDS)
+
+
+@contextmanager
+def _silence(wanted: bool) -> Iterator[None]:
+    """Keep stderr from what Ray's client writes there on its own while it tries to join."""
+    if not wanted:
+        yield
+        return
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    os.close(nothing)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def resources_now() -> dict[str, Resource]:
+    """Return what the cluster has."""
+    return within(CONNECT_SECONDS, "asking what the cluster has", _resources)
+
+
+def _resources() -> dict[str, Resource]:
+    total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+    return {
+        name: Resource(total=total.get(name, 0.0), free=free.get(name, 0.0))
+        for name in ("CPU", "GPU")
+    }
+
+
+def _start_reaper() -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", str(Path(__file__).with_name("reaper.py"))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={name: value for name, value in os.environ.items() if name != MARK},
+        start_new_session=True,  # signals for the job's group are not for it
+    )
+
+
+def _tell(reaper: subprocess.Popen[bytes], line: str) -> None:
+    assert reaper.stdin is not None
+    with suppress(OSError):
+        reaper.stdin.write(f"{line}\n".encode())
+        reaper.stdin.flush()
+
+
+def _require_reachable(address: str) -> None:
+    """Raise unless something answers at ``RAY_ADDRESS``; Ray itself would try for minutes."""
+    if address == "auto":
+        return  # Ray looks for one on this machine
+    if "://" in address:
+        raise ConfigError(
+            f"RAY_ADDRESS is {address}: a label job joins the cluster itself, at HOST:PORT of its "
+            "head (6379 unless changed), and only from one of its machines; from elsewhere use "
+            "`ray job submit`"
+        )
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise ConfigError(
+            f"RAY_ADDRESS is {address}; give HOST:PORT of the cluster's head, or auto"
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), PROBE_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise TryAgainError(
+            f"no Ray cluster answers at {address} ({error}); start it, correct RAY_ADDRESS, or "
+            "unset it to run on this machine alone"
+        ) from error
+
+
+def why_not(address: str, error: Exception) -> PipelineError:
+    """Return what to raise where Ray could not be joined or started."""
+    text = in_one_line(error)
+    if "AF_UNIX" in text:
+        return ConfigError(
+            "the directory for temporary files has too long a name for Ray's sockets; set "
+            "RAY_TMPDIR to a short one, such as /tmp"
+        )
+    if address == "auto" and isinstance(error, ConnectionError):
+        return TryAgainError(
+            "RAY_ADDRESS is auto, and no Ray runs on this machine; start one, give HOST:PORT of "
+            "the cluster's head, or unset it to run on this machine alone"
+        )
+    if address:
+        return TryAgainError(
+            f"the Ray cluster at {address} could not be joined ({text}); correct RAY_ADDRESS and "
+            "RAY_AUTH_TOKEN, and use the cluster's release of Ray and of Python"
+        )
+    return TryAgainError(
+        f"Ray could not be started on this machine ({text}); `serial` does without it"
+    )
+
+
+def in_one_line(error: BaseException) -> str:
+    """Return what an exception says in its last line that says something."""
+    cause: BaseException | None = _cause_of(error)
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    missing = [line for line in lines if line.startswith("ModuleNotFoundError")]
+    text = (missing or lines or [""])[-1 if missing else 0]
+    return text or type(cause).__name__
+
+
+def _cause_of(error: BaseException) -> BaseException:
+    """Return what was raised in another process."""
+    while isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
+        error = error.cause
+    return error
+
+
+def death_of(error: BaseException) -> Death | None:
+    """Return how a teacher was lost whose call raised ``error``, None if it lives.
+
+    Whatever it raises when the machine below it fails means that it is lost: Ray's errors,
+    broken pipes, and those of a device.
+    """
+    cause = _cause_of(error)
+    if isinstance(cause, PipelineError | RuntimeEnvSetupError):
+        return None
+    text = str(cause)
+    if isinstance(cause, OutOfMemoryError | MemoryError) or "running low on memory" in text:
+        return Death.MEMORY
+    if "CUDA out of memory" in text:
+        return Death.MEMORY
+    if "ModuleNotFoundError" in text:
+        return None
+    device = type(cause).__module__.startswith("torch") or "CUDA" in text
+    if isinstance(cause, RayError | OSError | EOFError) or device:
+        return Death.PROCESS
+    return None
+
+
+def fault_of(error: BaseException, where: str) -> PipelineError:
+    """Return what to raise for an error that another teacher would meet as well."""
+    cause = _cause_of(error)
+    if isinstance(cause, PipelineError):
+        return cause
+    text = in_one_line(error)
+    if "ModuleNotFoundError" in str(cause) or isinstance(cause, RuntimeEnvSetupError):
+        return PipelineError(
+            f"{where} cannot run this project ({text}); install its dependencies on all nodes, or "
+            "take the node out of the cluster"
+        )
+    return PipelineError(
+        f"{where} failed: {type(cause).__name__}: {text}; this should not happen, `debug` shows "
+        "where it did"
+    )
+
+
+def nodes() -> list[dict[str, Any]]:
+    """Return the cluster's machines that are alive, as Ray describes them."""
+    found: list[dict[str, Any]] = within(
+        CONNECT_SECONDS,
+        "asking for the cluster's nodes",
+        ray.nodes,
+    )
+    return [node for node in found if node["Alive"]]

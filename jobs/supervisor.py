@@ -1,0 +1,382 @@
+"""Knows each teacher's state and what it may take, and decides what to do next.
+
+It starts nothing, waits for nothing and reads no clock: events come in with their times, and
+decisions go out as values. So everything that can fail can be tried out without a cluster.
+"""
+
+from __future__ import annotations
+
+import enum
+import statistics
+from collections import Counter, deque
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+__all__ = [
+    "PARTS_IN_FLIGHT",
+    "Ask",
+    "Death",
+    "Decision",
+    "End",
+    "GiveUp",
+    "HandOut",
+    "Patience",
+    "Resource",
+    "Say",
+    "State",
+    "Supervisor",
+    "Work",
+]
+
+Work: TypeAlias = Hashable
+"""A part to label, or a question that any one teacher answers."""
+
+PARTS_IN_FLIGHT = 2  # of a teacher: one's first groups are augmented beside the other
+_TIMES = 64  # of the latest parts, from which the usual time of one is taken
+_LONGEST_PAUSE = 60.0  # between teachers that die while they load
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long each thing may take. Times are in seconds."""
+
+    hang_seconds: float = 60.0  # without progress, at least
+    hang_factor: float = 20.0  # times a part's usual time
+    loading_seconds: float = 1800.0  # also for the first part, whose time nobody knows
+    wait_seconds: float = 600.0  # for the cluster to have room
+    say_seconds: float = 10.0  # between two words about it
+    in_flight: int = PARTS_IN_FLIGHT
+    deaths: int = 4  # of teachers, on one part or while they load; then it is no accident
+
+    @staticmethod
+    def of(hang_seconds: float, wait_seconds: float) -> Patience:
+        """Return what follows from the two times that users set."""
+        return Patience(
+            hang_seconds=hang_seconds,
+            loading_seconds=30 * hang_seconds,
+            wait_seconds=wait_seconds,
+        )
+
+
+class State(enum.Enum):
+    """What is known of a teacher."""
+
+    ASKED = "asked for"  # no machine has taken it yet
+    LOADING = "loading"
+    IDLE = "idle"
+    LABELLING = "labelling"
+    LOST = "lost"  # dead, or presumed hung and ended
+
+
+class Death(enum.Enum):
+    """How a teacher was lost."""
+
+    PROCESS = "died"
+    MEMORY = "was ended for want of memory"
+    HUNG = "made no progress"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resource:
+    """How much of something the cluster has, and how much of that nobody uses."""
+
+    total: float
+    free: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Ask the cluster for this teacher."""
+
+    teacher: int
+
+
+@dataclass(frozen=True, slots=True)
+class HandOut:
+    """Give this work to this teacher. With ``lean`` > 0, it shall use less memory for it."""
+
+    teacher: int
+    work: Work
+    lean: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """End what may be left of this teacher."""
+
+    teacher: int
+
+
+@dataclass(frozen=True, slots=True)
+class Say:
+    """Tell the user."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """End the job. ``again`` says whether the same command may do better later."""
+
+    text: str
+    again: bool
+
+
+Decision: TypeAlias = Ask | HandOut | End | Say | GiveUp
+
+
+@dataclass(slots=True)
+class _Teacher:
+    state: State
+    since: float  # in this state, or since it last showed progress
+    work: dict[Work, float] = field(default_factory=dict)  # with the time it was handed out
+    times: deque[float] = field(default_factory=lambda: deque(maxlen=_TIMES))
+    last_part: float = 0.0
+    groups: int = 0
+    starved: bool = False  # waits for augmentation
+
+    @property
+    def is_up(self) -> bool:
+        return self.state in (State.IDLE, State.LABELLING)
+
+
+class Supervisor:
+    """The job's teachers and its work.
+
+    Each work is handed out until one teacher finishes it, and ``finished`` is true once for it,
+    whatever dies. Teachers have numbers, which are never used again.
+    """
+
+    def __init__(self, wanted: int, needs: str | None, patience: Patience) -> None:
+        """Begin with no work. ``needs`` is what a teacher takes one of, such as GPU."""
+        self._wanted = wanted
+        self._needs = needs
+        self._patience = patience
+        self._teachers: dict[int, _Teacher] = {}
+        self._queue: deque[Work] = deque()
+        self._deaths: Counter[Work] = Counter()
+        self._failed_loads = 0
+        self._pause_until = 0.0
+        self._last_death = (Death.PROCESS, "")
+        self._times: deque[float] = deque(maxlen=_TIMES)
+        self._resources: Mapping[str, Resource] = {}
+        self._said: dict[str, float] = {}
+        self._verdict: GiveUp | None = None
+        self._draining = False
+
+    def begin(self, works: Iterable[Work]) -> None:
+        """Add work."""
+        self._queue.extend(works)
+
+    def want(self, teachers: int) -> None:
+        """Say how many teachers the job may have from now on."""
+        self._wanted = teachers
+
+    def drain(self) -> None:
+        """Hand out nothing more, and ask for nobody."""
+        self._draining = True
+
+    @property
+    def under_way(self) -> int:
+        """Works that teachers have."""
+        return sum(len(one.work) for one in self._teachers.values())
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left to do, or nothing more may be begun."""
+        return not self.under_way and (self._draining or not self._queue)
+
+    @property
+    def states(self) -> Mapping[int, State]:
+        """What is known of each teacher that was ever asked for."""
+        return {number: one.state for number, one in self._teachers.items()}
+
+    # Events
+
+    def saw(self, resources: Mapping[str, Resource]) -> None:
+        """Note what the cluster has."""
+        self._resources = resources
+
+    def placed(self, teacher: int, now: float) -> None:
+        """Note that a teacher's process runs, and loads."""
+        one = self._teachers[teacher]
+        if one.state is State.ASKED:
+            one.state, one.since = State.LOADING, now
+
+    def loaded(self, teacher: int, now: float) -> None:
+        """Note that a teacher can label."""
+        one = self._teachers[teacher]
+        if one.state in (State.ASKED, State.LOADING):
+            one.state, one.since = State.IDLE, now
+            self._failed_loads = 0
+
+    def progressed(self, teacher: int, groups: int, *, starved: bool, now: float) -> None:
+        """Note how many groups a teacher has labelled in all, and if it waits for more."""
+        one = self._teachers[teacher]
+        if groups > one.groups:
+            one.since, one.groups = now, groups
+        one.starved = starved
+
+    def finished(self, teacher: int, work: Work, now: float) -> bool:
+        """Note that a teacher has done a work; return False if it is no longer this one's."""
+        one = self._teachers[teacher]
+        if work not in one.work:
+            return False
+        seconds = now - max(one.work.pop(work), one.last_part)
+        one.times.append(seconds)
+        self._times.append(seconds)
+        one.since = one.last_part = now
+        if not one.work:
+            one.state = State.IDLE
+        return True
+
+    def died(self, teacher: int, how: Death, why: str, now: float) -> int:
+        """Note that a teacher is gone, and take its works back; return how many."""
+        one = self._teachers[teacher]
+        if one.state is State.LOST:
+            return 0
+        works = list(one.work)
+        if not one.is_up:
+            self._failed_loads += 1
+            if self._failed_loads > 1:  # one may be chance; a row of them must not spin
+                self._pause_until = now + min(_LONGEST_PAUSE, 2.0 ** (self._failed_loads - 2))
+        self._deaths.update(works)
+        self._queue.extendleft(reversed(works))
+        one.work.clear()
+        one.state, one.since = State.LOST, now
+        self._last_death = (how, why)
+        self._verdict = self._verdict or self._judge(works)
+        return len(works)
+
+    def _judge(self, works: list[Work]) -> GiveUp | None:
+        how, why = self._last_death
+        cure = f": {why}" if why else ""
+        if how is Death.MEMORY:
+            cure += (
+                "; memory is short there, also with one part under way: use fewer `teachers`, a "
+                "smaller `views_per_part`, or machines with more"
+            )
+        worst = max(works, key=lambda work: self._deaths[work], default=None)
+        if worst is not None and self._deaths[worst] >= self._patience.deaths:
+            return GiveUp(
+                f"teachers were lost {self._deaths[worst]} times while they worked on {worst}, "
+                f"the last one {how.value}{cure}",
+                again=False,
+            )
+        nobody = not any(one.is_up for one in self._teachers.values())
+        if nobody and self._failed_loads >= max(self._patience.deaths, self._wanted):
+            return GiveUp(
+                f"{self._failed_loads} teachers in a row were lost while they loaded, the last "
+                f"one {how.value}{cure}",
+                again=False,
+            )
+        return None
+
+    # Decisions
+
+    def decide(self, now: float) -> list[Decision]:
+        """Return what to do now. Ends once with ``GiveUp`` if the job cannot go on."""
+        decisions: list[Decision] = list(self._presumed_hung(now))
+        if self._verdict is None:
+            decisions += self._waited_for(now)
+        if self._verdict is not None:
+            return [*decisions, self._verdict]
+        if not self._draining:
+            decisions += self._asked_for(now)
+            decisions += self._handed_out(now)
+        return decisions
+
+    def _presumed_hung(self, now: float) -> Iterable[Decision]:
+        for number, one in self._teachers.items():
+            limit = {
+                State.LOADING: self._patience.loading_seconds,
+                State.LABELLING: self._part_limit(one),
+            }.get(one.state)
+            if limit is not None and now - one.since > limit:
+                doing = "loading" if one.state is State.LOADING else "labelling"
+                yield Say(
+                    f"a teacher made no progress in {now - one.since:.0f} s of {doing}; it is "
+                    "presumed hung, and another one takes its place"
+                )
+                self.died(number, Death.HUNG, f"for {limit:.0f} s", now)
+                yield End(number)
+
+    def _part_limit(self, one: _Teacher) -> float:
+        times = one.times or self._times
+        if not times:
+            return self._patience.loading_seconds
+        usual = statistics.median(times)
+        return max(self._patience.hang_seconds, self._patience.hang_factor * usual)
+
+    def _waited_for(self, now: float) -> Iterable[Decision]:
+        teachers = self._teachers.values()
+        asked = [one.since for one in teachers if one.state is State.ASKED]
+        working = [one for one in teachers if one.state is not State.LOST]
+        if asked and self._needed():
+            alone = len(asked) == len(working)
+            what = f"1 {self._needs} for a teacher" if self._needs else "a teacher's process"
+            yield from self._wait(what, self._needs, min(asked), now, is_stuck=alone)
+        starved = [one for one in teachers if one.state is State.LABELLING and one.starved]
+        if starved and self._free("CPU") < 1:
+            since = max(one.since for one in working)
+            alone = len(starved) == sum(one.state is State.LABELLING for one in working)
+            yield from self._wait("1 CPU to augment", "CPU", since, now, is_stuck=alone)
+
+    def _wait(
+        self, what: str, resource: str | None, since: float, now: float, *, is_stuck: bool
+    ) -> Iterable[Decision]:
+        waited = now - since
+        if waited < self._patience.say_seconds:
+            return
+        there = self._resources.get(resource or "")
+        has = ""
+        if there is not None and resource is not None:
+            taken = max(0.0, there.total - there.free)
+            has = f": the cluster has {there.total:g}, {taken:g} are taken"
+        if is_stuck and waited >= self._patience.wait_seconds:
+            self._verdict = GiveUp(
+                f"waited {waited:.0f} s for {what}{has}; free some, or raise `wait_seconds`, and "
+                "run the same command again: committed parts stay",
+                again=True,
+            )
+        # With others at work it is said once: they will do it.
+        elif what not in self._said or (
+            is_stuck and now - self._said[what] >= self._patience.say_seconds
+        ):
+            self._said[what] = now
+            yield Say(f"waiting for {what}{has}")
+
+    def _free(self, resource: str) -> float:
+        there = self._resources.get(resource)
+        return there.free if there else 0.0
+
+    def _needed(self) -> int:
+        """Return how many teachers there could be with the work that is left."""
+        return 0 if self._draining else min(self._wanted, len(self._queue) + self.under_way)
+
+    def _asked_for(self, now: float) -> Iterable[Decision]:
+        there = sum(one.state is not State.LOST for one in self._teachers.values())
+        if now < self._pause_until:
+            return
+        for _ in range(there, self._needed()):
+            number = len(self._teachers)
+            self._teachers[number] = _Teacher(State.ASKED, now)
+            yield Ask(number)
+
+    def _handed_out(self, now: float) -> Iterable[Decision]:
+        for _ in range(self._patience.in_flight):  # a round each, so that teachers share evenly
+            for number, one in self._teachers.items():
+                if self._queue and one.is_up and self._may_take(one, self._queue[0]):
+                    work = self._queue.popleft()
+                    if one.state is State.IDLE:
+                        one.state, one.since = State.LABELLING, now
+                    one.work[work] = now
+                    yield HandOut(number, work, self._deaths[work])
+
+    def _may_take(self, one: _Teacher, work: Work) -> bool:
+        """Whether a teacher has room. What killed one is done alone, to be known if it does so."""
+        if not one.work:
+            return True
+        suspect = any(self._deaths[other] for other in (work, *one.work))
+        return not suspect and len(one.work) < self._patience.in_flight
