@@ -305,10 +305,13 @@ def test_two_jobs_on_one_store_share_its_parts(head: RayHead, job: Job, tmp_path
     out, logs = tmp_path / "l.parquet", [tmp_path / "first", tmp_path / "second"]
     first = start_job(job.to(out), address=head.address, log=logs[0])
     reached(first, lambda: (out / "_meta" / ".jobs" / "at-work.json").exists(), logs[0])
+    os.kill(first.pid, signal.SIGSTOP)  # or it might be over before the second one has loaded
     second = start_job(job.to(out), address=head.address, log=logs[1])
+    told = f"process {first.pid} on "
+    reached(second, lambda: told in logs[1].read_text(), logs[1])
+    os.kill(first.pid, signal.SIGCONT)
     for process, log in zip((first, second), logs, strict=True):
         assert process.wait(PATIENCE_SECONDS) == 0, log.read_text()
-    assert f"process {first.pid} on " in logs[1].read_text()
     assert "adds to" not in logs[0].read_text()
     assert part_hashes(out) == job.hashes
 

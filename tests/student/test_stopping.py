@@ -221,7 +221,7 @@ def test_two_processes_do_not_train_into_one_directory(world, tmp_path) -> None:
     before = {path.name: path.read_bytes() for path in output.iterdir() if path.is_file()}
     context = multiprocessing.get_context("fork")
     held = context.Event()
-    other = context.Process(target=hold, args=(output, held))
+    other = context.Process(target=hold, args=(output, held), daemon=True)
     other.start()
     assert held.wait(60)
     with pytest.raises(ConfigError, match="another process is training there; wait for its end"):

@@ -23,7 +23,7 @@ from pipeline.errors import CheckpointError, ConfigError
 from pipeline.identity import AugmentConfig, MixConfig
 from pipeline.labelling.teacher import Teacher, TeacherSpec, load_teacher
 from pipeline.store import claim_store
-from pipeline.views.fingerprints import fingerprints
+from pipeline.views.floats import fingerprints_on
 from student import checkpoint as checkpoints
 from student.cli import evaluate_main
 from student.cli import main as train_student
@@ -73,7 +73,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         teacher = replace(identity.teacher, architecture=name)
         root = world.root / f"forged-{number}.parquet"
         identity = replace(identity, teacher=teacher)
-        claim_store(root, identity, fingerprints(identity))
+        claim_store(root, identity, fingerprints_on(identity, "cpu"))
         make_store(root, paths, identity=identity)
     return world
 

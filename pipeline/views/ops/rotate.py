@@ -96,10 +96,15 @@ def _pack_lanes(image):
             words[y + 2, x + 2] = (
                 np.int64(red) | np.int64(green) << _LANE_BITS | np.int64(blue) << (2 * _LANE_BITS)
             )
-        words[y + 2, :2] = words[y + 2, 2]
-        words[y + 2, width + 2 :] = words[y + 2, width + 1]
-    words[:2] = words[2]
-    words[height + 2 :] = words[height + 1]
+    # In plain loops: numba compiles assignments to slices for seconds.
+    for y in range(2, height + 2):
+        for x in range(2):
+            words[y, x] = words[y, 2]
+            words[y, width + 2 + x] = words[y, width + 1]
+    for y in range(2):
+        for x in range(width + 4):
+            words[y, x] = words[2, x]
+            words[height + 2 + y, x] = words[height + 1, x]
     return words
 
 

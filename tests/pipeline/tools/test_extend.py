@@ -113,7 +113,7 @@ def test_all_of_an_identity_comes_from_the_store(store: LabelStore) -> None:
     assert config.identity(store.identity.teacher) == store.identity
     spec = config.teacher_spec()
     teacher = store.identity.teacher
-    assert (spec.architecture, spec.classes, spec.precision, spec.batch_views) == (
+    assert (spec.architecture, spec.num_classes, spec.precision, spec.batch_views) == (
         teacher.architecture,
         teacher.classes,
         teacher.precision,
