@@ -13,7 +13,7 @@ from typing import Any, Literal, get_type_hints
 from pipeline.errors import ConfigError
 from pipeline.files.cache import CacheConfig
 from pipeline.files.objects import is_url
-from pipeline.growth import founding_values, plain_value, require, settle
+from pipeline.growth import founding_values, grown, plain_value, require, settle
 from pipeline.identity import Precision, canonical_json
 from student.losses import LOSSES, DistillationConfig
 from student.order import PlanConfig
@@ -53,7 +53,7 @@ class StudentConfig:
     store's; the teacher saw the store's."""
     drop_path: float = 0.1
     """Stochastic depth: the last block's probability of being skipped."""
-    train_mode: bool = True
+    train_mode: bool = grown(founding=True, since="0.1.0")
     """Train with the model in training mode. DeiT fine-tunes without: drop path and dropout are
     off, and batch norm uses the means that it has."""
     precision: Precision = "fp32"

@@ -60,6 +60,8 @@ def test_the_digest_follows_what_shapes_the_weights_and_nothing_else() -> None:
         "finetune": Path("f.pt"),
         "finetune_weights": "ema",
         "image_size": 32,
+        "lengthen": True,
+        "deterministic": True,
         "subset": True,  # which shards they are binds, not that some are missing
     }
     assert config(**free).digest == base.digest
@@ -76,6 +78,7 @@ def test_the_digest_follows_what_shapes_the_weights_and_nothing_else() -> None:
         "distillation_kind": "classical", "ema_decay": 0.5,
         "optimizer": "sgd", "optimizer_eps": 1e-6, "optimizer_betas": (0.8, 0.9),
         "compile": True, "student_size": 16, "cycle_views": True, "window_shards": 4,
+        "train_mode": False,
     }  # fmt: skip
     needed = {"teacher_random_weights": {"teacher_in_loop": True}}
     for kind in LOSSES.values():
