@@ -25,6 +25,7 @@ __all__ = [
     "ColumnConfig",
     "Columns",
     "Ranked",
+    "are_classes",
     "columns_fit",
     "keep_columns",
 ]
@@ -304,10 +305,12 @@ def keep_columns(config: ColumnConfig, rank: Callable[[int], Ranked]) -> Columns
 
 def columns_fit(label: Labels, columns: Columns, classes: int) -> bool:
     """Return whether labels are classes, and what is stored beside them does not contradict."""
-    numbers = [
-        label,
-        *(values for name, values in columns.items() if COLUMNS[name].holds == "classes"),
-    ]
-    return all(int(one.max(initial=0)) < classes for one in numbers) and all(
+    return are_classes(label, columns, classes) and all(
         COLUMNS[name].fits(label, columns) for name in columns
     )
+
+
+def are_classes(label: Labels, columns: Columns, classes: int) -> bool:
+    """Return whether labels, and the classes that columns list, are some of a teacher's."""
+    listed = (values for name, values in columns.items() if COLUMNS[name].holds == "classes")
+    return all(int(one.max(initial=0)) < classes for one in (label, *listed))

@@ -19,9 +19,10 @@ from pipeline.errors import ConfigError, PipelineError
 __all__ = ["Ranks", "SilentError", "StopAgreement", "read_ranks"]
 
 Decision = TypeVar("Decision")
+Value = TypeVar("Value")
 
 _WAIT = timedelta(hours=2)
-"""Longest wait for another rank: rank 0 evaluates while the others wait."""
+"""Longest wait for another rank, which may be fetching shards."""
 
 
 class SilentError(PipelineError):
@@ -39,7 +40,7 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this rank logs, evaluates and writes."""
+        """Whether this rank logs and writes."""
         return self.rank == 0
 
     @property
@@ -115,6 +116,21 @@ class Ranks:
             raise SilentError("rank 0 stopped, its message says why")
         decided: Decision = answer[0]
         return decided
+
+    def gather(self, value: Value) -> list[Value]:
+        """Return the ranks' values, in their order; they are pickled."""
+        if not self.several:
+            return [value]
+        values: list[Any] = [None] * self.ranks
+        dist.all_gather_object(values, value)
+        return values
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give all ranks the first one's buffers, such as batch norm's means, which are kept."""
+        if self.several:
+            for buffer in model.buffers():
+                plain = buffer.view(torch.uint8) if buffer.dtype is torch.bool else buffer
+                dist.broadcast(plain, 0)
 
     def wait(self) -> None:
         """Wait until all ranks are here."""

@@ -135,7 +135,7 @@ class Trainer:
             audit=config.run.audit,
         )
         self._loss = config.distillation.loss
-        self._validation = _open_validation(config, inputs) if ranks.first else None
+        self._validation = ranks.decide(lambda: _open_validation(config, inputs))
         self.spec = _student_spec(config, self.identity)
         self.model = create_student(self.spec, lambda text: self._say(text, logging.WARNING))
         self.loaded: Loaded | None = None  # of ``finetune``
@@ -206,7 +206,7 @@ class Trainer:
     ) -> Outcome:
         """Train from the current step on; see ``train``."""
         end = min(self.plan.steps, stop_after if stop_after is not None else self.plan.steps)
-        if self._validation is not None and self.step < end:
+        if self._validation is not None and self.step < end and self.ranks.first:
             require_decodable(self._validation, self._loader_options())
         if self.config.run.audit and self.step < end:
             device = self.device if self._same_floats else None
@@ -263,7 +263,7 @@ class Trainer:
                     show(self.step, self.plan.steps)
                     self._report(log, seconds)
             finished_before = begun == self.plan.steps
-            if finished_before and self.ranks.least(-int(self._evaluate())):
+            if finished_before and self._evaluate():
                 self._save(BEST)
         if self.step != self._saved:
             self._save(LAST)
@@ -372,7 +372,7 @@ class Trainer:
         log.write("epoch", self.step, line)
         parts = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
         self._say(f"{text} (seconds: {parts})")
-        if self.ranks.least(-int(improved)):  # rank 0 alone evaluates, and all count
+        if improved:
             self._save(BEST)
         if last or (epoch + 1) % config.run.checkpoint_epochs == 0:
             self._save(LAST)
@@ -399,6 +399,7 @@ class Trainer:
                 self._validation,
                 self._loader_options(),
                 self.optimization.forward_precision,
+                self.ranks,
             )
         scores = {name: one.of(self._headline).top1 for name, one in self._evaluations.items()}
         top1 = max(scores.values())

@@ -223,9 +223,9 @@ class _ShardCache:
             try:
                 for path in self._directory.iterdir():
                     if path.name.endswith(_PARTIAL) and not _unlink_if_left(path):
-                        fetching += path.stat().st_size
+                        fetching += path.lstat().st_size
                     elif path.suffix == _SUFFIX:
-                        status = path.stat()
+                        status = path.lstat()  # a link to nowhere would never be there
                         whole.append((status.st_mtime, status.st_size, path))
             except FileNotFoundError:
                 continue  # fetched by now, and under a name that this list may lack: look again

@@ -20,7 +20,6 @@ from pipeline.identity import FORMAT_VERSION
 from pipeline.records import PartRows, spread
 from pipeline.store.contract import HeaderCheck, LabelStore
 from pipeline.store.layout import (
-    FILL_LABEL,
     GROUP_METADATA,
     MAX_KEY_BYTES,
     ArraySpec,
@@ -80,11 +79,6 @@ class _Parts:
         for entry in self.manifest.parts:
             rows = source.read_part(entry)
             headers.add(rows)
-            if rows.label.size and int(rows.label.max()) >= FILL_LABEL:
-                raise StoreError(
-                    f"{source.root.at(entry.part.path)} has the label {FILL_LABEL}, which means "
-                    "'missing' in Zarr and is no teacher's class; label its shard again"
-                )
             for key in (*rows.keys, *(one.key for one in rows.rejections)):
                 self.key_bytes = max(self.key_bytes, self._key_bytes(key))
 

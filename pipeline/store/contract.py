@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
+from pipeline.columns import are_classes
 from pipeline.errors import ChecksumError, StoreError
 from pipeline.files.local import Folder, sha256
 from pipeline.identity import StoreIdentity
@@ -148,6 +149,20 @@ class LabelStore(ABC):
                     "labels do not depend on it: restore the file"
                     + (", or run the label job again" if path == CARD_PATH else "")
                 )
+
+
+def require_classes(labels: PartRows | ShardView, classes: int, name: str) -> None:
+    """Raise ``StoreError`` for labels or true classes beyond the teacher's.
+
+    Students index with them, so a received store must not choose them freely.
+    """
+    target = labels.target
+    known = int(target.min(initial=0)) >= -1 and int(target.max(initial=0)) < classes
+    if not known or not are_classes(labels.label, labels.columns, classes):
+        raise StoreError(
+            f"{name} has classes beyond the {classes} of the store's teacher; no label job writes "
+            "that: get the store anew from where it came from"
+        )
 
 
 def require_text(data: bytes, name: str) -> None:

@@ -19,7 +19,7 @@ from pipeline.growth import from_plain, to_plain
 from pipeline.identity import FORMAT_VERSION, canonical_json, check_version, read_json
 from pipeline.records import PartHeader, PartKey, PartRows, ShardView
 from pipeline.store.columns import column_fields, from_arrow, storage_options, to_arrow
-from pipeline.store.contract import LabelStore
+from pipeline.store.contract import LabelStore, require_classes
 from pipeline.store.manifest import MAX_ROWS, Manifest, PartEntry
 from pipeline.store.pages import check_pages
 from pipeline.store.part_views import PartViews
@@ -318,6 +318,7 @@ class ParquetStore(LabelStore):
         rows = decode_part(self._file(entry), entry.part, path, trusted=trusted)
         if rows.identity != self._digest or rows.columns.config != self.identity.columns:
             raise ChecksumError(f"{path} belongs to another store; {_CURE}")
+        require_classes(rows, self.identity.teacher.classes, path)
         return rows
 
     def check_files(self) -> None:

@@ -24,7 +24,7 @@ from pipeline.files.folder import MAX_FILE_BYTES, check_size
 from pipeline.files.local import Folder, sha256
 from pipeline.identity import canonical_json, read_json
 from pipeline.records import PartRows
-from pipeline.store.contract import HeaderCheck, LabelStore, header_of
+from pipeline.store.contract import HeaderCheck, LabelStore, header_of, require_classes
 from pipeline.store.manifest import (
     MAX_MANIFEST_BYTES,
     Manifest,
@@ -207,9 +207,11 @@ class SingleFileStore(ParquetStore):
             ):
                 raise ValueError(f"it is not of shard {entry.part.shard}")
             header = header_of(self.manifest, entry.part)
-            return rows_of_table(table, self.identity.columns, header)
+            rows = rows_of_table(table, self.identity.columns, header)
         except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
             raise ChecksumError(f"{name} is damaged ({error}); {_CURE}") from error
+        require_classes(rows, self.identity.teacher.classes, name)
+        return rows
 
     def check_names(self) -> None:
         """Do nothing: names in the footer were checked when it was opened."""

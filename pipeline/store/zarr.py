@@ -22,7 +22,7 @@ from pipeline.columns import Columns
 from pipeline.errors import ChecksumError, StoreError
 from pipeline.files.local import Folder, sha256
 from pipeline.records import PartRows, ShardView
-from pipeline.store.contract import LabelStore, header_of
+from pipeline.store.contract import LabelStore, header_of, require_classes
 from pipeline.store.layout import (
     FILL_LABEL,
     ArraySpec,
@@ -84,7 +84,7 @@ class ZarrStore(LabelStore):
         mixed_digest = self._column("mixed_digest", shard, view)
         for values in (label, digest, has_digest, mixed_digest, *columns.values()):
             values[~samples.accepted] = 0
-        return ShardView(
+        found = ShardView(
             shard=shard,
             view=view,
             keys=samples.keys,
@@ -97,6 +97,8 @@ class ZarrStore(LabelStore):
             mixed_digest=mixed_digest,
             columns=Columns(columns),
         )
+        require_classes(found, self.identity.teacher.classes, str(self.root))
+        return found
 
     def read_part(self, entry: PartEntry) -> PartRows:
         """Return what the Parquet part of this name holds; see ``LabelStore``."""
@@ -116,7 +118,7 @@ class ZarrStore(LabelStore):
         for row, view in self.layout.zero_digests:
             if row in rows and part.first_view <= view < part.end_view:
                 has_digest[rows[row], view - part.first_view] = True
-        return PartRows(
+        found = PartRows(
             **header_of(self.manifest, part).header_values(),
             keys=tuple(np.array(samples.keys, object)[accepted]),
             target=samples.target[accepted],
@@ -127,6 +129,8 @@ class ZarrStore(LabelStore):
             mixed_digest=block("mixed_digest"),
             columns=Columns({name: block(name) for name in self.identity.columns.shapes()}),
         )
+        require_classes(found, self.identity.teacher.classes, str(self.root))
+        return found
 
     def check_files(self) -> None:
         """Compare every file with its SHA-256, and find files that do not belong here."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.views.mixing import normalize, to_device
+from student.distributed import Ranks
 from student.evaluation.validation import NO_LABEL, ValidationDataset
 from student.loading import LoaderOptions, load
 from student.model import heads_of, two_headed
@@ -85,28 +86,33 @@ def evaluate_all(
     dataset: ValidationDataset,
     options: LoaderOptions,
     precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ranks: Ranks = Ranks(),  # noqa: B008 - frozen
 ) -> dict[str, Evaluation]:
     """Return the accuracies of several students, of which each sees every view once.
 
-    ``precision`` gives the context in which they run; scores are float32.
+    ``precision`` gives the context in which they run; scores are float32. Ranks share the batches,
+    and all return what one rank would: each batch is the same, and so are the students.
     """
     device = next(next(iter(models.values())).parameters()).device
     tallies = {name: _Tally(device) for name in models}
     views, started = dataset.views, time.perf_counter()
+    for model in models.values():
+        ranks.share_buffers(model)
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
         for model in models.values():
             stack.enter_context(two_headed(model))
-        for batch in load(dataset, range(len(dataset)), options):
+        for batch in load(dataset, range(ranks.rank, len(dataset), ranks.ranks), options):
             images = normalize(to_device(batch.pixels, device), views.mean, views.std)
             target, teacher = to_device(batch.target, device), to_device(batch.teacher, device)
             for name, model in models.items():
                 with precision():
                     output = model(images)
                 tallies[name].add(fuse(output), target, teacher)
-        rates = {name: tally.samples for name, tally in tallies.items()}
+        for name, tally in tallies.items():
+            tallies[name] = _Tally.of_ranks(ranks.gather(tally.on_cpu()))
     seconds = max(time.perf_counter() - started, 1e-9)
-    return {name: tally.result(rates[name] / seconds) for name, tally in tallies.items()}
+    return {name: tally.result(tally.samples / seconds) for name, tally in tallies.items()}
 
 
 def fuse(output: Any) -> Mapping[str, Tensor]:
@@ -147,6 +153,28 @@ class _Tally:
             self._hits[row] += torch.stack([ranked[:, 0].sum(), ranked.any(1).sum(), alike.sum()])
         self._classes = scores["class_head"].shape[1]
         self._called.append(torch.stack([target, scores["class_head"].argmax(1)]))
+
+    def on_cpu(self) -> _Tally:
+        """Return a copy that may be sent to other ranks; waits for the device."""
+        copy = _Tally(torch.device("cpu"))
+        copy.samples, copy._names, copy._classes = self.samples, self._names, self._classes
+        copy._hits, copy._teacher = self._hits.cpu(), self._teacher.cpu()
+        copy._called = [torch.cat(self._called, dim=1).cpu()] if self._called else []
+        return copy
+
+    @staticmethod
+    def of_ranks(tallies: Sequence[_Tally]) -> _Tally:
+        """Return the tally of all samples that ranks counted; any may have had none."""
+        whole = _Tally(torch.device("cpu"))
+        for one in tallies:
+            whole.samples += one.samples
+            whole._names, whole._classes = (
+                one._names or whole._names,
+                one._classes or whole._classes,
+            )
+            whole._hits, whole._teacher = whole._hits + one._hits, whole._teacher + one._teacher
+            whole._called += one._called
+        return whole
 
     def result(self, images_per_second: float) -> Evaluation:
         """Return what was counted."""

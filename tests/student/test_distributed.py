@@ -17,7 +17,9 @@ import torch
 
 from pipeline.errors import CheckpointError, ConfigError
 from student.checkpoint import open_checkpoint
+from student.config import EvaluateConfig
 from student.distributed import Ranks, read_ranks
+from student.evaluation.report import evaluate_checkpoint
 from student.inputs import open_inputs
 from tests.student.factories import TINY
 from tests.student.worlds import Command, World, make_world, run_ranks, train_and_report
@@ -285,3 +287,28 @@ def test_every_rank_and_piece_of_a_step_has_random_numbers_of_its_own(world, tmp
     reports = run_ranks(world.config(tmp_path / "run", accumulate=3), 2)
     seeds = [seed for report in reports for seed in report.seeds]
     assert len(set(seeds)) == len(seeds) == 2 * 3 * STEPS
+
+
+@pytest.mark.parametrize("rows", [2, 5, 64])  # of a batch; 64 leave a rank without any
+def test_ranks_share_the_validation_and_find_what_one_rank_does(world, tmp_path, rows) -> None:
+    shards = {"val_shards": (str(world.root / "digits-1.tar"),), "eval_batch_size": rows}
+    changes = {
+        # Batch norm: its means differ from rank to rank, and rank 0's are kept.
+        **{"model": "test_resnet", "model_args": (), "distillation_kind": "classical"},
+        **{"ema_decay": 0.5, "batch_size": 8, **shards},
+    }
+    reports = run_ranks(world.config(tmp_path / "run", **changes), 2)
+    alone = EvaluateConfig(
+        checkpoint=tmp_path / "run" / "last.pt", **shards, workers=0, threads=1, device="cpu"
+    )
+    found = evaluate_checkpoint(alone).evaluations
+    for report in reports:
+        for name in ("raw", "ema"):
+            ours = report.outcome.evaluation if name == "raw" else report.outcome.ema_evaluation
+            assert ours is not None
+            assert ours.samples == found[name].samples
+            assert {**ours.to_json(), "images_per_second": 0} == {
+                **found[name].to_json(),
+                "images_per_second": 0,
+            }
+    assert found["raw"].class_head != found["ema"].class_head

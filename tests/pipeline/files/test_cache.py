@@ -231,6 +231,14 @@ def test_an_object_of_another_length_than_listed_is_not_committed(
     assert whole_files(tmp_path) == partial_files(tmp_path) == []
 
 
+def test_a_link_to_nowhere_in_the_cache_is_waited_for_by_nobody(
+    s3: S3Server, tmp_path: Path
+) -> None:
+    (tmp_path / "old.tar").symlink_to(tmp_path / "absent")
+    (shard,) = remote(s3, tmp_path, "a.tar")
+    assert read(shard) == contents("a.tar")
+
+
 def test_a_cut_cache_file_is_fetched_again(s3: S3Server, tmp_path: Path) -> None:
     (shard,) = remote(s3, tmp_path, "a.tar")
     read(shard)

@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import google_crc32c
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -25,7 +27,7 @@ from pipeline.store.layout import array_specs
 from pipeline.store.manifest import read_values, seal
 from pipeline.store.pages import check_pages
 from pipeline.store.sealing import SEAL_BYTES, sealed
-from tests.storing import info_of, write_store
+from tests.storing import ALL_COLUMNS, info_of, write_store
 
 MEMORY = 8 << 20  # bytes: far less than any claim below, far more than an honest read needs
 VIEWS = 5
@@ -460,3 +462,33 @@ def test_shapes_follow_from_the_manifest(folder: Path) -> None:
     assert specs["key"].shape == (14, 5)
     assert specs["label"].place((3, 13)) == ("label/c/3/2", 1)
     assert specs["seed"].place((101,)) == ("seed/c/1", 1)
+
+
+def _beyond(name: str) -> Callable[[PartRows], PartRows]:
+    def change(rows: PartRows) -> PartRows:
+        value = {"target": -2, "unknown target": 70_000}.get(name, 5)  # classes are 0 to 4
+        if name == "topk_label":
+            columns = rows.columns.map(np.copy)
+            columns["topk_label"][1, 1, 2] = value
+            return dataclasses.replace(rows, columns=columns)
+        field = name.rpartition(" ")[2]
+        values = getattr(rows, field).copy()
+        values[1] = value
+        return dataclasses.replace(rows, **{field: values})
+
+    return change
+
+
+@pytest.mark.parametrize("name", ["label", "topk_label", "target", "unknown target"])
+def test_classes_beyond_the_teachers_are_refused_in_every_format(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "s.parquet"
+    believing = [patch(f"pipeline.store.{one}.require_classes") for one in ("parquet", "zarr")]
+    with believing[0], believing[1], patch("pipeline.store.single.require_classes"):
+        write_store(path, [info_of(0)], [(0, 3)], ALL_COLUMNS, _beyond(name))
+        export_store(path, tmp_path / "s.zarr")
+        export_store(path, tmp_path / "one.parquet", single_file=True)
+    for store in map(open_store, (path, tmp_path / "s.zarr", tmp_path / "one.parquet")):
+        with pytest.raises(StoreError, match="classes beyond the 5 of the store's teacher"):
+            store.read_view(0, 1)
+        with pytest.raises(StoreError, match="classes beyond the 5 of the store's teacher"):
+            store.read_part(store.manifest.parts[0])

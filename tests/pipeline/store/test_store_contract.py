@@ -767,17 +767,11 @@ def test_zarr_itself_finds_what_its_checksums_cover(copy: Path, folder: Path) ->
 
 
 def test_what_zarr_cannot_hold_is_refused_by_name(tmp_path: Path) -> None:
-    def with_label(rows: PartRows) -> PartRows:
-        label = rows.label.copy()
-        label[1, 0] = 65535
-        return dataclasses.replace(rows, label=label)
-
     def with_key(key: str) -> Any:
         return lambda rows: dataclasses.replace(rows, keys=(key, *rows.keys[1:]))
 
     for number, (change, message) in enumerate(
         [
-            (with_label, "has the label 65535"),
             (with_key("a\0b"), "has a NUL"),
             (with_key("k" * 4097), "4097 bytes"),
         ]

@@ -27,6 +27,7 @@ from tests.labelling import digit_shard, write_hash_store
 from tests.pipeline.store.test_card import run_cli
 from tests.storing import (
     ALL_COLUMNS,
+    CLASSES,
     IDENTITY,
     OTHER_TEACHER,
     PRINTS,
@@ -162,7 +163,7 @@ def test_one_part_with_two_contents_is_named_in_both_stores(
 ) -> None:
     def flipped(rows: PartRows) -> PartRows:
         label = rows.label.copy()
-        label[0, 0] ^= 1
+        label[0, 0] = (label[0, 0] + 1) % CLASSES
         return replace(rows, label=label)
 
     other = write_store(tmp_path / "b.parquet", SHARDS[2:3], CUT[:1], change=flipped)
