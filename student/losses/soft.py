@@ -138,7 +138,8 @@ def possible_distance(
     if others < 1 or not len(log):
         return 0.0
     log, rest = log.astype(np.float64), rest.astype(np.float64)
-    most = np.exp(log[:, -1])
+    # A teacher may be so sure that the last class, and the rest, have no probability in 64 bits.
+    most = np.maximum(np.exp(log[:, -1]), np.finfo(np.float64).tiny)
     full = np.floor(np.minimum(np.exp(rest) / most, others))
     left = np.where(full < others, np.maximum(np.exp(rest) - full * most, 0), 0)
     even, high, low = np.exp((rest - math.log(others)) / tau), most ** (1 / tau), left ** (1 / tau)
