@@ -25,7 +25,8 @@ from benchmarks.stand_in import StandInTeacher, stand_in_identity
 from jobs.label_teacher import prepare_environment
 from pipeline.identity import TeacherIdentity
 from pipeline.labelling.config import LabelConfig
-from pipeline.labelling.job import index_shards, plan_job
+from pipeline.labelling.devices import choose_device
+from pipeline.labelling.job import begin_job, index_shards, plan_job
 from pipeline.labelling.worker import TeacherWorker
 from pipeline.records import AugmentedGroup, TeacherLabels
 from pipeline.views.floats import float_fingerprints
@@ -60,6 +61,7 @@ class StandInWorker(TeacherWorker):
     """A teacher's process with the stand-in; keeps account of it in a file."""
 
     def __init__(self, config: LabelConfig, threads: int, seconds_per_view: float) -> None:
+        self._config, self._device = config, choose_device("cpu")
         self._stand_in = StandInTeacher(seconds_per_view)
         self._turn = threading.Lock()
         self._account = account_of(config.out)
@@ -95,6 +97,7 @@ def run_job(config: JobBenchmark, directory: Path, seconds_per_view: float) -> U
     job = LabelConfig(shards=config.shards, out=str(directory / "job.parquet"), views=config.views)
     floats = float_fingerprints(job.augment, job.effective_mixing, "cpu")
     plan = plan_job(job, index_shards(job.shards), stand_in_identity(batch_views=15), floats)
+    begin_job(plan)
     worker: Callable[[LabelConfig, int], StandInWorker]
     worker = partial(StandInWorker, seconds_per_view=seconds_per_view)
     with closing(Cluster(job, Drain(0.0), worker)) as cluster:

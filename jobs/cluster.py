@@ -64,7 +64,7 @@ _DESCRIBE, _TRY_OUT = "its own settings", "the trial on a few images"
 
 
 @dataclass(slots=True)
-class _Seat:
+class _Running:
     """A teacher's actor, and the calls that it has not answered."""
 
     actor: Any
@@ -81,7 +81,7 @@ class Cluster:
         self._config = config
         self._drain = drain
         self._connection = RayConnection.open()
-        self._seats: dict[int, _Seat] = {}
+        self._running: dict[int, _Running] = {}
         try:
             self._plan_teachers(make_worker)
         except BaseException:
@@ -224,40 +224,40 @@ class Cluster:
                 self._teachers = max(self._teachers, int(resources["GPU"].total))
                 self._supervisor.want(self._teachers)  # GPUs may come later
         now, states = time.monotonic(), self._supervisor.states
-        pause = max(PULSE_SECONDS, len(self._seats) / PULSES_PER_SECOND)
-        for number, seat in self._seats.items():
-            asked = any(kind == "progress" for kind, _ in seat.calls.values())
-            if states[number] is State.LABELLING and now - seat.asked > pause and not asked:
-                seat.calls[seat.actor.progress.remote()] = ("progress", None)
-                seat.asked = now
+        pause = max(PULSE_SECONDS, len(self._running) / PULSES_PER_SECOND)
+        for number, running in self._running.items():
+            asked = any(kind == "progress" for kind, _ in running.calls.values())
+            if states[number] is State.LABELLING and now - running.asked > pause and not asked:
+                running.calls[running.actor.progress.remote()] = ("progress", None)
+                running.asked = now
 
     def _do(self, decision: Decision, submit: Callable[[Any, HandOut], Any]) -> None:
         match decision:
             case Ask(teacher):
                 actor = self._start_teacher()
-                self._seats[teacher] = _Seat(actor, {actor.node.remote(): ("node", None)})
+                self._running[teacher] = _Running(actor, {actor.node.remote(): ("node", None)})
             case HandOut(teacher, work):
-                seat = self._seats[teacher]
-                seat.calls[submit(seat.actor, decision)] = ("work", work)
+                running = self._running[teacher]
+                running.calls[submit(running.actor, decision)] = ("work", work)
             case End(teacher):
-                ray.kill(self._seats.pop(teacher).actor)
+                ray.kill(self._running.pop(teacher).actor)
             case Say(text):
                 _log.warning(text)
             case GiveUp(text, again):
                 raise (TryAgainError if again else PipelineError)(text)
 
     def _take_answers(self) -> Generator[Any, None, None]:
-        calls = {ref: number for number, seat in self._seats.items() for ref in seat.calls}
+        calls = {ref: number for number, one in self._running.items() for ref in one.calls}
         if not calls:
             time.sleep(0.2)
             return
         ready, _ = ray.wait(list(calls), num_returns=1, timeout=0.5)
         for ref in ready:
             number = calls[ref]
-            seat = self._seats.get(number)
-            if seat is None or ref not in seat.calls:
+            running = self._running.get(number)
+            if running is None or ref not in running.calls:
                 continue  # its teacher died a moment ago
-            kind, work = seat.calls.pop(ref)
+            kind, work = running.calls.pop(ref)
             try:
                 answer = ray.get(ref, timeout=10.0)
             except (RayError, OSError) as error:
@@ -271,8 +271,8 @@ class Cluster:
         supervisor, now = self._supervisor, time.monotonic()
         if kind == "node":
             supervisor.placed(number, now)
-            seat = self._seats[number]
-            seat.calls[seat.actor.load.remote(self._threads)] = ("load", None)
+            running = self._running[number]
+            running.calls[running.actor.load.remote(self._threads)] = ("load", None)
         elif kind == "load":
             supervisor.loaded(number, now)
         elif kind == "progress":
@@ -292,7 +292,7 @@ class Cluster:
             f"a teacher's process {how.value}; "
             + (f"what it had ({works}) is handed out again" if works else "another takes its place")
         )
-        ray.kill(self._seats.pop(number).actor)
+        ray.kill(self._running.pop(number).actor)
 
     def close(self) -> None:
         """End the teachers, and leave Ray."""
@@ -301,8 +301,8 @@ class Cluster:
         self._connection.close()
 
     def _end_teachers(self) -> None:
-        for seat in self._seats.values():
-            ray.kill(seat.actor)
+        for running in self._running.values():
+            ray.kill(running.actor)
 
     def _start_teacher(self) -> Any:
         return TeacherActor.options(  # type: ignore[attr-defined]

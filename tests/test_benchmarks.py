@@ -104,6 +104,12 @@ def test_the_benchmark_of_the_store_reports_every_figure_that_has_an_aim(tmp_pat
     assert figures["store_bytes_mixed_300"] < figures["store_bytes_mixed_300_soft"]
 
 
+def test_the_benchmark_of_the_label_job_runs_a_whole_job_on_ray(shard, tmp_path):
+    arguments = ["--shards", str(shard), "--rounds", "1", "--views", "15"]
+    result = run_anew(["-m", "benchmarks.label_job", *arguments], tmp_path / "job.json")
+    assert 0 < result["ratios"]["teacher_busy"] <= 1
+
+
 def test_the_benchmark_of_damage_counts_each_damage_once_and_finds_none_silent(tmp_path):
     few = ["--flips", "25", "--cuts", "5", "--samples", "20", "--views", "6"]
     result = run(damage_benchmark, few, tmp_path / "damage.json")
