@@ -135,6 +135,7 @@ class _Teacher:
     last_part: float = 0.0
     groups: int = 0
     starved: bool = False  # waits for augmentation
+    heard: float = 0.0  # when it last told how far it is
 
     @property
     def is_up(self) -> bool:
@@ -216,7 +217,7 @@ class Supervisor:
         one = self._teachers[teacher]
         if groups > one.groups:
             one.since, one.groups = now, groups
-        one.starved = starved
+        one.starved, one.heard = starved, now
 
     def finished(self, teacher: int, work: Work, now: float) -> bool:
         """Note that a teacher has done a work; return False if it is no longer this one's."""
@@ -293,10 +294,13 @@ class Supervisor:
                 State.LOADING: self._patience.loading_seconds,
                 State.LABELLING: self._part_limit(one),
             }.get(one.state)
-            if limit is not None and now - one.since > limit:
+            # One that tells that it waits for CPUs which others have is not hung: see _waited_for.
+            waits = one.starved and self._free("CPU") < 1
+            quiet = now - (max(one.since, one.heard) if waits else one.since)
+            if limit is not None and quiet > limit:
                 doing = "loading" if one.state is State.LOADING else "labelling"
                 yield Say(
-                    f"a teacher made no progress in {now - one.since:.0f} s of {doing}; it is "
+                    f"a teacher made no progress in {quiet:.0f} s of {doing}; it is "
                     "presumed hung, and another one takes its place"
                 )
                 self.died(number, Death.HUNG, f"for {limit:.0f} s", now)

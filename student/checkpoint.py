@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import io
@@ -266,6 +267,9 @@ def set_aside(path: Path) -> None:
         path.replace(path.with_name(TORN))
 
 
+_MACHINE = (errno.EACCES, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
+
+
 def open_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint of any run, its bytes checked.
 
@@ -278,6 +282,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
     try:
         values = load_tensors(path)
     except Exception as error:  # torn files raise a dozen kinds
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) in _MACHINE:
+            raise CheckpointError(  # else a sound one would be set aside
+                f"{path} cannot be read now ({error}); free memory or mend the disk, and run again"
+            ) from error
         raise TornError(
             f"{path} cannot be read, it is torn or no checkpoint "
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); {_CURE}"

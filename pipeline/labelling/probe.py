@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.errors import PipelineError
+
 __all__ = ["CRASHES", "Fate", "crashes_decoder", "decode_apart", "fates"]
 
 CRASHES = frozenset(
@@ -86,7 +88,10 @@ def decode_apart(images: Sequence[bytes], max_pixels: int) -> tuple[int, Fate]:
         written, _ = child.communicate()
         hung = True
     if child.returncode > 0:
-        raise RuntimeError(f"a process that decodes apart ended with status {child.returncode}")
+        raise PipelineError(
+            f"a process that decodes images apart ended with status {child.returncode}; is memory "
+            "short there? run again"
+        )
     return len(written), Fate(signal=-child.returncode, hung=hung)
 
 

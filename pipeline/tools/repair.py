@@ -9,7 +9,7 @@ from itertools import groupby
 from operator import attrgetter
 from typing import Any
 
-from pipeline.errors import PipelineError, StoreError
+from pipeline.errors import ChecksumError, StoreError
 from pipeline.files.local import Folder, open_folder
 from pipeline.records import PartKey
 from pipeline.store import (
@@ -53,7 +53,8 @@ def repair_store(path: str) -> RepairReport:
     """Remove parts until none overlap, and as many views as possible stay labelled.
 
     Parts that a manifest lists stay. No job may add to the store meanwhile. Raises ``StoreError``
-    if overlapping parts do not hold the same labels: none can be told to be the right one.
+    if overlapping parts do not hold the same labels: none can be told to be the right one; and
+    for a part that cannot be read now, or is listed and damaged. Nothing is removed then.
 
     >>> repair_store("teacher.parquet").removed
     ()
@@ -84,7 +85,7 @@ def _mend(folder: Folder, parts: Sequence[PartKey], listed: Collection[PartKey])
     ]
     if not overlapping:
         return list(parts)
-    sound = _sound(folder, overlapping)
+    sound = _sound(folder, overlapping, listed)
     weights = {one: one.views + _LISTED_FIRST * (one in listed) for one in sound}
     return [one for one in parts if one not in overlapping] + _heaviest(weights)
 
@@ -93,14 +94,16 @@ def _overlap(ours: PartKey, theirs: PartKey) -> bool:
     return ours.first_view < theirs.end_view and theirs.first_view < ours.end_view
 
 
-def _sound(folder: Folder, parts: Sequence[PartKey]) -> list[PartKey]:
-    """Return the parts that can be read; raise ``StoreError`` if two of them disagree."""
+def _sound(folder: Folder, parts: Sequence[PartKey], listed: Collection[PartKey]) -> list[PartKey]:
+    """Return the parts that are not damaged; raise ``StoreError`` if two of them disagree."""
     rows = {}
     for part in parts:
+        data = folder.read_bytes(part.path)  # a disk or network that fails shows no damage
         try:
-            rows[part] = decode_part(folder.read_bytes(part.path), part, folder.at(part.path))
-        except PipelineError:
-            continue  # damaged, and removed
+            rows[part] = decode_part(data, part, folder.at(part.path))
+        except ChecksumError:
+            if part in listed:
+                raise
     for one, mine in rows.items():
         for other, theirs in rows.items():
             first, end = max(one.first_view, other.first_view), min(one.end_view, other.end_view)

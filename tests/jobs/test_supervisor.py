@@ -201,6 +201,40 @@ def test_waiting_for_cpus_is_told_from_slow_work() -> None:
     assert isinstance(supervisor.decide(613.0)[-1], GiveUp)
 
 
+def labelling(parts: int = 4) -> Supervisor:
+    """Return a supervisor whose teacher takes 10 s a part, and is at work on two more."""
+    supervisor = supervisor_of(parts + 4, 1)
+    up(supervisor, 1)
+    supervisor.decide(0.0)
+    for part in range(parts):
+        supervisor.finished(0, f"part {part}", 10.0 * (part + 1))
+        supervisor.decide(10.0 * (part + 1))
+    return supervisor
+
+
+def test_a_teacher_that_waits_for_cpus_of_others_is_not_presumed_hung() -> None:
+    supervisor = labelling()
+    supervisor.saw(BUSY)
+    said: list[str] = []
+    for now in range(42, 639, 2):
+        supervisor.progressed(0, 0, starved=True, now=float(now))
+        decisions = supervisor.decide(float(now))
+        assert all(isinstance(one, Say) for one in decisions), now
+        said += texts(decisions)
+    assert set(said) == {"waiting for 1 CPU to augment: the cluster has 2, 2 are taken"}
+    (verdict,) = supervisor.decide(641.0)
+    assert isinstance(verdict, GiveUp)
+    assert verdict.again
+
+
+def test_a_teacher_that_waited_and_then_says_nothing_is_presumed_hung() -> None:
+    supervisor = labelling()
+    supervisor.saw(BUSY)
+    supervisor.progressed(0, 0, starved=True, now=100.0)
+    assert End(0) not in supervisor.decide(299.0)
+    assert End(0) in supervisor.decide(301.0)
+
+
 def test_draining_hands_out_nothing_more() -> None:
     supervisor = supervisor_of(5, 2)
     up(supervisor, 2)

@@ -11,11 +11,13 @@ import torch
 
 from pipeline.errors import CheckpointError
 from pipeline.identity import AugmentConfig
+from student import checkpoint as checkpoints
 from student.checkpoint import (
     Checkpoint,
     RunIdentity,
     SavedStudent,
     Segment,
+    find_checkpoint,
     open_checkpoint,
     read_checkpoint,
     write_checkpoint,
@@ -93,6 +95,24 @@ def test_a_torn_checkpoint_is_refused(tmp_path: Path, share: float) -> None:
     path.write_bytes(data[: int(len(data) * share)])
     with pytest.raises(CheckpointError, match=r"torn or no checkpoint|is empty"):
         read_checkpoint(path, RUN)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(5, "Input/output error")])
+def test_a_checkpoint_that_the_machine_cannot_read_now_is_not_taken_for_torn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    for name in ("last.pt", "previous.pt"):
+        write_checkpoint(tmp_path / name, checkpoint())
+    load = checkpoints.load_tensors
+
+    def fails(path: Path) -> object:
+        if path.name == "last.pt":
+            raise error
+        return load(path)
+
+    monkeypatch.setattr(checkpoints, "load_tensors", fails)
+    with pytest.raises(CheckpointError, match=r"last\.pt cannot be read now"):
+        find_checkpoint(tmp_path / "last.pt", RUN)
 
 
 @pytest.mark.parametrize("changed", ["betas", "best", "meter", "weight"])

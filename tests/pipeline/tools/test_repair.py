@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.errors import StoreError
+from pipeline.errors import ChecksumError, PipelineError, StoreError
+from pipeline.files.local import LocalFolder
 from pipeline.store import (
     claim_store,
     commit_part,
@@ -68,6 +69,35 @@ def test_parts_that_a_manifest_lists_stay_and_damaged_ones_go(tmp_path: Path) ->
     )
     assert views(root, 0) == [(0, 2), (2, 4)]
     assert views(root, 1) == [(0, 2), (2, 4), (4, 8)]
+
+
+def test_what_cannot_be_read_now_or_is_listed_is_not_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "s.parquet"
+    for shard in (0, 1):
+        commit(root, shard, (0, 4))
+    finish(root)
+    commit(root, 1, (2, 6), (4, 8))
+    before = bytes_of(root)
+    read = LocalFolder.read_bytes
+
+    def fails(folder: LocalFolder, path: str, *sizes: int) -> bytes:
+        if path.endswith("00004-00008.parquet"):
+            raise PipelineError(f"{path} cannot be read (Input/output error); check the disk")
+        return read(folder, path, *sizes)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFolder, "read_bytes", fails)
+        with pytest.raises(PipelineError, match="Input/output error"):
+            repair_store(str(root))
+    assert bytes_of(root) == before
+    listed = root / "shard=1/view-00000-00004.parquet"
+    listed.write_bytes(listed.read_bytes()[:-100])
+    damaged = bytes_of(root)
+    with pytest.raises(ChecksumError, match=r"view-00000-00004\.parquet is damaged"):
+        repair_store(str(root))
+    assert bytes_of(root) == damaged
 
 
 def test_parts_that_disagree_are_left_to_the_user(tmp_path: Path) -> None:
