@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 
 from jobs.draining import Drain, Stopped
 from pipeline.cli.console import Progress as Shown
-from pipeline.cli.console import duration, note, say
+from pipeline.cli.console import counted, duration, note, say
 from pipeline.errors import REJECTION_WORDS, PipelineError, TryAgainError
 from pipeline.files.local import expand_shards
 from pipeline.labelling.config import LabelConfig
@@ -78,7 +78,8 @@ def _run(config: LabelConfig, drain: Drain) -> int:
         teacher, floats = teachers.describe()
         check_identity(config, teacher)
         shards = index_shards(config.shards, config.cache, config.classes)
-        say(f"{len(shards.paths)} shards, {shards.samples} samples{named(shards)}")
+        found = counted(len(shards.paths), "shard"), counted(shards.samples, "sample")
+        say(f"{', '.join(found)}{named(shards)}")
         teachers.check_paths(shards)
         plan = plan_job(config, shards, teacher, floats)
         describe_plan(plan)
@@ -196,7 +197,7 @@ def describe_store(manifest: Manifest, plan: JobPlan, progress: Progress) -> Non
     per_label = manifest.bytes / max(1, manifest.rows)
     say(
         f"{plan.config.out}: {manifest.rows} labels, views {views.start}..{views.stop - 1}, "
-        f"{len(manifest.parts)} parts, {per_label:.3f} bytes per label"
+        f"{counted(len(manifest.parts), 'part')}, {per_label:.3f} bytes per label"
     )
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from pipeline.classes import class_text
-from pipeline.cli.console import Progress, flags_of, note, running, say
+from pipeline.cli.console import Progress, counted, flags_of, note, running, say
 from pipeline.errors import PipelineError
 from pipeline.files.local import replace as replace_file
 from pipeline.identity import PRESETS, MixConfig, different_fields
@@ -220,7 +220,8 @@ def _announce(config: TrainConfig, inputs: Inputs) -> None:
         f"{identity.teacher.classes} classes, {labels} ({identity.teacher.architecture})"
     )
     note(
-        f"{config.plan.epochs} epochs of views {plan.first_view}.., {plan.steps} steps of "
+        f"{counted(config.plan.epochs, 'epoch')} of views {plan.first_view}.., "
+        f"{counted(plan.steps, 'step')} of "
         f"{config.plan.batch_size} rows; {plan.dropped_rows} rows at the end fill no batch"
     )
     if inputs.unnamed:

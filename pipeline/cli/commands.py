@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeAlias
 
 import tyro
 
-from pipeline.cli.console import Progress, flags_of, running, say, say_lines
+from pipeline.cli.console import Progress, counted, flags_of, running, say, say_lines
 from pipeline.errors import ConfigError
 from pipeline.shards import packing
 
@@ -49,7 +49,7 @@ def pack_shards() -> None:
             f"pack-shards: {report.read} files read = {report.packed} packed "
             f"+ {len(report.passed_over)} passed over; {len(report.classes)} classes, "
             f"{report.shrunk} images shrunk, {report.reencoded} encoded anew; "
-            f"{len(report.shards)} shards of {report.bytes / 1e6:.1f} MB in {config.out}"
+            f"{counted(len(report.shards), 'shard')} of {report.bytes / 1e6:.1f} MB in {config.out}"
         )
 
 
@@ -372,8 +372,8 @@ class Show:
         path = save_sheet(sheet, self.out)
         verified = sum(bool(one.digests) for one in views)
         say(
-            f"{path}: {len(views)} views, {sheet.width} x {sheet.height} pixels; {verified} have a "
-            "digest, which was compared"
+            f"{path}: {counted(len(views), 'view')}, {sheet.width} x {sheet.height} pixels; "
+            f"{verified} have a digest, which was compared"
         )
 
 
@@ -474,7 +474,7 @@ def _relabel(options: Verify, cache: CacheConfig) -> RelabelReport:
 
 def _print_checks(store: str, report: VerifyReport, relabelled: RelabelReport | None) -> None:
     say(
-        f"{store}: {report.parts} parts, {report.labels} labels, {report.bytes} bytes: "
+        f"{store}: {counted(report.parts, 'part')}, {report.labels} labels, {report.bytes} bytes: "
         "all checksums are right"
     )
     left_out = f" + {report.omitted} omitted" if report.omitted else ""

@@ -24,7 +24,17 @@ from tqdm import tqdm
 
 from pipeline.errors import PipelineError
 
-__all__ = ["Progress", "duration", "flags_of", "note", "printable", "running", "say", "say_lines"]
+__all__ = [
+    "Progress",
+    "counted",
+    "duration",
+    "flags_of",
+    "note",
+    "printable",
+    "running",
+    "say",
+    "say_lines",
+]
 
 CLOSED_PIPE = 141  # as of a process ended by SIGPIPE
 INTERRUPTED = 130  # as of a process ended by SIGINT
@@ -32,10 +42,6 @@ INTERRUPTED = 130  # as of a process ended by SIGINT
 _LINE_SECONDS = 10.0  # between the lines of progress in a log
 _POSITIONAL = get_args(tyro.conf.Positional[str])[1]
 _PARAMETER = re.compile(r"`(\w+)`")
-_ONE_OF = re.compile(
-    r"(?<![\d.,])(1 (?:new )?"
-    r"(?:digest|epoch|file|image|label|part|rank|row|sample|shard|step|view))s\b"
-)
 _OTHER_NAMES = {  # of a setting's part, and of the setting that a command has for it
     "architecture": "teacher",
     "checkpoint": "teacher_checkpoint",
@@ -106,7 +112,7 @@ def running(
 
 def say(text: str) -> None:
     """Print a line on stdout, at once."""
-    _write(printable(_singular(text)), sys.stdout)
+    _write(printable(text), sys.stdout)
 
 
 def say_lines(text: str) -> None:
@@ -120,7 +126,7 @@ def note(text: str) -> None:
 
     A list's lines begin with two spaces; all else is one line, whatever the names in it hold.
     """
-    text = _PARAMETER.sub(lambda match: _flag(match[1]) or match[0], _singular(text))
+    text = _PARAMETER.sub(lambda match: _flag(match[1]) or match[0], text)
     lines = f"{_command.program}: {text}".removeprefix(": ").split("\n  ")
     _write("\n  ".join(map(printable, lines)), sys.stderr)
 
@@ -128,10 +134,6 @@ def note(text: str) -> None:
 def printable(text: str) -> str:
     """Return a text in which escapes, newlines, marks of direction and the like are spelled out."""
     return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
-
-
-def _singular(text: str) -> str:
-    return _ONE_OF.sub(r"\1", text)
 
 
 def _flag(name: str) -> str | None:
@@ -226,6 +228,11 @@ class Progress:
             speed = done / max(1e-9, now - self._started)
             left = f", about {duration((total - done) / speed)} left" if 0 < done < total else ""
             note(f"{done} of {total} {self._unit}, {speed:.0f} {self._unit}/s{left}")
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a count with its noun: 1 shard, 2 shards."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def duration(seconds: float) -> str:

@@ -136,11 +136,9 @@ class LocalFolder(Folder):
 
     def _is_cached(self, path: str) -> bool:
         """Return whether a link leads into the cache that the whole folder is linked from."""
+        # Without links on its way, so a cache that is a link itself vouches for nothing.
         real = (self.path / path).resolve()
-        root = self.path.resolve()
-        return any(
-            real.is_relative_to(cache) and cache.resolve() == cache for cache in _caches_above(root)
-        )
+        return any(map(real.is_relative_to, _caches_above(self.path.resolve())))
 
     def read_range(self, path: str, offset: int, size: int) -> bytes:
         """Return a part of a file; see ``Folder``."""

@@ -20,6 +20,7 @@ from jobs.label_teacher import LabelFlags, parse_arguments
 from pipeline.cli import commands
 from pipeline.cli.console import (
     Progress,
+    counted,
     flags_of,
     note,
     printable,
@@ -111,6 +112,14 @@ def test_escapes_newlines_and_marks_of_direction_are_spelled_out(
     assert printed.replace("\n", "").isprintable()
     for escape in (r"\x1b[2Jpassed", r"\r", r"\u202egpj", r"\x9b31m", r"\udcff", r"\u2066"):
         assert escape in printed
+
+
+def test_one_thing_is_counted_as_one_and_names_with_numbers_stay(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert [counted(count, "shard") for count in (0, 1, 2)] == ["0 shards", "1 shard", "2 shards"]
+    say("/data/1 images/1 shards.tar")
+    assert capsys.readouterr().out == "/data/1 images/1 shards.tar\n"
 
 
 def test_a_list_in_an_error_keeps_its_lines(capsys: pytest.CaptureFixture[str]) -> None:
