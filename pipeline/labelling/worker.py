@@ -7,6 +7,7 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
 
 import numpy as np
 
@@ -53,7 +54,7 @@ class TeacherWorker:
         """What makes this teacher the same as another."""
         return self._teacher.identity
 
-    @property
+    @cached_property
     def fingerprints(self) -> Mapping[str, int]:
         """What normalizing and mixing give on this teacher's device."""
         config = self._config
