@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -66,9 +66,6 @@ from pipeline.views.fingerprints import (
     fingerprints,
     what_they_watch,
 )
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = [
     "IndexedShards",
