@@ -82,12 +82,12 @@ class Sequential:
         augment = store.identity.augment
         for step in items:
             rows = self._dataset.plan.slice(step, 0, 1)
-            for number, place, view in zip(
+            for number, position, view in zip(
                 rows.shard.tolist(), rows.sample.tolist(), rows.view.tolist(), strict=True
             ):
-                data = self._shards[number].image_bytes(place)
+                data = self._shards[number].image_bytes(position)
                 image = decode(data, "image", augment.max_pixels)
-                seed = int(store.read_view(number, view).seed[place])
+                seed = int(store.read_view(number, view).seed[position])
                 make_view(image, seed, view, augment)
         return len(items) * self._rows
 

@@ -57,9 +57,9 @@ class ViewBenchmark:
 def read_images(config: ViewBenchmark) -> list[bytes]:
     """Return encoded JPEGs from all over the shards."""
     shards = [open_shard(path, n) for n, path in enumerate(expand_shards(config.shards))]
-    places = [(shard, index) for shard in shards for index in range(len(shard.samples))]
-    step = max(1, len(places) // config.images)
-    data = [bytes(shard.image_bytes(index)) for shard, index in places[::step]]
+    positions = [(shard, index) for shard in shards for index in range(len(shard.samples))]
+    step = max(1, len(positions) // config.images)
+    data = [bytes(shard.image_bytes(index)) for shard, index in positions[::step]]
     return [one for one in data if one[:2] == b"\xff\xd8"][: config.images]
 
 

@@ -270,10 +270,10 @@ def follow(process: subprocess.Popen[bytes], log: Path) -> None:
 
 def readable(command: Sequence[str]) -> str:
     """Return a command as one would type it here."""
-    places = ((f"{BIN}/", ""), (f"{PROJECT}/", ""), (str(PROJECT), "."))
+    locations = ((f"{BIN}/", ""), (f"{PROJECT}/", ""), (str(PROJECT), "."))
     words = []
     for word in command:
-        for long, short in places:
+        for long, short in locations:
             word = word.replace(long, short)
         words.append(shlex.quote(word))
     return " ".join(words)
@@ -295,7 +295,7 @@ def ray_head() -> Iterator[Head]:
     """
     ports = dict(zip(RAY_PORTS, free_ports(len(RAY_PORTS)), strict=True))
     # Ray's sockets lie in its directory, and a socket's path has about 100 characters.
-    place = Path(tempfile.mkdtemp(prefix="demo-ray-", dir="/tmp"))
+    location = Path(tempfile.mkdtemp(prefix="demo-ray-", dir="/tmp"))
     environment = {
         name: value for name, value in base_environment().items() if not name.startswith("RAY_")
     }
@@ -307,7 +307,7 @@ def ray_head() -> Iterator[Head]:
     environment |= {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
     command = [tool("ray"), "start", "--head", "--block", "--node-ip-address", "127.0.0.1"]
     command += ["--include-dashboard", "true", "--dashboard-host", "127.0.0.1"]
-    command += ["--temp-dir", str(place), "--disable-usage-stats"]
+    command += ["--temp-dir", str(location), "--disable-usage-stats"]
     command += [word for name, port in ports.items() for word in (f"--{name}", str(port))]
     address = f"http://127.0.0.1:{ports['dashboard-port']}"
     with log_of("ray").open("w") as log:
@@ -318,7 +318,7 @@ def ray_head() -> Iterator[Head]:
             stdout=log,
             stderr=subprocess.STDOUT,
             env=environment,
-            cwd=place,
+            cwd=location,
             start_new_session=True,
         )
         try:
@@ -327,7 +327,7 @@ def ray_head() -> Iterator[Head]:
             yield Head(address=address, environment=environment)
         finally:
             stop(process)
-            shutil.rmtree(place, ignore_errors=True)
+            shutil.rmtree(location, ignore_errors=True)
 
 
 def wait_for(process: subprocess.Popen[bytes], address: str, token: str) -> None:

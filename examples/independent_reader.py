@@ -237,18 +237,18 @@ def groups_of(root_seed: int, key_hash: str, block: int, n: int, size: int) -> G
         starts[-1] -= 2
     groups = []
     for number, (start, end) in enumerate(zip(starts, [*starts[1:], n], strict=True)):
-        places = end - start + (end - start) % 2
-        rounds = Stream("pairs", root_seed, key_hash, block, number).permutation(places - 1)
+        positions = end - start + (end - start) % 2
+        rounds = Stream("pairs", root_seed, key_hash, block, number).permutation(positions - 1)
         groups.append((order[start:end], rounds))
     return groups
 
 
-def partners_of(groups: Groups, place: int, rejected: set[int]) -> dict[int, int]:
-    """VIEWS, Partners: who is mixed with whom at a place of a block; who is alone is not in it."""
+def partners_of(groups: Groups, position: int, rejected: set[int]) -> dict[int, int]:
+    """VIEWS, Partners: who is mixed with whom at a position of a block, without who is alone."""
     partners = {}
     for group, rounds in groups:
         last = len(rounds)
-        r = rounds[place // 3 % last]
+        r = rounds[position // 3 % last]
         for p, sample in enumerate(group):
             q = r if p == last else last if p == r else (2 * r - p) % last
             if q < len(group) and group[q] not in rejected:
@@ -354,8 +354,8 @@ def resize_weights(a: int, size: int) -> Integers:
     longer = max(a, size)
     taps = min(a, 4 * longer // size + 2)
     center = (2 * np.arange(size)[:, None] + 1) * a
-    place = np.clip((center - 4 * longer) // (2 * size), 0, a - taps) + np.arange(taps)
-    d = 65536 * abs((2 * place + 1) * size - center) // (2 * longer)
+    position = np.clip((center - 4 * longer) // (2 * size), 0, a - taps) + np.arange(taps)
+    d = 65536 * abs((2 * position + 1) * size - center) // (2 * longer)
     near = (3 * d**3 - 5 * d**2 * 2**16 + 2**49) // 2**17
     far = (-(d**3) + 5 * d**2 * 2**16 - 8 * d * 2**32 + 2**50) // 2**17
     v = np.where(d < 65536, near, np.where(d < 131072, far, 0))
@@ -363,7 +363,7 @@ def resize_weights(a: int, size: int) -> Integers:
     weights = (2**15 * v + total) // (2 * total)
     weights[np.arange(size), v.argmax(1)] += 16384 - weights.sum(1)
     matrix = np.zeros((size, a), np.int64)
-    np.put_along_axis(matrix, place, weights, 1)
+    np.put_along_axis(matrix, position, weights, 1)
     return matrix
 
 
@@ -531,9 +531,9 @@ class Reader:
             for i, image in self.images.items()
         }
         key_hash, size = self.shard.hashes["key_hash"], self.mix["group_size"]
-        block, place = divmod(view, self.mix["block_views"])
+        block, position = divmod(view, self.mix["block_views"])
         groups = groups_of(self.root_seed, key_hash, block, len(self.seeds), size)
-        partners = partners_of(groups, place, self.rejected)
+        partners = partners_of(groups, position, self.rejected)
         for row, i in zip(rows, made, strict=True):
             other, mixing = i, Mixing()
             if i in partners and self.mix["probability"] > 0:

@@ -76,7 +76,7 @@ def within(seconds: float, what: str, call: Callable[[], Result], *, stay: bool 
 
 @dataclass(slots=True)
 class RayConnection:
-    """The place of this process in a cluster."""
+    """The node of this process in a cluster."""
 
     joined: bool  # a cluster that was there
     _raylet: str  # the socket of this machine's part of Ray

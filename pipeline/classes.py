@@ -1,6 +1,6 @@
 """Names of classes: where they are read, what they may hold, and whether two lists agree.
 
-A class's place in the list is its index, the number that shards, labels and students have for it.
+A class's index in the list is the number that shards, labels and students have for it.
 Names are no part of what a store or a run is bound to, so a store may get them later. But where
 two lists meet, another order means that one number stands for two classes: that is refused.
 """
@@ -86,7 +86,7 @@ def check_names(values: Any, source: str) -> tuple[str, ...]:
     return tuple(values)
 
 
-def read_names(place: str | Path) -> ClassNames:
+def read_names(location: str | Path) -> ClassNames:
     """Return the names that a user gives by a file or directory, or their URL.
 
     A ``.json`` holds a list; any other file a name a line, or on each line ImageNet's WordNet ID
@@ -94,27 +94,29 @@ def read_names(place: str | Path) -> ClassNames:
     one with a directory of images for each class. Raises ``ConfigError`` if there is nothing,
     ``ClassesError`` for what is no list of names.
     """
-    path = Path(place)
-    if not is_url(str(place)) and path.is_dir() and not (path / CLASSES_FILE).exists():
-        return ClassNames(names=_folder_names(path), source=str(place))
-    folder, name = _list_at(place)
+    path = Path(location)
+    if not is_url(str(location)) and path.is_dir() and not (path / CLASSES_FILE).exists():
+        return ClassNames(names=_folder_names(path), source=str(location))
+    folder, name = _list_at(location)
     try:
         data = folder.read_bytes(name, _LARGEST_FILE)
     except FileNotFoundError as error:
-        raise ConfigError(f"`classes` {place}: no such file or directory") from error
+        raise ConfigError(f"`classes` {location}: no such file or directory") from error
     parse = _names_of_json if name.endswith(".json") else _names_of_text
     source = folder.at(name)
     return ClassNames(names=parse(data, source), source=source)
 
 
-def _list_at(place: str | Path) -> tuple[Folder, str]:
+def _list_at(location: str | Path) -> tuple[Folder, str]:
     """Return in which folder a list of names lies, and the name of its file."""
-    if is_url(str(place)):
-        above, _, name = str(place).rstrip("/").rpartition("/")
+    if is_url(str(location)):
+        above, _, name = str(location).rstrip("/").rpartition("/")
         return (
-            (open_folder(above), name) if "." in name else (open_folder(str(place)), CLASSES_FILE)
+            (open_folder(above), name)
+            if "." in name
+            else (open_folder(str(location)), CLASSES_FILE)
         )
-    path = Path(place)
+    path = Path(location)
     return (
         (LocalFolder(path), CLASSES_FILE)
         if path.is_dir()
@@ -137,21 +139,21 @@ def names_beside(shards: Sequence[ShardFile]) -> ClassNames | None:
 
     Raises ``ClassesError`` for one that is no list of names, and for two with other lists.
     """
-    places = dict.fromkeys(
+    locations = dict.fromkeys(
         str(one).rpartition("/")[0] if isinstance(one, RemoteShard) else one.parent
         for one in shards
     )
-    return agreed_names(*map(_names_in, places))
+    return agreed_names(*map(_names_in, locations))
 
 
-def _names_in(place: str | Path) -> ClassNames | None:
-    folder = open_folder(place)
+def _names_in(location: str | Path) -> ClassNames | None:
+    folder = open_folder(location)
     try:
         data = folder.read_bytes(CLASSES_FILE, _LARGEST_FILE)
     except FileNotFoundError:
         return None
     except PipelineError as error:
-        if not isinstance(place, str):
+        if not isinstance(location, str):
             raise
         # Object storage says so of what is not there to whoever may not list it.
         _log.warning("%s: so classes have no names", error)

@@ -40,10 +40,10 @@ __all__ = [
     "TeacherLabels",
     "ViewMix",
     "ViewParams",
-    "accepted_places",
-    "count_places",
-    "places_of",
-    "places_text",
+    "accepted_mask",
+    "count_masked",
+    "decode_mask",
+    "encode_mask",
     "spread",
 ]
 
@@ -95,7 +95,7 @@ class Sample:
 class ShardInfo:
     """What a store remembers of a shard, to know it again."""
 
-    number: int  # place in the job's list of shards
+    number: int  # index in the job's list of shards
     name: str  # file name without directory, for messages
     key_hash: str  # SHA-256 of the ordered keys: the shard's name in every stream
     content_hash: str  # SHA-256 of key, target and byte length of each member
@@ -107,7 +107,7 @@ class ShardInfo:
 class Rejection:
     """A sample whose image does not decode."""
 
-    index: int  # place in the shard
+    index: int  # index in the shard
     key: str
     reason: RejectionReason
 
@@ -267,17 +267,17 @@ class PartHeader:
     formats: tuple[str, ...]  # of its images: jpeg, png, webp, sorted
     samples: int  # indexed in the shard: labelled, rejected and omitted
     rejections: tuple[Rejection, ...]  # in shard order
-    omitted: str = grown(founding="", since="0.1.0")  # by a subset, see ``places_text``
+    omitted: str = grown(founding="", since="0.1.0")  # by a subset, see ``encode_mask``
 
     @property
     def accepted(self) -> NDArray[np.bool_]:
         """Which of the indexed samples are labelled, (samples,)."""
-        return accepted_places(self.samples, self.rejections, self.omitted)
+        return accepted_mask(self.samples, self.rejections, self.omitted)
 
     @property
     def labelled(self) -> int:
         """How many samples are labelled; reads no more than the header, however large it says."""
-        return self.samples - len(self.rejections) - count_places(self.omitted, self.samples)
+        return self.samples - len(self.rejections) - count_masked(self.omitted, self.samples)
 
     @property
     def header(self) -> PartHeader:
@@ -334,14 +334,14 @@ class PartRows(PartHeader):
 
     def omit(self, kept: NDArray[np.bool_]) -> PartRows:
         """Return the rows of some labelled samples, (N,); the others are omitted as well."""
-        omitted = places_of(self.omitted, self.samples)
+        omitted = decode_mask(self.omitted, self.samples)
         omitted[np.flatnonzero(self.accepted)[~kept]] = True
-        return replace(self.cut(self.part, kept), omitted=places_text(omitted))
+        return replace(self.cut(self.part, kept), omitted=encode_mask(omitted))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardView:
-    """What a store knows of one shard at one view, by the samples' place in the shard.
+    """What a store knows of one shard at one view, by the samples' index in the shard.
 
     N counts the indexed samples, rejected and omitted ones included; theirs are not ``accepted``
     and hold zeros, and the keys of omitted ones are empty.
@@ -360,14 +360,14 @@ class ShardView:
     columns: Columns = field(default_factory=Columns)  # (N,) or (N, k) each
 
 
-def accepted_places(
+def accepted_mask(
     samples: int, rejections: Iterable[Rejection], omitted: str = ""
 ) -> NDArray[np.bool_]:
     """Return which of a shard's samples are neither rejected nor omitted, (samples,).
 
-    Raises ``ValueError`` if ``omitted`` is no text of ``places_text``, or names a rejected sample.
+    Raises ``ValueError`` if ``omitted`` is no text of ``encode_mask``, or names a rejected sample.
     """
-    accepted = ~places_of(omitted, samples)
+    accepted = ~decode_mask(omitted, samples)
     rejected = [one.index for one in rejections]
     if omitted and not accepted[rejected].all():
         raise ValueError("a rejected sample is omitted too")
@@ -375,29 +375,29 @@ def accepted_places(
     return accepted
 
 
-def places_text(places: NDArray[np.bool_]) -> str:
+def encode_mask(mask: NDArray[np.bool_]) -> str:
     """Return which samples of a shard are meant, as a bitmap in base64; nothing for none.
 
     Sample i is bit ``i % 8``, counted from the lowest, of byte ``i // 8``.
     """
-    if not places.any():
+    if not mask.any():
         return ""
-    return b64encode(np.packbits(places, bitorder="little").tobytes()).decode()
+    return b64encode(np.packbits(mask, bitorder="little").tobytes()).decode()
 
 
-def places_of(text: str, samples: int) -> NDArray[np.bool_]:
-    """Return the places of ``places_text``, (samples,); raises ``ValueError`` for another text."""
+def decode_mask(text: str, samples: int) -> NDArray[np.bool_]:
+    """Return the mask of a text of ``encode_mask``, (samples,); another is a ``ValueError``."""
     if not text:
         return np.zeros(samples, np.bool_)
     bits = np.unpackbits(_bytes_of(text, samples), bitorder="little")
-    places = bits[:samples].astype(np.bool_)
-    if places_text(places) != text:
+    mask = bits[:samples].astype(np.bool_)
+    if encode_mask(mask) != text:
         raise ValueError(f"{text[:40]!r} names no samples, or some beyond the {samples}")
-    return places
+    return mask
 
 
-def count_places(text: str, samples: int) -> int:
-    """Return how many places a text of ``places_text`` names."""
+def count_masked(text: str, samples: int) -> int:
+    """Return how many samples a text of ``encode_mask`` names."""
     return int(np.bitwise_count(_bytes_of(text, samples)).sum()) if text else 0
 
 
@@ -409,7 +409,7 @@ def _bytes_of(text: str, samples: int) -> NDArray[np.uint8]:
 
 
 def spread(values: NDArray[Any], accepted: NDArray[np.bool_], fill: Any = 0) -> NDArray[Any]:
-    """Return values of the labelled samples at the places of all indexed ones."""
+    """Return values of the labelled samples at the indices of all indexed ones."""
     whole = np.full((len(accepted), *values.shape[1:]), fill, values.dtype)
     whole[accepted] = values
     return whole

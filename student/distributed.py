@@ -31,7 +31,7 @@ class SilentError(PipelineError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranks:
-    """The place of this process among the processes of a run."""
+    """The rank of this process among the processes of a run."""
 
     rank: int = 0
     ranks: int = 1

@@ -108,7 +108,7 @@ def train(
 
 
 class Trainer:
-    """A student, its optimizer and its place in the plan, on one rank."""
+    """A student, its optimizer and its position in the plan, on one rank."""
 
     def __init__(
         self,

@@ -133,10 +133,10 @@ class _Reporting(Dataset[Any]):
     def _no_room(self, error: _NoRoomError) -> ConfigError:
         workers, prefetch = self._options.workers, self._options.prefetch
         batches = workers * prefetch + 1
-        place = shutil.disk_usage(_SHARED_MEMORY)
+        usage = shutil.disk_usage(_SHARED_MEMORY)
         return ConfigError(
             f"`workers` {workers}: no room in {_SHARED_MEMORY} for a batch ({error.reason}); there "
-            f"are {place.free} of {place.total} bytes free, and {batches} batches of {error.size} "
+            f"are {usage.free} of {usage.total} bytes free, and {batches} batches of {error.size} "
             f"bytes need {batches * error.size}, beside those of other loaders; give fewer "
             "`workers`, or more room (a container's shm-size)"
         )

@@ -38,8 +38,8 @@ _CANNOT_BUILD = (
 )
 """What arguments that do not fit a model make it raise."""
 
-_PLACES = ("hf-hub:", "hf_hub:", "local-dir:")
-"""What timm's names of places begin with, where weights are fetched from or read."""
+_SOURCES = ("hf-hub:", "hf_hub:", "local-dir:")
+"""What timm's names begin with where weights are fetched from or read."""
 
 _log = logging.getLogger(__name__)
 
@@ -78,9 +78,9 @@ def create_student(spec: StudentSpec, warn: Callable[[str], None] = _log.warning
     Raises ``ConfigError`` for a name that is not known, another number of heads, or a model
     that cannot be built for these images.
     """
-    if spec.name.startswith(_PLACES) or "/" in spec.name:
+    if spec.name.startswith(_SOURCES) or "/" in spec.name:
         raise ConfigError(
-            f"`model` {spec.name!r} is a place to fetch from, and a model begins untrained: give "
+            f"`model` {spec.name!r} is a source to fetch from, and a model begins untrained: give "
             "its own name, such as vit_tiny_patch16_224, and the file of weights with `finetune`"
         )
     build = _function(spec.name) if ":" in spec.name else _timm_builder(spec)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from pipeline.errors import ConfigError, StoreError
 from pipeline.growth import require, settle
 from pipeline.identity import TRIPLE_VIEWS
-from pipeline.records import NO_PARTNER, ShardInfo, places_of
+from pipeline.records import NO_PARTNER, ShardInfo, decode_mask
 from pipeline.views.pairing import Pairing
 from pipeline.views.rng import stream
 
@@ -81,7 +81,7 @@ class PlannedBatch:
     """
 
     shard: NDArray[np.int64]  # (M,), shard numbers
-    sample: NDArray[np.int64]  # (M,), places in the shard
+    sample: NDArray[np.int64]  # (M,), indices in the shard
     view: NDArray[np.int64]  # (M,)
     partner: NDArray[np.int64]  # (N,), row of the partner; the row itself if it has none
 
@@ -257,7 +257,7 @@ class TrainingPlan:
         order = stream("epoch", self.config.seed, pass_).permutation(len(numbers))
         size = self.config.window_shards
         windows = tuple(
-            tuple(numbers[place] for place in order[start : start + size])
+            tuple(numbers[index] for index in order[start : start + size])
             for start in range(0, len(order), size)
         )
         accepted = (sum(self._accepted[number] for number in window) for window in windows)
@@ -280,7 +280,7 @@ class TrainingPlan:
             _Unit(*two, paired=False) for two in zip(singles[::2], singles[1::2], strict=False)
         ]  # an odd one is carried into the next window
         order = stream("window", self.config.seed, pass_, window).permutation(len(units))
-        return tuple(units[place] for place in order)
+        return tuple(units[index] for index in order)
 
     def _carried_into(self, pass_: int, window: int) -> list[_Member]:
         """Return the single that the windows before leave over, or nothing.
@@ -322,8 +322,8 @@ class TrainingPlan:
             rejected=self._rejected.get(number, frozenset()),
             config=self._mix,
         )
-        places = places_of(self._omitted.get(number, ""), self._shards[number].samples)
-        omitted = frozenset(np.flatnonzero(places).tolist())
+        mask = decode_mask(self._omitted.get(number, ""), self._shards[number].samples)
+        omitted = frozenset(np.flatnonzero(mask).tolist())
         pairs: dict[int, int] = {}  # by the partner: each pair is met from both sides
         singles: list[tuple[int, int]] = []
         for sample, partner in pairing.of_shard(view).items():
@@ -342,7 +342,7 @@ class TrainingPlan:
 
 
 def _with_guests(batch: PlannedBatch, guest: NDArray[np.int64]) -> PlannedBatch:
-    """Add the views of guests: ``guest`` (N,) is the place of each row's, or none."""
+    """Add the views of guests: ``guest`` (N,) is the index of each row's, or none."""
     hosts = np.flatnonzero(guest != NO_PARTNER)
     if not len(hosts):
         return batch

@@ -36,8 +36,8 @@ def require_named_model(source: str, model: str, named: str | None) -> None:
         )
     if named is None and not re.fullmatch(r"[\w.-]+", model):
         raise ConfigError(
-            f"{source} names model {model!r}, which is code to run or a place to fetch from, and a "
-            f"file alone does not choose that: if you trust it, give `model` {model!r} yourself"
+            f"{source} names model {model!r}, which is code to run or a source to fetch from, and "
+            f"a file alone does not choose that: if you trust it, give `model` {model!r} yourself"
         )
 
 

@@ -48,10 +48,12 @@ def draw_plots(curves: Mapping[str, Sequence[Curve]], folder: Path) -> list[tupl
 
 def _draw_last(axes: Any, curves: Mapping[str, Sequence[Curve]]) -> None:
     """Draw a point for each seed, and a line at their mean."""
-    for place, runs in enumerate(curves.values()):
+    for position, runs in enumerate(curves.values()):
         last = [curve[-1][1] for curve in runs]
-        axes.plot(last, [place] * len(last), "o", color=f"C{place}", alpha=0.6)
-        axes.plot([mean(last)] * 2, [place - 0.3, place + 0.3], color=f"C{place}", linewidth=2)
+        axes.plot(last, [position] * len(last), "o", color=f"C{position}", alpha=0.6)
+        axes.plot(
+            [mean(last)] * 2, [position - 0.3, position + 0.3], color=f"C{position}", linewidth=2
+        )
     axes.set_yticks(range(len(curves)), list(curves))
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
@@ -59,13 +61,13 @@ def _draw_last(axes: Any, curves: Mapping[str, Sequence[Curve]]) -> None:
 
 
 def _draw_curves(axes: Any, curves: Mapping[str, Sequence[Curve]]) -> None:
-    for place, (name, runs) in enumerate(curves.items()):
+    for position, (name, runs) in enumerate(curves.items()):
         epochs = [epoch for epoch, _ in runs[0]]
         shared = [run for run in runs if [epoch for epoch, _ in run] == epochs]
         means = [
             mean(points) for points in zip(*([y for _, y in run] for run in shared), strict=True)
         ]
-        axes.plot(epochs, means, marker=".", color=f"C{place}", label=name)
+        axes.plot(epochs, means, marker=".", color=f"C{position}", label=name)
     axes.grid(alpha=0.3)
     axes.set(xlabel="epoch", ylabel="top-1, per cent")
     axes.legend(fontsize="small")

@@ -181,7 +181,7 @@ class Merge:
         from pipeline.store import open_store
         from pipeline.tools import merge_stores
 
-        stores = [open_store(place) for place in self.stores]
+        stores = [open_store(location) for location in self.stores]
         with Progress("parts") as progress:
             report = merge_stores(stores, self.out, progress.show)
         _show(report, as_json=self.json)

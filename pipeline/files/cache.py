@@ -60,7 +60,7 @@ class CacheConfig:
         return CacheConfig(directory=directory, gigabytes=cache_gb)
 
     @property
-    def place(self) -> Path:
+    def directory_path(self) -> Path:
         """The directory, the default resolved."""
         if self.directory is not None:
             return self.directory
@@ -124,7 +124,7 @@ def _saying_where(method: Callable[P, R]) -> Callable[P, R]:
 
 class _ShardCache:
     def __init__(self, config: CacheConfig) -> None:
-        self._directory = config.place
+        self._directory = config.directory_path
         self._limit = int(config.gigabytes * 1e9)
 
     @_saying_where

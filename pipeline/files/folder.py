@@ -1,4 +1,4 @@
-"""What a store needs of the place it is in, whether a directory or object storage."""
+"""What a store needs of where it is, whether a directory or object storage."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ MAX_FILE_BYTES = 1 << 32
 """A file that is read whole has no more; a part of the most rows is smaller."""
 
 
-def check_path(path: str, place: str) -> str:
-    """Return a path that leads to a file in the folder ``place``, whatever it is made of.
+def check_path(path: str, location: str) -> str:
+    """Return a path that leads to a file in the folder ``location``, whatever it is made of.
 
     Raises ``PipelineError`` for one that may lead out, or that a terminal would act upon.
     """
     plain = path.isprintable() and "\\" not in path
     if not plain or any(name in ("", ".", "..") for name in path.split("/")):
         raise PipelineError(
-            f"{place}: {path!r} is no path of a file in it; use names with / between them, without "
-            "empty ones, '.', '..', backslashes and control characters"
+            f"{location}: {path!r} is no path of a file in it; use names with / between them, "
+            "without empty ones, '.', '..', backslashes and control characters"
         )
     return path
 
@@ -38,7 +38,7 @@ def check_size(name: str, size: int, at_most: int) -> None:
 
 
 class Folder(ABC):
-    """A place for whole files; none is ever seen half-written.
+    """A folder of whole files; none is ever seen half-written.
 
     Paths are relative, with ``/`` between names, and are refused if they may lead out of the
     folder, by themselves or by links to directories in it. A file may be a link to be read, as in

@@ -27,7 +27,7 @@ _KIND = "dataset"
 
 
 def is_hub_url(text: str) -> bool:
-    """Return whether a place is on the hub."""
+    """Return whether a location is on the hub."""
     return text.startswith("hf://")
 
 

@@ -23,7 +23,7 @@ from pipeline.files.objects import ObjectFolder, ObjectUrl, find_objects, is_url
 __all__ = [
     "Folder",
     "LocalFolder",
-    "Place",
+    "Location",
     "commit_new",
     "expand_shards",
     "open_folder",
@@ -36,7 +36,7 @@ __all__ = [
 
 _LISTED = 20  # names in an error
 
-Place: TypeAlias = str | Path | Folder
+Location: TypeAlias = str | Path | Folder
 """Where a store is: a path, or a folder that is open already."""
 
 
@@ -154,16 +154,16 @@ class LocalFolder(Folder):
 
     @contextmanager
     def _reading(self, path: str) -> Iterator[BinaryIO]:
-        place = self._of_folder(path)
+        location = self._of_folder(path)
         try:
-            with open(place, "rb", opener=_without_waiting) as file:
+            with open(location, "rb", opener=_without_waiting) as file:
                 if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                     raise PipelineError(
                         f"{self.at(path)} is no file, but a pipe or a device; put the file there"
                     )
                 yield file
         except (FileNotFoundError, NotADirectoryError) as error:
-            if place.is_symlink():
+            if location.is_symlink():
                 raise PipelineError(
                     f"{self.at(path)} is a link to a file that is not there; fetch it (git annex "
                     "get, dvc pull, or download the repository again)"
@@ -177,12 +177,12 @@ class LocalFolder(Folder):
 
     def _inside(self, path: str) -> Path:
         """Return where a path of the folder lies, which is not out of it."""
-        place = self.path / path
+        location = self.path / path
         if not path:
-            return place  # a folder may be a link itself: whoever runs this named it
+            return location  # a folder may be a link itself: whoever runs this named it
         check_path(path, self.name)
         try:
-            real = place.resolve()
+            real = location.resolve()
             inside = real.is_relative_to(self.path.resolve())
         except (OSError, RuntimeError) as error:  # links in a circle
             raise PipelineError(
@@ -194,10 +194,10 @@ class LocalFolder(Folder):
                 f"{self.at(path)} leads out of {self.name}, to {str(real)!r}; a "
                 "store's files lie in the store: put the file itself there, not a link"
             )
-        return place
+        return location
 
     def _of_folder(self, path: str) -> Path:
-        """Return the place of a file, which may be a link, in a directory that is of the folder.
+        """Return the path of a file, which may be a link, in a directory that is of the folder.
 
         A link is followed to be read. A file that is written replaces it.
         """
@@ -271,25 +271,25 @@ def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-def open_folder(place: Place) -> Folder:
+def open_folder(location: Location) -> Folder:
     """Return the folder at a path or URL; it need not exist, and nothing is read or written.
 
     Raises ``ConfigError`` for a URL that is malformed or carries credentials.
     """
-    if isinstance(place, str) and is_hub_url(place):
-        return HubFolder(HubUrl.parse(place))
-    if isinstance(place, str) and is_url(place):
-        return ObjectFolder(ObjectUrl.parse(place))
-    if isinstance(place, Folder):
-        return place
-    return LocalFolder(Path(place))
+    if isinstance(location, str) and is_hub_url(location):
+        return HubFolder(HubUrl.parse(location))
+    if isinstance(location, str) and is_url(location):
+        return ObjectFolder(ObjectUrl.parse(location))
+    if isinstance(location, Folder):
+        return location
+    return LocalFolder(Path(location))
 
 
-def pinned(place: str) -> str:
-    """Return a place that stays what it is: a URL on the hub with its commit, all else as it is."""
-    folder = open_folder(place)
+def pinned(location: str) -> str:
+    """Return a location that stays what it is: on the hub, that of a commit."""
+    folder = open_folder(location)
     if not isinstance(folder, HubFolder):
-        return place
+        return location
     folder.pin()
     return folder.name
 

@@ -71,7 +71,7 @@ _started_in: int | None = None  # the process whose threads talk to the storage
 
 
 def is_url(text: str) -> bool:
-    """Return whether a place is written as a URL, not as a path."""
+    """Return whether a location is written as a URL, not as a path."""
     return _URL.match(text) is not None
 
 

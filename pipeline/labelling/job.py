@@ -34,7 +34,7 @@ from pipeline.identity import (
 )
 from pipeline.labelling.config import LabelConfig
 from pipeline.labelling.part import GroupTask, group_tasks
-from pipeline.labelling.redraw import redraw, some_places
+from pipeline.labelling.redraw import redraw, sample_cells
 from pipeline.records import PartKey, ShardInfo
 from pipeline.shards.index import Shard, UniqueKeys, open_known_shard, open_shards
 from pipeline.store import (
@@ -314,9 +314,9 @@ def require_same_views(plan: JobPlan) -> int:
         part = committed.entry.part
         rows = read_committed(plan.config.out, committed.entry)
         shard = open_known_shard(plan.shards.paths[part.shard], plan.shards.infos[part.shard])
-        places = some_places(rows, -(-DIGESTS // len(chosen)))
-        redrawn += len(places)
-        for one in redraw(plan.identity, shard, rows, places):
+        cells = sample_cells(rows, -(-DIGESTS // len(chosen)))
+        redrawn += len(cells)
+        for one in redraw(plan.identity, shard, rows, cells):
             raise ReplayError(
                 f"{folder.at(part.path)}: view {one.view} of {one.key!r} of {one.shard} has "
                 f"{one.column} {one.found} here, and {one.stored} in the store: these are not the "
@@ -329,8 +329,8 @@ def require_same_views(plan: JobPlan) -> int:
 
 def _spread(items: Sequence[Item], most: int) -> list[Item]:
     """Return some of a sequence, evenly spread."""
-    places = np.linspace(0, len(items) - 1, min(most, len(items))).astype(int)
-    return [items[place] for place in places]
+    indices = np.linspace(0, len(items) - 1, min(most, len(items))).astype(int)
+    return [items[index] for index in indices]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -438,7 +438,7 @@ class Progress:
 
 
 def begin_job(plan: JobPlan) -> None:
-    """Claim the place where parts are committed; a finished Zarr store is taken apart first."""
+    """Claim the directory where parts are committed; a finished Zarr store is taken apart first."""
     out = plan.config.out
     if plan.adds:
         unpack_store(out)

@@ -31,7 +31,7 @@ from pipeline.records import (
     ShardInfo,
     TeacherLabels,
     ViewMix,
-    accepted_places,
+    accepted_mask,
 )
 from pipeline.shards.index import Shard, open_known_shard
 from pipeline.views.apply import decode
@@ -105,7 +105,7 @@ def probe_task(task: GroupTask) -> dict[int, Fate]:
     shard = _opened(task.path, task.shard)
     members = [one for one in task.members if one not in task.crashing]
     found = fates([bytes(shard.image_bytes(one)) for one in members], task.augment.max_pixels)
-    return {members[place]: fate for place, fate in found.items()}
+    return {members[index]: fate for index, fate in found.items()}
 
 
 # Tasks of a shard follow one another, and a process works on few parts at a time.
@@ -238,7 +238,7 @@ class PartBuilder:
     def finish(self) -> PartRows:
         """Return the part's rows; every sample is labelled at all views or rejected."""
         samples = self._shard.samples
-        accepted = accepted_places(len(samples), self._rejections.values())
+        accepted = accepted_mask(len(samples), self._rejections.values())
         if not (self._labelled == accepted[:, None]).all():
             raise RuntimeError(f"{self._part}: some views were neither labelled nor rejected")
         kept = [sample for sample, keep in zip(samples, accepted, strict=True) if keep]

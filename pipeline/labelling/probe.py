@@ -45,7 +45,7 @@ class Fate:
 
 
 def fates(images: Sequence[bytes], max_pixels: int) -> dict[int, Fate]:
-    """Return the images that end a process, by place, and what became of it each time.
+    """Return the images that end a process, by index, and what became of it each time.
 
     An image counts if ``TRIES`` processes that decode it alone end in the same way.
     """

@@ -26,7 +26,7 @@ from pipeline.views.rng import sample_seed
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Mismatch", "PartViews", "mixed_places", "redraw", "some_places"]
+__all__ = ["Mismatch", "PartViews", "mixed_mask", "redraw", "sample_cells"]
 
 _DECODED = 8  # images that are kept: a row's own, and partners that come again
 _MIXED_SHARE = 4  # one second digest for so many first ones, where some are looked at
@@ -44,22 +44,22 @@ class Mismatch:
     found: str
 
 
-def mixed_places(rows: PartRows) -> NDArray[np.bool_]:
+def mixed_mask(rows: PartRows) -> NDArray[np.bool_]:
     """Return which views of a part have a second digest, (N, V)."""
     views = np.arange(rows.part.first_view, rows.part.end_view)
     return has_mixed_digest(rows.has_digest, rows.seed[:, None], views)
 
 
-def some_places(rows: PartRows, most: int) -> NDArray[np.int64]:
+def sample_cells(rows: PartRows, most: int) -> NDArray[np.int64]:
     """Return row and column of some views of a part, (N, 2), spread over all that have digests.
 
     ``most`` are of the first kind, and a quarter as many have both.
     """
     chosen = [
-        places[np.linspace(0, len(places) - 1, min(count, len(places))).astype(int)]
-        for places, count in (
+        cells[np.linspace(0, len(cells) - 1, min(count, len(cells))).astype(int)]
+        for cells, count in (
             (np.argwhere(rows.has_digest), most),
-            (np.argwhere(mixed_places(rows)), -(-most // _MIXED_SHARE)),
+            (np.argwhere(mixed_mask(rows)), -(-most // _MIXED_SHARE)),
         )
     ]
     return np.unique(np.concatenate(chosen), axis=0)
@@ -69,18 +69,18 @@ def redraw(
     identity: StoreIdentity,
     shard: Shard,
     rows: PartRows,
-    places: NDArray[np.int64],
+    cells: NDArray[np.int64],
     *,
     floats: bool = True,
 ) -> Iterator[Mismatch]:
     """Redraw views of one part, sample by sample, and yield those that differ.
 
-    ``places`` is the row and column of each, (N, 2). With ``floats``, second digests are redone
+    ``cells`` is the row and column of each, (N, 2). With ``floats``, second digests are redone
     too where there are some: on the CPU, by the code that the teacher's device ran.
     """
     part = PartViews(identity, shard, rows)
-    mixed = mixed_places(rows) & floats
-    for row, column in places.tolist():
+    mixed = mixed_mask(rows) & floats
+    for row, column in cells.tolist():
         stored = {"digest": int(rows.digest[row, column])}
         if mixed[row, column]:
             stored["mixed_digest"] = int(rows.mixed_digest[row, column])

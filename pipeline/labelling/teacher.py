@@ -191,27 +191,27 @@ class Teacher:
         Digests the mixed images that the group says, as they are on the device.
 
         Teacher batches are cut at absolute multiples of ``batch_views``, so a view has the
-        same slot and shape whatever range of views a part or a run covers.
+        same row and shape whatever range of views a part or a run covers.
         """
-        places, views = group.valid.shape
+        samples, views = group.valid.shape
         size = self._augment.image_size
         pixels = to_device(group.pixels.reshape(-1, size, size, 3), self._device)
         images = mix_images(normalize(pixels, self._augment.mean, self._augment.std), group.mix)
         digests = mixed_digests(images, group.has_mixed_digest.reshape(-1))
-        images = images.view(places, views, *images.shape[1:])
+        images = images.view(samples, views, *images.shape[1:])
         step = self.identity.batch_views
         pieces = []
         for start in range(group.first_view // step * step, group.first_view + views, step):
             first = max(start, group.first_view) - group.first_view
             end = min(start + step, group.first_view + views) - group.first_view
             # Always the whole shape, with zeros where no view is asked for: at one shape a row's
-            # logits depend on neither its place nor its neighbors, at another one kernels may add
+            # logits depend on neither its row nor its neighbors, at another one kernels may add
             # up otherwise.
-            batch = images.new_zeros(places, step, *images.shape[2:])
-            slots = slice(first + group.first_view - start, end + group.first_view - start)
-            batch[:, slots] = images[:, first:end]
+            batch = images.new_zeros(samples, step, *images.shape[2:])
+            columns = slice(first + group.first_view - start, end + group.first_view - start)
+            batch[:, columns] = images[:, first:end]
             found = self._label(batch.flatten(0, 1))
-            pieces.append(found.map(partial(_slots, places=places, slots=slots)))
+            pieces.append(found.map(partial(_some_columns, samples=samples, columns=columns)))
         joined = TeacherLabels.joined(pieces, axis=1)
         flat = joined.map(lambda values: values.reshape(-1, *values.shape[2:]))
         return replace(flat, mixed_digest=digests)
@@ -244,9 +244,9 @@ class Teacher:
         return rank_logits(logits, self._columns)
 
 
-def _slots(values: NDArray[Any], places: int, slots: slice) -> NDArray[Any]:
-    """Return some views of a batch of so many places, (P, V, ...)."""
-    return values.reshape(places, -1, *values.shape[1:])[:, slots]
+def _some_columns(values: NDArray[Any], samples: int, columns: slice) -> NDArray[Any]:
+    """Return some views of a batch of so many samples, (N, V, ...)."""
+    return values.reshape(samples, -1, *values.shape[1:])[:, columns]
 
 
 def rank_logits(logits: Tensor, columns: ColumnConfig) -> TeacherLabels:

@@ -80,7 +80,7 @@ def load_tensors(path: Path) -> Any:
     with torch.serialization.safe_globals([argparse.Namespace]):
         values = torch.load(path, map_location="cpu", weights_only=True)
     # A list of one list twice, and so on, is a few bytes and would take for ever to walk.
-    if any(place > size for place, _ in enumerate(_nodes(values))):
+    if any(index > size for index, _ in enumerate(_nodes(values))):
         raise ValueError(f"it unfolds to more values than its {size} bytes can hold")
     for name, one in leaves(values):
         if isinstance(one, Tensor) and not _is_stored(one, size):
@@ -106,8 +106,8 @@ def leaves(values: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         for name, value in values.items():
             yield from leaves(value, f"{path}/{name}")
     elif isinstance(values, list | tuple):
-        for place, value in enumerate(values):
-            yield from leaves(value, f"{path}/{place}")
+        for index, value in enumerate(values):
+            yield from leaves(value, f"{path}/{index}")
     else:
         yield path, values
 

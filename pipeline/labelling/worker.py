@@ -201,9 +201,9 @@ def _plain_images(
         samples = open_known_shard(path, info).samples
         for task in _plain_tasks(config, path, info, max(1, info.samples // per_shard)):
             group = run(task)
-            for place, index in enumerate(task.members):
-                if group.valid[place, 0]:
-                    pixels.append(group.pixels[place, 0])
+            for position, index in enumerate(task.members):
+                if group.valid[position, 0]:
+                    pixels.append(group.pixels[position, 0])
                     targets.append(samples[index].target)
                 if len(pixels) == count:
                     return pixels, targets
@@ -233,23 +233,23 @@ def _plain_tasks(
         )
 
 
-def _as_group(pixels: list[Pixels], places: int) -> AugmentedGroup:
+def _as_group(pixels: list[Pixels], samples: int) -> AugmentedGroup:
     """Arrange unmixed images as a group, so that they take the way of all views."""
-    views = max(1, -(-len(pixels) // places))
+    views = max(1, -(-len(pixels) // samples))
     size = pixels[0].shape[0] if pixels else 1
-    rows = np.zeros((places * views, size, size, 3), np.uint8)
+    rows = np.zeros((samples * views, size, size, 3), np.uint8)
     for row, image in enumerate(pixels):
         rows[row] = image
     return AugmentedGroup(
         shard=0,
-        members=tuple(range(places)),
+        members=tuple(range(samples)),
         first_view=0,
-        pixels=rows.reshape(places, views, size, size, 3),
-        valid=(np.arange(places * views) < len(pixels)).reshape(places, views),
-        mix=ViewMix.unmixed(places * views),
-        digest=np.zeros((places, views), np.uint32),
-        has_digest=np.zeros((places, views), np.bool_),
-        has_mixed_digest=np.zeros((places, views), np.bool_),
+        pixels=rows.reshape(samples, views, size, size, 3),
+        valid=(np.arange(samples * views) < len(pixels)).reshape(samples, views),
+        mix=ViewMix.unmixed(samples * views),
+        digest=np.zeros((samples, views), np.uint32),
+        has_digest=np.zeros((samples, views), np.bool_),
+        has_mixed_digest=np.zeros((samples, views), np.bool_),
         rejections=(),
         decode_seconds=0.0,
         augment_seconds=0.0,

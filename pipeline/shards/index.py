@@ -85,7 +85,7 @@ class Shard:
 
 
 def open_shard(path: ShardFile, number: int) -> Shard:
-    """Map a shard and index it; ``number`` is its place in the job's list of shards.
+    """Map a shard and index it; ``number`` is its index in the job's list of shards.
 
     A shard in object storage is fetched into the cache first, unless it is there.
 
@@ -143,9 +143,9 @@ class UniqueKeys:
         twice = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
         seen: dict[str, int] = {}
         for number, path in enumerate(self._paths):
-            places = np.flatnonzero(np.isin(self._hashes[number], twice)).tolist()
-            samples = open_shard(path, number).samples if places else ()
-            for key in (samples[place].key for place in places):
+            indices = np.flatnonzero(np.isin(self._hashes[number], twice)).tolist()
+            samples = open_shard(path, number).samples if indices else ()
+            for key in (samples[index].key for index in indices):
                 first = seen.setdefault(key, number)
                 if first != number:
                     raise ShardError(
@@ -182,7 +182,7 @@ class _ListHash:
 
 
 def open_shards(paths: Sequence[ShardFile]) -> Iterator[Shard]:
-    """Open shards one after the other, numbered by place; a few are fetched ahead."""
+    """Open shards one after the other, numbered in order; a few are fetched ahead."""
     with ThreadPoolExecutor(_AHEAD) as pool:
         ahead: deque[Future[Shard]] = deque()
         for number, path in enumerate(paths):

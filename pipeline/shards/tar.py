@@ -141,7 +141,7 @@ def _extension(
 
 
 def _records(body: bytes) -> dict[str, bytes] | None:
-    """Return those of a pax header's records that change name, size or place of a member."""
+    """Return those of a pax header's records that change name, size or offset of a member."""
     at, found = 0, {}
     while at < len(body):
         match = _RECORD.match(body, at)

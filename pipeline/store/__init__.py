@@ -6,7 +6,7 @@ from pipeline.store.at_work import at_work
 from pipeline.store.columns import bytes_per_label
 from pipeline.store.commit import (
     Committed,
-    check_place,
+    check_root,
     check_store,
     claim_store,
     commit_part,
@@ -33,7 +33,7 @@ from pipeline.store.manifest import (
 )
 from pipeline.store.opening import open_store, parts_root
 from pipeline.store.parquet import ParquetStore, decode_part
-from pipeline.store.place import (
+from pipeline.store.target import (
     begun_classes,
     begun_fingerprints,
     check_out,
@@ -62,7 +62,7 @@ __all__ = [
     "bytes_per_label",
     "check_companion_paths",
     "check_out",
-    "check_place",
+    "check_root",
     "check_store",
     "claim_cut",
     "claim_store",

@@ -23,7 +23,7 @@ from pipeline.store.layout import (
     GROUP_METADATA,
     MAX_KEY_BYTES,
     ArraySpec,
-    ChunkPlace,
+    ChunkRange,
     FileEntry,
     Layout,
     array_specs,
@@ -209,10 +209,10 @@ def _write_views(
                         block = spread(arrays_of_part[name], accepted, specs[name].fill)
                         blocks[name][into, to] = block[inside, columns]
                     zero = spread(part.has_digest & (part.digest == 0), accepted)
-                    for place, column in np.argwhere(zero[inside, columns]).tolist():
+                    for row, column in np.argwhere(zero[inside, columns]).tolist():
                         zeros.append(
                             (
-                                own.start + inside.start + place,
+                                own.start + inside.start + row,
                                 covered.start + columns.start + column,
                             )
                         )
@@ -233,7 +233,7 @@ def _labelled_files(parts: _Parts, shards: list[int], spec: ArraySpec) -> list[r
 
 
 def _overlap(own: range, window: range) -> tuple[slice, slice]:
-    """Return where two ranges meet: as places in ``own``, and as places in ``window``."""
+    """Return where two ranges meet: as indices into ``own``, and into ``window``."""
     first, end = max(own.start, window.start), min(own.stop, window.stop)
     return slice(first - own.start, end - own.start), slice(
         first - window.start, end - window.start
@@ -252,22 +252,22 @@ def _whole_file(root: Path, path: str) -> FileEntry:
 
 
 def _chunked_file(root: Path, path: str, spec: ArraySpec) -> FileEntry:
-    """Return a file's entry, with the places of its chunks from the index at its end."""
+    """Return a file's entry, with the ranges of its chunks from the index at its end."""
     data = (root / path).read_bytes()
     count = int(np.prod(spec.chunks_per_shard))
     start = len(data) - index_bytes(count)
     index = np.frombuffer(data, "<u8", 2 * count, start).reshape(count, 2)
     empty = np.iinfo(np.uint64).max  # the format's mark of a chunk that is not stored
 
-    def place(offset: int, size: int) -> ChunkPlace:
-        return ChunkPlace(offset, size, sha256(data[offset : offset + size]))
+    def chunk(offset: int, size: int) -> ChunkRange:
+        return ChunkRange(offset, size, sha256(data[offset : offset + size]))
 
     return FileEntry(
         path=path,
         bytes=len(data),
         sha256=sha256(data),
         chunks=tuple(
-            None if offset == empty else place(int(offset), int(size)) for offset, size in index
+            None if offset == empty else chunk(int(offset), int(size)) for offset, size in index
         ),
-        index=place(start, len(data) - start),
+        index=chunk(start, len(data) - start),
     )

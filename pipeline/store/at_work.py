@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 
 from pipeline.errors import PipelineError
-from pipeline.files.local import Folder, Place, open_folder
+from pipeline.files.local import Folder, Location, open_folder
 from pipeline.growth import from_plain
 from pipeline.identity import canonical_json, read_json
 from pipeline.store.manifest import MAX_COMPANION_BYTES, META_PREFIX
@@ -40,7 +40,7 @@ class Worker:
 
 
 @contextmanager
-def at_work(root: Place) -> Iterator[Worker | None]:
+def at_work(root: Location) -> Iterator[Worker | None]:
     """Tell that this process adds to a store for as long as this context lasts.
 
     Gives who else does so already, as far as is known.

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import IdentityError, IncompleteStoreError, RejectionError, StoreError
-from pipeline.files.local import Folder, Place, open_folder, sha256
+from pipeline.files.local import Folder, Location, open_folder, sha256
 from pipeline.identity import StoreIdentity, different_fields, read_json
 from pipeline.records import PartHeader, PartKey, PartRows, Rejection, ShardInfo
 from pipeline.store.contract import LabelStore
@@ -42,7 +42,7 @@ from pipeline.store.subset import SubsetOf
 
 __all__ = [
     "Committed",
-    "check_place",
+    "check_root",
     "check_store",
     "claim_store",
     "commit_part",
@@ -82,7 +82,7 @@ class Committed:
 
 
 def claim_store(
-    root: Place, identity: StoreIdentity, fingerprints: Mapping[str, int]
+    root: Location, identity: StoreIdentity, fingerprints: Mapping[str, int]
 ) -> Mapping[str, int]:
     """Make ``root`` a store of this identity, or check that it is one.
 
@@ -104,7 +104,7 @@ def claim_store(
     return claimed
 
 
-def check_place(root: Place) -> None:
+def check_root(root: Location) -> None:
     """Raise ``StoreError`` unless a store is at ``root``, or could be made there."""
     folder = open_folder(root)
     folder.require_writable()
@@ -121,13 +121,13 @@ def check_place(root: Place) -> None:
         )
 
 
-def check_store(root: Place, identity: StoreIdentity) -> Mapping[str, int] | None:
+def check_store(root: Location, identity: StoreIdentity) -> Mapping[str, int] | None:
     """Return the fingerprints of the store at ``root``, None if there is none yet.
 
     Writes nothing. Raises ``IdentityError`` naming the fields in which its identity
     differs, ``StoreError`` if ``root`` holds something else or has the wrong suffix.
     """
-    check_place(root)
+    check_root(root)
     folder = open_folder(root)
     path = folder.at(IDENTITY_PATH)
     try:
@@ -141,18 +141,20 @@ def check_store(root: Place, identity: StoreIdentity) -> Mapping[str, int] | Non
     return their_prints
 
 
-def require_identity(place: Place, identity: StoreIdentity, theirs: Mapping[str, object]) -> None:
+def require_identity(
+    location: Location, identity: StoreIdentity, theirs: Mapping[str, object]
+) -> None:
     """Raise ``IdentityError`` naming the fields in which a store's identity differs."""
     different = different_fields(identity.to_json(), theirs)
     if different:
         raise IdentityError(
-            f"{place} holds labels of another identity (ours / the store's):\n  "
+            f"{location} holds labels of another identity (ours / the store's):\n  "
             + "\n  ".join(different)
             + "\n  cure: use the store's settings to add to it, or give another path"
         )
 
 
-def commit_part(root: Place, rows: PartRows) -> Committed:
+def commit_part(root: Location, rows: PartRows) -> Committed:
     """Commit a part. One that is there already with the same rows is left as it is.
 
     Raises ``StoreError`` if it is there with other rows.
@@ -160,7 +162,7 @@ def commit_part(root: Place, rows: PartRows) -> Committed:
     return _commit(open_folder(root), rows, encode_part(rows))
 
 
-def copy_part(root: Place, source: LabelStore, entry: PartEntry, part: PartKey) -> Committed:
+def copy_part(root: Location, source: LabelStore, entry: PartEntry, part: PartKey) -> Committed:
     """Commit a part of another store as ``part``, which may have another shard's number.
 
     A part that the source keeps as a file is copied byte for byte, after verification.
@@ -232,7 +234,7 @@ def _committed(rows: PartRows, data: bytes) -> Committed:
     return Committed.of_rows(entry, rows)
 
 
-def find_parts(root: Place) -> list[PartKey]:
+def find_parts(root: Location) -> list[PartKey]:
     """Return the parts that are committed, by (shard, view).
 
     Raises ``StoreError`` for files at ``root`` that are none of a store's.
@@ -244,7 +246,7 @@ def find_parts(root: Place) -> list[PartKey]:
 
 
 def read_entries(
-    root: Place, parts: Iterable[PartKey], identity: str, shards: Mapping[int, ShardInfo]
+    root: Location, parts: Iterable[PartKey], identity: str, shards: Mapping[int, ShardInfo]
 ) -> list[Committed]:
     """Read committed parts, and check that each belongs to this store and its shard.
 
@@ -281,7 +283,7 @@ def require_shard(rows: PartRows, shard: ShardInfo, name: str) -> None:
 
 
 def require_all_shards(
-    root: Place, parts: Iterable[PartKey], shards: Mapping[int, ShardInfo]
+    root: Location, parts: Iterable[PartKey], shards: Mapping[int, ShardInfo]
 ) -> None:
     """Raise ``IncompleteStoreError`` if a store has parts of shards that are not given."""
     foreign = sorted({part.shard for part in parts} - set(shards))
@@ -309,7 +311,7 @@ def lost_views(wanted: Iterable[PartKey], there: Iterable[PartKey]) -> list[Part
     return lost
 
 
-def require_planned(root: Place, planned: Iterable[PartKey], there: Iterable[PartKey]) -> None:
+def require_planned(root: Location, planned: Iterable[PartKey], there: Iterable[PartKey]) -> None:
     """Raise ``IncompleteStoreError`` naming the planned views that no part has."""
     lost = lost_views(planned, there)
     if lost:
@@ -329,7 +331,7 @@ def named_views(parts: Sequence[PartKey]) -> str:
 
 
 def finish_store(
-    root: Place,
+    root: Location,
     identity: StoreIdentity,
     fingerprints: Mapping[str, int],
     shards: Sequence[ShardInfo],

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.errors import StoreError, TryAgainError
-from pipeline.files.local import Place, open_folder
+from pipeline.files.local import Location, open_folder
 from pipeline.growth import convert
 from pipeline.identity import canonical_json, read_json
 from pipeline.store.manifest import MAX_COMPANION_BYTES, META_PREFIX
@@ -64,7 +64,7 @@ class Cut:
         found = [cell for cell in cells if _meet(cell, views)]
         return sorted(found, key=lambda cell: cell.start)
 
-    def require_agreement(self, place: Place, views: range, missing: Sequence[range]) -> None:
+    def require_agreement(self, location: Location, views: range, missing: Sequence[range]) -> None:
         """Raise ``StoreError`` if views are missing where another job has cut them otherwise.
 
         ``views`` are those that this job wants.
@@ -77,13 +77,13 @@ class Cut:
             span = f"views {hit[0].start}..{hit[-1].stop - 1}"
             if claim.views_per_part != wanted:
                 raise StoreError(
-                    f"{place}: another job has cut {span} into parts of {claim.views_per_part}, "
+                    f"{location}: another job has cut {span} into parts of {claim.views_per_part}, "
                     f"and `views_per_part` is {wanted}: parts would overlap; use `views_per_part` "
                     f"{claim.views_per_part}, or another `out`"
                 )
             if hit[0].start < views.start or hit[-1].stop > views.stop:
                 raise StoreError(
-                    f"{place}: another job makes parts of {span}, and this one wants "
+                    f"{location}: another job makes parts of {span}, and this one wants "
                     f"{views.start}..{views.stop - 1}, which is not all of one of them: parts "
                     "would overlap; give `first_view` and `views` that are, or another `out`"
                 )
@@ -93,7 +93,7 @@ def _meet(ours: range, theirs: range) -> bool:
     return ours.start < theirs.stop and theirs.start < ours.stop
 
 
-def cut_views(root: Place, views: range, views_per_part: int) -> Cut:
+def cut_views(root: Location, views: range, views_per_part: int) -> Cut:
     """Return how a job that wants ``views`` has to cut them; writes nothing."""
     settled = _read_claims(root)
     taken = {view for claim in settled for cell in claim.cells for view in cell}
@@ -118,7 +118,7 @@ def runs_without(taken: set[int], views: range) -> list[range]:
     return runs
 
 
-def claim_cut(root: Place, cut: Cut) -> None:
+def claim_cut(root: Location, cut: Cut) -> None:
     """Settle what is new in a cut; raises ``TryAgainError`` if another job was faster."""
     if not cut.new.cells:
         return
@@ -132,7 +132,7 @@ def claim_cut(root: Place, cut: Cut) -> None:
         )
 
 
-def _read_claims(root: Place) -> tuple[Claim, ...]:
+def _read_claims(root: Location) -> tuple[Claim, ...]:
     folder = open_folder(root)
     claims: list[Claim] = []
     while True:

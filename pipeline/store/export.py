@@ -14,7 +14,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.errors import IncompleteStoreError, StoreError
-from pipeline.files.local import Folder, LocalFolder, Place, open_folder, publish, sha256, writing
+from pipeline.files.local import (
+    Folder,
+    LocalFolder,
+    Location,
+    open_folder,
+    publish,
+    sha256,
+    writing,
+)
 from pipeline.files.objects import ObjectFolder
 from pipeline.records import PartRows
 from pipeline.store.assemble import write_zarr
@@ -36,7 +44,7 @@ Writer = Callable[[LabelStore, Path], None]
 
 
 def export_store(
-    source: Place, target: str | Path, *, single_file: bool = False, public: bool = False
+    source: Location, target: str | Path, *, single_file: bool = False, public: bool = False
 ) -> LabelStore:
     """Write the store at ``source`` again at ``target``, which must not exist.
 

@@ -24,7 +24,7 @@ __all__ = [
     "GROUP_METADATA",
     "MAX_KEY_BYTES",
     "ArraySpec",
-    "ChunkPlace",
+    "ChunkRange",
     "FileEntry",
     "Layout",
     "array_specs",
@@ -72,7 +72,7 @@ class ArraySpec:
         """Inner chunks of a file, along each dimension."""
         return tuple(s // c for s, c in zip(self.shard, self.chunk, strict=True))
 
-    def place(self, chunk: tuple[int, ...]) -> tuple[str, int]:
+    def locate(self, chunk: tuple[int, ...]) -> tuple[str, int]:
         """Return the file of a chunk, and the chunk's number in it, last dimension fastest."""
         per_shard = self.chunks_per_shard
         file = (str(at // n) for at, n in zip(chunk, per_shard, strict=True))
@@ -142,7 +142,7 @@ def first_samples(shards: tuple[ShardInfo, ...]) -> dict[int, int]:
 
 
 @dataclass(frozen=True, slots=True)
-class ChunkPlace:
+class ChunkRange:
     """Where an encoded chunk lies in its file."""
 
     offset: int
@@ -157,15 +157,15 @@ class FileEntry:
     path: str
     bytes: int
     sha256: str
-    chunks: tuple[ChunkPlace | None, ...] = ()  # by number; None where all is the fill value
-    index: ChunkPlace | None = None
+    chunks: tuple[ChunkRange | None, ...] = ()  # by number; None where all is the fill value
+    index: ChunkRange | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; ``from_json`` is the inverse."""
         values: dict[str, Any] = {"path": self.path, "bytes": self.bytes, "sha256": self.sha256}
         if self.index is not None:
-            values["chunks"] = [_place_to_json(one) for one in self.chunks]
-            values["index"] = _place_to_json(self.index)
+            values["chunks"] = [_range_to_json(one) for one in self.chunks]
+            values["index"] = _range_to_json(self.index)
         return values
 
     @staticmethod
@@ -175,20 +175,20 @@ class FileEntry:
             path=str(values["path"]),
             bytes=_count(values["bytes"]),
             sha256=str(values["sha256"]),
-            chunks=tuple(_place_from_json(one) for one in values.get("chunks", ())),
-            index=_place_from_json(values.get("index")),
+            chunks=tuple(_range_from_json(one) for one in values.get("chunks", ())),
+            index=_range_from_json(values.get("index")),
         )
 
 
-def _place_to_json(place: ChunkPlace | None) -> list[Any] | None:
-    return None if place is None else [place.offset, place.bytes, place.sha256]
+def _range_to_json(span: ChunkRange | None) -> list[Any] | None:
+    return None if span is None else [span.offset, span.bytes, span.sha256]
 
 
-def _place_from_json(values: Any) -> ChunkPlace | None:
+def _range_from_json(values: Any) -> ChunkRange | None:
     if values is None:
         return None
     offset, size, digest = values
-    return ChunkPlace(_count(offset), _count(size), str(digest))
+    return ChunkRange(_count(offset), _count(size), str(digest))
 
 
 def _count(value: Any) -> int:
@@ -210,7 +210,7 @@ class Layout:
         return {
             "key_bytes": self.key_bytes,
             "files": [self.files[path].to_json() for path in sorted(self.files)],
-            "zero_digests": sorted(list(place) for place in self.zero_digests),
+            "zero_digests": sorted(list(cell) for cell in self.zero_digests),
         }
 
     @staticmethod
@@ -257,11 +257,11 @@ def _check_chunks(entry: FileEntry, spec: ArraySpec) -> None:
     if len(entry.chunks) != math.prod(spec.chunks_per_shard) or entry.index is None:
         raise ValueError(f"{entry.path} lists {len(entry.chunks)} chunks")
     end = 0
-    for place in sorted(filter(None, entry.chunks), key=lambda place: place.offset):
+    for chunk in sorted(filter(None, entry.chunks), key=lambda chunk: chunk.offset):
         # What does not shrink grows by a frame's header and checksum alone.
-        if place.offset != end or not 0 < place.bytes <= spec.chunk_bytes + 1024:
-            raise ValueError(f"{entry.path} has a chunk of {place.bytes} bytes at {place.offset}")
-        end += place.bytes
+        if chunk.offset != end or not 0 < chunk.bytes <= spec.chunk_bytes + 1024:
+            raise ValueError(f"{entry.path} has a chunk of {chunk.bytes} bytes at {chunk.offset}")
+        end += chunk.bytes
     size = index_bytes(len(entry.chunks))
     if (entry.index.offset, entry.index.bytes, entry.bytes) != (end, size, end + size):
         raise ValueError(f"{entry.path} has {entry.bytes} bytes, of which {end} are chunks")
@@ -306,7 +306,7 @@ def check_array_metadata(data: bytes, spec: ArraySpec) -> None:
 def chunks_of(first: int, end: int, size: int) -> Iterator[tuple[int, slice, slice]]:
     """Yield the chunks that hold elements ``first`` to ``end``.
 
-    Each comes with the elements' place in the chunk, and their place in what is asked for.
+    Each comes with the elements' indices in the chunk, and in what is asked for.
     """
     for chunk in range(first // size, -(-end // size)):
         start, stop = max(first, chunk * size), min(end, (chunk + 1) * size)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.classes import check_names
 from pipeline.errors import ChecksumError, IncompleteStoreError, PipelineError, StoreError
-from pipeline.files.local import Place, open_folder, sha256
+from pipeline.files.local import Location, open_folder, sha256
 from pipeline.growth import convert, from_plain, install, one_line, to_plain
 from pipeline.identity import (
     FORMAT_VERSION,
@@ -31,8 +31,8 @@ from pipeline.records import (
     PartRows,
     Rejection,
     ShardInfo,
-    accepted_places,
-    count_places,
+    accepted_mask,
+    count_masked,
 )
 from pipeline.store.subset import SubsetOf
 
@@ -334,12 +334,12 @@ class Manifest:
     def accepted_samples(self, shard: int) -> int:
         """Return how many samples of a shard have labels."""
         samples = self.by_shard[shard].samples
-        omitted = count_places(self.omitted.get(shard, ""), samples)
+        omitted = count_masked(self.omitted.get(shard, ""), samples)
         return samples - len(self.rejections.get(shard, ())) - omitted
 
     def accepted(self, shard: int) -> NDArray[np.bool_]:
         """Return which samples of a shard have labels, (samples,)."""
-        return accepted_places(
+        return accepted_mask(
             self.by_shard[shard].samples,
             self.rejections.get(shard, ()),
             self.omitted.get(shard, ""),
@@ -490,8 +490,10 @@ def check_claims(manifest: Manifest) -> None:
     if unknown:
         raise StoreError(f"the manifest has parts of unknown shards {sorted(unknown)}")
     for shard in manifest.shards:
-        places = [one.index for one in manifest.rejections.get(shard.number, ())]
-        if places != sorted(set(places)) or not all(0 <= one < shard.samples for one in places):
+        rejected = [one.index for one in manifest.rejections.get(shard.number, ())]
+        if rejected != sorted(set(rejected)) or not all(
+            0 <= one < shard.samples for one in rejected
+        ):
             raise StoreError(f"the manifest's rejections of shard {shard.number} are not in order")
     for number, text in manifest.omitted.items():
         if not text:
@@ -558,24 +560,24 @@ def _part_entry(values: Mapping[str, Any], needs: str) -> PartEntry:
     return PartEntry(part=part, bytes=size, sha256=str(values["sha256"]), rows=rows)
 
 
-def listed_parts(root: Place) -> dict[PartKey, PartEntry]:
+def listed_parts(root: Location) -> dict[PartKey, PartEntry]:
     """Return the parts that the store's manifest lists, none if there is no manifest."""
     if not open_folder(root).exists(MANIFEST_PATH):
         return {}
     return {entry.part: entry for entry in read_manifest(root).parts}
 
 
-def listed_notes(root: Place) -> Mapping[str, Any]:
+def listed_notes(root: Location) -> Mapping[str, Any]:
     """Return the notes in the store's manifest, none if there is no manifest."""
     return read_manifest(root).notes if open_folder(root).exists(MANIFEST_PATH) else {}
 
 
-def listed_classes(root: Place) -> tuple[str, ...] | None:
+def listed_classes(root: Location) -> tuple[str, ...] | None:
     """Return the names of classes in the store's manifest, None without names or a manifest."""
     return read_manifest(root).classes if open_folder(root).exists(MANIFEST_PATH) else None
 
 
-def listed_subset(root: Place) -> tuple[SubsetOf, ...]:
+def listed_subset(root: Location) -> tuple[SubsetOf, ...]:
     """Return whose subset the store's manifest says that it is, none if there is no manifest."""
     return read_manifest(root).subset_of if open_folder(root).exists(MANIFEST_PATH) else ()
 
@@ -628,12 +630,12 @@ def unseal(data: bytes, name: str) -> dict[str, Any]:
         raise ChecksumError(f"{name} is no manifest ({error!r}); {_CURE}") from error
 
 
-def write_manifest(root: Place, manifest: Manifest) -> None:
+def write_manifest(root: Location, manifest: Manifest) -> None:
     """Write the manifest with its own checksum, in one step."""
     open_folder(root).replace(MANIFEST_PATH, seal(manifest.to_json()))
 
 
-def read_values(root: Place) -> dict[str, Any]:
+def read_values(root: Location) -> dict[str, Any]:
     """Read the manifest of a store in a directory and check its checksum.
 
     Raises ``IncompleteStoreError`` if there is none, ``ChecksumError`` if it was changed.
@@ -650,6 +652,6 @@ def read_values(root: Place) -> dict[str, Any]:
     return unseal(data, folder.at(MANIFEST_PATH))
 
 
-def read_manifest(root: Place) -> Manifest:
+def read_manifest(root: Location) -> Manifest:
     """Read the manifest of a store in a directory; raises what ``read_values`` does."""
     return Manifest.from_json(read_values(root), str(open_folder(root)))

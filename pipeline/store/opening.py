@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.errors import IncompleteStoreError, StoreError
-from pipeline.files.local import Folder, Place, open_folder
+from pipeline.files.local import Folder, Location, open_folder
 from pipeline.store.contract import LabelStore
 from pipeline.store.layout import Layout
 from pipeline.store.manifest import MANIFEST_PATH, Manifest, read_values
@@ -16,11 +16,11 @@ from pipeline.store.zarr import ZarrStore
 __all__ = ["open_store", "parts_root"]
 
 
-def open_store(place: Place) -> LabelStore:
+def open_store(location: Location) -> LabelStore:
     """Open a finished store to read labels, or to give it to a tool; reads its manifest alone.
 
     The name tells the format: a directory that ends in .parquet or .zarr, or one file that
-    ends in .parquet. Raises ``StoreError`` if there is no such store at ``place``.
+    ends in .parquet. Raises ``StoreError`` if there is no such store at ``location``.
 
     >>> store = open_store("teacher.parquet")
     >>> store.manifest.rows, store.manifest.view_range
@@ -28,7 +28,7 @@ def open_store(place: Place) -> LabelStore:
     >>> store.read_view(shard=0, view=1).label.shape
     (17,)
     """
-    folder = open_folder(place)
+    folder = open_folder(location)
     kind = folder.name.rpartition(".")[2]
     if kind in ("parquet", "zarr"):
         if folder.is_a_file():
@@ -66,7 +66,7 @@ def _open_directory(folder: Folder, kind: str) -> LabelStore:
 
 
 def _missing(folder: Folder) -> IncompleteStoreError:
-    """Return the error for a place where there is nothing."""
+    """Return the error for a location where there is nothing."""
     unfinished = parts_root(folder.name)
     if unfinished != folder.name and open_folder(unfinished).exists():
         return IncompleteStoreError(

@@ -43,12 +43,12 @@ def check_pages(data: bytes, base: int, group: Any, rows: int) -> None:
             raise ValueError(f"{name} claims {decoded} bytes, more than {rows} rows can have")
 
 
-def _walk(data: bytes, place: int, end: int, name: str) -> tuple[int, int]:
+def _walk(data: bytes, offset: int, end: int, name: str) -> tuple[int, int]:
     """Return the values and the decoded bytes that a column's page headers claim."""
     values = decoded = 0
-    while place < end:
+    while offset < end:
         try:
-            header, after = _read_struct(data, place, depth=4)
+            header, after = _read_struct(data, offset, depth=4)
             size, packed = header[2], header[3]
             found = [header[number][1] for number in _DATA_HEADERS if number in header]
         except (IndexError, KeyError, TypeError, ValueError) as error:
@@ -58,55 +58,55 @@ def _walk(data: bytes, place: int, end: int, name: str) -> tuple[int, int]:
         if any(type(one) is not int or one < 0 for one in found):
             raise ValueError(f"{name} has a page of {found} values")
         values += sum(found)
-        decoded += size + after - place
-        place = after + packed
+        decoded += size + after - offset
+        offset = after + packed
     return values, decoded
 
 
-def _read_struct(data: bytes, place: int, depth: int) -> tuple[dict[int, Any], int]:
-    """Return a struct's numbers and structs by field, and the place after it."""
+def _read_struct(data: bytes, offset: int, depth: int) -> tuple[dict[int, Any], int]:
+    """Return a struct's numbers and structs by field, and the offset after it."""
     if depth < 0:
         raise ValueError("structs within structs without an end")
     fields: dict[int, Any] = {}
     field = 0
     while True:
-        kind, delta = data[place] & 15, data[place] >> 4
-        place += 1
+        kind, delta = data[offset] & 15, data[offset] >> 4
+        offset += 1
         if kind == 0:
-            return fields, place
+            return fields, offset
         if delta:
             field += delta
         else:
-            field, place = _read_number(data, place)
-        fields[field], place = _read_value(data, place, kind, depth)
+            field, offset = _read_number(data, offset)
+        fields[field], offset = _read_value(data, offset, kind, depth)
 
 
-def _read_value(data: bytes, place: int, kind: int, depth: int) -> tuple[Any, int]:
+def _read_value(data: bytes, offset: int, kind: int, depth: int) -> tuple[Any, int]:
     if kind in (1, 2):
-        return kind == 1, place
+        return kind == 1, offset
     if kind == 3:
-        return data[place], place + 1
+        return data[offset], offset + 1
     if kind in (4, 5, 6):
-        return _read_number(data, place)
+        return _read_number(data, offset)
     if kind == 8:
-        size, place = _read_varint(data, place)
-        return None, place + size
+        size, offset = _read_varint(data, offset)
+        return None, offset + size
     if kind == 12:
-        return _read_struct(data, place, depth - 1)
+        return _read_struct(data, offset, depth - 1)
     raise ValueError(f"a value of kind {kind}, which no page header has")
 
 
-def _read_number(data: bytes, place: int) -> tuple[int, int]:
-    value, place = _read_varint(data, place)
-    return (value >> 1) ^ -(value & 1), place
+def _read_number(data: bytes, offset: int) -> tuple[int, int]:
+    value, offset = _read_varint(data, offset)
+    return (value >> 1) ^ -(value & 1), offset
 
 
-def _read_varint(data: bytes, place: int) -> tuple[int, int]:
+def _read_varint(data: bytes, offset: int) -> tuple[int, int]:
     value = 0
     for shift in range(0, 70, 7):
-        byte = data[place]
-        place += 1
+        byte = data[offset]
+        offset += 1
         value |= (byte & 127) << shift
         if byte < 128:
-            return value, place
+            return value, offset
     raise ValueError("a number without an end")

@@ -190,21 +190,21 @@ def rows_of_table(table: pa.Table, columns: ColumnConfig, header: PartHeader) ->
         raise ValueError(f"{min(nulls)} has nulls")
     key, digest, mixed = (_whole(table, name) for name in ("key", "digest", "mixed_digest"))
     has_digest, has_mixed = (_are_there(one).reshape(shape) for one in (digest, mixed))
-    places = key.indices.to_numpy().reshape(shape)
+    indices = key.indices.to_numpy().reshape(shape)
     keys = key.dictionary.to_pylist()
     target, seed = (_numbers(table, name).reshape(shape) for name in ("target", "seed"))
     if "view" in table.column_names:
         expected = np.arange(part.first_view, part.end_view, dtype=np.uint32)
         if (_numbers(table, "view").reshape(shape) != expected).any():
             raise ValueError("views are out of order")
-        if any((one != one[:, :1]).any() for one in (places, target, seed)):
+        if any((one != one[:, :1]).any() for one in (indices, target, seed)):
             raise ValueError("rows of one sample are not together")
         due = has_mixed_digest(has_digest, seed, expected.astype(np.int64))
         if (has_mixed != due).any():
             raise ValueError("digests of mixed images are not where they should be")
     return PartRows(
         **header.header_values(),
-        keys=tuple(keys[place] for place in places[:, 0].tolist()),
+        keys=tuple(keys[index] for index in indices[:, 0].tolist()),
         target=target[:, 0].copy(),
         seed=seed[:, 0].copy(),
         label=_numbers(table, "label").reshape(shape),

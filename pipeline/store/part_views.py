@@ -12,7 +12,7 @@ __all__ = ["PartViews"]
 
 
 class PartViews:
-    """The views of one part, by the samples' place in the shard; rejected ones hold zeros.
+    """The views of one part, by the samples' index in the shard; rejected ones hold zeros.
 
     What all views share is made once.
     """

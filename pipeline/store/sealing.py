@@ -17,7 +17,7 @@ __all__ = [
     "PART_MARK",
     "SEAL_BYTES",
     "check_footer",
-    "footer_place",
+    "footer_offset",
     "read_sealed",
     "seal_footer",
     "sealed",
@@ -32,24 +32,24 @@ FOOTER_BYTES = 8  # the length of what PyArrow wrote after the pages, and the ma
 _MAGIC = b"PAR1"
 
 
-def footer_place(tail: bytes, size: int) -> int:
+def footer_offset(tail: bytes, size: int) -> int:
     """Return where the footer begins in a file of ``size`` bytes, of which ``tail`` are the last.
 
     Raises ``ValueError`` if there is no room for a footer as long as it says.
     """
     length = int.from_bytes(tail[-FOOTER_BYTES : -len(_MAGIC)], "little")
-    place = size - FOOTER_BYTES - length
-    if tail[-len(_MAGIC) :] != _MAGIC or place < len(_MAGIC):
+    offset = size - FOOTER_BYTES - length
+    if tail[-len(_MAGIC) :] != _MAGIC or offset < len(_MAGIC):
         raise ValueError("it does not end as a Parquet file")
-    return place
+    return offset
 
 
 def sealed(data: bytes) -> bytes:
     """Return a Parquet file with a seal before its footer."""
-    place = footer_place(data, len(data))
-    digest = new_sha256(data[:place] + PART_MARK)
-    digest.update(data[place:])
-    return data[:place] + PART_MARK + digest.digest() + data[place:]
+    offset = footer_offset(data, len(data))
+    digest = new_sha256(data[:offset] + PART_MARK)
+    digest.update(data[offset:])
+    return data[:offset] + PART_MARK + digest.digest() + data[offset:]
 
 
 def read_sealed(data: bytes) -> tuple[str, str | None]:
@@ -59,8 +59,8 @@ def read_sealed(data: bytes) -> tuple[str, str | None]:
     """
     view = memoryview(data)
     try:
-        place = footer_place(data, len(data))
-        mark = place - SEAL_BYTES
+        offset = footer_offset(data, len(data))
+        mark = offset - SEAL_BYTES
         if mark < len(_MAGIC) or data[mark : mark + len(PART_MARK)] != PART_MARK:
             raise ValueError("it has no seal before its footer")
     except ValueError as error:
@@ -69,8 +69,8 @@ def read_sealed(data: bytes) -> tuple[str, str | None]:
     whole = new_sha256(view[:digest])
     own = whole.copy()
     whole.update(view[digest:])
-    own.update(view[place:])
-    found, said = own.hexdigest(), data[digest:place].hex()
+    own.update(view[offset:])
+    found, said = own.hexdigest(), data[digest:offset].hex()
     fault = None if found == said else f"its sha256 is {found}, its seal says {said}"
     return whole.hexdigest(), fault
 
@@ -79,10 +79,10 @@ def seal_footer(file: BinaryIO) -> None:
     """Put a seal before the footer of a Parquet file that is open to read and write."""
     size = file.seek(0, io.SEEK_END)
     file.seek(size - FOOTER_BYTES)
-    place = footer_place(file.read(FOOTER_BYTES), size)
-    file.seek(place)
+    offset = footer_offset(file.read(FOOTER_BYTES), size)
+    file.seek(offset)
     footer = file.read()
-    file.seek(place)
+    file.seek(offset)
     file.write(FOOTER_MARK + new_sha256(FOOTER_MARK + footer).digest() + footer)
 
 

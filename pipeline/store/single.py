@@ -47,7 +47,7 @@ from pipeline.store.sealing import (
     FOOTER_BYTES,
     SEAL_BYTES,
     check_footer,
-    footer_place,
+    footer_offset,
     seal_footer,
 )
 
@@ -78,7 +78,7 @@ def open_single_file(root: Folder) -> SingleFileStore:
     size = root.size(_FILE)
     tail = root.read_range(_FILE, max(0, size - FOOTER_BYTES), FOOTER_BYTES)
     try:
-        start = footer_place(tail, size) - SEAL_BYTES
+        start = footer_offset(tail, size) - SEAL_BYTES
         if root.read_range(_FILE, 0, len(_MAGIC)) != _MAGIC or start < len(_MAGIC):
             raise ValueError("it does not begin as a Parquet file with a seal")
     except ValueError as error:
@@ -254,7 +254,7 @@ class _FileFolder(Folder):
 
 
 class _Window(io.RawIOBase):
-    """The verified bytes of a row group, at their place in a file that is not read again."""
+    """The verified bytes of a row group, at their offset in a file that is not read again."""
 
     def __init__(self, data: bytes, offset: int, size: int) -> None:
         super().__init__()

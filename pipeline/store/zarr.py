@@ -26,7 +26,7 @@ from pipeline.store.contract import LabelStore, header_of, require_classes
 from pipeline.store.layout import (
     FILL_LABEL,
     ArraySpec,
-    ChunkPlace,
+    ChunkRange,
     Layout,
     array_specs,
     check_array_metadata,
@@ -77,9 +77,9 @@ class ZarrStore(LabelStore):
         digest = self._column("digest", shard, view)
         has_digest = digest != 0
         for row, zero_view in self.layout.zero_digests:
-            place = row - self._first[shard]
-            if zero_view == view and 0 <= place < len(digest):
-                has_digest[place] = True
+            offset = row - self._first[shard]
+            if zero_view == view and 0 <= offset < len(digest):
+                has_digest[offset] = True
         columns = {name: self._column(name, shard, view) for name in self.identity.columns.shapes()}
         mixed_digest = self._column("mixed_digest", shard, view)
         for values in (label, digest, has_digest, mixed_digest, *columns.values()):
@@ -114,7 +114,7 @@ class ZarrStore(LabelStore):
         self._require_labels(label, samples, part.first_view, np.flatnonzero(accepted))
         digest = block("digest")
         has_digest = digest != 0
-        rows = {int(row): place for place, row in enumerate(np.flatnonzero(accepted) + first)}
+        rows = {int(row): index for index, row in enumerate(np.flatnonzero(accepted) + first)}
         for row, view in self.layout.zero_digests:
             if row in rows and part.first_view <= view < part.end_view:
                 has_digest[rows[row], view - part.first_view] = True
@@ -136,7 +136,7 @@ class ZarrStore(LabelStore):
         """Compare every file with its SHA-256, and find files that do not belong here."""
         for entry in self.layout.files.values():
             self._check_size(entry.path)
-            self._verified(entry.path, ChunkPlace(0, entry.bytes, entry.sha256))
+            self._verified(entry.path, ChunkRange(0, entry.bytes, entry.sha256))
         self.check_names()
 
     def _is_own(self, path: str) -> bool:
@@ -199,16 +199,16 @@ class ZarrStore(LabelStore):
             if (spec.name, chunk) in self._chunks:
                 self._chunks.move_to_end((spec.name, chunk))
                 return self._chunks[spec.name, chunk]
-            path, number = spec.place(chunk)
+            path, number = spec.locate(chunk)
             entry = self.layout.files.get(path)
-            place = entry.chunks[number] if entry is not None else None
-            if entry is None or entry.index is None or place is None:
+            found = entry.chunks[number] if entry is not None else None
+            if entry is None or entry.index is None or found is None:
                 return np.broadcast_to(np.array(spec.fill, spec.dtype), spec.chunk)
             if path not in self._checked:
                 self._check_size(path)
                 self._verified(path, entry.index)
                 self._checked.add(path)
-            values = self._decode(spec, path, self._verified(path, place))
+            values = self._decode(spec, path, self._verified(path, found))
             self._chunks[spec.name, chunk] = values
             self._cached_bytes += values.nbytes
             while self._cached_bytes > _CACHED_BYTES and len(self._chunks) > 1:
@@ -232,7 +232,7 @@ class ZarrStore(LabelStore):
             if entry.index is not None or path in self._checked:
                 continue
             self._check_size(path)
-            data = self._verified(path, ChunkPlace(0, entry.bytes, entry.sha256))
+            data = self._verified(path, ChunkRange(0, entry.bytes, entry.sha256))
             name = path.partition("/")[0]
             if name in self._specs:
                 try:
@@ -254,17 +254,17 @@ class ZarrStore(LabelStore):
                 f"{self.root.at(path)} has {actual} bytes, the manifest says {expected}; {_CURE}"
             )
 
-    def _verified(self, path: str, place: ChunkPlace) -> bytes:
+    def _verified(self, path: str, chunk: ChunkRange) -> bytes:
         """Read bytes of a file whose size was checked, and compare them with the manifest."""
         try:
-            data = self.root.read_range(path, place.offset, place.bytes)
+            data = self.root.read_range(path, chunk.offset, chunk.bytes)
         except FileNotFoundError as error:
             raise ChecksumError(f"{self.root.at(path)} is missing; {_CURE}") from error
         actual = sha256(data)
-        if actual != place.sha256:
+        if actual != chunk.sha256:
             raise ChecksumError(
-                f"{self.root.at(path)}: sha256 of {place.bytes} bytes from {place.offset} on is "
-                f"{actual}, the manifest says {place.sha256}; {_CURE}"
+                f"{self.root.at(path)}: sha256 of {chunk.bytes} bytes from {chunk.offset} on is "
+                f"{actual}, the manifest says {chunk.sha256}; {_CURE}"
             )
         return data
 
@@ -273,15 +273,15 @@ class ZarrStore(LabelStore):
         label: NDArray[np.uint16],
         samples: _Samples,
         first_view: int,
-        places: NDArray[np.int64] | None = None,
+        indices: NDArray[np.int64] | None = None,
     ) -> None:
         """Refuse labels (N, V) that read as the fill value: their chunks were never written."""
         missing = label == FILL_LABEL
-        if places is None:
+        if indices is None:
             missing[~samples.accepted] = False
         if missing.any():
             row, view = (int(at) for at in np.argwhere(missing)[0])
-            key = samples.keys[row if places is None else int(places[row])]
+            key = samples.keys[row if indices is None else int(indices[row])]
             raise ChecksumError(
                 f"{self.root.at('label')} has no label of {key!r} at view {first_view + view}: it "
                 f"reads as the fill value {FILL_LABEL}; {_CURE}"

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.columns import ColumnConfig, Columns
 from pipeline.errors import ConfigError, IncompleteStoreError, ShardError
-from pipeline.files.local import Place
+from pipeline.files.local import Location
 from pipeline.identity import StoreIdentity
 from pipeline.records import PartRows, ShardInfo
 from pipeline.store import LabelStore, commit_part, open_store
@@ -28,7 +28,7 @@ __all__ = ["relabelled_store"]
 def relabelled_store(
     source: LabelStore,
     labels_of: LabelStore,
-    out: Place,
+    out: Location,
     *,
     note: str,
     view: int | None = None,

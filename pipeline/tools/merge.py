@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from pipeline.errors import ConfigError, IdentityError, RejectionError, StoreError
-from pipeline.files.local import Place
+from pipeline.files.local import Location
 from pipeline.identity import different_fields
 from pipeline.records import PartKey, ShardInfo
 from pipeline.store import LabelStore, PartEntry, copy_part, different_column
@@ -59,7 +59,7 @@ class MergeReport:
 
 
 def merge_stores(
-    stores: Sequence[LabelStore], out: Place, show: ShowProgress = lambda done, total: None
+    stores: Sequence[LabelStore], out: Location, show: ShowProgress = lambda done, total: None
 ) -> MergeReport:
     """Join stores of one identity into a store at ``out``, part by part, byte for byte.
 

@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError, ReplayError
 from pipeline.files.cache import CacheConfig
-from pipeline.files.local import Place, expand_shards
+from pipeline.files.local import Location, expand_shards
 from pipeline.growth import settle
 from pipeline.identity import StoreIdentity
 from pipeline.labelling.devices import choose_device, set_threads
 from pipeline.labelling.part import GroupTask, augment_group, group_tasks
 from pipeline.labelling.redraw import Mismatch
 from pipeline.labelling.teacher import load_stored_teacher
-from pipeline.records import AugmentedGroup, PartRows, TeacherLabels, accepted_places, spread
+from pipeline.records import AugmentedGroup, PartRows, TeacherLabels, accepted_mask, spread
 from pipeline.shards.index import Shard, match_shards, open_known_shard
 from pipeline.store import Manifest, PartEntry, open_store
 from pipeline.tools.verify import check_fingerprints
@@ -75,7 +75,7 @@ class RelabelReport:
 
 
 def relabel_store(
-    place: Place,
+    row: Location,
     shards: Sequence[str],
     config: RelabelConfig,
     *,
@@ -91,7 +91,7 @@ def relabel_store(
     ``ReplayError`` if a view is not what was labelled, and what ``check_fingerprints``,
     ``match_shards`` and reading a part raise. Flips are reported, not raised.
     """
-    store = open_store(place)
+    store = open_store(row)
     device = choose_device(config.device)
     same_floats = check_fingerprints(store, device)
     paths = match_shards(store.manifest.shards, expand_shards(shards, cache), subset=subset)
@@ -129,9 +129,9 @@ def relabel_store(
 def _sampled_parts(manifest: Manifest, groups: int) -> Iterator[tuple[PartEntry, int]]:
     """Yield parts from all over the shards, each with the number of its groups to label."""
     parts = manifest.parts
-    places = Counter(number * len(parts) // groups for number in range(groups) if parts)
-    for place, count in sorted(places.items()):
-        yield parts[place], count
+    quotas = Counter(number * len(parts) // groups for number in range(groups) if parts)
+    for row, count in sorted(quotas.items()):
+        yield parts[row], count
 
 
 def _sampled_groups(
@@ -140,7 +140,7 @@ def _sampled_groups(
     """Return that many of a part's groups, or all: the same ones each time."""
     tasks = list(group_tasks(shard.path, shard.info, entry.part, identity))
     order = stream("relabel", identity.root_seed, entry.sha256).permutation(len(tasks))
-    return [tasks[place] for place in sorted(order[:count])]
+    return [tasks[row] for row in sorted(order[:count])]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,12 +160,12 @@ def _compare(
     columns = slice(first, first + shape[1])
     row_of = _rows_of_samples(stored)[members]
     accepted = row_of >= 0
-    decoded = accepted_places(stored.samples, stored.rejections)[members]
+    decoded = accepted_mask(stored.samples, stored.rejections)[members]
     if not (group.valid[: len(members)] == decoded[:, None]).all():
-        place = int(np.argmax((group.valid[: len(members)] != decoded[:, None]).any(axis=1)))
+        row = int(np.argmax((group.valid[: len(members)] != decoded[:, None]).any(axis=1)))
         raise ReplayError(
-            f"{shard.path}: {shard.samples[members[place]].key!r} "
-            + ("does not decode here" if decoded[place] else "decodes here, but was rejected")
+            f"{shard.path}: {shard.samples[members[row]].key!r} "
+            + ("does not decode here" if decoded[row] else "decodes here, but was rejected")
             + "; compare the versions of simplejpeg and Pillow with those in the store's "
             "_meta/runs"
         )
@@ -176,9 +176,9 @@ def _compare(
         mixed = labels.mixed_digest.reshape(shape)[kept]
         other |= has_digest & (stored.mixed_digest[rows, columns] != mixed)
     if other.any():
-        place, column = np.argwhere(other)[0].tolist()
+        row, column = np.argwhere(other)[0].tolist()
         raise ReplayError(
-            f"{shard.path}: view {group.first_view + column} of {stored.keys[rows[place]]!r} is "
+            f"{shard.path}: view {group.first_view + column} of {stored.keys[rows[row]]!r} is "
             "not the one that was labelled; to list all such views, verify every digest"
         )
     found = labels.map(lambda values: values.reshape(*shape, *values.shape[1:])[kept])
@@ -196,13 +196,13 @@ def _compare(
         flips=[
             Mismatch(
                 shard=shard.info.name,
-                key=stored.keys[rows[place]],
+                key=stored.keys[rows[row]],
                 view=group.first_view + column,
                 column="label",
-                stored=str(theirs[place, column]),
-                found=str(ours[place, column]),
+                stored=str(theirs[row, column]),
+                found=str(ours[row, column]),
             )
-            for place, column in np.argwhere(flipped).tolist()
+            for row, column in np.argwhere(flipped).tolist()
         ],
     )
 

@@ -123,8 +123,8 @@ def _heaviest(weights: dict[PartKey, int]) -> list[PartKey]:
     parts = sorted(weights, key=attrgetter("end_view"))
     ends = [one.end_view for one in parts]
     best: list[tuple[int, list[PartKey]]] = [(0, [])]
-    for place, one in enumerate(parts):
-        weight, chosen = best[bisect_right(ends, one.first_view, hi=place)]
+    for index, one in enumerate(parts):
+        weight, chosen = best[bisect_right(ends, one.first_view, hi=index)]
         # With as many views, the fewer parts.
         taken = (weight + weights[one], [*chosen, one])
         best.append(max(best[-1], taken, key=lambda found: (found[0], -len(found[1]))))

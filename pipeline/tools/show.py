@@ -24,7 +24,7 @@ from pipeline.files.cache import CacheConfig, ShardFile
 from pipeline.files.local import expand_shards
 from pipeline.files.local import replace as replace_file
 from pipeline.growth import require, settle
-from pipeline.labelling.redraw import PartViews, mixed_places
+from pipeline.labelling.redraw import PartViews, mixed_mask
 from pipeline.records import FIXED_ONE, MixKind, MixParams, PartRows, Pixels, ViewParams
 from pipeline.shards.index import Shard, match_shards, open_known_shard
 from pipeline.store import LabelStore, PartEntry
@@ -187,7 +187,7 @@ def draw_views(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Place:
+class _ViewIndex:
     """A view that was chosen. The sample is the index in the shard."""
 
     shard: int
@@ -198,7 +198,7 @@ class _Place:
 
 def _choose(
     store: LabelStore, files: Mapping[int, ShardFile], choice: ViewChoice, show: ShowProgress
-) -> list[_Place]:
+) -> list[_ViewIndex]:
     entries = [
         entry
         for entry in store.manifest.of_shards(files).parts
@@ -214,7 +214,7 @@ def _choose(
         missing -= {*rows.keys, *others}
         found += _some(_chosen_rows(choice, rows, store), choice)
         found += [
-            _Place(shard=entry.part.shard, sample=index, view=view)
+            _ViewIndex(shard=entry.part.shard, sample=index, view=view)
             for index in others.values()
             for view in _views_of(choice, entry)
         ]
@@ -248,7 +248,7 @@ def _without_labels(
     return found
 
 
-def _chosen_rows(choice: ViewChoice, rows: PartRows, store: LabelStore) -> list[_Place]:
+def _chosen_rows(choice: ViewChoice, rows: PartRows, store: LabelStore) -> list[_ViewIndex]:
     views = np.arange(rows.part.first_view, rows.part.end_view)
     kept = np.ones(rows.label.shape, np.bool_)
     if choice.keys:
@@ -262,7 +262,7 @@ def _chosen_rows(choice: ViewChoice, rows: PartRows, store: LabelStore) -> list[
     doubt = _doubt(rows, store) if choice.high_entropy else np.zeros(rows.label.shape)
     samples = np.flatnonzero(rows.accepted)
     return [
-        _Place(
+        _ViewIndex(
             shard=rows.part.shard,
             sample=int(samples[row]),
             view=int(views[column]),
@@ -293,13 +293,13 @@ def _doubt(rows: PartRows, store: LabelStore) -> NDArray[np.float64]:
     return bits
 
 
-def _some(places: list[_Place], choice: ViewChoice) -> list[_Place]:
-    """Return as many places as are asked for: the most doubtful, or some from all over."""
+def _some(found: list[_ViewIndex], choice: ViewChoice) -> list[_ViewIndex]:
+    """Return as many views as are asked for: the most doubtful, or some from all over."""
     if choice.high_entropy:
-        places = sorted(places, key=lambda one: -one.doubt)[: choice.most]
-    if len(places) <= choice.most:
-        return places
-    return [places[n] for n in np.linspace(0, len(places) - 1, choice.most).astype(int).tolist()]
+        found = sorted(found, key=lambda one: -one.doubt)[: choice.most]
+    if len(found) <= choice.most:
+        return found
+    return [found[n] for n in np.linspace(0, len(found) - 1, choice.most).astype(int).tolist()]
 
 
 class _Drawing:
@@ -317,16 +317,16 @@ class _Drawing:
         rows, shard = self._store.read_part(entry), self._shard(entry.part.shard)
         return rows, PartViews(self._store.identity, shard, rows)
 
-    def draw(self, place: _Place) -> DrawnView:
+    def draw(self, wanted: _ViewIndex) -> DrawnView:
         """Return a view with its labels; raises ``ReplayError`` for another digest."""
-        store, shard = self._store, self._shard(place.shard)
-        rows, views = self._part(store.manifest.find_part(place.shard, place.view))
-        sample, column = shard.samples[place.sample], place.view - rows.part.first_view
-        reason = {one.index: one.reason for one in rows.rejections}.get(place.sample)
+        store, shard = self._store, self._shard(wanted.shard)
+        rows, views = self._part(store.manifest.find_part(wanted.shard, wanted.view))
+        sample, column = shard.samples[wanted.sample], wanted.view - rows.part.first_view
+        reason = {one.index: one.reason for one in rows.rejections}.get(wanted.sample)
         known = DrawnView(
             shard=shard.info.name,
             key=sample.key,
-            view=place.view,
+            view=wanted.view,
             target=sample.target,
             names=store.manifest.classes,
             rejection=reason,
@@ -334,18 +334,18 @@ class _Drawing:
         if reason is not None:
             return known
         accepted = rows.accepted
-        row = int(accepted[: place.sample].sum()) if accepted[place.sample] else None
+        row = int(accepted[: wanted.sample].sum()) if accepted[wanted.sample] else None
         if row is not None and int(rows.target[row]) not in (-1, sample.target):
             raise ShardError(
                 f"{shard.path}: sample {sample.key!r} has target {sample.target}, the store says "
                 f"{int(rows.target[row])}; use the very shards that were labelled"
             )
-        pair = views.pair(place.sample, place.view)
-        made = views.make(pair, place.view, digest=True)
-        mixed = views.mixed(pair, place.view, made)
+        pair = views.pair(wanted.sample, wanted.view)
+        made = views.make(pair, wanted.view, digest=True)
+        mixed = views.mixed(pair, wanted.view, made)
         digests = () if row is None else self._verified(rows, views, row, column, shard)
         other = None if made.mix.kind is MixKind.NONE else shard.samples[pair[1]]
-        original, augment = views.decoded(place.sample), store.identity.augment
+        original, augment = views.decoded(wanted.sample), store.identity.augment
         return replace(
             known,
             label=None if row is None else int(rows.label[row, column]),
@@ -355,7 +355,7 @@ class _Drawing:
                 if row is not None
             },
             original=original,
-            params=draw_view(views.seed(place.sample), place.view, image_size(original), augment),
+            params=draw_view(views.seed(wanted.sample), wanted.view, image_size(original), augment),
             mix=made.mix,
             partner=None if other is None else other.key,
             partner_target=None if other is None else other.target,
@@ -371,7 +371,7 @@ class _Drawing:
         if not rows.has_digest[row, column]:
             return ()
         view = rows.part.first_view + column
-        mixed = self._floats and bool(mixed_places(rows)[row, column])
+        mixed = self._floats and bool(mixed_mask(rows)[row, column])
         for name, word in views.digests(row, view, mixed=mixed).items():
             stored = int(getattr(rows, name)[row, column])
             if word != f"{stored:08x}":
@@ -533,7 +533,7 @@ def _wrapped(lines: Sequence[str], width: int, font: Any) -> list[str]:
 
 def _write(
     sheet: Image,
-    place: tuple[int, int],
+    corner: tuple[int, int],
     lines: Sequence[str],
     font: Any,
     color: tuple[int, int, int],
@@ -542,4 +542,4 @@ def _write(
 
     draw = ImageDraw.Draw(sheet)
     for number, line in enumerate(lines):
-        draw.text((place[0], place[1] + number * _LINE), line, fill=color, font=font)
+        draw.text((corner[0], corner[1] + number * _LINE), line, fill=color, font=font)

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.classes import ClassNames, agreed_names
 from pipeline.errors import IdentityError, StoreError
-from pipeline.files.local import Folder, Place, open_folder
+from pipeline.files.local import Folder, Location, open_folder
 from pipeline.identity import StoreIdentity
 from pipeline.records import PartKey, ShardInfo
 from pipeline.store import (
@@ -42,7 +42,7 @@ def agreed_classes(*stores: LabelStore) -> tuple[str, ...] | None:
 
 
 def check_target(
-    out: Place,
+    out: Location,
     identity: StoreIdentity,
     fingerprints: Mapping[str, int],
     parts: Collection[PartKey],

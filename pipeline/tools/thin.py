@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.columns import ColumnConfig
 from pipeline.errors import ConfigError
-from pipeline.files.local import Folder, Place, sha256
+from pipeline.files.local import Folder, Location, sha256
 from pipeline.growth import require, settle
 from pipeline.identity import StoreIdentity
 from pipeline.records import PartKey, PartRows
@@ -117,7 +117,7 @@ class ThinReport:
 
 def thin_store(
     store: LabelStore,
-    out: Place,
+    out: Location,
     *,
     views: range | None = None,
     drop: Sequence[str] = (),
@@ -139,18 +139,18 @@ def thin_store(
     """
     wanted = _require_views(store, views)
     identity = _without(store.identity, drop)
-    places = _places_of_shards(store, kept)
+    mask = _kept_masks(store, kept)
     parts = [
         (entry, part)
         for entry in store.manifest.parts
-        if entry.part.shard in places and (part := _overlap(entry.part, wanted)) is not None
+        if entry.part.shard in mask and (part := _overlap(entry.part, wanted)) is not None
     ]
     keys = {part for _, part in parts}
     check_sources([store])
     target = check_target(out, identity, store.manifest.fingerprints, keys)
     copy_companions(target, store)
     for done, (entry, part) in enumerate(parts, start=1):
-        _write(target, store, entry, part, identity, places[part.shard])
+        _write(target, store, entry, part, identity, mask[part.shard])
         show(done, len(parts))
     subset = () if kept is None else (kept.record(store),)
     run = {
@@ -160,7 +160,7 @@ def thin_store(
         "drop": list(drop),
         "kept": [asdict(one) for one in subset],
     }
-    shards = [shard for shard in store.manifest.shards if shard.number in places]
+    shards = [shard for shard in store.manifest.shards if shard.number in mask]
     manifest = finish_target(target, [store], identity, shards, keys, run, subset_of=subset)
     return ThinReport(
         out=target.name,
@@ -178,7 +178,7 @@ def thin_store(
     )
 
 
-def _places_of_shards(
+def _kept_masks(
     store: LabelStore, kept: KeptSamples | None
 ) -> Mapping[int, NDArray[np.bool_] | None]:
     """Return the shards that are kept, each with which of its labelled samples, None for all."""
@@ -200,9 +200,9 @@ def _places_of_shards(
         rows = store.read_part(entries[0])  # all parts of a shard have the same samples
         keys -= {*rows.keys, *(one.key for one in rows.rejections)}
         classes -= set(rows.target.tolist())
-        places = _kept_places(kept, named, rows)
-        if places.any():
-            found[number] = None if places.all() else places
+        mask = _kept_mask(kept, named, rows)
+        if mask.any():
+            found[number] = None if mask.all() else mask
     _require_known("keys", keys, store)
     _require_known("classes", classes, store)
     if not found:
@@ -210,17 +210,17 @@ def _places_of_shards(
     return found
 
 
-def _kept_places(kept: KeptSamples, named: frozenset[str], rows: PartRows) -> NDArray[np.bool_]:
+def _kept_mask(kept: KeptSamples, named: frozenset[str], rows: PartRows) -> NDArray[np.bool_]:
     """Return which of a part's labelled samples are kept, (N,); ``named`` are the keys to keep."""
-    places = np.ones(len(rows.keys), np.bool_)
+    mask = np.ones(len(rows.keys), np.bool_)
     if kept.classes is not None:
-        places &= np.isin(rows.target, kept.classes)
+        mask &= np.isin(rows.target, kept.classes)
     if kept.keys is not None:
-        places &= np.fromiter((key in named for key in rows.keys), np.bool_, len(places))
+        mask &= np.fromiter((key in named for key in rows.keys), np.bool_, len(mask))
     if kept.sample_share is not None:
-        for place in np.flatnonzero(places):
-            places[place] = sample_share(kept.sample_seed, rows.keys[place]) < kept.sample_share
-    return places
+        for index in np.flatnonzero(mask):
+            mask[index] = sample_share(kept.sample_seed, rows.keys[index]) < kept.sample_share
+    return mask
 
 
 def _require_known(name: str, unknown: set[Any], store: LabelStore) -> None:
@@ -275,14 +275,14 @@ def _write(
     entry: PartEntry,
     part: PartKey,
     identity: StoreIdentity,
-    places: NDArray[np.bool_] | None,
+    mask: NDArray[np.bool_] | None,
 ) -> None:
-    if part == entry.part and identity == store.identity and places is None:
+    if part == entry.part and identity == store.identity and mask is None:
         copy_part(target, store, entry, part)
         return
     rows = store.read_part(entry)
-    if places is not None:
-        rows = rows.omit(places)
+    if mask is not None:
+        rows = rows.omit(mask)
     commit_part(target, _thinned(rows, part, identity))
 
 

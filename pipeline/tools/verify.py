@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from pipeline.columns import columns_fit
 from pipeline.errors import ChecksumError, DecodeError, IdentityError, ShardError
 from pipeline.files.cache import CacheConfig
-from pipeline.files.local import Place, expand_shards
+from pipeline.files.local import Location, expand_shards
 from pipeline.labelling.probe import crashes_decoder
-from pipeline.labelling.redraw import Mismatch, mixed_places, redraw, some_places
+from pipeline.labelling.redraw import Mismatch, mixed_mask, redraw, sample_cells
 from pipeline.records import PartRows
 from pipeline.shards.index import Shard, match_shards, open_known_shard
 from pipeline.store import Agreement, LabelStore, open_store
@@ -55,7 +55,7 @@ class VerifyReport:
 
 
 def verify_store(
-    place: Place,
+    location: Location,
     shards: Sequence[str] = (),
     *,
     every_digest: bool = False,
@@ -78,7 +78,7 @@ def verify_store(
     >>> verify_store("teacher.parquet", ["digits-{0..1}.tar"], every_digest=True).mismatches
     ()
     """
-    store = open_store(place)
+    store = open_store(location)
     store.check_files()
     store.check_companions()
     unwatched = tuple(store.user_files())
@@ -98,7 +98,7 @@ def verify_store(
         _check_part(store, rows)
         _check_digests_are_due(store, rows)
         agreements.append(Agreement.of_rows(rows))
-        mixed = mixed_places(rows)
+        mixed = mixed_mask(rows)
         digests += int(rows.has_digest.sum())
         known = digested.setdefault(entry.part.shard, np.zeros(len(rows.keys), np.bool_))
         known |= rows.has_digest.any(axis=1)
@@ -109,7 +109,7 @@ def verify_store(
         if shard.info.number not in hashed:
             hashed.add(shard.info.number)
             _check_images(store, shard)
-        drawn = np.argwhere(rows.has_digest) if every_digest else some_places(rows, quota)
+        drawn = np.argwhere(rows.has_digest) if every_digest else sample_cells(rows, quota)
         redrawn += len(drawn)
         mixed_redrawn += int(mixed[drawn[:, 0], drawn[:, 1]].sum()) if same_floats else 0
         mismatches += redraw(store.identity, shard, rows, drawn, floats=same_floats)

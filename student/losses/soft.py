@@ -158,10 +158,10 @@ def possible_distance(
 def _some_rows(store: LabelStore) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return log-probabilities (N, k) and rests (N,), of a view each of some shards."""
     parts = store.manifest.parts
-    places = sorted({number * len(parts) // _SHARDS for number in range(_SHARDS)} if parts else ())
+    indices = sorted({number * len(parts) // _SHARDS for number in range(_SHARDS)} if parts else ())
     found = []
-    for place in places:
-        part = parts[place].part
+    for index in indices:
+        part = parts[index].part
         view = store.read_view(part.shard, part.first_view)
         found.append([view.columns[name][view.accepted] for name in ("topk_logprob", "topk_rest")])
     log, rest = (np.concatenate(one)[:_ROWS] for one in zip(*found, strict=True))

@@ -73,7 +73,7 @@ def test_its_rows_are_the_frozen_values(store: LabelStore, name: str) -> None:
     assert values_of(store) == frozen_values(name)
 
 
-def test_every_view_of_it_is_read_at_its_samples_place(store: LabelStore, name: str) -> None:
+def test_every_view_of_it_is_read_at_its_samples_index(store: LabelStore, name: str) -> None:
     for path, frozen in frozen_values(name).items():
         first = int(path.split("view-")[1].split("-")[0])
         for column in range(len(frozen["label"][0])):

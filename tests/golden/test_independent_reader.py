@@ -257,7 +257,7 @@ def test_one_changed_value_under_true_seals_is_named(store: Path, kind: str) -> 
 def test_a_digest_that_was_taken_away_is_missed(store: Path) -> None:
     def take_away(rows: PartRows) -> PartRows:
         there, digest = rows.has_digest.copy(), rows.digest.copy()
-        # One without a mixed digest, whose place follows from it.
+        # One without a mixed digest, whose position follows from it.
         row, view = np.argwhere(there & (rows.mixed_digest == 0))[-1]
         there[row, view], digest[row, view] = False, 0
         return replace(rows, has_digest=there, digest=digest)
@@ -277,8 +277,8 @@ def test_a_digest_that_was_taken_away_is_missed(store: Path) -> None:
 )
 def test_a_changed_byte_of_a_file_is_found(store: Path, name: str, message: str) -> None:
     data = bytearray((store / name).read_bytes())
-    place = data.rindex(b"1" if name != "_README.md" else b"a")
-    data[place] ^= 1
+    offset = data.rindex(b"1" if name != "_README.md" else b"a")
+    data[offset] ^= 1
     (store / name).write_bytes(data)
     assert problem(store, PLAIN_SHARD).startswith(message)
 

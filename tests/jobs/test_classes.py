@@ -24,18 +24,18 @@ NAMES = ("eight", "five", "four", "nine", "one", "seven", "six", "three", "two",
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
-def write_images(root: Path, places: range, without: tuple[str, ...] = ()) -> Path:
+def write_images(root: Path, positions: range, without: tuple[str, ...] = ()) -> Path:
     """Write digits, and pieces of photographs, as an image folder."""
     images, targets = digits()
-    for place in places:
-        name = DIGITS[targets[place]]
+    for position in positions:
+        name = DIGITS[targets[position]]
         if name not in without:
             (root / name).mkdir(parents=True, exist_ok=True)
-            image = Image.fromarray(images[place]).resize((32, 32))
-            image.save(root / name / f"{place}.png")
-    for place, photograph in enumerate(photographs()):
+            image = Image.fromarray(images[position]).resize((32, 32))
+            image.save(root / name / f"{position}.png")
+    for position, photograph in enumerate(photographs()):
         piece = Image.fromarray(photograph).crop((0, 0, 64, 48))
-        piece.save(root / "eight" / f"photograph {place} {places.start}.jpg")
+        piece.save(root / "eight" / f"photograph {position} {positions.start}.jpg")
     return root
 
 

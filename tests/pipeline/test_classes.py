@@ -38,8 +38,8 @@ def test_a_list_is_read_from_json_text_synsets_and_folders(tmp_path: Path) -> No
     for name in (*LISTED, ".hidden"):
         (tmp_path / "images" / name).mkdir(parents=True)
     (tmp_path / "images" / "README").touch()
-    for place in (packed, packed.parent, text, tmp_path / "images", str(text)):
-        assert read_names(place).names == LISTED
+    for location in (packed, packed.parent, text, tmp_path / "images", str(text)):
+        assert read_names(location).names == LISTED
     synsets = "n01440764 tench, Tinca tinca\nn01443537 goldfish\n"
     expected = ("n01440764", "n01443537")
     assert read_names(listed(tmp_path / "mapping.txt", synsets)).names == expected
@@ -121,7 +121,7 @@ def test_a_bucket_that_hides_what_is_not_there_is_no_error(
         def read_bytes(self, path: str, at_most: int) -> bytes:
             raise PipelineError("s3://bucket/classes.json: 403")
 
-    monkeypatch.setattr(classes, "open_folder", lambda place: Forbidden())
+    monkeypatch.setattr(classes, "open_folder", lambda location: Forbidden())
     with caplog.at_level(logging.WARNING):
         assert classes._names_in("s3://bucket") is None
     assert "403" in caplog.text
@@ -152,7 +152,7 @@ names = st.lists(st.sampled_from("abc"), min_size=1, max_size=4).map(tuple)
 @given(st.lists(st.none() | names, max_size=4))
 def test_lists_agree_if_all_that_are_there_are_one(lists: list[tuple[str, ...] | None]) -> None:
     known = {one for one in lists if one is not None}
-    given_lists = [ClassNames.of(one, place) for place, one in enumerate(lists)]
+    given_lists = [ClassNames.of(one, location) for location, one in enumerate(lists)]
     if len(known) > 1:
         with pytest.raises(ClassesError):
             agreed_names(*given_lists)

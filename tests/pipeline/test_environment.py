@@ -37,14 +37,14 @@ merge_stores([open_store(f"{out}/{name}.parquet") for name in "ba"], out + "/mer
 """
 
 
-def written_under(folder: Path, cwd: Path, umask: str, place: str, **variables: str) -> Path:
+def written_under(folder: Path, cwd: Path, umask: str, location: str, **variables: str) -> Path:
     """Write stores in a process of another environment."""
     (folder / "out").mkdir(parents=True)
     script = folder / "script.py"
     script.write_text(SCRIPT, encoding="utf-8")
     kept = {name: value for name, value in os.environ.items() if not name.startswith("LC_")}
     finished = subprocess.run(
-        [sys.executable, str(script), umask, place],
+        [sys.executable, str(script), umask, location],
         cwd=cwd,
         env={**kept, "PYTHONPATH": str(ROOT), **variables},
         capture_output=True,

@@ -22,7 +22,7 @@ from pipeline.records import (
     Rejection,
     ShardInfo,
     TeacherLabels,
-    places_text,
+    encode_mask,
 )
 from pipeline.shards.index import open_shard
 from pipeline.store import ParquetStore, commit_part, finish_store, open_store
@@ -103,9 +103,9 @@ def make_manifest(
         formats={shard.number: ("jpeg",) for shard in shards},
         rejections=rejections,
         omitted={
-            number: places_text(np.isin(np.arange(samples[number]), list(places)))
-            for number, places in (omitted or {}).items()
-            if places
+            number: encode_mask(np.isin(np.arange(samples[number]), list(indices)))
+            for number, indices in (omitted or {}).items()
+            if indices
         },
         parts=parts,
         agreement=Agreement(known=0, equal=0),
@@ -135,9 +135,9 @@ def write_digit_shards(
     paths, first = [], 0
     for number, size in enumerate(sizes):
         samples = digit_samples(size, first)
-        for place in (torn or {}).get(number, ()):
-            key, image, target = samples[place]
-            samples[place] = (key, image[: len(image) // 2], target)
+        for index in (torn or {}).get(number, ()):
+            key, image, target = samples[index]
+            samples[index] = (key, image[: len(image) // 2], target)
         paths.append(write_shard(directory / f"digits-{number}.tar", samples))
         first += size
     return tuple(paths)

@@ -69,9 +69,9 @@ def test_position_embeddings_are_resized_as_by_deits_main(old: int, new: int) ->
 def cubic_weights(at: torch.Tensor, side: int) -> torch.Tensor:
     """Return (len(at), side) weights of Keys' cubic with a = -.75, edges repeated."""
     weights = torch.zeros(len(at), side)
-    for row, place in enumerate(at.tolist()):
-        for neighbor in range(math.floor(place) - 1, math.floor(place) + 3):
-            x = abs(place - neighbor)
+    for row, position in enumerate(at.tolist()):
+        for neighbor in range(math.floor(position) - 1, math.floor(position) + 3):
+            x = abs(position - neighbor)
             if x <= 1:
                 value = 1.25 * x**3 - 2.25 * x**2 + 1
             else:

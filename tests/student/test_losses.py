@@ -258,8 +258,8 @@ def crowded(teacher: Tensor, label: Tensor, log: Tensor, rest: Tensor) -> Tensor
     found = torch.zeros_like(teacher, dtype=log.dtype)
     found.scatter_(1, label, log.exp())
     for row, left, most in zip(found, rest.exp().tolist(), log[:, -1].exp().tolist(), strict=True):
-        for place in (row == 0).nonzero().flatten().tolist():
-            row[place] = min(left, most)
+        for position in (row == 0).nonzero().flatten().tolist():
+            row[position] = min(left, most)
             left -= min(left, most)
     return found
 

@@ -67,10 +67,10 @@ def cases(draw: st.DrawFn, max_epochs: int = 4) -> Case:
 
 def rows_of(batch: PlannedBatch) -> list[Row]:
     """Return all rows that are trained on, without guests."""
-    return all_places(batch)[: batch.rows]
+    return rows_and_guests(batch)[: batch.rows]
 
 
-def all_places(batch: PlannedBatch) -> list[Row]:
+def rows_and_guests(batch: PlannedBatch) -> list[Row]:
     triples = zip(batch.shard, batch.sample, batch.view, strict=True)
     return [(int(a), int(b), int(c)) for a, b, c in triples]
 
@@ -162,10 +162,10 @@ def test_the_slices_of_all_ranks_are_the_global_batch(case: Case, ranks: int, sh
         slices = [plan.slice(step, rank, ranks) for rank in range(ranks)]
         whole, rows = plan.batch(step), size // ranks
         assert [row for one in slices for row in rows_of(one)] == rows_of(whole)
-        guests = [guest for one in slices for guest in all_places(one)[rows:]]
-        assert guests == all_places(whole)[size:]
-        partners = [all_places(one)[place] for one in slices for place in one.partner]
-        assert partners == [all_places(whole)[place] for place in whole.partner]
+        guests = [guest for one in slices for guest in rows_and_guests(one)[rows:]]
+        assert guests == rows_and_guests(whole)[size:]
+        partners = [rows_and_guests(one)[position] for one in slices for position in one.partner]
+        assert partners == [rows_and_guests(whole)[position] for position in whole.partner]
 
 
 def drawn_partner(manifest: Manifest, row: Row) -> int | None:
@@ -178,9 +178,11 @@ def drawn_partner(manifest: Manifest, row: Row) -> int | None:
     ).groups
     for number, group in enumerate(groups):
         if sample in group:
-            places = draw_partners(identity.root_seed, info.key_hash, view, number, len(group), mix)
-            place = places[group.index(sample)]
-            return None if place == NO_PARTNER else group[place]
+            positions = draw_partners(
+                identity.root_seed, info.key_hash, view, number, len(group), mix
+            )
+            position = positions[group.index(sample)]
+            return None if position == NO_PARTNER else group[position]
     raise AssertionError(row)
 
 
@@ -191,7 +193,7 @@ def test_partners_are_those_that_pairing_draws_and_rejected_ones_are_left_out(ca
     rejected = {(n, one.index) for n, many in case.manifest.rejections.items() for one in many}
     for step in range(plan.steps):
         batch = plan.batch(step)
-        rows, guests = all_places(batch), 0
+        rows, guests = rows_and_guests(batch), 0
         for row, partner_row in enumerate(batch.partner):
             shard, _, view = rows[row]
             partner = drawn_partner(case.manifest, rows[row])

@@ -61,10 +61,10 @@ def labelled_rows(labelled: Labelled) -> dict[tuple[int, int, int], tuple[Any, .
             flat = group.pixels.reshape(-1, *group.pixels.shape[2:])
             mixed = mixed_images(torch.from_numpy(flat), group.mix)
             views = group.valid.shape[1]
-            for place, index in enumerate(group.members):
+            for position, index in enumerate(group.members):
                 for column in range(views):
-                    if group.valid[place, column]:
-                        row = place * views + column
+                    if group.valid[position, column]:
+                        row = position * views + column
                         view = group.first_view + column
                         rows[number, index, view] = (flat[row], mixed[row].clone())
     return rows

@@ -41,13 +41,13 @@ def test_batches_hold_the_stored_top_classes_of_each_row(tmp_path: Path, workers
         assert batch.topk_logprob.dtype == batch.topk_rest.dtype == torch.float32
         for row in range(10):
             stored = store.read_view(0, int(batch.view[row]))
-            place = batch.sample[row]
-            assert batch.topk_label[row].tolist() == stored.columns["topk_label"][place].tolist()
+            position = batch.sample[row]
+            assert batch.topk_label[row].tolist() == stored.columns["topk_label"][position].tolist()
             assert (
                 batch.topk_logprob[row].mul(-LOG_STEPS).tolist()
-                == stored.columns["topk_logprob"][place].tolist()
+                == stored.columns["topk_logprob"][position].tolist()
             )
-            rest = stored.columns["topk_rest"][place]
+            rest = stored.columns["topk_rest"][position]
             assert float(batch.topk_rest[row]) == -float(rest) / LOG_STEPS
             seen += 1
         assert torch.equal(batch.topk_label[:, 0], batch.label)

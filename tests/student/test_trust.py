@@ -208,17 +208,17 @@ NAMES: dict[str, Callable[[World, int], tuple[Callable[..., None], list[object]]
 }
 
 
-@pytest.mark.parametrize("place", range(len(FORGED_NAMES)), ids=FORGED_NAMES)
+@pytest.mark.parametrize("position", range(len(FORGED_NAMES)), ids=FORGED_NAMES)
 @pytest.mark.parametrize("name", NAMES)
 def test_no_command_follows_a_name_in_a_file_to_code_or_a_host(
-    name, place, world, monkeypatch, capsys
+    name, position, world, monkeypatch, capsys
 ) -> None:
-    command, arguments = NAMES[name](world, place)
+    command, arguments = NAMES[name](world, position)
     text = error_of(command, arguments, monkeypatch, capsys)
-    assert FORGED_NAMES[place] in text
+    assert FORGED_NAMES[position] in text
     assert not Path("harm").exists()
     if name in ("evaluate-student", "--config"):
-        assert f"give --model {FORGED_NAMES[place]!r} yourself" in text
+        assert f"give --model {FORGED_NAMES[position]!r} yourself" in text
 
 
 REACHING = (

@@ -71,10 +71,10 @@ def test_a_familys_smallest_model_is_tried() -> None:
             {"pretrained": True},
             "cannot fetch or read what",
         ),
-        ("hf-hub:timm/vit_tiny_patch16_224", {}, "is a place to fetch from"),
-        ("local-dir:weights", {}, "is a place to fetch from"),
-        ("timm/vit_tiny_patch16_224.augreg_in21k", {}, "is a place to fetch from"),
-        ("../vit", {}, "is a place to fetch from"),
+        ("hf-hub:timm/vit_tiny_patch16_224", {}, "is a source to fetch from"),
+        ("local-dir:weights", {}, "is a source to fetch from"),
+        ("timm/vit_tiny_patch16_224.augreg_in21k", {}, "is a source to fetch from"),
+        ("../vit", {}, "is a source to fetch from"),
     ],
 )
 def test_what_would_be_fetched_is_refused_in_one_line(

@@ -76,8 +76,8 @@ def train_and_report(
 
     class Watched(Trainer):
         def _add_gradients(self, batch: StudentBatch, piece: int) -> None:
-            places = zip(batch.shard, batch.sample, batch.view, strict=True)
-            rows.extend((batch.step, int(a), int(b), int(c)) for a, b, c in places)
+            positions = zip(batch.shard, batch.sample, batch.view, strict=True)
+            rows.extend((batch.step, int(a), int(b), int(c)) for a, b, c in positions)
             super()._add_gradients(batch, piece)
 
     with ranks.joined(torch.device("cpu")):

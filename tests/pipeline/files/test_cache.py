@@ -247,13 +247,13 @@ def test_a_cut_cache_file_is_fetched_again(s3: S3Server, tmp_path: Path) -> None
     assert s3.asked("GET", "a.tar") == 2
 
 
-def flip(path: Path, place: int = SIZE // 2) -> None:
+def flip(path: Path, offset: int = SIZE // 2) -> None:
     """Change a byte of a file as a failing disk would: size, times and inode stay."""
     before = path.stat()
     with path.open("r+b") as file:
-        file.seek(place)
+        file.seek(offset)
         byte = file.read(1)[0]
-        file.seek(place)
+        file.seek(offset)
         file.write(bytes([byte ^ 16]))
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
@@ -263,13 +263,13 @@ def forget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache_module, "_compared", set())
 
 
-@pytest.mark.parametrize("place", [0, SIZE // 2, SIZE - 1])
+@pytest.mark.parametrize("offset", [0, SIZE // 2, SIZE - 1])
 def test_a_damaged_cache_file_is_fetched_again(
-    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: int
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offset: int
 ) -> None:
     (shard,) = remote(s3, tmp_path, "a.tar")
     read(shard)
-    flip(whole_files(tmp_path)[0], place)
+    flip(whole_files(tmp_path)[0], offset)
     forget(monkeypatch)
     assert read(shard) == contents("a.tar")
     assert s3.asked("GET", "a.tar") == 2
@@ -356,9 +356,9 @@ def test_an_unwritable_cache_is_named_with_its_cure(s3: S3Server, tmp_path: Path
 
 def test_the_default_cache_follows_xdg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert CacheConfig().place == tmp_path / "teacher-labels" / "shards"
+    assert CacheConfig().directory_path == tmp_path / "teacher-labels" / "shards"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert CacheConfig().place == Path.home() / ".cache" / "teacher-labels" / "shards"
+    assert CacheConfig().directory_path == Path.home() / ".cache" / "teacher-labels" / "shards"
 
 
 def test_a_fetch_that_ends_while_the_cache_is_counted_is_counted(

@@ -125,9 +125,9 @@ print(json.dumps(told))
 """
 
 
-def read(environment: dict[str, str], *places: str) -> Any:
+def read(environment: dict[str, str], *locations: str) -> Any:
     """Read stores in a process of its own, since huggingface_hub looks at its variables once."""
-    command = [sys.executable, "-c", _READ, *places]
+    command = [sys.executable, "-c", _READ, *locations]
     done = subprocess.run(
         command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120
     )
@@ -168,12 +168,12 @@ def test_refusals_of_the_hub_are_named_with_their_cure(hub: Hub, tmp_path: Path)
 
 def test_what_is_cached_is_read_without_a_network(hub: Hub, tmp_path: Path) -> None:
     commit = hub.branches["main"]
-    place = f"hf://datasets/{REPOSITORY}@{commit}/{NAMES[2]}"
+    location = f"hf://datasets/{REPOSITORY}@{commit}/{NAMES[2]}"
     environment = hub.environment(tmp_path)
-    (online,) = read(environment, place)
+    (online,) = read(environment, location)
     offline, unknown, absent = read(
         {**environment, "HF_HUB_OFFLINE": "1"},
-        place,
+        location,
         f"hf://datasets/{REPOSITORY}/{NAMES[2]}",
         f"hf://datasets/{REPOSITORY}@{commit}/{NAMES[0]}",
     )

@@ -34,7 +34,7 @@ from pipeline.labelling.job import (
 )
 from pipeline.records import PartKey
 from pipeline.shards.index import UniqueKeys, open_shard
-from pipeline.store import check_out, claim_store, commit_part, open_store, parts_root, place
+from pipeline.store import check_out, claim_store, commit_part, open_store, parts_root, target
 from pipeline.store.zarr import ZarrStore
 from pipeline.tools.verify import verify_store
 from pipeline.views.fingerprints import fingerprints
@@ -502,8 +502,8 @@ def test_whoever_is_killed_while_a_zarr_store_is_packed_loses_nothing(
         return killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(place, "written_aside", counted(place.written_aside))
-        patch.setattr(place, "publish", counted(place.publish))
+        patch.setattr(target, "written_aside", counted(target.written_aside))
+        patch.setattr(target, "publish", counted(target.publish))
         patch.setattr(Path, "rename", counted(Path.rename))
         with pytest.raises(KeyboardInterrupt):
             finish_job(plan_of(grown), {})

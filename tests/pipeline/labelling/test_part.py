@@ -180,9 +180,9 @@ def _partners_of(index: int, key_hash: str, samples: int, views: int) -> list[in
         drawn = draw_groups(identity.root_seed, key_hash, samples, view // 15, identity.mix)
         for group, members in enumerate(drawn.groups):
             if index in members:
-                places = draw_partners(
+                positions = draw_partners(
                     identity.root_seed, key_hash, view, group, len(members), identity.mix
                 )
-                place = places[members.index(index)]
-                found.append(NO_PARTNER if place == NO_PARTNER else members[place])
+                position = positions[members.index(index)]
+                found.append(NO_PARTNER if position == NO_PARTNER else members[position])
     return found

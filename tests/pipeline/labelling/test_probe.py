@@ -43,7 +43,7 @@ def with_word(image: bytes, word: bytes) -> bytes:
     return image[:2] + b"\xff\xfe" + (len(word) + 2).to_bytes(2, "big") + word + image[2:]
 
 
-def test_images_that_end_their_process_each_time_are_found_by_place(
+def test_images_that_end_their_process_each_time_are_found_by_index(
     poisoned: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(probe, "DECODE_SECONDS", 15.0)

@@ -49,7 +49,9 @@ def test_the_top_classes_are_those_of_a_plain_sort_equal_ones_by_number(
 ) -> None:
     found = rank_logits(torch.from_numpy(logits), EVERYTHING)
     for row, ranked in zip(logits.tolist(), found.columns["topk_label"].tolist(), strict=True):
-        assert ranked == sorted(range(len(row)), key=lambda place: (-row[place], place))[:5]
+        assert (
+            ranked == sorted(range(len(row)), key=lambda position: (-row[position], position))[:5]
+        )
     assert_array_equal(found.columns["topk_label"][:, 0], found.label)
 
 

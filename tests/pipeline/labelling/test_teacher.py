@@ -56,7 +56,7 @@ def teacher(checkpoint: Path) -> Teacher:
 
 @pytest.fixture(scope="module")
 def group(tmp_path_factory: pytest.TempPathFactory) -> AugmentedGroup:
-    """Views 1..10 of 14 digits: rows, places and views all need padding."""
+    """Views 1..10 of 14 digits: rows, samples and views all need padding."""
     path = digit_shard(tmp_path_factory.mktemp("shard") / "a.tar", 14, broken=(2,))
     shard = open_shard(path, 0)
     (task,) = group_tasks(path, shard.info, part_of(1, 10), hash_identity(VIEWS))
@@ -65,9 +65,9 @@ def group(tmp_path_factory: pytest.TempPathFactory) -> AugmentedGroup:
 
 def views_of(group: AugmentedGroup, first: int, end: int) -> AugmentedGroup:
     """Return the group cut to some of its views, with fresh row numbers."""
-    places, views = group.valid.shape
-    kept = np.arange(places * views).reshape(places, views)[:, first:end].reshape(-1)
-    new_row = np.full(places * views, -1)
+    samples, views = group.valid.shape
+    kept = np.arange(samples * views).reshape(samples, views)[:, first:end].reshape(-1)
+    new_row = np.full(samples * views, -1)
     new_row[kept] = np.arange(len(kept))
     mix = group.mix
     return replace(
@@ -99,11 +99,11 @@ def test_the_teacher_digests_the_very_floats_that_it_labels(
     found = teacher.label_group(group).mixed_digest
     assert found is not None
     batches = torch.stack([one.view(len(due), 3, *one.shape[1:]) for one in seen])
-    for place, view in np.argwhere(group.has_mixed_digest).tolist():
-        step, slot = divmod(group.first_view + view, 3)
-        image = batches[step - group.first_view // 3, place, slot]
+    for sample, view in np.argwhere(group.has_mixed_digest).tolist():
+        step, column = divmod(group.first_view + view, 3)
+        image = batches[step - group.first_view // 3, sample, column]
         row = image.permute(1, 2, 0).contiguous().numpy()
-        assert found.reshape(-1, 3)[place, view] == binascii.crc32(row.tobytes())
+        assert found.reshape(-1, 3)[sample, view] == binascii.crc32(row.tobytes())
     assert (found[~group.has_mixed_digest.reshape(-1)] == 0).all()
 
 
@@ -115,10 +115,10 @@ def test_the_test_teacher_gives_many_labels(teacher: Teacher, group: AugmentedGr
 def test_a_label_does_not_depend_on_the_views_labelled_with_it(
     teacher: Teacher, group: AugmentedGroup
 ) -> None:
-    places, views = group.valid.shape
-    whole = teacher.label_group(group).label.reshape(places, views)
+    samples, views = group.valid.shape
+    whole = teacher.label_group(group).label.reshape(samples, views)
     for first, end in ((0, 1), (1, 2), (2, 7), (9, 10)):
-        part = teacher.label_group(views_of(group, first, end)).label.reshape(places, -1)
+        part = teacher.label_group(views_of(group, first, end)).label.reshape(samples, -1)
         assert (part == whole[:, first:end])[group.valid[:, first:end]].all()
 
 
@@ -139,7 +139,7 @@ def test_columns_are_of_the_same_labels_and_do_not_depend_on_other_views(
     columns = every_column(10)
     soft = small_teacher(checkpoint, VIEWS, columns=columns)
     assert soft.identity == teacher.identity
-    places, views = group.valid.shape
+    samples, views = group.valid.shape
     whole = soft.label_group(group)
     assert (whole.label == teacher.label_group(group).label).all()
     for first, end in ((0, 1), (2, 7)):
@@ -147,7 +147,7 @@ def test_columns_are_of_the_same_labels_and_do_not_depend_on_other_views(
         part = soft.label_group(views_of(group, first, end)).columns
         assert part.keys() == COLUMNS.keys()
         for name, values in whole.columns.items():
-            among = values.reshape(places, views, *values.shape[1:])[:, first:end]
+            among = values.reshape(samples, views, *values.shape[1:])[:, first:end]
             among = among.reshape(-1, *values.shape[1:])
             assert (part[name] == among)[valid].all(), name
     valid = group.valid.reshape(-1)

@@ -207,8 +207,8 @@ def test_what_is_not_refused_in_damaged_archives_is_what_tarfile_finds(
     archive = bytearray(path.read_bytes())
     at = 512 * data.draw(st.integers(0, len(archive.rstrip(b"\0")) // 512))
     field = data.draw(st.sampled_from([(0, 99), (124, 135), (148, 155), (156, 156), (345, 400)]))
-    for place in data.draw(st.lists(st.integers(*field), max_size=3)):
-        archive[at + place] = data.draw(st.sampled_from(b"\0 0157Lgx/a.\x80\xff"))
+    for offset in data.draw(st.lists(st.integers(*field), max_size=3)):
+        archive[at + offset] = data.draw(st.sampled_from(b"\0 0157Lgx/a.\x80\xff"))
     block = archive[at : at + 512]
     archive[at + 148 : at + 156] = b"%06o\0 " % (sum(block) - sum(block[148:156]) + 8 * 0x20)
     path.write_bytes(archive)

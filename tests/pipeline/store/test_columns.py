@@ -122,7 +122,7 @@ def test_a_part_reads_back_with_the_columns_it_was_written_with(
     assert_same_columns(rows, decode_part(data, rows.part, "a part", trusted=trusted))
 
 
-def test_columns_reach_the_reader_at_each_samples_place(soft_store: ParquetStore) -> None:
+def test_columns_reach_the_reader_at_each_samples_index(soft_store: ParquetStore) -> None:
     shard = open_shard(Path(soft_store.root.name).parent / "a.tar", 0)
     whole = label_with_hashes(shard, part_of(0, 5), soft_store.identity)
     assert whole.columns.keys() == COLUMNS.keys()
@@ -164,9 +164,9 @@ def test_a_part_whose_lists_may_have_any_length_is_refused() -> None:
     rows = make_rows(5, 4, EVERYTHING)
 
     def loosen(table: pa.Table) -> pa.Table:
-        place = table.schema.get_field_index("topk_label")
-        anyhow = table["topk_label"].cast(pa.list_(table.schema.field(place).type.value_type))
-        return table.set_column(place, "topk_label", anyhow)
+        position = table.schema.get_field_index("topk_label")
+        anyhow = table["topk_label"].cast(pa.list_(table.schema.field(position).type.value_type))
+        return table.set_column(position, "topk_label", anyhow)
 
     data = written_anew(encode_part(rows), loosen)
     with pytest.raises(ChecksumError, match=r"is damaged \(its columns are .*list<element"):

@@ -202,8 +202,8 @@ def test_metadata_nested_without_an_end_is_refused(crafted: Path) -> None:
 def test_a_chunk_that_decodes_to_another_size_is_refused(crafted: Path, zeros: int) -> None:
     chunk = bytes(pa.Codec("zstd").compress(bytes(zeros)))
     chunk += struct.pack("<I", google_crc32c.value(chunk))
-    places = [(0, len(chunk))] + [((1 << 64) - 1, (1 << 64) - 1)] * 5
-    index = b"".join(struct.pack("<QQ", *place) for place in places)
+    positions = [(0, len(chunk))] + [((1 << 64) - 1, (1 << 64) - 1)] * 5
+    index = b"".join(struct.pack("<QQ", *position) for position in positions)
     index += struct.pack("<I", google_crc32c.value(index))
     rewrite_file(
         crafted,
@@ -460,8 +460,8 @@ def test_shapes_follow_from_the_manifest(folder: Path) -> None:
     specs = array_specs(store.manifest, 5)
     assert specs["label"].shape == (14, VIEWS)
     assert specs["key"].shape == (14, 5)
-    assert specs["label"].place((3, 13)) == ("label/c/3/2", 1)
-    assert specs["seed"].place((101,)) == ("seed/c/1", 1)
+    assert specs["label"].locate((3, 13)) == ("label/c/3/2", 1)
+    assert specs["seed"].locate((101,)) == ("seed/c/1", 1)
 
 
 def _beyond(name: str) -> Callable[[PartRows], PartRows]:

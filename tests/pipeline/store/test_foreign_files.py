@@ -12,7 +12,7 @@ import pytest
 from pipeline.errors import StoreError
 from pipeline.store import commit_part, export_store, find_parts, finish_store, open_store
 from pipeline.store.card import card_text
-from pipeline.store.place import unpack_store
+from pipeline.store.target import unpack_store
 from pipeline.tools import merge_stores, relabelled_store, thin_store
 from pipeline.tools.verify import verify_store
 from tests.pipeline.store.test_card import run_cli

@@ -29,7 +29,7 @@ from pipeline.files.cache import CacheConfig
 from pipeline.files.local import expand_shards, open_folder
 from pipeline.labelling.job import finish_job, index_shards, plan_job
 from pipeline.shards.index import match_shards, open_shard
-from pipeline.store import check_place, commit_part, find_parts, open_store
+from pipeline.store import check_root, commit_part, find_parts, open_store
 from pipeline.tools.verify import verify_store
 from pipeline.views.floats import float_fingerprints
 from student.config import TrainConfig
@@ -199,9 +199,9 @@ def test_places_without_a_store_are_refused_in_object_storage(s3: S3Server) -> N
         open_store(f"{bucket}/labels.parquet")
     s3.put(f"{bucket}/other.parquet/notes.txt", b"mine")
     with pytest.raises(StoreError, match="not empty and is no label store"):
-        check_place(f"{bucket}/other.parquet")
+        check_root(f"{bucket}/other.parquet")
     with pytest.raises(StoreError, match=r"must end in \.parquet"):
-        check_place(f"{bucket}/other")
+        check_root(f"{bucket}/other")
 
 
 _COMMIT = """
@@ -325,11 +325,11 @@ def test_replay_from_object_storage_gives_the_local_batches(
     fresh = CacheConfig(directory=shards[0].parent / "fresh")
     s3.requests.clear()
     batches = []
-    for place, patterns, processes in (
+    for location, patterns, processes in (
         (config.out, config.shards, workers),
         (local.config.out, [str(path) for path in shards], 0),
     ):
-        store = open_store(place)
+        store = open_store(location)
         files = match_shards(store.manifest.shards, expand_shards(patterns, fresh))
         order = TrainingPlan(store.manifest, PlanConfig(seed=0, batch_size=6, epochs=8))
         assert s3.asked("GET", ".tar") == (2 if batches else 0)  # planning fetches no shard
@@ -376,8 +376,8 @@ def test_names_of_classes_are_read_beside_shards_in_object_storage(
     named = index_shards(patterns, cache).classes
     assert named is not None
     assert (named.names, named.source) == (("ape", "cat"), f"{bucket}/data/classes.json")
-    for place in (f"{bucket}/data", f"{bucket}/data/classes.json"):
-        assert read_names(place).names == ("ape", "cat")
-        assert index_shards(patterns, cache, place).classes is not None
+    for location in (f"{bucket}/data", f"{bucket}/data/classes.json"):
+        assert read_names(location).names == ("ape", "cat")
+        assert index_shards(patterns, cache, location).classes is not None
     with pytest.raises(ConfigError, match="no such file"):
         read_names(f"{bucket}/nothing.txt")

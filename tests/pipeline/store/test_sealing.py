@@ -23,7 +23,7 @@ from pipeline.store.sealing import (
     FOOTER_MARK,
     PART_MARK,
     SEAL_BYTES,
-    footer_place,
+    footer_offset,
     sealed,
 )
 from tests.storing import ALL_COLUMNS, IDENTITY, info_of, rows_of, write_store, written_anew
@@ -68,7 +68,7 @@ def torn_lengths(data: bytes) -> list[bytes]:
 @pytest.mark.usefixtures("no_parser")
 def test_every_flipped_bit_of_a_part_is_found_before_it_is_parsed() -> None:
     data = encode_part(ROWS)
-    start = footer_place(data, len(data)) - SEAL_BYTES
+    start = footer_offset(data, len(data)) - SEAL_BYTES
     assert data[start : start + len(PART_MARK)] == PART_MARK
     bits = bits_outside_of_pages(data, start)
     for torn in [*(flipped(data, bit) for bit in bits), *torn_lengths(data)]:
@@ -79,7 +79,7 @@ def test_every_flipped_bit_of_a_part_is_found_before_it_is_parsed() -> None:
 @pytest.mark.usefixtures("no_parser")
 def test_a_part_without_a_seal_is_none() -> None:
     data = encode_part(ROWS)
-    start = footer_place(data, len(data)) - SEAL_BYTES
+    start = footer_offset(data, len(data)) - SEAL_BYTES
     with pytest.raises(ChecksumError, match="it has no seal before its footer"):
         decode_part(data[:start] + data[start + SEAL_BYTES :], ROWS.part, "the part")
 
@@ -100,7 +100,7 @@ def test_every_flipped_bit_of_one_file_is_found_before_it_is_parsed(
     one_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = one_file.read_bytes()
-    start = footer_place(data, len(data)) - SEAL_BYTES
+    start = footer_offset(data, len(data)) - SEAL_BYTES
     assert data[start : start + len(FOOTER_MARK)] == FOOTER_MARK
     parsed, read_metadata = [], pq.read_metadata
     whole = data[start:]
@@ -145,8 +145,8 @@ def as_type(name: str, kind: pa.DataType, nullable: bool = False) -> Callable[[p
     """Return a change of a column's type, as by another program that writes Parquet."""
 
     def change(table: pa.Table) -> pa.Table:
-        place = table.schema.get_field_index(name)
-        return table.set_column(place, pa.field(name, kind, nullable), table[name].cast(kind))
+        position = table.schema.get_field_index(name)
+        return table.set_column(position, pa.field(name, kind, nullable), table[name].cast(kind))
 
     return change
 
@@ -180,7 +180,7 @@ def test_a_seal_is_a_function_of_the_bytes() -> None:
     rows = rows_of(IDENTITY, info_of(1), 0, 2)
     data = encode_part(rows)
     assert data == encode_part(replace(rows))
-    start = footer_place(data, len(data)) - SEAL_BYTES
+    start = footer_offset(data, len(data)) - SEAL_BYTES
     plain = data[:start] + data[start + SEAL_BYTES :]
     assert sealed(plain) == data
-    assert footer_place(data[-FOOTER_BYTES:], len(data)) == start + SEAL_BYTES
+    assert footer_offset(data[-FOOTER_BYTES:], len(data)) == start + SEAL_BYTES

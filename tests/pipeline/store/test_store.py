@@ -184,8 +184,8 @@ def test_rows_in_another_order_are_no_part(column: str) -> None:
 
     def reorder(table: pyarrow.Table) -> pyarrow.Table:
         field = table.schema.field(column)
-        place = table.schema.get_field_index(column)
-        return table.set_column(place, field, table[column].take(order))
+        position = table.schema.get_field_index(column)
+        return table.set_column(position, field, table[column].take(order))
 
     with pytest.raises(ChecksumError, match=r"is damaged \((views|rows) .*delete the file"):
         decode_part(written_anew(encode_part(rows), reorder), rows.part, "the part")

@@ -173,16 +173,16 @@ def test_opening_reads_the_manifest_alone(
 
 def test_every_view_is_the_same_in_every_format(folder: Path, name: str) -> None:
     ours, theirs = open_store(folder / "directory.parquet"), open_store(folder / name)
-    for place, view in read_all(ours).items():
-        assert_same(view, theirs.read_view(*place))
+    for position, view in read_all(ours).items():
+        assert_same(view, theirs.read_view(*position))
 
 
 def test_every_view_is_the_same_across_the_edges_of_chunks(wide_folder: Path, name: str) -> None:
     ours, theirs = open_store(wide_folder / "directory.parquet"), open_store(wide_folder / name)
     views = read_all(ours)
     assert len(views) == 3 * 56
-    for place, view in views.items():
-        assert_same(view, theirs.read_view(*place))
+    for position, view in views.items():
+        assert_same(view, theirs.read_view(*position))
     for entry in ours.manifest.parts:
         assert_same(ours.read_part(entry), theirs.read_part(entry))
 
@@ -213,7 +213,7 @@ def test_omitted_samples_are_counted_and_have_no_rows_in_any_format(
     assert (counts.indexed, counts.labelled, counts.rejected, counts.omitted) == (16, 12, 2, 2)
     assert store.manifest.rows == counts.labelled * VIEWS
     view = store.read_view(0, 1)
-    # Sample 2 is rejected, and its key is known; the others left out are named by place alone.
+    # Sample 2 is rejected, and its key is known; the others left out are named by index alone.
     assert view.accepted.tolist() == [True, False, False, True, True, True, False]
     assert [key for key in view.keys if not key] == ["", ""]
     assert view.keys[2] == "s-0.tar/2"
@@ -239,38 +239,38 @@ def test_what_is_read_may_be_changed_without_changing_what_is_read_next(
         for values in (view.label, view.digest, view.columns["margin"]):
             assert values is not None
             values += 1
-    for place, view in read_all(open_store(folder / name)).items():
-        assert_same(view, store.read_view(*place))
+    for position, view in read_all(open_store(folder / name)).items():
+        assert_same(view, store.read_view(*position))
 
 
 def _read_there(store: LabelStore, queue: Any) -> None:
-    queue.put({place: view.label for place, view in read_all(store).items()})
+    queue.put({position: view.label for position, view in read_all(store).items()})
 
 
 def test_an_open_store_travels_to_other_processes(folder: Path, name: str) -> None:
     store = open_store(folder / name)
     ours = read_all(store)  # caches are filled before the process forks
-    for place, view in read_all(pickle.loads(pickle.dumps(store))).items():
-        assert_same(view, ours[place])
+    for position, view in read_all(pickle.loads(pickle.dumps(store))).items():
+        assert_same(view, ours[position])
     context: Any = multiprocessing.get_context("fork")
     queue = context.Queue()
     process = context.Process(target=_read_there, args=(store, queue))
     process.start()
     theirs = queue.get(timeout=60)
     process.join()
-    for place, view in ours.items():
-        assert_array_equal(view.label, theirs[place])
+    for position, view in ours.items():
+        assert_array_equal(view.label, theirs[position])
 
 
 def test_threads_may_read_one_store_at_a_time(wide_folder: Path, name: str) -> None:
     store, theirs = open_store(wide_folder / name), open_store(wide_folder / "directory.parquet")
     expected = read_all(theirs)
     order = np.random.default_rng(0).permutation(2 * len(expected))
-    places = [(list(expected) * 2)[at] for at in order]
+    positions = [(list(expected) * 2)[at] for at in order]
     with ThreadPoolExecutor(8) as pool:
-        found = pool.map(lambda at: store.read_view(*at), places)
-        for place, view in zip(places, found, strict=True):
-            assert_same(view, expected[place])
+        found = pool.map(lambda at: store.read_view(*at), positions)
+        for position, view in zip(positions, found, strict=True):
+            assert_same(view, expected[position])
 
 
 def test_no_changed_byte_of_any_file_changes_a_label_in_silence(copy: Path, folder: Path) -> None:
@@ -289,14 +289,14 @@ def test_no_changed_byte_of_any_file_changes_a_label_in_silence(copy: Path, fold
         _flip(path, offset, bit)
         if copy.is_dir() and path.relative_to(copy).parts[0] in ("_meta", "_README.md"):
             # Beside the labels, which do not depend on it.
-            for place, view in read_all(open_store(copy)).items():
-                assert_same(view, expected[place])
+            for position, view in read_all(open_store(copy)).items():
+                assert_same(view, expected[position])
         else:
             with pytest.raises(StoreError):
                 read_all(open_store(copy))
         _flip(path, offset, bit)
-    for place, view in read_all(open_store(copy)).items():
-        assert_same(view, expected[place])
+    for position, view in read_all(open_store(copy)).items():
+        assert_same(view, expected[position])
 
 
 def _flip(path: Path, offset: int, bit: int) -> None:
@@ -328,11 +328,11 @@ def test_a_missing_file_is_named_with_its_cure(copy: Path) -> None:
             store.read_view(0, 0)
         return
     for path in files_of(copy):
-        place = path.relative_to(copy).as_posix()
-        if place == "_manifest.json" or place.startswith("_meta/runs"):
+        position = path.relative_to(copy).as_posix()
+        if position == "_manifest.json" or position.startswith("_meta/runs"):
             continue
         aside = path.rename(copy.parent / "aside")
-        with pytest.raises(ChecksumError, match=f"{place}.* missing.*; .*(run|export|restore)"):
+        with pytest.raises(ChecksumError, match=f"{position}.* missing.*; .*(run|export|restore)"):
             check_all(open_store(copy))
         aside.rename(path)
     check_all(open_store(copy))
@@ -373,7 +373,7 @@ def link_into(cache: Path, store: Path) -> list[Path]:
 def test_a_store_of_links_into_a_cache_is_read_verified_and_copied(
     copy: Path, tool: str, tmp_path: Path
 ) -> None:
-    folder, cache = (tmp_path / place for place in CACHES[tool])
+    folder, cache = (tmp_path / position for position in CACHES[tool])
     folder.mkdir(parents=True)
     store = folder / copy.name
     copy.rename(store)
@@ -382,8 +382,8 @@ def test_a_store_of_links_into_a_cache_is_read_verified_and_copied(
     assert all(path.is_symlink() for path in paths)
     after = read_all(open_store(store))
     assert before.keys() == after.keys()
-    for place in before:
-        assert_same(before[place], after[place])
+    for position in before:
+        assert_same(before[position], after[position])
     check_all(open_store(store))
     export_store(store, tmp_path / "x.parquet")
     assert not any(path.is_symlink() for path in files_of(tmp_path / "x.parquet"))

@@ -1,4 +1,4 @@
-"""Numbers in short, and places of samples as text."""
+"""Numbers in short, and masks of samples as text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError
-from pipeline.records import count_places, places_of, places_text
+from pipeline.records import count_masked, decode_mask, encode_mask
 from pipeline.store.subset import number_ranges, parse_numbers
 
 
@@ -27,8 +27,8 @@ def test_what_are_no_numbers_is_refused_by_name(text: str) -> None:
 
 @given(st.lists(st.booleans(), min_size=1, max_size=70))
 def test_places_come_back_from_their_text(kept: list[bool]) -> None:
-    places = np.array(kept)
-    text = places_text(places)
-    assert places_of(text, len(kept)).tolist() == kept
-    assert count_places(text, len(kept)) == sum(kept)
+    mask = np.array(kept)
+    text = encode_mask(mask)
+    assert decode_mask(text, len(kept)).tolist() == kept
+    assert count_masked(text, len(kept)) == sum(kept)
     assert bool(text) == any(kept)

@@ -92,8 +92,8 @@ def test_another_checkpoint_cannot_extend_a_store(
     label(arguments, out, "--views", "2")
     before = bytes_of(out)
     other = [*few(job), "--out", str(out), "--extend-to", "4"]
-    place = other.index("--teacher-checkpoint")
-    other[place : place + 2] = ["--teacher-random-weights", "1"]
+    position = other.index("--teacher-checkpoint")
+    other[position : position + 2] = ["--teacher-random-weights", "1"]
     with pytest.raises(IdentityError, match=r"teacher\.weights"):
         run_label_job(parse_arguments(other))
     again = [*few(job), "--out", str(out), "--extend-to", "4", "--seed", "4"]

@@ -59,10 +59,10 @@ def drawn(store: LabelStore, choice: ViewChoice = ALL) -> tuple[DrawnView, ...]:
     return draw_views(store, [str(Path(store.root.name).parent / "digits-*.tar")], choice)
 
 
-def replayed(place: Path, shards: str) -> dict[tuple[str, int], np.ndarray]:
+def replayed(location: Path, shards: str) -> dict[tuple[str, int], np.ndarray]:
     """Return the levels of every view that the student sees, rounded, by key and view."""
     plan = PlanConfig(seed=0, epochs=6, batch_size=8)
-    batches = open_replay(place, [shards], plan)
+    batches = open_replay(location, [shards], plan)
     views = batches.store.identity.augment
     found = {}
     for batch in (batches[item] for item in range(len(batches))):
@@ -78,13 +78,13 @@ def replayed(place: Path, shards: str) -> dict[tuple[str, int], np.ndarray]:
 def test_views_are_those_that_replay_gives(
     tmp_path: Path, folder: Path, store: LabelStore, subset: bool
 ) -> None:
-    place, shards = folder / "s.parquet", str(folder / "digits-*.tar")
+    location, shards = folder / "s.parquet", str(folder / "digits-*.tar")
     if subset:
-        place = tmp_path / "thin.parquet"
-        thin_store(store, place, kept=KeptSamples(sample_share=0.6))
-    views = draw_views(open_store(place), [shards], ALL)
-    expected = replayed(place, shards)
-    assert len(views) == open_store(place).manifest.rows
+        location = tmp_path / "thin.parquet"
+        thin_store(store, location, kept=KeptSamples(sample_share=0.6))
+    views = draw_views(open_store(location), [shards], ALL)
+    expected = replayed(location, shards)
+    assert len(views) == open_store(location).manifest.rows
     seen = set()
     for one in views:
         assert one.pixels is not None

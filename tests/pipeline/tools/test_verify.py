@@ -99,9 +99,9 @@ def test_a_relabelled_shard_is_refused(hash_store: ParquetStore, tmp_path: Path)
     data = bytearray(paths[1].read_bytes())
     sample = open_shard(paths[1], 1).samples[0]
     # The target's block lies before the image's header; its first byte is the digit.
-    place = sample.image_offset - 2 * 512
-    assert chr(data[place]) == str(sample.target)
-    data[place] = ord(str((sample.target + 1) % 10))
+    offset = sample.image_offset - 2 * 512
+    assert chr(data[offset]) == str(sample.target)
+    data[offset] = ord(str((sample.target + 1) % 10))
     paths[1].write_bytes(data)
     with pytest.raises(ShardError, match="its images were encoded again or its targets changed"):
         verify_store(hash_store.root, [str(path) for path in paths])

@@ -473,13 +473,13 @@ mixes = st.builds(
 
 @given(
     pixels=pixel_views,
-    place=st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(0, 2)),
+    position=st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(0, 2)),
     change=st.integers(1, 255),
     mix=mixes,
 )
-def test_a_digest_changes_with_any_pixel(pixels, place, change, mix):
+def test_a_digest_changes_with_any_pixel(pixels, position, change, mix):
     changed = pixels.copy()
-    changed[place] ^= change
+    changed[position] ^= change
     assert view_digest(changed, "key", mix) != view_digest(pixels, "key", mix)
 
 

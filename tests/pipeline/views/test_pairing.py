@@ -25,10 +25,10 @@ def partners_in_shard(samples: int, view: int, config: MixConfig = CONFIG) -> di
     block = block_of(view, config)
     partners = {}
     for number, members in enumerate(draw_groups(0, SHARD, samples, block, config).groups):
-        places = draw_partners(0, SHARD, view, number, len(members), config)
-        for member, place in zip(members, places, strict=True):
-            if place != NO_PARTNER:
-                partners[member] = members[place]
+        positions = draw_partners(0, SHARD, view, number, len(members), config)
+        for member, position in zip(members, positions, strict=True):
+            if position != NO_PARTNER:
+                partners[member] = members[position]
     return partners
 
 
@@ -98,9 +98,9 @@ def test_partners_are_mutual_and_of_the_same_group(samples, view, group_size):
 
 @given(members=st.integers(1, 40), view=views, group=st.integers(0, 99))
 def test_one_member_of_an_odd_group_stays_alone_and_none_of_an_even_one(members, view, group):
-    places = draw_partners(0, SHARD, view, group, members, CONFIG)
-    assert len(places) == members
-    assert places.count(NO_PARTNER) == members % 2
+    positions = draw_partners(0, SHARD, view, group, members, CONFIG)
+    assert len(positions) == members
+    assert positions.count(NO_PARTNER) == members % 2
 
 
 @given(block=st.integers(0, 5000), members=st.integers(2, 40), group=st.integers(0, 99))
@@ -111,8 +111,8 @@ def test_triples_of_a_block_differ_in_partners_while_the_tournament_lasts(block,
     ]
     rounds = members - 1 + members % 2
     lasting = triples[:rounds]
-    for place in range(members):
-        met = [triple[place] for triple in lasting]
+    for position in range(members):
+        met = [triple[position] for triple in lasting]
         assert len(set(met)) == len(met)
     # Then it starts again.
     assert triples[rounds:] == triples[: max(0, 5 - rounds)]
@@ -138,9 +138,9 @@ def test_a_sample_meets_about_95_partners_in_300_views():
 
 def test_every_pair_of_a_group_is_equally_likely():
     counts = Counter(
-        places[0]
+        positions[0]
         for block in range(3000)
-        if (places := draw_partners(0, SHARD, block * 15, 0, 6, CONFIG))
+        if (positions := draw_partners(0, SHARD, block * 15, 0, 6, CONFIG))
     )
     assert set(counts) == {1, 2, 3, 4, 5}
     assert all(abs(count - 600) < 5 * math.sqrt(600) for count in counts.values())

@@ -16,7 +16,7 @@ from pipeline.records import PartKey, PartRows, ShardInfo
 from pipeline.store.assemble import write_zarr
 from pipeline.store.commit import (
     Committed,
-    check_place,
+    check_root,
     check_store,
     find_parts,
     lost_views,
@@ -63,7 +63,7 @@ def check_out(out: str | Path) -> None:
             open_store(out)
     elif not str(out).rstrip("/").endswith(".parquet"):
         raise StoreError(f"`out` is {out}: the name of a store must end in .parquet or .zarr")
-    check_place(parts_root(out))
+    check_root(parts_root(out))
 
 
 def packed_store(out: str | Path) -> LabelStore | None:
