@@ -26,6 +26,7 @@ __all__ = [
     "FoundWeights",
     "WeightsError",
     "Which",
+    "code_in",
     "leaves",
     "load_tensors",
     "read_state",
@@ -282,9 +283,10 @@ def _own_name(name: str) -> str:
 def why_unreadable(path: Path, error: Exception) -> str:
     """Return why a loader of tensors failed, with the cure, in words to follow the file's name."""
     with suppress(OSError, ValueError, KeyError, TypeError, RuntimeError):
-        reason = _cut_short(path) or _foreign_objects(path)
-        if reason is not None:
+        if (reason := _cut_short(path)) is not None:
             return reason
+    if (names := code_in(path)) is not None:
+        return f"cannot be read: it holds {names}, code that is not run; save the state dict alone"
     return (
         f"cannot be read ({type(error).__name__}); "
         "give a .safetensors file, or a .pth that holds tensors alone"
@@ -315,13 +317,15 @@ def _cut_short(path: Path) -> str | None:
     return None
 
 
-def _foreign_objects(path: Path) -> str | None:
-    """Return which objects other than tensors a file of ``torch.save`` holds, if it does."""
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    if not names:
+def code_in(path: Path) -> str | None:
+    """Return which functions and classes a file of ``torch.save`` names, None if it names none.
+
+    PyTorch says so too, and in the same breath how to run them: its words are never repeated.
+    """
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # torn files raise a dozen kinds
         return None
-    return (
-        f"cannot be read: it holds {', '.join(sorted(names)[:3])}, code that is not run; save the "
-        "state dict alone"
-    )
+    shown = ", ".join(sorted(names)[:3])
+    return (shown if shown.isprintable() else repr(shown)) if names else None
