@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +29,13 @@ __all__ = ["label_store", "pack_shards"]
 _LISTED = 20  # names printed before "and N more"
 
 
-def pack_shards() -> None:
+def pack_shards(arguments: Sequence[str] | None = None, program: str = "pack-shards") -> None:
     """Pack a folder of images, one directory per class, into shuffled WebDataset shards."""
-    with running("pack-shards", flags_of(packing.PackConfig)):
-        config = tyro.cli(packing.PackConfig, prog="pack-shards", description=pack_shards.__doc__)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    with running(program, flags_of(packing.PackConfig), arguments=arguments):
+        config = tyro.cli(
+            packing.PackConfig, prog=program, description=pack_shards.__doc__, args=arguments
+        )
         with Progress("images") as progress:
             report = packing.pack_shards(config, progress.show)
         for path in report.passed_over[:_LISTED]:
@@ -422,17 +426,19 @@ StoreCommand: TypeAlias = (
 )
 
 
-def label_store() -> None:
+def label_store(arguments: Sequence[str] | None = None, program: str = "label-store") -> None:
     """Inspect, verify, compare and reuse label stores."""
-    with running("label-store", {}):
+    arguments = sys.argv[1:] if arguments is None else arguments
+    with running(program, {}, arguments=arguments):
         # A class is its subcommand; its docstring is the help.
         command: StoreCommand = tyro.cli(
             StoreCommand,
-            prog="label-store",
+            prog=program,
             description=label_store.__doc__,
+            args=arguments,
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
         )
-        with running("label-store", flags_of(type(command))):
+        with running(program, flags_of(type(command))):
             command.run()
 
 
