@@ -417,8 +417,68 @@ class Repair:
         _show(repair_store(self.store), as_json=self.json)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """Tell how far a store's label jobs are: parts, who is at work, speed, time left."""
+
+    store: tyro.conf.Positional[str]
+    """The store, as the label job was given it; from any machine that sees it."""
+    json: bool = False
+    """Print JSON for machines instead."""
+
+    def run(self) -> None:
+        from pipeline.tools import store_status
+
+        _show(store_status(self.store), as_json=self.json)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finalize:
+    """Write the manifest of a store whose parts are all there; needs neither teacher nor Ray."""
+
+    store: tyro.conf.Positional[str]
+    """The store, to which no job adds now."""
+    shards: tuple[str, ...]
+    """Its shards, all of them, in the order of the label job."""
+    classes: str | None = None
+    """Names of the classes, as the label job was given them."""
+    max_rejected: float = 0.01
+    """Share of undecodable images above which no manifest is written."""
+    cache_dir: Path | None = None
+    """Where shards from object storage are kept, as verify has it."""
+    cache_gb: float = 100.0
+    """Size of that directory."""
+    json: bool = False
+    """Print JSON for machines instead."""
+
+    def run(self) -> None:
+        from pipeline.files.cache import CacheConfig
+        from pipeline.tools import finalize_store
+
+        report = finalize_store(
+            self.store,
+            self.shards,
+            classes=self.classes,
+            max_rejected=self.max_rejected,
+            cache=CacheConfig.of_flags(self.cache_dir, self.cache_gb),
+        )
+        _show(report, as_json=self.json)
+
+
 StoreCommand: TypeAlias = (
-    Inspect | Verify | Stats | Diff | Merge | Extend | Thin | Views | Show | Export | Repair
+    Inspect
+    | Verify
+    | Stats
+    | Diff
+    | Merge
+    | Extend
+    | Thin
+    | Views
+    | Show
+    | Export
+    | Repair
+    | Status
+    | Finalize
 )
 
 
