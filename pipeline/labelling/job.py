@@ -6,7 +6,6 @@ write the same bytes.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,7 +23,6 @@ from pipeline.errors import (
     ReplayError,
     ShardError,
     StoreError,
-    TeacherError,
 )
 from pipeline.files.cache import CacheConfig, RemoteShard, ShardFile
 from pipeline.files.local import expand_shards, open_folder
@@ -73,7 +71,6 @@ __all__ = [
     "IndexedShards",
     "JobPlan",
     "PartOrder",
-    "Preflight",
     "Progress",
     "begin_job",
     "check_identity",
@@ -81,7 +78,6 @@ __all__ = [
     "index_shards",
     "plan_job",
     "receipts_of",
-    "require_agreement",
     "require_fingerprints",
     "require_same_views",
     "write_run",
@@ -91,7 +87,6 @@ DIGESTS = 300
 """Stored digests that are redrawn before a job adds to a store, spread over its parts."""
 
 _FETCHED = 16  # parts that are looked at where shards are in object storage: each may be fetched
-_JUDGED_FROM = 32  # images; fewer say nothing about class order
 
 
 Item = TypeVar("Item")
@@ -334,50 +329,6 @@ def _spread(items: Sequence[Item], most: int) -> list[Item]:
     """Return some of a sequence, evenly spread."""
     indices = np.linspace(0, len(items) - 1, min(most, len(items))).astype(int)
     return [items[index] for index in indices]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Preflight:
-    """What a short trial of the teacher on the job's shards shows."""
-
-    images: int  # labelled as they are, without augmentation
-    correct: int  # of them, where the teacher agrees with the target
-    rows_per_batch: int
-    batch_seconds: float
-    flip_rows: int  # augmented views labelled in fp32 too; 0 if that was not done
-    flips: int  # of them, where fp32 gives another label
-    warnings: tuple[str, ...]
-
-    @property
-    def flip_interval(self) -> tuple[float, float]:
-        """The share of such labels among all, with 95 % confidence (Wilson's interval)."""
-        z, n = 1.96, self.flip_rows
-        share = self.flips / n
-        center, root = (
-            share + z * z / (2 * n),
-            z * math.sqrt(share * (1 - share) / n + (z / n / 2) ** 2),
-        )
-        low, high = (max(0.0, (center + sign * root) / (1 + z * z / n)) for sign in (-1, 1))
-        return low, high
-
-
-def require_agreement(config: LabelConfig, report: Preflight, classes: int) -> None:
-    """Refuse a teacher that agrees with the targets no better than chance.
-
-    Its classes are then most likely in another order than the shards'. Raises
-    ``TeacherError``; says nothing of untrained weights or of too few images.
-    """
-    if report.images < _JUDGED_FROM or config.teacher_random_weights is not None:
-        return
-    chance = report.images / classes
-    # Three standard deviations above chance: one good teacher in a thousand would be near.
-    if report.correct > chance + 3 * math.sqrt(chance) or config.allow_low_agreement:
-        return
-    raise TeacherError(
-        f"the teacher agrees with the targets of {report.correct} of {report.images} images, "
-        f"chance is {chance:.1f}: are the shards' classes in the teacher's order, and mean, std "
-        "and size the teacher's? `allow_low_agreement` goes on all the same"
-    )
 
 
 class Progress:
