@@ -23,6 +23,7 @@ from pipeline.labelling.job import (
     finish_job,
     index_shards,
     plan_job,
+    receipts_of,
     require_same_views,
     write_run,
 )
@@ -99,9 +100,14 @@ def _run(config: LabelConfig, drain: Drain) -> int:
             if other is not None:
                 order = dataclasses.replace(plan, missing=plan.missing[::-1])
                 note(f"{other} adds to {config.out} too; this job begins at the other end")
-            with drain.labelling(), contextlib.closing(teachers.label(order)) as committed:
+            with (
+                drain.labelling(),
+                contextlib.closing(receipts_of(plan)) as receipts,
+                contextlib.closing(teachers.label(order)) as committed,
+            ):
                 for one in shown(committed, plan):
                     progress.add(one)
+                    receipts.add(one)
         return _end(plan, progress, preflight)
 
 
