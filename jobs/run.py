@@ -12,19 +12,19 @@ from pipeline.cli.console import Progress as Shown
 from pipeline.cli.console import counted, duration, note, say
 from pipeline.errors import REJECTION_WORDS, PipelineError, TryAgainError
 from pipeline.files.local import expand_shards
+from pipeline.labelling.agreement import Preflight, in_percent, require_agreement
 from pipeline.labelling.config import LabelConfig
 from pipeline.labelling.estimate import Capacity, estimate_job
 from pipeline.labelling.job import (
     IndexedShards,
     JobPlan,
-    Preflight,
     Progress,
     begin_job,
     check_identity,
     finish_job,
     index_shards,
     plan_job,
-    require_agreement,
+    receipts_of,
     require_same_views,
     write_run,
 )
@@ -91,6 +91,8 @@ def _run(config: LabelConfig, drain: Drain) -> int:
             preflight = teachers.preflight(shards)
             describe_preflight(plan, preflight)
             require_agreement(config, preflight, plan.identity.teacher.classes)
+            if preflight.cause is not None:
+                note(f"warning: {preflight.cause}")
         if config.estimate:
             if preflight is not None:
                 describe_estimate(plan, preflight, teachers.capacity())
@@ -105,9 +107,14 @@ def _run(config: LabelConfig, drain: Drain) -> int:
             for other in me.others if me is not None else ():
                 order = dataclasses.replace(plan, missing=plan.missing[::-1])
                 note(f"{other} adds to {config.out} too; this job begins at the other end")
-            with drain.labelling(), contextlib.closing(teachers.label(order)) as committed:
+            with (
+                drain.labelling(),
+                contextlib.closing(receipts_of(plan)) as receipts,
+                contextlib.closing(teachers.label(order)) as committed,
+            ):
                 for one in shown(committed, plan):
                     progress.add(one)
+                    receipts.add(one)
                     if me is not None:
                         me.tell(word_now(begun, progress))
         return _end(plan, progress, preflight)
@@ -196,8 +203,7 @@ def describe_preflight(plan: JobPlan, report: Preflight) -> None:
         note(f"warning: {warning}")
     say(
         f"teacher {plan.identity.teacher.architecture} ({plan.identity.teacher.precision}): "
-        f"agrees with the targets of {report.correct} of {report.images} plain images; "
-        f"{report.rows_per_batch} views take {report.batch_seconds:.3f} s"
+        f"{agreement_of(report)}; {report.rows_per_batch} views take {report.batch_seconds:.3f} s"
     )
     if report.flip_rows:
         low, high = report.flip_interval
@@ -237,6 +243,17 @@ def describe_estimate(plan: JobPlan, report: Preflight, capacity: Capacity) -> N
     say(
         f"break-even: {found.break_even:.2f} students of {plan.config.views} epochs with their "
         f"teacher in the loop; number {int(found.break_even) + 1} is the first gain"
+    )
+
+
+def agreement_of(report: Preflight) -> str:
+    """Return in words how well the teacher agrees with the shards' classes."""
+    if not report.images:
+        return "the shards name no classes, so nothing could be compared with its labels"
+    low, high = report.interval
+    return (
+        f"agrees with the targets of {report.correct} of {report.images} plain images "
+        f"({in_percent(low)} to {in_percent(high)} of all, with 95 % confidence)"
     )
 
 

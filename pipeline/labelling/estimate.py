@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.labelling.job import Preflight
+from pipeline.labelling.agreement import Preflight
 
 __all__ = ["Capacity", "Estimate", "estimate_job"]
 

@@ -33,6 +33,7 @@ from pipeline.store.manifest import (
 )
 from pipeline.store.opening import open_store, parts_root
 from pipeline.store.parquet import ParquetStore, decode_part
+from pipeline.store.receipts import Receipts, read_receipts
 from pipeline.store.target import (
     begun_classes,
     begun_fingerprints,
@@ -58,6 +59,7 @@ __all__ = [
     "ParquetStore",
     "PartEntry",
     "Worker",
+    "Receipts",
     "at_work",
     "begun_classes",
     "begun_fingerprints",
@@ -87,6 +89,7 @@ __all__ = [
     "read_committed",
     "read_entries",
     "read_manifest",
+    "read_receipts",
     "read_workers",
     "require_listed",
     "require_no_subset",

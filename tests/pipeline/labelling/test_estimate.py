@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 
 from pipeline.errors import ConfigError
+from pipeline.labelling.agreement import Preflight
 from pipeline.labelling.config import LabelConfig
 from pipeline.labelling.estimate import Capacity, estimate_job
-from pipeline.labelling.job import Preflight
 
 TRIAL = Preflight(
     images=48,
