@@ -20,6 +20,7 @@ from pipeline.store import (
     pack_store,
     parts_root,
     read_entries,
+    read_receipts,
 )
 from pipeline.store.card import card_text
 from pipeline.store.commit import require_all_shards
@@ -98,6 +99,7 @@ def finalize_store(
         indexed.infos,
         card_text,
         planned,
+        known=read_receipts(root, identity.digest, infos),
         classes=None if indexed.classes is None else indexed.classes.names,
     )
     record_run(folder, "label-store finalize", {})
