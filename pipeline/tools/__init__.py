@@ -7,6 +7,7 @@ from pipeline.tools.diff import Disagreement, MarginFlips, StoreDiff, diff_store
 from pipeline.tools.extend import extend_command, extended_config
 from pipeline.tools.merge import MergeReport, merge_stores
 from pipeline.tools.repair import RepairReport, repair_store
+from pipeline.tools.report import ReportConfig, StoreReport, report_store
 from pipeline.tools.show import DrawnView, ViewChoice, draw_views, save_sheet, show_views
 from pipeline.tools.stats import ClassStats, EntropyStats, StoreStats, ViewStats, store_stats
 from pipeline.tools.thin import KeptSamples, ThinReport, thin_store
@@ -21,7 +22,9 @@ __all__ = [
     "MarginFlips",
     "MergeReport",
     "RepairReport",
+    "ReportConfig",
     "StoreDiff",
+    "StoreReport",
     "StoreStats",
     "ThinReport",
     "ViewChoice",
@@ -34,6 +37,7 @@ __all__ = [
     "merge_stores",
     "relabelled_store",
     "repair_store",
+    "report_store",
     "save_sheet",
     "show_views",
     "store_stats",
