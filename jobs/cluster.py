@@ -45,8 +45,9 @@ from pipeline.errors import ConfigError, PipelineError, TryAgainError
 from pipeline.files.objects import is_url
 from pipeline.files.sharing import SharedPaths, offered_paths, require_shared
 from pipeline.identity import TeacherIdentity
+from pipeline.labelling.agreement import Preflight
 from pipeline.labelling.config import LabelConfig
-from pipeline.labelling.job import IndexedShards, JobPlan, Preflight
+from pipeline.labelling.job import IndexedShards, JobPlan
 from pipeline.records import PartKey
 from pipeline.store import Committed, parts_root
 

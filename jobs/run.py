@@ -12,18 +12,18 @@ from pipeline.cli.console import Progress as Shown
 from pipeline.cli.console import counted, duration, note, say
 from pipeline.errors import REJECTION_WORDS, PipelineError, TryAgainError
 from pipeline.files.local import expand_shards
+from pipeline.labelling.agreement import Preflight, in_percent, require_agreement
 from pipeline.labelling.config import LabelConfig
 from pipeline.labelling.job import (
     IndexedShards,
     JobPlan,
-    Preflight,
     Progress,
     begin_job,
     check_identity,
     finish_job,
     index_shards,
     plan_job,
-    require_agreement,
+    receipts_of,
     require_same_views,
     write_run,
 )
@@ -89,6 +89,8 @@ def _run(config: LabelConfig, drain: Drain) -> int:
             preflight = teachers.preflight(shards)
             describe_preflight(plan, preflight)
             require_agreement(config, preflight, plan.identity.teacher.classes)
+            if preflight.cause is not None:
+                note(f"warning: {preflight.cause}")
         begin_job(plan)
         progress = Progress(plan)
         root = parts_root(config.out)
@@ -98,9 +100,14 @@ def _run(config: LabelConfig, drain: Drain) -> int:
             if other is not None:
                 order = dataclasses.replace(plan, missing=plan.missing[::-1])
                 note(f"{other} adds to {config.out} too; this job begins at the other end")
-            with drain.labelling(), contextlib.closing(teachers.label(order)) as committed:
+            with (
+                drain.labelling(),
+                contextlib.closing(receipts_of(plan)) as receipts,
+                contextlib.closing(teachers.label(order)) as committed,
+            ):
                 for one in shown(committed, plan):
                     progress.add(one)
+                    receipts.add(one)
         return _end(plan, progress, preflight)
 
 
@@ -162,8 +169,7 @@ def describe_preflight(plan: JobPlan, report: Preflight) -> None:
         note(f"warning: {warning}")
     say(
         f"teacher {plan.identity.teacher.architecture} ({plan.identity.teacher.precision}): "
-        f"agrees with the targets of {report.correct} of {report.images} plain images; "
-        f"{report.rows_per_batch} views take {report.batch_seconds:.3f} s"
+        f"{agreement_of(report)}; {report.rows_per_batch} views take {report.batch_seconds:.3f} s"
     )
     if report.flip_rows:
         low, high = report.flip_interval
@@ -180,6 +186,17 @@ def describe_preflight(plan: JobPlan, report: Preflight) -> None:
     say(
         f"estimate: {duration(3600 * hours)} of one teacher, {size(labels * per_label)}; a student "
         "with its teacher in the loop pays as much, so the second student is the first gain"
+    )
+
+
+def agreement_of(report: Preflight) -> str:
+    """Return in words how well the teacher agrees with the shards' classes."""
+    if not report.images:
+        return "the shards name no classes, so nothing could be compared with its labels"
+    low, high = report.interval
+    return (
+        f"agrees with the targets of {report.correct} of {report.images} plain images "
+        f"({in_percent(low)} to {in_percent(high)} of all, with 95 % confidence)"
     )
 
 

@@ -7,8 +7,9 @@ from collections.abc import Generator, Iterator, Mapping
 
 from jobs.draining import Drain
 from pipeline.identity import TeacherIdentity
+from pipeline.labelling.agreement import Preflight
 from pipeline.labelling.config import LabelConfig
-from pipeline.labelling.job import IndexedShards, JobPlan, PartOrder, Preflight
+from pipeline.labelling.job import IndexedShards, JobPlan, PartOrder
 from pipeline.labelling.part import run_task
 from pipeline.labelling.worker import TeacherWorker
 from pipeline.records import AugmentedGroup

@@ -39,14 +39,14 @@ def resize_images(images: Tensor, side: int) -> Tensor:
     )
 
 
-def mixed_target(batch: StudentBatch, device: torch.device, smoothing: float = 0.0) -> MixedTarget:
-    """Return the true classes of the mixed images, smoothed by a share."""
+def mixed_target(batch: StudentBatch, device: torch.device, **learned: Any) -> MixedTarget:
+    """Return the true classes of the mixed images; ``learned`` are the other fields."""
     lam = torch.from_numpy(batch.mix.lam).float() / FIXED_ONE
     return MixedTarget(
         target=to_device(batch.target, device),
         partner_target=to_device(batch.partner_target, device),
         lam=lam.to(device),
-        smoothing=smoothing,
+        **learned,
     )
 
 

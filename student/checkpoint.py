@@ -23,7 +23,7 @@ from pipeline.files.kinds import why_no_data
 from pipeline.files.local import replace, writing
 from pipeline.growth import RELEASE, from_plain, grown, install, one_line, settle, to_plain
 from pipeline.identity import AugmentConfig, Precision, canonical_json, different_fields
-from pipeline.labelling.weights import Which, leaves, load_tensors, state_digest
+from pipeline.labelling.weights import Which, code_in, leaves, load_tensors, state_digest
 from student.config import FOUNDING, SETTINGS
 
 __all__ = [
@@ -286,9 +286,15 @@ def open_checkpoint(path: Path) -> Checkpoint:
             raise CheckpointError(  # else a sound one would be set aside
                 f"{path} cannot be read now ({error}); free memory or mend the disk, and run again"
             ) from error
+        if (names := code_in(path)) is not None:
+            raise CheckpointError(
+                f"{path} is no checkpoint of this trainer: it holds {names}, code that is not run; "
+                + _CURE
+            ) from error
+        # Ours and the system's; PyTorch's words say how to run what a file holds.
+        why = str(error) if isinstance(error, ValueError | OSError) else type(error).__name__
         raise TornError(
-            f"{path} cannot be read, it is torn or no checkpoint "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); {_CURE}"
+            f"{path} cannot be read, it is torn or no checkpoint ({why}); {_CURE}"
         ) from error
     version = values.pop("format_version", None) if isinstance(values, dict) else None
     if version != _VERSION:

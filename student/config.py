@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, TypeAlias, get_type_hints
 
 from pipeline.errors import ConfigError
 from pipeline.files.cache import CacheConfig
@@ -28,7 +28,12 @@ __all__ = [
     "StudentConfig",
     "TeacherConfig",
     "TrainConfig",
+    "parse_arguments",
     "parse_model_args",
+]
+
+Schedules: TypeAlias = Literal[
+    "cosine", "timm-cosine", "tanh", "step", "multistep", "poly", "wsd", "rsqrt", "constant"
 ]
 
 _POSITIVE, _SHARE = "use a positive number", "use 0 or more, less than 1"
@@ -60,6 +65,15 @@ class StudentConfig:
     """Number format of the student's forward pass, by autocast; fp16 scales the loss."""
     compile: bool = False
     """Compile the student with torch.compile; changes the last bits."""
+    grad_checkpointing: bool = grown(founding=False, since="0.1.0")
+    """Keep few activations, and compute the others again on the way back: less memory, slower."""
+    attn_only: bool = grown(founding=False, since="0.1.0")
+    """Train attention, heads and position embeddings alone, as DeiT III's fine-tuning may."""
+    sync_bn: bool = grown(founding=False, since="0.1.0")
+    """Take batch norm's means over all ranks; on GPUs."""
+    dist_bn: Literal["broadcast", "reduce"] = grown(founding="broadcast", since="0.1.0")
+    """What ranks do with the running means of batch norm after each epoch: all take rank 0's, or
+    their average."""
     finetune: Path | None = free(None)
     """Begin from these weights: a checkpoint of train-student, .safetensors or .pth. Position
     embeddings are resized; heads of other classes begin anew."""
@@ -71,7 +85,7 @@ class StudentConfig:
         settle(self)
         _require_one(self, "student_size")
         require(self, "drop_path", 0 <= self.drop_path < 1, _SHARE)
-        parse_model_args(self.model_args)
+        parse_arguments("model_args", self.model_args)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,10 +110,26 @@ class OptimizationConfig:
     """Weight decay, not on biases, norms, tokens and position embeddings (cls_token, dist_token,
     pos_embed, and what a model's no_weight_decay() names)."""
     clip_grad: float | None = None
-    """Largest norm of the gradient; no clipping by default."""
+    """Largest norm of the gradient, or what `clip_mode` makes of it; no clipping by default."""
+    clip_mode: Literal["norm", "value", "agc"] = grown(founding="norm", since="0.1.0")
+    """What `clip_grad` bounds: the gradient's norm, each of its values, or the norm of each unit's
+    gradient by that of its weights (adaptive gradient clipping, of NFNets: 0.01)."""
+    layer_decay: float | None = grown(founding=None, since="0.1.0")
+    """Factor of the learning rate from each layer to the one before it, as timm groups layers."""
+    optimizer_args: tuple[str, ...] = grown(founding=(), since="0.1.0")
+    """Further arguments of timm's optimizer, as KEY=VALUE: momentum=0.9 nesterov=True."""
+    schedule: Schedules = grown(founding="cosine", since="0.1.0")
+    """The learning rate after warm-up; all but cosine are timm's, taken at each step."""
+    schedule_args: tuple[str, ...] = grown(founding=(), since="0.1.0")
+    """Further arguments of timm's create_scheduler_v2, in epochs, as KEY=VALUE: decay_epochs=30
+    decay_rate=0.1 cycle_limit=3 noise=0.5."""
     ema_decay: float = 0.0
     """Decay per step of a moving average of the weights, which is evaluated beside them;
     DeiT's is 0.99996, 0 keeps none."""
+    ema_warmup: bool = grown(founding=False, since="0.1.0")
+    """Let the decay grow with the steps up to `ema_decay`, as timm's: 1 - (1 + step)^(-2/3)."""
+    ema_on_cpu: bool = free(False)
+    """Keep the average in the CPU's memory; it goes to the device to be evaluated."""
 
     def __post_init__(self) -> None:
         settle(self)
@@ -111,6 +141,15 @@ class OptimizationConfig:
         betas = self.optimizer_betas or ()
         require(self, "optimizer_betas", all(0 <= one < 1 for one in betas), "use 0 to below 1")
         require(self, "ema_decay", 0 <= self.ema_decay < 1, _SHARE)
+        decay = self.layer_decay
+        require(self, "layer_decay", decay is None or 0 < decay <= 1, "use more than 0, at most 1")
+        for name in ("optimizer_args", "schedule_args"):
+            parse_arguments(name, getattr(self, name))
+        if self.schedule == "cosine" and self.schedule_args:
+            raise ConfigError(
+                "`schedule_args` are of timm's schedules, and `schedule` cosine is this package's; "
+                "for cycles or k-decay give timm-cosine"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,6 +306,14 @@ class TrainConfig:
         student, evaluation, teacher = self.student, self.evaluation, self.teacher
         val_labels, either = evaluation.val_labels, student.finetune_weights is None
         shown, begun = bool(evaluation.val_shards), student.finetune is not None
+        optimization = self.optimization
+        for name, needed in (
+            ("clip_mode", "clip_grad"),
+            ("ema_warmup", "ema_decay"),
+            ("ema_on_cpu", "ema_decay"),
+        ):
+            fits = getattr(optimization, name) in (False, "norm") or getattr(optimization, needed)
+            require(optimization, name, bool(fits), useless(needed))
         require(evaluation, "val_labels", shown or not val_labels, useless("val_shards"))
         require(student, "finetune_weights", begun or either, useless("finetune"))
         for name in ("teacher_checkpoint", "teacher_random_weights"):
@@ -425,7 +472,12 @@ class EvaluateConfig:
 
 
 def parse_model_args(arguments: tuple[str, ...]) -> Mapping[str, Any]:
-    """Return KEY=VALUE texts as a mapping; values are Python literals, or else text.
+    """Return a model's KEY=VALUE texts as a mapping; see ``parse_arguments``."""
+    return parse_arguments("model_args", arguments)
+
+
+def parse_arguments(setting: str, arguments: tuple[str, ...]) -> Mapping[str, Any]:
+    """Return KEY=VALUE texts of a setting as a mapping; values are Python literals, or else text.
 
     Raises ``ConfigError`` for a text without a name and ``=``, or a name given twice.
     """
@@ -433,9 +485,9 @@ def parse_model_args(arguments: tuple[str, ...]) -> Mapping[str, Any]:
     for argument in arguments:
         name, equals, text = argument.partition("=")
         if not equals or not name.isidentifier():
-            raise ConfigError(f"`model_args` has {argument!r}; write KEY=VALUE, such as depth=6")
+            raise ConfigError(f"`{setting}` has {argument!r}; write KEY=VALUE, such as depth=6")
         if name in parsed:
-            raise ConfigError(f"`model_args` gives {name} twice")
+            raise ConfigError(f"`{setting}` gives {name} twice")
         try:
             parsed[name] = ast.literal_eval(text)
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from timm.utils import distribute_bn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -131,6 +132,11 @@ class Ranks:
             for buffer in model.buffers():
                 plain = buffer.view(torch.uint8) if buffer.dtype is torch.bool else buffer
                 dist.broadcast(plain, 0)
+
+    def average_means(self, model: nn.Module) -> None:
+        """Give all ranks the average of their running means and variances of batch norm."""
+        if self.several:
+            distribute_bn(model, self.ranks, reduce=True)
 
     def wait(self) -> None:
         """Wait until all ranks are here."""

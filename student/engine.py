@@ -22,6 +22,7 @@ from pipeline.identity import StoreIdentity, canonical_json
 from pipeline.labelling.devices import allow_fast_floats, choose_device, set_threads
 from pipeline.labelling.weights import WORDS, Which, state_digest
 from pipeline.tools.verify import check_fingerprints
+from student.adaptation import adapt
 from student.audit import audit_store
 from student.batches import (
     TeacherInLoop,
@@ -57,7 +58,7 @@ from student.loading import LoaderOptions
 from student.losses import MixedTarget, TeacherSignal
 from student.metrics import Meter, MetricsLog, Stopwatch
 from student.model import StudentSpec, create_student, reseed, set_mode, split_heads
-from student.optimization import Optimization, Schedule
+from student.optimization import Optimization, schedule_of
 from student.recipes import to_toml
 from student.replay import ReplayDataset, StudentBatch, replay_loader
 
@@ -143,9 +144,9 @@ class Trainer:
             found = read_weights(config.student.finetune, config.student.finetune_weights)
             names = None if inputs.classes is None else inputs.classes.names
             self.loaded = load_weights(self.model, found, str(config.student.finetune), names)
-        self.model.to(self.device)
+        self.model = adapt(self.model.to(self.device), config.student, self.device)
         self.optimization = Optimization(self.model, config, self.device)
-        self.schedule = Schedule.of(config, self.plan)
+        self.schedule = schedule_of(config, self.plan)
         self._teacher_labels: TeacherLabels = (
             TeacherInLoop(config, self.identity, self.device)
             if config.teacher.teacher_in_loop
@@ -298,7 +299,7 @@ class Trainer:
 
     def _update(self, batches: Iterator[StudentBatch]) -> None:
         """Take one step, on all pieces of this rank's slice of the batch."""
-        self.optimization.begin(self.schedule.lr(self.step))
+        self.optimization.begin(self.schedule.lr(self.step), self.step)
         set_mode(self.model, training=self.config.student.train_mode)
         pieces = self.config.run.accumulate
         for piece in range(pieces - 1):
@@ -321,7 +322,7 @@ class Trainer:
             teacher = self._teacher_labels(batch, images)
         with self._watch.on("student"):
             images = resize_images(images, self.spec.image_size)
-            truth = mixed_target(batch, self.device, config.distillation.smoothing)
+            truth = mixed_target(batch, self.device, **config.distillation.learned)
             reseed("step", config.plan.seed, self.step, self.ranks.rank, piece)
             with self.optimization.forward_precision():
                 heads = split_heads(self._parallel(images))
@@ -354,6 +355,8 @@ class Trainer:
         self._require_finite_losses()
         means = self._meter.epoch()
         self._meter.clear()
+        if self.config.student.dist_bn == "reduce":
+            self.ranks.average_means(self.model)
         config, last = self.config, self.step == self.plan.steps
         evaluating = last or (epoch + 1) % config.evaluation.eval_epochs == 0
         improved = evaluating and self._evaluate()
@@ -391,9 +394,9 @@ class Trainer:
         if self._validation is None:
             return False
         models = {"raw": self.model}
-        if self.optimization.average is not None:
-            models["ema"] = self.optimization.average
-        with self._watch.on("evaluation"):
+        with self._watch.on("evaluation"), self.optimization.average_on_device() as average:
+            if average is not None:
+                models["ema"] = average
             self._evaluations = evaluate_all(
                 models,
                 self._validation,

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, get_optimizer_info, param_groups_weight_decay
-from timm.utils import ModelEmaV3
+from timm.optim import (
+    create_optimizer_v2,
+    get_optimizer_info,
+    param_groups_layer_decay,
+    param_groups_weight_decay,
+)
+from timm.scheduler import create_scheduler_v2
+from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
 from pipeline.growth import settle
-from student.config import TrainConfig
+from student.adaptation import head_modules
+from student.config import OptimizationConfig, TrainConfig, parse_arguments
 from student.order import TrainingPlan
 
-__all__ = ["Optimization", "Schedule", "autocast"]
+__all__ = ["Optimization", "Schedule", "TimmSchedule", "autocast", "schedule_of"]
 
 _TOKENS = frozenset({"cls_token", "dist_token", "pos_embed"})
 
@@ -62,6 +69,48 @@ class Schedule:
         )
 
 
+class TimmSchedule:
+    """One of timm's schedules, asked for the rate of any step; nothing of it is kept in a run.
+
+    Raises ``ConfigError`` for arguments that timm does not take.
+    """
+
+    def __init__(self, config: TrainConfig, plan: TrainingPlan) -> None:
+        settings = config.optimization
+        self._probe = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=config.peak_lr)
+        arguments = parse_arguments("schedule_args", settings.schedule_args)
+        try:
+            self._scheduler, _ = create_scheduler_v2(
+                self._probe,
+                settings.schedule.removeprefix("timm-"),
+                num_epochs=config.plan.epochs,
+                warmup_epochs=config.effective_warmup_epochs,
+                warmup_lr=min(settings.warmup_lr, config.peak_lr),
+                min_lr=min(settings.min_lr, config.peak_lr),
+                step_on_epochs=False,
+                # A mean: epochs end within a batch, so they differ by a step.
+                updates_per_epoch=plan.steps / config.plan.epochs,
+                **arguments,
+            )
+        except (TypeError, ValueError, AssertionError, ArithmeticError) as error:
+            raise ConfigError(
+                f"`schedule` {settings.schedule} cannot be made with `schedule_args` "
+                f"{list(settings.schedule_args)}: {error}"
+            ) from error
+
+    def lr(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 0."""
+        self._scheduler.step_update(step)
+        return float(self._probe.param_groups[0]["lr"])
+
+
+def schedule_of(config: TrainConfig, plan: TrainingPlan) -> Schedule | TimmSchedule:
+    """Return the learning rates of a run; they are a function of the step alone."""
+    if config.optimization.schedule == "cosine":
+        return Schedule.of(config, plan)
+    return TimmSchedule(config, plan)
+
+
 class Optimization:
     """The optimizer of a student, its gradient scaler, and the average of its weights.
 
@@ -75,11 +124,18 @@ class Optimization:
         self.optimizer = _create_optimizer(model, config)
         # Gradients of fp16 underflow unless the loss is scaled up.
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._precision == "fp16")
-        decay = self._settings.ema_decay
-        self._average = ModelEmaV3(model, decay=decay) if decay else None
+        self._average = self._create_average() if self._settings.ema_decay else None
+        self._step = 0
         if self._average is not None:
             # Chance would not go on where a run stopped; timm before 1.0.31 rounds without it.
             self._average.stochastic_rounding = False
+
+    def _create_average(self) -> ModelEmaV3:
+        settings = self._settings
+        home = torch.device("cpu") if settings.ema_on_cpu else None
+        return ModelEmaV3(
+            self._model, decay=settings.ema_decay, use_warmup=settings.ema_warmup, device=home
+        )
 
     @property
     def average(self) -> nn.Module | None:
@@ -93,10 +149,24 @@ class Optimization:
         """Return a context in which the student runs in the configured precision."""
         return autocast(self._device, self._precision)
 
-    def begin(self, lr: float) -> None:
-        """Begin a step at this learning rate, without gradients."""
+    @contextmanager
+    def average_on_device(self) -> Iterator[nn.Module | None]:
+        """Give the average on the student's device inside this context."""
+        average = self.average
+        if average is None:
+            yield None
+            return
+        home = next(average.parameters()).device
+        try:
+            yield average.to(self._device)
+        finally:
+            average.to(home)
+
+    def begin(self, lr: float, step: int = 0) -> None:
+        """Begin a step, counted from 0, at this learning rate, without gradients."""
+        self._step = step
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         self.optimizer.zero_grad(set_to_none=True)
 
     def backward(self, loss: Tensor) -> None:
@@ -107,11 +177,20 @@ class Optimization:
         """Take the step; in fp16, a step whose gradients overflowed is left out."""
         if self._settings.clip_grad is not None:
             self._scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self._model.parameters(), self._settings.clip_grad)
+            dispatch_clip_grad(self._clipped(), self._settings.clip_grad, self._settings.clip_mode)
         self._scaler.step(self.optimizer)
         self._scaler.update()
         if self._average is not None:
-            self._average.update(self._model)
+            # timm's decay of update n warms up with n + 1.
+            warm = self._step + 1 if self._settings.ema_warmup else None
+            self._average.update(self._model, step=warm)
+
+    def _clipped(self) -> list[nn.Parameter]:
+        """Return the weights whose gradients are clipped; adaptively, all but the heads'."""
+        if self._settings.clip_mode != "agc":
+            return list(self._model.parameters())
+        heads = {id(one) for module in head_modules(self._model) for one in module.parameters()}
+        return [one for one in self._model.parameters() if id(one) not in heads]
 
     def first_not_finite(self) -> str | None:
         """Return the name of a weight, average or moment that is infinite or undefined.
@@ -164,6 +243,10 @@ def _create_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Opti
     settings = config.optimization
     given = {"eps": settings.optimizer_eps, "betas": settings.optimizer_betas}
     arguments = {name: value for name, value in given.items() if value is not None}
+    more = parse_arguments("optimizer_args", settings.optimizer_args)
+    for name in ("lr", "weight_decay", *given):
+        if name in more:
+            raise ConfigError(f"`optimizer_args` has {name}, which is a setting of its own")
     for name in arguments:
         if not _takes(settings.optimizer, name):
             raise ConfigError(f"`optimizer_{name}`: {settings.optimizer} has none; leave it out")
@@ -173,17 +256,30 @@ def _create_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Opti
             settings.optimizer,
             lr=config.peak_lr,
             weight_decay=settings.weight_decay,
-            param_group_fn=lambda model: param_groups_weight_decay(
-                model, settings.weight_decay, no_weight_decay_list=_without_decay(model)
-            ),
+            param_group_fn=lambda model: _parameter_groups(model, settings),
             **arguments,
+            **more,
         )
     except (AssertionError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"`optimizer` {settings.optimizer!r} is not one that timm builds ({error}); "
-            "DeiT's is adamw"
+            f"`optimizer` {settings.optimizer!r} is not one that timm builds"
+            + (f" with `optimizer_args` {list(settings.optimizer_args)}" if more else "")
+            + f" ({error}); DeiT's is adamw"
         ) from error
     return optimizer
+
+
+def _parameter_groups(model: nn.Module, settings: OptimizationConfig) -> list[dict[str, Any]]:
+    """Return timm's groups of the weights that are trained, by decay and perhaps by layer."""
+    kept = _without_decay(model)
+    if settings.layer_decay is None:
+        groups = param_groups_weight_decay(model, settings.weight_decay, no_weight_decay_list=kept)
+    else:
+        groups = param_groups_layer_decay(
+            model, settings.weight_decay, kept, layer_decay=settings.layer_decay
+        )
+    found: list[dict[str, Any]] = groups
+    return found
 
 
 def _takes(optimizer: str, name: str) -> bool:

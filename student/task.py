@@ -24,8 +24,9 @@ class StoredLabelTask(TrainingTask):  # type: ignore[misc]
 
     A drop-in for ``timm.task.TokenDistillationTask`` in a loop over a ``ReplayDataset``: the
     teacher's part comes with the batch. ``views`` are the store's (``identity.augment``),
-    ``smoothing`` is that of the truth, ``image_size`` the student's side in pixels if it is
-    another. A model with two heads is set to give both in training::
+    ``smoothing`` is that of the truth, which is learned by binary cross-entropy with ``bce_loss``
+    (where smoothing must be 0), ``image_size`` the student's side in pixels if it is another. A
+    model with two heads is set to give both in training::
 
         task = StoredLabelTask(model, dataset.store.identity.augment, SoftLoss(tau=2.0))
     """
@@ -37,6 +38,7 @@ class StoredLabelTask(TrainingTask):  # type: ignore[misc]
         loss: Loss = HardLoss(),  # noqa: B008 - frozen
         *,
         smoothing: float = 0.1,
+        bce_loss: bool = False,
         image_size: int | None = None,
         device: torch.device | None = None,
     ) -> None:
@@ -44,7 +46,8 @@ class StoredLabelTask(TrainingTask):  # type: ignore[misc]
         if hasattr(student_model, "set_distilled_training"):
             student_model.set_distilled_training(True)  # type: ignore[operator]
         self.trainable_module = student_model
-        self._views, self._loss, self._smoothing = views, loss, smoothing
+        self._views, self._loss = views, loss
+        self._learned = {"smoothing": smoothing, "binary": "present" if bce_loss else None}
         self._side = image_size or views.image_size
 
     def prepare_distributed(
@@ -71,7 +74,7 @@ class StoredLabelTask(TrainingTask):  # type: ignore[misc]
         images = mixed_images(batch, self._views, device)
         teacher = stored_signal(batch, images)
         heads = split_heads(self.trainable_module(resize_images(images, self._side)))
-        truth = mixed_target(batch, device, self._smoothing)
+        truth = mixed_target(batch, device, **self._learned)
         terms = self._loss(heads, truth, teacher)
         return {
             "loss": terms.loss,

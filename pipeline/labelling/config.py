@@ -106,7 +106,8 @@ class LabelConfig:
     wait_seconds: float = 600.0
     """How long to wait for the cluster to have a GPU or CPU free before giving up."""
     allow_low_agreement: bool = False
-    """Go on although the teacher hardly agrees with the shards' targets."""
+    """Go on although the teacher hardly agrees with the shards' targets, or would with other
+    settings."""
     debug: bool = False
     """Show where in the code an error came from, too."""
 

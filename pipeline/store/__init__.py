@@ -33,6 +33,7 @@ from pipeline.store.manifest import (
 )
 from pipeline.store.opening import open_store, parts_root
 from pipeline.store.parquet import ParquetStore, decode_part
+from pipeline.store.receipts import Receipts, read_receipts
 from pipeline.store.target import (
     begun_classes,
     begun_fingerprints,
@@ -56,6 +57,7 @@ __all__ = [
     "Manifest",
     "ParquetStore",
     "PartEntry",
+    "Receipts",
     "at_work",
     "begun_classes",
     "begun_fingerprints",
@@ -85,6 +87,7 @@ __all__ = [
     "read_committed",
     "read_entries",
     "read_manifest",
+    "read_receipts",
     "require_listed",
     "require_no_subset",
     "require_planned",

@@ -25,6 +25,7 @@ __all__ = [
     "apply_table",
     "blend_with_gray",
     "blend_with_smooth",
+    "fill_box",
     "gray_sum",
     "histogram",
     "resample",
@@ -304,6 +305,20 @@ def apply_table(image, table):
             result[y, x, 1] = table[1, image[y, x, 1]]
             result[y, x, 2] = table[2, image[y, x, 2]]
     return result
+
+
+@njit(cache=True, nogil=True)
+def fill_box(image, box, words, table):
+    """Write into a box (top, left, height, width) what ``table`` (3, 65536) has for its words.
+
+    ``words`` is uint16, one for each channel of each pixel, row by row.
+    """
+    top, left, height, width = box
+    noise = words.reshape(height, width, 3)
+    for y in range(height):
+        for x in range(width):
+            for channel in range(3):
+                image[top + y, left + x, channel] = table[channel, noise[y, x, channel]]
 
 
 @njit(cache=True, nogil=True)

@@ -12,7 +12,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from pipeline.growth import require, settle
+from pipeline.growth import grown, require, settle
 from student.losses.base import Heads, Loss, LossTerms, MixedTarget, TeacherSignal
 
 __all__ = [
@@ -58,10 +58,25 @@ class DistillationConfig(_Parameters):  # type: ignore[misc]  # one field for ea
     learns both from it."""
     smoothing: float = 0.1
     """Label smoothing of the truth; teacher labels are not smoothed."""
+    bce_loss: bool = grown(founding=False, since="0.1.0")
+    """Learn the truth by binary cross-entropy, each class for itself, as DeiT III. What is learned
+    of the teacher stays as it is."""
+    bce_targets: Literal["present", "shares"] = grown(founding="present", since="0.1.0")
+    """present: both classes of a mixed image are true, as in DeiT III, where smoothing must be 0;
+    shares: each as far as it is mixed in, and smoothed, as timm's default."""
 
     def __post_init__(self) -> None:
         settle(self)
         require(self, "smoothing", 0 <= self.smoothing < 1, "use 0 or more, less than 1")
+        # Smoothing gives every class a share, and so every class would be true.
+        fits = not (self.bce_loss and self.smoothing and self.bce_targets == "present")
+        require(self, "smoothing", fits, "with `bce_loss` use 0, or `bce_targets` shares")
+
+    @property
+    def learned(self) -> Mapping[str, Any]:
+        """How the truth is learned: fields of ``MixedTarget``."""
+        binary = self.bce_targets if self.bce_loss else None
+        return {"smoothing": self.smoothing, "binary": binary}
 
     @property
     def loss(self) -> Loss:

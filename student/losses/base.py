@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 from pipeline.columns import ColumnConfig
 from pipeline.errors import StoreError
@@ -29,6 +29,8 @@ class MixedTarget:
     partner_target: Tensor  # (B,) int64, the partner's; the own one where unmixed
     lam: Tensor  # (B,) float32, share of the own image
     smoothing: float = 0.0  # share that is spread evenly over all classes
+    # Each class is learned for itself: those that are present are 1, or are their shares.
+    binary: Literal["present", "shares"] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,11 +90,25 @@ def mixed_cross_entropy(logits: Tensor, truth: MixedTarget) -> Tensor:
     """Return the cross-entropy against lam * own + (1 - lam) * partner, both smoothed.
 
     Logits are (B, C); the mean over the batch is in float32. Smoothing counts the true class
-    too, as timm's.
+    too, as timm's. Where the truth is binary, it is the mean over classes too.
     """
+    if truth.binary is not None:
+        return _binary_cross_entropy(logits.float(), truth)
     log_probability = logits.float().log_softmax(-1)
     own = log_probability.gather(1, truth.target[:, None])[:, 0]
     partner = log_probability.gather(1, truth.partner_target[:, None])[:, 0]
     true = truth.lam * own + (1 - truth.lam) * partner
     smoothing = truth.smoothing
     return -((1 - smoothing) * true + smoothing * log_probability.mean(dim=-1)).mean()
+
+
+def _binary_cross_entropy(logits: Tensor, truth: MixedTarget) -> Tensor:
+    from torch.nn.functional import binary_cross_entropy_with_logits
+
+    rows, lam = logits.new_zeros(logits.shape), truth.lam[:, None]
+    target = rows.scatter_add(1, truth.target[:, None], lam)
+    target = target.scatter_add(1, truth.partner_target[:, None], 1 - lam)
+    target = (1 - truth.smoothing) * target + truth.smoothing / logits.shape[1]
+    if truth.binary == "present":
+        target = target.gt(0).float()
+    return binary_cross_entropy_with_logits(logits, target)

@@ -114,6 +114,7 @@ def test_a_flag_that_would_do_nothing_is_refused(root, tmp_path, capsys) -> None
         (("--finetune-weights", "ema"), "--finetune"),
         (("--teacher-checkpoint", "x.safetensors"), "--teacher-in-loop"),
         (("--teacher-random-weights", "0"), "--teacher-in-loop"),
+        (("--clip-mode", "agc"), "--clip-grad"),
     ):
         with pytest.raises(SystemExit):
             main(arguments(root, "--output", str(tmp_path / "run"), *flags))

@@ -62,6 +62,7 @@ def test_the_digest_follows_what_shapes_the_weights_and_nothing_else() -> None:
         "image_size": 32,
         "lengthen": True,
         "deterministic": True,
+        "ema_on_cpu": True,
         "subset": True,  # which shards they are binds, not that some are missing
     }
     assert config(**free).digest == base.digest
@@ -78,9 +79,16 @@ def test_the_digest_follows_what_shapes_the_weights_and_nothing_else() -> None:
         "distillation_kind": "classical", "ema_decay": 0.5,
         "optimizer": "sgd", "optimizer_eps": 1e-6, "optimizer_betas": (0.8, 0.9),
         "compile": True, "student_size": 16, "cycle_views": True, "window_shards": 4,
-        "train_mode": False,
+        "train_mode": False, "grad_checkpointing": True, "attn_only": True, "sync_bn": True,
+        "dist_bn": "reduce", "clip_mode": "agc", "layer_decay": 0.5, "ema_warmup": True,
+        "optimizer_args": ("momentum=0.5",), "schedule": "step",
+        "schedule_args": ("decay_rate=0.5",), "bce_loss": True, "bce_targets": "shares",
     }  # fmt: skip
-    needed = {"teacher_random_weights": {"teacher_in_loop": True}}
+    needed = {
+        "teacher_random_weights": {"teacher_in_loop": True},
+        "schedule_args": {"schedule": "step"},
+        "bce_loss": {"smoothing": 0.0},
+    }
     for kind in LOSSES.values():
         for one in dataclasses.fields(kind):
             others[one.name] = one.default / 2
@@ -134,6 +142,12 @@ def test_model_arguments_are_literals_or_text() -> None:
         ({"eval_fraction": 0.0}, "`eval_fraction` is 0.0"),
         ({"model_args": ("depth",)}, "write KEY=VALUE"),
         ({"model_args": ("depth=1", "depth=2")}, "depth twice"),
+        ({"optimizer_args": ("momentum",)}, "`optimizer_args` has 'momentum'; write KEY=VALUE"),
+        ({"schedule_args": ("noise=0.5",)}, "are of timm's schedules"),
+        ({"schedule": "plateau"}, "`schedule` is 'plateau'; use 'cosine' or"),
+        ({"layer_decay": 0.0}, "`layer_decay` is 0.0; use more than 0"),
+        ({"clip_mode": "agcc"}, "`clip_mode` is 'agcc'"),
+        ({"bce_loss": True}, "`smoothing` is 0.1; with `bce_loss` use 0, or `bce_targets` shares"),
         ({"teacher_checkpoint": Path("t"), "teacher_random_weights": 0}, "not both"),
     ],
 )

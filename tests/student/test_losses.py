@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from timm.data.mixup import mixup_target
-from timm.loss import SoftTargetCrossEntropy
+from timm.loss import BinaryCrossEntropy, SoftTargetCrossEntropy
 from timm.task import TokenDistillationTask
 from torch import Tensor, nn
 
@@ -309,3 +309,51 @@ def test_every_loss_is_a_mean_over_rows_and_teaches_whom_it_says(name: str) -> N
 def tensors_of(record: object) -> dict[str, Tensor]:
     values = {one.name: getattr(record, one.name) for one in fields(record)}
     return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
+def plain_binary_loss(class_logits: Tensor, truth: MixedTarget) -> float:
+    """The definition, one row and one class at a time."""
+    total = 0.0
+    for row in range(ROWS):
+        lam = float(truth.lam[row])
+        shares = [0.0] * CLASSES
+        shares[int(truth.target[row])] += lam
+        shares[int(truth.partner_target[row])] += 1 - lam
+        for share, value in zip(shares, class_logits[row].tolist(), strict=True):
+            wanted = (1 - truth.smoothing) * share + truth.smoothing / CLASSES
+            if truth.binary == "present":
+                wanted = float(share > 0)
+            chance = 1 / (1 + math.exp(-value))
+            total -= wanted * math.log(chance) + (1 - wanted) * math.log(1 - chance)
+    return total / ROWS / CLASSES
+
+
+@pytest.mark.parametrize(
+    ("kind", "smoothing"), [("present", 0.0), ("shares", 0.0), ("shares", 0.1)]
+)
+def test_binary_cross_entropy_learns_each_class_for_itself(kind, smoothing) -> None:
+    truth = replace(MIXED, smoothing=smoothing, binary=kind)
+    assert {0.0, 1.0} < set(truth.lam.tolist())  # unmixed rows too
+    heads = (logits(3), logits(4))
+    for loss in (HardLoss(alpha=0.3), NoDistillation()):
+        terms = loss(heads, truth, TeacherSignal(label=labels(5)))
+        expected = plain_binary_loss(heads[0], truth)
+        assert terms.class_loss.item() == pytest.approx(expected, rel=2e-6)
+    teachers = HardLoss(alpha=1.0)(heads, truth, TeacherSignal(label=labels(5))).loss
+    assert teachers == HardLoss(alpha=1.0)(heads, MIXED, TeacherSignal(label=labels(5))).loss
+
+
+def test_shares_in_binary_cross_entropy_are_timms_default() -> None:
+    target, lam = labels(1), 0.3125
+    truth = replace(timms_truth(target, lam), binary="shares")
+    dense = mixup_target(target, CLASSES, lam, smoothing=0.1)
+    found = NoDistillation()((logits(3), logits(3)), truth, TeacherSignal(label=target)).loss
+    torch.testing.assert_close(found, BinaryCrossEntropy()(logits(3), dense))
+
+
+def test_present_classes_in_binary_cross_entropy_are_deits() -> None:
+    target, lam = labels(1), 0.3125
+    truth = replace(timms_truth(target, lam), smoothing=0.0, binary="present")
+    dense = mixup_target(target, CLASSES, lam, smoothing=0.0).gt(0.0).float()
+    found = NoDistillation()((logits(3), logits(3)), truth, TeacherSignal(label=target)).loss
+    torch.testing.assert_close(found, torch.nn.BCEWithLogitsLoss()(logits(3), dense))

@@ -7,18 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from timm.models import load_state_dict
-from timm.scheduler import CosineLRScheduler
+from timm.scheduler import CosineLRScheduler, create_scheduler_v2
+from timm.utils import ModelEmaV3, dispatch_clip_grad
 
 from pipeline.errors import ConfigError
+from pipeline.labelling.weights import state_digest
+from student.checkpoint import open_checkpoint
+from student.config import parse_arguments
 from student.distributed import Ranks
 from student.engine import Outcome, Trainer, train
 from student.evaluation.evaluate import Accuracy, evaluate_all
 from student.evaluation.report import load_student
 from student.finetune import read_weights
 from student.inputs import open_inputs
-from student.optimization import Optimization, Schedule
+from student.optimization import Optimization, Schedule, schedule_of
 from tests.student.factories import write_digit_shards
 from tests.student.worlds import World, make_world, train_and_report
 
@@ -209,3 +214,188 @@ def test_the_learning_rate_is_timms_cosine_with_warm_up() -> None:
 def test_a_peak_below_the_end_is_kept() -> None:
     schedule = Schedule(steps=10, warmup_steps=0, peak=1e-6, warmup_from=0.0, end=1e-5)
     assert {schedule.lr(step) for step in range(10)} == {1e-6}
+
+
+def two_layers() -> torch.nn.Module:
+    torch.manual_seed(3)
+    model = timm.create_model(
+        "deit_tiny_distilled_patch16_224", num_classes=4, img_size=32, embed_dim=24, depth=2,
+        num_heads=3, patch_size=8,
+    )  # fmt: skip
+    for one in model.parameters():
+        one.grad = torch.randn(one.shape) * 3
+    return model
+
+
+def optimization_of(world: World, model: torch.nn.Module, **changes: Any) -> Optimization:
+    return Optimization(model, world.config(Path("run"), **changes), torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("mode", "bound"), [("norm", 1.0), ("value", 0.1), ("agc", 0.01)])
+def test_gradients_are_clipped_as_timm_clips_them(world, mode, bound) -> None:
+    ours, theirs = two_layers(), two_layers()
+    optimization = optimization_of(world, ours, clip_grad=bound, clip_mode=mode)
+    optimization.finish()
+    heads = ("head.", "head_dist.")
+    clipped = [
+        one
+        for name, one in theirs.named_parameters()
+        if mode != "agc" or not name.startswith(heads)
+    ]
+    dispatch_clip_grad(clipped, bound, mode)
+    untouched = dict(two_layers().named_parameters())
+    for (name, one), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad), name
+        kept = mode == "agc" and name.startswith(heads)
+        assert torch.equal(one.grad, untouched[name].grad) == kept, name
+
+
+def test_layers_learn_the_slower_the_nearer_they_are_to_the_pixels(world) -> None:
+    model = two_layers()
+    optimization = optimization_of(world, model, layer_decay=0.5, weight_decay=0.3)
+    optimization.begin(0.8)
+    found = {
+        id(one): (group["lr"], group["weight_decay"])
+        for group in optimization.optimizer.param_groups
+        for one in group["params"]
+    }
+    rates = {name: found[id(one)] for name, one in model.named_parameters()}
+    # timm's layers: stem and positions, two blocks, the second with the last norm, and heads.
+    assert rates["head.weight"] == (0.8, 0.3)
+    assert rates["norm.weight"] == (0.4, 0.0)
+    assert rates["blocks.1.attn.qkv.weight"] == (0.4, 0.3)
+    assert rates["blocks.0.attn.qkv.weight"] == (0.2, 0.3)
+    assert rates["patch_embed.proj.weight"] == (pytest.approx(0.1), 0.3)
+    assert rates["pos_embed"] == (pytest.approx(0.1), 0.0)
+    plain = optimization_of(world, two_layers())
+    plain.begin(0.8)
+    assert {group["lr"] for group in plain.optimizer.param_groups} == {0.8}
+
+
+def test_further_arguments_reach_timms_optimizer(world) -> None:
+    model = torch.nn.Linear(2, 2)
+    given = {"optimizer": "sgd", "optimizer_args": ("momentum=0.5", "nesterov=True")}
+    (group, *_) = optimization_of(world, model, **given).optimizer.param_groups
+    assert (group["momentum"], group["nesterov"]) == (0.5, True)
+    with pytest.raises(
+        ConfigError, match=r"`optimizer` 'sgd' is not .* `optimizer_args` \['x=1'\]"
+    ):
+        optimization_of(world, model, optimizer="sgd", optimizer_args=("x=1",))
+    with pytest.raises(ConfigError, match="`optimizer_args` has lr, which is a setting"):
+        optimization_of(world, model, optimizer_args=("lr=1",))
+
+
+def test_the_average_warms_up_as_timms(world, tmp_path) -> None:
+    config = world.config(tmp_path / "run", ema_decay=0.999, ema_warmup=True)
+    trainer = Trainer(config, open_inputs(config))
+    theirs = ModelEmaV3(trainer.model, decay=0.999, use_warmup=True)
+    theirs.stochastic_rounding = False
+    finish, steps = trainer.optimization.finish, iter(range(1, 100))
+
+    def follow() -> None:
+        finish()
+        theirs.update(trainer.model, step=next(steps))
+
+    trainer.optimization.finish = follow  # type: ignore[method-assign]
+    trainer.run()
+    assert trainer.optimization.average is not None
+    for name, one in trainer.optimization.average.state_dict().items():
+        assert torch.equal(one, theirs.module.state_dict()[name]), name
+        if one.is_floating_point() and "running" not in name:
+            assert not torch.equal(one, trainer.model.state_dict()[name]), name
+
+
+def test_an_average_on_the_cpu_is_the_same_and_goes_to_the_device_to_be_evaluated(
+    world, tmp_path
+) -> None:
+    run(world, tmp_path / "device", ema_decay=0.9)
+    run(world, tmp_path / "cpu", ema_decay=0.9, ema_on_cpu=True)
+    one, other = (open_checkpoint(tmp_path / name / "last.pt").ema for name in ("device", "cpu"))
+    assert one is not None
+    assert other is not None
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    optimization = optimization_of(world, torch.nn.Linear(2, 2), ema_decay=0.9, ema_on_cpu=True)
+    average, moves = optimization.average, []
+    assert average is not None
+    average.to = lambda where: moves.append(where) or average  # type: ignore[method-assign]
+    optimization._device = torch.device("cuda")  # there is none: moves are recorded
+    with optimization.average_on_device() as found:
+        assert found is average
+        assert moves == [torch.device("cuda")]
+    assert moves[1:] == [torch.device("cpu")]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ema_decay": 0.9, "ema_warmup": True},
+        {"layer_decay": 0.7, "clip_grad": 0.01, "clip_mode": "agc"},
+        {"schedule": "step", "schedule_args": ("decay_epochs=1", "noise=0.1")},
+        {"optimizer": "sgd", "optimizer_args": ("momentum=0.5",), "attn_only": True},
+        {"bce_loss": True, "smoothing": 0.0, "grad_checkpointing": True},
+    ],
+    ids=lambda changes: "-".join(changes),
+)
+def test_a_run_with_any_of_timms_parts_goes_on_bit_for_bit(world, tmp_path, changes) -> None:
+    kept = {}
+    for name, given in (("straight", changes), ("plain", {"ema_decay": 0.9}), ("stopped", changes)):
+        run(world, tmp_path / name, stop_after=4 if name == "stopped" else None, **given)
+        if name == "stopped":
+            run(world, tmp_path / name, resume="auto", **given)
+        saved = open_checkpoint(tmp_path / name / "last.pt")
+        kept[name] = [state_digest(one) for one in (saved.model, saved.ema) if one is not None]
+    assert kept["stopped"] == kept["straight"]
+    assert kept["plain"][-len(kept["straight"]) :] != kept["straight"]
+
+
+SCHEDULES = {
+    "timm-cosine": ("cycle_limit=2", "cycle_decay=0.5"),
+    "tanh": (),
+    "step": ("decay_epochs=1", "decay_rate=0.5"),
+    "multistep": ("decay_milestones=[1, 2]",),
+    "poly": ("decay_rate=0.9",),
+    "wsd": (),
+    "rsqrt": (),
+    "constant": (),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_schedule_of_timms_gives_its_rates_at_any_step_in_any_order(world, name) -> None:
+    given = {"schedule": name, "schedule_args": SCHEDULES[name], "warmup_epochs": 1.0}
+    config = world.config(Path("run"), batch_size=8, **given, min_lr=1e-4)
+    plan = open_inputs(config).plan
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=config.peak_lr)
+    theirs, _ = create_scheduler_v2(
+        optimizer,
+        name.removeprefix("timm-"),
+        num_epochs=3,
+        warmup_epochs=1,
+        warmup_lr=1e-6,
+        min_lr=1e-4,
+        step_on_epochs=False,
+        updates_per_epoch=plan.steps // 3,
+        **parse_arguments("schedule_args", SCHEDULES[name]),
+    )
+    rates = []
+    for step in range(plan.steps):
+        theirs.step_update(step)
+        rates.append(optimizer.param_groups[0]["lr"])
+    ours = schedule_of(config, plan)
+    assert [ours.lr(step) for step in range(plan.steps)] == rates
+    assert [ours.lr(step) for step in reversed(range(plan.steps))] == rates[::-1]
+    assert (len(set(rates)) > plan.steps // 3) or name == "constant"
+
+
+def test_timms_cosine_is_this_packages(world) -> None:
+    config = world.config(Path("run"), batch_size=8, schedule="timm-cosine", warmup_epochs=1.0)
+    plan = open_inputs(config).plan
+    ours = Schedule.of(config, plan)
+    for step in range(plan.steps):
+        assert schedule_of(config, plan).lr(step) == pytest.approx(ours.lr(step), rel=1e-12)
+
+
+def test_what_a_schedule_does_not_take_is_named(world) -> None:
+    config = world.config(Path("run"), schedule="wsd", schedule_args=("x=1",))
+    with pytest.raises(ConfigError, match=r"`schedule` wsd cannot be made with .*'x=1'"):
+        schedule_of(config, open_inputs(config).plan)
