@@ -8,6 +8,7 @@ from pipeline.tools.extend import extend_command, extended_config
 from pipeline.tools.finalize import FinalizeReport, finalize_store
 from pipeline.tools.merge import MergeReport, merge_stores
 from pipeline.tools.repair import RepairReport, repair_store
+from pipeline.tools.report import ReportConfig, StoreReport, report_store
 from pipeline.tools.show import DrawnView, ViewChoice, draw_views, save_sheet, show_views
 from pipeline.tools.stats import ClassStats, EntropyStats, StoreStats, ViewStats, store_stats
 from pipeline.tools.status import StoreStatus, store_status
@@ -24,7 +25,9 @@ __all__ = [
     "MarginFlips",
     "MergeReport",
     "RepairReport",
+    "ReportConfig",
     "StoreDiff",
+    "StoreReport",
     "StoreStats",
     "StoreStatus",
     "ThinReport",
@@ -39,6 +42,7 @@ __all__ = [
     "merge_stores",
     "relabelled_store",
     "repair_store",
+    "report_store",
     "save_sheet",
     "show_views",
     "store_stats",
