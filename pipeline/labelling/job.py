@@ -39,6 +39,7 @@ from pipeline.store import (
     Committed,
     Cut,
     Manifest,
+    Receipts,
     begun_classes,
     begun_fingerprints,
     claim_cut,
@@ -50,6 +51,7 @@ from pipeline.store import (
     packed_store,
     parts_root,
     read_committed,
+    read_receipts,
     require_listed,
     require_no_subset,
     require_planned,
@@ -75,6 +77,7 @@ __all__ = [
     "finish_job",
     "index_shards",
     "plan_job",
+    "receipts_of",
     "require_fingerprints",
     "require_same_views",
     "write_run",
@@ -333,7 +336,9 @@ class Progress:
 
     def __init__(self, plan: JobPlan) -> None:
         self._plan = plan
-        self._rejected: dict[int, int] = {}
+        self._rejected: dict[int, int] = {}  # by shard
+        self._samples = plan.shards.samples
+        self.rejected = 0
         self.labels = 0
         self.parts = 0
         self._started = time.monotonic()
@@ -358,11 +363,6 @@ class Progress:
         self._count_rejections(committed)
 
     @property
-    def rejected(self) -> int:
-        """Samples rejected so far."""
-        return sum(self._rejected.values())
-
-    @property
     def labels_per_second(self) -> float:
         """Labels committed per second of this run."""
         return self.labels / max(1e-9, self.seconds)
@@ -373,9 +373,10 @@ class Progress:
         return time.monotonic() - self._started
 
     def _count_rejections(self, committed: Committed) -> None:
-        shard = committed.entry.part.shard
-        self._rejected[shard] = len(committed.rejections)
-        config, samples = self._plan.config, self._plan.shards.samples
+        shard, count = committed.entry.part.shard, len(committed.rejections)
+        self.rejected += count - self._rejected.get(shard, 0)
+        self._rejected[shard] = count
+        config, samples = self._plan.config, self._samples
         if self.rejected > config.max_rejected * samples:
             reasons = "; ".join(
                 f"{one.key!r}: {REJECTION_WORDS[one.reason]}" for one in committed.rejections[:3]
@@ -399,6 +400,11 @@ def begin_job(plan: JobPlan) -> None:
         claim_cut(parts_root(out), plan.cut)
 
 
+def receipts_of(plan: JobPlan) -> Receipts:
+    """Return where to note the parts that the job commits, so that no job need read them."""
+    return Receipts(parts_root(plan.config.out), plan.identity.digest, plan.shards.infos)
+
+
 def finish_job(plan: JobPlan, run: Mapping[str, Any]) -> Manifest:
     """Verify the whole store, write its manifest and card, and this run's provenance.
 
@@ -410,13 +416,15 @@ def finish_job(plan: JobPlan, run: Mapping[str, Any]) -> Manifest:
         require_planned(out, plan.parts, [entry.part for entry in packed.manifest.parts])
         return packed.manifest
     write_run(plan, run)
+    root, infos = parts_root(out), {info.number: info for info in plan.shards.infos}
     manifest = finish_store(
-        parts_root(out),
+        root,
         plan.identity,
         plan.fingerprints,
         plan.shards.infos,
         card_text,
         plan.parts,
+        known=read_receipts(root, plan.identity.digest, infos),
         classes=plan.classes,
     )
     pack_store(out)
