@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from pipeline.classes import class_text
-from pipeline.cli.console import Progress, counted, flags_of, note, running, say
+from pipeline.cli.console import Progress, counted, flags_of, note, running, say, words_given
 from pipeline.errors import PipelineError
 from pipeline.files.local import replace as replace_file
 from pipeline.identity import PRESETS, MixConfig, different_fields
@@ -45,7 +45,7 @@ _INTERRUPTED = "interrupted; --resume auto goes on from the last checkpoint, if 
 
 def main(arguments: Sequence[str] | None = None, program: str = "train-student") -> None:
     """Run ``train-student``."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = words_given(arguments)
     stop = StopRequest(_stop_before_training)
     flags = {
         **flags_of(TrainConfig, prefixes=False),
@@ -68,7 +68,7 @@ def evaluate_main(
     arguments: Sequence[str] | None = None, program: str = "evaluate-student"
 ) -> None:
     """Run ``evaluate-student``."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = words_given(arguments)
     with running(program, flags_of(EvaluateConfig), arguments=arguments):
         config = tyro.cli(
             EvaluateConfig,

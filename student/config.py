@@ -249,8 +249,8 @@ class TrainConfig:
     labels: str = free()
     """Label store: a .parquet directory, a .zarr directory, or one .parquet file; path or URL."""
     shards: tuple[str, ...] = free()
-    """The shards that were labelled: files, brace patterns ('x-{000..127}.tar') or globs, in
-    quotes; s3://, gs:// or az:// for shards in object storage."""
+    """The shards that were labelled: their directory, files, a .txt that lists them, or patterns
+    in quotes ('x-{000..127}.tar'); s3://, gs:// or az:// for shards in object storage."""
     output: Path = free()
     """Directory of this run: last.pt, previous.pt, best.pt, run.toml, config.json,
     metrics.jsonl, TensorBoard's log."""
@@ -424,7 +424,7 @@ class EvaluateConfig:
     checkpoint: Path
     """last.pt or best.pt of a run."""
     val_shards: tuple[str, ...]
-    """Validation shards: files, brace patterns or globs, in quotes."""
+    """Validation shards: their directory, files, or patterns in quotes."""
     model: str | None = None
     """The checkpoint's model, if that is a 'package.module:function': a file alone chooses no
     code."""
