@@ -18,8 +18,9 @@ from jobs.supervisor import PARTS_IN_FLIGHT, Patience
 from pipeline.errors import PipelineError
 from pipeline.files.sharing import SharedPaths, unseen_path
 from pipeline.identity import TeacherIdentity
+from pipeline.labelling.agreement import Preflight
 from pipeline.labelling.config import LabelConfig
-from pipeline.labelling.job import IndexedShards, PartOrder, Preflight
+from pipeline.labelling.job import IndexedShards, PartOrder
 from pipeline.labelling.part import GroupTask, probe_task, run_task
 from pipeline.labelling.probe import Fate
 from pipeline.records import AugmentedGroup

@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import IO, Any, Literal
 
 import torch
@@ -316,11 +315,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
                 f"{path} is no checkpoint of this trainer: it holds {names}, code that is not run; "
                 + _CURE
             ) from error
-        # PyTorch's words on unpickling say how to run what a file holds.
-        text = "" if isinstance(error, UnpicklingError) else str(error).partition("\n")[0]
+        # Ours and the system's; PyTorch's words say how to run what a file holds.
+        why = str(error) if isinstance(error, ValueError | OSError) else type(error).__name__
         raise TornError(
-            f"{path} cannot be read, it is torn or no checkpoint "
-            f"({type(error).__name__}{text and ': '}{text}); {_CURE}"
+            f"{path} cannot be read, it is torn or no checkpoint ({why}); {_CURE}"
         ) from error
     version = values.pop("format_version", None) if isinstance(values, dict) else None
     if version != _VERSION:

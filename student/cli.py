@@ -44,19 +44,20 @@ _NOT_COMPARED = "whether both number the classes alike is not known"
 _INTERRUPTED = "interrupted; --resume auto goes on from the last checkpoint, if there is one"
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None, program: str = "train-student") -> None:
     """Run ``train-student``."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     stop = StopRequest(_stop_before_training)
     flags = {
         **flags_of(TrainConfig, prefixes=False),
         **{"recipe": "--recipe", "config": "--config"},
     }
     with (
-        running("train-student", flags, _INTERRUPTED),
+        running(program, flags, _INTERRUPTED, arguments),
         stop.listening(),
     ):
         try:
-            _run(*_parse(sys.argv[1:] if arguments is None else arguments), stop)
+            _run(*_parse(arguments, program), stop)
         except PipelineError as error:
             # Rank 0 reports what stops all; torchrun's others report what is theirs alone.
             if type(error).__name__ == "SilentError":
@@ -64,12 +65,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
 
 
-def evaluate_main(arguments: Sequence[str] | None = None) -> None:
+def evaluate_main(
+    arguments: Sequence[str] | None = None, program: str = "evaluate-student"
+) -> None:
     """Run ``evaluate-student``."""
-    with running("evaluate-student", flags_of(EvaluateConfig)):
+    arguments = sys.argv[1:] if arguments is None else arguments
+    with running(program, flags_of(EvaluateConfig), arguments=arguments):
         config = tyro.cli(
             EvaluateConfig,
-            prog="evaluate-student",
+            prog=program,
             args=arguments,
             config=(tyro.conf.OmitArgPrefixes,),
         )
@@ -156,7 +160,9 @@ def warn_of_class_order(evaluation: Evaluation, classes: int) -> None:
         )
 
 
-def _parse(arguments: Sequence[str]) -> tuple[TrainConfig, str | None]:
+def _parse(
+    arguments: Sequence[str], program: str = "train-student"
+) -> tuple[TrainConfig, str | None]:
     """Return the settings, and the recipe that they began with.
 
     Defaults lie under a recipe's settings, those under a file's, those under the flags'.
@@ -177,7 +183,7 @@ def _parse(arguments: Sequence[str]) -> tuple[TrainConfig, str | None]:
         name = own or name
     config = tyro.cli(
         TrainConfig,
-        prog="train-student",
+        prog=program,
         description=_DESCRIPTION,
         args=flags,
         default=TrainConfig.of_settings(**settings),

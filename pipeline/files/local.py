@@ -7,7 +7,7 @@ import glob
 import hashlib
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
@@ -210,17 +210,22 @@ class LocalFolder(Folder):
         """Return whether this file exists; see ``Folder``."""
         return self._of_folder(path).exists()
 
-    def list(self, prefix: str = "") -> list[str]:
-        """Return the paths that begin with ``prefix``; see ``Folder``."""
-        above = self._inside(prefix.rpartition("/")[0])
-        found = []
-        for directory, folders, names in os.walk(above):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            relative = Path(directory).relative_to(self.path)
-            # A link to a directory is not entered, so it is listed, for nothing to go unseen.
-            names += [name for name in folders if (Path(directory) / name).is_symlink()]
-            found += [(relative / name).as_posix() for name in names if not name.startswith(".")]
-        return sorted(path for path in found if path.startswith(prefix))
+    def sizes(self, prefix: str = "") -> Mapping[str, int]:
+        """Return the paths that begin with ``prefix``, with their bytes; see ``Folder``."""
+        above = prefix.rpartition("/")[0]
+        found: dict[str, int] = {}
+        folders = [(str(self._inside(above)), f"{above}/" if above else "")]
+        while folders:
+            directory, path = folders.pop()
+            for entry in _entries(directory):
+                if entry.name.startswith("."):
+                    continue
+                # A link to a directory is not entered, so it is listed, for nothing to go unseen.
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append((entry.path, f"{path}{entry.name}/"))
+                elif f"{path}{entry.name}".startswith(prefix):
+                    found[f"{path}{entry.name}"] = _bytes_of(entry)
+        return found
 
     def commit_new(self, path: str, data: bytes) -> bool:
         """Write a new file; see ``Folder``."""
@@ -264,6 +269,23 @@ def _caches_above(root: Path) -> Iterator[Path]:
         yield above / ".dvc" / "cache"
         if above.name == "snapshots":
             yield above.parent / "blobs"
+
+
+def _entries(directory: str) -> Sequence[os.DirEntry[str]]:
+    """Return what a directory holds, nothing if it cannot be read: others may delete it."""
+    try:
+        with os.scandir(directory) as entries:
+            return list(entries)
+    except OSError:
+        return []
+
+
+def _bytes_of(entry: os.DirEntry[str]) -> int:
+    """Return the bytes of a file, or of a link that leads nowhere."""
+    try:
+        return entry.stat().st_size
+    except OSError:
+        return 0
 
 
 def _without_waiting(path: str, flags: int) -> int:

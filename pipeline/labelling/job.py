@@ -6,7 +6,6 @@ write the same bytes.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,7 +23,6 @@ from pipeline.errors import (
     ReplayError,
     ShardError,
     StoreError,
-    TeacherError,
 )
 from pipeline.files.cache import CacheConfig, RemoteShard, ShardFile
 from pipeline.files.local import expand_shards, open_folder
@@ -41,6 +39,7 @@ from pipeline.store import (
     Committed,
     Cut,
     Manifest,
+    Receipts,
     begun_classes,
     begun_fingerprints,
     claim_cut,
@@ -52,6 +51,7 @@ from pipeline.store import (
     packed_store,
     parts_root,
     read_committed,
+    read_receipts,
     require_listed,
     require_no_subset,
     require_planned,
@@ -71,14 +71,13 @@ __all__ = [
     "IndexedShards",
     "JobPlan",
     "PartOrder",
-    "Preflight",
     "Progress",
     "begin_job",
     "check_identity",
     "finish_job",
     "index_shards",
     "plan_job",
-    "require_agreement",
+    "receipts_of",
     "require_fingerprints",
     "require_same_views",
     "write_run",
@@ -88,7 +87,6 @@ DIGESTS = 300
 """Stored digests that are redrawn before a job adds to a store, spread over its parts."""
 
 _FETCHED = 16  # parts that are looked at where shards are in object storage: each may be fetched
-_JUDGED_FROM = 32  # images; fewer say nothing about class order
 
 
 Item = TypeVar("Item")
@@ -333,56 +331,14 @@ def _spread(items: Sequence[Item], most: int) -> list[Item]:
     return [items[index] for index in indices]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Preflight:
-    """What a short trial of the teacher on the job's shards shows."""
-
-    images: int  # labelled as they are, without augmentation
-    correct: int  # of them, where the teacher agrees with the target
-    rows_per_batch: int
-    batch_seconds: float
-    flip_rows: int  # augmented views labelled in fp32 too; 0 if that was not done
-    flips: int  # of them, where fp32 gives another label
-    warnings: tuple[str, ...]
-
-    @property
-    def flip_interval(self) -> tuple[float, float]:
-        """The share of such labels among all, with 95 % confidence (Wilson's interval)."""
-        z, n = 1.96, self.flip_rows
-        share = self.flips / n
-        center, root = (
-            share + z * z / (2 * n),
-            z * math.sqrt(share * (1 - share) / n + (z / n / 2) ** 2),
-        )
-        low, high = (max(0.0, (center + sign * root) / (1 + z * z / n)) for sign in (-1, 1))
-        return low, high
-
-
-def require_agreement(config: LabelConfig, report: Preflight, classes: int) -> None:
-    """Refuse a teacher that agrees with the targets no better than chance.
-
-    Its classes are then most likely in another order than the shards'. Raises
-    ``TeacherError``; says nothing of untrained weights or of too few images.
-    """
-    if report.images < _JUDGED_FROM or config.teacher_random_weights is not None:
-        return
-    chance = report.images / classes
-    # Three standard deviations above chance: one good teacher in a thousand would be near.
-    if report.correct > chance + 3 * math.sqrt(chance) or config.allow_low_agreement:
-        return
-    raise TeacherError(
-        f"the teacher agrees with the targets of {report.correct} of {report.images} images, "
-        f"chance is {chance:.1f}: are the shards' classes in the teacher's order, and mean, std "
-        "and size the teacher's? `allow_low_agreement` goes on all the same"
-    )
-
-
 class Progress:
     """Counts what a job has done, and stops one that rejects too much."""
 
     def __init__(self, plan: JobPlan) -> None:
         self._plan = plan
-        self._rejected: dict[int, int] = {}
+        self._rejected: dict[int, int] = {}  # by shard
+        self._samples = plan.shards.samples
+        self.rejected = 0
         self.labels = 0
         self.parts = 0
         self._started = time.monotonic()
@@ -407,11 +363,6 @@ class Progress:
         self._count_rejections(committed)
 
     @property
-    def rejected(self) -> int:
-        """Samples rejected so far."""
-        return sum(self._rejected.values())
-
-    @property
     def labels_per_second(self) -> float:
         """Labels committed per second of this run."""
         return self.labels / max(1e-9, self.seconds)
@@ -422,9 +373,10 @@ class Progress:
         return time.monotonic() - self._started
 
     def _count_rejections(self, committed: Committed) -> None:
-        shard = committed.entry.part.shard
-        self._rejected[shard] = len(committed.rejections)
-        config, samples = self._plan.config, self._plan.shards.samples
+        shard, count = committed.entry.part.shard, len(committed.rejections)
+        self.rejected += count - self._rejected.get(shard, 0)
+        self._rejected[shard] = count
+        config, samples = self._plan.config, self._samples
         if self.rejected > config.max_rejected * samples:
             reasons = "; ".join(
                 f"{one.key!r}: {REJECTION_WORDS[one.reason]}" for one in committed.rejections[:3]
@@ -448,6 +400,11 @@ def begin_job(plan: JobPlan) -> None:
         claim_cut(parts_root(out), plan.cut)
 
 
+def receipts_of(plan: JobPlan) -> Receipts:
+    """Return where to note the parts that the job commits, so that no job need read them."""
+    return Receipts(parts_root(plan.config.out), plan.identity.digest, plan.shards.infos)
+
+
 def finish_job(plan: JobPlan, run: Mapping[str, Any]) -> Manifest:
     """Verify the whole store, write its manifest and card, and this run's provenance.
 
@@ -459,13 +416,15 @@ def finish_job(plan: JobPlan, run: Mapping[str, Any]) -> Manifest:
         require_planned(out, plan.parts, [entry.part for entry in packed.manifest.parts])
         return packed.manifest
     write_run(plan, run)
+    root, infos = parts_root(out), {info.number: info for info in plan.shards.infos}
     manifest = finish_store(
-        parts_root(out),
+        root,
         plan.identity,
         plan.fingerprints,
         plan.shards.infos,
         card_text,
         plan.parts,
+        known=read_receipts(root, plan.identity.digest, infos),
         classes=plan.classes,
     )
     pack_store(out)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.store.at_work import at_work
+from pipeline.store.at_work import JobProgress, Worker, at_work, read_workers
 from pipeline.store.columns import bytes_per_label
 from pipeline.store.commit import (
     Committed,
@@ -33,6 +33,7 @@ from pipeline.store.manifest import (
 )
 from pipeline.store.opening import open_store, parts_root
 from pipeline.store.parquet import ParquetStore, decode_part
+from pipeline.store.receipts import Receipts, read_receipts
 from pipeline.store.target import (
     begun_classes,
     begun_fingerprints,
@@ -52,10 +53,13 @@ __all__ = [
     "Claim",
     "Committed",
     "Cut",
+    "JobProgress",
     "LabelStore",
     "Manifest",
     "ParquetStore",
     "PartEntry",
+    "Receipts",
+    "Worker",
     "at_work",
     "begun_classes",
     "begun_fingerprints",
@@ -85,6 +89,8 @@ __all__ = [
     "read_committed",
     "read_entries",
     "read_manifest",
+    "read_receipts",
+    "read_workers",
     "require_listed",
     "require_no_subset",
     "require_planned",

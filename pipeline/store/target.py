@@ -25,12 +25,14 @@ from pipeline.store.commit import (
     require_all_shards,
     require_identity,
     require_shard,
+    seen_parts,
 )
 from pipeline.store.contract import LabelStore
 from pipeline.store.export import export_store, written_aside
-from pipeline.store.manifest import PartEntry, listed_classes, listed_parts, listed_subset
+from pipeline.store.manifest import PartEntry, listed_manifest, listed_parts
 from pipeline.store.opening import open_store, parts_root
 from pipeline.store.parquet import decode_part
+from pipeline.store.receipts import read_receipts
 
 __all__ = [
     "begun_classes",
@@ -86,13 +88,14 @@ def begun_fingerprints(out: str | Path, identity: StoreIdentity) -> Mapping[str,
 def begun_classes(out: str | Path) -> tuple[str, ...] | None:
     """Return the names of classes that the store at ``out`` has, None without any."""
     store = packed_store(out)
-    return listed_classes(parts_root(out)) if store is None else store.manifest.classes
+    manifest = listed_manifest(parts_root(out)) if store is None else store.manifest
+    return None if manifest is None else manifest.classes
 
 
 def committed_parts(
     out: str | Path, identity: StoreIdentity, shards: Mapping[int, ShardInfo]
 ) -> list[Committed]:
-    """Read all parts that are committed, and check each.
+    """Return what all committed parts say of themselves, by their receipts or by their files.
 
     Raises ``ChecksumError`` if one was damaged after a manifest listed it, ``IdentityError``
     if it belongs to another store or shard, ``IncompleteStoreError`` if ``shards`` lacks one.
@@ -105,9 +108,12 @@ def committed_parts(
             _read_packed(store, entry, shards[entry.part.shard]) for entry in store.manifest.parts
         ]
     root = parts_root(out)
-    parts, listed = find_parts(root), listed_parts(root)
-    require_all_shards(root, parts, shards)
-    found = read_entries(root, parts, digest, shards)
+    sizes, listed = find_parts(root), listed_parts(root)
+    require_all_shards(root, sizes, shards)
+    found = seen_parts(read_receipts(root, digest, shards), sizes)
+    unread = sizes.keys() - {one.entry.part for one in found}
+    found += read_entries(root, sorted(unread), digest, shards)
+    found.sort(key=lambda one: one.entry.part)
     for committed in found:
         part = committed.entry.part
         before = listed.get(part, committed.entry)
@@ -136,8 +142,8 @@ def require_no_subset(out: str | Path, done: Iterable[Committed]) -> None:
     What is ``done`` there may omit samples although no manifest says so yet.
     """
     packed = packed_store(out)
-    listed = packed.manifest.subset_of if packed else listed_subset(parts_root(out))
-    if listed or any(committed.header.omitted for committed in done):
+    listed = packed.manifest if packed else listed_manifest(parts_root(out))
+    if (listed and listed.subset_of) or any(committed.images.omitted for committed in done):
         raise StoreError(
             f"{out} is a subset of another store, and views that a job adds would not be of it: "
             "extend the store that it was taken from, and thin that again"

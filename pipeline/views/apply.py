@@ -237,6 +237,7 @@ def warm_up() -> None:
     pixels = resize(image, Box(top=0, left=0, height=9, width=7), 8, hflip=True)
     for operation in OPERATIONS.values():
         pixels = apply_op(pixels, operation.probed, config)
+    _erase(pixels, Box(top=0, left=0, height=8, width=8), 0, config)
 
 
 def resize(image: Pixels, crop: Box, size: int, *, hflip: bool = False) -> Pixels:
@@ -265,12 +266,9 @@ def _fill_color(mean: tuple[float, float, float]) -> Pixels:
 
 def _erase(pixels: Pixels, box: Box, seed: int, config: AugmentConfig) -> Pixels:
     """Return the view with ``box`` filled with noise that is standard normal once normalized."""
-    words = noise_bytes(seed, box.area * 3).reshape(box.height, box.width, 3)
-    table = _noise_table(config.mean, config.std)
     result = pixels.copy()
-    inside = result[box.top : box.top + box.height, box.left : box.left + box.width]
-    for channel in range(3):
-        inside[..., channel] = table[channel][words[..., channel]]
+    noise, table = noise_bytes(seed, box.area * 3), _noise_table(config.mean, config.std)
+    kernels.fill_box(result, (box.top, box.left, box.height, box.width), noise, table)
     return result
 
 

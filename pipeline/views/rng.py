@@ -22,7 +22,7 @@ from pipeline.records import FIXED_ONE
 __all__ = ["Stream", "fixed", "noise_bytes", "sample_seed", "sample_share", "stream"]
 
 _STANDARD_NORMAL = NormalDist()
-_CHUNK = 32  # words fetched at once; the sequence does not depend on it
+_BLOCKS = 8  # of four words, fetched at once; the sequence does not depend on it
 
 
 def fixed(value: float) -> int:
@@ -42,14 +42,24 @@ def sample_share(seed: int, key: str) -> float:
 
 def stream(purpose: str, *identity: int | str) -> Stream:
     """Return the random words owned by one identity."""
-    return Stream(int.from_bytes(_digest(purpose, identity, 16), "little"))
+    return Stream(_digest(purpose, identity, 16))
 
 
 def noise_bytes(seed: int, count: int) -> NDArray[np.uint16]:
     """Return ``count`` uniform 16-bit words, (count,), expanded from a drawn 64-bit seed."""
-    words = np.random.Philox(key=seed).random_raw((count + 3) // 4)
+    words = _philox_words(seed.to_bytes(16, "little"), 0, (count + 15) // 16)
     # Little end first on every machine.
     return words.astype("<u8", copy=False).view("<u2")[:count]
+
+
+def _philox_words(key: bytes, skipped: int, blocks: int) -> NDArray[np.uint64]:
+    """Return words of a stream whose key is 16 bytes, little end first; see ``philox_words``."""
+    from pipeline.views.philox import philox_words  # numba, for which `--help` must not wait
+
+    words: NDArray[np.uint64] = philox_words(
+        np.frombuffer(key, "<u8").astype(np.uint64, copy=False), skipped, blocks
+    )
+    return words
 
 
 def _digest(purpose: str, identity: Sequence[int | str], size: int) -> bytes:
@@ -60,17 +70,19 @@ def _digest(purpose: str, identity: Sequence[int | str], size: int) -> bytes:
 class Stream:
     """The words of one Philox generator, and what is drawn from them."""
 
-    __slots__ = ("_next", "_philox", "_words")
+    __slots__ = ("_blocks", "_key", "_next", "_words")
 
-    def __init__(self, key: int) -> None:
-        self._philox = np.random.Philox(key=key)
-        self._words: list[int] = []
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+        self._blocks = 0  # fetched so far
+        self._words: list[int] = []  # of the last of them
         self._next = 0
 
     def word(self) -> int:
         """Return the next 64-bit word."""
         if self._next == len(self._words):
-            self._words = self._philox.random_raw(_CHUNK).tolist()
+            self._words = _philox_words(self._key, self._blocks, _BLOCKS).tolist()
+            self._blocks += _BLOCKS
             self._next = 0
         word = self._words[self._next]
         self._next += 1

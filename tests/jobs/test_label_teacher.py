@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -13,10 +12,7 @@ from pipeline.store import export_store, open_store, parts_root
 from tests.factories import digit_samples, write_shard
 from tests.jobs.conftest import PARTS, Job
 from tests.jobs.processes import (
-    BIN,
     PATIENCE_SECONDS,
-    RAY_ENVIRONMENT,
-    ROOT,
     Node,
     RayHead,
     alive,
@@ -140,47 +136,6 @@ def test_a_drain_is_bounded(head: RayHead, job: Job, tmp_path: Path) -> None:
     assert process.wait(30) == 143, log.read_text()
     assert not (out / "_manifest.json").exists()
     assert not [path for path in out.rglob(".*") if path.is_file()]
-
-
-def submit(
-    head: RayHead, tmp_path: Path, entry: list[str], arguments: list[str]
-) -> subprocess.CompletedProcess[str]:
-    """Run ``ray job submit`` with a working directory of the project."""
-    folder = tmp_path / "checkout"
-    for name in ("pipeline", "jobs"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    command = [str(BIN / "ray"), "job", "submit", "--address", head.dashboard]
-    return subprocess.run(
-        [*command, "--working-dir", str(folder), "--", *entry, *arguments],
-        env={**os.environ, **RAY_ENVIRONMENT},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_SECONDS,
-    )
-
-
-@pytest.mark.parametrize("entry", [["python", "jobs/label_teacher.py"], ["jobs/label_teacher.py"]])
-def test_ray_job_submit_writes_the_serial_bytes(
-    head: RayHead, job: Job, tmp_path: Path, entry: list[str]
-) -> None:
-    out = tmp_path / "submitted.parquet"
-    finished = submit(head, tmp_path, entry, job.to(out))
-    assert finished.returncode == 0, finished.stdout + finished.stderr
-    assert "97 labelled + 1 rejected" in finished.stdout
-    assert part_hashes(out) == job.hashes
-
-
-def test_a_store_in_the_directory_that_ray_made_for_a_job_is_refused(
-    head: RayHead, job: Job, tmp_path: Path
-) -> None:
-    entry = ["python", "jobs/label_teacher.py"]
-    finished = submit(head, tmp_path, entry, job.to(Path("labels.parquet")))
-    text = finished.stdout + finished.stderr
-    assert finished.returncode != 0, text
-    assert "labels.parquet is in the working directory that Ray made for this job" in text
-    assert "Traceback" not in finished.stdout
-    assert not list(head.cwd.parent.rglob("labels.parquet"))
 
 
 @pytest.mark.parametrize("serial", [True, False], ids=["serial", "ray"])

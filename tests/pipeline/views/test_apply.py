@@ -297,9 +297,10 @@ from pipeline.views.apply import decode
 Image.init()
 data = pathlib.Path(sys.argv[1]).read_bytes()
 found = decode(data, "x", 10**7).tobytes()
-pages = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
 hard = resource.getrlimit(resource.RLIMIT_AS)[1]
 for more in range(0, 96 << 20, 3 << 20):  # a rejection ends it
+    # Read each time: libwebp keeps what it got before it failed.
+    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + more, hard))
     try:
         pixels = decode(data, "x", 10**7)

@@ -12,6 +12,7 @@ from numpy.testing import assert_array_equal
 from pipeline.records import FIXED_ONE
 from pipeline.views import kernels
 from pipeline.views.ops.rotate import apply_affine
+from pipeline.views.rng import noise_bytes
 from tests.factories import synthetic_image
 from tests.pipeline.views.plain import (
     Integers,
@@ -193,6 +194,21 @@ def test_histogram_equals_the_plain_one(image):
 def test_apply_table_equals_the_plain_one(image, table):
     plain = np.stack([table[channel][image[..., channel]] for channel in range(3)], axis=-1)
     assert_array_equal(kernels.apply_table(image, table), plain)
+
+
+@given(image=images, seed=st.integers(0, 99), data=st.data())
+def test_fill_box_equals_the_plain_one(image, seed, data):
+    top, left = (data.draw(st.integers(0, side - 1)) for side in image.shape[:2])
+    height = data.draw(st.integers(1, image.shape[0] - top))
+    width = data.draw(st.integers(1, image.shape[1] - left))
+    table = synthetic_image(1 << 8, 1 << 8, seed).reshape(3, 1 << 16)
+    words = noise_bytes(seed, height * width * 3)
+    plain = image.copy()
+    for number, word in enumerate(words.tolist()):
+        pixel, channel = divmod(number, 3)
+        plain[top + pixel // width, left + pixel % width, channel] = table[channel, word]
+    kernels.fill_box(image, (top, left, height, width), words, table)
+    assert_array_equal(image, plain)
 
 
 @given(images)

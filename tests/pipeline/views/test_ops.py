@@ -135,11 +135,11 @@ def test_nothing_is_compiled_after_the_warm_up():
 
 
 def make_views_after_warm_up() -> None:
-    from pipeline.views import kernels
+    from pipeline.views import kernels, philox
     from pipeline.views.apply import image_size, warm_up
 
     warm_up()
-    named = [getattr(kernels, name) for name in kernels.__all__]
+    named = [getattr(module, name) for module in (kernels, philox) for name in module.__all__]
     every = [one for one in named if isinstance(one, Dispatcher)]
     every += [kernel for name in FILES for kernel in called_in(name)]
     before = [len(kernel.signatures) for kernel in every]

@@ -65,11 +65,11 @@ def test_shorter_noise_is_the_beginning_of_longer_noise(seed, count, more):
     assert noise.tolist() == noise_bytes(seed, count + more).tolist()[:count]
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 7, 1000])
-def test_words_do_not_depend_on_how_many_are_fetched_at_once(monkeypatch, chunk):
+@pytest.mark.parametrize("blocks", [1, 2, 7, 1000])
+def test_words_do_not_depend_on_how_many_are_fetched_at_once(monkeypatch, blocks):
     plain = stream("chunks", 5)
     expected = [plain.word() for _ in range(100)]
-    monkeypatch.setattr(rng, "_CHUNK", chunk)
+    monkeypatch.setattr(rng, "_BLOCKS", blocks)
     words = stream("chunks", 5)
     assert [words.word() for _ in range(100)] == expected
 
