@@ -11,13 +11,14 @@ export OMP_WAIT_POLICY := PASSIVE
 export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help setup demo evidence docs test bench lint types check clean
+.PHONY: help setup demo evidence docs test browser bench lint types check clean
 
 help:
 	@echo "make demo    images -> shards -> teacher -> label job on Ray -> student, in minutes"
 	@echo "make evidence  students taught in six ways, compared in docs/EVIDENCE.md; takes hours"
 	@echo "make docs    docs/API.md, from the docstrings"
 	@echo "make test    the whole test suite"
+	@echo "make browser  the tests that open reports in a headless Chromium"
 	@echo "make check   lint, types and tests"
 	@echo "make setup   the virtual environment in $(VENV), made with PYTHON=$(PYTHON)"
 	@echo "make bench   all speeds; SHARDS='...' names photographs, JSON=FILE takes the ratios"
@@ -51,6 +52,12 @@ docs: $(INSTALLED)
 # stays in one process, with its fixtures.
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@echo "the tests that need a browser were left out; make browser runs them"
+
+# Without a Chromium it fails, and says what to install.
+browser: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[browser]'
+	$(BIN)/python -m pytest -m browser tests/browser
 
 bench: $(INSTALLED)
 	@test -n "$(SHARDS)" || { echo "give photographs: make bench SHARDS='/data/x-{000..003}.tar'"; exit 1; }

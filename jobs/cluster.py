@@ -49,6 +49,7 @@ from pipeline.files.sharing import SharedPaths, offered_paths, require_shared
 from pipeline.identity import TeacherIdentity
 from pipeline.labelling.agreement import Preflight
 from pipeline.labelling.config import LabelConfig
+from pipeline.labelling.estimate import Capacity
 from pipeline.labelling.job import IndexedShards, JobPlan
 from pipeline.records import PartKey
 from pipeline.store import Committed, parts_root
@@ -212,6 +213,11 @@ class Cluster:
                 self._drain.check()
                 for result in self._step(submit):
                     return result
+
+    def capacity(self) -> Capacity:
+        """Return who labels, as the cluster is now."""
+        cores = max(1, int(joining.resources_now()["CPU"].total))
+        return Capacity(teachers=self._teachers, cores=cores, shared=not self._on_gpu)
 
     def label(self, plan: JobPlan) -> Generator[Committed, None, None]:
         """Label the job's missing parts, and yield each once committed.

@@ -32,7 +32,9 @@ class LabelFlags(LabelConfig):
     augment: Annotated[AugmentConfig, tyro.conf.arg(name="")] = field(default_factory=AugmentConfig)
 
 
-def parse_arguments(arguments: Sequence[str] | None = None) -> LabelConfig:
+def parse_arguments(
+    arguments: Sequence[str] | None = None, program: str = "label-teacher"
+) -> LabelConfig:
     """Return the settings of a command line.
 
     ``--preset`` sets the others' defaults, and ``--extend-to`` sets them to the store's.
@@ -58,7 +60,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> LabelConfig:
         defaults = extended_config(defaults, open_store(named.out), int(named.extend_to))
     flags = tyro.cli(
         LabelFlags,
-        prog="label-teacher",
+        prog=program,
         args=arguments,
         default=LabelFlags(**_values(defaults)),
         config=(tyro.conf.OmitSubcommandPrefixes,),
@@ -81,12 +83,13 @@ def prepare_environment() -> None:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None, program: str = "label-teacher") -> None:
     """Run ``label-teacher``."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     prepare_environment()
     interrupted = "interrupted; committed parts stay"
-    with running("label-teacher", flags_of(LabelFlags), interrupted):
-        config = parse_arguments(arguments)
+    with running(program, flags_of(LabelFlags), interrupted, arguments):
+        config = parse_arguments(arguments, program)
         from jobs.run import run_label_job
 
         raise SystemExit(run_label_job(config))

@@ -14,6 +14,7 @@ from pipeline.errors import REJECTION_WORDS, PipelineError, TryAgainError
 from pipeline.files.local import expand_shards
 from pipeline.labelling.agreement import Preflight, in_percent, require_agreement
 from pipeline.labelling.config import LabelConfig
+from pipeline.labelling.estimate import Capacity, estimate_job
 from pipeline.labelling.job import (
     IndexedShards,
     JobPlan,
@@ -30,6 +31,7 @@ from pipeline.labelling.job import (
 from pipeline.records import PartKey
 from pipeline.store import (
     Committed,
+    JobProgress,
     Manifest,
     at_work,
     bytes_per_label,
@@ -91,13 +93,18 @@ def _run(config: LabelConfig, drain: Drain) -> int:
             require_agreement(config, preflight, plan.identity.teacher.classes)
             if preflight.cause is not None:
                 note(f"warning: {preflight.cause}")
+        if config.estimate:
+            if preflight is not None:
+                describe_estimate(plan, preflight, teachers.capacity())
+            return 0
         begin_job(plan)
         progress = Progress(plan)
         root = parts_root(config.out)
         # Nothing is written beside a finished Zarr store, or that would seem unfinished.
-        with at_work(root) if plan.missing else contextlib.nullcontext() as other:
+        begun = word_of(plan, progress)
+        with at_work(root, begun) if plan.missing else contextlib.nullcontext() as me:
             order = plan
-            if other is not None:
+            for other in me.others if me is not None else ():
                 order = dataclasses.replace(plan, missing=plan.missing[::-1])
                 note(f"{other} adds to {config.out} too; this job begins at the other end")
             with (
@@ -108,7 +115,34 @@ def _run(config: LabelConfig, drain: Drain) -> int:
                 for one in shown(committed, plan):
                     progress.add(one)
                     receipts.add(one)
+                    if me is not None:
+                        me.tell(word_now(begun, progress))
         return _end(plan, progress, preflight)
+
+
+def word_of(plan: JobPlan, progress: Progress) -> JobProgress:
+    """Return what others may read of a job while it runs."""
+    return JobProgress(
+        samples=plan.shards.samples,
+        rejected=progress.rejected,
+        parts=len(plan.parts),
+        parts_to_do=len(plan.missing),
+        labels_to_do=sum(rows_of(plan, part) for part in plan.missing),
+        parts_done=progress.parts,
+        labels_done=progress.labels,
+        seconds=progress.seconds,
+    )
+
+
+def word_now(begun: JobProgress, progress: Progress) -> JobProgress:
+    """Return the word about a job that has gone on."""
+    return dataclasses.replace(
+        begun,
+        rejected=progress.rejected,
+        parts_done=progress.parts,
+        labels_done=progress.labels,
+        seconds=progress.seconds,
+    )
 
 
 def _end(plan: JobPlan, progress: Progress, preflight: Preflight | None) -> int:
@@ -186,6 +220,29 @@ def describe_preflight(plan: JobPlan, report: Preflight) -> None:
     say(
         f"estimate: {duration(3600 * hours)} of one teacher, {size(labels * per_label)}; a student "
         "with its teacher in the loop pays as much, so the second student is the first gain"
+    )
+
+
+def describe_estimate(plan: JobPlan, report: Preflight, capacity: Capacity) -> None:
+    """Say what the job would take with whoever labels now."""
+    labels = sum(rows_of(plan, part) for part in plan.missing)
+    price = plan.config.hour_price
+    found = estimate_job(labels, report, capacity, bytes_per_label(plan.identity), price)
+    say(
+        f"measured: a teacher labels {found.teacher_views_per_second:.1f} views/s, a core augments "
+        f"{found.core_views_per_second:.1f}; with {counted(capacity.teachers, 'teacher')} and "
+        f"{counted(capacity.cores, 'core')} {found.views_per_second:.1f} views/s"
+    )
+    if not capacity.shared and capacity.cores < capacity.teachers * found.cores_wanted:
+        say(f"teachers will wait for augmentation: each could use {found.cores_wanted:.0f} cores")
+    cost = "" if found.cost is None else f", which cost {found.cost:.2f}"
+    say(
+        f"the job: {duration(3600 * found.hours)}, {found.teacher_hours:.2f} hours of teachers"
+        f"{cost}; {size(found.bytes)} in the store"
+    )
+    say(
+        f"break-even: {found.break_even:.2f} students of {plan.config.views} epochs with their "
+        f"teacher in the loop; number {int(found.break_even) + 1} is the first gain"
     )
 
 

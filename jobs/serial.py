@@ -9,6 +9,7 @@ from jobs.draining import Drain
 from pipeline.identity import TeacherIdentity
 from pipeline.labelling.agreement import Preflight
 from pipeline.labelling.config import LabelConfig
+from pipeline.labelling.estimate import Capacity
 from pipeline.labelling.job import IndexedShards, JobPlan, PartOrder
 from pipeline.labelling.part import run_task
 from pipeline.labelling.worker import TeacherWorker
@@ -38,6 +39,10 @@ class SerialTeacher:
     def preflight(self, shards: IndexedShards) -> Preflight:
         """Try the teacher out."""
         return self._worker.preflight(shards)
+
+    def capacity(self) -> Capacity:
+        """Return who labels: one teacher, and the core that it shares."""
+        return Capacity(teachers=1, cores=1, shared=True)
 
     def label(self, plan: JobPlan) -> Generator[Committed, None, None]:
         """Label the job's missing parts one after the other, and yield each once committed."""

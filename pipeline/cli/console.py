@@ -15,8 +15,9 @@ import re
 import select
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import ClassVar, TextIO, get_args, get_type_hints
 
 import tyro
@@ -84,13 +85,17 @@ def flags_of(settings: type, *, prefixes: bool = True) -> dict[str, str]:
 
 @contextmanager
 def running(
-    program: str, flags: Mapping[str, str], interrupted: str = "interrupted"
+    program: str,
+    flags: Mapping[str, str],
+    interrupted: str = "interrupted",
+    arguments: Sequence[str] = (),
 ) -> Iterator[None]:
     """Run a command: what goes wrong is said on stderr, and becomes the exit status.
 
     ``flags`` shows the command's parameters, as ``flags_of`` returns them. A ``PipelineError``
     exits with 1, Ctrl-C with 130 and the words ``interrupted``, a closed pipe with 141 and
-    without a word. Log records of the library are printed too.
+    without a word. Log records of the library are printed too. If the command's ``arguments`` begin
+    with ``--version``, the release is printed, and that is all.
     """
     global _command
     # Read when PyTorch loads: threads that spin while they wait slow a shared machine down.
@@ -99,6 +104,9 @@ def running(
     try:
         with _logged(), _ending_with_the_reader():
             try:
+                if list(arguments[:1]) == ["--version"]:
+                    say(f"{program} {version('teacher-labels')}")
+                    raise SystemExit(0)
                 yield
             except PipelineError as error:
                 note(f"error: {error}")

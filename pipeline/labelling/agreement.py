@@ -54,6 +54,7 @@ class Preflight:
     batch_seconds: float
     flip_rows: int  # augmented views labelled in fp32 too; 0 if that was not done
     flips: int  # of them, where fp32 gives another label
+    augment_seconds: float  # of one core for a view, its share of decoding included
     warnings: tuple[str, ...]
     cause: Cause | None = None  # found where agreement is poor
 

@@ -112,6 +112,10 @@ class LabelConfig:
     allow_low_agreement: bool = False
     """Go on although the teacher hardly agrees with the shards' targets, or would with other
     settings."""
+    estimate: bool = False
+    """Try the teacher out, say what the job will take, and end; writes nothing."""
+    hour_price: float | None = None
+    """What an hour of a GPU costs, or of a machine without, for `estimate`."""
     debug: bool = False
     """Show where in the code an error came from, too."""
 
@@ -140,6 +144,8 @@ class LabelConfig:
                 f"`hang_seconds` is {self.hang_seconds}, `wait_seconds` {self.wait_seconds}; use "
                 "times above 0"
             )
+        if self.hour_price is not None and not (self.estimate and self.hour_price >= 0):
+            raise ConfigError("`hour_price` is a price for `estimate`; give both")
         ColumnConfig.from_text(self.keep)
         _ = self.cache  # checks its own fields
         if self.precision == "fp16" and self.device == "cpu":

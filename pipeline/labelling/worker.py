@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -38,6 +39,8 @@ __all__ = ["TeacherWorker"]
 
 TRIAL_VIEWS = 2400
 """Views that a trial labels in fp32 too: of 1 %, it tells about 0.4 % more or less."""
+
+TIMED_GROUPS = 5  # where labels are not compared
 
 
 class TeacherWorker:
@@ -108,7 +111,7 @@ class TeacherWorker:
         looked_into = self._config.teacher_random_weights is None and is_poor(
             correct, count, self._teacher.described.accuracy
         )
-        flip_rows, flips = self._count_flips(shards, run)
+        flip_rows, flips, augment_seconds = self._try_views(shards, run)
         return Preflight(
             images=count,
             correct=correct,
@@ -116,6 +119,7 @@ class TeacherWorker:
             batch_seconds=self._seconds_per_batch(batch),
             flip_rows=flip_rows,
             flips=flips,
+            augment_seconds=augment_seconds,
             warnings=(*shards.warnings, *self._warnings()),
             cause=trial.cause() if looked_into else None,
         )
@@ -150,22 +154,31 @@ class TeacherWorker:
             config.teacher_spec(), config.augment, config.effective_mixing, self._device
         )
 
-    def _count_flips(
+    def _try_views(
         self, shards: IndexedShards, run: Callable[[GroupTask], AugmentedGroup]
-    ) -> tuple[int, int]:
-        """Label some groups of views in fp32 as well; untrained weights show nothing."""
-        config = self._config
-        if config.precision == "fp32" or config.teacher_random_weights is not None:
-            return 0, 0
-        exact = self._load(dataclasses.replace(config, precision="fp32"))
+    ) -> tuple[int, int, float]:
+        """Make some groups of views, and label them in fp32 as well if that may show something.
+
+        Returns how many were labelled so, how many of them differ, and the seconds of a core that
+        a view takes where its image is decoded once for a block of views.
+        """
+        config, exact = self._config, None
+        if config.precision != "fp32" and config.teacher_random_weights is None:
+            exact = self._load(dataclasses.replace(config, precision="fp32"))
+        decoded_for = min(config.views, config.effective_mixing.block_views)
         rows = flips = 0
+        seconds: list[float] = []
         for task in self._trial_tasks(shards):
             group = run(task)
-            valid = group.valid.reshape(-1)
-            ours, theirs = (teacher.label_group(group).label[valid] for teacher in (self, exact))
-            rows += int(valid.sum())
-            flips += int((ours != theirs).sum())
-        return rows, flips
+            seconds.append(_seconds_of_view(group, decoded_for))
+            if exact is not None:
+                valid = group.valid.reshape(-1)
+                ours, theirs = (one.label_group(group).label[valid] for one in (self, exact))
+                rows += int(valid.sum())
+                flips += int((ours != theirs).sum())
+            elif len(seconds) == TIMED_GROUPS:
+                break
+        return rows, flips, statistics.median(seconds)
 
     def _trial_tasks(self, shards: IndexedShards) -> Iterator[GroupTask]:
         """Yield groups drawn from all over the job, each for one teacher batch.
@@ -206,3 +219,10 @@ class TeacherWorker:
                 f"{described.source} expects {described.size} px, the views have "
                 f"{augment.image_size}: see `image_size`"
             )
+
+
+def _seconds_of_view(group: AugmentedGroup, decoded_for: int) -> float:
+    """Return what a view of a group takes where images are decoded for so many views at once."""
+    images, views = len(group.members), group.valid.shape[1]
+    seconds: float = group.decode_seconds / decoded_for + group.augment_seconds / views
+    return seconds / images

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.store.at_work import at_work
+from pipeline.store.at_work import JobProgress, Worker, at_work, read_workers
 from pipeline.store.columns import bytes_per_label
 from pipeline.store.commit import (
     Committed,
@@ -53,11 +53,13 @@ __all__ = [
     "Claim",
     "Committed",
     "Cut",
+    "JobProgress",
     "LabelStore",
     "Manifest",
     "ParquetStore",
     "PartEntry",
     "Receipts",
+    "Worker",
     "at_work",
     "begun_classes",
     "begun_fingerprints",
@@ -88,6 +90,7 @@ __all__ = [
     "read_entries",
     "read_manifest",
     "read_receipts",
+    "read_workers",
     "require_listed",
     "require_no_subset",
     "require_planned",

@@ -16,8 +16,9 @@ import math
 from functools import lru_cache
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from pipeline.views.compiled import kernel
 
 __all__ = [
     "WEIGHT_BITS",
@@ -64,7 +65,7 @@ def affine_weights() -> NDArray[np.int32]:
     return np.array(rows, np.int32)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _cubic(distance):
     """Keys' cubic with a = -1/2 at a distance in 2**-16, in units of 2**-32."""
     d = np.int64(distance)
@@ -78,7 +79,7 @@ def _cubic(distance):
     return value >> 17
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def resize_weights(source, target):
     """Return (starts, weights) of an antialiased bicubic resize along one axis.
 
@@ -113,7 +114,7 @@ def resize_weights(source, target):
     return starts, weights
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def resample(image, rows, row_weights, columns, column_weights, hflip):
     """Return the image resampled along both axes, rows first, rounded to uint8 in between.
 
@@ -135,7 +136,7 @@ def resample(image, rows, row_weights, columns, column_weights, hflip):
     return upright[:height_out, : width_out * 3].copy().reshape(height_out, width_out, 3)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _combine(lines, starts, weights):
     """Return weighted sums of lines over 2**14, (n, length), padded to multiples of 8.
 
@@ -158,7 +159,7 @@ def _combine(lines, starts, weights):
     return result
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _accumulate(total, lines, start, weights):
     """Add ``weights[t] * lines[start + t]`` to ``total``, four lines at a time."""
     taps = weights.shape[0]
@@ -181,7 +182,7 @@ def _accumulate(total, lines, start, weights):
         t += 1
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _transpose(matrix):
     """Return the transpose of a uint8 matrix whose sides are multiples of 8.
 
@@ -206,7 +207,7 @@ def _transpose(matrix):
     return result
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _exchange(words, low, high, shift, mask):
     """Exchange the upper parts of one word, as masked, with the lower parts of another."""
     difference = ((words[low] >> shift) ^ words[high]) & mask
@@ -214,7 +215,7 @@ def _exchange(words, low, high, shift, mask):
     words[low] ^= difference << shift
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def shift_rows(image, slope, offset, weights, fill):
     """Return the image with each row looked up further right, bicubic, same size.
 
@@ -233,7 +234,7 @@ def shift_rows(image, slope, offset, weights, fill):
     return result.reshape(height, width, 3)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def shift_columns(image, slope, offset, weights, fill):
     """Return the image with each column looked up further down; see ``shift_rows``."""
     height, width = image.shape[:2]
@@ -252,7 +253,7 @@ def shift_columns(image, slope, offset, weights, fill):
     return turned[:height, : width * 3].copy().reshape(height, width, 3)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _shift_line(result, line, move, weights, step):
     """Write a line of pixels, ``step`` numbers each, moved by ``move`` in 2**-17 pixels."""
     length = line.shape[0] // step
@@ -283,7 +284,7 @@ def _shift_line(result, line, move, weights, step):
         inner[i] = min(max(total, np.int32(0)), np.int32(255))
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def histogram(image):
     """Return how often each value occurs in each channel, (3, 256)."""
     counts = np.zeros((3, 256), np.int64)
@@ -295,7 +296,7 @@ def histogram(image):
     return counts
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def apply_table(image, table):
     """Return the image with each channel looked up in its row of ``table``, (3, 256)."""
     result = np.empty_like(image)
@@ -307,7 +308,7 @@ def apply_table(image, table):
     return result
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def fill_box(image, box, words, table):
     """Write into a box (top, left, height, width) what ``table`` (3, 65536) has for its words.
 
@@ -321,14 +322,14 @@ def fill_box(image, box, words, table):
                 image[top + y, left + x, channel] = table[channel, noise[y, x, channel]]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _gray(pixel):
     """ITU-R 601 luma, with Pillow's integer weights."""
     total = np.int32(pixel[0]) * 19595 + np.int32(pixel[1]) * 38470 + np.int32(pixel[2]) * 7471
     return (total + 0x8000) >> 16
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def to_gray(image):
     """Return the image in gray, three equal channels."""
     result = np.empty_like(image)
@@ -341,7 +342,7 @@ def to_gray(image):
     return result
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def gray_sum(image):
     """Return the sum of the image's gray values."""
     total = np.int64(0)
@@ -351,7 +352,7 @@ def gray_sum(image):
     return total
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _blend(base, value, factor):
     """``base + factor * (value - base)``, rounded down and clipped; int32, factor in 2**-16."""
     step = np.int32(factor * np.int32(value - base))
@@ -359,7 +360,7 @@ def _blend(base, value, factor):
     return min(max(mixed, np.int32(0)), np.int32(255))
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def blend_with_gray(image, factor):
     """Return the image moved from (or, above 1, away from) its own gray version."""
     result = np.empty_like(image)
@@ -372,7 +373,7 @@ def blend_with_gray(image, factor):
     return result
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def blend_with_smooth(image, factor):
     """Return the image moved from its smoothed version, as Pillow's ``Sharpness``.
 

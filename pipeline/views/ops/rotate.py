@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from pipeline.records import FIXED_ONE, Pixels
+from pipeline.views.compiled import kernel
 from pipeline.views.kernels import affine_weights
 from pipeline.views.operation import Operation, either_sign
 from pipeline.views.rng import fixed
@@ -35,7 +35,7 @@ def _rotation(argument: int, height: int, width: int) -> NDArray[np.int64]:
     return np.array((cos, -sin, right, sin, cos, down), np.int64)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def apply_affine(image, matrix, weights, fill):
     """Return the image moved by a 2x3 matrix of 2**-16 pixels, bicubic, same size.
 
@@ -81,7 +81,7 @@ def apply_affine(image, matrix, weights, fill):
     return result
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _pack_lanes(image):
     """Return each pixel's channels in the lanes of one word, with two pixels of border around.
 

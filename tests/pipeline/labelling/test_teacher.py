@@ -288,6 +288,7 @@ REPORT = Preflight(
     batch_seconds=1.0,
     flip_rows=0,
     flips=0,
+    augment_seconds=0.01,
     warnings=(),
 )
 

@@ -218,7 +218,14 @@ def test_the_identity_knows_nothing_of_the_trial(weights: Path, shard: Path) -> 
 
 
 REPORT = Preflight(
-    images=48, correct=16, rows_per_batch=48, batch_seconds=1.0, flip_rows=0, flips=0, warnings=()
+    images=48,
+    correct=16,
+    rows_per_batch=48,
+    batch_seconds=1.0,
+    flip_rows=0,
+    flips=0,
+    augment_seconds=0.01,
+    warnings=(),
 )
 
 
