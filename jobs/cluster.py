@@ -216,7 +216,7 @@ class Cluster:
 
     def capacity(self) -> Capacity:
         """Return who labels, as the cluster is now."""
-        cores = max(1, int(joining.resources_now()["CPU"].total))
+        cores = max(1, sum(one.cpus for one in self._machines.values()))
         return Capacity(teachers=self._teachers, cores=cores, shared=not self._on_gpu)
 
     def label(self, plan: JobPlan) -> Generator[Committed, None, None]:
