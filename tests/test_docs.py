@@ -47,7 +47,7 @@ def commands_of(page: Path) -> Iterator[list[str]]:
 
 
 def completed(words: list[str]) -> list[str]:
-    """Return a command without its dots: a value for those after a flag, what is needed for others."""
+    """Return a command without dots: a value for those of a flag, what is needed for others."""
     whole = [
         "x" if word == "..." and before.startswith("--") else word
         for before, word in zip(["", *words], words, strict=False)
@@ -134,8 +134,10 @@ def follow(page: Path) -> None:
         module, _, function = program.partition(":")
         try:
             getattr(import_module(module), function)(command[1:])
+            status = 0
         except SystemExit as end:
-            assert end.code in (0, None), command
+            status = end.code
+        assert not status, command
 
 
 def test_the_guide_can_be_followed(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
