@@ -11,6 +11,7 @@ from importlib import import_module
 
 __all__ = [
     "evaluate_student",
+    "export_student",
     "label_store",
     "label_teacher",
     "pack_shards",
@@ -47,6 +48,11 @@ def train_student() -> None:
 def evaluate_student() -> None:
     """Run ``evaluate-student``."""
     _run("student.cli", "evaluate_main")
+
+
+def export_student() -> None:
+    """Run ``export-student``."""
+    _run("student.cli", "export_main")
 
 
 def _run(module: str, function: str) -> None:

@@ -63,6 +63,7 @@ def test_the_digest_follows_what_shapes_the_weights_and_nothing_else() -> None:
         "lengthen": True,
         "deterministic": True,
         "ema_on_cpu": True,
+        "checkpoint_history": 3,
         "subset": True,  # which shards they are binds, not that some are missing
     }
     assert config(**free).digest == base.digest
