@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import ray
 from ray.exceptions import GetTimeoutError, RayTaskError, TaskCancelledError, WorkerCrashedError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from jobs.sizing import Share
 from jobs.supervisor import PARTS_IN_FLIGHT, Patience
 from pipeline.errors import PipelineError
 from pipeline.files.sharing import SharedPaths, unseen_path
@@ -63,7 +65,6 @@ class ActorSettings:
     """What a teacher's process is told when it starts."""
 
     config: LabelConfig
-    window: int  # groups of a part that are augmented at a time
     patience: Patience
     make_worker: MakeWorker
 
@@ -103,6 +104,7 @@ class TeacherActor:
     def __init__(self, settings: ActorSettings) -> None:
         self._settings = settings
         self._loaded: TeacherWorker | None = None
+        self._share = Share(threads=1, window=1, local=0)
         self._groups = 0
         self._counting = threading.Lock()
         self._crashing: Crashing = {}
@@ -124,10 +126,11 @@ class TeacherActor:
             )
 
     @ray.method(concurrency_group="work")
-    def load(self, threads: int) -> None:
+    def load(self, share: Share) -> None:
         """Load the teacher, once."""
-        # The cluster's CPUs divided by its teachers; more than this machine has would hinder.
-        threads = min(threads, len(os.sched_getaffinity(0)))
+        self._share = share
+        # A machine may say that it has more CPUs than it has.
+        threads = min(share.threads, len(os.sched_getaffinity(0)))
         config = self._settings.config
         self._loaded = self._settings.make_worker(config, config.threads or threads)
 
@@ -144,15 +147,15 @@ class TeacherActor:
     @ray.method(concurrency_group="work")
     def label(self, order: PartOrder, lean: int) -> Committed:
         """Label and commit one part; each step of ``lean`` halves what is augmented at a time."""
-        window = max(1, self._settings.window >> lean)
-        return self._worker.label_part(order, self._augmented(order.tasks(), window))
+        return self._worker.label_part(order, self._augmented(order.tasks(), lean))
 
     def _augment_one(self, task: GroupTask) -> AugmentedGroup:
-        return next(self._augmented(iter([task]), 1))
+        return next(self._augmented(iter([task]), 0))
 
-    def _augmented(self, tasks: Iterator[GroupTask], window: int) -> Iterator[AugmentedGroup]:
+    def _augmented(self, tasks: Iterator[GroupTask], lean: int) -> Iterator[AugmentedGroup]:
+        share = replace(self._share, window=max(1, self._share.window >> lean))
         patience, crashing = self._settings.patience, self._crashing
-        return self._counted(_Augmentation(tasks, window, patience, crashing).groups())
+        return self._counted(_Augmentation(tasks, share, patience, crashing).groups())
 
     @property
     def _worker(self) -> TeacherWorker:
@@ -182,12 +185,18 @@ class _Augmentation:
     """Groups that are augmented elsewhere, a bounded number at a time."""
 
     def __init__(
-        self, tasks: Iterator[GroupTask], window: int, patience: Patience, crashing: Crashing
+        self, tasks: Iterator[GroupTask], share: Share, patience: Patience, crashing: Crashing
     ) -> None:
         self._tasks = tasks
+        self._share = share
+        self._here: set[Any] = set()  # of those under way, the ones that this machine was given
+        self._at_home = augment_remotely.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(
+                ray.get_runtime_context().get_node_id(), soft=True
+            )
+        )
         self._crashing = crashing  # of all parts
         self._probed: Counter[tuple[int, int]] = Counter()  # by group and first view
-        self._window = window
         self._patience = patience
         self._under_way: dict[Any, GroupTask] = {}  # by the call's reference
         self._started: dict[Any, float] = {}
@@ -198,7 +207,7 @@ class _Augmentation:
         """Yield the groups as they get ready."""
         try:
             while True:
-                while len(self._under_way) < self._window:
+                while len(self._under_way) < self._share.window:
                     task = next(self._tasks, None)
                     if task is None:
                         break
@@ -214,7 +223,11 @@ class _Augmentation:
     def _submit(self, task: GroupTask) -> None:
         known = self._crashing.get(task.shard.key_hash, frozenset())
         task = replace(task, crashing=known.intersection(task.members))
-        ref = augment_remotely.remote(task)
+        # Pixels need not cross the network while this machine's own cores have time for them.
+        here = len(self._here) < self._share.local
+        ref = (self._at_home if here else augment_remotely).remote(task)
+        if here:
+            self._here.add(ref)
         self._under_way[ref] = task
         self._started[ref] = time.monotonic()
 
@@ -227,6 +240,7 @@ class _Augmentation:
                 self._restart()
             return None
         ref = ready[0]
+        self._here.discard(ref)
         task, started = self._under_way.pop(ref), self._started.pop(ref)
         try:
             group: AugmentedGroup = ray.get(ref, timeout=self._patience.loading_seconds)
@@ -290,6 +304,7 @@ class _Augmentation:
             ray.cancel(ref, force=True)
         self._under_way.clear()
         self._started.clear()
+        self._here.clear()
 
 
 def _as_raised(error: RayTaskError) -> BaseException:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from jobs.actors import (
 )
 from jobs.draining import Drain
 from jobs.joining import RayConnection, death_of, fault_of, within
+from jobs.sizing import Share, ShareRule, auto_teachers, machine_for_cpu_teacher
 from jobs.supervisor import (
     Ask,
     Decision,
@@ -60,7 +62,6 @@ ANSWER_SECONDS = 120.0  # of a node that is asked what it sees; it may have to s
 END_SECONDS = 5.0
 PULSE_SECONDS = 2.0  # between two looks at a teacher's progress
 PULSES_PER_SECOND = 100  # of all teachers together
-WINDOW_BYTES = 1e9  # of augmented groups, for each teacher
 
 _DESCRIBE, _TRY_OUT = "its own settings", "the trial on a few images"
 
@@ -71,6 +72,7 @@ class _Running:
 
     actor: Any
     calls: dict[Any, tuple[str, Work]] = field(default_factory=dict)  # by reference
+    home: str | None = None  # the machine that it is on, or was asked for
     asked: float = 0.0  # for its progress
 
 
@@ -91,28 +93,51 @@ class Cluster:
             raise
 
     def _plan_teachers(self, make_worker: MakeWorker) -> None:
-        config, resources = self._config, joining.resources_now()
-        gpus, cpus = int(resources["GPU"].total), max(1, int(resources["CPU"].total))
+        config, state = self._config, joining.state_now()
+        self._machines = state.machines
+        gpus = auto_teachers(self._machines, on_gpu=True)
         self._on_gpu = config.device == "cuda" or (config.device == "auto" and gpus > 0)
-        teachers = config.teachers or (gpus if self._on_gpu else 1)
-        if self._on_gpu and teachers > gpus:
-            raise PipelineError(
-                f"{teachers} teachers need as many GPUs, the cluster has {gpus}; use --teachers "
-                f"{gpus} or --device cpu"
-            )
-        self._patience = Patience.of(config.hang_seconds, config.wait_seconds)
+        self._teachers = 1
+        self._count_teachers()
+        self._require_gpus(gpus)
         mix, side = config.effective_mixing, config.augment.image_size
-        group_bytes = mix.group_size * mix.block_views * side * side * 3
-        fitting = int(WINDOW_BYTES / self._patience.in_flight / group_bytes)
-        self._settings = ActorSettings(
-            config=config,
-            window=max(2, min(2 * cpus // teachers, fitting)),
-            patience=self._patience,
-            make_worker=make_worker,
+        self._rule = ShareRule(
+            group_bytes=mix.group_size * mix.block_views * side * side * 3,
+            window_bytes=1e9 * config.window_gb,
         )
-        self._teachers = teachers
-        self._threads = max(1, cpus // teachers)
-        self._supervisor = Supervisor(teachers, "GPU" if self._on_gpu else None, self._patience)
+        self._patience = Patience.of(config.hang_seconds, config.wait_seconds)
+        self._settings = ActorSettings(
+            config=config, patience=self._patience, make_worker=make_worker
+        )
+        needs = "GPU" if self._on_gpu else None
+        self._supervisor = Supervisor(self._teachers, needs, self._patience)
+
+    def _count_teachers(self) -> None:
+        """Set how many teachers there may be now; more GPUs and machines may come later."""
+        if isinstance(self._config.teachers, int):
+            self._teachers = self._config.teachers
+            return
+        found = auto_teachers(self._machines, on_gpu=self._on_gpu)
+        # A GPU that is lost may come back; what a machine without one did, others do.
+        self._teachers = max(self._teachers, found) if self._on_gpu else found
+
+    def _require_gpus(self, gpus: int) -> None:
+        if self._on_gpu and self._teachers > gpus:
+            if not self._connection.joined:
+                cure = f"--teachers {gpus} or --device cpu" if gpus else "--device cpu"
+                raise PipelineError(
+                    f"{self._teachers} teachers need as many GPUs, this machine has {gpus}; use "
+                    f"{cure}"
+                )
+            _log.warning(
+                f"the cluster has {gpus} GPUs now, and {self._teachers} teachers are wanted: the "
+                "others begin as GPUs come"
+            )
+        elif not self._on_gpu and self._connection.joined and self._config.device == "auto":
+            _log.warning(
+                "the cluster has no GPU now, so the teacher runs on CPUs, also if GPUs come later; "
+                "with --device cuda it waits for them"
+            )
 
     def check_paths(self, shards: IndexedShards) -> None:
         """Raise ``ConfigError`` naming a node that does not see the job's local paths as they are.
@@ -191,7 +216,7 @@ class Cluster:
 
     def capacity(self) -> Capacity:
         """Return who labels, as the cluster is now."""
-        cores = max(1, int(joining.resources_now()["CPU"].total))
+        cores = max(1, sum(one.cpus for one in self._machines.values()))
         return Capacity(teachers=self._teachers, cores=cores, shared=not self._on_gpu)
 
     def label(self, plan: JobPlan) -> Generator[Committed, None, None]:
@@ -224,12 +249,12 @@ class Cluster:
 
     def _look_around(self) -> None:
         """Tell the supervisor what the cluster has, and ask the teachers how far they are."""
-        resources = self._connection.resources()
-        if resources is not None:
-            self._supervisor.saw(resources)
-            if self._on_gpu and self._config.teachers is None:
-                self._teachers = max(self._teachers, int(resources["GPU"].total))
-                self._supervisor.want(self._teachers)  # GPUs may come later
+        state = self._connection.state()
+        if state is not None:
+            self._machines = state.machines
+            self._supervisor.saw(state.resources)
+            self._count_teachers()
+            self._supervisor.want(self._teachers)
         now, states = time.monotonic(), self._supervisor.states
         pause = max(PULSE_SECONDS, len(self._running) / PULSES_PER_SECOND)
         for number, running in self._running.items():
@@ -241,8 +266,12 @@ class Cluster:
     def _do(self, decision: Decision, submit: Callable[[Any, HandOut], Any]) -> None:
         match decision:
             case Ask(teacher):
-                actor = self._start_teacher()
-                self._running[teacher] = _Running(actor, {actor.node.remote(): ("node", None)})
+                home = None
+                if not self._on_gpu:
+                    home = machine_for_cpu_teacher(self._machines, self._at_home())
+                actor = self._start_teacher(home)
+                calls: dict[Any, tuple[str, Work]] = {actor.node.remote(): ("node", None)}
+                self._running[teacher] = _Running(actor, calls, home)
             case HandOut(teacher, work):
                 running = self._running[teacher]
                 running.calls[submit(running.actor, decision)] = ("work", work)
@@ -279,7 +308,9 @@ class Cluster:
         if kind == "node":
             supervisor.placed(number, now)
             running = self._running[number]
-            running.calls[running.actor.load.remote(self._threads)] = ("load", None)
+            running.home = str(answer)
+            share = self._share_of(running.home)
+            running.calls[running.actor.load.remote(share)] = ("load", None)
         elif kind == "load":
             supervisor.loaded(number, now)
         elif kind == "progress":
@@ -311,9 +342,24 @@ class Cluster:
         for running in self._running.values():
             ray.kill(running.actor)
 
-    def _start_teacher(self) -> Any:
+    def _at_home(self) -> Counter[str]:
+        """Return how many teachers each machine has."""
+        return Counter(one.home for one in self._running.values() if one.home is not None)
+
+    def _share_of(self, home: str) -> Share:
+        here = self._at_home()[home]
+        if self._on_gpu and home in self._machines:
+            # Others are still being placed: Ray gives a machine's GPUs to one after the other.
+            here = max(here, min(self._machines[home].gpus, self._teachers))
+        return self._rule.share(self._machines, home, here, self._teachers)
+
+    def _start_teacher(self, home: str | None) -> Any:
+        strategy: Any = "DEFAULT"
+        if home is not None:
+            strategy = NodeAffinitySchedulingStrategy(home, soft=True)
         return TeacherActor.options(  # type: ignore[attr-defined]
             num_gpus=1 if self._on_gpu else 0,
+            scheduling_strategy=strategy,
             runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}},
         ).remote(self._settings)
 

@@ -76,7 +76,7 @@ def _try_ray() -> Iterator[Finding]:
     started = time.monotonic()
     try:
         with contextlib.closing(joining.RayConnection.open()):
-            cpus = joining.resources_now()["CPU"].total
+            cpus = joining.state_now().resources["CPU"].total
             seconds = time.monotonic() - started
             yield Finding(name="Ray", found=f"runs, with {cpus:.0f} CPUs, after {seconds:.0f} s")
     except PipelineError as error:

@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from pipeline.cli.console import Progress, counted, flags_of, note, running, say
 from pipeline.errors import PipelineError
 from pipeline.files.local import replace as replace_file
 from pipeline.identity import PRESETS, MixConfig, different_fields
-from student.config import EvaluateConfig, TrainConfig
+from student.config import EvaluateConfig, ExportConfig, TrainConfig
 from student.recipes import read_run_file, recipe
 from student.signals import StopRequest, signal_name
 
@@ -28,9 +28,10 @@ if TYPE_CHECKING:
     from student.engine import Outcome
     from student.evaluation.analysis import Analysis
     from student.evaluation.evaluate import Evaluation
+    from student.evaluation.report import CheckpointReport
     from student.inputs import Inputs
 
-__all__ = ["evaluate_main", "main", "report_main"]
+__all__ = ["evaluate_main", "export_main", "main", "report_main"]
 
 _DESCRIPTION = """Train a distilled student on the augmented views and teacher labels of a store.
 
@@ -41,6 +42,14 @@ Start several processes with torchrun."""
 _CLASSES = 20  # in a table
 _NOT_COMPARED = "whether both number the classes alike is not known"
 _INTERRUPTED = "interrupted; --resume auto goes on from the last checkpoint, if there is one"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportFlags(ExportConfig):
+    """Write a run's student as a file that timm, Hugging Face's hub or ONNX can load."""
+
+    run: tyro.conf.Positional[Path]
+    """A run's directory, of which best.pt is taken, or else last.pt; or one of its checkpoints."""
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "train-student") -> None:
@@ -105,10 +114,28 @@ def report_main(arguments: Sequence[str] | None = None, program: str = "student-
         say(f"{flags.out}: {counted(len(flags.runs), 'run')}")
 
 
+def export_main(arguments: Sequence[str] | None = None, program: str = "export-student") -> None:
+    """Run ``export-student``."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    with running(program, flags_of(ExportConfig), arguments=arguments):
+        config = tyro.cli(ExportFlags, prog=program, args=arguments)
+        from student.exporting import export_student
+
+        done = export_student(config)
+        say(f"{done.out} is written, of {done.source}, {done.which} weights; to load it:")
+        say(done.loading)
+
+
 def _evaluate(config: EvaluateConfig) -> None:
     from student.evaluation.analysis import plot_analysis
-    from student.evaluation.report import evaluate_checkpoint
+    from student.evaluation.report import evaluate_checkpoint, evaluate_directory
 
+    if config.checkpoint.is_dir():
+        reports = evaluate_directory(config)
+        _print_directory(reports)
+        if config.json is not None:
+            _write_json(config.json, {name: one.to_json() for name, one in reports.items()})
+        return
     report = evaluate_checkpoint(config)
     if report.unnamed:
         note(f"{' and '.join(report.unnamed)} have no names of classes: {_NOT_COMPARED}")
@@ -116,14 +143,32 @@ def _evaluate(config: EvaluateConfig) -> None:
         title = "prediction from" if name == "raw" else "averaged weights"
         print_evaluation(title, evaluation, report.taught)
         warn_of_class_order(evaluation, report.classes)
+    say(f"{'parameters':20} {report.parameters:8}")
     say(f"{'student alone':20} {report.forward_images_per_second:8.0f} images per second")
     if config.json is not None:
-        replace_file(config.json, json.dumps(report.to_json(), indent=1).encode() + b"\n")
+        _write_json(config.json, report.to_json())
     if report.analysis is not None:
         _print_analysis(report.analysis)
         _print_classes(report.analysis, report.names)
         if config.plot is not None:
             plot_analysis(report.analysis, config.plot)
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    replace_file(path, json.dumps(values, indent=1).encode() + b"\n")
+
+
+def _print_directory(reports: Mapping[str, CheckpointReport]) -> None:
+    """Print a line for each file's weights, by what its predictions are taken from."""
+    rows = [
+        (f"{name} {which}", evaluation.of("mean_of_logits" if report.taught else "class_head"))
+        for name, report in reports.items()
+        for which, evaluation in report.evaluations.items()
+    ]
+    width = max(20, *(len(name) for name, _ in rows))
+    say(f"{'weights':{width}} {'top-1':>8} {'top-5':>8} {'loss':>8}")
+    for name, found in rows:
+        say(f"{name:{width}} {found.top1:8.2%} {found.top5:8.2%} {found.loss:8.4f}")
 
 
 def _print_analysis(analysis: Analysis) -> None:
@@ -286,13 +331,15 @@ def _warn_of_other_views(inputs: Inputs) -> None:
 def print_evaluation(title: str, evaluation: Evaluation, taught: bool = True) -> None:
     """Print a table of accuracies on stdout, of a student not ``taught`` its class head's."""
     teacher = evaluation.teacher
-    say(f"{title:20} {'top-1':>8} {'top-5':>8}" + (f" {'teacher':>8}" if teacher else ""))
+    more = f" {'teacher':>8}" if teacher else ""
+    say(f"{title:20} {'top-1':>8} {'top-5':>8} {'loss':>8}{more}")
     for name in ("class_head", "distillation_head", "mean_of_logits", "sum_of_softmaxes"):
         accuracy = getattr(evaluation, name)
         if accuracy is not None and (taught or name == "class_head"):
             alike = f" {teacher.agreement[name]:8.2%}" if teacher else ""
             label = name.replace("_", " ")
-            say(f"{label:20} {accuracy.top1:8.2%} {accuracy.top5:8.2%}{alike}")
+            shares = f"{accuracy.top1:8.2%} {accuracy.top5:8.2%} {accuracy.loss:8.4f}"
+            say(f"{label:20} {shares}{alike}")
     if teacher:
         say(f"{'the teacher':20} {teacher.accuracy:8.2%}")
     say(f"{'images':20} {evaluation.samples:8}")
@@ -313,6 +360,7 @@ def _summarize(config: TrainConfig, outcome: Outcome, classes: int) -> None:
         spent = sum(seconds.get("evaluation", 0.0) for seconds in outcome.epoch_seconds)
         epochs = len(outcome.epoch_seconds)
         say(f"seconds per epoch    {(total - spent) / epochs:8.2f} (evaluation not included)")
+    say(f"peak memory (MB)     {outcome.peak_memory_bytes / 1e6:8.0f}")
     say(f"views audited        {outcome.audited:8}")
     say(f"steps                {outcome.steps:8}")
     say(f"weights {config.output / 'last.pt'} sha256 {outcome.weights}")

@@ -22,7 +22,7 @@ from pipeline.identity import StoreIdentity, canonical_json
 from pipeline.labelling.devices import allow_fast_floats, choose_device, set_threads
 from pipeline.labelling.weights import WORDS, Which, state_digest
 from pipeline.tools.verify import check_fingerprints
-from student.adaptation import adapt
+from student.adaptation import adapt, parameter_count
 from student.audit import audit_store
 from student.batches import (
     TeacherInLoop,
@@ -40,6 +40,7 @@ from student.checkpoint import (
     Segment,
     claim_output,
     find_checkpoint,
+    keep_epoch,
     set_aside,
     write_checkpoint,
 )
@@ -57,7 +58,7 @@ from student.finetune import Loaded, load_weights, read_weights
 from student.inputs import Inputs
 from student.loading import LoaderOptions
 from student.losses import MixedTarget, TeacherSignal
-from student.metrics import Meter, MetricsLog, Stopwatch
+from student.metrics import Meter, MetricsLog, Stopwatch, peak_memory
 from student.model import StudentSpec, create_student, reseed, set_mode, split_heads
 from student.optimization import Optimization, schedule_of
 from student.recipes import to_toml
@@ -83,6 +84,7 @@ class Outcome:
 
     steps: int  # done, of the whole run
     dropped_rows: int  # at the run's end, fewer than a batch
+    peak_memory_bytes: int  # on this rank's GPU, or in memory
     audited: int  # views whose digest was compared, by all ranks since the run began or went on
     weights: str  # SHA-256 of the student's state
     evaluation: Evaluation | None  # the last one
@@ -239,6 +241,10 @@ class Trainer:
                     "for the last bits: the store's digests of them cannot be compared",
                     logging.WARNING,
                 )
+            if not self.step:
+                counts = (parameter_count(self.model), parameter_count(self.model, trained=True))
+                log.write("student", 0, {"parameters": counts[0], "trained": counts[1]})
+                self._say(f"{counts[0]:,} parameters, of which {counts[1]:,} are trained")
             if self._good is not None and self._fell_back:
                 self._say(f"{self._good[0].with_name(LAST)} was torn or missing", logging.WARNING)
             if self._good is not None:
@@ -279,6 +285,7 @@ class Trainer:
         return Outcome(
             steps=self.step,
             dropped_rows=self.plan.dropped_rows,
+            peak_memory_bytes=peak_memory(self.device),
             audited=self._audited_by_all(),
             weights=state_digest(self.model.state_dict()),
             evaluation=self._evaluations.get("raw"),
@@ -399,6 +406,7 @@ class Trainer:
         spent = seconds["total"] - seconds.get("evaluation", 0.0)
         line: dict[str, Any] = {"epoch": epoch, **means, "seconds": seconds}
         line["rows_per_second"] = rows / max(spent, 1e-9)
+        line["peak_memory_bytes"] = peak_memory(self.device)
         text = f"epoch {epoch + 1}/{config.plan.epochs} done, loss {means['loss']:.4f}"
         if evaluating:
             for name, evaluation in self._evaluations.items():
@@ -412,6 +420,8 @@ class Trainer:
             self._save(BEST)
         if last or (epoch + 1) % config.run.checkpoint_epochs == 0:
             self._save(LAST)
+            if self.ranks.first:
+                keep_epoch(config.output / LAST, epoch + 1, config.run.checkpoint_history)
         return seconds
 
     @property

@@ -84,11 +84,15 @@ class LabelConfig:
     """Where the teacher runs."""
     batch_views: int | None = None
     """Views of a group in one teacher batch: a triple on a CPU, a block on a GPU."""
-    teachers: int | None = None
-    """Teacher processes: one per GPU of the cluster, or one."""
+    teachers: int | Literal["auto"] = "auto"
+    """Teacher processes: one per GPU of the cluster, also of those that join while the job runs;
+    without GPUs one per machine."""
     threads: int | None = None
-    """CPU threads of each teacher: the cores divided by the teachers. One is faster for small
-    teachers and views. Labels do not depend on it."""
+    """CPU threads of each teacher: its machine's cores divided by the teachers there. One is faster
+    for small teachers and views. Labels do not depend on it."""
+    window_gb: float = 1.0
+    """Most memory for the augmented views that wait for a teacher, each; of a machine's shared
+    memory all of its teachers together take at most half."""
     serial: bool = False
     """Run in this process, without Ray; writes the same bytes."""
     max_rejected: float = 0.01
@@ -131,8 +135,10 @@ class LabelConfig:
             raise ConfigError(f"`max_rejected` is {self.max_rejected}; a share is in 0..1")
         for name in ("teachers", "threads", "batch_views"):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if isinstance(value, int) and value < 1:
                 raise ConfigError(f"`{name}` is {value}; use 1 or more")
+        if not self.window_gb > 0:
+            raise ConfigError(f"`window_gb` is {self.window_gb}; use more than 0")
         if not self.hang_seconds > 0 or not self.wait_seconds >= 0:
             raise ConfigError(
                 f"`hang_seconds` is {self.hang_seconds}, `wait_seconds` {self.wait_seconds}; use "

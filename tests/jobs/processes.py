@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import IO
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -103,7 +104,8 @@ import json, os, sys
 from ray.cluster_utils import Cluster
 
 cluster = Cluster()
-for node in json.loads(sys.argv[1]):
+
+def add(node):
     os.chdir(node["directory"])
     os.environ.update(node["environment"])
     cluster.add_node(
@@ -112,8 +114,12 @@ for node in json.loads(sys.argv[1]):
     )
     for name in node["environment"]:
         del os.environ[name]
+
+for node in json.loads(sys.argv[1]):
+    add(node)
 print(cluster.address, flush=True)
-sys.stdin.read()
+for line in sys.stdin:
+    add(json.loads(line))
 """
 
 
@@ -133,6 +139,12 @@ class RayNodes:
 
     address: str
     pid: int
+    orders: IO[bytes]
+
+    def add(self, node: Node) -> None:
+        """Let one more machine join, a little later."""
+        self.orders.write(json.dumps(asdict(node), default=str).encode() + b"\n")
+        self.orders.flush()
 
     def raylet(self, number: int) -> int:
         """Return the process of a node."""
@@ -151,8 +163,10 @@ def ray_nodes(*nodes: Node) -> Iterator[RayNodes]:
         stderr=subprocess.DEVNULL,
     )
     assert process.stdout is not None
+    assert process.stdin is not None
     try:
-        yield RayNodes(process.stdout.readline().decode().strip(), process.pid)
+        address = process.stdout.readline().decode().strip()
+        yield RayNodes(address, process.pid, process.stdin)
     finally:
         _end_family(process)
 
