@@ -312,7 +312,8 @@ def _final(runs: Sequence[RunRecord]) -> Table:
     """Return the last evaluation's accuracies: of each head and fusion, raw and averaged."""
     rows = []
     for run in runs:
-        last = next((one for one in reversed(run.epochs) if "evaluation" in one), {})
+        nothing: Mapping[str, Any] = {}
+        last = next((one for one in reversed(run.epochs) if "evaluation" in one), nothing)
         for kind, weights in (("evaluation", "raw"), ("ema_evaluation", "averaged")):
             for name in _FUSIONS:
                 top1 = _number(last, kind, name, "top1")
