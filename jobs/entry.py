@@ -15,6 +15,7 @@ __all__ = [
     "label_store",
     "label_teacher",
     "pack_shards",
+    "student_report",
     "teacher_labels",
     "train_student",
 ]
@@ -53,6 +54,11 @@ def evaluate_student() -> None:
 def export_student() -> None:
     """Run ``export-student``."""
     _run("student.cli", "export_main")
+
+
+def student_report() -> None:
+    """Run ``student-report``."""
+    _run("student.cli", "report_main")
 
 
 def _run(module: str, function: str) -> None:

@@ -21,6 +21,7 @@ COMMANDS: Mapping[str, tuple[str, str, str]] = {
     ),
     "train": ("train-student", "student.cli:main", "a student from a store"),
     "evaluate": ("evaluate-student", "student.cli:evaluate_main", "a student's checkpoint"),
+    "runs": ("student-report", "student.cli:report_main", "runs beside each other, as a page"),
     "export": (
         "export-student",
         "student.cli:export_main",
