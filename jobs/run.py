@@ -11,7 +11,7 @@ from jobs.draining import Drain, Stopped
 from jobs.metrics import Metrics, check_path, measuring
 from pipeline.cli.console import Progress as Shown
 from pipeline.cli.console import counted, duration, note, say
-from pipeline.errors import REJECTION_WORDS, PipelineError, TryAgainError
+from pipeline.errors import REJECTION_WORDS, PipelineError, TryAgainError, require_package
 from pipeline.files.local import expand_shards
 from pipeline.labelling.agreement import Preflight, in_percent, require_agreement
 from pipeline.labelling.config import LabelConfig
@@ -77,6 +77,7 @@ def _run(config: LabelConfig, drain: Drain) -> int:
     if config.serial:
         from jobs.serial import SerialTeacher as Teachers
     else:
+        require_package("ray", "jobs", "a label job without `serial`")
         from jobs.cluster import Cluster as Teachers  # type: ignore[assignment]
     with contextlib.closing(Teachers(config, drain)) as teachers:
         teacher, floats = teachers.describe()
