@@ -357,6 +357,7 @@ class Trainer:
         """Add the gradients of one piece of a batch."""
         config, augment = self.config, self.identity.augment
         with self._watch.on("student"):
+            batch = batch.to(self.device, non_blocking=True)  # all that this step needs
             images = mixed_images(batch, augment, self.device)
         with self._watch.on("teacher" if config.teacher.teacher_in_loop else "student"):
             teacher = self._teacher_labels(batch, images)

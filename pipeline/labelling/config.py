@@ -116,6 +116,8 @@ class LabelConfig:
     """Try the teacher out, say what the job will take, and end; writes nothing."""
     hour_price: float | None = None
     """What an hour of a GPU costs, or of a machine without, for `estimate`."""
+    metrics_file: Path | None = None
+    """File to which a line of JSON is added every 5 seconds: speed, busy teachers, retries."""
     debug: bool = False
     """Show where in the code an error came from, too."""
 
@@ -158,7 +160,7 @@ class LabelConfig:
         """
         local = {
             name: path.absolute()
-            for name in ("teacher_checkpoint", "cache_dir")
+            for name in ("teacher_checkpoint", "cache_dir", "metrics_file")
             if (path := getattr(self, name)) is not None
         }
         if not is_url(self.out):

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.errors import ConfigError
+from pipeline.errors import require_package
 from pipeline.views.mixing import normalize, to_device
 from student.evaluation.evaluate import fuse
 from student.evaluation.validation import NO_LABEL, ValidationDataset
@@ -209,13 +209,9 @@ def plot_analysis(analysis: Analysis, path: Path) -> None:
 
     Raises ``ConfigError`` if matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError(
-            "`plot` needs matplotlib; install the extra 'plots', or leave it out, the "
-            "numbers are in the JSON"
-        ) from error
+    require_package("matplotlib", "plots", "`plot`")
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(10, 4), layout="constrained")
     table, curve = figure.subplots(1, 2)
     names = [name.replace("_", " ") for name in analysis.names]
