@@ -30,6 +30,7 @@ from pipeline.errors import ConfigError, DecodeError, PipelineError, ShardError
 from pipeline.files.local import LocalFolder, open_folder
 from pipeline.growth import settle
 from pipeline.identity import PILLOWS_LIMIT, canonical_json
+from pipeline.shards.index import INDEX_SUFFIX, index_bytes
 from pipeline.views.rng import stream
 
 __all__ = [
@@ -161,6 +162,8 @@ def pack_shards(
                 reencoded += encoded.reencoded
                 on_progress(done, len(shuffled))
             size += file.tell()
+            index = index_bytes(file, name)
+        folder.replace(f"{name}{INDEX_SUFFIX}", index)
         local = isinstance(folder, LocalFolder)
         shards.append(Path(folder.at(name)) if local else folder.at(name))
     folder.replace(CLASSES_FILE, canonical_json(list(classes)) + b"\n")
