@@ -11,12 +11,13 @@ export OMP_WAIT_POLICY := PASSIVE
 export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help setup demo evidence docs test browser bench lint types check clean
+.PHONY: help setup demo evidence docs site test browser bench lint types check clean
 
 help:
 	@echo "make demo    images -> shards -> teacher -> label job on Ray -> student, in minutes"
 	@echo "make evidence  students taught in six ways, compared in docs/EVIDENCE.md; takes hours"
 	@echo "make docs    docs/API.md, from the docstrings"
+	@echo "make site    the documentation as a web site, in site/index.html"
 	@echo "make test    the whole test suite"
 	@echo "make browser  the tests that open reports in a headless Chromium"
 	@echo "make check   lint, types and tests"
@@ -48,6 +49,10 @@ evidence: $(INSTALLED)
 docs: $(INSTALLED)
 	$(BIN)/python docs/api.py
 
+site: $(INSTALLED)
+	$(BIN)/python docs/commands.py
+	$(BIN)/zensical build --strict
+
 # Two files at a time, in the order of their names: tests/jobs, the longest, begins early. A file
 # stays in one process, with its fixtures.
 test: $(INSTALLED)
@@ -74,5 +79,5 @@ types: $(INSTALLED)
 check: lint types test
 
 clean:
-	rm -rf demo-output build *.egg-info
+	rm -rf demo-output build site .cache *.egg-info
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -88,7 +88,7 @@ def look_remotely(paths: SharedPaths, node: str) -> str | None:
 
 @ray.remote(num_cpus=1, max_retries=CRASHES_PER_TASK)
 def summarize_remotely(shards: Sequence[tuple[int, ShardFile]]) -> list[ShardSummary]:
-    """Open shards, given with their numbers, and summarize each."""
+    """Summarize shards, given with their numbers."""
     return list(summarize_here(shards))
 
 

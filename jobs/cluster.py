@@ -165,9 +165,9 @@ class Cluster:
                 require_shared(shared, node, nodes[node], unseen)
 
     def summarize(self, shards: Sequence[tuple[int, ShardFile]]) -> Iterator[ShardSummary]:
-        """Open shards on all CPUs of the cluster, and summarize each in their order.
+        """Summarize shards in their order, on all CPUs of the cluster; a few of them here.
 
-        Those in object storage are fetched by the machines that open them. A few are opened here.
+        Those in object storage are fetched by the machines that open them.
         """
         if len(shards) < 2 * SHARDS_PER_TASK:
             yield from summarize_here(shards)

@@ -22,6 +22,11 @@ COMMANDS: Mapping[str, tuple[str, str, str]] = {
     ),
     "train": ("train-student", "student.cli:main", "a student from a store"),
     "evaluate": ("evaluate-student", "student.cli:evaluate_main", "a student's checkpoint"),
+    "export": (
+        "export-student",
+        "student.cli:export_main",
+        "a student for timm, the hub or ONNX",
+    ),
     "doctor": ("", "jobs.doctor:main", "whether this machine is fit, and what to mend"),
 }
 """Each command's older name, the function that runs it, and what it is for."""

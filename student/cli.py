@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from pipeline.cli.console import Progress, counted, flags_of, note, running, say
 from pipeline.errors import PipelineError
 from pipeline.files.local import replace as replace_file
 from pipeline.identity import PRESETS, MixConfig, different_fields
-from student.config import EvaluateConfig, TrainConfig
+from student.config import EvaluateConfig, ExportConfig, TrainConfig
 from student.recipes import read_run_file, recipe
 from student.signals import StopRequest, signal_name
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from student.evaluation.report import CheckpointReport
     from student.inputs import Inputs
 
-__all__ = ["evaluate_main", "main"]
+__all__ = ["evaluate_main", "export_main", "main"]
 
 _DESCRIPTION = """Train a distilled student on the augmented views and teacher labels of a store.
 
@@ -42,6 +42,14 @@ Start several processes with torchrun."""
 _CLASSES = 20  # in a table
 _NOT_COMPARED = "whether both number the classes alike is not known"
 _INTERRUPTED = "interrupted; --resume auto goes on from the last checkpoint, if there is one"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportFlags(ExportConfig):
+    """Write a run's student as a file that timm, Hugging Face's hub or ONNX can load."""
+
+    run: tyro.conf.Positional[Path]
+    """A run's directory, of which best.pt is taken, or else last.pt; or one of its checkpoints."""
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "train-student") -> None:
@@ -78,6 +86,18 @@ def evaluate_main(
             config=(tyro.conf.OmitArgPrefixes,),
         )
         _evaluate(config)
+
+
+def export_main(arguments: Sequence[str] | None = None, program: str = "export-student") -> None:
+    """Run ``export-student``."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    with running(program, flags_of(ExportConfig), arguments=arguments):
+        config = tyro.cli(ExportFlags, prog=program, args=arguments)
+        from student.exporting import export_student
+
+        done = export_student(config)
+        say(f"{done.out} is written, of {done.source}, {done.which} weights; to load it:")
+        say(done.loading)
 
 
 def _evaluate(config: EvaluateConfig) -> None:

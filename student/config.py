@@ -23,6 +23,7 @@ __all__ = [
     "SETTINGS",
     "EvaluateConfig",
     "EvaluationConfig",
+    "ExportConfig",
     "OptimizationConfig",
     "RunConfig",
     "StudentConfig",
@@ -475,6 +476,32 @@ class EvaluateConfig:
     def cache(self) -> CacheConfig:
         """Where shards from object storage are kept."""
         return CacheConfig(directory=self.cache_dir, gigabytes=self.cache_gb)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportConfig:
+    """Write a run's student as a file that timm, Hugging Face's hub or ONNX can load."""
+
+    run: Path
+    """A run's directory, of which best.pt is taken, or else last.pt; or one of its checkpoints."""
+    to: Literal["timm", "safetensors", "hub-folder", "onnx"]
+    """timm: a .pth as its train.py writes; safetensors: the weights alone; hub-folder: a directory
+    as on Hugging Face's hub, for timm and transformers; onnx: a graph, with the extra 'export'."""
+    out: Path
+    """The file, or for hub-folder the directory, to write."""
+    heads: Literal["both", "fused", "class"] = "both"
+    """Of a student of two heads. both: as it is, and in a graph two outputs; fused: the mean of
+    both, which timm's models give in evaluation by themselves; class: the class head alone."""
+    weights: Literal["raw", "ema"] | None = None
+    """Which of a checkpoint's weights; by default those that won the last evaluation."""
+    model: str | None = None
+    """The checkpoint's model, if that is code of your own, as evaluate-student has it."""
+    model_args: tuple[str, ...] = ()
+    """Those of its model arguments that may fetch or read something, likewise."""
+
+    def __post_init__(self) -> None:
+        settle(self)
+        parse_model_args(self.model_args)
 
 
 def parse_model_args(arguments: tuple[str, ...]) -> Mapping[str, Any]:

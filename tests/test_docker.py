@@ -14,15 +14,11 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
-import ray.dashboard.modules.job.cli
-import torch.distributed.run
 import yaml
 from ray._private.ray_constants import DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
 from ray.dashboard.http_server_agent import PUBLIC_EXACT_PATHS
-from ray.scripts.scripts import cli as ray_commands
 
-import student.cli
-from jobs.label_teacher import parse_arguments
+from tests.commands import require_command
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCKER = ROOT / "docker"
@@ -30,31 +26,6 @@ BIN = Path(sys.executable).parent
 FILES = sorted(path for path in DOCKER.rglob("*") if path.is_file())
 KUBERNETES = "1.32"
 PROGRAMS = ("label-teacher", "ray", "torchrun", "train-student")
-
-
-def require_command(words: list[str]) -> None:
-    """Raise or exit unless a command is one of ours, Ray's or Python's, with flags that it has."""
-    match words:
-        case ["label-teacher", *arguments]:
-            if arguments != ["--help"]:
-                parse_arguments(arguments)
-        case ["train-student", *arguments]:
-            student.cli._parse(arguments)
-        case ["torchrun", *arguments]:
-            given = torch.distributed.run.get_args_parser().parse_args(arguments)
-            assert given.module
-            assert given.training_script == "student.cli"
-            require_command(["train-student", *given.training_script_args])
-        case ["ray", "job", "submit", *arguments]:
-            submit = ray.dashboard.modules.job.cli.job_cli_group.commands["submit"]
-            given = submit.make_context("submit", arguments).params
-            require_command(list(given["entrypoint"]))
-        case ["ray", name, *arguments]:
-            ray_commands.commands[name].make_context(name, arguments)
-        case ["python", "-c", code]:
-            compile(code, "the command", "exec")
-        case _:
-            raise AssertionError(f"an unknown command: {words}")
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,11 @@ __all__ = ["label_store", "pack_shards"]
 _LISTED = 20  # names printed before "and N more"
 
 
-def pack_shards(arguments: Sequence[str] | None = None, program: str = "pack-shards") -> None:
+def pack_shards(
+    arguments: Sequence[str] | None = None,
+    program: str = "pack-shards",
+    write: packing.WriteShards | None = None,
+) -> None:
     """Pack a folder of images, one directory per class, into shuffled WebDataset shards."""
     arguments = sys.argv[1:] if arguments is None else arguments
     with running(program, flags_of(packing.PackConfig), arguments=arguments):
@@ -37,7 +41,7 @@ def pack_shards(arguments: Sequence[str] | None = None, program: str = "pack-sha
             packing.PackConfig, prog=program, description=pack_shards.__doc__, args=arguments
         )
         with Progress("images") as progress:
-            report = packing.pack_shards(config, progress.show)
+            report = packing.pack_shards(config, progress.show, write)
         for path in report.passed_over[:_LISTED]:
             say(f"pack-shards: passed over, no image: {path}")
         if len(report.passed_over) > _LISTED:

@@ -39,7 +39,6 @@ from pipeline.shards.index import (
     UniqueKeys,
     open_known_shard,
     summarize_here,
-    summarize_shards,
 )
 from pipeline.store import (
     Committed,
@@ -188,9 +187,9 @@ def index_shards(
 ) -> IndexedShards:
     """Index all shards of a job, given as files or patterns.
 
-    Where ``pack-shards`` left an index beside a shard, that is read; the others are opened by
-    ``read``, which fetches those in object storage into the cache. Names of classes are those
-    that lie beside the shards, and those of ``classes``.
+    ``read`` summarizes them, here or elsewhere: by the index that ``pack-shards`` left beside a
+    shard, or by opening it, which fetches it into the cache if it is in object storage. Names of
+    classes are those that lie beside the shards, and those of ``classes``.
 
     Raises ``ShardError`` for files that are no whole shards, and for a key that two of them
     have, whose views would be drawn from one seed; ``ClassesError`` for names that differ.
@@ -203,7 +202,7 @@ def index_shards(
     infos: list[ShardInfo] = []
     keys = UniqueKeys()
     highest, highest_at, sorted_shards = -1, "", 0
-    for path, one in zip(paths, summarize_shards(paths, read), strict=True):
+    for path, one in zip(paths, read(list(enumerate(paths))), strict=True):
         infos.append(one.info)
         keys.add(path, one)
         if one.max_target > highest:

@@ -43,7 +43,6 @@ __all__ = [
     "read_index",
     "summarize_here",
     "summarize_shard",
-    "summarize_shards",
 ]
 
 _log = logging.getLogger(__name__)
@@ -58,7 +57,6 @@ Members: TypeAlias = list[list[str | int]]
 """Extension and bytes of each member of a sample, in file order."""
 
 _AHEAD = 4  # shards fetched at a time while others are indexed
-_INDICES = 16  # read at a time
 _LARGEST_INDEX = 1 << 28  # bytes: of a million samples
 _MOST_TARGETS = 1 << 16
 _SORTED_FROM = 16  # samples; fewer are in order by chance
@@ -74,7 +72,7 @@ _SPECIAL = re.compile(r"^__[^/]*__($|/)")  # names that WebDataset keeps for its
 
 
 Summarize: TypeAlias = "Callable[[Sequence[tuple[int, ShardFile]]], Iterable[ShardSummary]]"
-"""Opens shards, given with their numbers, and summarizes each in their order."""
+"""Summarizes shards, given with their numbers, in their order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,8 +174,13 @@ class ShardSummary:
 
 
 def summarize_shard(path: ShardFile, number: int) -> ShardSummary:
-    """Open a shard and summarize it; raises what ``open_shard`` does."""
-    return open_shard(path, number).summary
+    """Summarize a shard by the index beside it, and without one by the shard itself.
+
+    What an index says is not proved here: whoever opens the shard compares it, see
+    ``open_known_shard``. Raises what ``read_index`` and ``open_shard`` do.
+    """
+    found = read_index(path, number)
+    return open_shard(path, number).summary if found is None else found
 
 
 class UniqueKeys:
@@ -261,7 +264,7 @@ class _Hashes:
 
 
 def summarize_here(shards: Sequence[tuple[int, ShardFile]]) -> Iterator[ShardSummary]:
-    """Open shards one after the other, and summarize each; a few are fetched ahead."""
+    """Summarize shards in their order; a few are fetched ahead."""
     with ThreadPoolExecutor(_AHEAD) as pool:
         ahead: deque[Future[ShardSummary]] = deque()
         for number, path in shards:
@@ -270,22 +273,6 @@ def summarize_here(shards: Sequence[tuple[int, ShardFile]]) -> Iterator[ShardSum
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
-
-
-def summarize_shards(
-    paths: Sequence[ShardFile], read: Summarize = summarize_here
-) -> Iterator[ShardSummary]:
-    """Summarize shards, numbered by their order, by the indices beside them where there are such.
-
-    The others are given to ``read``. What an index says is not proved here: whoever opens the
-    shard compares it, see ``open_known_shard``. Raises ``ShardError`` for an index that is
-    malformed, or of a shard of another size.
-    """
-    with ThreadPoolExecutor(_INDICES) as pool:
-        found = list(pool.map(read_index, paths, range(len(paths))))
-    rest = iter(read([(number, paths[number]) for number, one in enumerate(found) if one is None]))
-    for one in found:
-        yield next(rest) if one is None else one
 
 
 def index_path(path: ShardFile) -> str:
@@ -305,7 +292,10 @@ def index_bytes(file: BinaryIO, name: str) -> bytes:
 
 
 def read_index(path: ShardFile, number: int) -> ShardSummary | None:
-    """Return what the index beside a shard says of it, None without one."""
+    """Return what the index beside a shard says of it, None without one.
+
+    Raises ``ShardError`` for one that is malformed, or of a shard of another size.
+    """
     side = index_path(path)
     place, _, name = side.rpartition("/")
     cure = "delete it, or pack the shard again, and run again"

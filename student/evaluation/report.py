@@ -31,7 +31,13 @@ from student.model import StudentSpec, create_student, two_headed
 from student.optimization import autocast
 from student.trust import require_named_arguments, require_named_model
 
-__all__ = ["CheckpointReport", "evaluate_checkpoint", "evaluate_directory", "load_student"]
+__all__ = [
+    "CheckpointReport",
+    "evaluate_checkpoint",
+    "evaluate_directory",
+    "load_saved",
+    "load_student",
+]
 
 _SECONDS_OF_SPEED = 2.0
 
@@ -79,7 +85,7 @@ def evaluate_checkpoint(config: EvaluateConfig) -> CheckpointReport:
     device = choose_device(config.device)
     found = _foreign(config) if is_foreign(config.checkpoint) else _own(config)
     student, states = found.student, found.states
-    models = {
+    models: dict[str, nn.Module] = {
         which: _build(config.checkpoint, student, state).to(device)
         for which, state in states.items()
     }
@@ -152,13 +158,23 @@ def load_student(
     ``ConfigError`` if they do not, ``CheckpointError`` if the file cannot be read, holds no
     averaged weights, or does not fit its model.
     """
-    checkpoint = Path(checkpoint)
+    return load_saved(Path(checkpoint), weights, model, model_args)[1]
+
+
+def load_saved(
+    checkpoint: Path, weights: Which | None, model: str | None, model_args: Sequence[str]
+) -> tuple[SavedStudent, nn.Module, Which]:
+    """Return what a checkpoint says of its student, the student, and which weights it has.
+
+    Takes and raises what ``load_student`` does.
+    """
     values = open_checkpoint(checkpoint)
     student = _student_of(checkpoint, values, model, model_args)
-    state = values.ema if (weights or values.winner) == "ema" else values.model
+    which: Which = "ema" if (weights or values.winner) == "ema" else "raw"
+    state = values.ema if which == "ema" else values.model
     if state is None:
         raise CheckpointError(f"{checkpoint} holds no averaged weights; use the raw ones")
-    return _build(checkpoint, student, state)
+    return student, _build(checkpoint, student, state), which
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
