@@ -11,12 +11,11 @@ export OMP_WAIT_POLICY := PASSIVE
 export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help setup demo evidence docs site test browser bench lint types check clean
+.PHONY: help setup demo evidence site test browser bench lint types check clean
 
 help:
 	@echo "make demo    images -> shards -> teacher -> label job on Ray -> student, in minutes"
 	@echo "make evidence  students taught in six ways, compared in docs/EVIDENCE.md; takes hours"
-	@echo "make docs    docs/API.md, from the docstrings"
 	@echo "make site    the documentation as a web site, in site/index.html"
 	@echo "make test    the whole test suite"
 	@echo "make browser  the tests that open reports in a headless Chromium"
@@ -45,9 +44,6 @@ evidence: $(INSTALLED)
 	$(BIN)/python examples/cifar10/run.py --teacher-checkpoint '$(TEACHER)' \
 		$(if $(DOWNLOAD),--download '$(DOWNLOAD)',--shards '$(SHARDS)' --val-shards '$(VAL_SHARDS)') \
 		--report docs/EVIDENCE.md $(ARGS)
-
-docs: $(INSTALLED)
-	$(BIN)/python docs/api.py
 
 site: $(INSTALLED)
 	$(BIN)/python docs/commands.py

@@ -7,7 +7,7 @@ import statistics
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -78,6 +78,9 @@ class Progress:
 
     groups: int  # labelled in all
     starved: bool  # it has waited long for augmentation
+    busy_seconds: float  # in which it ran its network
+    window: int  # groups under way
+    again: int  # groups that were augmented again
 
 
 @ray.remote(num_cpus=0, max_retries=CRASHES_PER_TASK)
@@ -117,6 +120,8 @@ class TeacherActor:
         self._groups = 0
         self._counting = threading.Lock()
         self._crashing: Crashing = {}
+        self._flows: list[_Augmentation] = []  # of the parts under way
+        self._again = 0  # of those that are done
         self._hungry: dict[int, float] = {}  # by thread: since when it waits for augmentation
 
     @ray.method(concurrency_group="word")
@@ -131,7 +136,11 @@ class TeacherActor:
         with self._counting:
             waits = [now - since for since in self._hungry.values()]
             return Progress(
-                groups=self._groups, starved=any(one > STARVED_SECONDS for one in waits)
+                groups=self._groups,
+                starved=any(one > STARVED_SECONDS for one in waits),
+                busy_seconds=0.0 if self._loaded is None else self._loaded.busy_seconds,
+                window=sum(one.window for one in self._flows),
+                again=self._again + sum(one.again for one in self._flows),
             )
 
     @ray.method(concurrency_group="work")
@@ -164,16 +173,18 @@ class TeacherActor:
     def _augmented(self, tasks: Iterator[GroupTask], lean: int) -> Iterator[AugmentedGroup]:
         share = replace(self._share, window=max(1, self._share.window >> lean))
         patience, crashing = self._settings.patience, self._crashing
-        return self._counted(_Augmentation(tasks, share, patience, crashing).groups())
+        return self._counted(_Augmentation(tasks, share, patience, crashing))
 
     @property
     def _worker(self) -> TeacherWorker:
         assert self._loaded is not None, "a teacher is asked before it is loaded"
         return self._loaded
 
-    def _counted(self, groups: Iterator[AugmentedGroup]) -> Iterator[AugmentedGroup]:
+    def _counted(self, flow: _Augmentation) -> Iterator[AugmentedGroup]:
         """Pass groups through, and note when one is waited for and when it is labelled."""
-        me = threading.get_ident()
+        me, groups = threading.get_ident(), flow.groups()
+        with self._counting:
+            self._flows.append(flow)
         try:
             while True:
                 with self._counting:
@@ -187,7 +198,11 @@ class TeacherActor:
                 with self._counting:
                     self._groups += 1
         finally:
-            self._hungry.pop(me, None)
+            groups.close()
+            with self._counting:
+                self._hungry.pop(me, None)
+                self._flows.remove(flow)
+                self._again += flow.again
 
 
 class _Augmentation:
@@ -211,8 +226,14 @@ class _Augmentation:
         self._started: dict[Any, float] = {}
         self._times: deque[float] = deque(maxlen=TIMES)
         self._limit_factor = 1.0
+        self.again = 0  # groups that were submitted once more
 
-    def groups(self) -> Iterator[AugmentedGroup]:
+    @property
+    def window(self) -> int:
+        """Groups that are made, or wait to be taken."""
+        return len(self._under_way)
+
+    def groups(self) -> Generator[AugmentedGroup, None, None]:
         """Yield the groups as they get ready."""
         try:
             while True:
@@ -240,6 +261,10 @@ class _Augmentation:
         self._under_way[ref] = task
         self._started[ref] = time.monotonic()
 
+    def _submit_again(self, task: GroupTask) -> None:
+        self.again += 1
+        self._submit(task)
+
     def _next(self) -> AugmentedGroup | None:
         """Return a group that is ready; None if there is none yet, or it must be done again."""
         ready, _ = ray.wait(list(self._under_way), num_returns=1, timeout=1.0)
@@ -254,11 +279,11 @@ class _Augmentation:
         try:
             group: AugmentedGroup = ray.get(ref, timeout=self._patience.loading_seconds)
         except TaskCancelledError:
-            self._submit(task)
+            self._submit_again(task)
             return None
         except WorkerCrashedError as error:
             self._find_crashing(task, error)
-            self._submit(task)
+            self._submit_again(task)
             return None
         except RayTaskError as error:
             raise _as_raised(error) from error
@@ -306,7 +331,7 @@ class _Augmentation:
         self._cancel()
         self._limit_factor *= 2  # where they only wait for a CPU, ending them helps nobody
         for task in tasks:
-            self._submit(task)
+            self._submit_again(task)
 
     def _cancel(self) -> None:
         for ref in self._under_way:

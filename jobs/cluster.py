@@ -18,6 +18,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import NodeDiedError, RayError, TaskUnschedulableError
+from ray.util.metrics import Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs import joining
@@ -32,6 +33,7 @@ from jobs.actors import (
 )
 from jobs.draining import Drain
 from jobs.joining import RayConnection, death_of, fault_of, within
+from jobs.metrics import HELP, Flow
 from jobs.sizing import Share, ShareRule, auto_teachers, machine_for_cpu_teacher
 from jobs.supervisor import (
     Ask,
@@ -91,6 +93,9 @@ class Cluster:
         self._drain = drain
         self._connection = RayConnection.open()
         self._running: dict[int, _Running] = {}
+        self._flow = Flow()
+        self._told: dict[int, Progress] = {}  # what each teacher has said last
+        self._gauges: dict[str, Gauge] = {}
         try:
             self._plan_teachers(make_worker)
         except BaseException:
@@ -254,6 +259,30 @@ class Cluster:
         cores = max(1, sum(one.cpus for one in self._machines.values()))
         return Capacity(teachers=self._teachers, cores=cores, shared=not self._on_gpu)
 
+    def flow(self) -> Flow:
+        """Return what the teachers have told. Other threads may call it."""
+        return self._flow
+
+    def _flow_of(self, states: Mapping[int, State]) -> Flow:
+        told = self._told
+        labelling = [one for one, state in states.items() if state is State.LABELLING]
+        return Flow(
+            teachers=len(labelling),
+            busy_seconds=sum(one.busy_seconds for one in told.values()),
+            window=sum(told[one].window for one in labelling if one in told),
+            again=sum(one.again for one in told.values()),
+            lost=sum(state is State.LOST for state in states.values()),
+        )
+
+    def export(self, values: dict[str, float]) -> None:
+        """Set Ray's metrics, which each node offers to Prometheus."""
+        store = Path(self._config.out).name
+        for name, value in values.items():
+            if name not in self._gauges:
+                gauge = Gauge(f"teacher_labels_{name}", HELP[name], tag_keys=("store",))
+                self._gauges[name] = gauge
+            self._gauges[name].set(value, tags={"store": store})
+
     def label(self, plan: JobPlan) -> Generator[Committed, None, None]:
         """Label the job's missing parts, and yield each once committed.
 
@@ -291,6 +320,7 @@ class Cluster:
             self._count_teachers()
             self._supervisor.want(self._teachers)
         now, states = time.monotonic(), self._supervisor.states
+        self._flow = self._flow_of(states)
         pause = max(PULSE_SECONDS, len(self._running) / PULSES_PER_SECOND)
         for number, running in self._running.items():
             asked = any(kind == "progress" for kind, _ in running.calls.values())
@@ -350,6 +380,7 @@ class Cluster:
             supervisor.loaded(number, now)
         elif kind == "progress":
             assert isinstance(answer, Progress)
+            self._told[number] = answer
             supervisor.progressed(number, answer.groups, starved=answer.starved, now=now)
         return kind == "work" and supervisor.finished(number, work, now)
 

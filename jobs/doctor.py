@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from pipeline.cli.console import counted, flags_of, running, say, say_lines
+from pipeline.cli.console import counted, flags_of, running, say, say_lines, words_given
 from pipeline.errors import PipelineError
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ class DoctorFlags:
 
 def main(arguments: Sequence[str] | None = None, program: str = "doctor") -> None:
     """Run ``teacher-labels doctor``."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = words_given(arguments)
     with running(program, flags_of(DoctorFlags), arguments=arguments):
         flags = tyro.cli(DoctorFlags, prog=program, args=arguments)
         from pipeline.tools.doctor import examine

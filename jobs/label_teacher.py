@@ -17,7 +17,7 @@ if __name__ == "__main__":  # run by path: the directory above holds the package
 
 import tyro
 
-from pipeline.cli.console import flags_of, running
+from pipeline.cli.console import flags_of, running, words_given
 from pipeline.errors import ConfigError
 from pipeline.identity import PRESETS, AugmentConfig, Preset, mixing_of_preset
 from pipeline.labelling.config import LabelConfig
@@ -85,7 +85,7 @@ def prepare_environment() -> None:
 
 def main(arguments: Sequence[str] | None = None, program: str = "label-teacher") -> None:
     """Run ``label-teacher``."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = words_given(arguments)
     prepare_environment()
     interrupted = "interrupted; committed parts stay"
     with running(program, flags_of(LabelFlags), interrupted, arguments):

@@ -16,7 +16,7 @@ if __name__ == "__main__":  # run by path: the directory above holds the package
 
 from jobs.label_teacher import prepare_environment
 from pipeline.cli import commands
-from pipeline.errors import PipelineError, TryAgainError
+from pipeline.errors import PipelineError, TryAgainError, require_package
 from pipeline.files.local import LocalFolder, open_folder
 from pipeline.files.objects import is_url
 from pipeline.shards.packing import PackConfig, PackedShard, PlannedShard, write_shard
@@ -37,6 +37,7 @@ def write_on_ray(
     the paths that this process has. Raises what ``write_shard`` raises anywhere, ``PipelineError``
     for a shard whose workers die, ``TryAgainError`` if none is finished for a long time.
     """
+    require_package("ray", "jobs", "packing on a cluster")
     from jobs.joining import RayConnection, state_now
 
     absolute = replace(config, images=config.images.absolute())

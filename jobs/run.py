@@ -8,9 +8,10 @@ import traceback
 from collections.abc import Iterable, Iterator
 
 from jobs.draining import Drain, Stopped
+from jobs.metrics import Metrics, check_path, measuring
 from pipeline.cli.console import Progress as Shown
 from pipeline.cli.console import counted, duration, note, say
-from pipeline.errors import REJECTION_WORDS, PipelineError, TryAgainError
+from pipeline.errors import REJECTION_WORDS, PipelineError, TryAgainError, require_package
 from pipeline.labelling.agreement import Preflight, in_percent, require_agreement
 from pipeline.labelling.config import LabelConfig
 from pipeline.labelling.estimate import Capacity, estimate_job
@@ -72,11 +73,13 @@ def _run(config: LabelConfig, drain: Drain) -> int:
     # What is cheap to find out comes first: flags, names, the store, Ray, the teacher, shards.
     check_out(config.out)
     config.check_checkpoint()
+    check_path(config.metrics_file)
     paths = find_shards(config.shards, config.cache)
     check_begun(config, len(paths))
     if config.serial:
         from jobs.serial import SerialTeacher as Teachers
     else:
+        require_package("ray", "jobs", "a label job without `serial`")
         from jobs.cluster import Cluster as Teachers  # type: ignore[assignment]
     with contextlib.closing(Teachers(config, drain)) as teachers:
         teachers.check_paths(paths)
@@ -104,12 +107,20 @@ def _run(config: LabelConfig, drain: Drain) -> int:
         root = parts_root(config.out)
         # Nothing is written beside a finished Zarr store, or that would seem unfinished.
         begun = word_of(plan, progress)
+        metrics = Metrics(
+            lambda: (progress.parts, progress.labels, progress.rejected),
+            len(plan.missing),
+            teachers.flow,
+            teachers.export,
+            config.metrics_file,
+        )
         with at_work(root, begun) if plan.missing else contextlib.nullcontext() as me:
             order = plan
             for other in me.others if me is not None else ():
                 order = dataclasses.replace(plan, missing=plan.missing[::-1])
                 note(f"{other} adds to {config.out} too; this job begins at the other end")
             with (
+                measuring(metrics),
                 drain.labelling(),
                 contextlib.closing(receipts_of(plan)) as receipts,
                 contextlib.closing(teachers.label(order)) as committed,
@@ -119,7 +130,7 @@ def _run(config: LabelConfig, drain: Drain) -> int:
                     receipts.add(one)
                     if me is not None:
                         me.tell(word_now(begun, progress))
-        return _end(plan, progress, preflight)
+        return _end(plan, progress, preflight, metrics)
 
 
 def word_of(plan: JobPlan, progress: Progress) -> JobProgress:
@@ -147,13 +158,14 @@ def word_now(begun: JobProgress, progress: Progress) -> JobProgress:
     )
 
 
-def _end(plan: JobPlan, progress: Progress, preflight: Preflight | None) -> int:
+def _end(plan: JobPlan, progress: Progress, preflight: Preflight | None, metrics: Metrics) -> int:
     """Write the manifest over a whole store, and in any case how the run went."""
     run = {
         "labels": progress.labels,
         "seconds": round(progress.seconds, 3),
         "labels_per_second": round(progress.labels_per_second, 3),
         "parts": {"kept": len(plan.done), "missing": len(plan.missing), "done": progress.parts},
+        **metrics.summary(),
         "preflight": None if preflight is None else dataclasses.asdict(preflight),
     }
     if progress.parts < len(plan.missing):

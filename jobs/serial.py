@@ -6,6 +6,7 @@ import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 
 from jobs.draining import Drain
+from jobs.metrics import Flow
 from pipeline.files.cache import ShardFile
 from pipeline.identity import TeacherIdentity
 from pipeline.labelling.agreement import Preflight
@@ -49,6 +50,13 @@ class SerialTeacher:
     def capacity(self) -> Capacity:
         """Return who labels: one teacher, and the core that it shares."""
         return Capacity(teachers=1, cores=1, shared=True)
+
+    def flow(self) -> Flow:
+        """Return what the teacher has told."""
+        return Flow(teachers=1, busy_seconds=self._worker.busy_seconds)
+
+    def export(self, values: dict[str, float]) -> None:
+        """Do nothing: there is no Ray to take metrics."""
 
     def label(self, plan: JobPlan) -> Generator[Committed, None, None]:
         """Label the job's missing parts one after the other, and yield each once committed."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 
-from pipeline.cli.console import running, say_lines
+from pipeline.cli.console import running, say_lines, words_given
 from pipeline.errors import ConfigError
 
 __all__ = ["COMMANDS", "main"]
@@ -22,6 +21,7 @@ COMMANDS: Mapping[str, tuple[str, str, str]] = {
     ),
     "train": ("train-student", "student.cli:main", "a student from a store"),
     "evaluate": ("evaluate-student", "student.cli:evaluate_main", "a student's checkpoint"),
+    "runs": ("student-report", "student.cli:report_main", "runs beside each other, as a page"),
     "export": (
         "export-student",
         "student.cli:export_main",
@@ -34,7 +34,7 @@ COMMANDS: Mapping[str, tuple[str, str, str]] = {
 
 def main(arguments: Sequence[str] | None = None, program: str = "teacher-labels") -> None:
     """Run the command that the first argument names."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = words_given(arguments)
     with running(program, {}, arguments=arguments):
         if not arguments or arguments[0] in ("-h", "--help"):
             say_lines(_help(program))

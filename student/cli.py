@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from pipeline.classes import class_text
-from pipeline.cli.console import Progress, counted, flags_of, note, running, say
+from pipeline.cli.console import Progress, counted, flags_of, note, running, say, words_given
 from pipeline.errors import PipelineError
 from pipeline.files.local import replace as replace_file
 from pipeline.identity import PRESETS, MixConfig, different_fields
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from student.evaluation.report import CheckpointReport
     from student.inputs import Inputs
 
-__all__ = ["evaluate_main", "export_main", "main"]
+__all__ = ["evaluate_main", "export_main", "main", "report_main"]
 
 _DESCRIPTION = """Train a distilled student on the augmented views and teacher labels of a store.
 
@@ -54,7 +54,7 @@ class ExportFlags(ExportConfig):
 
 def main(arguments: Sequence[str] | None = None, program: str = "train-student") -> None:
     """Run ``train-student``."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = words_given(arguments)
     stop = StopRequest(_stop_before_training)
     flags = {
         **flags_of(TrainConfig, prefixes=False),
@@ -77,7 +77,7 @@ def evaluate_main(
     arguments: Sequence[str] | None = None, program: str = "evaluate-student"
 ) -> None:
     """Run ``evaluate-student``."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = words_given(arguments)
     with running(program, flags_of(EvaluateConfig), arguments=arguments):
         config = tyro.cli(
             EvaluateConfig,
@@ -88,9 +88,35 @@ def evaluate_main(
         _evaluate(config)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _ReportFlags:
+    """Write a page that shows runs of train-student beside each other, finished or not.
+
+    It is one HTML file that asks for nothing.
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Their output directories."""
+    out: Path = Path("runs.html")
+    """The page to write; its name ends in .html."""
+
+
+def report_main(arguments: Sequence[str] | None = None, program: str = "student-report") -> None:
+    """Run ``student-report``."""
+    arguments = words_given(arguments)
+    with running(program, flags_of(_ReportFlags), arguments=arguments):
+        flags = tyro.cli(_ReportFlags, prog=program, args=arguments)
+        from pipeline.reporting.page import require_page_name
+        from student.run_report import compare_runs
+
+        require_page_name(flags.out)
+        replace_file(flags.out, compare_runs(flags.runs).encode())
+        say(f"{flags.out}: {counted(len(flags.runs), 'run')}")
+
+
 def export_main(arguments: Sequence[str] | None = None, program: str = "export-student") -> None:
     """Run ``export-student``."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = words_given(arguments)
     with running(program, flags_of(ExportConfig), arguments=arguments):
         config = tyro.cli(ExportFlags, prog=program, args=arguments)
         from student.exporting import export_student
@@ -338,6 +364,7 @@ def _summarize(config: TrainConfig, outcome: Outcome, classes: int) -> None:
     say(f"views audited        {outcome.audited:8}")
     say(f"steps                {outcome.steps:8}")
     say(f"weights {config.output / 'last.pt'} sha256 {outcome.weights}")
+    say(f"report {config.output / 'report.html'}")
 
 
 if __name__ == "__main__":

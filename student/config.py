@@ -216,6 +216,8 @@ class RunConfig:
     binds a resumed run."""
     log_every: int = free(50)
     """Steps between lines of the metrics log."""
+    report_images: int = free(24)
+    """Validation images that the student knows least, shown in the run's report; 0 shows none."""
     checkpoint_epochs: int = free(1)
     """Epochs between checkpoints; the last epoch always has one."""
     checkpoint_steps: int | None = free(None)
@@ -234,6 +236,7 @@ class RunConfig:
         _require_one(self, "checkpoint_epochs", "checkpoint_steps")
         for name in ("workers", "checkpoint_history"):
             require(self, name, getattr(self, name) >= 0, "use 0 or more")
+        require(self, "report_images", 0 <= self.report_images <= 48, "use 0..48")
         _ = self.cache  # checks its own fields
 
     @property
@@ -253,11 +256,11 @@ class TrainConfig:
     labels: str = free()
     """Label store: a .parquet directory, a .zarr directory, or one .parquet file; path or URL."""
     shards: tuple[str, ...] = free()
-    """The shards that were labelled: files, brace patterns ('x-{000..127}.tar') or globs, in
-    quotes; s3://, gs:// or az:// for shards in object storage."""
+    """The shards that were labelled: their directory, files, a .txt that lists them, or patterns
+    in quotes ('x-{000..127}.tar'); s3://, gs:// or az:// for shards in object storage."""
     output: Path = free()
     """Directory of this run: last.pt, previous.pt, best.pt, run.toml, config.json,
-    metrics.jsonl, TensorBoard's log."""
+    metrics.jsonl, TensorBoard's log, and report.html once it is finished."""
     lengthen: bool = free(False)
     """Let a resumed run have more epochs than it had, finished or not: from there on the learning
     rate follows the schedule of the new number."""
@@ -429,7 +432,7 @@ class EvaluateConfig:
     """last.pt or best.pt of a run, weights of timm's or DeiT's (with `model`), or a directory, of
     which all .pt, .pth and .safetensors files are evaluated."""
     val_shards: tuple[str, ...]
-    """Validation shards: files, brace patterns or globs, in quotes."""
+    """Validation shards: their directory, files, or patterns in quotes."""
     model: str | None = None
     """The checkpoint's model, if that is a 'package.module:function': a file alone chooses no
     code. Of other programs' weights timm's name of what they are the weights of."""

@@ -46,6 +46,7 @@ from student.checkpoint import (
 )
 from student.config import TrainConfig, parse_model_args
 from student.distributed import Ranks, StopAgreement
+from student.evaluation.analysis import analyze
 from student.evaluation.evaluate import Evaluation, evaluate_all
 from student.evaluation.validation import (
     ValidationDataset,
@@ -62,6 +63,7 @@ from student.model import StudentSpec, create_student, reseed, set_mode, split_h
 from student.optimization import Optimization, schedule_of
 from student.recipes import to_toml
 from student.replay import ReplayDataset, StudentBatch, replay_loader
+from student.run_report import report_run
 
 __all__ = ["Outcome", "Trainer", "train"]
 
@@ -107,7 +109,13 @@ def train(
     ``PipelineError`` if loss or weights become infinite, and whatever replay and store raise.
     """
     with ranks.joined(choose_device(config.run.device)), _room_on_disk(config.output):
-        return Trainer(config, inputs, ranks).run(stop_after, stop, show)
+        trainer = Trainer(config, inputs, ranks)
+        outcome = trainer.run(stop_after, stop, show)
+    if ranks.first and trainer.step == trainer.plan.steps:
+        # After the ranks have parted: the others need not wait for it.
+        with _room_on_disk(config.output):
+            trainer.write_report()
+    return outcome
 
 
 class Trainer:
@@ -286,6 +294,31 @@ class Trainer:
             stopped_by=stopped_by,
         )
 
+    def write_report(self) -> None:
+        """Leave a page about the run in its directory; rank 0 alone calls this.
+
+        With validation shards, the better of the raw and the averaged weights see them once more.
+        """
+        analysis = None
+        if self._validation is not None:
+            average = self.optimization.average
+            model = average if self._winner == "ema" and average is not None else self.model
+            self._say("looks once more at the validation images, for the run's report")
+            analysis = analyze(
+                model,
+                self._validation,
+                self._loader_options(),
+                self.optimization.forward_precision,
+                self._headline,
+            )
+        report_run(
+            self.config.output,
+            analysis,
+            self._validation,
+            names=None if self._classes is None else self._classes.names,
+            pictures=self.config.run.report_images,
+        )
+
     def _audited_by_all(self) -> int:
         return int(self.ranks.sum(torch.tensor(self._audited)))
 
@@ -324,6 +357,7 @@ class Trainer:
         """Add the gradients of one piece of a batch."""
         config, augment = self.config, self.identity.augment
         with self._watch.on("student"):
+            batch = batch.to(self.device, non_blocking=True)  # all that this step needs
             images = mixed_images(batch, augment, self.device)
         with self._watch.on("teacher" if config.teacher.teacher_in_loop else "student"):
             teacher = self._teacher_labels(batch, images)

@@ -115,7 +115,9 @@ def test_the_code_in_the_image_compiles_and_its_command_runs() -> None:
         [sys.executable, "-c", codes[0]], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.splitlines()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert requirements == project["dependencies"]
+    extras = project["optional-dependencies"]
+    wanted = [one for name in ("cloud", "hub", "jobs", "zarr") for one in extras[name]]
+    assert requirements == [*project["dependencies"], *wanted]
     for line in docker_lines():
         if line.startswith("CMD "):
             words = yaml.safe_load(line.removeprefix("CMD "))

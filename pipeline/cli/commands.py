@@ -6,7 +6,6 @@ import dataclasses
 import json
 import re
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeAlias
 
 import tyro
 
-from pipeline.cli.console import Progress, counted, flags_of, running, say, say_lines
+from pipeline.cli.console import Progress, counted, flags_of, running, say, say_lines, words_given
 from pipeline.errors import ConfigError
 from pipeline.shards import packing
 
@@ -35,7 +34,7 @@ def pack_shards(
     write: packing.WriteShards | None = None,
 ) -> None:
     """Pack a folder of images, one directory per class, into shuffled WebDataset shards."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = words_given(arguments)
     with running(program, flags_of(packing.PackConfig), arguments=arguments):
         config = tyro.cli(
             packing.PackConfig, prog=program, description=pack_shards.__doc__, args=arguments
@@ -84,7 +83,7 @@ class Verify:
     store: tyro.conf.Positional[str]
     """The store: a path or URL that ends in .parquet or .zarr."""
     shards: tuple[str, ...] = ()
-    """The shards that were labelled: files, URLs, brace patterns or globs, in quotes."""
+    """The shards that were labelled: their directory, files, URLs, or patterns in quotes."""
     all: bool = False
     """Redraw every digest, not a sample: the proof for a store."""
     subset: bool = False
@@ -287,7 +286,7 @@ class Views:
     store: tyro.conf.Positional[str]
     """The store."""
     shards: tuple[str, ...]
-    """The shards that were labelled: files, URLs, brace patterns or globs, in quotes."""
+    """The shards that were labelled: their directory, files, URLs, or patterns in quotes."""
     out: Path
     """The file to write, at which there is nothing."""
     views: str | None = None
@@ -329,7 +328,7 @@ class Show:
     store: tyro.conf.Positional[str]
     """The store."""
     shards: tuple[str, ...]
-    """Shards that were labelled, all or some: files, URLs, brace patterns or globs, in quotes."""
+    """Shards that were labelled, all or some: a directory, files, URLs, or patterns in quotes."""
     out: Path
     """The picture to write; its name ends in .png."""
     key: tuple[str, ...] = ()
@@ -546,7 +545,7 @@ StoreCommand: TypeAlias = (
 
 def label_store(arguments: Sequence[str] | None = None, program: str = "label-store") -> None:
     """Inspect, verify, compare and reuse label stores."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = words_given(arguments)
     with running(program, {}, arguments=arguments):
         # A class is its subcommand; its docstring is the help.
         command: StoreCommand = tyro.cli(

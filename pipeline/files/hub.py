@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from tqdm import tqdm
 
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import ConfigError, PipelineError, require_package
 from pipeline.files.folder import MAX_FILE_BYTES, Folder, check_path, check_size
 
 __all__ = ["HubFolder", "HubUrl", "is_hub_url"]
@@ -203,11 +203,8 @@ class HubFolder(Folder):
 
 
 def _hub() -> Any:
-    try:
-        import huggingface_hub
-        import huggingface_hub.errors
-    except ImportError:
-        raise ConfigError(
-            "stores on the hub need huggingface_hub: pip install 'teacher-labels[hub]'"
-        ) from None
+    require_package("huggingface_hub", "hub", "a store on the hub")
+    import huggingface_hub
+    import huggingface_hub.errors
+
     return huggingface_hub

@@ -22,7 +22,7 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import ConfigError, PipelineError, require_package
 from pipeline.files.folder import MAX_FILE_BYTES, Folder, check_path, check_size
 
 if TYPE_CHECKING:
@@ -380,14 +380,9 @@ def _is_hidden(path: str) -> bool:
 @contextmanager
 def _errors_named(url: ObjectUrl) -> Iterator[None]:
     """Turn the network's and the server's refusals into errors that name URL and cure."""
-    try:
-        from obstore.exceptions import (
-            BaseError,
-            PermissionDeniedError,
-            UnauthenticatedError,
-        )
-    except ImportError:
-        raise ConfigError(f"{url}: object storage needs obstore: pip install obstore") from None
+    require_package("obstore", "cloud", f"{url}: object storage")
+    from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
+
     try:
         yield
     except _MissingObjectError:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pipeline.errors import ConfigError, TeacherError
 from pipeline.files.cache import CacheConfig
-from pipeline.files.kinds import why_no_data
+from pipeline.files.kinds import at_home, why_no_data
 from pipeline.files.objects import is_url
 from pipeline.growth import settle
 from pipeline.identity import (
@@ -37,8 +37,8 @@ class LabelConfig:
     """
 
     shards: tuple[str, ...]
-    """Shard files, brace patterns ('x-{000000..001281}.tar') or globs, in quotes; s3://, gs://
-    or az:// for shards in object storage."""
+    """The directory of the shards, files, a .txt that lists them, or patterns in quotes
+    ('x-{000000..001281}.tar', 'x-*.tar'); s3://, gs:// or az:// for shards in object storage."""
     out: str
     """Store to write or to continue: a path or URL that ends in .parquet, or a path that ends
     in .zarr."""
@@ -116,6 +116,8 @@ class LabelConfig:
     """Try the teacher out, say what the job will take, and end; writes nothing."""
     hour_price: float | None = None
     """What an hour of a GPU costs, or of a machine without, for `estimate`."""
+    metrics_file: Path | None = None
+    """File to which a line of JSON is added every 5 seconds: speed, busy teachers, retries."""
     debug: bool = False
     """Show where in the code an error came from, too."""
 
@@ -158,11 +160,11 @@ class LabelConfig:
         """
         local = {
             name: path.absolute()
-            for name in ("teacher_checkpoint", "cache_dir")
+            for name in ("teacher_checkpoint", "cache_dir", "metrics_file")
             if (path := getattr(self, name)) is not None
         }
         if not is_url(self.out):
-            local["out"] = str(Path(self.out).absolute())
+            local["out"] = str(Path(at_home(self.out)).absolute())
         return replace(self, **local)
 
     def check_checkpoint(self) -> None:

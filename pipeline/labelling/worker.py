@@ -52,6 +52,7 @@ class TeacherWorker:
         self._device = choose_device(config.device)
         self._teacher = self._load(config)
         self._turn = threading.Lock()
+        self.busy_seconds = 0.0  # in which the teacher labelled
 
     @property
     def identity(self) -> TeacherIdentity:
@@ -89,7 +90,11 @@ class TeacherWorker:
     def label_group(self, group: AugmentedGroup) -> TeacherLabels:
         """Label a group's views when it is this thread's turn."""
         with self._turn:
-            return self._teacher.label_group(group)
+            began = time.perf_counter()
+            try:
+                return self._teacher.label_group(group)
+            finally:
+                self.busy_seconds += time.perf_counter() - began
 
     def preflight(
         self, shards: IndexedShards, run: Callable[[GroupTask], AugmentedGroup] = run_task
@@ -112,11 +117,13 @@ class TeacherWorker:
             correct, count, self._teacher.described.accuracy
         )
         flip_rows, flips, augment_seconds = self._try_views(shards, run)
+        seconds = self._seconds_per_batch(batch)
+        self.busy_seconds = 0.0  # of the job alone
         return Preflight(
             images=count,
             correct=correct,
             rows_per_batch=batch,
-            batch_seconds=self._seconds_per_batch(batch),
+            batch_seconds=seconds,
             flip_rows=flip_rows,
             flips=flips,
             augment_seconds=augment_seconds,

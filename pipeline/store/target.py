@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from pipeline.errors import ChecksumError, IncompleteStoreError, StoreError
+from pipeline.errors import ChecksumError, IncompleteStoreError, StoreError, require_package
 from pipeline.files.local import open_folder, publish
 from pipeline.identity import StoreIdentity
 from pipeline.records import PartKey, PartRows, ShardInfo
@@ -63,6 +63,7 @@ def check_out(out: str | Path) -> None:
                 f"`out` is {out}: a Zarr store is assembled on a file system; give a path, or "
                 "label to .parquet and export that"
             )
+        require_package("zarr", "zarr", f"`out` is {out}: writing that")
         if Path(out).exists() and not Path(parts_root(out)).exists():
             open_store(out)
     elif not str(out).rstrip("/").endswith(".parquet"):

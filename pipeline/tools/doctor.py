@@ -21,6 +21,9 @@ from pipeline.store.provenance import processor
 __all__ = ["Finding", "examine"]
 
 PROJECT = "teacher-labels"
+EXTRAS = ("cloud", "hub", "jobs", "zarr")
+"""What may be left out by whoever does not need it."""
+
 DISK_GB, SHARED_GB, MEMORY_GB = 5.0, 1.0, 4.0
 """Below these, long jobs are known to fail; what one needs depends on its data."""
 
@@ -74,21 +77,38 @@ def _python() -> Finding:
 
 def _packages() -> Iterator[Finding]:
     """Yield the packages of other versions than are supported, or that all are of these."""
-    needed = [Requirement(text) for text in requires(PROJECT) or ()]
-    needed = [one for one in needed if one.marker is None or one.marker.evaluate({"extra": ""})]
-    wrong = 0
-    for one in needed:
-        try:
-            found = version(one.name)
-        except PackageNotFoundError:
-            found = "not installed"
-        if not one.specifier.contains(found, prereleases=True) if found[:1].isdigit() else True:
-            wrong += 1
-            yield Finding(name=one.name, found=found, cure=f"pip install '{one}'")
-    if not wrong:
+    fit = True
+    for extra, one in _needed():
+        found = _version(one.name)
+        if not found and extra:
+            continue
+        if not found or not one.specifier.contains(found, prereleases=True):
+            fit = False
+            cure = f"pip install '{one}'"
+            yield Finding(name=one.name, found=found or "not installed", cure=cure)
+    if fit:
         some = ("torch", "torchvision", "timm", "ray", "zarr", "pyarrow", "numpy")
-        words = ", ".join(f"{name} {version(name)}" for name in some)
+        words = ", ".join(f"{name} {found}" for name in some if (found := _version(name)))
         yield Finding(name="packages", found=f"{PROJECT} {version(PROJECT)}; {words}")
+    lacking = [f"{one.name} [{extra}]" for extra, one in _needed() if not _version(one.name)]
+    if fit and lacking:
+        yield Finding(name="extras", found=f"not installed: {', '.join(lacking)}")
+
+
+def _needed() -> Iterator[tuple[str, Requirement]]:
+    """Yield what the project needs, and the extra that needs it, if one does."""
+    for one in map(Requirement, requires(PROJECT) or ()):
+        for extra in ("", *EXTRAS):
+            if one.marker is None or one.marker.evaluate({"extra": extra}):
+                yield extra, one
+                break
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
 
 
 def _processor() -> Finding:

@@ -76,7 +76,7 @@ class StoreReport:
 
         Raises ``ConfigError`` for another suffix than .html.
         """
-        path, data = Path(out), self.page.encode()
+        path, data = Path(out).expanduser(), self.page.encode()
         require_page_name(path)
         replace_file(path, data)
         return len(data)

@@ -444,7 +444,7 @@ def save_sheet(sheet: Image, out: str | Path) -> Path:
 
     Raises ``ConfigError`` for another suffix than .png.
     """
-    path = Path(out)
+    path = Path(out).expanduser()
     if path.suffix.lower() != ".png":
         raise ConfigError(f"`out` is {path}: the name of a sheet ends in .png")
     file = io.BytesIO()

@@ -31,6 +31,7 @@ RAY_ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # so that all listens on 127.0.0.1 alone
     "OMP_WAIT_POLICY": "PASSIVE",
     "PATH": f"{BIN}:{os.environ['PATH']}",  # submitted jobs run the head's `python`
+    "RAY_metrics_report_interval_ms": "1000",
     # `ray job stop` waits this long before it kills.
     "RAY_JOB_STOP_WAIT_TIME_S": "60",
 }
@@ -44,6 +45,7 @@ class RayHead:
     dashboard: str
     pid: int
     cwd: Path
+    metrics: str  # where Prometheus would look
 
 
 def free_ports(count: int) -> list[int]:
@@ -93,7 +95,13 @@ def ray_head() -> Iterator[RayHead]:
     try:
         wait_for(lambda: process.poll() is not None or _listens(dashboard), "Ray's head", log=log)
         assert process.poll() is None, log.read_text()
-        yield RayHead(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", process.pid, cwd)
+        yield RayHead(
+            f"127.0.0.1:{port}",
+            f"http://127.0.0.1:{dashboard}",
+            process.pid,
+            cwd,
+            f"127.0.0.1:{metrics}",
+        )
     finally:
         _end_family(process)
         shutil.rmtree(folder, ignore_errors=True)

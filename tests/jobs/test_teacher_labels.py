@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from importlib import import_module
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import doctor
+from jobs import doctor, entry
 from jobs.teacher_labels import COMMANDS, main
 from pipeline.identity import AugmentConfig, MixConfig
 from pipeline.tools import doctor as machine
@@ -29,12 +30,44 @@ def status_of(*arguments: str) -> object:
     return ended.value.code
 
 
-def test_each_command_is_the_program_of_its_older_name() -> None:
+def test_each_command_is_the_program_of_its_older_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[str] = []
+    monkeypatch.setattr(entry, "_run", lambda *target: begun.append(":".join(target)))
     for old, target, _ in COMMANDS.values():
         module, _, function = target.partition(":")
         assert callable(getattr(import_module(module), function))
-        assert not old or PROGRAMS[old] == target
+        if old:
+            getattr(entry, PROGRAMS[old].partition(":")[2])()
+            assert begun.pop() == target
     assert {old for old, *_ in COMMANDS.values() if old} == set(PROGRAMS) - {"teacher-labels"}
+    entry.teacher_labels()
+    assert begun == ["jobs.teacher_labels:main"]
+
+
+@pytest.mark.parametrize("name", sorted(PROGRAMS))
+def test_ctrl_c_while_a_program_loads_ends_it_without_a_word(name: str) -> None:
+    program = PROGRAMS[name].partition(":")[2]
+    code = (
+        "import os, signal\n"
+        "from jobs import entry\n"
+        "entry.import_module = lambda module: os.kill(os.getpid(), signal.SIGINT)\n"
+        f"entry.{program}()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
+def test_a_program_that_is_told_to_ignore_ctrl_c_does() -> None:
+    code = (
+        "import os, signal\n"
+        "from jobs import entry\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "entry._run('os', 'getpid')\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+        "print('on')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "on\n")
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -214,8 +214,8 @@ def test_the_plot_is_an_image(world, tmp_path) -> None:
 def test_a_missing_matplotlib_is_named(world, tmp_path, monkeypatch) -> None:
     analysis = evaluate_checkpoint(settings(world, analysis=True)).analysis
     assert analysis is not None
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ConfigError, match="extra 'plots'"):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ConfigError, match=r"matplotlib: pip install .*\[plots\]"):
         plot_analysis(analysis, tmp_path / "plot.png")
 
 
