@@ -228,6 +228,8 @@ def describe_preflight(plan: JobPlan, report: Preflight) -> None:
         )
     elif plan.identity.teacher.precision != "fp32":
         say("how many labels differ in fp32 was not measured: the weights are untrained")
+    if plan.config.estimate:
+        return  # more is said of it later
     labels = sum(rows_of(plan, part) for part in plan.missing)
     hours = labels / report.rows_per_batch * report.batch_seconds / 3600
     per_label = bytes_per_label(plan.identity)
