@@ -111,7 +111,8 @@ class StudentBatch:
 
     def _seen_in(self, memory: Tensor) -> StudentBatch:
         """Return the batch with tensors that are views of memory, which holds them in order."""
-        views, start = {}, 0
+        views: dict[str, Any] = {}
+        start = 0
         for name, one in self._tensors().items():
             size = one.numel() * one.element_size()
             views[name] = memory[start : start + size].view(one.dtype).view(one.shape)
