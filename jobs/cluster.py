@@ -68,6 +68,7 @@ ANSWER_SECONDS = 120.0  # of a node that is asked what it sees; it may have to s
 END_SECONDS = 5.0
 SHARDS_PER_TASK = 8  # that are opened to be indexed
 PULSE_SECONDS = 2.0  # between two looks at a teacher's progress
+LOOK_SECONDS = 0.5  # between two looks at who is due
 PULSES_PER_SECOND = 100  # of all teachers together
 
 _DESCRIBE, _TRY_OUT = "its own settings", "the trial on a few images"
@@ -94,6 +95,7 @@ class Cluster:
         self._connection = RayConnection.open()
         self._running: dict[int, _Running] = {}
         self._flow = Flow()
+        self._looked = -LOOK_SECONDS
         self._told: dict[int, Progress] = {}  # what each teacher has said last
         self._gauges: dict[str, Gauge] = {}
         try:
@@ -319,7 +321,10 @@ class Cluster:
             self._supervisor.saw(state.resources)
             self._count_teachers()
             self._supervisor.want(self._teachers)
-        now, states = time.monotonic(), self._supervisor.states
+        now = time.monotonic()
+        if now - self._looked < LOOK_SECONDS:
+            return  # with a thousand teachers answers come faster than this looks at each
+        self._looked, states = now, self._supervisor.states
         self._flow = self._flow_of(states)
         pause = max(PULSE_SECONDS, len(self._running) / PULSES_PER_SECOND)
         for number, running in self._running.items():
@@ -352,7 +357,10 @@ class Cluster:
         if not calls:
             time.sleep(0.2)
             return
-        ready, _ = ray.wait(list(calls), num_returns=1, timeout=0.5)
+        refs = list(calls)
+        ready, _ = ray.wait(refs, num_returns=1, timeout=0.5)
+        if ready:  # and all others that are there: to look at all teachers for each would be slow
+            ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
         for ref in ready:
             number = calls[ref]
             running = self._running.get(number)

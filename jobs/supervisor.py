@@ -156,6 +156,7 @@ class Supervisor:
         self._patience = patience
         self._teachers: dict[int, _Teacher] = {}
         self._queue: deque[Work] = deque()
+        self._under_way = 0
         self._deaths: Counter[Work] = Counter()
         self._failed_loads = 0
         self._pause_until = 0.0
@@ -181,7 +182,7 @@ class Supervisor:
     @property
     def under_way(self) -> int:
         """Works that teachers have."""
-        return sum(len(one.work) for one in self._teachers.values())
+        return self._under_way
 
     @property
     def is_over(self) -> bool:
@@ -225,6 +226,7 @@ class Supervisor:
         if work not in one.work:
             return False
         seconds = now - max(one.work.pop(work), one.last_part)
+        self._under_way -= 1
         one.times.append(seconds)
         self._times.append(seconds)
         one.since = one.last_part = now
@@ -244,6 +246,7 @@ class Supervisor:
                 self._pause_until = now + min(_LONGEST_PAUSE, 2.0 ** (self._failed_loads - 2))
         self._deaths.update(works)
         self._queue.extendleft(reversed(works))
+        self._under_way -= len(works)
         one.work.clear()
         one.state, one.since = State.LOST, now
         self._last_death = (how, why)
@@ -289,7 +292,11 @@ class Supervisor:
         return decisions
 
     def _presumed_hung(self, now: float) -> Iterable[Decision]:
+        least = min(self._patience.hang_seconds, self._patience.loading_seconds)
         for number, one in self._teachers.items():
+            # With a thousand teachers, what is usual for each is worked out for few of them.
+            if now - one.since <= least:
+                continue
             limit = {
                 State.LOADING: self._patience.loading_seconds,
                 State.LABELLING: self._part_limit(one),
@@ -369,18 +376,24 @@ class Supervisor:
             yield Ask(number)
 
     def _handed_out(self, now: float) -> Iterable[Decision]:
-        for _ in range(self._patience.in_flight):  # a round each, so that teachers share evenly
-            for number, one in self._teachers.items():
-                if self._queue and one.is_up and self._may_take(one, self._queue[0]):
+        if not self._queue:
+            return
+        most = self._patience.in_flight
+        free = [
+            (number, one)
+            for number, one in self._teachers.items()
+            if len(one.work) < most and one.is_up
+        ]
+        for _ in range(most):  # a round each, so that teachers share evenly
+            for number, one in free:
+                if self._queue and len(one.work) < most and self._may_take(one, self._queue[0]):
                     work = self._queue.popleft()
                     if one.state is State.IDLE:
                         one.state, one.since = State.LABELLING, now
                     one.work[work] = now
+                    self._under_way += 1
                     yield HandOut(number, work, self._deaths[work])
 
     def _may_take(self, one: _Teacher, work: Work) -> bool:
-        """Whether a teacher has room. What killed one is done alone, to be known if it does so."""
-        if not one.work:
-            return True
-        suspect = any(self._deaths[other] for other in (work, *one.work))
-        return not suspect and len(one.work) < self._patience.in_flight
+        """Whether a work goes with others. What killed one is done alone, to be known if it did."""
+        return not one.work or not any(self._deaths[other] for other in (work, *one.work))
