@@ -20,9 +20,9 @@ _LANE_BITS = 21
 _LANE_BIAS = 1 << 19  # keeps a lane's sum, -0.26 to 1.31 million, positive
 
 
-def _apply(image: Pixels, argument: int, fill: Pixels) -> Pixels:
+def _apply(image: Pixels, argument: int, fill: Pixels, result: Pixels) -> None:
     matrix = _rotation(argument, *image.shape[:2])
-    return apply_affine(image, matrix, affine_weights(), fill)
+    apply_affine(image, matrix, affine_weights(), fill, result)
 
 
 def _rotation(argument: int, height: int, width: int) -> NDArray[np.int64]:
@@ -36,15 +36,14 @@ def _rotation(argument: int, height: int, width: int) -> NDArray[np.int64]:
 
 
 @njit(cache=True, nogil=True)
-def apply_affine(image, matrix, weights, fill):
-    """Return the image moved by a 2x3 matrix of 2**-16 pixels, bicubic, same size.
+def apply_affine(image, matrix, weights, fill, result):
+    """Write the image moved by a 2x3 matrix of 2**-16 pixels, bicubic.
 
     As Pillow's ``transform(AFFINE, BICUBIC)``: output center (x + 1/2, y + 1/2) is looked
     up at ``matrix @ (x + 1/2, y + 1/2, 1)``; centers outside give ``fill``, neighbors
     outside are the border's. ``weights`` is ``affine_weights()``, (1024, 4).
     """
     height, width = image.shape[:2]
-    result = np.empty_like(image)
     words = _pack_lanes(image)
     shift, lane = _WEIGHT_BITS + 8, (1 << _LANE_BITS) - 1
     # Vertical weights add up to 2**12, so the lanes' bias comes to the same in each pixel.
@@ -78,7 +77,6 @@ def apply_affine(image, matrix, weights, fill):
             result[y, x, 0] = min(max(red >> shift, 0), 255)
             result[y, x, 1] = min(max(green >> shift, 0), 255)
             result[y, x, 2] = min(max(blue >> shift, 0), 255)
-    return result
 
 
 @njit(cache=True, nogil=True)
