@@ -11,13 +11,15 @@ export OMP_WAIT_POLICY := PASSIVE
 export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help setup demo evidence docs test bench lint types check clean
+.PHONY: help setup demo evidence chaos site test browser bench lint types check clean
 
 help:
 	@echo "make demo    images -> shards -> teacher -> label job on Ray -> student, in minutes"
 	@echo "make evidence  students taught in six ways, compared in docs/EVIDENCE.md; takes hours"
-	@echo "make docs    docs/API.md, from the docstrings"
+	@echo "make site    the documentation as a web site, in site/index.html"
+	@echo "make chaos   label jobs on Ray, killed at random for MINUTES=30; their bytes stay the same"
 	@echo "make test    the whole test suite"
+	@echo "make browser  the tests that open reports in a headless Chromium"
 	@echo "make check   lint, types and tests"
 	@echo "make setup   the virtual environment in $(VENV), made with PYTHON=$(PYTHON)"
 	@echo "make bench   all speeds; SHARDS='...' names photographs, JSON=FILE takes the ratios"
@@ -44,13 +46,25 @@ evidence: $(INSTALLED)
 		$(if $(DOWNLOAD),--download '$(DOWNLOAD)',--shards '$(SHARDS)' --val-shards '$(VAL_SHARDS)') \
 		--report docs/EVIDENCE.md $(ARGS)
 
-docs: $(INSTALLED)
-	$(BIN)/python docs/api.py
+# Loads the machine for as long as it takes.
+chaos: $(INSTALLED)
+	$(BIN)/python -m tests.crash.chaos --minutes $(or $(MINUTES),30) \
+		--report '$(or $(REPORT),chaos-report.md)' $(ARGS)
+
+site: $(INSTALLED)
+	$(BIN)/python docs/commands.py
+	$(BIN)/zensical build --strict
 
 # Two files at a time, in the order of their names: tests/jobs, the longest, begins early. A file
 # stays in one process, with its fixtures.
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@echo "the tests that need a browser were left out; make browser runs them"
+
+# Without a Chromium it fails, and says what to install.
+browser: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[browser]'
+	$(BIN)/python -m pytest -m browser tests/browser
 
 bench: $(INSTALLED)
 	@test -n "$(SHARDS)" || { echo "give photographs: make bench SHARDS='/data/x-{000..003}.tar'"; exit 1; }
@@ -67,5 +81,5 @@ types: $(INSTALLED)
 check: lint types test
 
 clean:
-	rm -rf demo-output build *.egg-info
+	rm -rf demo-output build site .cache *.egg-info
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

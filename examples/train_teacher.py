@@ -6,6 +6,7 @@ the teacher does not see in advance what it will label. They are not mixed.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,7 +154,13 @@ def main() -> None:
     model = train(options, read_images(options.shards), views)
     share = accuracy(model, read_images(options.val_shards), options.image_size)
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    save_file(state, options.out)
+    said = {
+        "image_size": options.image_size,
+        "mean": views.mean,
+        "std": views.std,
+        "accuracy": share,
+    }
+    save_file(state, options.out, {name: json.dumps(value) for name, value in said.items()})
     print(f"{options.out}: {options.model}, {share:.1%} of the validation images right")
 
 

@@ -7,22 +7,27 @@ import statistics
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import ray
 from ray.exceptions import GetTimeoutError, RayTaskError, TaskCancelledError, WorkerCrashedError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from jobs.sizing import Share
 from jobs.supervisor import PARTS_IN_FLIGHT, Patience
 from pipeline.errors import PipelineError
+from pipeline.files.cache import ShardFile
 from pipeline.files.sharing import SharedPaths, unseen_path
 from pipeline.identity import TeacherIdentity
+from pipeline.labelling.agreement import Preflight
 from pipeline.labelling.config import LabelConfig
-from pipeline.labelling.job import IndexedShards, PartOrder, Preflight
+from pipeline.labelling.job import IndexedShards, PartOrder
 from pipeline.labelling.part import GroupTask, probe_task, run_task
 from pipeline.labelling.probe import Fate
 from pipeline.records import AugmentedGroup
+from pipeline.shards.index import ShardSummary, summarize_here
 from pipeline.store import Committed
 
 if TYPE_CHECKING:
@@ -36,6 +41,7 @@ __all__ = [
     "augment_remotely",
     "load_worker",
     "look_remotely",
+    "summarize_remotely",
 ]
 
 CRASHES_PER_TASK = 3  # that may be chance; then its images are looked at
@@ -62,7 +68,6 @@ class ActorSettings:
     """What a teacher's process is told when it starts."""
 
     config: LabelConfig
-    window: int  # groups of a part that are augmented at a time
     patience: Patience
     make_worker: MakeWorker
 
@@ -73,12 +78,21 @@ class Progress:
 
     groups: int  # labelled in all
     starved: bool  # it has waited long for augmentation
+    busy_seconds: float  # in which it ran its network
+    window: int  # groups under way
+    again: int  # groups that were augmented again
 
 
 @ray.remote(num_cpus=0, max_retries=CRASHES_PER_TASK)
 def look_remotely(paths: SharedPaths, node: str) -> str | None:
     """Return what a node does not see as the driver does."""
     return unseen_path(paths, node)
+
+
+@ray.remote(num_cpus=1, max_retries=CRASHES_PER_TASK)
+def summarize_remotely(shards: Sequence[tuple[int, ShardFile]]) -> list[ShardSummary]:
+    """Summarize shards, given with their numbers."""
+    return list(summarize_here(shards))
 
 
 @ray.remote(num_cpus=1, max_retries=CRASHES_PER_TASK)
@@ -102,9 +116,12 @@ class TeacherActor:
     def __init__(self, settings: ActorSettings) -> None:
         self._settings = settings
         self._loaded: TeacherWorker | None = None
+        self._share = Share(threads=1, window=1, local=0)
         self._groups = 0
         self._counting = threading.Lock()
         self._crashing: Crashing = {}
+        self._flows: list[_Augmentation] = []  # of the parts under way
+        self._again = 0  # of those that are done
         self._hungry: dict[int, float] = {}  # by thread: since when it waits for augmentation
 
     @ray.method(concurrency_group="word")
@@ -119,14 +136,19 @@ class TeacherActor:
         with self._counting:
             waits = [now - since for since in self._hungry.values()]
             return Progress(
-                groups=self._groups, starved=any(one > STARVED_SECONDS for one in waits)
+                groups=self._groups,
+                starved=any(one > STARVED_SECONDS for one in waits),
+                busy_seconds=0.0 if self._loaded is None else self._loaded.busy_seconds,
+                window=sum(one.window for one in self._flows),
+                again=self._again + sum(one.again for one in self._flows),
             )
 
     @ray.method(concurrency_group="work")
-    def load(self, threads: int) -> None:
+    def load(self, share: Share) -> None:
         """Load the teacher, once."""
-        # The cluster's CPUs divided by its teachers; more than this machine has would hinder.
-        threads = min(threads, len(os.sched_getaffinity(0)))
+        self._share = share
+        # A machine may say that it has more CPUs than it has.
+        threads = min(share.threads, len(os.sched_getaffinity(0)))
         config = self._settings.config
         self._loaded = self._settings.make_worker(config, config.threads or threads)
 
@@ -143,24 +165,26 @@ class TeacherActor:
     @ray.method(concurrency_group="work")
     def label(self, order: PartOrder, lean: int) -> Committed:
         """Label and commit one part; each step of ``lean`` halves what is augmented at a time."""
-        window = max(1, self._settings.window >> lean)
-        return self._worker.label_part(order, self._augmented(order.tasks(), window))
+        return self._worker.label_part(order, self._augmented(order.tasks(), lean))
 
     def _augment_one(self, task: GroupTask) -> AugmentedGroup:
-        return next(self._augmented(iter([task]), 1))
+        return next(self._augmented(iter([task]), 0))
 
-    def _augmented(self, tasks: Iterator[GroupTask], window: int) -> Iterator[AugmentedGroup]:
+    def _augmented(self, tasks: Iterator[GroupTask], lean: int) -> Iterator[AugmentedGroup]:
+        share = replace(self._share, window=max(1, self._share.window >> lean))
         patience, crashing = self._settings.patience, self._crashing
-        return self._counted(_Augmentation(tasks, window, patience, crashing).groups())
+        return self._counted(_Augmentation(tasks, share, patience, crashing))
 
     @property
     def _worker(self) -> TeacherWorker:
         assert self._loaded is not None, "a teacher is asked before it is loaded"
         return self._loaded
 
-    def _counted(self, groups: Iterator[AugmentedGroup]) -> Iterator[AugmentedGroup]:
+    def _counted(self, flow: _Augmentation) -> Iterator[AugmentedGroup]:
         """Pass groups through, and note when one is waited for and when it is labelled."""
-        me = threading.get_ident()
+        me, groups = threading.get_ident(), flow.groups()
+        with self._counting:
+            self._flows.append(flow)
         try:
             while True:
                 with self._counting:
@@ -174,30 +198,46 @@ class TeacherActor:
                 with self._counting:
                     self._groups += 1
         finally:
-            self._hungry.pop(me, None)
+            groups.close()
+            with self._counting:
+                self._hungry.pop(me, None)
+                self._flows.remove(flow)
+                self._again += flow.again
 
 
 class _Augmentation:
     """Groups that are augmented elsewhere, a bounded number at a time."""
 
     def __init__(
-        self, tasks: Iterator[GroupTask], window: int, patience: Patience, crashing: Crashing
+        self, tasks: Iterator[GroupTask], share: Share, patience: Patience, crashing: Crashing
     ) -> None:
         self._tasks = tasks
+        self._share = share
+        self._here: set[Any] = set()  # of those under way, the ones that this machine was given
+        self._at_home = augment_remotely.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(
+                ray.get_runtime_context().get_node_id(), soft=True
+            )
+        )
         self._crashing = crashing  # of all parts
         self._probed: Counter[tuple[int, int]] = Counter()  # by group and first view
-        self._window = window
         self._patience = patience
         self._under_way: dict[Any, GroupTask] = {}  # by the call's reference
         self._started: dict[Any, float] = {}
         self._times: deque[float] = deque(maxlen=TIMES)
         self._limit_factor = 1.0
+        self.again = 0  # groups that were submitted once more
 
-    def groups(self) -> Iterator[AugmentedGroup]:
+    @property
+    def window(self) -> int:
+        """Groups that are made, or wait to be taken."""
+        return len(self._under_way)
+
+    def groups(self) -> Generator[AugmentedGroup, None, None]:
         """Yield the groups as they get ready."""
         try:
             while True:
-                while len(self._under_way) < self._window:
+                while len(self._under_way) < self._share.window:
                     task = next(self._tasks, None)
                     if task is None:
                         break
@@ -213,9 +253,17 @@ class _Augmentation:
     def _submit(self, task: GroupTask) -> None:
         known = self._crashing.get(task.shard.key_hash, frozenset())
         task = replace(task, crashing=known.intersection(task.members))
-        ref = augment_remotely.remote(task)
+        # Pixels need not cross the network while this machine's own cores have time for them.
+        here = len(self._here) < self._share.local
+        ref = (self._at_home if here else augment_remotely).remote(task)
+        if here:
+            self._here.add(ref)
         self._under_way[ref] = task
         self._started[ref] = time.monotonic()
+
+    def _submit_again(self, task: GroupTask) -> None:
+        self.again += 1
+        self._submit(task)
 
     def _next(self) -> AugmentedGroup | None:
         """Return a group that is ready; None if there is none yet, or it must be done again."""
@@ -226,15 +274,16 @@ class _Augmentation:
                 self._restart()
             return None
         ref = ready[0]
+        self._here.discard(ref)
         task, started = self._under_way.pop(ref), self._started.pop(ref)
         try:
             group: AugmentedGroup = ray.get(ref, timeout=self._patience.loading_seconds)
         except TaskCancelledError:
-            self._submit(task)
+            self._submit_again(task)
             return None
         except WorkerCrashedError as error:
             self._find_crashing(task, error)
-            self._submit(task)
+            self._submit_again(task)
             return None
         except RayTaskError as error:
             raise _as_raised(error) from error
@@ -282,13 +331,14 @@ class _Augmentation:
         self._cancel()
         self._limit_factor *= 2  # where they only wait for a CPU, ending them helps nobody
         for task in tasks:
-            self._submit(task)
+            self._submit_again(task)
 
     def _cancel(self) -> None:
         for ref in self._under_way:
             ray.cancel(ref, force=True)
         self._under_way.clear()
         self._started.clear()
+        self._here.clear()
 
 
 def _as_raised(error: RayTaskError) -> BaseException:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import NodeDiedError, RayError, TaskUnschedulableError
+from ray.util.metrics import Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs import joining
@@ -26,9 +29,12 @@ from jobs.actors import (
     TeacherActor,
     load_worker,
     look_remotely,
+    summarize_remotely,
 )
 from jobs.draining import Drain
 from jobs.joining import RayConnection, death_of, fault_of, within
+from jobs.metrics import HELP, Flow
+from jobs.sizing import Share, ShareRule, auto_teachers, machine_for_cpu_teacher
 from jobs.supervisor import (
     Ask,
     Decision,
@@ -42,12 +48,16 @@ from jobs.supervisor import (
     Work,
 )
 from pipeline.errors import ConfigError, PipelineError, TryAgainError
+from pipeline.files.cache import ShardFile
 from pipeline.files.objects import is_url
 from pipeline.files.sharing import SharedPaths, offered_paths, require_shared
 from pipeline.identity import TeacherIdentity
+from pipeline.labelling.agreement import Preflight
 from pipeline.labelling.config import LabelConfig
-from pipeline.labelling.job import IndexedShards, JobPlan, Preflight
+from pipeline.labelling.estimate import Capacity
+from pipeline.labelling.job import IndexedShards, JobPlan
 from pipeline.records import PartKey
+from pipeline.shards.index import ShardSummary, summarize_here
 from pipeline.store import Committed, parts_root
 
 __all__ = ["Cluster"]
@@ -56,9 +66,9 @@ _log = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 120.0  # of a node that is asked what it sees; it may have to start Python
 END_SECONDS = 5.0
+SHARDS_PER_TASK = 8  # that are opened to be indexed
 PULSE_SECONDS = 2.0  # between two looks at a teacher's progress
 PULSES_PER_SECOND = 100  # of all teachers together
-WINDOW_BYTES = 1e9  # of augmented groups, for each teacher
 
 _DESCRIBE, _TRY_OUT = "its own settings", "the trial on a few images"
 
@@ -69,6 +79,7 @@ class _Running:
 
     actor: Any
     calls: dict[Any, tuple[str, Work]] = field(default_factory=dict)  # by reference
+    home: str | None = None  # the machine that it is on, or was asked for
     asked: float = 0.0  # for its progress
 
 
@@ -82,6 +93,9 @@ class Cluster:
         self._drain = drain
         self._connection = RayConnection.open()
         self._running: dict[int, _Running] = {}
+        self._flow = Flow()
+        self._told: dict[int, Progress] = {}  # what each teacher has said last
+        self._gauges: dict[str, Gauge] = {}
         try:
             self._plan_teachers(make_worker)
         except BaseException:
@@ -89,30 +103,53 @@ class Cluster:
             raise
 
     def _plan_teachers(self, make_worker: MakeWorker) -> None:
-        config, resources = self._config, joining.resources_now()
-        gpus, cpus = int(resources["GPU"].total), max(1, int(resources["CPU"].total))
+        config, state = self._config, joining.state_now()
+        self._machines = state.machines
+        gpus = auto_teachers(self._machines, on_gpu=True)
         self._on_gpu = config.device == "cuda" or (config.device == "auto" and gpus > 0)
-        teachers = config.teachers or (gpus if self._on_gpu else 1)
-        if self._on_gpu and teachers > gpus:
-            raise PipelineError(
-                f"{teachers} teachers need as many GPUs, the cluster has {gpus}; use --teachers "
-                f"{gpus} or --device cpu"
-            )
-        self._patience = Patience.of(config.hang_seconds, config.wait_seconds)
+        self._teachers = 1
+        self._count_teachers()
+        self._require_gpus(gpus)
         mix, side = config.effective_mixing, config.augment.image_size
-        group_bytes = mix.group_size * mix.block_views * side * side * 3
-        fitting = int(WINDOW_BYTES / self._patience.in_flight / group_bytes)
-        self._settings = ActorSettings(
-            config=config,
-            window=max(2, min(2 * cpus // teachers, fitting)),
-            patience=self._patience,
-            make_worker=make_worker,
+        self._rule = ShareRule(
+            group_bytes=mix.group_size * mix.block_views * side * side * 3,
+            window_bytes=1e9 * config.window_gb,
         )
-        self._teachers = teachers
-        self._threads = max(1, cpus // teachers)
-        self._supervisor = Supervisor(teachers, "GPU" if self._on_gpu else None, self._patience)
+        self._patience = Patience.of(config.hang_seconds, config.wait_seconds)
+        self._settings = ActorSettings(
+            config=config, patience=self._patience, make_worker=make_worker
+        )
+        needs = "GPU" if self._on_gpu else None
+        self._supervisor = Supervisor(self._teachers, needs, self._patience)
 
-    def check_paths(self, shards: IndexedShards) -> None:
+    def _count_teachers(self) -> None:
+        """Set how many teachers there may be now; more GPUs and machines may come later."""
+        if isinstance(self._config.teachers, int):
+            self._teachers = self._config.teachers
+            return
+        found = auto_teachers(self._machines, on_gpu=self._on_gpu)
+        # A GPU that is lost may come back; what a machine without one did, others do.
+        self._teachers = max(self._teachers, found) if self._on_gpu else found
+
+    def _require_gpus(self, gpus: int) -> None:
+        if self._on_gpu and self._teachers > gpus:
+            if not self._connection.joined:
+                cure = f"--teachers {gpus} or --device cpu" if gpus else "--device cpu"
+                raise PipelineError(
+                    f"{self._teachers} teachers need as many GPUs, this machine has {gpus}; use "
+                    f"{cure}"
+                )
+            _log.warning(
+                f"the cluster has {gpus} GPUs now, and {self._teachers} teachers are wanted: the "
+                "others begin as GPUs come"
+            )
+        elif not self._on_gpu and self._connection.joined and self._config.device == "auto":
+            _log.warning(
+                "the cluster has no GPU now, so the teacher runs on CPUs, also if GPUs come later; "
+                "with --device cuda it waits for them"
+            )
+
+    def check_paths(self, paths: Sequence[ShardFile]) -> None:
         """Raise ``ConfigError`` naming a node that does not see the job's local paths as they are.
 
         Parts and teachers may come to any node, also to one without CPUs.
@@ -121,20 +158,50 @@ class Cluster:
             return
         out, checkpoint = self._config.out, self._config.teacher_checkpoint
         _refuse_temporary(out)
-        files = [
-            (path, info.bytes)
-            for path, info in zip(shards.paths, shards.infos, strict=True)
-            if isinstance(path, Path)
-        ]
+        files = [(path, path.stat().st_size) for path in paths if isinstance(path, Path)]
         if checkpoint is not None:
             files.append((checkpoint, checkpoint.stat().st_size))
         nodes = {node["NodeID"]: _name_of(node) for node in joining.nodes()}
-        with offered_paths(parts_root(out), files) as paths:
-            calls = {node: _ask(paths, node) for node in nodes}
+        with offered_paths(parts_root(out), files) as shared:
+            calls = {node: _ask(shared, node) for node in nodes}
             with self._drain.asked():
                 answers = self._answers(calls, nodes)
             for node, unseen in answers.items():
-                require_shared(paths, node, nodes[node], unseen)
+                require_shared(shared, node, nodes[node], unseen)
+
+    def summarize(self, shards: Sequence[tuple[int, ShardFile]]) -> Iterator[ShardSummary]:
+        """Summarize shards in their order, on all CPUs of the cluster; a few of them here.
+
+        Those in object storage are fetched by the machines that open them.
+        """
+        if len(shards) < 2 * SHARDS_PER_TASK:
+            yield from summarize_here(shards)
+            return
+        cut = range(0, len(shards), SHARDS_PER_TASK)
+        tasks = iter([shards[start : start + SHARDS_PER_TASK] for start in cut])
+        most = 2 * max(1, sum(one.cpus for one in self._machines.values()))
+        calls = deque(summarize_remotely.remote(task) for task in islice(tasks, most))
+        while calls:
+            yield from self._wait(calls.popleft(), "opening shards")
+            calls.extend(summarize_remotely.remote(task) for task in islice(tasks, 1))
+
+    def _wait(self, ref: Any, what: str) -> Any:
+        """Return what a call gives, in the time that a teacher has to load."""
+        end = time.monotonic() + self._patience.loading_seconds
+        with self._drain.asked():
+            while not ray.wait([ref], timeout=0.5)[0]:
+                self._drain.check()
+                self._connection.require_raylet()
+                if time.monotonic() > end:
+                    raise TryAgainError(
+                        f"{what} took more than {self._patience.loading_seconds:.0f} s; are CPUs "
+                        "free in the cluster, and do its nodes reach the shards? Run the same "
+                        "command again"
+                    )
+            try:
+                return ray.get(ref, timeout=ANSWER_SECONDS)
+            except RayError as error:
+                raise fault_of(error, what) from error
 
     def _answers(self, calls: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, str | None]:
         """Return what each node says, in the time that all of them have."""
@@ -187,6 +254,35 @@ class Cluster:
                 for result in self._step(submit):
                     return result
 
+    def capacity(self) -> Capacity:
+        """Return who labels, as the cluster is now."""
+        cores = max(1, sum(one.cpus for one in self._machines.values()))
+        return Capacity(teachers=self._teachers, cores=cores, shared=not self._on_gpu)
+
+    def flow(self) -> Flow:
+        """Return what the teachers have told. Other threads may call it."""
+        return self._flow
+
+    def _flow_of(self, states: Mapping[int, State]) -> Flow:
+        told = self._told
+        labelling = [one for one, state in states.items() if state is State.LABELLING]
+        return Flow(
+            teachers=len(labelling),
+            busy_seconds=sum(one.busy_seconds for one in told.values()),
+            window=sum(told[one].window for one in labelling if one in told),
+            again=sum(one.again for one in told.values()),
+            lost=sum(state is State.LOST for state in states.values()),
+        )
+
+    def export(self, values: dict[str, float]) -> None:
+        """Set Ray's metrics, which each node offers to Prometheus."""
+        store = Path(self._config.out).name
+        for name, value in values.items():
+            if name not in self._gauges:
+                gauge = Gauge(f"teacher_labels_{name}", HELP[name], tag_keys=("store",))
+                self._gauges[name] = gauge
+            self._gauges[name].set(value, tags={"store": store})
+
     def label(self, plan: JobPlan) -> Generator[Committed, None, None]:
         """Label the job's missing parts, and yield each once committed.
 
@@ -217,13 +313,14 @@ class Cluster:
 
     def _look_around(self) -> None:
         """Tell the supervisor what the cluster has, and ask the teachers how far they are."""
-        resources = self._connection.resources()
-        if resources is not None:
-            self._supervisor.saw(resources)
-            if self._on_gpu and self._config.teachers is None:
-                self._teachers = max(self._teachers, int(resources["GPU"].total))
-                self._supervisor.want(self._teachers)  # GPUs may come later
+        state = self._connection.state()
+        if state is not None:
+            self._machines = state.machines
+            self._supervisor.saw(state.resources)
+            self._count_teachers()
+            self._supervisor.want(self._teachers)
         now, states = time.monotonic(), self._supervisor.states
+        self._flow = self._flow_of(states)
         pause = max(PULSE_SECONDS, len(self._running) / PULSES_PER_SECOND)
         for number, running in self._running.items():
             asked = any(kind == "progress" for kind, _ in running.calls.values())
@@ -234,8 +331,12 @@ class Cluster:
     def _do(self, decision: Decision, submit: Callable[[Any, HandOut], Any]) -> None:
         match decision:
             case Ask(teacher):
-                actor = self._start_teacher()
-                self._running[teacher] = _Running(actor, {actor.node.remote(): ("node", None)})
+                home = None
+                if not self._on_gpu:
+                    home = machine_for_cpu_teacher(self._machines, self._at_home())
+                actor = self._start_teacher(home)
+                calls: dict[Any, tuple[str, Work]] = {actor.node.remote(): ("node", None)}
+                self._running[teacher] = _Running(actor, calls, home)
             case HandOut(teacher, work):
                 running = self._running[teacher]
                 running.calls[submit(running.actor, decision)] = ("work", work)
@@ -272,11 +373,14 @@ class Cluster:
         if kind == "node":
             supervisor.placed(number, now)
             running = self._running[number]
-            running.calls[running.actor.load.remote(self._threads)] = ("load", None)
+            running.home = str(answer)
+            share = self._share_of(running.home)
+            running.calls[running.actor.load.remote(share)] = ("load", None)
         elif kind == "load":
             supervisor.loaded(number, now)
         elif kind == "progress":
             assert isinstance(answer, Progress)
+            self._told[number] = answer
             supervisor.progressed(number, answer.groups, starved=answer.starved, now=now)
         return kind == "work" and supervisor.finished(number, work, now)
 
@@ -304,9 +408,24 @@ class Cluster:
         for running in self._running.values():
             ray.kill(running.actor)
 
-    def _start_teacher(self) -> Any:
+    def _at_home(self) -> Counter[str]:
+        """Return how many teachers each machine has."""
+        return Counter(one.home for one in self._running.values() if one.home is not None)
+
+    def _share_of(self, home: str) -> Share:
+        here = self._at_home()[home]
+        if self._on_gpu and home in self._machines:
+            # Others are still being placed: Ray gives a machine's GPUs to one after the other.
+            here = max(here, min(self._machines[home].gpus, self._teachers))
+        return self._rule.share(self._machines, home, here, self._teachers)
+
+    def _start_teacher(self, home: str | None) -> Any:
+        strategy: Any = "DEFAULT"
+        if home is not None:
+            strategy = NodeAffinitySchedulingStrategy(home, soft=True)
         return TeacherActor.options(  # type: ignore[attr-defined]
             num_gpus=1 if self._on_gpu else 0,
+            scheduling_strategy=strategy,
             runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}},
         ).remote(self._settings)
 

@@ -6,6 +6,7 @@ What Ray raises comes out as one line with its cure, and the traceback as its ca
 from __future__ import annotations
 
 import logging
+import math
 import os
 import queue
 import secrets
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,10 +30,19 @@ from ray.exceptions import (
     RuntimeEnvSetupError,
 )
 
+from jobs.sizing import Machine, Machines
 from jobs.supervisor import Death, Resource
 from pipeline.errors import ConfigError, PipelineError, TryAgainError
 
-__all__ = ["RayConnection", "death_of", "fault_of", "in_one_line", "why_not", "within"]
+__all__ = [
+    "ClusterState",
+    "RayConnection",
+    "death_of",
+    "fault_of",
+    "in_one_line",
+    "why_not",
+    "within",
+]
 
 CONNECT_SECONDS = 25.0
 START_SECONDS = 120.0  # of a Ray of our own, on a machine that is busy
@@ -74,6 +84,14 @@ def within(seconds: float, what: str, call: Callable[[], Result], *, stay: bool 
             )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterState:
+    """What the cluster has, in all and by machine."""
+
+    resources: Mapping[str, Resource]  # CPU and GPU
+    machines: Machines
+
+
 @dataclass(slots=True)
 class RayConnection:
     """The node of this process in a cluster."""
@@ -81,7 +99,7 @@ class RayConnection:
     joined: bool  # a cluster that was there
     _raylet: str  # the socket of this machine's part of Ray
     _reaper: subprocess.Popen[bytes] | None
-    _seen: queue.SimpleQueue[dict[str, Resource]] = field(default_factory=queue.SimpleQueue)
+    _seen: queue.SimpleQueue[ClusterState] = field(default_factory=queue.SimpleQueue)
     _asked: float = 0.0
 
     @staticmethod
@@ -144,7 +162,7 @@ class RayConnection:
                     "stay"
                 ) from error
 
-    def resources(self) -> dict[str, Resource] | None:
+    def state(self) -> ClusterState | None:
         """Return what the cluster has where that is news; asks anew at times, and never waits."""
         now = time.monotonic()
         if now - self._asked > RESOURCES_SECONDS:
@@ -158,7 +176,7 @@ class RayConnection:
 
     def _look(self) -> None:
         with suppress(Exception):  # the next look may be luckier
-            self._seen.put(_resources())
+            self._seen.put(_state())
 
     def close(self) -> None:
         """Leave Ray, and end all that we started."""
@@ -186,18 +204,33 @@ def _silence(wanted: bool) -> Iterator[None]:
         os.close(kept)
 
 
-def resources_now() -> dict[str, Resource]:
+def state_now() -> ClusterState:
     """Return what the cluster has."""
-    return within(CONNECT_SECONDS, "asking what the cluster has", _resources)
+    return within(CONNECT_SECONDS, "asking what the cluster has", _state)
 
 
-def _resources() -> dict[str, Resource]:
-    total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+def _state() -> ClusterState:
+    machines = {node["NodeID"]: _machine_of(node["Resources"]) for node in _nodes()}
     free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
-    return {
-        name: Resource(total=total.get(name, 0.0), free=free.get(name, 0.0))
-        for name in ("CPU", "GPU")
+    total = {
+        "CPU": sum(one.cpus for one in machines.values()),
+        "GPU": sum(one.gpus for one in machines.values()),
     }
+    return ClusterState(
+        machines=machines,
+        resources={
+            name: Resource(total=count, free=free.get(name, 0.0)) for name, count in total.items()
+        },
+    )
+
+
+def _machine_of(resources: Mapping[str, float]) -> Machine:
+    return Machine(
+        cpus=int(resources.get("CPU", 0)),
+        gpus=int(resources.get("GPU", 0)),
+        store_bytes=resources.get("object_store_memory", math.inf),
+        is_head="node:__internal_head__" in resources,
+    )
 
 
 def _start_reaper() -> subprocess.Popen[bytes]:
@@ -322,9 +355,8 @@ def fault_of(error: BaseException, where: str) -> PipelineError:
 
 def nodes() -> list[dict[str, Any]]:
     """Return the cluster's machines that are alive, as Ray describes them."""
-    found: list[dict[str, Any]] = within(
-        CONNECT_SECONDS,
-        "asking for the cluster's nodes",
-        ray.nodes,
-    )
-    return [node for node in found if node["Alive"]]
+    return within(CONNECT_SECONDS, "asking for the cluster's nodes", _nodes)
+
+
+def _nodes() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]

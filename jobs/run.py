@@ -8,28 +8,32 @@ import traceback
 from collections.abc import Iterable, Iterator
 
 from jobs.draining import Drain, Stopped
+from jobs.metrics import Metrics, check_path, measuring
 from pipeline.cli.console import Progress as Shown
 from pipeline.cli.console import counted, duration, note, say
-from pipeline.errors import REJECTION_WORDS, PipelineError, TryAgainError
-from pipeline.files.local import expand_shards
+from pipeline.errors import REJECTION_WORDS, PipelineError, TryAgainError, require_package
+from pipeline.labelling.agreement import Preflight, in_percent, require_agreement
 from pipeline.labelling.config import LabelConfig
+from pipeline.labelling.estimate import Capacity, estimate_job
 from pipeline.labelling.job import (
     IndexedShards,
     JobPlan,
-    Preflight,
     Progress,
     begin_job,
+    check_begun,
     check_identity,
+    find_shards,
     finish_job,
     index_shards,
     plan_job,
-    require_agreement,
+    receipts_of,
     require_same_views,
     write_run,
 )
 from pipeline.records import PartKey
 from pipeline.store import (
     Committed,
+    JobProgress,
     Manifest,
     at_work,
     bytes_per_label,
@@ -69,18 +73,21 @@ def _run(config: LabelConfig, drain: Drain) -> int:
     # What is cheap to find out comes first: flags, names, the store, Ray, the teacher, shards.
     check_out(config.out)
     config.check_checkpoint()
-    expand_shards(config.shards, config.cache)
+    check_path(config.metrics_file)
+    paths = find_shards(config.shards, config.cache)
+    check_begun(config, len(paths))
     if config.serial:
         from jobs.serial import SerialTeacher as Teachers
     else:
+        require_package("ray", "jobs", "a label job without `serial`")
         from jobs.cluster import Cluster as Teachers  # type: ignore[assignment]
     with contextlib.closing(Teachers(config, drain)) as teachers:
+        teachers.check_paths(paths)
         teacher, floats = teachers.describe()
         check_identity(config, teacher)
-        shards = index_shards(config.shards, config.cache, config.classes)
+        shards = index_shards(paths, config.cache, config.classes, teachers.summarize)
         found = counted(len(shards.paths), "shard"), counted(shards.samples, "sample")
         say(f"{', '.join(found)}{named(shards)}")
-        teachers.check_paths(shards)
         plan = plan_job(config, shards, teacher, floats)
         describe_plan(plan)
         preflight = None
@@ -89,28 +96,76 @@ def _run(config: LabelConfig, drain: Drain) -> int:
             preflight = teachers.preflight(shards)
             describe_preflight(plan, preflight)
             require_agreement(config, preflight, plan.identity.teacher.classes)
+            if preflight.cause is not None:
+                note(f"warning: {preflight.cause}")
+        if config.estimate:
+            if preflight is not None:
+                describe_estimate(plan, preflight, teachers.capacity())
+            return 0
         begin_job(plan)
         progress = Progress(plan)
         root = parts_root(config.out)
         # Nothing is written beside a finished Zarr store, or that would seem unfinished.
-        with at_work(root) if plan.missing else contextlib.nullcontext() as other:
+        begun = word_of(plan, progress)
+        metrics = Metrics(
+            lambda: (progress.parts, progress.labels, progress.rejected),
+            len(plan.missing),
+            teachers.flow,
+            teachers.export,
+            config.metrics_file,
+        )
+        with at_work(root, begun) if plan.missing else contextlib.nullcontext() as me:
             order = plan
-            if other is not None:
+            for other in me.others if me is not None else ():
                 order = dataclasses.replace(plan, missing=plan.missing[::-1])
                 note(f"{other} adds to {config.out} too; this job begins at the other end")
-            with drain.labelling(), contextlib.closing(teachers.label(order)) as committed:
+            with (
+                measuring(metrics),
+                drain.labelling(),
+                contextlib.closing(receipts_of(plan)) as receipts,
+                contextlib.closing(teachers.label(order)) as committed,
+            ):
                 for one in shown(committed, plan):
                     progress.add(one)
-        return _end(plan, progress, preflight)
+                    receipts.add(one)
+                    if me is not None:
+                        me.tell(word_now(begun, progress))
+        return _end(plan, progress, preflight, metrics)
 
 
-def _end(plan: JobPlan, progress: Progress, preflight: Preflight | None) -> int:
+def word_of(plan: JobPlan, progress: Progress) -> JobProgress:
+    """Return what others may read of a job while it runs."""
+    return JobProgress(
+        samples=plan.shards.samples,
+        rejected=progress.rejected,
+        parts=len(plan.parts),
+        parts_to_do=len(plan.missing),
+        labels_to_do=sum(rows_of(plan, part) for part in plan.missing),
+        parts_done=progress.parts,
+        labels_done=progress.labels,
+        seconds=progress.seconds,
+    )
+
+
+def word_now(begun: JobProgress, progress: Progress) -> JobProgress:
+    """Return the word about a job that has gone on."""
+    return dataclasses.replace(
+        begun,
+        rejected=progress.rejected,
+        parts_done=progress.parts,
+        labels_done=progress.labels,
+        seconds=progress.seconds,
+    )
+
+
+def _end(plan: JobPlan, progress: Progress, preflight: Preflight | None, metrics: Metrics) -> int:
     """Write the manifest over a whole store, and in any case how the run went."""
     run = {
         "labels": progress.labels,
         "seconds": round(progress.seconds, 3),
         "labels_per_second": round(progress.labels_per_second, 3),
         "parts": {"kept": len(plan.done), "missing": len(plan.missing), "done": progress.parts},
+        **metrics.summary(),
         "preflight": None if preflight is None else dataclasses.asdict(preflight),
     }
     if progress.parts < len(plan.missing):
@@ -162,8 +217,7 @@ def describe_preflight(plan: JobPlan, report: Preflight) -> None:
         note(f"warning: {warning}")
     say(
         f"teacher {plan.identity.teacher.architecture} ({plan.identity.teacher.precision}): "
-        f"agrees with the targets of {report.correct} of {report.images} plain images; "
-        f"{report.rows_per_batch} views take {report.batch_seconds:.3f} s"
+        f"{agreement_of(report)}; {report.rows_per_batch} views take {report.batch_seconds:.3f} s"
     )
     if report.flip_rows:
         low, high = report.flip_interval
@@ -174,12 +228,48 @@ def describe_preflight(plan: JobPlan, report: Preflight) -> None:
         )
     elif plan.identity.teacher.precision != "fp32":
         say("how many labels differ in fp32 was not measured: the weights are untrained")
+    if plan.config.estimate:
+        return  # more is said of it later
     labels = sum(rows_of(plan, part) for part in plan.missing)
     hours = labels / report.rows_per_batch * report.batch_seconds / 3600
     per_label = bytes_per_label(plan.identity)
     say(
         f"estimate: {duration(3600 * hours)} of one teacher, {size(labels * per_label)}; a student "
         "with its teacher in the loop pays as much, so the second student is the first gain"
+    )
+
+
+def describe_estimate(plan: JobPlan, report: Preflight, capacity: Capacity) -> None:
+    """Say what the job would take with whoever labels now."""
+    labels = sum(rows_of(plan, part) for part in plan.missing)
+    price = plan.config.hour_price
+    found = estimate_job(labels, report, capacity, bytes_per_label(plan.identity), price)
+    say(
+        f"measured: a teacher labels {found.teacher_views_per_second:.1f} views/s, a core augments "
+        f"{found.core_views_per_second:.1f}; with {counted(capacity.teachers, 'teacher')} and "
+        f"{counted(capacity.cores, 'core')} {found.views_per_second:.1f} views/s"
+    )
+    if not capacity.shared and capacity.cores < capacity.teachers * found.cores_wanted:
+        say(f"teachers will wait for augmentation: each could use {found.cores_wanted:.0f} cores")
+    cost = "" if found.cost is None else f", which cost {found.cost:.2f}"
+    say(
+        f"the job: {duration(3600 * found.hours)}, {found.teacher_hours:.2f} hours of teachers"
+        f"{cost}; {size(found.bytes)} in the store"
+    )
+    say(
+        f"break-even: {found.break_even:.2f} students of {plan.config.views} epochs with their "
+        f"teacher in the loop; number {int(found.break_even) + 1} is the first gain"
+    )
+
+
+def agreement_of(report: Preflight) -> str:
+    """Return in words how well the teacher agrees with the shards' classes."""
+    if not report.images:
+        return "the shards name no classes, so nothing could be compared with its labels"
+    low, high = report.interval
+    return (
+        f"agrees with the targets of {report.correct} of {report.images} plain images "
+        f"({in_percent(low)} to {in_percent(high)} of all, with 95 % confidence)"
     )
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 
 from jobs.draining import Drain
+from jobs.metrics import Flow
+from pipeline.files.cache import ShardFile
 from pipeline.identity import TeacherIdentity
+from pipeline.labelling.agreement import Preflight
 from pipeline.labelling.config import LabelConfig
-from pipeline.labelling.job import IndexedShards, JobPlan, PartOrder, Preflight
+from pipeline.labelling.estimate import Capacity
+from pipeline.labelling.job import IndexedShards, JobPlan, PartOrder
 from pipeline.labelling.part import run_task
 from pipeline.labelling.worker import TeacherWorker
 from pipeline.records import AugmentedGroup
+from pipeline.shards.index import ShardSummary, summarize_here
 from pipeline.store import Committed
 
 __all__ = ["SerialTeacher"]
@@ -27,8 +32,12 @@ class SerialTeacher:
     def close(self) -> None:
         """Do nothing: the teacher goes with the process."""
 
-    def check_paths(self, shards: IndexedShards) -> None:
+    def check_paths(self, paths: Sequence[ShardFile]) -> None:
         """Do nothing: there is no other machine."""
+
+    def summarize(self, shards: Sequence[tuple[int, ShardFile]]) -> Iterator[ShardSummary]:
+        """Open shards here."""
+        return summarize_here(shards)
 
     def describe(self) -> tuple[TeacherIdentity, Mapping[str, int]]:
         """Return the teacher's identity, and what its device makes of floats."""
@@ -37,6 +46,17 @@ class SerialTeacher:
     def preflight(self, shards: IndexedShards) -> Preflight:
         """Try the teacher out."""
         return self._worker.preflight(shards)
+
+    def capacity(self) -> Capacity:
+        """Return who labels: one teacher, and the core that it shares."""
+        return Capacity(teachers=1, cores=1, shared=True)
+
+    def flow(self) -> Flow:
+        """Return what the teacher has told."""
+        return Flow(teachers=1, busy_seconds=self._worker.busy_seconds)
+
+    def export(self, values: dict[str, float]) -> None:
+        """Do nothing: there is no Ray to take metrics."""
 
     def label(self, plan: JobPlan) -> Generator[Committed, None, None]:
         """Label the job's missing parts one after the other, and yield each once committed."""

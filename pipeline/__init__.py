@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from pipeline.tools.diff import StoreDiff, diff_stores
     from pipeline.tools.merge import MergeReport, merge_stores
     from pipeline.tools.repair import RepairReport, repair_store
+    from pipeline.tools.report import ReportConfig, StoreReport, report_store
     from pipeline.tools.show import DrawnView, ViewChoice, draw_views, save_sheet, show_views
     from pipeline.tools.stats import StoreStats, store_stats
     from pipeline.tools.thin import KeptSamples, ThinReport, thin_store
@@ -71,10 +72,12 @@ __all__ = [
     "RejectionError",
     "RepairReport",
     "ReplayError",
+    "ReportConfig",
     "ShardError",
     "StoreDiff",
     "StoreError",
     "StoreIdentity",
+    "StoreReport",
     "StoreStats",
     "TeacherError",
     "TeacherIdentity",
@@ -90,6 +93,7 @@ __all__ = [
     "open_store",
     "pack_shards",
     "repair_store",
+    "report_store",
     "save_sheet",
     "show_views",
     "store_stats",
@@ -112,8 +116,10 @@ _MODULES = {
     "PackConfig": "pipeline.shards.packing",
     "PackReport": "pipeline.shards.packing",
     "RepairReport": "pipeline.tools.repair",
+    "ReportConfig": "pipeline.tools.report",
     "StoreDiff": "pipeline.tools.diff",
     "StoreIdentity": "pipeline.identity",
+    "StoreReport": "pipeline.tools.report",
     "StoreStats": "pipeline.tools.stats",
     "TeacherIdentity": "pipeline.identity",
     "ThinReport": "pipeline.tools.thin",
@@ -127,6 +133,7 @@ _MODULES = {
     "open_store": "pipeline.store.opening",
     "pack_shards": "pipeline.shards.packing",
     "repair_store": "pipeline.tools.repair",
+    "report_store": "pipeline.tools.report",
     "save_sheet": "pipeline.tools.show",
     "show_views": "pipeline.tools.show",
     "store_stats": "pipeline.tools.stats",

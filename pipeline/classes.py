@@ -18,6 +18,7 @@ from typing import Any
 
 from pipeline.errors import ClassesError, ConfigError, PipelineError
 from pipeline.files.cache import RemoteShard, ShardFile
+from pipeline.files.kinds import at_home
 from pipeline.files.local import Folder, LocalFolder, open_folder
 from pipeline.files.objects import is_url
 from pipeline.identity import read_json
@@ -94,9 +95,10 @@ def read_names(location: str | Path) -> ClassNames:
     one with a directory of images for each class. Raises ``ConfigError`` if there is nothing,
     ``ClassesError`` for what is no list of names.
     """
+    location = at_home(str(location))
     path = Path(location)
-    if not is_url(str(location)) and path.is_dir() and not (path / CLASSES_FILE).exists():
-        return ClassNames(names=_folder_names(path), source=str(location))
+    if not is_url(location) and path.is_dir() and not (path / CLASSES_FILE).exists():
+        return ClassNames(names=_folder_names(path), source=location)
     folder, name = _list_at(location)
     try:
         data = folder.read_bytes(name, _LARGEST_FILE)

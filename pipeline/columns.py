@@ -50,8 +50,8 @@ class ColumnConfig:
     Each field is a word of the setting `keep`; a number among them asks for lists of so many.
     A field that a later release adds is ``grown(founding=False, since=...)``, or 0 for a number.
 
-    >>> ColumnConfig.from_text("confidence,topk=5")
-    ColumnConfig(confidence=True, margin=False, topk=5)
+    >>> ColumnConfig.from_text("confidence,topk=5").topk
+    5
     """
 
     confidence: bool = False  # probability of the label

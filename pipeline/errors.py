@@ -5,6 +5,7 @@ Every message says what is wrong, where, and what to do about it.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
@@ -25,6 +26,7 @@ __all__ = [
     "StoreError",
     "TeacherError",
     "TryAgainError",
+    "require_package",
 ]
 
 
@@ -109,3 +111,12 @@ class CheckpointError(PipelineError):
 
 class TryAgainError(PipelineError):
     """Machines failed, or had no room: the same command may do better later."""
+
+
+def require_package(module: str, extra: str, what: str) -> None:
+    """Raise ``ConfigError`` if a package is missing that an extra of the project brings.
+
+    ``what`` begins the message: who needs it.
+    """
+    if importlib.util.find_spec(module) is None:
+        raise ConfigError(f"{what} needs {module}: pip install 'teacher-labels[{extra}]'")

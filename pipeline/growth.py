@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 import types
 from collections.abc import Hashable, Iterator, Mapping
@@ -247,7 +248,7 @@ def _from_text(kind: type, value: Any) -> Any:
     if isinstance(value, kind):
         return value
     if kind is Path and isinstance(value, str):
-        return Path(value)
+        return Path(os.path.expanduser(value))  # noqa: PTH111 - pathlib fails without a home
     raise TypeError
 
 

@@ -26,8 +26,8 @@ def mixed_images(batch: StudentBatch, views: AugmentConfig, device: torch.device
 
     Guests of a subset are in the pixels, and not in the result.
     """
-    pixels = to_device(batch.pixels, device)
-    return mix_images(normalize(pixels, views.mean, views.std), batch.mix)
+    batch = batch.to(device, non_blocking=True)
+    return mix_images(normalize(batch.pixels, views.mean, views.std), batch.mix, batch.mix_rows)
 
 
 def resize_images(images: Tensor, side: int) -> Tensor:
@@ -41,26 +41,24 @@ def resize_images(images: Tensor, side: int) -> Tensor:
 
 def mixed_target(batch: StudentBatch, device: torch.device, **learned: Any) -> MixedTarget:
     """Return the true classes of the mixed images; ``learned`` are the other fields."""
-    lam = torch.from_numpy(batch.mix.lam).float() / FIXED_ONE
+    batch = batch.to(device, non_blocking=True)
+    lam = batch.lam
     return MixedTarget(
-        target=to_device(batch.target, device),
-        partner_target=to_device(batch.partner_target, device),
-        lam=lam.to(device),
+        target=batch.target,
+        partner_target=batch.partner_target,
+        lam=torch.from_numpy(batch.mix.lam).float() / FIXED_ONE if lam is None else lam,
         **learned,
     )
 
 
 def stored_signal(batch: StudentBatch, images: Tensor) -> TeacherSignal:
     """Return what the store says that the teacher said of the images."""
-
-    def moved(values: Tensor | None) -> Tensor | None:
-        return None if values is None else to_device(values, images.device)
-
+    batch = batch.to(images.device, non_blocking=True)
     return TeacherSignal(
-        label=to_device(batch.label, images.device),
-        topk_label=moved(batch.topk_label),
-        topk_logprob=moved(batch.topk_logprob),
-        topk_rest=moved(batch.topk_rest),
+        label=batch.label,
+        topk_label=batch.topk_label,
+        topk_logprob=batch.topk_logprob,
+        topk_rest=batch.topk_rest,
     )
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "BEST",
     "LAST",
     "PREVIOUS",
+    "TORN",
     "Checkpoint",
     "FoundCheckpoint",
     "RunIdentity",
@@ -37,6 +38,8 @@ __all__ = [
     "Segment",
     "claim_output",
     "find_checkpoint",
+    "is_foreign",
+    "keep_epoch",
     "open_checkpoint",
     "read_checkpoint",
     "set_aside",
@@ -190,6 +193,27 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     if path.name == LAST and path.exists():
         _keep(path, path.with_name(PREVIOUS))
     replace(path, buffer.getvalue())
+
+
+def keep_epoch(last: Path, epoch: int, kept: int) -> None:
+    """Keep a last.pt as that of an epoch, counted from 1, and of these the latest ``kept``."""
+    if not kept:
+        return
+    _keep(last, last.with_name(f"epoch-{epoch:04}.pt"))
+    older = sorted(last.parent.glob("epoch-*.pt"), key=lambda path: (len(path.name), path.name))
+    for path in older[:-kept]:
+        path.unlink(missing_ok=True)
+
+
+def is_foreign(path: Path) -> bool:
+    """Return whether a file holds weights that another program wrote; a torn one does not."""
+    if path.suffix == ".safetensors":
+        return True
+    try:
+        values = load_tensors(path)
+    except Exception:  # ``open_checkpoint`` says what it is
+        return False
+    return not (isinstance(values, dict) and "format_version" in values)
 
 
 def read_checkpoint(path: Path, run: RunIdentity, *, lengthen: bool = False) -> Checkpoint:

@@ -8,19 +8,20 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
 from pipeline.classes import class_text
-from pipeline.cli.console import Progress, counted, flags_of, note, running, say
+from pipeline.cli.console import Progress, counted, flags_of, note, running, say, words_given
 from pipeline.errors import PipelineError
 from pipeline.files.local import replace as replace_file
 from pipeline.identity import PRESETS, MixConfig, different_fields
-from student.config import EvaluateConfig, TrainConfig
+from student.config import EvaluateConfig, ExportConfig, TrainConfig
+from student.habits import require_own_flags
 from student.recipes import read_run_file, recipe
 from student.signals import StopRequest, signal_name
 
@@ -28,9 +29,10 @@ if TYPE_CHECKING:
     from student.engine import Outcome
     from student.evaluation.analysis import Analysis
     from student.evaluation.evaluate import Evaluation
+    from student.evaluation.report import CheckpointReport
     from student.inputs import Inputs
 
-__all__ = ["evaluate_main", "main"]
+__all__ = ["evaluate_main", "export_main", "main", "report_main"]
 
 _DESCRIPTION = """Train a distilled student on the augmented views and teacher labels of a store.
 
@@ -43,19 +45,38 @@ _NOT_COMPARED = "whether both number the classes alike is not known"
 _INTERRUPTED = "interrupted; --resume auto goes on from the last checkpoint, if there is one"
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ExportFlags(ExportConfig):
+    """Write a run's student as a file that timm, Hugging Face's hub or ONNX can load."""
+
+    run: tyro.conf.Positional[Path]
+    """A run's directory, of which best.pt is taken, or else last.pt; or one of its checkpoints."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainFlags(TrainConfig):
+    """The settings, and where others come from: those two are read before all flags."""
+
+    recipe: Literal["deit", "deit-384"] | None = None
+    """Settings to begin with."""
+    config: Path | None = None
+    """TOML file of settings over the recipe's, such as the run.toml of an earlier run."""
+
+
+def main(arguments: Sequence[str] | None = None, program: str = "train-student") -> None:
     """Run ``train-student``."""
+    arguments = words_given(arguments)
     stop = StopRequest(_stop_before_training)
     flags = {
         **flags_of(TrainConfig, prefixes=False),
         **{"recipe": "--recipe", "config": "--config"},
     }
     with (
-        running("train-student", flags, _INTERRUPTED),
+        running(program, flags, _INTERRUPTED, arguments),
         stop.listening(),
     ):
         try:
-            _run(*_parse(sys.argv[1:] if arguments is None else arguments), stop)
+            _run(*_parse(arguments, program), stop)
         except PipelineError as error:
             # Rank 0 reports what stops all; torchrun's others report what is theirs alone.
             if type(error).__name__ == "SilentError":
@@ -63,22 +84,69 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
 
 
-def evaluate_main(arguments: Sequence[str] | None = None) -> None:
+def evaluate_main(
+    arguments: Sequence[str] | None = None, program: str = "evaluate-student"
+) -> None:
     """Run ``evaluate-student``."""
-    with running("evaluate-student", flags_of(EvaluateConfig)):
+    arguments = words_given(arguments)
+    with running(program, flags_of(EvaluateConfig), arguments=arguments):
         config = tyro.cli(
             EvaluateConfig,
-            prog="evaluate-student",
+            prog=program,
             args=arguments,
             config=(tyro.conf.OmitArgPrefixes,),
         )
         _evaluate(config)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _ReportFlags:
+    """Write a page that shows runs of train-student beside each other, finished or not.
+
+    It is one HTML file that asks for nothing.
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Their output directories."""
+    out: Path = Path("runs.html")
+    """The page to write; its name ends in .html."""
+
+
+def report_main(arguments: Sequence[str] | None = None, program: str = "student-report") -> None:
+    """Run ``student-report``."""
+    arguments = words_given(arguments)
+    with running(program, flags_of(_ReportFlags), arguments=arguments):
+        flags = tyro.cli(_ReportFlags, prog=program, args=arguments)
+        from pipeline.reporting.page import require_page_name
+        from student.run_report import compare_runs
+
+        require_page_name(flags.out)
+        replace_file(flags.out, compare_runs(flags.runs).encode())
+        say(f"{flags.out}: {counted(len(flags.runs), 'run')}")
+
+
+def export_main(arguments: Sequence[str] | None = None, program: str = "export-student") -> None:
+    """Run ``export-student``."""
+    arguments = words_given(arguments)
+    with running(program, flags_of(ExportConfig), arguments=arguments):
+        config = tyro.cli(ExportFlags, prog=program, args=arguments)
+        from student.exporting import export_student
+
+        done = export_student(config)
+        say(f"{done.out} is written, of {done.source}, {done.which} weights; to load it:")
+        say(done.loading)
+
+
 def _evaluate(config: EvaluateConfig) -> None:
     from student.evaluation.analysis import plot_analysis
-    from student.evaluation.report import evaluate_checkpoint
+    from student.evaluation.report import evaluate_checkpoint, evaluate_directory
 
+    if config.checkpoint.is_dir():
+        reports = evaluate_directory(config)
+        _print_directory(reports)
+        if config.json is not None:
+            _write_json(config.json, {name: one.to_json() for name, one in reports.items()})
+        return
     report = evaluate_checkpoint(config)
     if report.unnamed:
         note(f"{' and '.join(report.unnamed)} have no names of classes: {_NOT_COMPARED}")
@@ -86,14 +154,32 @@ def _evaluate(config: EvaluateConfig) -> None:
         title = "prediction from" if name == "raw" else "averaged weights"
         print_evaluation(title, evaluation, report.taught)
         warn_of_class_order(evaluation, report.classes)
+    say(f"{'parameters':20} {report.parameters:8}")
     say(f"{'student alone':20} {report.forward_images_per_second:8.0f} images per second")
     if config.json is not None:
-        replace_file(config.json, json.dumps(report.to_json(), indent=1).encode() + b"\n")
+        _write_json(config.json, report.to_json())
     if report.analysis is not None:
         _print_analysis(report.analysis)
         _print_classes(report.analysis, report.names)
         if config.plot is not None:
             plot_analysis(report.analysis, config.plot)
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    replace_file(path, json.dumps(values, indent=1).encode() + b"\n")
+
+
+def _print_directory(reports: Mapping[str, CheckpointReport]) -> None:
+    """Print a line for each file's weights, by what its predictions are taken from."""
+    rows = [
+        (f"{name} {which}", evaluation.of("mean_of_logits" if report.taught else "class_head"))
+        for name, report in reports.items()
+        for which, evaluation in report.evaluations.items()
+    ]
+    width = max(20, *(len(name) for name, _ in rows))
+    say(f"{'weights':{width}} {'top-1':>8} {'top-5':>8} {'loss':>8}")
+    for name, found in rows:
+        say(f"{name:{width}} {found.top1:8.2%} {found.top5:8.2%} {found.loss:8.4f}")
 
 
 def _print_analysis(analysis: Analysis) -> None:
@@ -131,11 +217,14 @@ def warn_of_class_order(evaluation: Evaluation, classes: int) -> None:
         )
 
 
-def _parse(arguments: Sequence[str]) -> tuple[TrainConfig, str | None]:
+def _parse(
+    arguments: Sequence[str], program: str = "train-student"
+) -> tuple[TrainConfig, str | None]:
     """Return the settings, and the recipe that they began with.
 
     Defaults lie under a recipe's settings, those under a file's, those under the flags'.
     """
+    require_own_flags(arguments)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe")
     first.add_argument("--config", type=Path)
@@ -150,15 +239,19 @@ def _parse(arguments: Sequence[str]) -> tuple[TrainConfig, str | None]:
         values, own = read_run_file(given.config, named)
         settings.update(values)
         name = own or name
-    config = tyro.cli(
-        TrainConfig,
-        prog="train-student",
+    parsed = tyro.cli(
+        TrainFlags,
+        prog=program,
         description=_DESCRIPTION,
         args=flags,
-        default=TrainConfig.of_settings(**settings),
+        default=TrainFlags(**_fields(TrainConfig.of_settings(**settings))),
         config=(tyro.conf.OmitArgPrefixes,),
     )
-    return config, name
+    return TrainConfig(**_fields(parsed)), name
+
+
+def _fields(config: TrainConfig) -> dict[str, Any]:
+    return {one.name: getattr(config, one.name) for one in fields(TrainConfig)}
 
 
 def _status_after(number: int) -> int:
@@ -254,13 +347,15 @@ def _warn_of_other_views(inputs: Inputs) -> None:
 def print_evaluation(title: str, evaluation: Evaluation, taught: bool = True) -> None:
     """Print a table of accuracies on stdout, of a student not ``taught`` its class head's."""
     teacher = evaluation.teacher
-    say(f"{title:20} {'top-1':>8} {'top-5':>8}" + (f" {'teacher':>8}" if teacher else ""))
+    more = f" {'teacher':>8}" if teacher else ""
+    say(f"{title:20} {'top-1':>8} {'top-5':>8} {'loss':>8}{more}")
     for name in ("class_head", "distillation_head", "mean_of_logits", "sum_of_softmaxes"):
         accuracy = getattr(evaluation, name)
         if accuracy is not None and (taught or name == "class_head"):
             alike = f" {teacher.agreement[name]:8.2%}" if teacher else ""
             label = name.replace("_", " ")
-            say(f"{label:20} {accuracy.top1:8.2%} {accuracy.top5:8.2%}{alike}")
+            shares = f"{accuracy.top1:8.2%} {accuracy.top5:8.2%} {accuracy.loss:8.4f}"
+            say(f"{label:20} {shares}{alike}")
     if teacher:
         say(f"{'the teacher':20} {teacher.accuracy:8.2%}")
     say(f"{'images':20} {evaluation.samples:8}")
@@ -281,9 +376,11 @@ def _summarize(config: TrainConfig, outcome: Outcome, classes: int) -> None:
         spent = sum(seconds.get("evaluation", 0.0) for seconds in outcome.epoch_seconds)
         epochs = len(outcome.epoch_seconds)
         say(f"seconds per epoch    {(total - spent) / epochs:8.2f} (evaluation not included)")
+    say(f"peak memory (MB)     {outcome.peak_memory_bytes / 1e6:8.0f}")
     say(f"views audited        {outcome.audited:8}")
     say(f"steps                {outcome.steps:8}")
     say(f"weights {config.output / 'last.pt'} sha256 {outcome.weights}")
+    say(f"report {config.output / 'report.html'}")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ __all__ = [
     "SETTINGS",
     "EvaluateConfig",
     "EvaluationConfig",
+    "ExportConfig",
     "OptimizationConfig",
     "RunConfig",
     "StudentConfig",
@@ -215,10 +216,14 @@ class RunConfig:
     binds a resumed run."""
     log_every: int = free(50)
     """Steps between lines of the metrics log."""
+    report_images: int = free(24)
+    """Validation images that the student knows least, shown in the run's report; 0 shows none."""
     checkpoint_epochs: int = free(1)
     """Epochs between checkpoints; the last epoch always has one."""
     checkpoint_steps: int | None = free(None)
     """Steps between further checkpoints, for epochs that take hours."""
+    checkpoint_history: int = free(0)
+    """Checkpoints of epochs that are kept beside the last and the best: epoch-0007.pt and so on."""
     cache_dir: Path | None = free(None)
     """Where shards from object storage are kept, shared by all runs of a machine; by default
     teacher-labels/shards in $XDG_CACHE_HOME or ~/.cache."""
@@ -229,7 +234,9 @@ class RunConfig:
         settle(self)
         _require_one(self, "threads", "accumulate", "image_size", "log_every")
         _require_one(self, "checkpoint_epochs", "checkpoint_steps")
-        require(self, "workers", self.workers >= 0, "use 0 or more")
+        for name in ("workers", "checkpoint_history"):
+            require(self, name, getattr(self, name) >= 0, "use 0 or more")
+        require(self, "report_images", 0 <= self.report_images <= 48, "use 0..48")
         _ = self.cache  # checks its own fields
 
     @property
@@ -249,11 +256,11 @@ class TrainConfig:
     labels: str = free()
     """Label store: a .parquet directory, a .zarr directory, or one .parquet file; path or URL."""
     shards: tuple[str, ...] = free()
-    """The shards that were labelled: files, brace patterns ('x-{000..127}.tar') or globs, in
-    quotes; s3://, gs:// or az:// for shards in object storage."""
+    """The shards that were labelled: their directory, files, a .txt that lists them, or patterns
+    in quotes ('x-{000..127}.tar'); s3://, gs:// or az:// for shards in object storage."""
     output: Path = free()
     """Directory of this run: last.pt, previous.pt, best.pt, run.toml, config.json,
-    metrics.jsonl, TensorBoard's log."""
+    metrics.jsonl, TensorBoard's log, and report.html once it is finished."""
     lengthen: bool = free(False)
     """Let a resumed run have more epochs than it had, finished or not: from there on the learning
     rate follows the schedule of the new number."""
@@ -419,18 +426,21 @@ def _require_fraction(record: Any) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateConfig:
-    """Evaluate a checkpoint of train-student on validation shards."""
+    """Evaluate students on validation shards: checkpoints of train-student, timm's or DeiT's."""
 
     checkpoint: Path
-    """last.pt or best.pt of a run."""
+    """last.pt or best.pt of a run, weights of timm's or DeiT's (with `model`), or a directory, of
+    which all .pt, .pth and .safetensors files are evaluated."""
     val_shards: tuple[str, ...]
-    """Validation shards: files, brace patterns or globs, in quotes."""
+    """Validation shards: their directory, files, or patterns in quotes."""
     model: str | None = None
     """The checkpoint's model, if that is a 'package.module:function': a file alone chooses no
-    code."""
+    code. Of other programs' weights timm's name of what they are the weights of."""
     model_args: tuple[str, ...] = ()
     """Those of the checkpoint's model arguments that may fetch or read something, such as
-    pretrained=True: a file alone does not choose that."""
+    pretrained=True: a file alone does not choose that. Of other programs' weights all of them."""
+    image_size: int | None = None
+    """Side of the images in pixels, for other programs' weights; by default their model's."""
     val_labels: str | None = None
     """Label store of these shards (center views, no mixing), for the teacher's part."""
     eval_batch_size: int = 256
@@ -458,7 +468,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         settle(self)
-        _require_one(self, "eval_batch_size", "threads")
+        _require_one(self, "eval_batch_size", "threads", "image_size")
         require(self, "workers", self.workers >= 0, "use 0 or more")
         _require_fraction(self)
         if self.plot is not None and not self.analysis:
@@ -469,6 +479,32 @@ class EvaluateConfig:
     def cache(self) -> CacheConfig:
         """Where shards from object storage are kept."""
         return CacheConfig(directory=self.cache_dir, gigabytes=self.cache_gb)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportConfig:
+    """Write a run's student as a file that timm, Hugging Face's hub or ONNX can load."""
+
+    run: Path
+    """A run's directory, of which best.pt is taken, or else last.pt; or one of its checkpoints."""
+    to: Literal["timm", "safetensors", "hub-folder", "onnx"]
+    """timm: a .pth as its train.py writes; safetensors: the weights alone; hub-folder: a directory
+    as on Hugging Face's hub, for timm and transformers; onnx: a graph, with the extra 'export'."""
+    out: Path
+    """The file, or for hub-folder the directory, to write."""
+    heads: Literal["both", "fused", "class"] = "both"
+    """Of a student of two heads. both: as it is, and in a graph two outputs; fused: the mean of
+    both, which timm's models give in evaluation by themselves; class: the class head alone."""
+    weights: Literal["raw", "ema"] | None = None
+    """Which of a checkpoint's weights; by default those that won the last evaluation."""
+    model: str | None = None
+    """The checkpoint's model, if that is code of your own, as evaluate-student has it."""
+    model_args: tuple[str, ...] = ()
+    """Those of its model arguments that may fetch or read something, likewise."""
+
+    def __post_init__(self) -> None:
+        settle(self)
+        parse_model_args(self.model_args)
 
 
 def parse_model_args(arguments: tuple[str, ...]) -> Mapping[str, Any]:

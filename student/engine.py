@@ -22,7 +22,7 @@ from pipeline.identity import StoreIdentity, canonical_json
 from pipeline.labelling.devices import allow_fast_floats, choose_device, set_threads
 from pipeline.labelling.weights import WORDS, Which, state_digest
 from pipeline.tools.verify import check_fingerprints
-from student.adaptation import adapt
+from student.adaptation import adapt, parameter_count
 from student.audit import audit_store
 from student.batches import (
     TeacherInLoop,
@@ -40,11 +40,13 @@ from student.checkpoint import (
     Segment,
     claim_output,
     find_checkpoint,
+    keep_epoch,
     set_aside,
     write_checkpoint,
 )
 from student.config import TrainConfig, parse_model_args
 from student.distributed import Ranks, StopAgreement
+from student.evaluation.analysis import analyze
 from student.evaluation.evaluate import Evaluation, evaluate_all
 from student.evaluation.validation import (
     ValidationDataset,
@@ -56,11 +58,12 @@ from student.finetune import Loaded, load_weights, read_weights
 from student.inputs import Inputs
 from student.loading import LoaderOptions
 from student.losses import MixedTarget, TeacherSignal
-from student.metrics import Meter, MetricsLog, Stopwatch
+from student.metrics import Meter, MetricsLog, Stopwatch, peak_memory
 from student.model import StudentSpec, create_student, reseed, set_mode, split_heads
 from student.optimization import Optimization, schedule_of
 from student.recipes import to_toml
 from student.replay import ReplayDataset, StudentBatch, replay_loader
+from student.run_report import report_run
 
 __all__ = ["Outcome", "Trainer", "train"]
 
@@ -81,6 +84,7 @@ class Outcome:
 
     steps: int  # done, of the whole run
     dropped_rows: int  # at the run's end, fewer than a batch
+    peak_memory_bytes: int  # on this rank's GPU, or in memory
     audited: int  # views whose digest was compared, by all ranks since the run began or went on
     weights: str  # SHA-256 of the student's state
     evaluation: Evaluation | None  # the last one
@@ -105,7 +109,13 @@ def train(
     ``PipelineError`` if loss or weights become infinite, and whatever replay and store raise.
     """
     with ranks.joined(choose_device(config.run.device)), _room_on_disk(config.output):
-        return Trainer(config, inputs, ranks).run(stop_after, stop, show)
+        trainer = Trainer(config, inputs, ranks)
+        outcome = trainer.run(stop_after, stop, show)
+    if ranks.first and trainer.step == trainer.plan.steps:
+        # After the ranks have parted: the others need not wait for it.
+        with _room_on_disk(config.output):
+            trainer.write_report()
+    return outcome
 
 
 class Trainer:
@@ -141,7 +151,8 @@ class Trainer:
         self.model = create_student(self.spec, lambda text: self._say(text, logging.WARNING))
         self.loaded: Loaded | None = None  # of ``finetune``
         if config.student.finetune is not None and resume_from is None:
-            found = read_weights(config.student.finetune, config.student.finetune_weights)
+            path, which = config.student.finetune, config.student.finetune_weights
+            found = ranks.decide(lambda: read_weights(path, which))
             names = None if inputs.classes is None else inputs.classes.names
             self.loaded = load_weights(self.model, found, str(config.student.finetune), names)
         self.model = adapt(self.model.to(self.device), config.student, self.device)
@@ -231,6 +242,10 @@ class Trainer:
                     "for the last bits: the store's digests of them cannot be compared",
                     logging.WARNING,
                 )
+            if not self.step:
+                counts = (parameter_count(self.model), parameter_count(self.model, trained=True))
+                log.write("student", 0, {"parameters": counts[0], "trained": counts[1]})
+                self._say(f"{counts[0]:,} parameters, of which {counts[1]:,} are trained")
             if self._good is not None and self._fell_back:
                 self._say(f"{self._good[0].with_name(LAST)} was torn or missing", logging.WARNING)
             if self._good is not None:
@@ -271,12 +286,38 @@ class Trainer:
         return Outcome(
             steps=self.step,
             dropped_rows=self.plan.dropped_rows,
+            peak_memory_bytes=peak_memory(self.device),
             audited=self._audited_by_all(),
             weights=state_digest(self.model.state_dict()),
             evaluation=self._evaluations.get("raw"),
             ema_evaluation=self._evaluations.get("ema"),
             epoch_seconds=tuple(seconds),
             stopped_by=stopped_by,
+        )
+
+    def write_report(self) -> None:
+        """Leave a page about the run in its directory; rank 0 alone calls this.
+
+        With validation shards, the better of the raw and the averaged weights see them once more.
+        """
+        analysis = None
+        if self._validation is not None:
+            average = self.optimization.average
+            model = average if self._winner == "ema" and average is not None else self.model
+            self._say("looks once more at the validation images, for the run's report")
+            analysis = analyze(
+                model,
+                self._validation,
+                self._loader_options(),
+                self.optimization.forward_precision,
+                self._headline,
+            )
+        report_run(
+            self.config.output,
+            analysis,
+            self._validation,
+            names=None if self._classes is None else self._classes.names,
+            pictures=self.config.run.report_images,
         )
 
     def _audited_by_all(self) -> int:
@@ -317,6 +358,7 @@ class Trainer:
         """Add the gradients of one piece of a batch."""
         config, augment = self.config, self.identity.augment
         with self._watch.on("student"):
+            batch = batch.to(self.device, non_blocking=True)  # all that this step needs
             images = mixed_images(batch, augment, self.device)
         with self._watch.on("teacher" if config.teacher.teacher_in_loop else "student"):
             teacher = self._teacher_labels(batch, images)
@@ -366,6 +408,7 @@ class Trainer:
         spent = seconds["total"] - seconds.get("evaluation", 0.0)
         line: dict[str, Any] = {"epoch": epoch, **means, "seconds": seconds}
         line["rows_per_second"] = rows / max(spent, 1e-9)
+        line["peak_memory_bytes"] = peak_memory(self.device)
         text = f"epoch {epoch + 1}/{config.plan.epochs} done, loss {means['loss']:.4f}"
         if evaluating:
             for name, evaluation in self._evaluations.items():
@@ -379,6 +422,8 @@ class Trainer:
             self._save(BEST)
         if last or (epoch + 1) % config.run.checkpoint_epochs == 0:
             self._save(LAST)
+            if self.ranks.first:
+                keep_epoch(config.output / LAST, epoch + 1, config.run.checkpoint_history)
         return seconds
 
     @property
@@ -460,7 +505,10 @@ class Trainer:
 
     def _resume(self, path: Path) -> None:
         identity = self.inputs.run_identity(self.config)
-        found = find_checkpoint(path, identity, lengthen=self.config.lengthen)
+        # Rank 0 reads for all: the others may be on machines that do not have the file.
+        found = self.ranks.decide(
+            lambda: find_checkpoint(path, identity, lengthen=self.config.lengthen)
+        )
         checkpoint = found.checkpoint
         saved = ClassNames.of(checkpoint.student.class_names, found.path)
         self._classes = agreed_names(saved, self._classes)
@@ -525,7 +573,7 @@ def _room_on_disk(output: Path) -> Iterator[None]:
 
 def _threads_of(ranks: Ranks) -> int | None:
     """Return this rank's share of the machine's cores, None for all."""
-    if not ranks.several:
+    if not ranks.several or ranks.own_cpus:
         return None
     return max(1, len(os.sched_getaffinity(0)) // ranks.local_ranks)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import resource
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from pipeline.files.local import replace
 from student.distributed import Ranks
 from student.losses import LossTerms
 
-__all__ = ["METRICS", "Meter", "MetricsLog", "Stopwatch"]
+__all__ = ["METRICS", "Meter", "MetricsLog", "Stopwatch", "peak_memory"]
 
 METRICS = "metrics.jsonl"
 
@@ -93,6 +94,13 @@ class Meter:
         )
         if self._ranks.first:  # the others' rows are in these sums
             self._sums.copy_(epoch)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes that this process had on a GPU, or in memory where it trains there."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 class Stopwatch:

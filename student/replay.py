@@ -7,7 +7,7 @@ that have a stored digest prove that the pixels are those that the teacher label
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
@@ -21,13 +21,14 @@ from torch.utils.data import Dataset
 from pipeline.columns import COLUMNS
 from pipeline.errors import DecodeError, ReplayError, ShardError
 from pipeline.files.cache import ShardFile
-from pipeline.records import NO_PARTNER, MixKind, MixParams, Pixels, ShardView, ViewMix
+from pipeline.records import FIXED_ONE, NO_PARTNER, MixKind, MixParams, Pixels, ShardView, ViewMix
 from pipeline.shards.index import Shard, open_known_shard
 from pipeline.store import LabelStore
 from pipeline.store.provenance import version_differences
 from pipeline.views.apply import decode
 from pipeline.views.draw import has_mixed_digest
 from pipeline.views.make import ShardViews, View, make_view
+from pipeline.views.mixing import MixRows
 from pipeline.views.pairing import Pairing
 from pipeline.views.rng import sample_seed
 from student.loading import LoaderOptions, batch_memory, load
@@ -36,14 +37,11 @@ from student.order import PlannedBatch, TrainingPlan
 __all__ = ["ReplayDataset", "StudentBatch", "replay_loader"]
 
 _TENSORS = (
-    "pixels",
-    "target",
-    "partner_target",
-    "label",
-    "topk_label",
-    "topk_logprob",
-    "topk_rest",
+    *("pixels", "target", "partner_target", "lam", "label"),
+    *("topk_label", "topk_logprob", "topk_rest"),
 )
+_MIX_FIELDS = dataclasses.fields(MixRows)
+_ALIGNMENT = 16  # bytes; enough for any type
 _OPEN_SHARDS = 16
 _OPEN_VIEWS = 96  # two windows of shards, three views each
 
@@ -73,22 +71,70 @@ class StudentBatch:
     topk_label: Tensor | None = None  # (B, k) int64, by falling probability; None: not stored
     topk_logprob: Tensor | None = None  # (B, k) float32, logarithms of probabilities
     topk_rest: Tensor | None = None  # (B,) float32, that of all other classes together
+    mix_rows: MixRows | None = None  # ``mix`` beside the pixels, once they were packed
+    lam: Tensor | None = None  # (B,) float32, shares of own images, likewise
+    memory: Tensor | None = None  # bytes that all tensors are views of, likewise
 
     def pin_memory(self) -> StudentBatch:
-        """Return the batch with tensors in pinned memory; the loader calls this."""
-        tensors = {name: getattr(self, name) for name in _TENSORS}
-        pinned = {name: one.pin_memory() for name, one in tensors.items() if one is not None}
-        return dataclasses.replace(self, **pinned)
+        """Return the batch with tensors side by side in pinned memory; the loader calls this."""
+        return self._packed(pinned_memory)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> StudentBatch:
-        """Return the batch with tensors on a device; loops of other libraries call this."""
-        tensors = {name: getattr(self, name) for name in _TENSORS}
-        moved = {
-            name: one.to(device, non_blocking=non_blocking)
-            for name, one in tensors.items()
-            if one is not None
-        }
-        return dataclasses.replace(self, **moved)
+        """Return the batch with tensors on a device, where they go in one copy.
+
+        The engine and loops of other libraries call this.
+        """
+        here, there = self.pixels.device, torch.device(device)
+        if here.type == there.type and there.index in (None, here.index):
+            return self
+        packed = self._packed(plain_memory) if self.memory is None else self
+        assert packed.memory is not None
+        return packed._seen_in(packed.memory.to(device, non_blocking=non_blocking))
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Return all tensors by name, those of ``mix_rows`` included."""
+        found = {name: getattr(self, name) for name in _TENSORS}
+        assert self.mix_rows is not None
+        mixed = {one.name: getattr(self.mix_rows, one.name) for one in _MIX_FIELDS}
+        found |= {f"mix_rows.{name}": one for name, one in mixed.items()}
+        return {name: one for name, one in found.items() if one is not None}
+
+    def _packed(self, allocate: Callable[[int], Tensor]) -> StudentBatch:
+        """Return the batch in one run of memory."""
+        lam = torch.from_numpy(self.mix.lam).float() / FIXED_ONE
+        whole = dataclasses.replace(self, lam=lam, mix_rows=MixRows.of(self.mix))
+        tensors = whole._tensors()
+        packed = whole._seen_in(allocate(sum(map(_room, tensors.values()))))
+        for name, one in packed._tensors().items():
+            one.copy_(tensors[name])
+        return packed
+
+    def _seen_in(self, memory: Tensor) -> StudentBatch:
+        """Return the batch with tensors that are views of memory, which holds them in order."""
+        views: dict[str, Any] = {}
+        start = 0
+        for name, one in self._tensors().items():
+            size = one.numel() * one.element_size()
+            views[name] = memory[start : start + size].view(one.dtype).view(one.shape)
+            start += _room(one)
+        mixed = {one.name: views.pop(f"mix_rows.{one.name}") for one in _MIX_FIELDS}
+        return dataclasses.replace(self, **views, mix_rows=MixRows(**mixed), memory=memory)
+
+
+def _room(tensor: Tensor) -> int:
+    """Return the bytes that a tensor takes of packed memory."""
+    size = tensor.numel() * tensor.element_size()
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
+def plain_memory(size: int) -> Tensor:
+    """Return so many bytes."""
+    return torch.empty(size, dtype=torch.uint8)
+
+
+def pinned_memory(size: int) -> Tensor:
+    """Return so many bytes from which a GPU copies while the host goes on."""
+    return torch.empty(size, dtype=torch.uint8, pin_memory=True)
 
 
 class ReplayDataset(Dataset[StudentBatch]):

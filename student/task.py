@@ -71,6 +71,7 @@ class StoredLabelTask(TrainingTask):  # type: ignore[misc]
         """Return ``loss``, the class head's logits as ``output``, and both terms."""
         # Where the weights are: a loop may have moved the student without telling the task.
         device = next(self.trainable_module.parameters()).device
+        batch = batch.to(device, non_blocking=True)
         images = mixed_images(batch, self._views, device)
         teacher = stored_signal(batch, images)
         heads = split_heads(self.trainable_module(resize_images(images, self._side)))

@@ -14,15 +14,11 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
-import ray.dashboard.modules.job.cli
-import torch.distributed.run
 import yaml
 from ray._private.ray_constants import DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
 from ray.dashboard.http_server_agent import PUBLIC_EXACT_PATHS
-from ray.scripts.scripts import cli as ray_commands
 
-import student.cli
-from jobs.label_teacher import parse_arguments
+from tests.commands import require_command
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCKER = ROOT / "docker"
@@ -30,31 +26,6 @@ BIN = Path(sys.executable).parent
 FILES = sorted(path for path in DOCKER.rglob("*") if path.is_file())
 KUBERNETES = "1.32"
 PROGRAMS = ("label-teacher", "ray", "torchrun", "train-student")
-
-
-def require_command(words: list[str]) -> None:
-    """Raise or exit unless a command is one of ours, Ray's or Python's, with flags that it has."""
-    match words:
-        case ["label-teacher", *arguments]:
-            if arguments != ["--help"]:
-                parse_arguments(arguments)
-        case ["train-student", *arguments]:
-            student.cli._parse(arguments)
-        case ["torchrun", *arguments]:
-            given = torch.distributed.run.get_args_parser().parse_args(arguments)
-            assert given.module
-            assert given.training_script == "student.cli"
-            require_command(["train-student", *given.training_script_args])
-        case ["ray", "job", "submit", *arguments]:
-            submit = ray.dashboard.modules.job.cli.job_cli_group.commands["submit"]
-            given = submit.make_context("submit", arguments).params
-            require_command(list(given["entrypoint"]))
-        case ["ray", name, *arguments]:
-            ray_commands.commands[name].make_context(name, arguments)
-        case ["python", "-c", code]:
-            compile(code, "the command", "exec")
-        case _:
-            raise AssertionError(f"an unknown command: {words}")
 
 
 @pytest.mark.parametrize(
@@ -144,7 +115,9 @@ def test_the_code_in_the_image_compiles_and_its_command_runs() -> None:
         [sys.executable, "-c", codes[0]], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.splitlines()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert requirements == project["dependencies"]
+    extras = project["optional-dependencies"]
+    wanted = [one for name in ("cloud", "hub", "jobs", "zarr") for one in extras[name]]
+    assert requirements == [*project["dependencies"], *wanted]
     for line in docker_lines():
         if line.startswith("CMD "):
             words = yaml.safe_load(line.removeprefix("CMD "))
@@ -158,6 +131,29 @@ def test_hadolint_finds_nothing() -> None:
 
 
 # Compose
+
+
+# What the specification of Compose has of what is used here.
+SERVICE_FIELDS = {
+    "image": str,
+    "user": str,
+    "init": bool,
+    "read_only": bool,
+    "cap_drop": list,
+    "security_opt": list,
+    "shm_size": str,
+    "tmpfs": list,
+    "volumes": list,
+    "secrets": list,
+    "environment": dict,
+    "command": (str, list),
+    "ports": list,
+    "healthcheck": dict,
+    "depends_on": dict,
+    "profiles": list,
+    "stop_grace_period": str,
+    "restart": str,
+}
 
 
 def compose() -> dict[str, Any]:
@@ -174,6 +170,8 @@ def test_the_services_run_commands_that_exist_with_a_root_that_is_read_only() ->
     services = compose()["services"]
     assert set(services) == {"head", "worker", "label"}
     for service in services.values():
+        for name, value in service.items():
+            assert isinstance(value, SERVICE_FIELDS[name]), name
         command = service["command"]
         require_command(shlex.split(command) if isinstance(command, str) else command)
         if "healthcheck" in service:

@@ -52,6 +52,8 @@ def example(hint: Any) -> Any:
     """Return a value of a type that fits most settings."""
     if get_origin(hint) is tuple:
         return (example(get_args(hint)[0]),)
+    if get_origin(hint) is Literal:
+        return get_args(hint)[0]
     return {str: "x", int: 1, float: 1.0, Path: Path("x")}[hint]
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeAlias
 
 import tyro
 
-from pipeline.cli.console import Progress, counted, flags_of, running, say, say_lines
+from pipeline.cli.console import Progress, counted, flags_of, running, say, say_lines, words_given
 from pipeline.errors import ConfigError
 from pipeline.shards import packing
 
@@ -28,12 +28,19 @@ __all__ = ["label_store", "pack_shards"]
 _LISTED = 20  # names printed before "and N more"
 
 
-def pack_shards() -> None:
+def pack_shards(
+    arguments: Sequence[str] | None = None,
+    program: str = "pack-shards",
+    write: packing.WriteShards | None = None,
+) -> None:
     """Pack a folder of images, one directory per class, into shuffled WebDataset shards."""
-    with running("pack-shards", flags_of(packing.PackConfig)):
-        config = tyro.cli(packing.PackConfig, prog="pack-shards", description=pack_shards.__doc__)
+    arguments = words_given(arguments)
+    with running(program, flags_of(packing.PackConfig), arguments=arguments):
+        config = tyro.cli(
+            packing.PackConfig, prog=program, description=pack_shards.__doc__, args=arguments
+        )
         with Progress("images") as progress:
-            report = packing.pack_shards(config, progress.show)
+            report = packing.pack_shards(config, progress.show, write)
         for path in report.passed_over[:_LISTED]:
             say(f"pack-shards: passed over, no image: {path}")
         if len(report.passed_over) > _LISTED:
@@ -76,7 +83,7 @@ class Verify:
     store: tyro.conf.Positional[str]
     """The store: a path or URL that ends in .parquet or .zarr."""
     shards: tuple[str, ...] = ()
-    """The shards that were labelled: files, URLs, brace patterns or globs, in quotes."""
+    """The shards that were labelled: their directory, files, URLs, or patterns in quotes."""
     all: bool = False
     """Redraw every digest, not a sample: the proof for a store."""
     subset: bool = False
@@ -279,7 +286,7 @@ class Views:
     store: tyro.conf.Positional[str]
     """The store."""
     shards: tuple[str, ...]
-    """The shards that were labelled: files, URLs, brace patterns or globs, in quotes."""
+    """The shards that were labelled: their directory, files, URLs, or patterns in quotes."""
     out: Path
     """The file to write, at which there is nothing."""
     views: str | None = None
@@ -321,7 +328,7 @@ class Show:
     store: tyro.conf.Positional[str]
     """The store."""
     shards: tuple[str, ...]
-    """Shards that were labelled, all or some: files, URLs, brace patterns or globs, in quotes."""
+    """Shards that were labelled, all or some: a directory, files, URLs, or patterns in quotes."""
     out: Path
     """The picture to write; its name ends in .png."""
     key: tuple[str, ...] = ()
@@ -378,6 +385,59 @@ class Show:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """Write a page about a store: card, verification, agreement, classes, and pictures to filter.
+
+    It is one HTML file that asks for nothing, to be opened, printed or sent.
+    """
+
+    store: tyro.conf.Positional[str]
+    """The store."""
+    out: Path
+    """The page to write; its name ends in .html."""
+    shards: tuple[str, ...] = ()
+    """Shards that were labelled, all or some, for pictures and to redraw digests: files, URLs,
+    brace patterns or globs, in quotes."""
+    against: str | None = None
+    """Another store of the same views, to compare labels with."""
+    images: bool = True
+    """Leave out pictures, of data that may not be shared. Keys and names of classes stay."""
+    count: int = 360
+    """Pictures at most."""
+    megabytes: float = 15.0
+    """Size of the page at most: pictures beyond it are left out."""
+    cache_dir: Path | None = None
+    """Where shards from object storage are kept, as verify has it."""
+    cache_gb: float = 100.0
+    """Size of that directory."""
+
+    def run(self) -> None:
+        from pipeline.files.cache import CacheConfig
+        from pipeline.reporting.page import require_page_name
+        from pipeline.store import open_store
+        from pipeline.tools.report import ReportConfig, report_store
+
+        require_page_name(self.out)
+        config = ReportConfig(images=self.images, count=self.count, megabytes=self.megabytes)
+        other = None if self.against is None else open_store(self.against)
+        with Progress("parts") as progress:
+            report = report_store(
+                open_store(self.store),
+                self.shards,
+                config,
+                against=other,
+                cache=CacheConfig.of_flags(self.cache_dir, self.cache_gb),
+                show=progress.show,
+            )
+        size, failed = report.save(self.out), len(report.verification.mismatches)
+        pictures = counted(report.pictures, "picture")
+        say(f"{self.out}: {report.stats.labels} labels, {pictures}, {size / 1e6:.1f} MB")
+        if failed:
+            say(f"FAILED: {failed} views are not those that were labelled; the page names them")
+            raise SystemExit(1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Export:
     """Write a store again in another format; nothing is lost on the way, or back."""
 
@@ -417,22 +477,85 @@ class Repair:
         _show(repair_store(self.store), as_json=self.json)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """Tell how far a store's label jobs are: parts, who is at work, speed, time left."""
+
+    store: tyro.conf.Positional[str]
+    """The store, as the label job was given it; from any machine that sees it."""
+    json: bool = False
+    """Print JSON for machines instead."""
+
+    def run(self) -> None:
+        from pipeline.tools import store_status
+
+        _show(store_status(self.store), as_json=self.json)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finalize:
+    """Write the manifest of a store whose parts are all there; needs neither teacher nor Ray."""
+
+    store: tyro.conf.Positional[str]
+    """The store, to which no job adds now."""
+    shards: tuple[str, ...]
+    """Its shards, all of them, in the order of the label job."""
+    classes: str | None = None
+    """Names of the classes, as the label job was given them."""
+    max_rejected: float = 0.01
+    """Share of undecodable images above which no manifest is written."""
+    cache_dir: Path | None = None
+    """Where shards from object storage are kept, as verify has it."""
+    cache_gb: float = 100.0
+    """Size of that directory."""
+    json: bool = False
+    """Print JSON for machines instead."""
+
+    def run(self) -> None:
+        from pipeline.files.cache import CacheConfig
+        from pipeline.tools import finalize_store
+
+        report = finalize_store(
+            self.store,
+            self.shards,
+            classes=self.classes,
+            max_rejected=self.max_rejected,
+            cache=CacheConfig.of_flags(self.cache_dir, self.cache_gb),
+        )
+        _show(report, as_json=self.json)
+
+
 StoreCommand: TypeAlias = (
-    Inspect | Verify | Stats | Diff | Merge | Extend | Thin | Views | Show | Export | Repair
+    Inspect
+    | Verify
+    | Stats
+    | Diff
+    | Merge
+    | Extend
+    | Thin
+    | Views
+    | Show
+    | Report
+    | Export
+    | Repair
+    | Status
+    | Finalize
 )
 
 
-def label_store() -> None:
+def label_store(arguments: Sequence[str] | None = None, program: str = "label-store") -> None:
     """Inspect, verify, compare and reuse label stores."""
-    with running("label-store", {}):
+    arguments = words_given(arguments)
+    with running(program, {}, arguments=arguments):
         # A class is its subcommand; its docstring is the help.
         command: StoreCommand = tyro.cli(
             StoreCommand,
-            prog="label-store",
+            prog=program,
             description=label_store.__doc__,
+            args=arguments,
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
         )
-        with running("label-store", flags_of(type(command))):
+        with running(program, flags_of(type(command))):
             command.run()
 
 
@@ -473,27 +596,9 @@ def _relabel(options: Verify, cache: CacheConfig) -> RelabelReport:
 
 
 def _print_checks(store: str, report: VerifyReport, relabelled: RelabelReport | None) -> None:
-    say(
-        f"{store}: {counted(report.parts, 'part')}, {report.labels} labels, {report.bytes} bytes: "
-        "all checksums are right"
-    )
-    left_out = f" + {report.omitted} omitted" if report.omitted else ""
-    labelled = report.samples - report.rejected - report.omitted
-    say(f"{report.samples} samples = {labelled} labelled + {report.rejected} rejected{left_out}")
-    say(f"{report.digests} views have a digest, {report.redrawn} were redrawn from the shards")
-    say(f"{report.without_digest} labelled samples have no digest at any view")
-    say(
-        f"{report.mixed_digests} of them have one of the mixed image too, "
-        + (
-            f"{report.mixed_redrawn} were redone"
-            if report.same_floats
-            else "which cannot be redone here: this machine's floats differ in their last bits"
-        )
-    )
-    if report.left_out:
-        say(f"warning: the shards given are {report.left_out}: nothing of those was redrawn")
-    for path in report.unwatched:
-        say(f"{path} is watched by nothing: no checksum knows it")
+    say(f"{store}: {report.in_words()[0]}")
+    for line in report.in_words()[1:]:
+        say(line)
     _print_mismatches("MISMATCH", report.mismatches)
     if relabelled is not None:
         say(

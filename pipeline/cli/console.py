@@ -9,20 +9,24 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import logging
 import os
 import re
 import select
+import stat
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import ClassVar, TextIO, get_args, get_type_hints
 
 import tyro
 from tqdm import tqdm
 
 from pipeline.errors import PipelineError
+from pipeline.files.kinds import at_home
 
 __all__ = [
     "Progress",
@@ -34,10 +38,12 @@ __all__ = [
     "running",
     "say",
     "say_lines",
+    "words_given",
 ]
 
 CLOSED_PIPE = 141  # as of a process ended by SIGPIPE
 INTERRUPTED = 130  # as of a process ended by SIGINT
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 _LINE_SECONDS = 10.0  # between the lines of progress in a log
 _POSITIONAL = get_args(tyro.conf.Positional[str])[1]
@@ -82,15 +88,35 @@ def flags_of(settings: type, *, prefixes: bool = True) -> dict[str, str]:
     return inner | own
 
 
+def words_given(arguments: Sequence[str] | None) -> list[str]:
+    """Return a command's arguments, those of this process by default, with ``~`` as a shell has it.
+
+    A shell leaves ``~`` alone in quotes, in which patterns stand, and after ``=``.
+    """
+    words = sys.argv[1:] if arguments is None else arguments
+    return [_with_home(word) for word in words]
+
+
+def _with_home(word: str) -> str:
+    flag, equals, value = word.partition("=")
+    if flag.startswith("--") and equals:
+        return f"{flag}={at_home(value)}"
+    return at_home(word)
+
+
 @contextmanager
 def running(
-    program: str, flags: Mapping[str, str], interrupted: str = "interrupted"
+    program: str,
+    flags: Mapping[str, str],
+    interrupted: str = "interrupted",
+    arguments: Sequence[str] = (),
 ) -> Iterator[None]:
     """Run a command: what goes wrong is said on stderr, and becomes the exit status.
 
     ``flags`` shows the command's parameters, as ``flags_of`` returns them. A ``PipelineError``
     exits with 1, Ctrl-C with 130 and the words ``interrupted``, a closed pipe with 141 and
-    without a word. Log records of the library are printed too.
+    without a word. Log records of the library are printed too. If the command's ``arguments`` begin
+    with ``--version``, the release is printed, and that is all.
     """
     global _command
     # Read when PyTorch loads: threads that spin while they wait slow a shared machine down.
@@ -99,6 +125,9 @@ def running(
     try:
         with _logged(), _ending_with_the_reader():
             try:
+                if list(arguments[:1]) == ["--version"]:
+                    say(f"{program} {version('teacher-labels')}")
+                    raise SystemExit(0)
                 yield
             except PipelineError as error:
                 note(f"error: {error}")
@@ -106,6 +135,15 @@ def running(
             except KeyboardInterrupt:
                 note(interrupted)
                 raise SystemExit(INTERRUPTED) from None
+            except Exception as error:
+                # Compiled code may wrap it, or raise its own error over it.
+                if any(isinstance(one, KeyboardInterrupt) for one in _causes(error)):
+                    note(interrupted)
+                    raise SystemExit(INTERRUPTED) from None
+                if not isinstance(error, OSError) or not error.filename or not error.errno:
+                    raise  # a fault of ours, with its traceback
+                note(f"error: {error.filename}: {os.strerror(error.errno)}")
+                raise SystemExit(1) from None
     finally:
         _command = before
 
@@ -182,20 +220,48 @@ def _ending_with_the_reader() -> Iterator[None]:
         except SystemExit:  # after --help too
             sys.stdout.flush()
             raise
-    except BrokenPipeError as error:
-        closed = [stream for stream in (sys.stdout, sys.stderr) if _is_closed(stream)]
-        if not closed:
-            raise  # another pipe's, which is a fault
-        for stream in closed:  # or Python complains when it flushes them at its end
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError) and error.errno not in _FULL:
+            raise
+        streams = {stream: _fault_of(stream) for stream in (sys.stdout, sys.stderr)}
+        if not any(streams.values()):
+            raise  # another file's or pipe's, which is a fault
+        for stream, fault in streams.items():
+            if fault:  # or Python complains when it flushes them at its end
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        full = [fault for fault in streams.values() if fault not in (0, errno.EPIPE)]
+        if full and not streams[sys.stderr]:
+            note(f"error: its output cannot be written: {os.strerror(full[0])}")
         # A failure stays one, whether or not its table was read to the end.
-        raise SystemExit(getattr(error.__context__, "code", None) or CLOSED_PIPE) from None
+        status = getattr(error.__context__, "code", None)
+        raise SystemExit(status or (1 if full else CLOSED_PIPE)) from None
 
 
-def _is_closed(stream: TextIO) -> bool:
+def _fault_of(stream: TextIO) -> int:
+    """Return why a stream takes nothing, as the system numbers it; 0 if it does."""
     poll = select.poll()
     poll.register(stream.fileno(), 0)
-    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
+    if any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0)):
+        return errno.EPIPE
+    try:
+        stream.flush()
+        if stat.S_ISCHR(os.fstat(stream.fileno()).st_mode) and not stream.isatty():
+            os.write(stream.fileno(), b"\n")  # to /dev/full: what is not buffered is not kept
+    except OSError as error:
+        return error.errno or errno.EIO
+    return 0
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error, and all over which it was raised."""
+    pending: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while pending:
+        one = pending.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            yield one
+            pending += [one.__cause__, one.__context__]
 
 
 class Progress:

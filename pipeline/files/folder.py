@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import BinaryIO
 
@@ -96,11 +97,16 @@ class Folder(ABC):
         """Return whether this file exists; without a path, whether the folder does."""
 
     @abstractmethod
-    def list(self, prefix: str = "") -> list[str]:
-        """Return the paths of all files that begin with ``prefix``, sorted.
+    def sizes(self, prefix: str = "") -> Mapping[str, int]:
+        """Return the paths of all files that begin with ``prefix``, in any order, with their bytes.
 
-        Files and directories whose names begin with a dot are left out: commits under way.
+        Files and directories whose names begin with a dot are left out, commits under way,
+        unless they are those of ``prefix`` itself.
         """
+
+    def list(self, prefix: str = "") -> list[str]:
+        """Return the paths of all files that begin with ``prefix``, sorted; see ``sizes``."""
+        return sorted(self.sizes(prefix))
 
     @abstractmethod
     def commit_new(self, path: str, data: bytes) -> bool:
@@ -111,7 +117,7 @@ class Folder(ABC):
 
     @abstractmethod
     def write_file(self, path: str) -> AbstractContextManager[BinaryIO]:
-        """Give a binary file to write, which appears whole when the block ends well.
+        """Give a binary file to write and read, which appears whole when the block ends well.
 
         It replaces the one that may be there, and takes no memory of its size.
         """

@@ -7,7 +7,7 @@ and messages and records name that commit, so a branch that moves cannot change 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from tqdm import tqdm
 
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import ConfigError, PipelineError, require_package
 from pipeline.files.folder import MAX_FILE_BYTES, Folder, check_path, check_size
 
 __all__ = ["HubFolder", "HubUrl", "is_hub_url"]
@@ -107,8 +107,8 @@ class HubFolder(Folder):
             return False
         return True
 
-    def list(self, prefix: str = "") -> list[str]:
-        """Return the paths that begin with ``prefix``; see ``Folder``."""
+    def sizes(self, prefix: str = "") -> Mapping[str, int]:
+        """Return the paths that begin with ``prefix``, with their bytes; see ``Folder``."""
         self.pin()
         above = self._path(prefix.rpartition("/")[0])
         try:
@@ -124,12 +124,15 @@ class HubFolder(Folder):
                         repo_type=_KIND,
                     )
                 )
-                files = [entry.path for entry in entries if hasattr(entry, "size")]
+                files = {one.path: int(one.size) for one in entries if hasattr(one, "size")}
         except FileNotFoundError:
-            return []
+            return {}
         start = len(self._url.path) + 1
-        paths = [path[start:] for path in files if path.startswith(f"{self._url.path}/")]
-        return sorted(path for path in paths if path.startswith(prefix) and "/." not in f"/{path}")
+        return {
+            path[start:]: size
+            for path, size in files.items()
+            if path.startswith(f"{self._url.path}/{prefix}") and "/." not in f"/{path[start:]}"
+        }
 
     def commit_new(self, path: str, data: bytes) -> bool:
         """Raise ``PipelineError``: stores on the hub are only read."""
@@ -200,11 +203,8 @@ class HubFolder(Folder):
 
 
 def _hub() -> Any:
-    try:
-        import huggingface_hub
-        import huggingface_hub.errors
-    except ImportError:
-        raise ConfigError(
-            "stores on the hub need huggingface_hub: pip install 'teacher-labels[hub]'"
-        ) from None
+    require_package("huggingface_hub", "hub", "a store on the hub")
+    import huggingface_hub
+    import huggingface_hub.errors
+
     return huggingface_hub

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
-__all__ = ["HEAD_BYTES", "what_it_is_instead", "why_no_data"]
+__all__ = ["HEAD_BYTES", "at_home", "what_it_is_instead", "why_no_data"]
 
 HEAD_BYTES = 512  # that show what a file is instead
+
+
+def at_home(path: str) -> str:
+    """Return a path with the home directory for a leading ``~``, as a shell has it.
+
+    >>> at_home("x~y"), at_home("s3://bucket/~")
+    ('x~y', 's3://bucket/~')
+    """
+    return os.path.expanduser(path)  # noqa: PTH111 - pathlib fails where there is no home
 
 
 def why_no_data(path: Path) -> str | None:

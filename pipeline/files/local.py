@@ -7,7 +7,7 @@ import glob
 import hashlib
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
@@ -18,6 +18,7 @@ from pipeline.errors import ConfigError, PipelineError, ShardError
 from pipeline.files.cache import CacheConfig, RemoteShard, ShardFile
 from pipeline.files.folder import MAX_FILE_BYTES, Folder, check_path, check_size
 from pipeline.files.hub import HubFolder, HubUrl, is_hub_url
+from pipeline.files.kinds import at_home
 from pipeline.files.objects import ObjectFolder, ObjectUrl, find_objects, is_url
 
 __all__ = [
@@ -50,13 +51,14 @@ def expand_shards(
 ) -> tuple[ShardFile, ...]:
     """Return the shard files that brace patterns (``x-{000..127}.tar``) or globs name.
 
-    The order is that of the patterns; a glob's matches are sorted. URLs become shards that
+    A directory stands for its ``*.tar``, and a text file (``.txt``) for the names in its lines. The
+    order is that of the patterns; a glob's matches are sorted. URLs become shards that
     are fetched through ``cache`` when opened; here they are looked at alone. ``name`` is the
     parameter that messages name. Raises ``ShardError`` for a file that does not exist, a
-    directory, a pattern without a match, or a file named twice.
+    directory without shards, a pattern without a match, or a file named twice.
     """
     paths: list[ShardFile] = []
-    for pattern in patterns:
+    for pattern in (one for given in patterns for one in _listed_in(at_home(given), name)):
         if is_hub_url(pattern):
             raise ConfigError(
                 f"`{name}` {pattern!r}: shards are not read from the hub; fetch them with "
@@ -70,7 +72,8 @@ def expand_shards(
         for wanted, found in zip(names, _files_of(names, cache or CacheConfig()), strict=True):
             if not found and not is_url(wanted) and Path(wanted).is_dir():
                 raise ShardError(
-                    f"`{name}` {wanted!r} is a directory; give its files, as '{wanted}/*.tar'"
+                    f"`{name}` {wanted!r} is a directory in which no name ends in .tar; give the "
+                    "one of the shards, or their files"
                 )
             if not found:
                 missing.append(wanted)
@@ -91,6 +94,23 @@ def expand_shards(
     return tuple(paths)
 
 
+def _listed_in(pattern: str, name: str) -> list[str]:
+    """Return the patterns in a text file of them, or a pattern as it is."""
+    path = Path(pattern)
+    if not pattern.endswith(".txt") or is_url(pattern) or not path.is_file():
+        return [pattern]
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").split("\n")]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ShardError(f"`{name}` {pattern!r} is no list of shards: {error}") from error
+    # Relative names begin where the list is, so that it holds wherever a command is run.
+    return [
+        at_home(line) if is_url(line) or line.startswith("~") else str(path.parent / line)
+        for line in lines
+        if line and not line.startswith("#")
+    ]
+
+
 def _listed(names: Sequence[str]) -> str:
     shown = ", ".join(repr(name) for name in names[:_LISTED])
     return shown + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
@@ -98,6 +118,7 @@ def _listed(names: Sequence[str]) -> str:
 
 def _files_of(names: Sequence[str], cache: CacheConfig) -> Iterator[Sequence[ShardFile]]:
     """Yield the files of each name, which may be a glob or a URL."""
+    names = [f"{name}*.tar" if is_url(name) and name.endswith("/") else name for name in names]
     urls = [ObjectUrl.parse(name) for name in names if is_url(name)]
     # All are looked at before the first is used, many at a time: each takes a round trip.
     objects = iter(find_objects(urls))
@@ -107,6 +128,8 @@ def _files_of(names: Sequence[str], cache: CacheConfig) -> Iterator[Sequence[Sha
         elif any(mark in name for mark in "*?["):
             found = sorted(glob.glob(name))  # noqa: PTH207 - the pattern may be absolute
             yield [Path(one) for one in found]
+        elif Path(name).is_dir():
+            yield sorted(Path(name).glob("*.tar"))
         else:
             yield [Path(name)] if Path(name).is_file() else []
 
@@ -210,17 +233,22 @@ class LocalFolder(Folder):
         """Return whether this file exists; see ``Folder``."""
         return self._of_folder(path).exists()
 
-    def list(self, prefix: str = "") -> list[str]:
-        """Return the paths that begin with ``prefix``; see ``Folder``."""
-        above = self._inside(prefix.rpartition("/")[0])
-        found = []
-        for directory, folders, names in os.walk(above):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            relative = Path(directory).relative_to(self.path)
-            # A link to a directory is not entered, so it is listed, for nothing to go unseen.
-            names += [name for name in folders if (Path(directory) / name).is_symlink()]
-            found += [(relative / name).as_posix() for name in names if not name.startswith(".")]
-        return sorted(path for path in found if path.startswith(prefix))
+    def sizes(self, prefix: str = "") -> Mapping[str, int]:
+        """Return the paths that begin with ``prefix``, with their bytes; see ``Folder``."""
+        above = prefix.rpartition("/")[0]
+        found: dict[str, int] = {}
+        folders = [(str(self._inside(above)), f"{above}/" if above else "")]
+        while folders:
+            directory, path = folders.pop()
+            for entry in _entries(directory):
+                if entry.name.startswith("."):
+                    continue
+                # A link to a directory is not entered, so it is listed, for nothing to go unseen.
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append((entry.path, f"{path}{entry.name}/"))
+                elif f"{path}{entry.name}".startswith(prefix):
+                    found[f"{path}{entry.name}"] = _bytes_of(entry)
+        return found
 
     def commit_new(self, path: str, data: bytes) -> bool:
         """Write a new file; see ``Folder``."""
@@ -235,7 +263,7 @@ class LocalFolder(Folder):
         aside = final.with_name(f".{final.name}.{os.getpid()}-{os.urandom(4).hex()}")
         try:
             with writing(final):
-                with aside.open("xb") as file:
+                with aside.open("x+b") as file:
                     yield file
                     file.flush()
                     os.fsync(file.fileno())
@@ -266,6 +294,23 @@ def _caches_above(root: Path) -> Iterator[Path]:
             yield above.parent / "blobs"
 
 
+def _entries(directory: str) -> Sequence[os.DirEntry[str]]:
+    """Return what a directory holds, nothing if it cannot be read: others may delete it."""
+    try:
+        with os.scandir(directory) as entries:
+            return list(entries)
+    except OSError:
+        return []
+
+
+def _bytes_of(entry: os.DirEntry[str]) -> int:
+    """Return the bytes of a file, or of a link that leads nowhere."""
+    try:
+        return entry.stat().st_size
+    except OSError:
+        return 0
+
+
 def _without_waiting(path: str, flags: int) -> int:
     """Open a file; a pipe that nobody writes to is opened too, to be refused."""
     return os.open(path, flags | os.O_NONBLOCK)
@@ -282,7 +327,7 @@ def open_folder(location: Location) -> Folder:
         return ObjectFolder(ObjectUrl.parse(location))
     if isinstance(location, Folder):
         return location
-    return LocalFolder(Path(location))
+    return LocalFolder(Path(at_home(str(location))))
 
 
 def pinned(location: str) -> str:

@@ -22,7 +22,7 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import ConfigError, PipelineError, require_package
 from pipeline.files.folder import MAX_FILE_BYTES, Folder, check_path, check_size
 
 if TYPE_CHECKING:
@@ -277,15 +277,19 @@ class ObjectFolder(Folder):
             return StoredObject.look(self._url.child(path)) is not None
         return _asked_again(lambda: any(map(len, _pages(self._url)))) or self.is_a_file()
 
-    def list(self, prefix: str = "") -> list[str]:
-        """Return the paths that begin with ``prefix``; see ``Folder``."""
+    def sizes(self, prefix: str = "") -> Mapping[str, int]:
+        """Return the paths that begin with ``prefix``, with their bytes; see ``Folder``."""
         above = prefix.rpartition("/")[0]
-        paths = self._paths(self._url.child(above) if above else self._url)
-        return [path for path in paths if path.startswith(prefix) and not _is_hidden(path)]
+        found = self._all_sizes(self._url.child(above) if above else self._url)
+        return {
+            path: size
+            for path, size in found.items()
+            if path.startswith(prefix) and not _is_hidden(path[len(above) :])
+        }
 
-    def _paths(self, url: ObjectUrl) -> Sequence[str]:
+    def _all_sizes(self, url: ObjectUrl) -> dict[str, int]:
         start = len(self._url.key) + 1 if self._url.key else 0
-        return [one.url.key[start:] for one in StoredObject.list(url)]
+        return {one.url.key[start:]: one.size for one in StoredObject.list(url)}
 
     def remove(self, path: str) -> None:
         """Remove an object that is there."""
@@ -297,7 +301,7 @@ class ObjectFolder(Folder):
 
     def clear(self, last: str) -> None:
         """Remove all objects, hidden ones too, and ``last`` after all others."""
-        for path in sorted(self._paths(self._url), key=lambda path: path == last):
+        for path in sorted(self._all_sizes(self._url), key=lambda path: path == last):
             self.remove(path)
 
     def commit_new(self, path: str, data: bytes) -> bool:
@@ -376,14 +380,9 @@ def _is_hidden(path: str) -> bool:
 @contextmanager
 def _errors_named(url: ObjectUrl) -> Iterator[None]:
     """Turn the network's and the server's refusals into errors that name URL and cure."""
-    try:
-        from obstore.exceptions import (
-            BaseError,
-            PermissionDeniedError,
-            UnauthenticatedError,
-        )
-    except ImportError:
-        raise ConfigError(f"{url}: object storage needs obstore: pip install obstore") from None
+    require_package("obstore", "cloud", f"{url}: object storage")
+    from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
+
     try:
         yield
     except _MissingObjectError:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pipeline.errors import ConfigError, TeacherError
 from pipeline.files.cache import CacheConfig
-from pipeline.files.kinds import why_no_data
+from pipeline.files.kinds import at_home, why_no_data
 from pipeline.files.objects import is_url
 from pipeline.growth import settle
 from pipeline.identity import (
@@ -37,8 +37,8 @@ class LabelConfig:
     """
 
     shards: tuple[str, ...]
-    """Shard files, brace patterns ('x-{000000..001281}.tar') or globs, in quotes; s3://, gs://
-    or az:// for shards in object storage."""
+    """The directory of the shards, files, a .txt that lists them, or patterns in quotes
+    ('x-{000000..001281}.tar', 'x-*.tar'); s3://, gs:// or az:// for shards in object storage."""
     out: str
     """Store to write or to continue: a path or URL that ends in .parquet, or a path that ends
     in .zarr."""
@@ -84,11 +84,15 @@ class LabelConfig:
     """Where the teacher runs."""
     batch_views: int | None = None
     """Views of a group in one teacher batch: a triple on a CPU, a block on a GPU."""
-    teachers: int | None = None
-    """Teacher processes: one per GPU of the cluster, or one."""
+    teachers: int | Literal["auto"] = "auto"
+    """Teacher processes: one per GPU of the cluster, also of those that join while the job runs;
+    without GPUs one per machine."""
     threads: int | None = None
-    """CPU threads of each teacher: the cores divided by the teachers. One is faster for small
-    teachers and views. Labels do not depend on it."""
+    """CPU threads of each teacher: its machine's cores divided by the teachers there. One is faster
+    for small teachers and views. Labels do not depend on it."""
+    window_gb: float = 1.0
+    """Most memory for the augmented views that wait for a teacher, each; of a machine's shared
+    memory all of its teachers together take at most half."""
     serial: bool = False
     """Run in this process, without Ray; writes the same bytes."""
     max_rejected: float = 0.01
@@ -106,7 +110,14 @@ class LabelConfig:
     wait_seconds: float = 600.0
     """How long to wait for the cluster to have a GPU or CPU free before giving up."""
     allow_low_agreement: bool = False
-    """Go on although the teacher hardly agrees with the shards' targets."""
+    """Go on although the teacher hardly agrees with the shards' targets, or would with other
+    settings."""
+    estimate: bool = False
+    """Try the teacher out, say what the job will take, and end; writes nothing."""
+    hour_price: float | None = None
+    """What an hour of a GPU costs, or of a machine without, for `estimate`."""
+    metrics_file: Path | None = None
+    """File to which a line of JSON is added every 5 seconds: speed, busy teachers, retries."""
     debug: bool = False
     """Show where in the code an error came from, too."""
 
@@ -126,13 +137,17 @@ class LabelConfig:
             raise ConfigError(f"`max_rejected` is {self.max_rejected}; a share is in 0..1")
         for name in ("teachers", "threads", "batch_views"):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if isinstance(value, int) and value < 1:
                 raise ConfigError(f"`{name}` is {value}; use 1 or more")
+        if not self.window_gb > 0:
+            raise ConfigError(f"`window_gb` is {self.window_gb}; use more than 0")
         if not self.hang_seconds > 0 or not self.wait_seconds >= 0:
             raise ConfigError(
                 f"`hang_seconds` is {self.hang_seconds}, `wait_seconds` {self.wait_seconds}; use "
                 "times above 0"
             )
+        if self.hour_price is not None and not (self.estimate and self.hour_price >= 0):
+            raise ConfigError("`hour_price` is a price for `estimate`; give both")
         ColumnConfig.from_text(self.keep)
         _ = self.cache  # checks its own fields
         if self.precision == "fp16" and self.device == "cpu":
@@ -145,11 +160,11 @@ class LabelConfig:
         """
         local = {
             name: path.absolute()
-            for name in ("teacher_checkpoint", "cache_dir")
+            for name in ("teacher_checkpoint", "cache_dir", "metrics_file")
             if (path := getattr(self, name)) is not None
         }
         if not is_url(self.out):
-            local["out"] = str(Path(self.out).absolute())
+            local["out"] = str(Path(at_home(self.out)).absolute())
         return replace(self, **local)
 
     def check_checkpoint(self) -> None:

@@ -6,9 +6,8 @@ write the same bytes.
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +23,6 @@ from pipeline.errors import (
     ReplayError,
     ShardError,
     StoreError,
-    TeacherError,
 )
 from pipeline.files.cache import CacheConfig, RemoteShard, ShardFile
 from pipeline.files.local import expand_shards, open_folder
@@ -36,22 +34,31 @@ from pipeline.labelling.config import LabelConfig
 from pipeline.labelling.part import GroupTask, group_tasks
 from pipeline.labelling.redraw import redraw, sample_cells
 from pipeline.records import PartKey, ShardInfo
-from pipeline.shards.index import Shard, UniqueKeys, open_known_shard, open_shards
+from pipeline.shards.index import (
+    Summarize,
+    UniqueKeys,
+    open_known_shard,
+    summarize_here,
+)
 from pipeline.store import (
     Committed,
     Cut,
     Manifest,
+    Receipts,
     begun_classes,
     begun_fingerprints,
+    begun_identity,
     claim_cut,
     claim_store,
     committed_parts,
     cut_views,
+    find_parts,
     finish_store,
     pack_store,
     packed_store,
     parts_root,
     read_committed,
+    read_receipts,
     require_listed,
     require_no_subset,
     require_planned,
@@ -71,14 +78,15 @@ __all__ = [
     "IndexedShards",
     "JobPlan",
     "PartOrder",
-    "Preflight",
     "Progress",
     "begin_job",
+    "check_begun",
     "check_identity",
+    "find_shards",
     "finish_job",
     "index_shards",
     "plan_job",
-    "require_agreement",
+    "receipts_of",
     "require_fingerprints",
     "require_same_views",
     "write_run",
@@ -88,7 +96,6 @@ DIGESTS = 300
 """Stored digests that are redrawn before a job adds to a store, spread over its parts."""
 
 _FETCHED = 16  # parts that are looked at where shards are in object storage: each may be fetched
-_JUDGED_FROM = 32  # images; fewer say nothing about class order
 
 
 Item = TypeVar("Item")
@@ -163,34 +170,44 @@ class JobPlan:
         )
 
 
-def index_shards(
-    patterns: Sequence[str], cache: CacheConfig | None = None, classes: str | None = None
-) -> IndexedShards:
-    """Index all shards of a job; those in object storage are fetched into the cache.
+def find_shards(patterns: Sequence[str], cache: CacheConfig | None = None) -> tuple[ShardFile, ...]:
+    """Return a job's shard files; nothing of them is read. See ``expand_shards``."""
+    # Absolute, for they are opened by processes that were started elsewhere.
+    return tuple(
+        path.absolute() if isinstance(path, Path) else path
+        for path in expand_shards(patterns, cache)
+    )
 
-    Names of classes are those that lie beside the shards, and those of ``classes``.
+
+def index_shards(
+    shards: Sequence[str] | Sequence[ShardFile],
+    cache: CacheConfig | None = None,
+    classes: str | None = None,
+    read: Summarize = summarize_here,
+) -> IndexedShards:
+    """Index all shards of a job, given as files or patterns.
+
+    ``read`` summarizes them, here or elsewhere: by the index that ``pack-shards`` left beside a
+    shard, or by opening it, which fetches it into the cache if it is in object storage. Names of
+    classes are those that lie beside the shards, and those of ``classes``.
 
     Raises ``ShardError`` for files that are no whole shards, and for a key that two of them
     have, whose views would be drawn from one seed; ``ClassesError`` for names that differ.
     """
     given = None if classes is None else read_names(classes)
-    # Absolute, for they are opened by processes that were started elsewhere.
-    paths = tuple(
-        path.absolute() if isinstance(path, Path) else path
-        for path in expand_shards(patterns, cache)
-    )
+    patterns = [one for one in shards if isinstance(one, str)]
+    files = [one for one in shards if not isinstance(one, str)]
+    paths = find_shards(patterns, cache) if patterns or not files else tuple(files)
     named = agreed_names(given, names_beside(paths))
     infos: list[ShardInfo] = []
     keys = UniqueKeys()
     highest, highest_at, sorted_shards = -1, "", 0
-    for shard in open_shards(paths):
-        path = shard.path
-        infos.append(shard.info)
-        keys.add(shard)
-        top = max(shard.samples, key=lambda sample: sample.target)
-        if top.target > highest:
-            highest, highest_at = top.target, f"{path}, sample {top.key!r}"
-        sorted_shards += _is_class_sorted(shard)
+    for path, one in zip(paths, read(list(enumerate(paths))), strict=True):
+        infos.append(one.info)
+        keys.add(path, one)
+        if one.max_target > highest:
+            highest, highest_at = one.max_target, f"{path}, sample {one.max_target_key!r}"
+        sorted_shards += one.is_class_sorted
     keys.check()
     warnings = []
     if sorted_shards:
@@ -208,9 +225,39 @@ def index_shards(
     )
 
 
-def _is_class_sorted(shard: Shard) -> bool:
-    targets = [sample.target for sample in shard.samples]
-    return len(targets) >= 16 and targets == sorted(targets)
+def check_begun(config: LabelConfig, shards: int) -> None:
+    """Refuse settings that do not fit the store at ``out``, as far as that shows without a teacher.
+
+    Writes nothing. Raises ``IdentityError`` naming fields that differ, ``StoreError`` for views
+    that another job has cut otherwise; ``shards`` are as many as the job has.
+    """
+    begun = begun_identity(config.out)
+    if begun is None:
+        return
+    begun_fingerprints(config.out, config.identity(begun.teacher))
+    if packed_store(config.out) is None:
+        root = parts_root(config.out)
+        cut = cut_views(root, config.view_range, config.views_per_part)
+        _missing_parts(root, cut, config.view_range, range(shards), find_parts(root))
+
+
+def _missing_parts(
+    root: str, cut: Cut, views: range, shards: Iterable[int], done: Iterable[PartKey]
+) -> list[PartKey]:
+    """Return the parts of these shards and views that are not done, as the store cuts them."""
+    covered: dict[int, set[int]] = {}
+    for part in done:
+        covered.setdefault(part.shard, set()).update(range(part.first_view, part.end_view))
+    cells, none = cut.cells_of(views), set[int]()
+    missing = [
+        PartKey(shard=number, first_view=run.start, views=len(run))
+        for number in shards
+        for cell in cells
+        for run in runs_without(covered.get(number, none), cell)
+    ]
+    ranges = {(part.first_view, part.end_view) for part in missing}  # the same for most shards
+    cut.require_agreement(root, views, [range(*one) for one in sorted(ranges)])
+    return missing
 
 
 def check_identity(config: LabelConfig, teacher: TeacherIdentity) -> None:
@@ -247,18 +294,9 @@ def plan_job(
     classes = agreed_names(ClassNames.of(stored_classes, config.out), shards.classes)
     infos = {info.number: info for info in shards.infos}
     done = committed_parts(config.out, identity, infos)
-    covered: dict[int, set[int]] = {}
-    for part in (committed.entry.part for committed in done):
-        covered.setdefault(part.shard, set()).update(range(part.first_view, part.end_view))
     root, views = parts_root(config.out), config.view_range
     cut = cut_views(root, views, config.views_per_part)
-    missing = [
-        PartKey(shard=number, first_view=run.start, views=len(run))
-        for number in infos
-        for cell in cut.cells_of(views)
-        for run in runs_without(covered.get(number, set()), cell)
-    ]
-    cut.require_agreement(root, views, [range(part.first_view, part.end_view) for part in missing])
+    missing = _missing_parts(root, cut, views, infos, (one.entry.part for one in done))
     if missing:
         require_no_subset(config.out, done)
     plan = JobPlan(
@@ -333,56 +371,14 @@ def _spread(items: Sequence[Item], most: int) -> list[Item]:
     return [items[index] for index in indices]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Preflight:
-    """What a short trial of the teacher on the job's shards shows."""
-
-    images: int  # labelled as they are, without augmentation
-    correct: int  # of them, where the teacher agrees with the target
-    rows_per_batch: int
-    batch_seconds: float
-    flip_rows: int  # augmented views labelled in fp32 too; 0 if that was not done
-    flips: int  # of them, where fp32 gives another label
-    warnings: tuple[str, ...]
-
-    @property
-    def flip_interval(self) -> tuple[float, float]:
-        """The share of such labels among all, with 95 % confidence (Wilson's interval)."""
-        z, n = 1.96, self.flip_rows
-        share = self.flips / n
-        center, root = (
-            share + z * z / (2 * n),
-            z * math.sqrt(share * (1 - share) / n + (z / n / 2) ** 2),
-        )
-        low, high = (max(0.0, (center + sign * root) / (1 + z * z / n)) for sign in (-1, 1))
-        return low, high
-
-
-def require_agreement(config: LabelConfig, report: Preflight, classes: int) -> None:
-    """Refuse a teacher that agrees with the targets no better than chance.
-
-    Its classes are then most likely in another order than the shards'. Raises
-    ``TeacherError``; says nothing of untrained weights or of too few images.
-    """
-    if report.images < _JUDGED_FROM or config.teacher_random_weights is not None:
-        return
-    chance = report.images / classes
-    # Three standard deviations above chance: one good teacher in a thousand would be near.
-    if report.correct > chance + 3 * math.sqrt(chance) or config.allow_low_agreement:
-        return
-    raise TeacherError(
-        f"the teacher agrees with the targets of {report.correct} of {report.images} images, "
-        f"chance is {chance:.1f}: are the shards' classes in the teacher's order, and mean, std "
-        "and size the teacher's? `allow_low_agreement` goes on all the same"
-    )
-
-
 class Progress:
     """Counts what a job has done, and stops one that rejects too much."""
 
     def __init__(self, plan: JobPlan) -> None:
         self._plan = plan
-        self._rejected: dict[int, int] = {}
+        self._rejected: dict[int, int] = {}  # by shard
+        self._samples = plan.shards.samples
+        self.rejected = 0
         self.labels = 0
         self.parts = 0
         self._started = time.monotonic()
@@ -407,11 +403,6 @@ class Progress:
         self._count_rejections(committed)
 
     @property
-    def rejected(self) -> int:
-        """Samples rejected so far."""
-        return sum(self._rejected.values())
-
-    @property
     def labels_per_second(self) -> float:
         """Labels committed per second of this run."""
         return self.labels / max(1e-9, self.seconds)
@@ -422,9 +413,10 @@ class Progress:
         return time.monotonic() - self._started
 
     def _count_rejections(self, committed: Committed) -> None:
-        shard = committed.entry.part.shard
-        self._rejected[shard] = len(committed.rejections)
-        config, samples = self._plan.config, self._plan.shards.samples
+        shard, count = committed.entry.part.shard, len(committed.rejections)
+        self.rejected += count - self._rejected.get(shard, 0)
+        self._rejected[shard] = count
+        config, samples = self._plan.config, self._samples
         if self.rejected > config.max_rejected * samples:
             reasons = "; ".join(
                 f"{one.key!r}: {REJECTION_WORDS[one.reason]}" for one in committed.rejections[:3]
@@ -448,6 +440,11 @@ def begin_job(plan: JobPlan) -> None:
         claim_cut(parts_root(out), plan.cut)
 
 
+def receipts_of(plan: JobPlan) -> Receipts:
+    """Return where to note the parts that the job commits, so that no job need read them."""
+    return Receipts(parts_root(plan.config.out), plan.identity.digest, plan.shards.infos)
+
+
 def finish_job(plan: JobPlan, run: Mapping[str, Any]) -> Manifest:
     """Verify the whole store, write its manifest and card, and this run's provenance.
 
@@ -459,13 +456,15 @@ def finish_job(plan: JobPlan, run: Mapping[str, Any]) -> Manifest:
         require_planned(out, plan.parts, [entry.part for entry in packed.manifest.parts])
         return packed.manifest
     write_run(plan, run)
+    root, infos = parts_root(out), {info.number: info for info in plan.shards.infos}
     manifest = finish_store(
-        parts_root(out),
+        root,
         plan.identity,
         plan.fingerprints,
         plan.shards.infos,
         card_text,
         plan.parts,
+        known=read_receipts(root, plan.identity.digest, infos),
         classes=plan.classes,
     )
     pack_store(out)

@@ -35,6 +35,7 @@ from pipeline.identity import (
     different_fields,
 )
 from pipeline.labelling.weights import (
+    Described,
     FoundWeights,
     WeightsError,
     Which,
@@ -110,9 +111,9 @@ def load_teacher(
         precision=spec.precision,
         batch_views=spec.batch_views or default_views,
     )
-    expected = _expected_input(model)
+    described = _described(model, spec, found)
     prepared = _prepare(model, spec.precision, device)
-    return Teacher(prepared, identity, augment, mix, expected, spec.columns, found)
+    return Teacher(prepared, identity, augment, mix, described, spec.columns, found)
 
 
 def load_stored_teacher(
@@ -150,15 +151,6 @@ def load_stored_teacher(
     return teacher
 
 
-@dataclass(frozen=True, slots=True)
-class ExpectedInput:
-    """The pixels a pretrained model was made for, as timm describes it."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    size: int
-
-
 class Teacher:
     """A frozen network that labels views in padded batches of one shape."""
 
@@ -168,7 +160,7 @@ class Teacher:
         identity: TeacherIdentity,
         augment: AugmentConfig,
         mix: MixConfig,
-        expected: ExpectedInput,
+        described: Described,
         columns: ColumnConfig,
         found: FoundWeights | None = None,
     ) -> None:
@@ -177,7 +169,8 @@ class Teacher:
         self.class_names = None if found is None else found.class_names
         if found is not None and found.has_both:
             self.other_weights = "ema" if found.which == "raw" else "raw"
-        self.expected = expected
+        self.described = described
+        self.fixed_size = bool(getattr(model, "pretrained_cfg", {}).get("fixed_input_size"))
         self._columns = columns
         self.model = model
         self._augment = augment
@@ -424,12 +417,22 @@ def _common_prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> st
     return None
 
 
-def _expected_input(model: nn.Module) -> ExpectedInput:
-    config = getattr(model, "pretrained_cfg", {})
-    return ExpectedInput(
-        mean=tuple(config.get("mean", ())),
-        std=tuple(config.get("std", ())),
-        size=int(config.get("input_size", (3, 0, 0))[-1]),
+def _described(model: nn.Module, spec: TeacherSpec, found: FoundWeights | None) -> Described:
+    """Return what is known of the pixels that a model was made for.
+
+    timm knows it of its own weights, also where a local file has them; of others their file may.
+    """
+    timms = Described()
+    if found is None or "." in spec.architecture:
+        config = getattr(model, "pretrained_cfg", {})
+        timms = Described.of(config, f"timm's {spec.architecture}")
+    file = timms if found is None else found.described
+    return Described(
+        source=file.source if (file.size or file.mean) else timms.source,
+        size=file.size or timms.size,
+        mean=file.mean or timms.mean,
+        std=file.std or timms.std,
+        accuracy=file.accuracy,
     )
 
 

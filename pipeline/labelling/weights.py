@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -21,6 +22,7 @@ from pipeline.files.kinds import why_no_data
 
 __all__ = [
     "WORDS",
+    "Described",
     "FoundWeights",
     "WeightsError",
     "Which",
@@ -32,6 +34,8 @@ __all__ = [
     "tensor_bytes",
     "why_unreadable",
 ]
+
+Triple: TypeAlias = tuple[float, float, float]
 
 Which: TypeAlias = Literal["raw", "ema"]
 """Weights as the optimizer left them, or their moving average."""
@@ -120,13 +124,54 @@ def _is_stored(tensor: Tensor, size: int) -> bool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Described:
+    """What a model's file says of the pixels that it was made for; None where it says nothing."""
+
+    source: str = ""  # who says it, for messages
+    size: int | None = None  # of images, in pixels
+    mean: Triple | None = None  # of pixels in [0, 1]
+    std: Triple | None = None
+    accuracy: float | None = None  # share of validation images, 0 to 1
+
+    @staticmethod
+    def of(values: Mapping[str, Any], source: str) -> Described:
+        """Return what values say under the names that timm and train-student have for it.
+
+        What is no such value says nothing: other programs may mean something else by a name.
+        """
+        size = values.get("image_size") or values.get("img_size") or values.get("input_size")
+        if isinstance(size, list | tuple) and size:
+            size = size[-1]
+        return Described(
+            source=source,
+            size=size if type(size) is int and 0 < size <= 4096 else None,
+            mean=_triple(values.get("mean")),
+            std=_triple(values.get("std")),
+            accuracy=_share(values.get("accuracy")),
+        )
+
+
+def _triple(values: Any) -> Triple | None:
+    numbers = values if isinstance(values, list | tuple) else ()
+    if len(numbers) != 3 or not all(type(one) in (int, float) for one in numbers):
+        return None
+    red, green, blue = map(float, numbers)
+    return (red, green, blue) if math.isfinite(red + green + blue) else None
+
+
+def _share(value: Any) -> float | None:
+    return float(value) if type(value) in (int, float) and 0 < value <= 1 else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FoundWeights:
     """A state dict in a file, its names freed from wrappers."""
 
     state: dict[str, Tensor]
     which: Which  # those that were taken
     has_both: bool
-    class_names: tuple[str, ...] | None = None  # in a checkpoint of train-student
+    class_names: tuple[str, ...] | None = None
+    described: Described = Described()
 
 
 class WeightsError(Exception):
@@ -147,7 +192,7 @@ def read_state(path: Path, which: Which | None, parameter: str) -> FoundWeights:
     if reason is not None:
         raise WeightsError(reason)
     try:
-        loaded = _load(path)
+        loaded, said = _load(path)
     except Exception as error:  # each loader raises its own kinds, with advice of its own
         raise WeightsError(why_unreadable(path, error)) from error
     if not isinstance(loaded, dict):
@@ -177,25 +222,46 @@ def read_state(path: Path, which: Which | None, parameter: str) -> FoundWeights:
         state=state,
         which=taken,
         has_both=len(found) == 2,
-        class_names=_class_names(loaded.get("student")),
+        class_names=_class_names(said),
+        described=Described.of(said, path.name),
     )
 
 
-def _class_names(student: Any) -> tuple[str, ...] | None:
-    """Return the names of classes that train-student wrote beside weights, if it did."""
-    names = student.get("class_names") if isinstance(student, Mapping) else None
+def _class_names(said: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Return the names of classes that train-student and others write beside weights."""
+    names = said.get("class_names")
     try:
         return None if names is None else check_names(names, "its class_names")
     except ClassesError as error:
         raise WeightsError(f"is damaged or forged: {error}") from error
 
 
-def _load(path: Path) -> Any:
-    if path.suffix != ".safetensors":
-        return load_tensors(path)
-    from safetensors.torch import load_file
+def _load(path: Path) -> tuple[Any, Mapping[str, Any]]:
+    """Return what a file holds, and what it says of its model."""
+    if path.suffix == ".safetensors":
+        from safetensors import safe_open
+        from safetensors.torch import load_file
 
-    return load_file(path)
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+        return load_file(path), {name: _from_json(text) for name, text in header.items()}
+    loaded = load_tensors(path)
+    if not isinstance(loaded, Mapping):
+        return loaded, {}
+    student, arguments = loaded.get("student"), loaded.get("args")
+    if isinstance(student, Mapping):  # of train-student
+        views = student.get("views")
+        return loaded, {**(views if isinstance(views, Mapping) else {}), **student}
+    # timm's train.py keeps its arguments.
+    return loaded, vars(arguments) if isinstance(arguments, argparse.Namespace) else {}
+
+
+def _from_json(text: str) -> Any:
+    """Return a value of a header, which holds texts alone."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def _is_state(values: Any) -> bool:

@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from pipeline.classes import ClassNames, agreed_names
 from pipeline.errors import IncompleteStoreError, TeacherError
-from pipeline.files.cache import ShardFile
 from pipeline.identity import TeacherIdentity
+from pipeline.labelling.agreement import Preflight, is_poor
 from pipeline.labelling.config import LabelConfig
 from pipeline.labelling.devices import choose_device, set_threads
 from pipeline.labelling.job import (
     IndexedShards,
     PartOrder,
-    Preflight,
     require_fingerprints,
 )
 from pipeline.labelling.part import GroupTask, group_tasks, label_part, run_task
 from pipeline.labelling.teacher import Teacher, load_teacher
-from pipeline.records import AugmentedGroup, PartKey, Pixels, ShardInfo, TeacherLabels, ViewMix
+from pipeline.labelling.trial import EVERY, Label, Trial
+from pipeline.records import AugmentedGroup, PartKey, TeacherLabels
 from pipeline.shards.index import open_known_shard
 from pipeline.store import Committed, check_store, commit_part, read_entries
 from pipeline.views.floats import float_fingerprints
@@ -36,7 +40,7 @@ __all__ = ["TeacherWorker"]
 TRIAL_VIEWS = 2400
 """Views that a trial labels in fp32 too: of 1 %, it tells about 0.4 % more or less."""
 
-TRIAL_EVERY = 100  # views of a job for one of its trial, at most
+TIMED_GROUPS = 5  # where labels are not compared
 
 
 class TeacherWorker:
@@ -48,6 +52,7 @@ class TeacherWorker:
         self._device = choose_device(config.device)
         self._teacher = self._load(config)
         self._turn = threading.Lock()
+        self.busy_seconds = 0.0  # in which the teacher labelled
 
     @property
     def identity(self) -> TeacherIdentity:
@@ -85,12 +90,16 @@ class TeacherWorker:
     def label_group(self, group: AugmentedGroup) -> TeacherLabels:
         """Label a group's views when it is this thread's turn."""
         with self._turn:
-            return self._teacher.label_group(group)
+            began = time.perf_counter()
+            try:
+                return self._teacher.label_group(group)
+            finally:
+                self.busy_seconds += time.perf_counter() - began
 
     def preflight(
         self, shards: IndexedShards, run: Callable[[GroupTask], AugmentedGroup] = run_task
     ) -> Preflight:
-        """Label a few images as they are, and a few views in fp32 too.
+        """Label some images as they are, and some views in fp32 too.
 
         ``run`` decodes and augments; an image may end the process that does. Raises
         ``ClassesError`` if a teacher that train-student made has other names of classes.
@@ -98,55 +107,95 @@ class TeacherWorker:
         checkpoint = f"`teacher_checkpoint` {self._config.teacher_checkpoint}"
         agreed_names(ClassNames.of(self._teacher.class_names, checkpoint), shards.classes)
         batch = self._config.effective_mixing.group_size * self.identity.batch_views
-        pixels, targets = _plain_images(self._config, shards, batch, run)
-        group = _as_group(pixels, self._config.effective_mixing.group_size)
-        labels = self.label_group(group).label[: len(targets)]
-        started = time.perf_counter()
-        self.label_group(group)
-        batches = -(-group.valid.shape[1] // self.identity.batch_views)
-        seconds = (time.perf_counter() - started) / batches
-        flip_rows, flips = self._count_flips(shards, run)
+        trial = Trial(self._config, shards, run, self._teacher.described, self._label_at)
+        images = trial.images(batch)
+        labels = trial.labels(images)
+        assert labels is not None, "a teacher takes images of the size that it was built for"
+        known = images.targets >= 0
+        correct, count = int((labels == images.targets)[known].sum()), int(known.sum())
+        looked_into = self._config.teacher_random_weights is None and is_poor(
+            correct, count, self._teacher.described.accuracy
+        )
+        flip_rows, flips, augment_seconds = self._try_views(shards, run)
+        seconds = self._seconds_per_batch(batch)
+        self.busy_seconds = 0.0  # of the job alone
         return Preflight(
-            images=len(targets),
-            correct=int((labels == targets).sum()),
+            images=count,
+            correct=correct,
             rows_per_batch=batch,
             batch_seconds=seconds,
             flip_rows=flip_rows,
             flips=flips,
+            augment_seconds=augment_seconds,
             warnings=(*shards.warnings, *self._warnings()),
+            cause=trial.cause() if looked_into else None,
         )
+
+    def _seconds_per_batch(self, batch: int) -> float:
+        """Return how long the teacher takes for a batch, once it is warm."""
+        size = self._config.augment.image_size
+        images = torch.zeros(batch, 3, size, size)
+        started = time.perf_counter()
+        self._label(self._teacher, images)
+        return time.perf_counter() - started
+
+    def _label_at(self, size: int) -> Label | None:
+        """Return what labels images of this size, None if the teacher takes no such ones."""
+        teacher = self._teacher
+        if size != self._config.augment.image_size and teacher.fixed_size:
+            if size != teacher.described.size:
+                return None  # one could be built for any size, and each takes memory
+            views = dataclasses.replace(self._config.augment, image_size=size)
+            try:
+                teacher = self._load(dataclasses.replace(self._config, augment=views))
+            except TeacherError:  # its weights are for another size
+                return None
+        return lambda images: self._label(teacher, images)
+
+    def _label(self, teacher: Teacher, images: Tensor) -> NDArray[np.uint16]:
+        with self._turn:
+            return teacher.label_images(images.to(self._device)).label
 
     def _load(self, config: LabelConfig) -> Teacher:
         return load_teacher(
             config.teacher_spec(), config.augment, config.effective_mixing, self._device
         )
 
-    def _count_flips(
+    def _try_views(
         self, shards: IndexedShards, run: Callable[[GroupTask], AugmentedGroup]
-    ) -> tuple[int, int]:
-        """Label some groups of views in fp32 as well; untrained weights show nothing."""
-        config = self._config
-        if config.precision == "fp32" or config.teacher_random_weights is not None:
-            return 0, 0
-        exact = self._load(dataclasses.replace(config, precision="fp32"))
+    ) -> tuple[int, int, float]:
+        """Make some groups of views, and label them in fp32 as well if that may show something.
+
+        Returns how many were labelled so, how many of them differ, and the seconds of a core that
+        a view takes where its image is decoded once for a block of views.
+        """
+        config, exact = self._config, None
+        if config.precision != "fp32" and config.teacher_random_weights is None:
+            exact = self._load(dataclasses.replace(config, precision="fp32"))
+        decoded_for = min(config.views, config.effective_mixing.block_views)
         rows = flips = 0
+        seconds: list[float] = []
         for task in self._trial_tasks(shards):
             group = run(task)
-            valid = group.valid.reshape(-1)
-            ours, theirs = (teacher.label_group(group).label[valid] for teacher in (self, exact))
-            rows += int(valid.sum())
-            flips += int((ours != theirs).sum())
-        return rows, flips
+            seconds.append(_seconds_of_view(group, decoded_for))
+            if exact is not None:
+                valid = group.valid.reshape(-1)
+                ours, theirs = (one.label_group(group).label[valid] for one in (self, exact))
+                rows += int(valid.sum())
+                flips += int((ours != theirs).sum())
+            elif len(seconds) == TIMED_GROUPS:
+                break
+        return rows, flips, statistics.median(seconds)
 
     def _trial_tasks(self, shards: IndexedShards) -> Iterator[GroupTask]:
         """Yield groups drawn from all over the job, each for one teacher batch.
 
-        ``TRIAL_VIEWS`` in all, in a small job one view in ``TRIAL_EVERY``, and one batch at least.
+        ``TRIAL_VIEWS`` in all, in a small job one view in ``EVERY``, and one batch at least.
         """
         config, step = self._config, self.identity.batch_views
         identity = config.identity(self.identity)
         views = range(config.first_view, config.first_view + config.views)
-        most = min(TRIAL_VIEWS, shards.samples * len(views) // TRIAL_EVERY)
+        most = min(TRIAL_VIEWS, shards.samples * len(views) // EVERY)
         for number in range(max(1, most // (config.effective_mixing.group_size * step))):
             words = stream("trial", config.seed, number)
             shard = words.integer(len(shards.paths))
@@ -157,7 +206,7 @@ class TeacherWorker:
             yield tasks[words.integer(len(tasks))]
 
     def _warnings(self) -> Iterator[str]:
-        config, augment, expected = self._config, self._config.augment, self._teacher.expected
+        config, augment = self._config, self._config.augment
         other = self._teacher.other_weights
         if other is not None:
             yield (
@@ -165,92 +214,22 @@ class TeacherWorker:
                 f"{'raw' if other == 'ema' else 'averaged'} ones label; `teacher_weights` {other} "
                 "takes the others"
             )
-        if config.teacher_checkpoint is not None and "." not in config.teacher:
-            return  # weights of the user's own, of which timm knows nothing
-        if expected.mean and not np.allclose(
-            (*expected.mean, *expected.std), (*augment.mean, *augment.std), atol=1e-3
-        ):
+        described, mine = self._teacher.described, (*augment.mean, *augment.std)
+        mean, std = described.mean or augment.mean, described.std or augment.std
+        if not np.allclose((*mean, *std), mine, atol=1e-3):
             yield (
-                f"timm's {self.identity.architecture} expects mean {expected.mean} and std "
-                f"{expected.std}, the views have {augment.mean} and {augment.std}: see `mean` "
-                "and `std`"
+                f"{described.source} expects mean {mean} and std {std}, the views have "
+                f"{augment.mean} and {augment.std}: see `mean` and `std`"
             )
-        if expected.size and not 0.5 <= augment.image_size / expected.size <= 2:
+        if described.size and not 0.5 <= augment.image_size / described.size <= 2:
             yield (
-                f"timm's {self.identity.architecture} expects {expected.size} px, the views have "
+                f"{described.source} expects {described.size} px, the views have "
                 f"{augment.image_size}: see `image_size`"
             )
 
 
-def _plain_images(
-    config: LabelConfig,
-    shards: IndexedShards,
-    count: int,
-    run: Callable[[GroupTask], AugmentedGroup],
-) -> tuple[list[Pixels], list[int]]:
-    """Return up to ``count`` center views from all over the shards, with their targets.
-
-    Those that do not decode are left out: the job itself will count and name them.
-    """
-    count = min(count, shards.samples)
-    per_shard = -(-count // len(shards.paths))
-    step = max(1, len(shards.paths) * per_shard // count)
-    pixels: list[Pixels] = []
-    targets: list[int] = []
-    for path, info in list(zip(shards.paths, shards.infos, strict=True))[::step]:
-        samples = open_known_shard(path, info).samples
-        for task in _plain_tasks(config, path, info, max(1, info.samples // per_shard)):
-            group = run(task)
-            for position, index in enumerate(task.members):
-                if group.valid[position, 0]:
-                    pixels.append(group.pixels[position, 0])
-                    targets.append(samples[index].target)
-                if len(pixels) == count:
-                    return pixels, targets
-    return pixels, targets
-
-
-def _plain_tasks(
-    config: LabelConfig, path: ShardFile, shard: ShardInfo, step: int
-) -> Iterator[GroupTask]:
-    """Yield tasks for the center view of every ``step``-th image of a shard."""
-    plain = dataclasses.replace(
-        config.augment, crop="center", hflip=0.0, policy="none", erase_probability=0.0
-    )
-    mix = dataclasses.replace(config.effective_mixing, probability=0.0)
-    for first in range(0, shard.samples, step * mix.group_size):
-        members = range(first, min(first + step * mix.group_size, shard.samples), step)
-        yield GroupTask(
-            path=path,
-            shard=shard,
-            group=0,
-            members=tuple(members),
-            first_view=0,
-            views=1,
-            root_seed=config.seed,
-            augment=plain,
-            mix=mix,
-        )
-
-
-def _as_group(pixels: list[Pixels], samples: int) -> AugmentedGroup:
-    """Arrange unmixed images as a group, so that they take the way of all views."""
-    views = max(1, -(-len(pixels) // samples))
-    size = pixels[0].shape[0] if pixels else 1
-    rows = np.zeros((samples * views, size, size, 3), np.uint8)
-    for row, image in enumerate(pixels):
-        rows[row] = image
-    return AugmentedGroup(
-        shard=0,
-        members=tuple(range(samples)),
-        first_view=0,
-        pixels=rows.reshape(samples, views, size, size, 3),
-        valid=(np.arange(samples * views) < len(pixels)).reshape(samples, views),
-        mix=ViewMix.unmixed(samples * views),
-        digest=np.zeros((samples, views), np.uint32),
-        has_digest=np.zeros((samples, views), np.bool_),
-        has_mixed_digest=np.zeros((samples, views), np.bool_),
-        rejections=(),
-        decode_seconds=0.0,
-        augment_seconds=0.0,
-    )
+def _seconds_of_view(group: AugmentedGroup, decoded_for: int) -> float:
+    """Return what a view of a group takes where images are decoded for so many views at once."""
+    images, views = len(group.members), group.valid.shape[1]
+    seconds: float = group.decode_seconds / decoded_for + group.augment_seconds / views
+    return seconds / images

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 from pipeline.classes import (
     CLASSES_FILE,
@@ -30,15 +30,25 @@ from pipeline.errors import ConfigError, DecodeError, PipelineError, ShardError
 from pipeline.files.local import LocalFolder, open_folder
 from pipeline.growth import settle
 from pipeline.identity import PILLOWS_LIMIT, canonical_json
+from pipeline.shards.index import INDEX_SUFFIX, index_bytes
 from pipeline.views.rng import stream
 
 __all__ = [
     "EncodedImage",
     "PackConfig",
     "PackReport",
+    "PackedShard",
+    "PlannedShard",
+    "WriteShards",
     "encode_image",
     "pack_shards",
+    "write_shard",
 ]
+
+WriteShards: TypeAlias = (
+    "Callable[[PackConfig, Sequence[PlannedShard], Callable[[int], None]], Iterator[PackedShard]]"
+)
+"""Writes planned shards in any order, and says of how many images it has written more."""
 
 _EXTENSIONS = {".jpg": "jpg", ".jpeg": "jpg", ".png": "png", ".webp": "webp"}
 _SHRUNK_QUALITY = 90  # where ``quality`` says nothing
@@ -127,13 +137,34 @@ class EncodedImage:
     reencoded: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedShard:
+    """A shard to be written: its images in their order."""
+
+    name: str  # of its file, in `out`
+    sources: tuple[_Source, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedShard:
+    """A shard that is written."""
+
+    packed: int
+    shrunk: int
+    reencoded: int
+    bytes: int
+
+
 def pack_shards(
-    config: PackConfig, on_progress: Callable[[int, int], None] = lambda packed, total: None
+    config: PackConfig,
+    on_progress: Callable[[int, int], None] = lambda packed, total: None,
+    write: WriteShards | None = None,
 ) -> PackReport:
     """Write the shards and ``classes.json``, which comes last, and return what was done.
 
     ``on_progress`` is called with the images packed so far and their total. A shard has its
-    final name only when it is whole. Raises ``ConfigError`` for directories that do not
+    final name only when it is whole. ``write`` writes the shards, here one after the other; in any
+    order and anywhere they have the same bytes. Raises ``ConfigError`` for directories that do not
     fit, ``ShardError`` for two images of one key, and ``DecodeError`` for an image that
     is empty or cannot be encoded anew; an unreadable file or a full disk raises ``PipelineError``.
 
@@ -146,48 +177,82 @@ def pack_shards(
     packed = set(images)
     passed_over = tuple(path for path in files if path not in packed)
     classes, absent = _classes_of(config, images)
-    sources = _name_sources(config.images, images, classes)
-    order = stream("pack", config.seed).permutation(len(sources))
-    shuffled = [sources[index] for index in order]
+    planned = _plan(config, _name_sources(config.images, images, classes))
 
+    shown = 0
+
+    def show(images_more: int) -> None:
+        nonlocal shown
+        shown += images_more
+        on_progress(shown, len(images))
+
+    done: list[PackedShard] = []
+    try:
+        for shard in (write or write_in_turn)(config, planned, show):
+            done.append(shard)
+    except PipelineError as error:
+        if not done:
+            raise
+        raise type(error)(
+            f"{error}; {len(done)} finished shards are in {config.out}: delete them before you run "
+            "again"
+        ) from error
     folder = open_folder(config.out)
-    shards: list[Path | str] = []
-    done = shrunk = reencoded = size = 0
-    for number, (start, end) in enumerate(_cut(len(shuffled), config.per_shard)):
-        name = f"{config.prefix}-{number:06d}.tar"
-        with _saying_what_is_left(config.out, len(shards)), folder.write_file(name) as file:
-            for encoded in _write_shard(file, shuffled[start:end], config):
-                done, shrunk = done + 1, shrunk + encoded.shrunk
-                reencoded += encoded.reencoded
-                on_progress(done, len(shuffled))
-            size += file.tell()
-        local = isinstance(folder, LocalFolder)
-        shards.append(Path(folder.at(name)) if local else folder.at(name))
     folder.replace(CLASSES_FILE, canonical_json(list(classes)) + b"\n")
+    paths = [folder.at(shard.name) for shard in planned]
     return PackReport(
-        shards=tuple(shards),
+        shards=tuple(map(Path, paths) if isinstance(folder, LocalFolder) else paths),
         classes=classes,
         absent=absent,
         read=len(files),
-        packed=done,
-        shrunk=shrunk,
-        reencoded=reencoded,
+        packed=sum(one.packed for one in done),
+        shrunk=sum(one.shrunk for one in done),
+        reencoded=sum(one.reencoded for one in done),
         passed_over=passed_over,
-        bytes=size,
+        bytes=sum(one.bytes for one in done),
     )
 
 
-@contextmanager
-def _saying_what_is_left(out: str, shards: int) -> Iterator[None]:
-    """Add to an error that finished shards are there and must go before the next run."""
-    try:
-        yield
-    except PipelineError as error:
-        if not shards:
-            raise
-        raise type(error)(
-            f"{error}; {shards} finished shards are in {out}: delete them before you run again"
-        ) from error
+def _plan(config: PackConfig, sources: Sequence[_Source]) -> list[PlannedShard]:
+    order = stream("pack", config.seed).permutation(len(sources))
+    return [
+        PlannedShard(
+            name=f"{config.prefix}-{number:06d}.tar",
+            sources=tuple(sources[index] for index in order[start:end]),
+        )
+        for number, (start, end) in enumerate(_cut(len(sources), config.per_shard))
+    ]
+
+
+def write_in_turn(
+    config: PackConfig, planned: Sequence[PlannedShard], show: Callable[[int], None]
+) -> Iterator[PackedShard]:
+    """Write shards one after the other, with all cores."""
+    for shard in planned:
+        yield write_shard(config, shard, os.cpu_count(), show)
+
+
+def write_shard(
+    config: PackConfig,
+    planned: PlannedShard,
+    threads: int | None,
+    show: Callable[[int], None] = lambda images: None,
+) -> PackedShard:
+    """Write one shard, and beside it an index of its bytes.
+
+    ``show`` is called with the images that are written since the last call.
+    """
+    packed = shrunk = reencoded = 0
+    folder = open_folder(config.out)
+    with folder.write_file(planned.name) as file:
+        for encoded in _write_samples(file, planned.sources, config, threads):
+            packed, shrunk = packed + 1, shrunk + encoded.shrunk
+            reencoded += encoded.reencoded
+            show(1)
+        size = file.tell()
+        index = index_bytes(file, planned.name)
+    folder.replace(f"{planned.name}{INDEX_SUFFIX}", index)
+    return PackedShard(packed=packed, shrunk=shrunk, reencoded=reencoded, bytes=size)
 
 
 def _check_directories(config: PackConfig) -> None:
@@ -346,8 +411,8 @@ def _saying_where(path: Path) -> Iterator[None]:
         raise PipelineError(f"{path}: {error.strerror or error}") from error
 
 
-def _write_shard(
-    file: BinaryIO, sources: Sequence[_Source], config: PackConfig
+def _write_samples(
+    file: BinaryIO, sources: Sequence[_Source], config: PackConfig, threads: int | None
 ) -> Iterator[EncodedImage]:
     """Write one shard's samples in order, and give each once it is written."""
     from webdataset import TarWriter  # which loads PyTorch: not before there is work
@@ -355,7 +420,7 @@ def _write_shard(
     tar = TarWriter(
         file, encoder=False, mtime=0, mode=0o444, user="root", group="root", format="PAX_FORMAT"
     )
-    with tar, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with tar, ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(sources), _WINDOW):
             window = sources[start : start + _WINDOW]
             # Results come in the order of the window, so threads do not change the bytes.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.store.at_work import at_work
+from pipeline.store.at_work import JobProgress, Worker, at_work, read_workers
 from pipeline.store.columns import bytes_per_label
 from pipeline.store.commit import (
     Committed,
@@ -16,6 +16,7 @@ from pipeline.store.commit import (
     finish_store,
     lost_views,
     named_views,
+    read_begun,
     read_entries,
     require_planned,
 )
@@ -33,9 +34,11 @@ from pipeline.store.manifest import (
 )
 from pipeline.store.opening import open_store, parts_root
 from pipeline.store.parquet import ParquetStore, decode_part
+from pipeline.store.receipts import Receipts, read_receipts
 from pipeline.store.target import (
     begun_classes,
     begun_fingerprints,
+    begun_identity,
     check_out,
     committed_parts,
     pack_store,
@@ -52,13 +55,17 @@ __all__ = [
     "Claim",
     "Committed",
     "Cut",
+    "JobProgress",
     "LabelStore",
     "Manifest",
     "ParquetStore",
     "PartEntry",
+    "Receipts",
+    "Worker",
     "at_work",
     "begun_classes",
     "begun_fingerprints",
+    "begun_identity",
     "bytes_per_label",
     "check_companion_paths",
     "check_out",
@@ -82,9 +89,12 @@ __all__ = [
     "pack_store",
     "packed_store",
     "parts_root",
+    "read_begun",
     "read_committed",
     "read_entries",
     "read_manifest",
+    "read_receipts",
+    "read_workers",
     "require_listed",
     "require_no_subset",
     "require_planned",

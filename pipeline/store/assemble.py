@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import StoreError
+from pipeline.errors import StoreError, require_package
 from pipeline.files.local import open_folder, sha256
 from pipeline.identity import FORMAT_VERSION
 from pipeline.records import PartRows, spread
@@ -103,7 +103,8 @@ def _write_arrays(
     parts: _Parts, specs: Mapping[str, ArraySpec], root: Path
 ) -> list[tuple[int, int]]:
     """Write all arrays; return (row, view) of the digests that are 0."""
-    # zarr takes a fifth of a second to import, so only who writes Zarr waits for it.
+    require_package("zarr", "zarr", f"{root}: writing a store in Zarr")
+    # It takes a fifth of a second to import, so only who writes Zarr waits for it.
     import zarr
     from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
 

@@ -1,7 +1,7 @@
-"""Who adds to a store: told to other jobs, so that they begin at the other end. No lock.
+"""Who adds to a store, and how far they are: told to other jobs and to people. No lock.
 
-Labels do not depend on it: a part is committed once, whoever comes first. The file is hidden, and
-holds nothing once a job has ended; of one that was killed it tells until the next.
+Labels do not depend on it: a part is committed once, whoever comes first. Each job has a hidden
+file, which stays when the job ends, and tells what it knew last until another job takes it over.
 """
 
 from __future__ import annotations
@@ -20,11 +20,25 @@ from pipeline.growth import from_plain
 from pipeline.identity import canonical_json, read_json
 from pipeline.store.manifest import MAX_COMPANION_BYTES, META_PREFIX
 
-__all__ = ["Worker", "at_work"]
+__all__ = ["AtWork", "JobProgress", "Worker", "at_work", "read_workers"]
 
-WORK_PATH = META_PREFIX + ".jobs/at-work.json"
+SLOTS = 8  # more jobs on one store are not told of
 TOLD_SECONDS = 20.0
 GONE_SECONDS = 90.0  # without a word; clocks of machines may differ a little
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobProgress:
+    """How far a job is, and what the store will have when it has ended well."""
+
+    samples: int
+    rejected: int  # of them, as far as is known
+    parts: int  # of the whole store
+    parts_to_do: int  # when the job began to label
+    labels_to_do: int
+    parts_done: int  # by this job
+    labels_done: int
+    seconds: float  # since it began to label
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,57 +48,99 @@ class Worker:
     machine: str
     process: int
     seen: float  # seconds since 1970, by its own clock
+    over: bool
+    progress: JobProgress
 
     def __str__(self) -> str:
         return f"process {self.process} on {self.machine}"
 
+    @property
+    def is_there(self) -> bool:
+        """Whether the job runs, as far as can be known from here."""
+        if self.over:
+            return False
+        if self.machine == platform.node():
+            try:
+                os.kill(self.process, 0)
+            except ProcessLookupError:
+                return False
+            except (OSError, OverflowError):
+                return True
+        return abs(time.time() - self.seen) <= GONE_SECONDS
+
+
+class AtWork:
+    """The word of this process about its job."""
+
+    def __init__(self, others: tuple[Worker, ...], progress: JobProgress) -> None:
+        self.others = others  # that were at work when this one began
+        self._progress = progress
+
+    def tell(self, progress: JobProgress) -> None:
+        """Note how far the job is; others read it a little later."""
+        self._progress = progress
+
+    def word(self, *, over: bool) -> Worker:
+        """Return what others shall read."""
+        return Worker(
+            machine=platform.node(),
+            process=os.getpid(),
+            seen=time.time(),
+            over=over,
+            progress=self._progress,
+        )
+
 
 @contextmanager
-def at_work(root: Location) -> Iterator[Worker | None]:
+def at_work(root: Location, progress: JobProgress) -> Iterator[AtWork]:
     """Tell that this process adds to a store for as long as this context lasts.
 
     Gives who else does so already, as far as is known.
     """
     folder = open_folder(root)
-    other = _read(folder)
+    found = {slot: _read(folder, slot) for slot in range(SLOTS)}
+    others = {slot: one for slot, one in found.items() if one is not None and one.is_there}
+    me = AtWork(tuple(others.values()), progress)
+    free = [slot for slot in range(SLOTS) if slot not in others]
     over = threading.Event()
-    told = threading.Thread(target=_tell, args=(folder, over), daemon=True, name="at-work")
-    if other is None:  # a second one leaves the first one's word
-        told.start()
+    told = [
+        threading.Thread(target=_tell, args=(folder, slot, me, over), daemon=True, name="at-work")
+        for slot in free[:1]
+    ]
+    for thread in told:
+        thread.start()
     try:
-        yield other
+        yield me
     finally:
         over.set()
-        if other is None:
-            told.join(TOLD_SECONDS)
+        for thread in told:
+            thread.join(TOLD_SECONDS)
 
 
-def _tell(folder: Folder, over: threading.Event) -> None:
+def read_workers(root: Location) -> tuple[Worker, ...]:
+    """Return the jobs that added to a store, as far as they are known; the latest word first."""
+    folder = open_folder(root)
+    found = [one for slot in range(SLOTS) if (one := _read(folder, slot)) is not None]
+    return tuple(sorted(found, key=lambda one: one.seen, reverse=True))
+
+
+def _tell(folder: Folder, slot: int, me: AtWork, over: threading.Event) -> None:
     while True:
-        me = Worker(machine=platform.node(), process=os.getpid(), seen=time.time())
+        ends = over.is_set()
         with suppress(PipelineError):  # the next time may be luckier, and nothing depends on it
-            folder.replace(WORK_PATH, canonical_json(asdict(me)) + b"\n")
-        if over.wait(TOLD_SECONDS):
-            with suppress(PipelineError):
-                folder.replace(WORK_PATH, b"{}\n")
+            folder.replace(_path(slot), canonical_json(asdict(me.word(over=ends))) + b"\n")
+        if ends:
             return
+        over.wait(TOLD_SECONDS)
 
 
-def _read(folder: Folder) -> Worker | None:
+def _read(folder: Folder, slot: int) -> Worker | None:
     try:
-        values = read_json(folder.read_bytes(WORK_PATH, MAX_COMPANION_BYTES))
-        found = from_plain(Worker, values, "at-work", "")
+        values = read_json(folder.read_bytes(_path(slot), MAX_COMPANION_BYTES))
+        return from_plain(Worker, values, "at-work", "")
     except (PipelineError, OSError, ValueError, TypeError, KeyError):
         return None  # nobody, or not to be read
-    return None if _is_gone(found) else found
 
 
-def _is_gone(one: Worker) -> bool:
-    if one.machine == platform.node():
-        try:
-            os.kill(one.process, 0)
-        except ProcessLookupError:
-            return True
-        except (OSError, OverflowError):
-            return False
-    return abs(time.time() - one.seen) > GONE_SECONDS
+def _path(slot: int) -> str:
+    return f"{META_PREFIX}.jobs/at-work" + (f"-{slot}" if slot else "") + ".json"

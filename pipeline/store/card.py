@@ -25,6 +25,8 @@ __all__ = [
     "share",
 ]
 
+RUN_HEADER = ("finished", "by", "new labels", "labels that fp32 changes", "processor", "versions")
+
 _LISTED = 24  # shards and rejections named before "and N more"
 
 
@@ -62,19 +64,29 @@ class StoreCard:
 
     def to_markdown(self) -> str:
         """Return the card as Markdown."""
-        facts = [*_facts(self.manifest)]
-        if self.stored_bytes is not None:
-            facts.append(("files with labels", f"{self.stored_bytes} bytes"))
         note = self.manifest.identity.teacher.derivation
         opening = _OPENING if note is None else _DERIVED.format(note=note)
         reading = _READING + (_MIXED_VIEWS if note is None else "")
         reading += _SUBSET if self.manifest.omitted else ""
-        sections = [opening, markdown_table(("", ""), facts), reading]
+        sections = [opening, markdown_table(("", ""), self.facts()), reading]
         sections += ["## Shards\n\n" + _shards(self.manifest)]
         if self.manifest.rejections:
             sections += ["## Rejected images\n\n" + _rejections(self.manifest)]
-        sections += ["## Runs\n\n" + (_runs(self.runs) if self.runs else _NO_RUNS)]
+        sections += [
+            "## Runs\n\n" + (markdown_table(RUN_HEADER, self.run_rows()) if self.runs else _NO_RUNS)
+        ]
         return printable("\n".join(sections))
+
+    def facts(self) -> list[tuple[str, str]]:
+        """Return what the store is, as (what, in words)."""
+        facts = [*_facts(self.manifest)]
+        if self.stored_bytes is not None:
+            facts.append(("files with labels", f"{self.stored_bytes} bytes"))
+        return facts
+
+    def run_rows(self) -> list[tuple[object, ...]]:
+        """Return the records of runs, a row of ``RUN_HEADER`` each."""
+        return [*map(_run_row, self.runs)]
 
 
 def card_text(manifest: Manifest) -> str:
@@ -214,19 +226,12 @@ def _rejections(manifest: Manifest) -> str:
     return "\n".join(first_lines(lines, _LISTED)) + "\n"
 
 
-def _runs(runs: tuple[Run, ...]) -> str:
-    rows = []
-    for run in runs:
-        versions = ", ".join(f"{name} {one}" for name, one in (run.versions or {}).items())
-        flips = f"{run.flips} of {run.flip_rows}" if run.flip_rows else "not measured"
-        rows.append(
-            (run.name, "", "", f"cannot be read: {run.error}", "", "")
-            if run.error
-            else (run.finished, run.tool, run.labels, flips, run.processor, versions)
-        )
-    return markdown_table(
-        ("finished", "by", "new labels", "labels that fp32 changes", "processor", "versions"), rows
-    )
+def _run_row(run: Run) -> tuple[object, ...]:
+    if run.error:
+        return run.name, "", "", f"cannot be read: {run.error}", "", ""
+    versions = ", ".join(f"{name} {one}" for name, one in (run.versions or {}).items())
+    flips = f"{run.flips} of {run.flip_rows}" if run.flip_rows else "not measured"
+    return run.finished, run.tool, run.labels, flips, run.processor, versions
 
 
 def _shard_json(manifest: Manifest, shard: ShardInfo) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -29,19 +30,18 @@ from pipeline.store.manifest import (
     PartEntry,
     check_claims,
     identity_bytes,
-    listed_classes,
-    listed_notes,
-    listed_parts,
-    listed_subset,
+    listed_manifest,
     part_of_path,
     require_own_files,
     write_manifest,
 )
-from pipeline.store.parquet import decode_part, encode_part
+from pipeline.store.parquet import decode_part, encode_part, read_claims
 from pipeline.store.subset import SubsetOf
 
 __all__ = [
+    "Begun",
     "Committed",
+    "ShardImages",
     "check_root",
     "check_store",
     "claim_store",
@@ -52,14 +52,37 @@ __all__ = [
     "finish_store",
     "lost_views",
     "named_views",
+    "read_begun",
     "read_entries",
     "require_all_shards",
     "require_identity",
     "require_planned",
     "require_shard",
+    "seen_parts",
 ]
 
 _NAMED = 8  # ranges of views in an error
+_READS = 16  # of parts at a time: in object storage each takes a round trip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardImages:
+    """What labelling found of a shard's images: the same in all of its parts."""
+
+    hash: str  # SHA-256 of all encoded images, in order
+    formats: tuple[str, ...]
+    rejections: tuple[Rejection, ...]
+    omitted: str  # by a subset, see ``mask_text``
+
+    @staticmethod
+    def of(header: PartHeader) -> ShardImages:
+        """Return what a part says of its shard's images."""
+        return ShardImages(
+            hash=header.image_hash,
+            formats=header.formats,
+            rejections=header.rejections,
+            omitted=header.omitted,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,18 +90,20 @@ class Committed:
     """A part that is in the store, whether by this commit or an earlier one."""
 
     entry: PartEntry
-    header: PartHeader
+    images: ShardImages
     agreement: Agreement
 
     @property
     def rejections(self) -> tuple[Rejection, ...]:
         """The part's samples without labels."""
-        return self.header.rejections
+        return self.images.rejections
 
     @staticmethod
     def of_rows(entry: PartEntry, rows: PartRows) -> Committed:
         """Return what is kept of the part's rows."""
-        return Committed(entry=entry, header=rows.header, agreement=Agreement.of_rows(rows))
+        return Committed(
+            entry=entry, images=ShardImages.of(rows.header), agreement=Agreement.of_rows(rows)
+        )
 
 
 def claim_store(
@@ -139,6 +164,30 @@ def check_store(root: Location, identity: StoreIdentity) -> Mapping[str, int] | 
         raise StoreError(f"{path} is damaged ({error!r}); give another path") from error
     require_identity(folder, identity, their_fields)
     return their_prints
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """What a store was begun with."""
+
+    identity: StoreIdentity
+    fingerprints: Mapping[str, int]
+
+
+def read_begun(root: Location) -> Begun | None:
+    """Return what the store at ``root`` was begun with, None if there is none."""
+    folder = open_folder(root)
+    try:
+        values = read_json(folder.read_bytes(IDENTITY_PATH, MAX_COMPANION_BYTES))
+        prints = {str(name): int(one) for name, one in values["fingerprints"].items()}
+        identity = StoreIdentity.from_json(values["identity"], str(values["needs"]))
+        return Begun(identity=identity, fingerprints=prints)
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreError(
+            f"{folder.at(IDENTITY_PATH)} is damaged ({error!r}); give another path"
+        ) from error
 
 
 def require_identity(
@@ -234,52 +283,68 @@ def _committed(rows: PartRows, data: bytes) -> Committed:
     return Committed.of_rows(entry, rows)
 
 
-def find_parts(root: Location) -> list[PartKey]:
-    """Return the parts that are committed, by (shard, view).
+def find_parts(root: Location) -> dict[PartKey, int]:
+    """Return the parts that are committed, by (shard, view), with their bytes.
 
     Raises ``StoreError`` for files at ``root`` that are none of a store's.
     """
     folder = open_folder(root)
-    found = {path: part_of_path(path) for path in folder.list()}
+    sizes = folder.sizes()
+    found = {path: part_of_path(path) for path in sizes}
     require_own_files(found, lambda path: found[path] is not None, str(folder))
-    return sorted(part for part in found.values() if part is not None)
+    parts = {part: sizes[path] for path, part in found.items() if part is not None}
+    return dict(sorted(parts.items()))
 
 
 def read_entries(
     root: Location, parts: Iterable[PartKey], identity: str, shards: Mapping[int, ShardInfo]
 ) -> list[Committed]:
-    """Read committed parts, and check that each belongs to this store and its shard.
+    """Read committed parts, and check that each is whole, and of this store and its shard.
 
-    One that is not there is left out, since others may delete it at any time.
+    Seals vouch for rows, which are not decoded: that is for verification. Parts are returned in
+    their order; one that is not there is left out, since others may delete it at any time.
     """
     folder = open_folder(root)
-    found = []
-    for part in parts:
+
+    def read(part: PartKey) -> Committed | None:
         try:
-            found.append(_read_entry(folder, part, identity, shards[part.shard]))
+            return _read_entry(folder, part, identity, shards[part.shard])
         except FileNotFoundError:
-            continue  # callers compare what they get with what they need
-    return found
+            return None  # callers compare what they get with what they need
+
+    with ThreadPoolExecutor(_READS) as pool:
+        return [one for one in pool.map(read, parts) if one is not None]
 
 
 def _read_entry(folder: Folder, part: PartKey, identity: str, shard: ShardInfo) -> Committed:
     path = folder.at(part.path)
     data = folder.read_bytes(part.path)
-    rows = decode_part(data, part, path)
-    if rows.identity != identity:
+    digest, claims = read_claims(data, part, path)
+    header = claims.header
+    if header.identity != identity:
         raise IdentityError(f"{path} belongs to another store; move it away and run again")
-    require_shard(rows, shard, path)
-    return _committed(rows, data)
+    require_shard(header, shard, path)
+    rows = header.labelled * part.views
+    return Committed(
+        entry=PartEntry(part=part, bytes=len(data), sha256=digest, rows=rows),
+        images=ShardImages.of(header),
+        agreement=claims.agreement,
+    )
 
 
-def require_shard(rows: PartRows, shard: ShardInfo, name: str) -> None:
+def require_shard(header: PartHeader, shard: ShardInfo, name: str) -> None:
     """Raise ``IdentityError`` if a part was labelled from another shard than this."""
-    if (rows.key_hash, rows.content_hash) != (shard.key_hash, shard.content_hash):
+    if (header.key_hash, header.content_hash) != (shard.key_hash, shard.content_hash):
         raise IdentityError(
             f"{name} was labelled from another shard {shard.number} than {shard.name}: the shards "
             "were renumbered, packed again or relabelled; give `shards` in the order of the first "
             "run, or another path"
         )
+
+
+def seen_parts(known: Iterable[Committed], sizes: Mapping[PartKey, int]) -> list[Committed]:
+    """Return those of the known parts of which a file of their size was found."""
+    return [one for one in known if sizes.get(one.entry.part) == one.entry.bytes]
 
 
 def require_all_shards(
@@ -338,43 +403,53 @@ def finish_store(
     card: Callable[[Manifest], str],
     planned: Collection[PartKey] = (),
     *,
+    known: Iterable[Committed] = (),
     notes: Mapping[str, Any] | None = None,
     subset_of: tuple[SubsetOf, ...] | None = None,
     classes: tuple[str, ...] | None = None,
 ) -> Manifest:
-    """Verify all parts of these shards, write the card, and last the manifest.
+    """Check all parts of these shards, write the card, and last the manifest.
 
     ``planned`` are the parts that the caller knows to be committed; their views, and those of
-    the manifest that is there, must all be read back. ``notes``, ``subset_of`` and the names of
-    ``classes`` are kept in the manifest; by default those of the one that is there.
+    the manifest that is there, must all be found again. Those that are ``known`` are not read
+    if a file of their size is there, all others are: see ``read_entries``. ``notes``,
+    ``subset_of`` and the names of ``classes`` are kept in the manifest; by default those of the
+    one that is there.
 
     Raises ``RejectionError`` if parts of a shard disagree about which images decode,
     ``IncompleteStoreError`` if the store has parts of other shards than these, or lacks some.
     """
     folder = open_folder(root)
     by_number = {shard.number: shard for shard in shards}
+    sizes = find_parts(folder)
+    seen = seen_parts(known, sizes)
     # Planned ones are opened too: a network file system may list a directory as it was before.
-    parts = sorted({*find_parts(folder), *planned})
-    require_all_shards(folder, parts, by_number)
-    committed = read_entries(folder, parts, identity.digest, by_number)
+    unread = {*sizes, *planned}.difference(one.entry.part for one in seen)
+    require_all_shards(folder, sizes, by_number)
+    committed = [*seen, *read_entries(folder, sorted(unread), identity.digest, by_number)]
+    committed.sort(key=lambda one: one.entry.part)
     there = [one.entry.part for one in committed]
-    require_planned(folder, [*planned, *listed_parts(folder)], there)
-    headers = _agreed_headers(folder, committed)
-    if subset_of is None:
-        subset_of = listed_subset(folder)
+    before = listed_manifest(folder)
+    listed = () if before is None else [entry.part for entry in before.parts]
+    require_planned(folder, [*planned, *listed], there)
+    images = _agreed_images(folder, committed)
+    if before is not None:
+        subset_of = before.subset_of if subset_of is None else subset_of
+        notes = before.notes if notes is None else notes
+        classes = before.classes if classes is None else classes
     manifest = Manifest(
         identity=identity,
         fingerprints=fingerprints,
         shards=tuple(sorted(shards, key=lambda shard: shard.number)),
-        image_hashes={shard: one.image_hash for shard, one in headers.items()},
-        formats={shard: one.formats for shard, one in headers.items()},
+        image_hashes={shard: one.hash for shard, one in images.items()},
+        formats={shard: one.formats for shard, one in images.items()},
         rejections=_agreed_rejections(folder, committed),
         parts=tuple(one.entry for one in committed),
         agreement=Agreement.total(one.agreement for one in committed),
-        notes=listed_notes(folder) if notes is None else notes,
-        omitted={shard: one.omitted for shard, one in headers.items() if one.omitted},
-        subset_of=subset_of,
-        classes=listed_classes(folder) if classes is None else classes,
+        notes=notes or {},
+        omitted={shard: one.omitted for shard, one in images.items() if one.omitted},
+        subset_of=subset_of or (),
+        classes=classes,
     )
     check_claims(manifest)  # labels and rejections add up to samples x views
     text = card(manifest).encode()
@@ -385,23 +460,23 @@ def finish_store(
     return manifest
 
 
-def _agreed_headers(root: Folder, committed: Sequence[Committed]) -> dict[int, PartHeader]:
-    """Return a header of each shard; all parts of one must come from the same images."""
+def _agreed_images(root: Folder, committed: Sequence[Committed]) -> dict[int, ShardImages]:
+    """Return what was found of each shard; all its parts must come from the same images."""
     first: dict[int, Committed] = {}
     for one in committed:
         known = first.setdefault(one.entry.part.shard, one)
-        if known.header.image_hash != one.header.image_hash:
+        if known.images.hash != one.images.hash:
             raise StoreError(
                 f"{root}: {known.entry.part.path} and {one.entry.part.path} were labelled from "
                 "different image bytes of one shard; delete the part whose shard was damaged, "
                 "mend the shard, and run again"
             )
-        if known.header.omitted != one.header.omitted:
+        if known.images.omitted != one.images.omitted:
             raise StoreError(
                 f"{root}: {known.entry.part.path} and {one.entry.part.path} leave out other "
                 "samples of one shard, so they are not of one subset; delete one of them"
             )
-    return {shard: one.header for shard, one in first.items()}
+    return {shard: one.images for shard, one in first.items()}
 
 
 def _agreed_rejections(
@@ -411,14 +486,15 @@ def _agreed_rejections(
     for one in committed:
         shard = one.entry.part.shard
         known = first.setdefault(shard, one)
+        if known.rejections == one.rejections:
+            continue
         ours, theirs = ({(r.key, r.reason) for r in x.rejections} for x in (one, known))
-        if ours != theirs:
-            key, _ = min(ours ^ theirs)
-            raise RejectionError(
-                f"{root}: parts of shard {shard} disagree how {key!r} decodes "
-                f"({known.entry.part.path} and {one.entry.part.path}); delete the part made by "
-                "the machine whose decoder is wrong and run again"
-            )
+        key, _ = min(ours ^ theirs)
+        raise RejectionError(
+            f"{root}: parts of shard {shard} disagree how {key!r} decodes "
+            f"({known.entry.part.path} and {one.entry.part.path}); delete the part made by "
+            "the machine whose decoder is wrong and run again"
+        )
     for before, after in pairwise(one.entry.part for one in committed):
         if before.shard == after.shard and before.end_view > after.first_view:
             raise StoreError(f"{root}: {before.path} and {after.path} overlap; delete one of them")

@@ -54,9 +54,8 @@ __all__ = [
     "check_companion_paths",
     "companion_limit",
     "identity_bytes",
-    "listed_notes",
+    "listed_manifest",
     "listed_parts",
-    "listed_subset",
     "part_of_path",
     "read_manifest",
     "read_values",
@@ -560,26 +559,15 @@ def _part_entry(values: Mapping[str, Any], needs: str) -> PartEntry:
     return PartEntry(part=part, bytes=size, sha256=str(values["sha256"]), rows=rows)
 
 
+def listed_manifest(root: Location) -> Manifest | None:
+    """Return the store's manifest, None if there is none yet."""
+    return read_manifest(root) if open_folder(root).exists(MANIFEST_PATH) else None
+
+
 def listed_parts(root: Location) -> dict[PartKey, PartEntry]:
     """Return the parts that the store's manifest lists, none if there is no manifest."""
-    if not open_folder(root).exists(MANIFEST_PATH):
-        return {}
-    return {entry.part: entry for entry in read_manifest(root).parts}
-
-
-def listed_notes(root: Location) -> Mapping[str, Any]:
-    """Return the notes in the store's manifest, none if there is no manifest."""
-    return read_manifest(root).notes if open_folder(root).exists(MANIFEST_PATH) else {}
-
-
-def listed_classes(root: Location) -> tuple[str, ...] | None:
-    """Return the names of classes in the store's manifest, None without names or a manifest."""
-    return read_manifest(root).classes if open_folder(root).exists(MANIFEST_PATH) else None
-
-
-def listed_subset(root: Location) -> tuple[SubsetOf, ...]:
-    """Return whose subset the store's manifest says that it is, none if there is no manifest."""
-    return read_manifest(root).subset_of if open_folder(root).exists(MANIFEST_PATH) else ()
+    manifest = listed_manifest(root)
+    return {} if manifest is None else {entry.part: entry for entry in manifest.parts}
 
 
 def identity_bytes(identity: StoreIdentity, fingerprints: Mapping[str, int]) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from pipeline.identity import FORMAT_VERSION, canonical_json, check_version, rea
 from pipeline.records import PartHeader, PartKey, PartRows, ShardView
 from pipeline.store.columns import column_fields, from_arrow, storage_options, to_arrow
 from pipeline.store.contract import LabelStore, require_classes
-from pipeline.store.manifest import MAX_ROWS, Manifest, PartEntry
+from pipeline.store.manifest import MAX_ROWS, Agreement, Manifest, PartEntry
 from pipeline.store.pages import check_pages
 from pipeline.store.part_views import PartViews
 from pipeline.store.sealing import read_sealed, sealed
@@ -28,9 +29,11 @@ from pipeline.views.draw import has_mixed_digest
 
 __all__ = [
     "ParquetStore",
+    "PartClaims",
     "decode_part",
     "encode_part",
     "part_schema",
+    "read_claims",
     "require_schema",
     "rows_of_table",
     "table_of",
@@ -38,7 +41,7 @@ __all__ = [
 ]
 
 _METADATA = b"teacher_labels"
-_NOT_OF_HEADER = ("format_version", "columns", "first_view", "views")
+_NOT_OF_HEADER = ("format_version", "columns", "agreement", "first_view", "views")
 _CURE = "delete the file and run the label job again, it will redo only this part"
 _CACHED_PARTS = 24  # about a megabyte each
 
@@ -107,28 +110,43 @@ def encode_part(rows: PartRows) -> bytes:
             f"{MAX_ROWS}; make `views_per_part` smaller"
         )
     kept = rows.columns.config
-    header = canonical_json(_header_json(rows.header, kept))
+    header = canonical_json(_header_json(rows, kept))
     table = table_of(rows).replace_schema_metadata({_METADATA: header})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, row_group_size=max(1, len(table)), **write_options(kept))
     return sealed(sink.getvalue().to_pybytes())
 
 
-def _header_json(header: PartHeader, kept: ColumnConfig) -> dict[str, Any]:
+def _header_json(rows: PartRows, kept: ColumnConfig) -> dict[str, Any]:
     """Return what a part's file says of itself; its shard's number is in its path alone."""
-    values = to_plain(header)
+    values = to_plain(rows.header)
     part = values.pop("part")
-    views = {name: part[name] for name in ("first_view", "views")}
-    return {**values, **views, "format_version": FORMAT_VERSION, "columns": to_plain(kept)}
+    return {
+        **values,
+        **{name: part[name] for name in ("first_view", "views")},
+        "format_version": FORMAT_VERSION,
+        "columns": to_plain(kept),
+        "agreement": to_plain(Agreement.of_rows(rows)),
+    }
 
 
-def _header_from_json(
-    values: Mapping[str, Any], part: PartKey, name: str
-) -> tuple[PartHeader, ColumnConfig]:
-    """Return the header of ``part`` and its columns; ``_header_json`` is the inverse."""
-    own = {one: value for one, value in values.items() if one not in _NOT_OF_HEADER}
-    header = from_plain(PartHeader, {**own, "part": to_plain(part)}, name)
-    return header, from_plain(ColumnConfig, values["columns"], f"{name}: columns")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartClaims:
+    """What a part's file says of itself."""
+
+    header: PartHeader
+    columns: ColumnConfig
+    agreement: Agreement
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any], part: PartKey, name: str) -> PartClaims:
+        """Read what ``_header_json`` gives of ``part``."""
+        own = {one: value for one, value in values.items() if one not in _NOT_OF_HEADER}
+        return PartClaims(
+            header=from_plain(PartHeader, {**own, "part": to_plain(part)}, name),
+            columns=from_plain(ColumnConfig, values["columns"], f"{name}: columns"),
+            agreement=from_plain(Agreement, values["agreement"], f"{name}: agreement"),
+        )
 
 
 def decode_part(data: bytes, part: PartKey, name: str, *, trusted: bool = False) -> PartRows:
@@ -142,15 +160,11 @@ def decode_part(data: bytes, part: PartKey, name: str, *, trusted: bool = False)
     fault = None if trusted else read_sealed(data)[1]
     if fault is not None:
         raise _damaged(name, fault)
-    file, values = _open_part(data, part, name, trusted=trusted)
+    file, claims = _open_part(data, part, name, trusted=trusted)
+    columns, count = claims.columns, file.metadata.num_rows
     try:
-        header, columns = _header_from_json(values, part, name)
-        rows = header.labelled * part.views
-        if rows > MAX_ROWS or file.metadata.num_rows != rows:
-            raise ValueError(f"it has {file.metadata.num_rows} rows, not {rows}")
-        require_schema(file.schema_arrow, part_schema(columns))
         for group in range(file.num_row_groups):
-            check_pages(data, 0, file.metadata.row_group(group), rows)
+            check_pages(data, 0, file.metadata.row_group(group), count)
         names = part_schema(columns).names
         if trusted:
             # It follows from the rows' order, which the manifest's SHA-256 vouches for.
@@ -158,12 +172,27 @@ def decode_part(data: bytes, part: PartKey, name: str, *, trusted: bool = False)
         # Without rows there are no pages whose claims could be checked.
         table = (
             file.read(columns=names, use_threads=False)
-            if rows
+            if count
             else part_schema(columns).empty_table()
         )
-        return rows_of_table(table, columns, header)
+        rows = rows_of_table(table, columns, claims.header)
+        if not trusted and (found := Agreement.of_rows(rows)) != claims.agreement:
+            raise ValueError(f"its labels have {found}, it says {claims.agreement}")
+        return rows
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, ConfigError) as error:
         raise _damaged(name, error) from error
+
+
+def read_claims(data: bytes, part: PartKey, name: str) -> tuple[str, PartClaims]:
+    """Return the SHA-256 of a part's file and what it says of itself, without its rows.
+
+    The seal is of all bytes, so they are those of whoever wrote the part, and so is what it
+    says. Raises what ``decode_part`` does.
+    """
+    digest, fault = read_sealed(data)
+    if fault is not None:
+        raise _damaged(name, fault)
+    return digest, _open_part(data, part, name, trusted=True)[1]
 
 
 def _damaged(name: str, fault: object) -> ChecksumError:
@@ -222,8 +251,8 @@ def part_schema(columns: ColumnConfig) -> pa.Schema:
 
 def _open_part(
     data: bytes, part: PartKey, name: str, *, trusted: bool
-) -> tuple[pq.ParquetFile, dict[str, Any]]:
-    """Open a part and return it with its header."""
+) -> tuple[pq.ParquetFile, PartClaims]:
+    """Open a part, and return it with what it says of itself, which fits its rows and columns."""
     try:
         file = pq.ParquetFile(
             pa.BufferReader(data),
@@ -240,7 +269,15 @@ def _open_part(
     check_version(version, name)
     if views != (part.first_view, part.views):
         raise StoreError(f"{name} holds views {views}, not those of its name; rename it back")
-    return file, dict(header)
+    try:
+        claims = PartClaims.from_json(header, part, name)
+        rows = claims.header.labelled * part.views
+        if rows > MAX_ROWS or file.metadata.num_rows != rows:
+            raise ValueError(f"it has {file.metadata.num_rows} rows, not {rows}")
+        require_schema(file.schema_arrow, part_schema(claims.columns))
+    except (pa.ArrowException, ValueError, KeyError, TypeError, ConfigError) as error:
+        raise _damaged(name, error) from error
+    return file, claims
 
 
 def _numbers(table: pa.Table, name: str) -> Any:

@@ -242,9 +242,10 @@ class _FileFolder(Folder):
         """Return whether this small file is there; see ``Folder``."""
         return path in self._companions if path else self._file.exists()
 
-    def list(self, prefix: str = "") -> list[str]:
-        """Return the paths of the small files; see ``Folder``."""
-        return sorted(path for path in self._companions if path.startswith(prefix))
+    def sizes(self, prefix: str = "") -> Mapping[str, int]:
+        """Return the paths of the small files, with their bytes; see ``Folder``."""
+        found = self._companions.items()
+        return {path: len(data) for path, data in found if path.startswith(prefix)}
 
     def _refuse(self, path: str, data: bytes = b"") -> NoReturn:
         """Raise ``StoreError``: nothing is added to a file."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from pipeline.errors import ChecksumError, IncompleteStoreError, StoreError
+from pipeline.errors import ChecksumError, IncompleteStoreError, StoreError, require_package
 from pipeline.files.local import open_folder, publish
 from pipeline.identity import StoreIdentity
 from pipeline.records import PartKey, PartRows, ShardInfo
@@ -21,20 +21,24 @@ from pipeline.store.commit import (
     find_parts,
     lost_views,
     named_views,
+    read_begun,
     read_entries,
     require_all_shards,
     require_identity,
     require_shard,
+    seen_parts,
 )
 from pipeline.store.contract import LabelStore
 from pipeline.store.export import export_store, written_aside
-from pipeline.store.manifest import PartEntry, listed_classes, listed_parts, listed_subset
+from pipeline.store.manifest import PartEntry, listed_manifest, listed_parts
 from pipeline.store.opening import open_store, parts_root
 from pipeline.store.parquet import decode_part
+from pipeline.store.receipts import read_receipts
 
 __all__ = [
     "begun_classes",
     "begun_fingerprints",
+    "begun_identity",
     "check_out",
     "committed_parts",
     "pack_store",
@@ -59,6 +63,7 @@ def check_out(out: str | Path) -> None:
                 f"`out` is {out}: a Zarr store is assembled on a file system; give a path, or "
                 "label to .parquet and export that"
             )
+        require_package("zarr", "zarr", f"`out` is {out}: writing that")
         if Path(out).exists() and not Path(parts_root(out)).exists():
             open_store(out)
     elif not str(out).rstrip("/").endswith(".parquet"):
@@ -83,16 +88,26 @@ def begun_fingerprints(out: str | Path, identity: StoreIdentity) -> Mapping[str,
     return store.manifest.fingerprints
 
 
+def begun_identity(out: str | Path) -> StoreIdentity | None:
+    """Return the identity of the store at ``out``, None if there is none yet."""
+    store = packed_store(out)
+    if store is not None:
+        return store.identity
+    begun = read_begun(parts_root(out))
+    return None if begun is None else begun.identity
+
+
 def begun_classes(out: str | Path) -> tuple[str, ...] | None:
     """Return the names of classes that the store at ``out`` has, None without any."""
     store = packed_store(out)
-    return listed_classes(parts_root(out)) if store is None else store.manifest.classes
+    manifest = listed_manifest(parts_root(out)) if store is None else store.manifest
+    return None if manifest is None else manifest.classes
 
 
 def committed_parts(
     out: str | Path, identity: StoreIdentity, shards: Mapping[int, ShardInfo]
 ) -> list[Committed]:
-    """Read all parts that are committed, and check each.
+    """Return what all committed parts say of themselves, by their receipts or by their files.
 
     Raises ``ChecksumError`` if one was damaged after a manifest listed it, ``IdentityError``
     if it belongs to another store or shard, ``IncompleteStoreError`` if ``shards`` lacks one.
@@ -105,9 +120,12 @@ def committed_parts(
             _read_packed(store, entry, shards[entry.part.shard]) for entry in store.manifest.parts
         ]
     root = parts_root(out)
-    parts, listed = find_parts(root), listed_parts(root)
-    require_all_shards(root, parts, shards)
-    found = read_entries(root, parts, digest, shards)
+    sizes, listed = find_parts(root), listed_parts(root)
+    require_all_shards(root, sizes, shards)
+    found = seen_parts(read_receipts(root, digest, shards), sizes)
+    unread = sizes.keys() - {one.entry.part for one in found}
+    found += read_entries(root, sorted(unread), digest, shards)
+    found.sort(key=lambda one: one.entry.part)
     for committed in found:
         part = committed.entry.part
         before = listed.get(part, committed.entry)
@@ -136,8 +154,8 @@ def require_no_subset(out: str | Path, done: Iterable[Committed]) -> None:
     What is ``done`` there may omit samples although no manifest says so yet.
     """
     packed = packed_store(out)
-    listed = packed.manifest.subset_of if packed else listed_subset(parts_root(out))
-    if listed or any(committed.header.omitted for committed in done):
+    listed = packed.manifest if packed else listed_manifest(parts_root(out))
+    if (listed and listed.subset_of) or any(committed.images.omitted for committed in done):
         raise StoreError(
             f"{out} is a subset of another store, and views that a job adds would not be of it: "
             "extend the store that it was taken from, and thin that again"

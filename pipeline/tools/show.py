@@ -38,7 +38,16 @@ from pipeline.views.ops import OPERATIONS
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["DrawnView", "ViewChoice", "draw_views", "save_sheet", "show_views"]
+__all__ = [
+    "Drawing",
+    "DrawnView",
+    "ViewChoice",
+    "ViewIndex",
+    "doubt_of",
+    "draw_views",
+    "save_sheet",
+    "show_views",
+]
 
 _MOST = 1024  # views on a sheet
 _COUNT = 16  # where no number of views is given
@@ -182,12 +191,12 @@ def draw_views(
         raise ConfigError(
             f"no view of {store.root} is as asked for; ask for other keys, views or classes"
         )
-    drawing = _Drawing(store, files, floats=same_floats)
+    drawing = Drawing(store, files, floats=same_floats)
     return tuple(drawing.draw(one) for one in chosen)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _ViewIndex:
+class ViewIndex:
     """A view that was chosen. The sample is the index in the shard."""
 
     shard: int
@@ -198,7 +207,7 @@ class _ViewIndex:
 
 def _choose(
     store: LabelStore, files: Mapping[int, ShardFile], choice: ViewChoice, show: ShowProgress
-) -> list[_ViewIndex]:
+) -> list[ViewIndex]:
     entries = [
         entry
         for entry in store.manifest.of_shards(files).parts
@@ -214,7 +223,7 @@ def _choose(
         missing -= {*rows.keys, *others}
         found += _some(_chosen_rows(choice, rows, store), choice)
         found += [
-            _ViewIndex(shard=entry.part.shard, sample=index, view=view)
+            ViewIndex(shard=entry.part.shard, sample=index, view=view)
             for index in others.values()
             for view in _views_of(choice, entry)
         ]
@@ -248,7 +257,7 @@ def _without_labels(
     return found
 
 
-def _chosen_rows(choice: ViewChoice, rows: PartRows, store: LabelStore) -> list[_ViewIndex]:
+def _chosen_rows(choice: ViewChoice, rows: PartRows, store: LabelStore) -> list[ViewIndex]:
     views = np.arange(rows.part.first_view, rows.part.end_view)
     kept = np.ones(rows.label.shape, np.bool_)
     if choice.keys:
@@ -259,10 +268,10 @@ def _chosen_rows(choice: ViewChoice, rows: PartRows, store: LabelStore) -> list[
         kept &= (rows.target == choice.target)[:, None]
     if choice.disagree:
         kept &= (rows.label != rows.target[:, None]) & (rows.target >= 0)[:, None]
-    doubt = _doubt(rows, store) if choice.high_entropy else np.zeros(rows.label.shape)
+    doubt = _required_doubt(rows, store) if choice.high_entropy else np.zeros(rows.label.shape)
     samples = np.flatnonzero(rows.accepted)
     return [
-        _ViewIndex(
+        ViewIndex(
             shard=rows.part.shard,
             sample=int(samples[row]),
             view=int(views[column]),
@@ -272,8 +281,18 @@ def _chosen_rows(choice: ViewChoice, rows: PartRows, store: LabelStore) -> list[
     ]
 
 
-def _doubt(rows: PartRows, store: LabelStore) -> NDArray[np.float64]:
-    """Return the entropy of the probabilities that are stored, in bits, (N, V).
+def _required_doubt(rows: PartRows, store: LabelStore) -> NDArray[np.float64]:
+    found = doubt_of(rows)
+    if found is None:
+        raise ConfigError(
+            f"`high_entropy` needs probabilities, and {store.root} has none; label with `keep` "
+            "topk=5 or confidence"
+        )
+    return found
+
+
+def doubt_of(rows: PartRows) -> NDArray[np.float64] | None:
+    """Return the entropy of the probabilities that are stored, in bits, (N, V); None for none.
 
     All other classes count as one, so it is a lower bound.
     """
@@ -285,15 +304,12 @@ def _doubt(rows: PartRows, store: LabelStore) -> NDArray[np.float64]:
         sure = columns["confidence"].astype(np.float64)
         share = np.stack([sure, 1 - sure], axis=-1)
     else:
-        raise ConfigError(
-            f"`high_entropy` needs probabilities, and {store.root} has none; label with `keep` "
-            "topk=5 or confidence"
-        )
+        return None
     bits: NDArray[np.float64] = -(share * np.log2(np.maximum(share, 1e-12))).sum(-1)
     return bits
 
 
-def _some(found: list[_ViewIndex], choice: ViewChoice) -> list[_ViewIndex]:
+def _some(found: list[ViewIndex], choice: ViewChoice) -> list[ViewIndex]:
     """Return as many views as are asked for: the most doubtful, or some from all over."""
     if choice.high_entropy:
         found = sorted(found, key=lambda one: -one.doubt)[: choice.most]
@@ -302,7 +318,7 @@ def _some(found: list[_ViewIndex], choice: ViewChoice) -> list[_ViewIndex]:
     return [found[n] for n in np.linspace(0, len(found) - 1, choice.most).astype(int).tolist()]
 
 
-class _Drawing:
+class Drawing:
     """Redraws views of a store's parts."""
 
     def __init__(self, store: LabelStore, files: Mapping[int, ShardFile], *, floats: bool) -> None:
@@ -317,7 +333,7 @@ class _Drawing:
         rows, shard = self._store.read_part(entry), self._shard(entry.part.shard)
         return rows, PartViews(self._store.identity, shard, rows)
 
-    def draw(self, wanted: _ViewIndex) -> DrawnView:
+    def draw(self, wanted: ViewIndex) -> DrawnView:
         """Return a view with its labels; raises ``ReplayError`` for another digest."""
         store, shard = self._store, self._shard(wanted.shard)
         rows, views = self._part(store.manifest.find_part(wanted.shard, wanted.view))
@@ -428,7 +444,7 @@ def save_sheet(sheet: Image, out: str | Path) -> Path:
 
     Raises ``ConfigError`` for another suffix than .png.
     """
-    path = Path(out)
+    path = Path(out).expanduser()
     if path.suffix.lower() != ".png":
         raise ConfigError(f"`out` is {path}: the name of a sheet ends in .png")
     file = io.BytesIO()

@@ -53,6 +53,30 @@ class VerifyReport:
     mismatches: tuple[Mismatch, ...]
     unwatched: tuple[str, ...]  # people's files beside the labels: no checksum knows them
 
+    def in_words(self) -> tuple[str, ...]:
+        """Return what was looked at, and found right unless it is a mismatch, in sentences."""
+        omitted = f" + {self.omitted} omitted" if self.omitted else ""
+        labelled = self.samples - self.rejected - self.omitted
+        lines = [
+            f"{self.parts} part{'s' * (self.parts != 1)}, {self.labels} labels, {self.bytes} "
+            "bytes: all checksums are right",
+            f"{self.samples} samples = {labelled} labelled + {self.rejected} rejected{omitted}",
+            f"{self.digests} views have a digest, {self.redrawn} were redrawn from the shards",
+            f"{self.mixed_digests} of them have one of the mixed image too, "
+            + (
+                f"{self.mixed_redrawn} were redone"
+                if self.same_floats
+                else "which cannot be redone here: this machine's floats differ in their last bits"
+            ),
+            f"{self.without_digest} labelled samples have no digest at any view",
+        ]
+        if self.left_out:
+            lines.append(
+                f"warning: the shards given are {self.left_out}: nothing of those was redrawn"
+            )
+        lines += [f"{path} is watched by nothing: no checksum knows it" for path in self.unwatched]
+        return tuple(lines)
+
 
 def verify_store(
     location: Location,

@@ -80,7 +80,7 @@ def write_views(
     >>> write_views(store, ["digits-{0..1}.tar"], "views.parquet").rows == store.manifest.rows
     True
     """
-    path = Path(out)
+    path = Path(out).expanduser()
     root = store.root
     if isinstance(root, LocalFolder) and path.resolve().is_relative_to(root.path.resolve()):
         raise StoreError(f"`out` {path} lies in the store; give a path outside of it")

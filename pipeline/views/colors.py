@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from pipeline.views.compiled import kernel
 
 __all__ = [
     "blend",
@@ -15,7 +16,7 @@ __all__ = [
 ]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def fill_box(image, box, words, table):
     """Write into a box (top, left, height, width) what ``table`` (3, 65536) has for its words.
 
@@ -29,7 +30,7 @@ def fill_box(image, box, words, table):
                 image[top + y, left + x, channel] = table[channel, noise[y, x, channel]]
 
 
-@njit(cache=True, nogil=True, inline="always")
+@kernel(inline="always")
 def _gray(red, green, blue):
     """ITU-R 601 luma, with Pillow's integer weights."""
     # Casts keep numba from widening sums and products to 64 bits.
@@ -38,7 +39,7 @@ def _gray(red, green, blue):
     return np.int32(np.int32(total + 0x8000) >> np.int32(16))
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def to_gray(image, result):
     """Write the image in gray, three equal channels."""
     for y in range(image.shape[0]):
@@ -48,7 +49,7 @@ def to_gray(image, result):
                 result[y, x, channel] = gray
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def gray_sum(image):
     """Return the sum of the image's gray values."""
     total = np.int64(0)
@@ -62,7 +63,7 @@ def gray_sum(image):
     return total
 
 
-@njit(cache=True, nogil=True, inline="always")
+@kernel(inline="always")
 def _blend(base, value, factor):
     """``base + factor * (value - base)``, rounded down and clipped; int32, factor in 2**-16."""
     step = np.int32(factor * np.int32(value - base))
@@ -70,7 +71,7 @@ def _blend(base, value, factor):
     return min(max(np.int32(mixed), np.int32(0)), np.int32(255))
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def blend(image, base, factor, result):
     """Write the image moved from (or, above 1, away from) a flat image of the value ``base``."""
     numbers, written = image.reshape(-1), result.reshape(-1)
@@ -79,7 +80,7 @@ def blend(image, base, factor, result):
         written[i] = _blend(base, np.int32(numbers[i]), factor)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def blend_with_gray(image, factor, result):
     """Write the image moved from (or, above 1, away from) its own gray version."""
     numbers, written = image.reshape(-1), result.reshape(-1)
@@ -93,7 +94,7 @@ def blend_with_gray(image, factor, result):
         written[i + np.uint64(2)] = _blend(gray, np.int32(blue), factor)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def blend_with_smooth(image, factor, result):
     """Write the image moved from its smoothed version, as Pillow's ``Sharpness``.
 

@@ -18,10 +18,12 @@ from functools import lru_cache
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
+
+from pipeline.views.compiled import kernel
 
 __all__ = [
     "WEIGHT_BITS",
@@ -61,7 +63,7 @@ def affine_weights() -> NDArray[np.int16]:
     return np.array(rows, np.int16)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _cubic(distance):
     """Keys' cubic with a = -1/2 at a distance in 2**-16, in units of 2**-32."""
     d = np.int64(distance)
@@ -75,7 +77,7 @@ def _cubic(distance):
     return value >> 17
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def resize_weights(source, target):
     """Return (starts, weights) of an antialiased bicubic resize along one axis.
 
@@ -110,7 +112,7 @@ def resize_weights(source, target):
     return starts, weights
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def resample(image, box, rows, row_weights, columns, column_weights, hflip, result):
     """Write an image's box, resampled along both axes and maybe flipped, into ``result``.
 
@@ -130,7 +132,7 @@ def resample(image, box, rows, row_weights, columns, column_weights, hflip, resu
     _combine(turned.reshape(-1), 0, pitch, columns, column_weights, hflip, 3, upright)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _combine(numbers, origin, pitch, starts, weights, backwards, channels, result):
     """Write weighted sums of lines, each turned into ``channels`` columns, into ``result``.
 
@@ -157,7 +159,7 @@ def _combine(numbers, origin, pitch, starts, weights, backwards, channels, resul
         _turn(lines, result, i * channels)
 
 
-@njit(cache=True, nogil=True, inline="always")
+@kernel(inline="always")
 def _nonzero(weights, row):
     """Where a row's weights that are not 0 begin and end; an even number, if there is room."""
     first, end = 0, weights.shape[1]
@@ -173,7 +175,7 @@ def _nonzero(weights, row):
     return first, end
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _sum_plainly(line, numbers, start, pitch, weights, bits):
     """Write sums over t of ``weights[t]`` times the numbers from ``start + t * pitch`` on.
 
@@ -196,7 +198,7 @@ _BLOCK = 64
 _BYTE, _SHORT, _INT, _WORD = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _sum_lines(source, pitch, weights, taps, bits, target, length):
     """Write sums as ``_sum_plainly``, of an even number of lines, of 64 numbers or more."""
     last = length - _BLOCK
@@ -234,7 +236,7 @@ def _sum_block(typing_context, source, pitch, weights, pairs, bits, target):
     return types.void(*[types.intp] * 6), generate
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _turn(lines, result, column):
     """Write lines as columns of ``result``, from ``column`` on."""
     count, length = lines.shape
@@ -332,7 +334,7 @@ def _clipped(builder, total, bits):
     return total
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def shift_rows(image, slope, offset, weights, fill, result):
     """Write the image with each row looked up further right, bicubic.
 
@@ -346,7 +348,7 @@ def shift_rows(image, slope, offset, weights, fill, result):
     _shift_lines(lines, 3, slope, offset, weights, color, result.reshape(height, 3 * width))
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def shift_columns(image, slope, offset, weights, fill, result):
     """Write the image with each column looked up further down; see ``shift_rows``."""
     height, length = image.shape[0], 3 * image.shape[1]
@@ -364,7 +366,7 @@ def shift_columns(image, slope, offset, weights, fill, result):
     _turn(moved, result.reshape(height, length), 0)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _shift_lines(lines, step, slope, offset, weights, colors, result):
     """Write lines of items, ``step`` numbers each, moved by ``slope * (y + 1/2) + offset`` items.
 
@@ -399,7 +401,7 @@ def _shift_lines(lines, step, slope, offset, weights, colors, result):
             _sum_plainly(piece, lines[i], first, step, weights[position], _AFFINE_WEIGHT_BITS)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _with_room(lines, step):
     """Return lines with room for two items of ``step`` numbers before and behind."""
     count, length = lines.shape
@@ -411,7 +413,7 @@ def _with_room(lines, step):
     return result
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _tiled(fill, pixels):
     line = np.empty(3 * pixels, np.uint8)
     for x in range(np.uint64(pixels)):

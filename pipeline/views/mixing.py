@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import binascii
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from pipeline.records import FIXED_ONE, MixKind, Pixels, ViewMix
 
-__all__ = ["mix_images", "mixed_digests", "normalize", "to_device"]
+__all__ = ["MixRows", "mix_images", "mixed_digests", "normalize", "to_device"]
 
 
 def to_device(pixels: Pixels | Tensor, device: torch.device) -> Tensor:
@@ -30,38 +32,75 @@ def normalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
     ``mean`` and ``std`` are of pixels in [0, 1].
     """
-    # Constants are rounded to float32 once, on the host: (pixel - 255 mean) * 1 / (255 std).
-    shift = torch.tensor([255 * value for value in mean], dtype=torch.float32)
-    scale = torch.tensor([1 / (255 * value) for value in std], dtype=torch.float32)
-    images = pixels.to(torch.float32).sub_(shift.to(pixels.device)).mul_(scale.to(pixels.device))
+    shift, scale = _constants(tuple(mean), tuple(std), pixels.device)
+    images = pixels.to(torch.float32).sub_(shift).mul_(scale)
     return images.permute(0, 3, 1, 2)
 
 
-def mix_images(images: Tensor, mix: ViewMix) -> Tensor:
+@lru_cache(maxsize=16)
+def _constants(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return shift and scale, (3,) each, which stay on the device."""
+    # Rounded to float32 once, on the host: (pixel - 255 mean) * 1 / (255 std).
+    shift = torch.tensor([255 * value for value in mean], dtype=torch.float32)
+    scale = torch.tensor([1 / (255 * value) for value in std], dtype=torch.float32)
+    return shift.to(device), scale.to(device)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixRows:
+    """Which rows of a batch are mixed, and how, as tensors beside its images."""
+
+    mixup: Tensor  # (K,) int64, rows
+    mixup_partner: Tensor  # (K,) int64
+    lam: Tensor  # (K,) float32
+    cutmix: Tensor  # (L,) int64, rows
+    cutmix_partner: Tensor  # (L,) int64
+    box: Tensor  # (L, 4) int32: top, left, height, width
+
+    @staticmethod
+    def of(mix: ViewMix) -> MixRows:
+        """Return the rows that are mixed, on the host."""
+        mixup = np.flatnonzero(mix.kind == MixKind.MIXUP.code)
+        cutmix = np.flatnonzero(mix.kind == MixKind.CUTMIX.code)
+        lam = mix.lam[mixup].astype(np.float32) / np.float32(FIXED_ONE)
+        return MixRows(
+            mixup=torch.from_numpy(mixup),
+            mixup_partner=torch.from_numpy(mix.partner[mixup]),
+            lam=torch.from_numpy(lam),
+            cutmix=torch.from_numpy(cutmix),
+            cutmix_partner=torch.from_numpy(mix.partner[cutmix]),
+            box=torch.from_numpy(mix.box[cutmix]),
+        )
+
+    def to(self, device: torch.device) -> MixRows:
+        """Return the same rows on a device."""
+        moved = {one.name: getattr(self, one.name).to(device) for one in fields(self)}
+        return MixRows(**moved)
+
+
+def mix_images(images: Tensor, mix: ViewMix, rows: MixRows | None = None) -> Tensor:
     """Return N of (M, 3, S, S) normalized images, each mixed with its partner's row.
 
     ``mix`` is of the first N; others, if any, are mixed into them and not returned.
-    mixup: ``lam * own + (1 - lam) * partner``; CutMix: the partner's pixels in the box.
+    mixup: ``lam * own + (1 - lam) * partner``; CutMix: the partner's pixels in the box. ``rows``
+    are those of ``mix`` on the images' device; without them they are copied there.
     """
-    mixup = np.flatnonzero(mix.kind == MixKind.MIXUP.code)
-    cutmix = np.flatnonzero(mix.kind == MixKind.CUTMIX.code)
+    rows = MixRows.of(mix).to(images.device) if rows is None else rows
     own = images[: len(mix.kind)]
-    if len(mixup) == len(cutmix) == 0:
+    if len(rows.mixup) == len(rows.cutmix) == 0:
         return own
-    device = images.device
     result = own.clone()
-    if len(mixup):
-        rows = torch.from_numpy(mixup).to(device)
-        partners = torch.from_numpy(mix.partner[mixup]).to(device)
-        lam = torch.from_numpy(mix.lam[mixup].astype(np.float32) / np.float32(FIXED_ONE))
-        lam = lam.to(device).view(-1, 1, 1, 1)
+    if len(rows.mixup):
+        lam = rows.lam.view(-1, 1, 1, 1)
         # 1 - lam is exact: lam is a multiple of 2**-16. No fused multiply-add here.
-        result[rows] = images[rows].mul_(lam).add_(images[partners].mul_(1 - lam))
-    if len(cutmix):
-        rows = torch.from_numpy(cutmix).to(device)
-        partners = torch.from_numpy(mix.partner[cutmix]).to(device)
-        inside = _box_masks(torch.from_numpy(mix.box[cutmix]).to(device), images.shape[-1])
-        result[rows] = torch.where(inside, images[partners], images[rows])
+        partners = images[rows.mixup_partner].mul_(1 - lam)
+        result[rows.mixup] = images[rows.mixup].mul_(lam).add_(partners)
+    if len(rows.cutmix):
+        inside = _box_masks(rows.box, images.shape[-1])
+        partners = images[rows.cutmix_partner]
+        result[rows.cutmix] = torch.where(inside, partners, images[rows.cutmix])
     return result
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
+
+from pipeline.views.compiled import kernel
 
 __all__ = ["philox_words"]
 
@@ -30,7 +32,7 @@ def _upper_half(typing_context, a, b):
     return types.uint64(types.uint64, types.uint64), generate
 
 
-@njit(cache=True, nogil=True, inline="always")
+@kernel(inline="always")
 def _block(number, key, upper_key):
     """The four words of one block; NumPy's first block is number 1."""
     a, b, c, d = np.uint64(number), np.uint64(0), np.uint64(0), np.uint64(0)
@@ -45,7 +47,7 @@ def _block(number, key, upper_key):
     return a, b, c, d
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def philox_words(key, skipped, blocks):
     """Return the words of some blocks, (4 * blocks,) uint64, after the blocks that are skipped.
 

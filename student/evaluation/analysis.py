@@ -15,14 +15,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.errors import ConfigError
+from pipeline.errors import require_package
 from pipeline.views.mixing import normalize, to_device
 from student.evaluation.evaluate import fuse
 from student.evaluation.validation import NO_LABEL, ValidationDataset
 from student.loading import LoaderOptions, load
 from student.model import two_headed
 
-__all__ = ["Analysis", "ClassAccuracy", "analyze", "plot_analysis"]
+__all__ = ["Analysis", "ClassAccuracy", "Confused", "WorstSample", "analyze", "plot_analysis"]
+
+_CONFUSED = 200  # pairs of classes
+_WORST = 48  # samples
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +40,28 @@ class ClassAccuracy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Confused:
+    """Samples of one true class that the student calls another."""
+
+    target: int
+    called: int
+    samples: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorstSample:
+    """A validation sample, by its row in the data set, to whose class the student gives little."""
+
+    row: int
+    key: str
+    target: int
+    called: int
+    teacher: int | None  # its label, if it is known
+    probability: float  # of the true class
+    confidence: float  # probability of what it is called
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Analysis:
     """Means over N validation samples, those that the teacher labelled if it is known."""
 
@@ -46,6 +71,8 @@ class Analysis:
     disagreement: tuple[tuple[float, ...], ...]  # share of samples that two label differently
     prediction: str  # what classes are called by: of ``FUSIONS``
     classes: tuple[ClassAccuracy, ...]  # of all validation samples, by number
+    confused: tuple[Confused, ...]  # the most frequent pairs first
+    worst: tuple[WorstSample, ...]  # those with the lowest probability of their class first
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -71,6 +98,7 @@ def analyze(
     cosine: Tensor | None = None
     samples = rows = 0
     called: list[Tensor] = []  # (2, N) of each batch: true class, and what it is called
+    worst = _Worst(dataset)
     with two_headed(model), torch.inference_mode(), _watch_tokens(model) as tokens:
         for batch in load(dataset, range(len(dataset)), options):
             images = normalize(to_device(batch.pixels, device), views.mean, views.std)
@@ -85,6 +113,7 @@ def analyze(
             names = tuple(said)
             prediction = prediction if prediction in scores else "class_head"
             called.append(torch.stack([said["truth"], scores[prediction].argmax(-1)]).cpu())
+            worst.add(scores[prediction].cpu(), batch.target, batch.teacher)
             labels = torch.stack(list(said.values()))
             known = labels[:, batch.teacher.to(device) != NO_LABEL]
             labels = known if dataset.has_teacher else labels
@@ -104,7 +133,53 @@ def analyze(
         disagreement=tuple(tuple(row) for row in shares),
         prediction=prediction,
         classes=_by_class(torch.cat(called, dim=1)) if called else (),
+        confused=_confused(torch.cat(called, dim=1)) if called else (),
+        worst=worst.found(),
     )
+
+
+class _Worst:
+    """Keeps the samples to whose class the least probability is given."""
+
+    def __init__(self, dataset: ValidationDataset) -> None:
+        self._dataset, self._rows = dataset, 0
+        self._kept: list[tuple[float, int, int, int, int, float]] = []
+
+    def add(self, scores: Tensor, target: Tensor, teacher: Tensor) -> None:
+        """Look at the next samples: their (N, C) scores, classes and the teacher's labels."""
+        shares = scores.softmax(-1)
+        truth = shares[torch.arange(len(target)), target]
+        confidence, called = shares.max(-1)
+        rows = range(self._rows, self._rows + len(target))
+        columns = (truth, torch.tensor(rows), target, called, teacher, confidence)
+        self._kept += zip(*(one.tolist() for one in columns), strict=True)
+        self._kept = sorted(self._kept)[:_WORST]
+        self._rows = rows.stop
+
+    def found(self) -> tuple[WorstSample, ...]:
+        """Return the worst first."""
+        return tuple(
+            WorstSample(
+                row=row,
+                key=self._dataset.key_of(row),
+                target=target,
+                called=called,
+                teacher=None if teacher == NO_LABEL else teacher,
+                probability=truth,
+                confidence=confidence,
+            )
+            for truth, row, target, called, teacher, confidence in self._kept
+        )
+
+
+def _confused(called: Tensor) -> tuple[Confused, ...]:
+    """Return which true classes of (2, N) pairs are called others, the most frequent first."""
+    pairs, counts = torch.unique(called[:, called[0] != called[1]], dim=1, return_counts=True)
+    found = [
+        Confused(target=target, called=other, samples=count)
+        for (target, other), count in zip(pairs.T.tolist(), counts.tolist(), strict=True)
+    ]
+    return tuple(sorted(found, key=lambda one: -one.samples)[:_CONFUSED])
 
 
 def _by_class(called: Tensor) -> tuple[ClassAccuracy, ...]:
@@ -134,13 +209,9 @@ def plot_analysis(analysis: Analysis, path: Path) -> None:
 
     Raises ``ConfigError`` if matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError(
-            "`plot` needs matplotlib; install the extra 'plots', or leave it out, the "
-            "numbers are in the JSON"
-        ) from error
+    require_package("matplotlib", "plots", "`plot`")
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(10, 4), layout="constrained")
     table, curve = figure.subplots(1, 2)
     names = [name.replace("_", " ") for name in analysis.names]

@@ -1,7 +1,8 @@
-"""Top-1 and top-5 accuracy of students on validation shards, for all ways to use their heads."""
+"""Accuracies and losses of students on validation shards, for all ways to use their heads."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -31,6 +32,7 @@ class Accuracy:
 
     top1: float
     top5: float
+    loss: float  # mean cross-entropy against the class, not smoothed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +131,15 @@ def fuse(output: Any) -> Mapping[str, Tensor]:
     }
 
 
+def _cross_entropy(fusion: str, scores: Tensor, target: Tensor) -> Tensor:
+    """Return the sum of the losses of (N, C) scores, in float64."""
+    if fusion == "sum_of_softmaxes":
+        log = (scores / 2).clamp_min(torch.finfo(scores.dtype).tiny).log()
+    else:
+        log = scores.log_softmax(-1)
+    return -log.gather(1, target[:, None]).double().sum()
+
+
 class _Tally:
     """Counts of hits that stay on the device until all batches are through."""
 
@@ -139,6 +150,7 @@ class _Tally:
         self._teacher = torch.zeros(2, dtype=torch.int64, device=device)
         self._classes = 0
         self._called: list[Tensor] = []  # (2, N) of each batch, true class and the class head's
+        self._losses: list[Tensor] = []  # (F,) of each batch, sums by fusion in float64
 
     def add(self, scores: Mapping[str, Tensor], target: Tensor, teacher: Tensor) -> None:
         """Count a batch; ``teacher`` (N,) holds -1 where its label is not known."""
@@ -151,6 +163,8 @@ class _Tally:
             ranked = first == target[:, None]
             alike = known & (first[:, 0] == teacher)
             self._hits[row] += torch.stack([ranked[:, 0].sum(), ranked.any(1).sum(), alike.sum()])
+        losses = [_cross_entropy(name, one, target) for name, one in scores.items()]
+        self._losses.append(torch.stack(losses))
         self._classes = scores["class_head"].shape[1]
         self._called.append(torch.stack([target, scores["class_head"].argmax(1)]))
 
@@ -160,6 +174,7 @@ class _Tally:
         copy.samples, copy._names, copy._classes = self.samples, self._names, self._classes
         copy._hits, copy._teacher = self._hits.cpu(), self._teacher.cpu()
         copy._called = [torch.cat(self._called, dim=1).cpu()] if self._called else []
+        copy._losses = list(torch.stack(self._losses).cpu()) if self._losses else []
         return copy
 
     @staticmethod
@@ -174,6 +189,7 @@ class _Tally:
             )
             whole._hits, whole._teacher = whole._hits + one._hits, whole._teacher + one._teacher
             whole._called += one._called
+            whole._losses += one._losses
         return whole
 
     def result(self, images_per_second: float) -> Evaluation:
@@ -181,9 +197,16 @@ class _Tally:
         count = max(1, self.samples)
         known, right = self._teacher.tolist()
         hits = dict(zip(self._names, self._hits.tolist(), strict=False))
+        # Exactly rounded, so that the ranks' shares may come in any order.
+        sums = map(math.fsum, zip(*(one.tolist() for one in self._losses), strict=True))
+        losses = dict(zip(self._names, sums, strict=False))
         accuracies: dict[str, Any] = {
-            name: Accuracy(top1=hits[name][0] / count, top5=hits[name][1] / count)
-            if name in hits
+            name: Accuracy(
+                top1=hits[name][0] / count,
+                top5=hits[name][1] / count,
+                loss=losses[name] / count,
+            )
+            if name in losses
             else None
             for name in FUSIONS
         }

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from timm.models import PretrainedCfg, get_pretrained_cfg
 from torch import Tensor, nn
 
 from pipeline.classes import ClassNames, agreed_names, names_beside
@@ -18,8 +19,9 @@ from pipeline.errors import CheckpointError, ConfigError
 from pipeline.files.local import expand_shards
 from pipeline.identity import AugmentConfig
 from pipeline.labelling.devices import choose_device, set_threads
-from pipeline.labelling.weights import Which
-from student.checkpoint import Checkpoint, SavedStudent, open_checkpoint
+from pipeline.labelling.weights import WeightsError, Which, read_state
+from student.adaptation import parameter_count
+from student.checkpoint import TORN, Checkpoint, SavedStudent, is_foreign, open_checkpoint
 from student.config import EvaluateConfig, parse_model_args
 from student.evaluation.analysis import Analysis, analyze
 from student.evaluation.evaluate import Evaluation, evaluate_all
@@ -29,16 +31,25 @@ from student.model import StudentSpec, create_student, two_headed
 from student.optimization import autocast
 from student.trust import require_named_arguments, require_named_model
 
-__all__ = ["CheckpointReport", "evaluate_checkpoint", "load_student"]
+__all__ = [
+    "CheckpointReport",
+    "evaluate_checkpoint",
+    "evaluate_directory",
+    "load_saved",
+    "load_student",
+]
 
 _SECONDS_OF_SPEED = 2.0
+
+_WEIGHTS = (".pt", ".pth", ".safetensors")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointReport:
     """What an evaluation of a checkpoint found, by ``raw`` and, if averaged, ``ema``."""
 
-    step: int
+    step: int | None  # None for weights of another program
+    parameters: int
     classes: int
     taught: bool  # by a teacher; else a distillation head is as it was drawn
     precision: str  # in which the student ran
@@ -52,6 +63,7 @@ class CheckpointReport:
         """Return plain JSON values."""
         return {
             "step": self.step,
+            "parameters": self.parameters,
             "taught": self.taught,
             "precision": self.precision,
             "evaluations": {name: one.to_json() for name, one in self.evaluations.items()},
@@ -62,20 +74,22 @@ class CheckpointReport:
 
 
 def evaluate_checkpoint(config: EvaluateConfig) -> CheckpointReport:
-    """Evaluate the raw and averaged weights of a checkpoint.
+    """Evaluate the raw and averaged weights of a checkpoint, or of a file of timm's or DeiT's.
 
-    Raises ``CheckpointError`` for a checkpoint that is torn or of another kind,
+    Raises ``CheckpointError`` for a checkpoint that is torn or does not fit its model,
     ``ConfigError`` if its model is code or may fetch something and the settings do not name
-    it too, ``ShardError`` for validation shards with other classes, ``ClassesError`` if they have
-    other names.
+    it too, or if it is another program's and they name none, ``ShardError`` for validation shards
+    with other classes, ``ClassesError`` if they have other names.
     """
     set_threads(config.threads)
     device = choose_device(config.device)
-    checkpoint = open_checkpoint(config.checkpoint)
-    student = _student_of(config.checkpoint, checkpoint, config.model, config.model_args)
-    models = {"raw": _build(config.checkpoint, student, checkpoint.model).to(device)}
-    if checkpoint.ema is not None:
-        models["ema"] = _build(config.checkpoint, student, checkpoint.ema).to(device)
+    found = _foreign(config) if is_foreign(config.checkpoint) else _own(config)
+    student, states = found.student, found.states
+    models: dict[str, nn.Module] = {
+        which: _build(config.checkpoint, student, state).to(device)
+        for which, state in states.items()
+    }
+    first = next(iter(models.values()))
     views = student.views
     if config.eval_fraction is not None:
         views = center_views(views, config.eval_fraction)
@@ -99,18 +113,33 @@ def evaluate_checkpoint(config: EvaluateConfig) -> CheckpointReport:
     precision = partial(autocast, device, number_format)
     evaluations = evaluate_all(models, dataset, options, precision)
     return CheckpointReport(
-        step=checkpoint.step,
+        step=found.step,
+        parameters=parameter_count(first),
         classes=student.classes,
         taught=student.headline != "class_head",
         precision=number_format,
         evaluations=evaluations,
-        analysis=analyze(models["raw"], dataset, options, precision, student.headline)
+        analysis=analyze(first, dataset, options, precision, student.headline)
         if config.analysis
         else None,
-        forward_images_per_second=_speed(models["raw"], views, config.eval_batch_size, precision),
+        forward_images_per_second=_speed(first, views, config.eval_batch_size, precision),
         names=None if names is None else names.names,
         unnamed=tuple(side for side, one in sides.items() if one is None),
     )
+
+
+def evaluate_directory(config: EvaluateConfig) -> dict[str, CheckpointReport]:
+    """Evaluate all files of weights in a directory, by name; a run's torn.pt is none.
+
+    Raises as ``evaluate_checkpoint``, and ``ConfigError`` if there are none.
+    """
+    paths = [one for one in config.checkpoint.iterdir() if one.suffix in _WEIGHTS]
+    paths = sorted(one for one in paths if one.name != TORN and not one.name.startswith("."))
+    if not paths:
+        raise ConfigError(
+            f"`checkpoint` {config.checkpoint} holds no {', '.join(_WEIGHTS)} file to evaluate"
+        )
+    return {one.name: evaluate_checkpoint(replace(config, checkpoint=one)) for one in paths}
 
 
 def load_student(
@@ -129,13 +158,93 @@ def load_student(
     ``ConfigError`` if they do not, ``CheckpointError`` if the file cannot be read, holds no
     averaged weights, or does not fit its model.
     """
-    checkpoint = Path(checkpoint)
+    return load_saved(Path(checkpoint), weights, model, model_args)[1]
+
+
+def load_saved(
+    checkpoint: Path, weights: Which | None, model: str | None, model_args: Sequence[str]
+) -> tuple[SavedStudent, nn.Module, Which]:
+    """Return what a checkpoint says of its student, the student, and which weights it has.
+
+    Takes and raises what ``load_student`` does.
+    """
     values = open_checkpoint(checkpoint)
     student = _student_of(checkpoint, values, model, model_args)
-    state = values.ema if (weights or values.winner) == "ema" else values.model
+    which: Which = "ema" if (weights or values.winner) == "ema" else "raw"
+    state = values.ema if which == "ema" else values.model
     if state is None:
         raise CheckpointError(f"{checkpoint} holds no averaged weights; use the raw ones")
-    return _build(checkpoint, student, state)
+    return student, _build(checkpoint, student, state), which
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """Weights in a file, and the student that they are of."""
+
+    student: SavedStudent
+    states: Mapping[Which, Mapping[str, Tensor]]
+    step: int | None
+
+
+def _own(config: EvaluateConfig) -> _Found:
+    if config.image_size is not None:
+        raise ConfigError(
+            f"`image_size` is {config.image_size}, and {config.checkpoint} is a checkpoint of "
+            "train-student, which says its own; leave it out"
+        )
+    checkpoint = open_checkpoint(config.checkpoint)
+    states: dict[Which, Mapping[str, Tensor]] = {"raw": checkpoint.model}
+    if checkpoint.ema is not None:
+        states["ema"] = checkpoint.ema
+    return _Found(
+        student=_student_of(config.checkpoint, checkpoint, config.model, config.model_args),
+        states=states,
+        step=checkpoint.step,
+    )
+
+
+def _foreign(config: EvaluateConfig) -> _Found:
+    """Return the weights in a file of timm's or DeiT's, whose model the settings name."""
+    path, name = config.checkpoint, config.model
+    if name is None:
+        raise ConfigError(
+            f"{path} is no checkpoint of train-student: give `model`, timm's name of what it is "
+            "the weights of"
+        )
+    try:
+        found = read_state(path, None, "checkpoint")
+        states: dict[Which, Mapping[str, Tensor]] = {found.which: found.state}
+        if found.has_both:
+            states["ema"] = read_state(path, "ema", "checkpoint").state
+    except WeightsError as error:
+        raise CheckpointError(f"{path} {error}") from error
+    shown = get_pretrained_cfg(name, allow_unregistered=True) or PretrainedCfg()
+    size = config.image_size or shown.input_size[-1]
+    augment = AugmentConfig(image_size=size, mean=shown.mean, std=shown.std)
+    student = SavedStudent(
+        model=name,
+        model_args=config.model_args,
+        classes=_classes_of(path, found.state, shown.classifier),
+        image_size=size,
+        heads=None,
+        headline="mean_of_logits",
+        precision="fp32",
+        views=center_views(augment, shown.crop_pct),
+    )
+    return _Found(student=student, states=states, step=None)
+
+
+def _classes_of(path: Path, state: Mapping[str, Tensor], classifier: Any) -> int:
+    """Return how many classes weights tell apart, by the rows of their classifier."""
+    named = classifier if isinstance(classifier, tuple | list) else (classifier,)
+    for name in (*named, "head", "fc", "classifier"):
+        weight = state.get(f"{name}.weight")
+        if weight is not None:
+            return len(weight)
+    raise CheckpointError(
+        f"{path} has no weights of a classifier ({', '.join(map(str, named))}), so its classes "
+        "cannot be counted; give another `model`"
+    )
 
 
 def _student_of(

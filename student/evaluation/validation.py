@@ -132,7 +132,7 @@ class ValidationDataset(Dataset[ValidationBatch]):
         for number, path in enumerate(self._paths):
             shard = self._shard(number)
             counts.append(len(shard.samples))
-            keys.add(shard)
+            keys.add(path, shard.summary)
             beyond = [sample for sample in shard.samples if sample.target >= classes]
             if beyond:
                 found = class_in_words(beyond[0].target, None if names is None else names.names)
@@ -178,6 +178,15 @@ class ValidationDataset(Dataset[ValidationBatch]):
         start = item * self._batch_size
         return range(start, min(start + self._batch_size, self._ends[-1]))
 
+    def key_of(self, row: int) -> str:
+        """Return a sample's key."""
+        shard, index = self._place(row)
+        return shard.samples[index].key
+
+    def view_of(self, row: int) -> Pixels:
+        """Return a sample's center view, (S, S, 3)."""
+        return validation_view(self.decode_row(row), self.views)
+
     def decode_row(self, row: int) -> Pixels:
         """Return a sample's image; raises ``ShardError`` naming it if it does not decode."""
         shard, index = self._place(row)
@@ -199,8 +208,7 @@ class ValidationDataset(Dataset[ValidationBatch]):
         shard, index = self._place(row)
         labels = self._labels.get(str(self._paths[shard.info.number]))
         teacher = NO_LABEL if labels is None else int(labels[index])
-        pixels = validation_view(self.decode_row(row), self.views)
-        return pixels, shard.samples[index].target, teacher
+        return self.view_of(row), shard.samples[index].target, teacher
 
 
 def validation_view(image: Pixels, views: AugmentConfig) -> Pixels:

@@ -231,7 +231,6 @@ def test_the_report_is_made_of_what_there_is(done: EvidenceConfig, tmp_path: Pat
     text = report.read_text()
     assert str(out_of(done)) not in text
     assert "| the same |" in text
-    pytest.importorskip("matplotlib")
     for name in ("accuracy", "epochs"):
         assert f"(evidence/{name}.svg)" in text
         drawn = (tmp_path / "docs" / "evidence" / f"{name}.svg").read_bytes()

@@ -114,7 +114,7 @@ def test_every_view_of_the_golden_store_is_made_again_as_the_documents_say() -> 
         "seal": 3,
         "shard": 7,
         "part": 14,
-        "part header": 22,
+        "part header": 24,
     }
 
 

@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import IO
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -30,6 +31,7 @@ RAY_ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # so that all listens on 127.0.0.1 alone
     "OMP_WAIT_POLICY": "PASSIVE",
     "PATH": f"{BIN}:{os.environ['PATH']}",  # submitted jobs run the head's `python`
+    "RAY_metrics_report_interval_ms": "1000",
     # `ray job stop` waits this long before it kills.
     "RAY_JOB_STOP_WAIT_TIME_S": "60",
 }
@@ -43,6 +45,7 @@ class RayHead:
     dashboard: str
     pid: int
     cwd: Path
+    metrics: str  # where Prometheus would look
 
 
 def free_ports(count: int) -> list[int]:
@@ -92,7 +95,13 @@ def ray_head() -> Iterator[RayHead]:
     try:
         wait_for(lambda: process.poll() is not None or _listens(dashboard), "Ray's head", log=log)
         assert process.poll() is None, log.read_text()
-        yield RayHead(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", process.pid, cwd)
+        yield RayHead(
+            f"127.0.0.1:{port}",
+            f"http://127.0.0.1:{dashboard}",
+            process.pid,
+            cwd,
+            f"127.0.0.1:{metrics}",
+        )
     finally:
         _end_family(process)
         shutil.rmtree(folder, ignore_errors=True)
@@ -103,7 +112,8 @@ import json, os, sys
 from ray.cluster_utils import Cluster
 
 cluster = Cluster()
-for node in json.loads(sys.argv[1]):
+
+def add(node):
     os.chdir(node["directory"])
     os.environ.update(node["environment"])
     cluster.add_node(
@@ -112,8 +122,12 @@ for node in json.loads(sys.argv[1]):
     )
     for name in node["environment"]:
         del os.environ[name]
+
+for node in json.loads(sys.argv[1]):
+    add(node)
 print(cluster.address, flush=True)
-sys.stdin.read()
+for line in sys.stdin:
+    add(json.loads(line))
 """
 
 
@@ -133,6 +147,12 @@ class RayNodes:
 
     address: str
     pid: int
+    orders: IO[bytes]
+
+    def add(self, node: Node) -> None:
+        """Let one more machine join, a little later."""
+        self.orders.write(json.dumps(asdict(node), default=str).encode() + b"\n")
+        self.orders.flush()
 
     def raylet(self, number: int) -> int:
         """Return the process of a node."""
@@ -151,8 +171,10 @@ def ray_nodes(*nodes: Node) -> Iterator[RayNodes]:
         stderr=subprocess.DEVNULL,
     )
     assert process.stdout is not None
+    assert process.stdin is not None
     try:
-        yield RayNodes(process.stdout.readline().decode().strip(), process.pid)
+        address = process.stdout.readline().decode().strip()
+        yield RayNodes(address, process.pid, process.stdin)
     finally:
         _end_family(process)
 

@@ -3,20 +3,17 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
+from pipeline.shards.index import index_bytes
 from pipeline.store import export_store, open_store, parts_root
 from tests.factories import digit_samples, write_shard
 from tests.jobs.conftest import PARTS, Job
 from tests.jobs.processes import (
-    BIN,
     PATIENCE_SECONDS,
-    RAY_ENVIRONMENT,
-    ROOT,
     Node,
     RayHead,
     alive,
@@ -31,6 +28,7 @@ from tests.jobs.processes import (
     start_job,
     wait_for,
 )
+from tests.labelling import digit_shard
 
 
 @pytest.mark.parametrize("teachers", [1, 2])
@@ -142,47 +140,6 @@ def test_a_drain_is_bounded(head: RayHead, job: Job, tmp_path: Path) -> None:
     assert not [path for path in out.rglob(".*") if path.is_file()]
 
 
-def submit(
-    head: RayHead, tmp_path: Path, entry: list[str], arguments: list[str]
-) -> subprocess.CompletedProcess[str]:
-    """Run ``ray job submit`` with a working directory of the project."""
-    folder = tmp_path / "checkout"
-    for name in ("pipeline", "jobs"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    command = [str(BIN / "ray"), "job", "submit", "--address", head.dashboard]
-    return subprocess.run(
-        [*command, "--working-dir", str(folder), "--", *entry, *arguments],
-        env={**os.environ, **RAY_ENVIRONMENT},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_SECONDS,
-    )
-
-
-@pytest.mark.parametrize("entry", [["python", "jobs/label_teacher.py"], ["jobs/label_teacher.py"]])
-def test_ray_job_submit_writes_the_serial_bytes(
-    head: RayHead, job: Job, tmp_path: Path, entry: list[str]
-) -> None:
-    out = tmp_path / "submitted.parquet"
-    finished = submit(head, tmp_path, entry, job.to(out))
-    assert finished.returncode == 0, finished.stdout + finished.stderr
-    assert "97 labelled + 1 rejected" in finished.stdout
-    assert part_hashes(out) == job.hashes
-
-
-def test_a_store_in_the_directory_that_ray_made_for_a_job_is_refused(
-    head: RayHead, job: Job, tmp_path: Path
-) -> None:
-    entry = ["python", "jobs/label_teacher.py"]
-    finished = submit(head, tmp_path, entry, job.to(Path("labels.parquet")))
-    text = finished.stdout + finished.stderr
-    assert finished.returncode != 0, text
-    assert "labels.parquet is in the working directory that Ray made for this job" in text
-    assert "Traceback" not in finished.stdout
-    assert not list(head.cwd.parent.rglob("labels.parquet"))
-
-
 @pytest.mark.parametrize("serial", [True, False], ids=["serial", "ray"])
 def test_relative_paths_are_those_of_the_driver(
     head: RayHead, job: Job, tmp_path: Path, serial: bool
@@ -282,3 +239,25 @@ def test_a_ray_of_our_own_listens_on_loopback_alone_and_ends_with_a_killed_job(
             kill(pid)
         process.wait()
     assert listening == {"127.0.0.1"}
+
+
+def test_many_shards_are_indexed_on_the_cluster(head: RayHead, job: Job, tmp_path: Path) -> None:
+    shards = [digit_shard(tmp_path / f"n-{n:02d}.tar", 4, first=4 * n) for n in range(18)]
+    with shards[3].open("rb") as file:
+        Path(f"{shards[3]}.idx").write_bytes(index_bytes(file, "n"))
+    start = job.arguments.index("--shards")
+    arguments = [*job.arguments[:start], *job.arguments[start + 2 :], "--views", "3"]
+    arguments += ["--shards", str(tmp_path / "n-*.tar"), "--max-rejected", "0"]
+    hashes = []
+    for name, address, more in (("ray", head.address, []), ("serial", None, ["--serial"])):
+        out = tmp_path / f"{name}.parquet"
+        run_job([*arguments, *more, "--out", str(out)], address=address, log=tmp_path / name)
+        hashes.append(part_hashes(out))
+    assert hashes[0] == hashes[1]
+    assert len(hashes[0]) == 18 + 1
+    Path(f"{shards[4]}.idx").write_text("no index")
+    log = tmp_path / "refused"
+    process = start_job([*arguments, "--out", str(out)], address=head.address, log=log)
+    assert process.wait(PATIENCE_SECONDS) == 1
+    (line,) = [one for one in log.read_text().splitlines() if "error" in one]
+    assert "n-04.tar.idx is no index of a shard" in line

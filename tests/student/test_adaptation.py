@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from student.adaptation import adapt, head_modules, parameter_count
 from student.checkpoint import open_checkpoint
 from student.config import StudentConfig
 from student.engine import Outcome, Trainer, train
+from student.evaluation.report import load_student
 from student.inputs import open_inputs
 from student.model import StudentSpec, create_student
 from tests.student.worlds import World, make_world, run_ranks
@@ -43,6 +45,21 @@ def test_attention_heads_and_positions_alone_are_trained(world, tmp_path) -> Non
     expected = {name for name in before if ".attn." in name or name.startswith("head")}
     assert moved == {*expected, "pos_embed"}
     assert 0 < parameter_count(trainer.model, trained=True) < parameter_count(trainer.model)
+
+
+def test_a_run_says_how_large_its_student_is_and_what_memory_it_took(world, tmp_path) -> None:
+    outcome = run(world, tmp_path / "run", stop_after=4, attn_only=True)
+    run(world, tmp_path / "run", resume="auto", attn_only=True)
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    model = load_student(tmp_path / "run" / "last.pt")
+    (line,) = (one for one in lines if one["kind"] == "student")
+    assert line["step"] == 0
+    assert line["parameters"] == sum(one.numel() for one in model.parameters())
+    assert 0 < line["trained"] < line["parameters"]
+    epochs = [one["peak_memory_bytes"] for one in lines if one["kind"] == "epoch"]
+    assert len(epochs) == 3
+    # PyTorch alone is more than this, and no machine has as much.
+    assert all(1e8 < one < 1e13 for one in (*epochs, outcome.peak_memory_bytes))
 
 
 def test_a_student_without_attention_refuses_to_train_it_alone(world, tmp_path) -> None:

@@ -61,8 +61,10 @@ def test_the_digest_follows_what_shapes_the_weights_and_nothing_else() -> None:
         "finetune_weights": "ema",
         "image_size": 32,
         "lengthen": True,
+        "report_images": 3,
         "deterministic": True,
         "ema_on_cpu": True,
+        "checkpoint_history": 3,
         "subset": True,  # which shards they are binds, not that some are missing
     }
     assert config(**free).digest == base.digest

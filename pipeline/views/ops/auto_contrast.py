@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from pipeline.views.compiled import kernel
 from pipeline.views.operation import Operation, no_argument
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def stretch(image, result):
     """Write ``(value - least) * 255 // (largest - least)`` of each value, channel by channel."""
     height, length = image.shape[0], 3 * image.shape[1]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from pipeline.views.compiled import kernel
 from pipeline.views.operation import Operation, no_argument
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def equalize(image, result):
     """Write for each value a share of 255: of its channel's values, how many lie below it."""
     numbers, written = image.reshape(-1), result.reshape(-1)
@@ -19,7 +19,7 @@ def equalize(image, result):
             written[i + channel] = table[channel, numbers[i + channel]]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _histogram(numbers):
     """Return how often each value occurs in each channel, (3, 256)."""
     # Two counts of each: one would wait for itself where neighbors are equal.
@@ -33,7 +33,7 @@ def _histogram(numbers):
     return counts[:3] + counts[3:]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _table(counts):
     """Return what becomes of each value of each channel, (3, 256)."""
     table = np.empty((3, 256), np.uint8)

@@ -6,11 +6,12 @@ import math
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from pipeline.records import FIXED_ONE, Pixels
+from pipeline.views.compiled import kernel
 from pipeline.views.kernels import affine_weights
 from pipeline.views.operation import Operation, either_sign
 from pipeline.views.rng import fixed
@@ -35,7 +36,7 @@ def _rotation(argument: int, height: int, width: int) -> NDArray[np.int64]:
     return np.array((cos, -sin, right, sin, cos, down), np.int64)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def apply_affine(image, matrix, weights, fill, result):
     """Write the image moved by a 2x3 matrix of 2**-16 pixels, bicubic.
 
@@ -69,7 +70,7 @@ def apply_affine(image, matrix, weights, fill, result):
             sy += 2 * matrix[3]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _with_border(image):
     """Return the image with two pixels of border around it, repeated, and a channel of zeros."""
     height, width = image.shape[:2]

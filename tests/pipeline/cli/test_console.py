@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -27,6 +28,7 @@ from pipeline.cli.console import (
     running,
     say,
     say_lines,
+    words_given,
 )
 from pipeline.errors import ConfigError, StoreError
 from pipeline.records import PartRows
@@ -221,6 +223,57 @@ def end_of(*command: object, bufsize: str | None = None) -> tuple[int, str]:
 @pytest.mark.parametrize("does", ENDS)
 def test_a_closed_pipe_ends_a_command_without_a_word(does: str) -> None:
     assert end_of(sys.executable, "-c", PRINTING, does) == ENDS[does]
+
+
+@pytest.mark.parametrize("bufsize", [None, "0"])
+@pytest.mark.parametrize("does", ["print('x')", "say('x')", "print('x' * 99999)"])
+def test_a_full_disk_behind_the_output_is_said(does: str, bufsize: str | None) -> None:
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    variables |= {"PYTHONUNBUFFERED": "1"} if bufsize else {}
+    code = PRINTING.replace("import running", "import running, say")
+    command = [sys.executable, "-c", code, does]
+    with open("/dev/full", "w") as full:  # noqa: PTH123 - a device
+        one = subprocess.run(
+            command, cwd=ROOT, env=variables, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+        both = subprocess.run(command, cwd=ROOT, env=variables, stdout=full, stderr=full)
+    words = "a-program: error: its output cannot be written: No space left on device\n"
+    assert (one.returncode, one.stderr) == (1, words)
+    assert both.returncode == 1
+
+
+@pytest.mark.parametrize("wrapped", ["raise SystemError from error", "raise ImportError('x')"])
+def test_ctrl_c_is_found_below_the_errors_of_others(
+    wrapped: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = f"try:\n    raise KeyboardInterrupt\nexcept KeyboardInterrupt as error:\n    {wrapped}"
+    with pytest.raises(SystemExit) as ended, running("a-program", {}):
+        exec(code)
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "a-program: interrupted\n"
+
+
+@pytest.mark.parametrize("number", ["ENOENT", "EACCES", "EROFS", "ENOSPC", "ENOTDIR"])
+def test_a_file_that_the_system_refuses_is_named_without_a_traceback(
+    number: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = getattr(errno, number)
+    assert status_of(OSError(code, "words", "x.json")) == 1
+    assert capsys.readouterr().err == f"a-program: error: x.json: {os.strerror(code)}\n"
+    with pytest.raises(OSError, match="of no file"):
+        status_of(OSError("of no file"))
+
+
+def test_a_tilde_is_the_home_directory_also_in_quotes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    words = ["--out", "~/x.parquet", "--shards=~/a/*.tar", "~", "x~y", "--key", "a=~/b", "s3://b/~"]
+    assert words_given(words) == [
+        *("--out", "/home/me/x.parquet", "--shards=/home/me/a/*.tar", "/home/me"),
+        *("x~y", "--key", "a=~/b", "s3://b/~"),
+    ]
+    monkeypatch.setattr("sys.argv", ["program", "~/y"])
+    assert words_given(None) == ["/home/me/y"]
+    assert words_given([]) == []
 
 
 def test_another_pipe_that_breaks_is_a_fault() -> None:

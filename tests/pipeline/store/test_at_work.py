@@ -10,32 +10,61 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.store.at_work import GONE_SECONDS, WORK_PATH, Worker, at_work
+from pipeline.files.local import Location
+from pipeline.store.at_work import GONE_SECONDS, JobProgress, Worker, at_work, read_workers
 
-ME = Worker(machine="elsewhere", process=7, seen=0.0)
+PROGRESS = JobProgress(
+    samples=98,
+    rejected=1,
+    parts=12,
+    parts_to_do=8,
+    labels_to_do=3920,
+    parts_done=0,
+    labels_done=0,
+    seconds=0.0,
+)
+ME = Worker(machine="elsewhere", process=7, seen=0.0, over=False, progress=PROGRESS)
+WORDS = "_meta/.jobs"
 
 
-def told(root: Path) -> dict[str, object]:
-    path = root / WORK_PATH
-    return dict(json.loads(path.read_bytes())) if path.exists() else {}
+def tell(root: Path, worker: Worker, name: str = "at-work.json") -> None:
+    (root / WORDS).mkdir(parents=True, exist_ok=True)
+    (root / WORDS / name).write_text(json.dumps(dataclasses.asdict(worker)))
 
 
-def tell(root: Path, worker: Worker) -> None:
-    (root / WORK_PATH).parent.mkdir(parents=True, exist_ok=True)
-    (root / WORK_PATH).write_text(json.dumps(dataclasses.asdict(worker)))
+def wait_for_words(root: Location, count: int) -> None:
+    end = time.monotonic() + 30
+    while len(read_workers(root)) < count and time.monotonic() < end:
+        time.sleep(0.01)
 
 
-def test_the_second_job_is_told_of_the_first_until_that_ends(tmp_path: Path) -> None:
-    with at_work(tmp_path) as nobody:
-        assert nobody is None
-        end = time.monotonic() + 30
-        while not told(tmp_path) and time.monotonic() < end:
-            time.sleep(0.01)
-        with at_work(tmp_path) as first:
-            assert first is not None
-            assert str(first).startswith(f"process {os.getpid()} on ")
-        assert told(tmp_path)["process"] == os.getpid()  # the second one's end changes nothing
-    assert told(tmp_path) == {}
+def test_each_job_tells_of_itself_to_those_that_come_later(tmp_path: Path) -> None:
+    with at_work(tmp_path, PROGRESS) as first:
+        assert first.others == ()
+        wait_for_words(tmp_path, 1)
+        with at_work(tmp_path, PROGRESS) as second:
+            (other,) = second.others
+            assert str(other).startswith(f"process {os.getpid()} on ")
+            wait_for_words(tmp_path, 2)
+            with at_work(tmp_path, PROGRESS) as third:
+                assert len(third.others) == 2
+    assert {path.name for path in (tmp_path / WORDS).iterdir()} == {
+        "at-work.json",
+        "at-work-1.json",
+        "at-work-2.json",
+    }
+    assert not any(one.is_there for one in read_workers(tmp_path))
+    with at_work(tmp_path, PROGRESS) as later:
+        assert later.others == ()
+
+
+def test_the_last_word_stays_when_a_job_has_ended(tmp_path: Path) -> None:
+    later = dataclasses.replace(PROGRESS, parts_done=5, labels_done=2000, seconds=7.5)
+    with at_work(tmp_path, PROGRESS) as me:
+        me.tell(later)
+    (word,) = read_workers(tmp_path)
+    assert word.over
+    assert word.progress == later
 
 
 @pytest.mark.parametrize(("age", "there"), [(0.0, True), (-5.0, True), (GONE_SECONDS + 9, False)])
@@ -43,8 +72,8 @@ def test_a_job_on_another_machine_is_there_while_it_tells_so(
     tmp_path: Path, age: float, there: bool
 ) -> None:
     tell(tmp_path, dataclasses.replace(ME, seen=time.time() - age))
-    with at_work(tmp_path) as other:
-        assert (other is not None) == there
+    with at_work(tmp_path, PROGRESS) as me:
+        assert bool(me.others) == there
 
 
 def test_a_killed_job_on_this_machine_is_no_longer_there(tmp_path: Path) -> None:
@@ -53,14 +82,16 @@ def test_a_killed_job_on_this_machine_is_no_longer_there(tmp_path: Path) -> None
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     machine, process, seen = gone.stdout.split()
-    tell(tmp_path, Worker(machine=machine, process=int(process), seen=float(seen)))
-    with at_work(tmp_path) as other:
-        assert other is None
+    word = dataclasses.replace(ME, machine=machine, process=int(process), seen=float(seen))
+    tell(tmp_path, word)
+    with at_work(tmp_path, PROGRESS) as me:
+        assert me.others == ()
 
 
 def test_a_word_that_cannot_be_read_is_none(tmp_path: Path) -> None:
     for text in ("", "[]", '{"machine": 1}', '{"machine": "x", "process": -1, "seen": "now"}'):
-        (tmp_path / WORK_PATH).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / WORK_PATH).write_text(text)
-        with at_work(tmp_path) as other:
-            assert other is None
+        (tmp_path / WORDS).mkdir(parents=True, exist_ok=True)
+        (tmp_path / WORDS / "at-work.json").write_text(text)
+        assert read_workers(tmp_path) == ()
+        with at_work(tmp_path, PROGRESS) as me:
+            assert me.others == ()

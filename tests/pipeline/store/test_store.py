@@ -13,6 +13,7 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
@@ -27,7 +28,7 @@ from pipeline.errors import (
     StoreError,
 )
 from pipeline.files import local as files
-from pipeline.identity import PRESETS, StoreIdentity
+from pipeline.identity import PRESETS, StoreIdentity, canonical_json
 from pipeline.records import PartRows, Rejection
 from pipeline.shards.index import open_shard
 from pipeline.store import (
@@ -39,7 +40,7 @@ from pipeline.store import (
     open_store,
 )
 from pipeline.store.manifest import seal, unseal
-from pipeline.store.parquet import decode_part, encode_part
+from pipeline.store.parquet import decode_part, encode_part, read_claims
 from pipeline.views.draw import has_mixed_digest
 from tests.labelling import digit_shard, hash_identity, label_with_hashes, part_of, write_hash_store
 from tests.storing import written_anew
@@ -367,3 +368,15 @@ def test_the_bytes_of_a_store_do_not_depend_on_umask_or_directory(
         *(e.part.path for e in first.manifest.parts),
     ):
         assert (first.root.path / name).read_bytes() == (other.root.path / name).read_bytes()
+
+
+def test_what_a_part_says_of_its_labels_is_held_against_them() -> None:
+    rows = make_rows(5, 3)
+    file = pq.read_table(pa.BufferReader(encode_part(rows)))
+    header = json.loads(file.schema.metadata[b"teacher_labels"])
+    header["agreement"]["equal"] += 1
+    forged = file.replace_schema_metadata({b"teacher_labels": canonical_json(header)})
+    data = written_anew(encode_part(rows), lambda _: forged)
+    assert read_claims(data, rows.part, "x")[1].agreement.equal == header["agreement"]["equal"]
+    with pytest.raises(ChecksumError, match=r"x is damaged \(its labels have .*, it says "):
+        decode_part(data, rows.part, "x")

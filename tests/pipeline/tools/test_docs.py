@@ -73,7 +73,7 @@ def test_the_commands_of_the_page_run_in_their_order(
 ) -> None:
     commands = [line for block in blocks("sh") for line in block.splitlines()]
     assert {shlex.split(line)[1] for line in commands} == {
-        *("inspect", "stats", "diff", "thin", "merge", "extend")
+        *("inspect", "status", "stats", "diff", "thin", "merge", "extend")
     }
     for line in commands:
         name, *arguments = shlex.split(line)

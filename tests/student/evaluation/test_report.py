@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from dataclasses import replace
@@ -9,21 +10,29 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from pipeline.errors import CheckpointError, ConfigError, StoreError
 from pipeline.identity import PRESETS, MixConfig
 from pipeline.views.mixing import normalize
+from student.checkpoint import open_checkpoint
 from student.cli import evaluate_main
 from student.config import EvaluateConfig
 from student.engine import train
 from student.evaluation.analysis import analyze, plot_analysis
-from student.evaluation.evaluate import Accuracy, Evaluation, evaluate
-from student.evaluation.report import evaluate_checkpoint, load_student
+from student.evaluation.evaluate import FUSIONS, Accuracy, Evaluation, evaluate
+from student.evaluation.report import evaluate_checkpoint, evaluate_directory, load_student
 from student.evaluation.validation import ValidationDataset, center_views, read_teacher_labels
 from student.inputs import open_inputs
 from student.loading import LoaderOptions
 from student.model import split_heads, two_headed
-from tests.student.factories import SMALL_VIEWS, make_identity, make_store, write_digit_shards
+from tests.student.factories import (
+    SMALL_VIEWS,
+    TINY,
+    make_identity,
+    make_store,
+    write_digit_shards,
+)
 from tests.student.worlds import World, make_world
 
 VALIDATION = (13, 8)
@@ -205,8 +214,8 @@ def test_the_plot_is_an_image(world, tmp_path) -> None:
 def test_a_missing_matplotlib_is_named(world, tmp_path, monkeypatch) -> None:
     analysis = evaluate_checkpoint(settings(world, analysis=True)).analysis
     assert analysis is not None
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ConfigError, match="extra 'plots'"):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ConfigError, match=r"matplotlib: pip install .*\[plots\]"):
         plot_analysis(analysis, tmp_path / "plot.png")
 
 
@@ -249,7 +258,7 @@ def test_only_a_student_that_tells_classes_apart_by_other_names_is_suspected(
 ) -> None:
     evaluation = Evaluation(
         samples=samples,
-        class_head=Accuracy(top1=top1, top5=1.0),
+        class_head=Accuracy(top1=top1, top5=1.0, loss=1.0),
         distillation_head=None,
         mean_of_logits=None,
         sum_of_softmaxes=None,
@@ -292,3 +301,93 @@ def test_of_few_classes_nothing_is_said_about_their_order(tmp_path) -> None:
     targets = torch.cat([data[item].target for item in range(len(data))])
     namer = Namer(targets, (torch.arange(10) + 1) % 10, classes=40)
     assert evaluate(namer, data, LoaderOptions()).permuted_top1 == 0
+
+
+def without_times(evaluation: Evaluation) -> dict[str, object]:
+    return {**evaluation.to_json(), "images_per_second": 0}
+
+
+FOREIGN = {
+    "deit.pth": lambda own: {"model": own.model, "epoch": 3, "args": argparse.Namespace(lr=1.0)},
+    "timm.pth.tar.pt": lambda own: {"state_dict": own.model, "state_dict_ema": own.ema},
+    "bare.pth": lambda own: dict(own.model),
+    "weights.safetensors": lambda own: dict(own.model),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_weights_of_deit_and_timm_are_evaluated_as_their_own(world, tmp_path, name) -> None:
+    own = open_checkpoint(world.root / "run" / "last.pt")
+    values, path = FOREIGN[name](own), tmp_path / name
+    (save_file if path.suffix == ".safetensors" else torch.save)(values, path)
+    given = {"model": own.student.model, "model_args": TINY, "image_size": 32}
+    report = evaluate_checkpoint(settings(world, checkpoint=path, **given, eval_fraction=0.875))
+    expected = evaluate_checkpoint(settings(world))
+    assert report.step is None
+    assert report.classes == 10
+    assert (
+        report.parameters
+        == expected.parameters
+        == sum(one.numel() for one in load_student(world.root / "run" / "last.pt").parameters())
+    )
+    assert set(report.evaluations) == ({"raw", "ema"} if "timm" in name else {"raw"})
+    for which, found in report.evaluations.items():
+        assert without_times(found) == without_times(expected.evaluations[which])
+
+
+def test_weights_of_another_program_need_the_name_of_their_model(world, tmp_path) -> None:
+    torch.save({"model": {"head.weight": torch.zeros(10, 3)}}, tmp_path / "x.pth")
+    foreign = {"checkpoint": tmp_path / "x.pth"}
+    with pytest.raises(
+        ConfigError, match=r"x\.pth is no checkpoint of train-student: give `model`"
+    ):
+        evaluate_checkpoint(settings(world, **foreign))
+    with pytest.raises(CheckpointError, match="does not fit its model test_resnet"):
+        evaluate_checkpoint(settings(world, **foreign, model="test_resnet", image_size=32))
+    with pytest.raises(ConfigError, match=r"`image_size` is 64, and .* says its own"):
+        evaluate_checkpoint(settings(world, image_size=64))
+
+
+def test_a_directory_is_evaluated_file_by_file(world, tmp_path, capsys) -> None:
+    config = world.config(
+        tmp_path / "run", val_shards=settings(world).val_shards, checkpoint_history=2, epochs=3
+    )
+    train(config, open_inputs(config))
+    (tmp_path / "run" / "torn.pt").write_bytes(b"torn")
+    arguments = [
+        *("--checkpoint", str(tmp_path / "run"), "--val-shards", *settings(world).val_shards),
+        *("--workers", "0", "--threads", "1", "--json", str(tmp_path / "all.json")),
+    ]
+    evaluate_main(arguments)
+    lines = capsys.readouterr().out.splitlines()
+    names = ["best.pt", "epoch-0002.pt", "epoch-0003.pt", "last.pt", "previous.pt"]
+    assert [line.split()[0] for line in lines[1:]] == names
+    values = json.loads((tmp_path / "all.json").read_text())
+    assert list(values) == names
+    assert values["epoch-0003.pt"]["step"] == values["last.pt"]["step"] == 6
+    assert values["epoch-0002.pt"]["step"] == 4
+    top1 = values["last.pt"]["evaluations"]["raw"]["mean_of_logits"]["top1"]
+    assert f"{top1:8.2%}" in lines[4]
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ConfigError, match=r"holds no \.pt, \.pth, \.safetensors file"):
+        evaluate_directory(settings(world, checkpoint=tmp_path / "none"))
+
+
+def test_the_loss_is_the_mean_cross_entropy_of_each_prediction(world) -> None:
+    paths = sorted((world.root / "validation").glob("*.tar"))
+    views = center_views(SMALL_VIEWS, 0.875)
+    data = ValidationDataset(paths, views, classes=10, batch_size=8)
+    model = load_student(world.root / "run" / "last.pt")
+    found = evaluate(model, data, LoaderOptions())
+    losses: dict[str, list[float]] = {name: [] for name in FUSIONS}
+    for batch in (data[item] for item in range(len(data))):
+        with torch.no_grad(), two_headed(model):
+            images = normalize(batch.pixels, views.mean, views.std)
+            one, other = (head.double() for head in split_heads(model(images)))
+        both = (one.softmax(-1) + other.softmax(-1)) / 2
+        chances = (one.softmax(-1), other.softmax(-1), ((one + other) / 2).softmax(-1), both)
+        for name, chance in zip(FUSIONS, chances, strict=True):
+            losses[name] += (-chance.log()[range(len(batch.target)), batch.target]).tolist()
+    for name in FUSIONS:
+        # Logarithms in float32 against float64.
+        assert found.of(name).loss == pytest.approx(np.mean(losses[name]), rel=1e-5)

@@ -1,0 +1,74 @@
+"""Where the programs begin: before anything is imported that takes time.
+
+Ctrl-C during imports would end in a traceback through other people's modules, so it ends the
+process until the command itself is ready to answer it, and again once the command has ended.
+"""
+
+from __future__ import annotations
+
+import signal
+from importlib import import_module
+
+__all__ = [
+    "evaluate_student",
+    "export_student",
+    "label_store",
+    "label_teacher",
+    "pack_shards",
+    "student_report",
+    "teacher_labels",
+    "train_student",
+]
+
+
+def teacher_labels() -> None:
+    """Run ``teacher-labels``."""
+    _run("jobs.teacher_labels", "main")
+
+
+def pack_shards() -> None:
+    """Run ``pack-shards``."""
+    _run("pipeline.cli.commands", "pack_shards")
+
+
+def label_store() -> None:
+    """Run ``label-store``."""
+    _run("pipeline.cli.commands", "label_store")
+
+
+def label_teacher() -> None:
+    """Run ``label-teacher``."""
+    _run("jobs.label_teacher", "main")
+
+
+def train_student() -> None:
+    """Run ``train-student``."""
+    _run("student.cli", "main")
+
+
+def evaluate_student() -> None:
+    """Run ``evaluate-student``."""
+    _run("student.cli", "evaluate_main")
+
+
+def export_student() -> None:
+    """Run ``export-student``."""
+    _run("student.cli", "export_main")
+
+
+def student_report() -> None:
+    """Run ``student-report``."""
+    _run("student.cli", "report_main")
+
+
+def _run(module: str, function: str) -> None:
+    answered = signal.getsignal(signal.SIGINT)
+    if answered is signal.default_int_handler:  # not where a shell has a job ignore it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    main = getattr(import_module(module), function)
+    signal.signal(signal.SIGINT, answered)
+    try:
+        main()
+    finally:
+        if answered is signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -1,0 +1,107 @@
+"""What is measured of a job: lines of JSON, and Ray's metrics."""
+
+from __future__ import annotations
+
+import json
+import re
+import urllib.request
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from jobs.metrics import HELP, Flow, Measured, Metrics, check_path, measuring
+from pipeline.errors import ConfigError
+from tests.jobs.conftest import PARTS, Job
+from tests.jobs.processes import (
+    PATIENCE_SECONDS,
+    ROOT,
+    RayHead,
+    part_hashes,
+    run_job,
+    start_job,
+    wait_for,
+)
+
+
+def test_speeds_are_those_since_the_line_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, flow, done = [100.0], [Flow(teachers=2, busy_seconds=0.0)], [(0, 0, 0)]
+    monkeypatch.setattr("jobs.metrics.time.monotonic", lambda: now[0])
+    told: list[dict[str, float]] = []
+    path = tmp_path / "m.jsonl"
+    metrics = Metrics(lambda: done[0], 8, lambda: flow[0], told.append, path)
+    now[0], done[0] = 110.0, (2, 500, 1)
+    flow[0] = Flow(teachers=2, busy_seconds=15.0, window=7, again=2, lost=1)
+    metrics.publish()
+    now[0], done[0] = 120.0, (3, 600, 1)
+    metrics.publish()
+    first, second = map(json.loads, path.read_text().splitlines())
+    assert (first["labels_per_second"], second["labels_per_second"]) == (50.0, 10.0)
+    assert (first["teacher_busy_share"], second["teacher_busy_share"]) == (0.75, 0.0)
+    assert (first["parts"], first["parts_to_do"], first["rejected"]) == (2, 8, 1)
+    assert (first["window"], first["retries"]) == (7, 3)
+    assert told[0] == {name: first[name] for name in HELP}
+    assert metrics.summary() == {
+        "teacher_busy_share": 0.375,
+        "groups_augmented_again": 2,
+        "teachers_lost": 1,
+    }
+
+
+def test_all_that_is_measured_is_explained_and_shown() -> None:
+    assert {"time", *HELP} == {one.name for one in fields(Measured)}
+    dashboard = json.loads((ROOT / "docker" / "grafana.json").read_text())
+    shown = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    names = [re.fullmatch(r'ray_teacher_labels_(\w+)\{store=~"\$store"\}', one) for one in shown]
+    assert sorted(one[1] for one in names if one) == sorted(HELP)
+
+
+def test_a_file_that_cannot_be_written_is_said_before_the_job(tmp_path: Path) -> None:
+    check_path(None)
+    with pytest.raises(ConfigError, match=r"`metrics_file` .* cannot be written"):
+        check_path(tmp_path / "nowhere" / "m.jsonl")
+
+
+def test_a_full_disk_ends_no_job(tmp_path: Path) -> None:
+    metrics = Metrics(lambda: (0, 0, 0), 1, Flow, lambda values: None, Path("/dev/full"))
+    with measuring(metrics):
+        pass
+
+
+def test_a_job_on_ray_offers_its_metrics_and_writes_lines_and_a_summary(
+    head: RayHead, job: Job, tmp_path: Path
+) -> None:
+    out, log, lines = tmp_path / "ray.parquet", tmp_path / "log", tmp_path / "m.jsonl"
+    arguments = job.to(out, "--metrics-file", str(lines), "--teachers", "2")
+    process = start_job(arguments, address=head.address, log=log)
+    scraped: dict[str, float] = {}
+
+    def scrape() -> bool:
+        with urllib.request.urlopen(f"http://{head.metrics}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+        pattern = r'^ray_teacher_labels_(\w+)\{.*store="ray\.parquet".*\} (\S+)$'
+        scraped.update((one[1], float(one[2])) for one in re.finditer(pattern, text, re.MULTILINE))
+        return process.poll() is not None or set(scraped) == set(HELP)
+
+    wait_for(scrape, "the metrics", log=log)
+    assert process.wait(PATIENCE_SECONDS) == 0, log.read_text()
+    assert set(scraped) == set(HELP)
+    assert scraped["parts_to_do"] == PARTS
+    assert part_hashes(out) == job.hashes
+    last = json.loads(lines.read_text().splitlines()[-1])
+    assert (last["parts"], last["labels"], last["rejected"]) == (PARTS, 97 * 60, 1)
+    (record,) = (out / "_meta" / "runs").iterdir()
+    run = json.loads(record.read_bytes())
+    assert 0 < run["teacher_busy_share"] <= 1
+    assert run["teachers_lost"] == 0
+
+
+def test_a_job_without_ray_writes_lines_too(job: Job, tmp_path: Path) -> None:
+    out, lines = tmp_path / "serial.parquet", tmp_path / "m.jsonl"
+    arguments = job.to(out, "--serial", "--metrics-file", str(lines), "--views", "15")
+    run_job(arguments, address=None, log=tmp_path / "log")
+    last = json.loads(lines.read_text().splitlines()[-1])
+    assert (last["parts"], last["teachers"], last["labels"]) == (3, 1, 97 * 15)
+    assert 0 < last["teacher_busy_share"] < 1

@@ -1,0 +1,161 @@
+"""All commands under one name, and the one that looks at the machine."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from importlib import import_module
+from importlib.metadata import distribution, version
+from pathlib import Path
+
+import pytest
+
+from jobs import doctor, entry
+from jobs.teacher_labels import COMMANDS, main
+from pipeline.identity import AugmentConfig, MixConfig
+from pipeline.tools import doctor as machine
+from pipeline.tools.doctor import Finding, examine
+from pipeline.views.floats import fingerprints_on
+from pipeline.views.reference import REFERENCE
+
+BIN = Path(sys.executable).parent
+PROGRAMS = {one.name: one.value for one in distribution("teacher-labels").entry_points}
+
+
+def status_of(*arguments: str) -> object:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    return ended.value.code
+
+
+def test_each_command_is_the_program_of_its_older_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[str] = []
+    monkeypatch.setattr(entry, "_run", lambda *target: begun.append(":".join(target)))
+    for old, target, _ in COMMANDS.values():
+        module, _, function = target.partition(":")
+        assert callable(getattr(import_module(module), function))
+        if old:
+            getattr(entry, PROGRAMS[old].partition(":")[2])()
+            assert begun.pop() == target
+    assert {old for old, *_ in COMMANDS.values() if old} == set(PROGRAMS) - {"teacher-labels"}
+    entry.teacher_labels()
+    assert begun == ["jobs.teacher_labels:main"]
+
+
+@pytest.mark.parametrize("name", sorted(PROGRAMS))
+def test_ctrl_c_while_a_program_loads_ends_it_without_a_word(name: str) -> None:
+    program = PROGRAMS[name].partition(":")[2]
+    code = (
+        "import os, signal\n"
+        "from jobs import entry\n"
+        "entry.import_module = lambda module: os.kill(os.getpid(), signal.SIGINT)\n"
+        f"entry.{program}()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
+def test_a_program_that_is_told_to_ignore_ctrl_c_does() -> None:
+    code = (
+        "import os, signal\n"
+        "from jobs import entry\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "entry._run('os', 'getpid')\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+        "print('on')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "on\n")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_and_errors_say_what_was_typed(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(name, "--help") == 0
+    assert f"usage: teacher-labels {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [[], *([name] for name in COMMANDS)], ids=" ".join)
+def test_the_release_is_said_everywhere(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status_of(*words, "--version") == 0
+    said = " ".join(["teacher-labels", *words, version("teacher-labels")])
+    assert capsys.readouterr().out == f"{said}\n"
+
+
+@pytest.mark.parametrize("name", sorted(PROGRAMS))
+def test_the_older_names_say_it_too(name: str) -> None:
+    done = subprocess.run([BIN / name, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{name} {version('teacher-labels')}\n"
+
+
+def test_a_slip_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of("lable") == 1
+    assert "did you mean label?" in capsys.readouterr().err
+    assert status_of("qqq") == 1
+    assert "use pack, label, store" in capsys.readouterr().err
+    assert status_of() == 2
+    assert "usage: teacher-labels" in capsys.readouterr().out
+    assert status_of("store", "inspect", "no.parquet") == 1
+    assert "teacher-labels store: error: no.parquet" in capsys.readouterr().err
+
+
+def test_this_machine_has_the_pixels_of_all_others() -> None:
+    identity = machine._identity()
+    assert (identity.augment, identity.mix) == (AugmentConfig(), MixConfig())
+    assert fingerprints_on(identity, "cpu") == REFERENCE
+
+
+def test_the_doctor_names_what_it_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = [one.name for one in examine()]
+    wanted = {"Python", "processor", "memory", "GPU", "pixels", "disk", "/dev/shm", "cache"}
+    assert wanted <= set(names)
+
+
+def of(name: str) -> Finding:
+    return next(one for one in examine() if one.name == name)
+
+
+def test_what_is_wrong_comes_with_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = {**REFERENCE, "decode.jpeg-cmyk": 0}
+    monkeypatch.setattr("pipeline.views.reference.REFERENCE", wrong)
+    assert "decode.jpeg-cmyk (decoding jpeg, cmyk)" in of("pixels").found
+    assert "constraints.txt" in of("pixels").cure
+    monkeypatch.setattr(machine, "requires", lambda _: ["numpy>=99", "no-such-package>=1"])
+    assert of("numpy").cure == "pip install 'numpy>=99'"
+    assert of("no-such-package").found == "not installed"
+    for name, least in (("disk", "DISK_GB"), ("/dev/shm", "SHARED_GB"), ("memory", "MEMORY_GB")):
+        monkeypatch.setattr(machine, least, 1e9)
+        assert of(name).cure
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    assert "XDG_CACHE_HOME" in of("cache").cure
+    monkeypatch.setattr("pipeline.views.compiled._kept", {"resize": ""})
+    assert "NUMBA_CACHE_DIR" in of("kernels").cure
+
+
+@pytest.mark.parametrize(("cure", "status"), [("", 0), ("buy another", 1)])
+def test_the_doctor_ends_well_only_if_all_is_well(
+    cure: str, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = [Finding(name="thing", found="seen", cure=cure)]
+    monkeypatch.setattr(machine, "examine", lambda: iter(found))
+    assert status_of("doctor") == status
+    printed = capsys.readouterr().out
+    assert ("1 thing to mend: thing" in printed) == bool(cure)
+    assert ("-> buy another" in printed) == bool(cure)
+    assert status_of("doctor", "--json") == status
+    assert json.loads(capsys.readouterr().out) == [{"name": "thing", "found": "seen", "cure": cure}]
+
+
+def test_the_doctor_starts_ray_if_it_is_told_to() -> None:
+    done = subprocess.run(
+        [BIN / "teacher-labels", "doctor", "--ray", "--json"], capture_output=True, text=True
+    )
+    found = {one["name"]: one for one in json.loads(done.stdout)}
+    assert found["Ray"]["found"].startswith("runs, with "), done
+    assert doctor.DoctorFlags().ray is False

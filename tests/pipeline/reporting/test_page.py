@@ -1,0 +1,181 @@
+"""Pages: all text is escaped, nothing is fetched, and numbers are beside charts."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.reporting.charts import Series, columns_chart, lines_chart, number_text
+from pipeline.reporting.images import SMALL, image_url
+from pipeline.reporting.page import (
+    Bar,
+    Facet,
+    Gallery,
+    Matrix,
+    Page,
+    Picture,
+    Section,
+    Statements,
+    Table,
+    Text,
+    render,
+)
+from tests.pages import Element, read_page
+
+HOSTILE = (
+    "</script><script>alert(1)</script>",
+    "</style><script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "' onload='alert(1)",
+    "<!--",
+    "]]>",
+    "{{ 7 * 7 }}{% raw %}",
+    "&lt;&amp;",
+)
+
+
+def page_of(text: str) -> Page:
+    """Return a page with a text wherever there can be one."""
+    series = [Series(name=text, points=[(0, 1), (1, 2)]), Series(name="b", points=[(0, 2)])]
+    picture = Picture(
+        source=image_url(np.zeros((4, 4, 3), np.uint8)),
+        alt=text,
+        title=text,
+        lines=(text,),
+        stressed=text,
+        facets={"kind": text, "bits": 1.5},
+        context="data:image/png;base64,",
+        context_alt=text,
+    )
+    facets = (Facet(name="kind", title=text), Facet(name="bits", title=text, least=True))
+    table = Table(caption=text, header=(text,), rows=((text, Bar(text=text, share=0.5)),))
+    blocks = (
+        Text(paragraphs=(text,)),
+        Statements(verdict=text, passed=True, lines=(text,)),
+        table,
+        columns_chart(text, [(text, 3)], x_label=text, y_label=text),
+        lines_chart(text, series, x_label=text, y_label=text),
+        Matrix(caption=text, names=(text, "b"), shares=((0, 1), (1, 0))),
+        Gallery(caption=text, facets=facets, pictures=(picture,)),
+    )
+    return Page(
+        title=text,
+        subtitle=text,
+        figures=((text, text),),
+        sections=(Section(name="one", title=text, blocks=blocks),),
+        warning=text,
+        foot=text,
+    )
+
+
+def elements(page: Element) -> list[tuple[str, list[str]]]:
+    return [(one.tag, sorted(one.attributes)) for one in page.walk()]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_text_is_text_wherever_it_stands(text: str) -> None:
+    page = read_page(render(page_of(text)))
+    plain = read_page(render(page_of("plain")))
+    assert elements(page) == elements(plain)
+    seen = page.text.count(" ".join(text.split())) + sum(
+        value == text for one in page.walk() for value in one.attributes.values()
+    )
+    assert seen >= 25
+
+
+@given(st.text(min_size=1, max_size=30))
+def test_no_text_changes_the_elements_of_a_page(text: str) -> None:
+    assert elements(read_page(render(page_of(text)))) == elements(
+        read_page(render(page_of("plain")))
+    )
+
+
+def test_marks_that_would_reverse_or_hide_text_are_spelled_out() -> None:
+    html = render(page_of("a\u202eb\u200bc"))
+    assert "\u202e" not in html
+    assert "a\\u202eb\\u200bc" in html
+
+
+def test_the_browser_runs_the_pages_script_alone_and_fetches_nothing() -> None:
+    html = render(page_of("x"))
+    page = read_page(html)
+    (policy,) = [
+        one.attributes["content"]
+        for one in page.all("meta")
+        if one.attributes.get("http-equiv") == "Content-Security-Policy"
+    ]
+    rules = dict(one.strip().split(" ", 1) for one in policy.split(";"))
+    assert rules["default-src"] == "'none'"
+    assert rules["img-src"] == "data:"
+    for tag, rule in (("script", "script-src"), ("style", "style-src")):
+        (inside,) = re.findall(f"<{tag}>(.*?)</{tag}>", html, flags=re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()
+        assert rules[rule] == f"'sha256-{digest}'"
+    assert "http:" not in html
+    assert re.findall(r"https?://[^\s\"']+", html) == []
+
+
+def test_a_chart_has_its_numbers_beside_it() -> None:
+    chart = columns_chart("c", [("0 to 1", 30), ("1 to 2", 1200)], x_label="bits", y_label="n")
+    page = read_page(chart.svg)
+    columns = page.all("rect")
+    heights = [float(one.attributes["height"]) for one in columns]
+    assert heights[1] / heights[0] == pytest.approx(40, rel=0.01)
+    assert [one.text for one in columns] == ["0 to 1: 30", "1 to 2: 1,200"]
+    assert chart.table.rows == (("0 to 1", 30), ("1 to 2", 1200))
+
+
+def test_a_line_goes_through_its_points() -> None:
+    points = [(0, 0.25), (10, 0.5), (20, 0.125)]
+    chart = lines_chart(
+        "c", [Series(name="a", points=points)], x_label="x", y_label="y", shares=True
+    )
+    (line,) = read_page(chart.svg).all("polyline")
+    drawn = [tuple(map(float, one.split(","))) for one in line.attributes["points"].split()]
+    (x0, y0), (x1, y1), (x2, y2) = drawn
+    assert x1 - x0 == pytest.approx(x2 - x1)
+    assert (y0 - y1) / (y2 - y1) == pytest.approx(0.25 / 0.375, abs=0.01)
+    assert chart.table.rows == (("0", "25.00 %"), ("10", "50.00 %"), ("20", "12.50 %"))
+
+
+def test_a_long_line_is_drawn_as_means_and_what_is_not_finite_is_left_out() -> None:
+    points = [(float(n), math.nan if n == 7 else float(n % 2)) for n in range(4801)]
+    chart = lines_chart("c", [Series(name="a", points=points)], x_label="x", y_label="y")
+    (line,) = read_page(chart.svg).all("polyline")
+    assert 200 <= len(line.attributes["points"].split()) <= 240
+    assert len(chart.table.rows) <= 120
+    empty = lines_chart("c", [Series(name="a", points=[])], x_label="x", y_label="y")
+    assert read_page(empty.svg).all("polyline") == []
+
+
+@given(st.floats(-1e12, 1e12), st.floats(1e-9, 1e12))
+def test_ticks_are_few_and_round_and_cover_the_range(low: float, span: float) -> None:
+    from pipeline.reporting.charts import _ticks
+
+    high = low + span
+    ticks = _ticks(low, high)
+    steps = np.diff(ticks)
+    assert 2 <= len(ticks) <= 8
+    slack = 1e-6 * steps[0] + 1e-9 * abs(low)
+    assert ticks[0] <= low + slack
+    assert ticks[-1] >= high - slack
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(1234, "1,234"), (0.5, "0.5"), (1e-5, "1.00e-05"), (12345.678, "12,346")]
+)
+def test_numbers_are_short(value: float, text: str) -> None:
+    assert number_text(value) == text
+
+
+def test_small_images_are_kept_to_the_bit() -> None:
+    noise = np.random.default_rng(1).integers(0, 256, (SMALL, SMALL, 3), np.uint8)
+    assert image_url(noise).startswith("data:image/png;base64,")
+    assert image_url(np.zeros((SMALL + 1, 8, 3), np.uint8)).startswith("data:image/jpeg;base64,")
