@@ -11,13 +11,13 @@ export OMP_WAIT_POLICY := PASSIVE
 export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help setup demo evidence docs site test browser bench lint types check clean
+.PHONY: help setup demo evidence chaos site test browser bench lint types check clean
 
 help:
 	@echo "make demo    images -> shards -> teacher -> label job on Ray -> student, in minutes"
 	@echo "make evidence  students taught in six ways, compared in docs/EVIDENCE.md; takes hours"
-	@echo "make docs    docs/API.md, from the docstrings"
 	@echo "make site    the documentation as a web site, in site/index.html"
+	@echo "make chaos   label jobs on Ray, killed at random for MINUTES=30; their bytes stay the same"
 	@echo "make test    the whole test suite"
 	@echo "make browser  the tests that open reports in a headless Chromium"
 	@echo "make check   lint, types and tests"
@@ -46,8 +46,10 @@ evidence: $(INSTALLED)
 		$(if $(DOWNLOAD),--download '$(DOWNLOAD)',--shards '$(SHARDS)' --val-shards '$(VAL_SHARDS)') \
 		--report docs/EVIDENCE.md $(ARGS)
 
-docs: $(INSTALLED)
-	$(BIN)/python docs/api.py
+# Loads the machine for as long as it takes.
+chaos: $(INSTALLED)
+	$(BIN)/python -m tests.crash.chaos --minutes $(or $(MINUTES),30) \
+		--report '$(or $(REPORT),chaos-report.md)' $(ARGS)
 
 site: $(INSTALLED)
 	$(BIN)/python docs/commands.py

@@ -5,6 +5,7 @@ Run alone: `python -m benchmarks.scale`; `docs/PERFORMANCE.md` has results.
 
 from __future__ import annotations
 
+import io
 import resource
 import tempfile
 import time
@@ -14,12 +15,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tyro
+from PIL import Image
+from webdataset import TarWriter
 
 from benchmarks.realistic import make_identity, make_rows
 from benchmarks.report import Report, describe_machine
 from pipeline.columns import ColumnConfig, Columns
 from pipeline.identity import StoreIdentity
+from pipeline.labelling.job import index_shards
 from pipeline.records import PartKey, PartRows, ShardInfo
+from pipeline.shards.index import index_bytes, index_path
 from pipeline.store import Receipts, claim_store, committed_parts, finish_store, read_receipts
 from pipeline.store.card import card_text
 from pipeline.store.manifest import MANIFEST_PATH
@@ -35,6 +40,8 @@ class ScaleBenchmark:
 
     parts: tuple[int, ...] = (100, 1000)
     """Parts that are committed, of 1,250 samples at 150 views each."""
+    shards: int = 100
+    """Shards that are indexed, of 1,250 samples each."""
     folder: Path | None = None
     """Where to write trial stores: a disk whose speed is wanted; the temporary directory."""
     json: Path | None = None
@@ -66,6 +73,37 @@ def write_parts(root: Path, rows: PartRows, identity: StoreIdentity, parts: int)
         )
         for number in range(parts)
     ]
+
+
+def write_shards(folder: Path, shards: int) -> list[Path]:
+    """Write shards of small images: to index one depends on its members' number."""
+    image = encode_jpeg()
+    paths = [folder / f"s-{number:06d}.tar" for number in range(shards)]
+    for number, path in enumerate(paths):
+        with path.open("x+b") as file, TarWriter(file, encoder=False) as tar:
+            for index in range(SAMPLES):
+                tar.write({"__key__": f"{number:06d}-{index:06d}", "jpg": image, "cls": b"7"})
+    return paths
+
+
+def encode_jpeg() -> bytes:
+    """Return a small JPEG."""
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "JPEG")
+    return file.getvalue()
+
+
+def indexing(folder: Path, shards: int) -> dict[str, float]:
+    """Return the milliseconds that a shard takes to be indexed, opened or by an index beside it."""
+    figures: dict[str, float] = {}
+    paths = write_shards(folder, shards)
+    for how in ("opened", "by_its_index"):
+        with timed(figures, f"index_{how}_milliseconds_a_shard", shards):
+            index_shards(paths)
+        for path in paths:
+            with path.open("rb") as file:
+                Path(index_path(path)).write_bytes(index_bytes(file, path.name))
+    return figures
 
 
 @contextmanager
@@ -102,6 +140,7 @@ def main() -> None:
     config = tyro.cli(ScaleBenchmark, description=ScaleBenchmark.__doc__)
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory(dir=config.folder) as name:
+        figures |= indexing(Path(name), config.shards)
         for parts in config.parts:
             figures |= resume(Path(name), parts)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3

@@ -7,7 +7,7 @@ import statistics
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -18,6 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from jobs.sizing import Share
 from jobs.supervisor import PARTS_IN_FLIGHT, Patience
 from pipeline.errors import PipelineError
+from pipeline.files.cache import ShardFile
 from pipeline.files.sharing import SharedPaths, unseen_path
 from pipeline.identity import TeacherIdentity
 from pipeline.labelling.agreement import Preflight
@@ -26,6 +27,7 @@ from pipeline.labelling.job import IndexedShards, PartOrder
 from pipeline.labelling.part import GroupTask, probe_task, run_task
 from pipeline.labelling.probe import Fate
 from pipeline.records import AugmentedGroup
+from pipeline.shards.index import ShardSummary, summarize_here
 from pipeline.store import Committed
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ __all__ = [
     "augment_remotely",
     "load_worker",
     "look_remotely",
+    "summarize_remotely",
 ]
 
 CRASHES_PER_TASK = 3  # that may be chance; then its images are looked at
@@ -84,6 +87,12 @@ class Progress:
 def look_remotely(paths: SharedPaths, node: str) -> str | None:
     """Return what a node does not see as the driver does."""
     return unseen_path(paths, node)
+
+
+@ray.remote(num_cpus=1, max_retries=CRASHES_PER_TASK)
+def summarize_remotely(shards: Sequence[tuple[int, ShardFile]]) -> list[ShardSummary]:
+    """Summarize shards, given with their numbers."""
+    return list(summarize_here(shards))
 
 
 @ray.remote(num_cpus=1, max_retries=CRASHES_PER_TASK)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable, Generator, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from jobs.actors import (
     TeacherActor,
     load_worker,
     look_remotely,
+    summarize_remotely,
 )
 from jobs.draining import Drain
 from jobs.joining import RayConnection, death_of, fault_of, within
@@ -46,6 +48,7 @@ from jobs.supervisor import (
     Work,
 )
 from pipeline.errors import ConfigError, PipelineError, TryAgainError
+from pipeline.files.cache import ShardFile
 from pipeline.files.objects import is_url
 from pipeline.files.sharing import SharedPaths, offered_paths, require_shared
 from pipeline.identity import TeacherIdentity
@@ -54,6 +57,7 @@ from pipeline.labelling.config import LabelConfig
 from pipeline.labelling.estimate import Capacity
 from pipeline.labelling.job import IndexedShards, JobPlan
 from pipeline.records import PartKey
+from pipeline.shards.index import ShardSummary, summarize_here
 from pipeline.store import Committed, parts_root
 
 __all__ = ["Cluster"]
@@ -62,6 +66,7 @@ _log = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 120.0  # of a node that is asked what it sees; it may have to start Python
 END_SECONDS = 5.0
+SHARDS_PER_TASK = 8  # that are opened to be indexed
 PULSE_SECONDS = 2.0  # between two looks at a teacher's progress
 PULSES_PER_SECOND = 100  # of all teachers together
 
@@ -144,7 +149,7 @@ class Cluster:
                 "with --device cuda it waits for them"
             )
 
-    def check_paths(self, shards: IndexedShards) -> None:
+    def check_paths(self, paths: Sequence[ShardFile]) -> None:
         """Raise ``ConfigError`` naming a node that does not see the job's local paths as they are.
 
         Parts and teachers may come to any node, also to one without CPUs.
@@ -153,20 +158,50 @@ class Cluster:
             return
         out, checkpoint = self._config.out, self._config.teacher_checkpoint
         _refuse_temporary(out)
-        files = [
-            (path, info.bytes)
-            for path, info in zip(shards.paths, shards.infos, strict=True)
-            if isinstance(path, Path)
-        ]
+        files = [(path, path.stat().st_size) for path in paths if isinstance(path, Path)]
         if checkpoint is not None:
             files.append((checkpoint, checkpoint.stat().st_size))
         nodes = {node["NodeID"]: _name_of(node) for node in joining.nodes()}
-        with offered_paths(parts_root(out), files) as paths:
-            calls = {node: _ask(paths, node) for node in nodes}
+        with offered_paths(parts_root(out), files) as shared:
+            calls = {node: _ask(shared, node) for node in nodes}
             with self._drain.asked():
                 answers = self._answers(calls, nodes)
             for node, unseen in answers.items():
-                require_shared(paths, node, nodes[node], unseen)
+                require_shared(shared, node, nodes[node], unseen)
+
+    def summarize(self, shards: Sequence[tuple[int, ShardFile]]) -> Iterator[ShardSummary]:
+        """Summarize shards in their order, on all CPUs of the cluster; a few of them here.
+
+        Those in object storage are fetched by the machines that open them.
+        """
+        if len(shards) < 2 * SHARDS_PER_TASK:
+            yield from summarize_here(shards)
+            return
+        cut = range(0, len(shards), SHARDS_PER_TASK)
+        tasks = iter([shards[start : start + SHARDS_PER_TASK] for start in cut])
+        most = 2 * max(1, sum(one.cpus for one in self._machines.values()))
+        calls = deque(summarize_remotely.remote(task) for task in islice(tasks, most))
+        while calls:
+            yield from self._wait(calls.popleft(), "opening shards")
+            calls.extend(summarize_remotely.remote(task) for task in islice(tasks, 1))
+
+    def _wait(self, ref: Any, what: str) -> Any:
+        """Return what a call gives, in the time that a teacher has to load."""
+        end = time.monotonic() + self._patience.loading_seconds
+        with self._drain.asked():
+            while not ray.wait([ref], timeout=0.5)[0]:
+                self._drain.check()
+                self._connection.require_raylet()
+                if time.monotonic() > end:
+                    raise TryAgainError(
+                        f"{what} took more than {self._patience.loading_seconds:.0f} s; are CPUs "
+                        "free in the cluster, and do its nodes reach the shards? Run the same "
+                        "command again"
+                    )
+            try:
+                return ray.get(ref, timeout=ANSWER_SECONDS)
+            except RayError as error:
+                raise fault_of(error, what) from error
 
     def _answers(self, calls: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, str | None]:
         """Return what each node says, in the time that all of them have."""

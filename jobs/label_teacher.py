@@ -7,8 +7,10 @@ import argparse
 import os
 import secrets
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,10 +21,13 @@ import tyro
 
 from pipeline.cli.console import flags_of, running, words_given
 from pipeline.errors import ConfigError
-from pipeline.identity import PRESETS, AugmentConfig, Preset, mixing_of_preset
+from pipeline.identity import PRESETS, AugmentConfig, MixConfig, Preset, mixing_of_preset
 from pipeline.labelling.config import LabelConfig
 
-__all__ = ["main", "parse_arguments"]
+__all__ = ["configured", "main", "parse_arguments", "read_settings"]
+
+_AUGMENT = frozenset(one.name for one in fields(AugmentConfig))
+_OWN = frozenset(one.name for one in fields(LabelConfig)) - {"augment"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +35,9 @@ class LabelFlags(LabelConfig):
     """Label augmented views of WebDataset shards with a teacher, once for all students."""
 
     augment: Annotated[AugmentConfig, tyro.conf.arg(name="")] = field(default_factory=AugmentConfig)
+    config: Path | None = None
+    """TOML file of settings by their flags' names, with _ for -, those of mixing in a table
+    [mixing]; flags override it."""
 
 
 def parse_arguments(
@@ -37,27 +45,29 @@ def parse_arguments(
 ) -> LabelConfig:
     """Return the settings of a command line.
 
-    ``--preset`` sets the others' defaults, and ``--extend-to`` sets them to the store's.
+    Flags lie over those of ``--config``. ``--preset`` sets the others' defaults, and
+    ``--extend-to`` sets them to the store's.
     """
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for flag in ("--preset", "--extend-to", "--out"):
+    for flag in ("--preset", "--extend-to", "--out", "--config"):
         peek.add_argument(flag, nargs="?")
     named = peek.parse_known_args(arguments)[0]
-    preset: Preset = named.preset if named.preset in PRESETS else "deit"  # tyro will complain
-    defaults = LabelConfig(
-        shards=tyro.MISSING,
-        out=tyro.MISSING,
-        preset=preset,
-        augment=PRESETS[preset],
-        mix=mixing_of_preset(preset),
-    )
-    if named.extend_to and named.extend_to.isdecimal() and named.out:
-        if named.preset:
+    told = {} if named.config is None else read_settings(Path(named.config))
+    preset: Any = named.preset or told.get("preset")
+    out, more = named.out or told.get("out"), named.extend_to or told.pop("extend_to", None)
+    if more and str(more).isdecimal() and out:
+        if preset:
             raise ConfigError("--extend-to takes the store's augmentation; leave out --preset")
         from pipeline.store import open_store
         from pipeline.tools import extended_config
 
-        defaults = extended_config(defaults, open_store(named.out), int(named.extend_to))
+        base = _defaults("deit")
+        defaults = replace(base, **_of_told(base, told)) if told else base
+        defaults = extended_config(defaults, open_store(out), int(more))
+    else:
+        known: Preset = preset if str(preset) in PRESETS else "deit"
+        base = _defaults(known)  # tyro complains of one that is not known
+        defaults = replace(base, **_of_told(base, told))
     flags = tyro.cli(
         LabelFlags,
         prog=program,
@@ -66,6 +76,62 @@ def parse_arguments(
         config=(tyro.conf.OmitSubcommandPrefixes,),
     )
     return LabelConfig(**_values(flags))
+
+
+def _defaults(preset: Preset) -> LabelConfig:
+    return LabelConfig(
+        shards=tyro.MISSING,
+        out=tyro.MISSING,
+        preset=preset,
+        augment=PRESETS[preset],
+        mix=mixing_of_preset(preset),
+    )
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Return the settings in a TOML file, by name; raises ``ConfigError`` for one there is not."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:  # the last of lists in lists
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(
+            f"`config` {path} cannot be read ({why}); give the path of a TOML file of settings"
+        ) from error
+    _require_known(values, f"`config` {path}: ")
+    return values
+
+
+def configured(settings: Mapping[str, Any]) -> LabelConfig:
+    """Return a job's settings from those that differ from the flags' defaults, by their names."""
+    _require_known(settings, "")
+    preset: Any = settings.get("preset", "deit")
+    base = _defaults(preset if str(preset) in PRESETS else "deit")
+    return replace(base, **_of_told(base, settings))
+
+
+def _require_known(values: Mapping[str, Any], where: str) -> None:
+    """Raise ``ConfigError`` for a setting that there is not."""
+    mixing = values.get("mixing", {})
+    if not isinstance(mixing, Mapping):
+        raise ConfigError(f"{where}mixing is a table of settings, [mixing]")
+    known = {"": _OWN | _AUGMENT, "mixing.": {one.name for one in fields(MixConfig)}}
+    for prefix, names in (("", values), ("mixing.", mixing)):
+        for name in names:
+            if name not in known[prefix]:
+                close = get_close_matches(name, known[prefix], n=1)
+                hint = f"; did you mean {close[0]}?" if close else "; names are those of the flags"
+                raise ConfigError(f"{where}there is no setting {prefix}{name}{hint}")
+
+
+def _of_told(base: LabelConfig, told: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a configuration over ``base``, with settings that a file told."""
+    augment = {name: value for name, value in told.items() if name in _AUGMENT}
+    own = {name: value for name, value in told.items() if name not in _AUGMENT | {"mixing"}}
+    return {
+        **own,
+        "augment": replace(base.augment, **augment),
+        "mixing": replace(base.mixing, **told.get("mixing", {})),
+    }
 
 
 def _values(config: LabelConfig) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from jobs.metrics import Metrics, check_path, measuring
 from pipeline.cli.console import Progress as Shown
 from pipeline.cli.console import counted, duration, note, say
 from pipeline.errors import REJECTION_WORDS, PipelineError, TryAgainError, require_package
-from pipeline.files.local import expand_shards
 from pipeline.labelling.agreement import Preflight, in_percent, require_agreement
 from pipeline.labelling.config import LabelConfig
 from pipeline.labelling.estimate import Capacity, estimate_job
@@ -21,7 +20,9 @@ from pipeline.labelling.job import (
     JobPlan,
     Progress,
     begin_job,
+    check_begun,
     check_identity,
+    find_shards,
     finish_job,
     index_shards,
     plan_job,
@@ -40,7 +41,7 @@ from pipeline.store import (
     parts_root,
 )
 
-__all__ = ["EXIT_AGAIN", "EXIT_DRAINED", "run_label_job"]
+__all__ = ["EXIT_AGAIN", "EXIT_DRAINED", "complete_store", "run_label_job"]
 
 EXIT_DRAINED = 143  # as of a process ended by SIGTERM
 EXIT_AGAIN = 75  # EX_TEMPFAIL: machines failed or had no room, the same command may do better
@@ -68,24 +69,30 @@ def run_label_job(config: LabelConfig) -> int:
         return EXIT_AGAIN
 
 
+def complete_store(config: LabelConfig) -> None:
+    """Run a label job to its end, from Python: takes no signal, and raises what goes wrong."""
+    _run(config.with_absolute_paths(), Drain(config.drain_seconds))
+
+
 def _run(config: LabelConfig, drain: Drain) -> int:
     # What is cheap to find out comes first: flags, names, the store, Ray, the teacher, shards.
     check_out(config.out)
     config.check_checkpoint()
     check_path(config.metrics_file)
-    expand_shards(config.shards, config.cache)
+    paths = find_shards(config.shards, config.cache)
+    check_begun(config, len(paths))
     if config.serial:
         from jobs.serial import SerialTeacher as Teachers
     else:
         require_package("ray", "jobs", "a label job without `serial`")
         from jobs.cluster import Cluster as Teachers  # type: ignore[assignment]
     with contextlib.closing(Teachers(config, drain)) as teachers:
+        teachers.check_paths(paths)
         teacher, floats = teachers.describe()
         check_identity(config, teacher)
-        shards = index_shards(config.shards, config.cache, config.classes)
+        shards = index_shards(paths, config.cache, config.classes, teachers.summarize)
         found = counted(len(shards.paths), "shard"), counted(shards.samples, "sample")
         say(f"{', '.join(found)}{named(shards)}")
-        teachers.check_paths(shards)
         plan = plan_job(config, shards, teacher, floats)
         describe_plan(plan)
         preflight = None
@@ -226,6 +233,8 @@ def describe_preflight(plan: JobPlan, report: Preflight) -> None:
         )
     elif plan.identity.teacher.precision != "fp32":
         say("how many labels differ in fp32 was not measured: the weights are untrained")
+    if plan.config.estimate:
+        return  # more is said of it later
     labels = sum(rows_of(plan, part) for part in plan.missing)
     hours = labels / report.rows_per_batch * report.batch_seconds / 3600
     per_label = bytes_per_label(plan.identity)

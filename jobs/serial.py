@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 
 from jobs.draining import Drain
 from jobs.metrics import Flow
+from pipeline.files.cache import ShardFile
 from pipeline.identity import TeacherIdentity
 from pipeline.labelling.agreement import Preflight
 from pipeline.labelling.config import LabelConfig
@@ -15,6 +16,7 @@ from pipeline.labelling.job import IndexedShards, JobPlan, PartOrder
 from pipeline.labelling.part import run_task
 from pipeline.labelling.worker import TeacherWorker
 from pipeline.records import AugmentedGroup
+from pipeline.shards.index import ShardSummary, summarize_here
 from pipeline.store import Committed
 
 __all__ = ["SerialTeacher"]
@@ -30,8 +32,12 @@ class SerialTeacher:
     def close(self) -> None:
         """Do nothing: the teacher goes with the process."""
 
-    def check_paths(self, shards: IndexedShards) -> None:
+    def check_paths(self, paths: Sequence[ShardFile]) -> None:
         """Do nothing: there is no other machine."""
+
+    def summarize(self, shards: Sequence[tuple[int, ShardFile]]) -> Iterator[ShardSummary]:
+        """Open shards here."""
+        return summarize_here(shards)
 
     def describe(self) -> tuple[TeacherIdentity, Mapping[str, int]]:
         """Return the teacher's identity, and what its device makes of floats."""

@@ -9,9 +9,9 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
@@ -21,6 +21,7 @@ from pipeline.errors import PipelineError
 from pipeline.files.local import replace as replace_file
 from pipeline.identity import PRESETS, MixConfig, different_fields
 from student.config import EvaluateConfig, ExportConfig, TrainConfig
+from student.habits import require_own_flags
 from student.recipes import read_run_file, recipe
 from student.signals import StopRequest, signal_name
 
@@ -50,6 +51,16 @@ class ExportFlags(ExportConfig):
 
     run: tyro.conf.Positional[Path]
     """A run's directory, of which best.pt is taken, or else last.pt; or one of its checkpoints."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainFlags(TrainConfig):
+    """The settings, and where others come from: those two are read before all flags."""
+
+    recipe: Literal["deit", "deit-384"] | None = None
+    """Settings to begin with."""
+    config: Path | None = None
+    """TOML file of settings over the recipe's, such as the run.toml of an earlier run."""
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "train-student") -> None:
@@ -213,6 +224,7 @@ def _parse(
 
     Defaults lie under a recipe's settings, those under a file's, those under the flags'.
     """
+    require_own_flags(arguments)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe")
     first.add_argument("--config", type=Path)
@@ -227,15 +239,19 @@ def _parse(
         values, own = read_run_file(given.config, named)
         settings.update(values)
         name = own or name
-    config = tyro.cli(
-        TrainConfig,
+    parsed = tyro.cli(
+        TrainFlags,
         prog=program,
         description=_DESCRIPTION,
         args=flags,
-        default=TrainConfig.of_settings(**settings),
+        default=TrainFlags(**_fields(TrainConfig.of_settings(**settings))),
         config=(tyro.conf.OmitArgPrefixes,),
     )
-    return config, name
+    return TrainConfig(**_fields(parsed)), name
+
+
+def _fields(config: TrainConfig) -> dict[str, Any]:
+    return {one.name: getattr(config, one.name) for one in fields(TrainConfig)}
 
 
 def _status_after(number: int) -> int:

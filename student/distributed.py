@@ -1,11 +1,10 @@
-"""The ranks of one run, as torchrun starts them; a run of one rank needs none of it."""
+"""The ranks of one run, as a launcher starts them; a run of one rank needs none of it."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.errors import ConfigError, PipelineError
+from student.launch import Launch, read_launch
 
 __all__ = ["Ranks", "SilentError", "StopAgreement", "read_ranks"]
 
@@ -31,13 +31,8 @@ class SilentError(PipelineError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ranks:
-    """The rank of this process among the processes of a run."""
-
-    rank: int = 0
-    ranks: int = 1
-    local_rank: int = 0  # on this machine
-    local_ranks: int = 1
+class Ranks(Launch):
+    """The processes of a run, and the place of this one among them."""
 
     @property
     def first(self) -> bool:
@@ -53,13 +48,16 @@ class Ranks:
         """Return this rank's own device of the kind that was chosen."""
         if device.type != "cuda" or not self.several:
             return device
-        if self.local_rank >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        # A task of SLURM's may see its own GPU alone, which is then number 0.
+        number = 0 if self.own_gpu and count == 1 else self.local_rank
+        if number >= count:
             raise ConfigError(
-                f"torchrun started {self.local_ranks} ranks on a machine with "
-                f"{torch.cuda.device_count()} GPUs; start that number"
+                f"{self.local_ranks} ranks were started on a machine with {count} GPUs; start that "
+                "number"
             )
-        torch.cuda.set_device(self.local_rank)
-        return torch.device("cuda", self.local_rank)
+        torch.cuda.set_device(number)
+        return torch.device("cuda", number)
 
     @contextmanager
     def joined(self, device: torch.device) -> Iterator[None]:
@@ -71,7 +69,13 @@ class Ranks:
             yield
             return
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, rank=self.rank, world_size=self.ranks, timeout=_WAIT)
+        dist.init_process_group(
+            backend,
+            init_method=None if self.address is None else f"tcp://{self.address}",
+            rank=self.rank,
+            world_size=self.ranks,
+            timeout=_WAIT,
+        )
         try:
             yield
         except RuntimeError as error:
@@ -191,23 +195,8 @@ class StopAgreement:
 
 
 def read_ranks() -> Ranks:
-    """Return what torchrun says of this process; one rank without torchrun.
+    """Return the place that torchrun or srun gives this process; one rank without either.
 
-    Raises ``ConfigError`` if torchrun's variables are there in part or make no sense.
+    Raises ``ConfigError`` if their variables are there in part or make no sense.
     """
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    values = {name: os.environ[name] for name in names if name in os.environ}
-    if "RANK" not in values or "WORLD_SIZE" not in values:
-        return Ranks()
-    try:
-        rank, ranks = int(values["RANK"]), int(values["WORLD_SIZE"])
-        local_rank = int(values.get("LOCAL_RANK", rank))
-        local_ranks = int(values.get("LOCAL_WORLD_SIZE", ranks))
-    except ValueError as error:
-        raise ConfigError(
-            f"RANK and WORLD_SIZE are not numbers ({values}); start the trainer with torchrun, "
-            "or unset them"
-        ) from error
-    if not 0 <= rank < ranks:
-        raise ConfigError(f"RANK is {rank} of WORLD_SIZE {ranks}; start the trainer with torchrun")
-    return Ranks(rank=rank, ranks=ranks, local_rank=local_rank, local_ranks=local_ranks)
+    return Ranks(**asdict(read_launch()))

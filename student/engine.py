@@ -151,7 +151,8 @@ class Trainer:
         self.model = create_student(self.spec, lambda text: self._say(text, logging.WARNING))
         self.loaded: Loaded | None = None  # of ``finetune``
         if config.student.finetune is not None and resume_from is None:
-            found = read_weights(config.student.finetune, config.student.finetune_weights)
+            path, which = config.student.finetune, config.student.finetune_weights
+            found = ranks.decide(lambda: read_weights(path, which))
             names = None if inputs.classes is None else inputs.classes.names
             self.loaded = load_weights(self.model, found, str(config.student.finetune), names)
         self.model = adapt(self.model.to(self.device), config.student, self.device)
@@ -504,7 +505,10 @@ class Trainer:
 
     def _resume(self, path: Path) -> None:
         identity = self.inputs.run_identity(self.config)
-        found = find_checkpoint(path, identity, lengthen=self.config.lengthen)
+        # Rank 0 reads for all: the others may be on machines that do not have the file.
+        found = self.ranks.decide(
+            lambda: find_checkpoint(path, identity, lengthen=self.config.lengthen)
+        )
         checkpoint = found.checkpoint
         saved = ClassNames.of(checkpoint.student.class_names, found.path)
         self._classes = agreed_names(saved, self._classes)
@@ -569,7 +573,7 @@ def _room_on_disk(output: Path) -> Iterator[None]:
 
 def _threads_of(ranks: Ranks) -> int | None:
     """Return this rank's share of the machine's cores, None for all."""
-    if not ranks.several:
+    if not ranks.several or ranks.own_cpus:
         return None
     return max(1, len(os.sched_getaffinity(0)) // ranks.local_ranks)
 

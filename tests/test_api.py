@@ -1,9 +1,9 @@
-"""The doors of the packages, and their page: light to open, up to date, examples that run."""
+"""The doors of the packages: light to open, and examples that run."""
 
 from __future__ import annotations
 
 import doctest
-import importlib.util
+import inspect
 import shutil
 import subprocess
 import sys
@@ -17,7 +17,6 @@ from pipeline.store import ParquetStore
 from tests.factories import digit_samples
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "API.md"
 
 LIGHT = """
 import os, random, sys, threading
@@ -57,16 +56,7 @@ def test_every_error_is_in_the_door() -> None:
     assert ours == all_of_them
 
 
-def test_the_page_is_what_the_docstrings_say() -> None:
-    spec = importlib.util.spec_from_file_location("api", ROOT / "docs" / "api.py")
-    assert spec is not None
-    assert spec.loader is not None
-    api = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(api)
-    assert PAGE.read_text(encoding="utf-8") == api.page(), "run `make docs`"
-
-
-def test_the_examples_of_the_page_run(
+def test_the_examples_in_docstrings_run(
     hash_store: ParquetStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     labels = Path(hash_store.root.name)
@@ -79,8 +69,11 @@ def test_the_examples_of_the_page_run(
         (tmp_path / "images" / name / f"{key}.jpg").write_bytes(image)
     monkeypatch.chdir(tmp_path)
     names = {name: getattr(door, name) for door in (pipeline, student) for name in door.__all__}
-    page = PAGE.read_text(encoding="utf-8").replace("```", "")  # a fence is no output
-    test = doctest.DocTestParser().get_doctest(page, names | {"Path": Path}, "API", str(PAGE), 0)
+    texts = [inspect.getdoc(names[name]) or "" for name in sorted(names)]
+    examples = "\n\n".join(text[text.index(">>> ") :] for text in texts if ">>> " in text)
+    test = doctest.DocTestParser().get_doctest(
+        examples, names | {"Path": Path}, "examples", __file__, 0
+    )
     assert len(test.examples) > 10
     found = doctest.DocTestRunner().run(test)
     assert found.failed == 0

@@ -133,6 +133,29 @@ def test_hadolint_finds_nothing() -> None:
 # Compose
 
 
+# What the specification of Compose has of what is used here.
+SERVICE_FIELDS = {
+    "image": str,
+    "user": str,
+    "init": bool,
+    "read_only": bool,
+    "cap_drop": list,
+    "security_opt": list,
+    "shm_size": str,
+    "tmpfs": list,
+    "volumes": list,
+    "secrets": list,
+    "environment": dict,
+    "command": (str, list),
+    "ports": list,
+    "healthcheck": dict,
+    "depends_on": dict,
+    "profiles": list,
+    "stop_grace_period": str,
+    "restart": str,
+}
+
+
 def compose() -> dict[str, Any]:
     def interpolated(match: re.Match[str]) -> str:
         name, kind, text = match.groups()
@@ -147,6 +170,8 @@ def test_the_services_run_commands_that_exist_with_a_root_that_is_read_only() ->
     services = compose()["services"]
     assert set(services) == {"head", "worker", "label"}
     for service in services.values():
+        for name, value in service.items():
+            assert isinstance(value, SERVICE_FIELDS[name]), name
         command = service["command"]
         require_command(shlex.split(command) if isinstance(command, str) else command)
         if "healthcheck" in service:

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-COMMAND_LINE = ("pipeline/cli", "student/cli.py")
+COMMAND_LINE = ("pipeline/cli", "student/cli.py", "student/habits.py")
 SHOW_COMMANDS = ("pipeline/store/card.py", "pipeline/tools/extend.py")
 """They write texts for people, in which commands stand: a store's card, the command to extend."""
 FLAG = re.compile(r"(?<![\w-])--[a-z]")

@@ -15,7 +15,7 @@ from pipeline.classes import CLASSES_FILE
 from pipeline.errors import ConfigError
 from pipeline.files.local import expand_shards
 from pipeline.labelling.job import index_shards
-from pipeline.shards.index import open_shards
+from pipeline.shards.index import open_shard
 from pipeline.shards.packing import PackConfig, pack_shards
 
 __all__ = ["Shards", "find_shards", "pack_images", "shuffle_shards"]
@@ -65,7 +65,8 @@ def shuffle_shards(patterns: tuple[str, ...], directory: Path) -> str:
     for left in (folder, out):
         shutil.rmtree(left, ignore_errors=True)
     targets = set()
-    for shard in open_shards(expand_shards(patterns)):
+    for number, file in enumerate(expand_shards(patterns)):
+        shard = open_shard(file, number)
         for index, sample in enumerate(shard.samples):
             targets.add(sample.target)
             # Five digits, so that directories sort as their classes do.

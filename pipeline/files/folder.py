@@ -117,7 +117,7 @@ class Folder(ABC):
 
     @abstractmethod
     def write_file(self, path: str) -> AbstractContextManager[BinaryIO]:
-        """Give a binary file to write, which appears whole when the block ends well.
+        """Give a binary file to write and read, which appears whole when the block ends well.
 
         It replaces the one that may be there, and takes no memory of its size.
         """

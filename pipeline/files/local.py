@@ -263,7 +263,7 @@ class LocalFolder(Folder):
         aside = final.with_name(f".{final.name}.{os.getpid()}-{os.urandom(4).hex()}")
         try:
             with writing(final):
-                with aside.open("xb") as file:
+                with aside.open("x+b") as file:
                     yield file
                     file.flush()
                     os.fsync(file.fileno())

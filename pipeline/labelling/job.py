@@ -7,7 +7,7 @@ write the same bytes.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,7 +34,12 @@ from pipeline.labelling.config import LabelConfig
 from pipeline.labelling.part import GroupTask, group_tasks
 from pipeline.labelling.redraw import redraw, sample_cells
 from pipeline.records import PartKey, ShardInfo
-from pipeline.shards.index import Shard, UniqueKeys, open_known_shard, open_shards
+from pipeline.shards.index import (
+    Summarize,
+    UniqueKeys,
+    open_known_shard,
+    summarize_here,
+)
 from pipeline.store import (
     Committed,
     Cut,
@@ -42,10 +47,12 @@ from pipeline.store import (
     Receipts,
     begun_classes,
     begun_fingerprints,
+    begun_identity,
     claim_cut,
     claim_store,
     committed_parts,
     cut_views,
+    find_parts,
     finish_store,
     pack_store,
     packed_store,
@@ -73,7 +80,9 @@ __all__ = [
     "PartOrder",
     "Progress",
     "begin_job",
+    "check_begun",
     "check_identity",
+    "find_shards",
     "finish_job",
     "index_shards",
     "plan_job",
@@ -161,34 +170,44 @@ class JobPlan:
         )
 
 
-def index_shards(
-    patterns: Sequence[str], cache: CacheConfig | None = None, classes: str | None = None
-) -> IndexedShards:
-    """Index all shards of a job; those in object storage are fetched into the cache.
+def find_shards(patterns: Sequence[str], cache: CacheConfig | None = None) -> tuple[ShardFile, ...]:
+    """Return a job's shard files; nothing of them is read. See ``expand_shards``."""
+    # Absolute, for they are opened by processes that were started elsewhere.
+    return tuple(
+        path.absolute() if isinstance(path, Path) else path
+        for path in expand_shards(patterns, cache)
+    )
 
-    Names of classes are those that lie beside the shards, and those of ``classes``.
+
+def index_shards(
+    shards: Sequence[str] | Sequence[ShardFile],
+    cache: CacheConfig | None = None,
+    classes: str | None = None,
+    read: Summarize = summarize_here,
+) -> IndexedShards:
+    """Index all shards of a job, given as files or patterns.
+
+    ``read`` summarizes them, here or elsewhere: by the index that ``pack-shards`` left beside a
+    shard, or by opening it, which fetches it into the cache if it is in object storage. Names of
+    classes are those that lie beside the shards, and those of ``classes``.
 
     Raises ``ShardError`` for files that are no whole shards, and for a key that two of them
     have, whose views would be drawn from one seed; ``ClassesError`` for names that differ.
     """
     given = None if classes is None else read_names(classes)
-    # Absolute, for they are opened by processes that were started elsewhere.
-    paths = tuple(
-        path.absolute() if isinstance(path, Path) else path
-        for path in expand_shards(patterns, cache)
-    )
+    patterns = [one for one in shards if isinstance(one, str)]
+    files = [one for one in shards if not isinstance(one, str)]
+    paths = find_shards(patterns, cache) if patterns or not files else tuple(files)
     named = agreed_names(given, names_beside(paths))
     infos: list[ShardInfo] = []
     keys = UniqueKeys()
     highest, highest_at, sorted_shards = -1, "", 0
-    for shard in open_shards(paths):
-        path = shard.path
-        infos.append(shard.info)
-        keys.add(shard)
-        top = max(shard.samples, key=lambda sample: sample.target)
-        if top.target > highest:
-            highest, highest_at = top.target, f"{path}, sample {top.key!r}"
-        sorted_shards += _is_class_sorted(shard)
+    for path, one in zip(paths, read(list(enumerate(paths))), strict=True):
+        infos.append(one.info)
+        keys.add(path, one)
+        if one.max_target > highest:
+            highest, highest_at = one.max_target, f"{path}, sample {one.max_target_key!r}"
+        sorted_shards += one.is_class_sorted
     keys.check()
     warnings = []
     if sorted_shards:
@@ -206,9 +225,39 @@ def index_shards(
     )
 
 
-def _is_class_sorted(shard: Shard) -> bool:
-    targets = [sample.target for sample in shard.samples]
-    return len(targets) >= 16 and targets == sorted(targets)
+def check_begun(config: LabelConfig, shards: int) -> None:
+    """Refuse settings that do not fit the store at ``out``, as far as that shows without a teacher.
+
+    Writes nothing. Raises ``IdentityError`` naming fields that differ, ``StoreError`` for views
+    that another job has cut otherwise; ``shards`` are as many as the job has.
+    """
+    begun = begun_identity(config.out)
+    if begun is None:
+        return
+    begun_fingerprints(config.out, config.identity(begun.teacher))
+    if packed_store(config.out) is None:
+        root = parts_root(config.out)
+        cut = cut_views(root, config.view_range, config.views_per_part)
+        _missing_parts(root, cut, config.view_range, range(shards), find_parts(root))
+
+
+def _missing_parts(
+    root: str, cut: Cut, views: range, shards: Iterable[int], done: Iterable[PartKey]
+) -> list[PartKey]:
+    """Return the parts of these shards and views that are not done, as the store cuts them."""
+    covered: dict[int, set[int]] = {}
+    for part in done:
+        covered.setdefault(part.shard, set()).update(range(part.first_view, part.end_view))
+    cells, none = cut.cells_of(views), set[int]()
+    missing = [
+        PartKey(shard=number, first_view=run.start, views=len(run))
+        for number in shards
+        for cell in cells
+        for run in runs_without(covered.get(number, none), cell)
+    ]
+    ranges = {(part.first_view, part.end_view) for part in missing}  # the same for most shards
+    cut.require_agreement(root, views, [range(*one) for one in sorted(ranges)])
+    return missing
 
 
 def check_identity(config: LabelConfig, teacher: TeacherIdentity) -> None:
@@ -245,18 +294,9 @@ def plan_job(
     classes = agreed_names(ClassNames.of(stored_classes, config.out), shards.classes)
     infos = {info.number: info for info in shards.infos}
     done = committed_parts(config.out, identity, infos)
-    covered: dict[int, set[int]] = {}
-    for part in (committed.entry.part for committed in done):
-        covered.setdefault(part.shard, set()).update(range(part.first_view, part.end_view))
     root, views = parts_root(config.out), config.view_range
     cut = cut_views(root, views, config.views_per_part)
-    missing = [
-        PartKey(shard=number, first_view=run.start, views=len(run))
-        for number in infos
-        for cell in cut.cells_of(views)
-        for run in runs_without(covered.get(number, set()), cell)
-    ]
-    cut.require_agreement(root, views, [range(part.first_view, part.end_view) for part in missing])
+    missing = _missing_parts(root, cut, views, infos, (one.entry.part for one in done))
     if missing:
         require_no_subset(config.out, done)
     plan = JobPlan(

@@ -4,40 +4,62 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import mmap
 import re
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, BinaryIO
+from pathlib import Path
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import ShardError
+from pipeline.errors import ConfigError, PipelineError, ShardError
 from pipeline.files.cache import RemoteShard, ShardFile
 from pipeline.files.kinds import HEAD_BYTES, what_it_is_instead
-from pipeline.identity import canonical_json
+from pipeline.files.local import open_folder
+from pipeline.growth import convert
+from pipeline.identity import canonical_json, read_json
 from pipeline.records import Sample, ShardInfo
 from pipeline.shards.tar import Member, regular_members
 from pipeline.views.apply import image_format
 
 __all__ = [
     "IMAGE_EXTENSIONS",
+    "INDEX_SUFFIX",
     "Shard",
+    "ShardSummary",
+    "Summarize",
     "UniqueKeys",
+    "index_bytes",
+    "index_path",
     "match_shards",
     "open_known_shard",
     "open_shard",
-    "open_shards",
+    "read_index",
+    "summarize_here",
+    "summarize_shard",
 ]
+
+_log = logging.getLogger(__name__)
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 TARGET_EXTENSIONS = ("cls", "json")
 
+INDEX_SUFFIX = ".idx"
+"""Of the file that lies beside a shard and says what is in it: see `docs/FORMAT.md`."""
+
+Members: TypeAlias = list[list[str | int]]
+"""Extension and bytes of each member of a sample, in file order."""
+
 _AHEAD = 4  # shards fetched at a time while others are indexed
+_LARGEST_INDEX = 1 << 28  # bytes: of a million samples
+_MOST_TARGETS = 1 << 16
+_SORTED_FROM = 16  # samples; fewer are in order by chance
 _NAMED = 8  # missing shards in an error
 _HASHED_TOGETHER = 1024  # samples
 _LARGEST_TARGET = 1 << 24  # bytes
@@ -47,6 +69,10 @@ _KEY = re.compile(
 _UNFIT = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 """What no key may hold: control characters, line ends, and bytes that are not UTF-8."""
 _SPECIAL = re.compile(r"^__[^/]*__($|/)")  # names that WebDataset keeps for itself
+
+
+Summarize: TypeAlias = "Callable[[Sequence[tuple[int, ShardFile]]], Iterable[ShardSummary]]"
+"""Summarizes shards, given with their numbers, in their order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +89,12 @@ class Shard:
         sample = self.samples[index]
         start = sample.image_offset
         return memoryview(self._data)[start : start + sample.image_bytes]
+
+    @property
+    def summary(self) -> ShardSummary:
+        """What a job has to know of it."""
+        keys, targets = zip(*((one.key, one.target) for one in self.samples), strict=True)
+        return ShardSummary.of(self.info, keys, targets)
 
     @property
     def image_hash(self) -> str:
@@ -103,23 +135,52 @@ def open_shard(path: ShardFile, number: int) -> Shard:
     if instead is not None:
         raise ShardError(f"{path}: the shard {instead}")
     samples: list[Sample] = []
-    keys, content = _ListHash(), _ListHash()
-    for key, parts in _grouped(path, data):
-        sample = _sample(path, data, key, parts)
+    hashes = _Hashes()
+    for sample, members in _described(path, data):
         samples.append(sample)
-        keys.add(key)
-        content.add([key, sample.target, [[ext, part.size] for ext, part in parts.items()]])
+        hashes.add(sample.key, sample.target, members)
     if not samples:
         raise ShardError(f"{path}: the shard holds no samples")
-    info = ShardInfo(
-        number=number,
-        name=path.name,
-        key_hash=keys.finish(),
-        content_hash=content.finish(),
-        samples=len(samples),
-        bytes=len(data),
+    return Shard(
+        path=path,
+        info=hashes.info(number, path.name, len(data)),
+        samples=tuple(samples),
+        _data=data,
     )
-    return Shard(path=path, info=info, samples=tuple(samples), _data=data)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardSummary:
+    """What a job has to know of a shard before anybody opens it."""
+
+    info: ShardInfo
+    key_hashes: NDArray[np.uint64]  # (samples,), 8 bytes of BLAKE2b of each key
+    max_target: int
+    max_target_key: str  # of a sample that has it
+    is_class_sorted: bool
+
+    @staticmethod
+    def of(info: ShardInfo, keys: Sequence[str], targets: Sequence[int]) -> ShardSummary:
+        """Summarize a shard's samples, in their order."""
+        highest = max(range(len(targets)), key=targets.__getitem__)
+        hashes = b"".join(hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys)
+        return ShardSummary(
+            info=info,
+            key_hashes=np.frombuffer(hashes, np.uint64),
+            max_target=targets[highest],
+            max_target_key=keys[highest],
+            is_class_sorted=len(targets) >= _SORTED_FROM and list(targets) == sorted(targets),
+        )
+
+
+def summarize_shard(path: ShardFile, number: int) -> ShardSummary:
+    """Summarize a shard by the index beside it, and without one by the shard itself.
+
+    What an index says is not proved here: whoever opens the shard compares it, see
+    ``open_known_shard``. Raises what ``read_index`` and ``open_shard`` do.
+    """
+    found = read_index(path, number)
+    return open_shard(path, number).summary if found is None else found
 
 
 class UniqueKeys:
@@ -129,13 +190,10 @@ class UniqueKeys:
         self._paths: list[ShardFile] = []
         self._hashes: list[NDArray[np.uint64]] = []
 
-    def add(self, shard: Shard) -> None:
+    def add(self, path: ShardFile, summary: ShardSummary) -> None:
         """Take in the keys of one more shard."""
-        hashes = b"".join(
-            hashlib.blake2b(one.key.encode(), digest_size=8).digest() for one in shard.samples
-        )
-        self._paths.append(shard.path)
-        self._hashes.append(np.frombuffer(hashes, np.uint64))
+        self._paths.append(path)
+        self._hashes.append(summary.key_hashes)
 
     def check(self) -> None:
         """Raise ``ShardError`` for a key that two shards have; opens those whose hashes meet."""
@@ -181,21 +239,112 @@ class _ListHash:
             self._pending, self._begun = [], True
 
 
-def open_shards(paths: Sequence[ShardFile]) -> Iterator[Shard]:
-    """Open shards one after the other, numbered in order; a few are fetched ahead."""
+class _Hashes:
+    """The hashes that tell a shard from others, of its samples in their order."""
+
+    def __init__(self) -> None:
+        self._keys, self._content, self._samples = _ListHash(), _ListHash(), 0
+
+    def add(self, key: str, target: int, members: Members) -> None:
+        """Take in the next sample."""
+        self._keys.add(key)
+        self._content.add([key, target, members])
+        self._samples += 1
+
+    def info(self, number: int, name: str, size: int) -> ShardInfo:
+        """Return what a store remembers of a shard of these samples."""
+        return ShardInfo(
+            number=number,
+            name=name,
+            key_hash=self._keys.finish(),
+            content_hash=self._content.finish(),
+            samples=self._samples,
+            bytes=size,
+        )
+
+
+def summarize_here(shards: Sequence[tuple[int, ShardFile]]) -> Iterator[ShardSummary]:
+    """Summarize shards in their order; a few are fetched ahead."""
     with ThreadPoolExecutor(_AHEAD) as pool:
-        ahead: deque[Future[Shard]] = deque()
-        for number, path in enumerate(paths):
-            ahead.append(pool.submit(open_shard, path, number))
+        ahead: deque[Future[ShardSummary]] = deque()
+        for number, path in shards:
+            ahead.append(pool.submit(summarize_shard, path, number))
             if len(ahead) > _AHEAD:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
 
 
+def index_path(path: ShardFile) -> str:
+    """Return where the index of a shard lies: beside it, under its name and ``INDEX_SUFFIX``."""
+    return f"{path}{INDEX_SUFFIX}"
+
+
+def index_bytes(file: BinaryIO, name: str) -> bytes:
+    """Return the index of a shard that was written to ``file``, from the bytes that are there."""
+    file.flush()
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        samples = [
+            [one.key, one.target, one.image_offset, one.image_bytes, members]
+            for one, members in _described(Path(name), data)
+        ]
+        return canonical_json({"bytes": len(data), "samples": samples}) + b"\n"
+
+
+def read_index(path: ShardFile, number: int) -> ShardSummary | None:
+    """Return what the index beside a shard says of it, None without one.
+
+    Raises ``ShardError`` for one that is malformed, or of a shard of another size.
+    """
+    side = index_path(path)
+    place, _, name = side.rpartition("/")
+    cure = "delete it, or pack the shard again, and run again"
+    try:
+        data = open_folder(place or ".").read_bytes(name, _LARGEST_INDEX)
+    except FileNotFoundError:
+        return None
+    except PipelineError as error:
+        if isinstance(path, Path):
+            raise
+        # Object storage says so of what is not there to whoever may not list it.
+        _log.info("%s: so the shard is opened to be indexed", error)
+        return None
+    try:
+        values = read_json(data)
+        rows, size = values["samples"], convert(values["bytes"], int, "bytes")
+        keys, targets, hashes = [row[0] for row in rows], [row[1] for row in rows], _Hashes()
+        for key, target, _, _, members in rows:
+            _require_key(key)
+            if type(target) is not int or not 0 <= target < _MOST_TARGETS:
+                raise ValueError(f"{key!r} has the target {target!r}")
+            hashes.add(key, target, members)
+        if len(set(keys)) != len(rows) or not rows:
+            raise ValueError("it has no samples, or a key twice")
+    except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
+        raise ShardError(f"{side} is no index of a shard ({error!r:.200}); {cure}") from error
+    if size != _size(path):
+        raise ShardError(
+            f"{side} is the index of a shard of {size} bytes, and {path} has {_size(path)}; {cure}"
+        )
+    return ShardSummary.of(hashes.info(number, path.name, size), keys, targets)
+
+
+def _require_key(key: Any) -> None:
+    found = _KEY.match(f"{key}.x") if isinstance(key, str) else None
+    if found is None or found[1] != key or _UNFIT.search(key):
+        raise ValueError(f"{key!r} is no key")
+
+
 def open_known_shard(path: ShardFile, known: ShardInfo) -> Shard:
-    """Open a shard that a store knows; raises ``ShardError`` if it is another one now."""
+    """Open a shard that a store or a job knows; raises ``ShardError`` if it is another one now."""
     shard = open_shard(path, known.number)
+    if shard.info == known:
+        return shard
+    if _says_its_index(path, known):
+        raise ShardError(
+            f"{index_path(path)} says of {path} what is not so: it was changed, or is of another "
+            "shard; delete it, and run again"
+        )
     cure = "use the very shards that were labelled, or label these"
     if shard.info.key_hash != known.key_hash:
         raise ShardError(
@@ -208,6 +357,15 @@ def open_known_shard(path: ShardFile, known: ShardInfo) -> Shard:
             f"targets changed since they were labelled; {cure}"
         )
     return shard
+
+
+def _says_its_index(path: ShardFile, known: ShardInfo) -> bool:
+    """Return whether what is known of a shard stands in the index beside it."""
+    try:
+        said = read_index(path, known.number)
+    except PipelineError:
+        return False
+    return said is not None and said.info == known
 
 
 def _open(path: ShardFile) -> BinaryIO:
@@ -318,6 +476,13 @@ def _grouped(path: ShardFile, data: mmap.mmap) -> Iterator[tuple[str, dict[str, 
         yield last_key, parts
 
 
+def _described(path: ShardFile, data: mmap.mmap) -> Iterator[tuple[Sample, Members]]:
+    """Yield each sample with extension and bytes of its members, in file order."""
+    for key, parts in _grouped(path, data):
+        members: Members = [[extension, part.size] for extension, part in parts.items()]
+        yield _sample(path, data, key, parts), members
+
+
 def _sample(path: ShardFile, data: mmap.mmap, key: str, parts: Mapping[str, Member]) -> Sample:
     images = [extension for extension in IMAGE_EXTENSIONS if extension in parts]
     if len(images) != 1:
@@ -351,6 +516,6 @@ def _target(path: ShardFile, data: mmap.mmap, key: str, parts: Mapping[str, Memb
         raise ShardError(
             f"{path}: {member.name} holds no class index ({error!r}); {cure}"
         ) from error
-    if not isinstance(target, int) or isinstance(target, bool) or not 0 <= target < 1 << 16:
+    if not isinstance(target, int) or isinstance(target, bool) or not 0 <= target < _MOST_TARGETS:
         raise ShardError(f"{path}: {member.name} holds {target!r:.80}, not a class index; {cure}")
     return target

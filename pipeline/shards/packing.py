@@ -30,6 +30,7 @@ from pipeline.errors import ConfigError, DecodeError, PipelineError, ShardError
 from pipeline.files.local import LocalFolder, open_folder
 from pipeline.growth import settle
 from pipeline.identity import PILLOWS_LIMIT, canonical_json
+from pipeline.shards.index import INDEX_SUFFIX, index_bytes
 from pipeline.views.rng import stream
 
 __all__ = [
@@ -237,14 +238,20 @@ def write_shard(
     threads: int | None,
     show: Callable[[int], None] = lambda images: None,
 ) -> PackedShard:
-    """Write one shard; ``show`` is called with the images that are written since the last call."""
+    """Write one shard, and beside it an index of its bytes.
+
+    ``show`` is called with the images that are written since the last call.
+    """
     packed = shrunk = reencoded = 0
-    with open_folder(config.out).write_file(planned.name) as file:
+    folder = open_folder(config.out)
+    with folder.write_file(planned.name) as file:
         for encoded in _write_samples(file, planned.sources, config, threads):
             packed, shrunk = packed + 1, shrunk + encoded.shrunk
             reencoded += encoded.reencoded
             show(1)
         size = file.tell()
+        index = index_bytes(file, planned.name)
+    folder.replace(f"{planned.name}{INDEX_SUFFIX}", index)
     return PackedShard(packed=packed, shrunk=shrunk, reencoded=reencoded, bytes=size)
 
 

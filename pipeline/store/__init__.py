@@ -16,6 +16,7 @@ from pipeline.store.commit import (
     finish_store,
     lost_views,
     named_views,
+    read_begun,
     read_entries,
     require_planned,
 )
@@ -37,6 +38,7 @@ from pipeline.store.receipts import Receipts, read_receipts
 from pipeline.store.target import (
     begun_classes,
     begun_fingerprints,
+    begun_identity,
     check_out,
     committed_parts,
     pack_store,
@@ -63,6 +65,7 @@ __all__ = [
     "at_work",
     "begun_classes",
     "begun_fingerprints",
+    "begun_identity",
     "bytes_per_label",
     "check_companion_paths",
     "check_out",
@@ -86,6 +89,7 @@ __all__ = [
     "pack_store",
     "packed_store",
     "parts_root",
+    "read_begun",
     "read_committed",
     "read_entries",
     "read_manifest",

@@ -39,6 +39,7 @@ from pipeline.store.parquet import decode_part, encode_part, read_claims
 from pipeline.store.subset import SubsetOf
 
 __all__ = [
+    "Begun",
     "Committed",
     "ShardImages",
     "check_root",
@@ -51,6 +52,7 @@ __all__ = [
     "finish_store",
     "lost_views",
     "named_views",
+    "read_begun",
     "read_entries",
     "require_all_shards",
     "require_identity",
@@ -162,6 +164,30 @@ def check_store(root: Location, identity: StoreIdentity) -> Mapping[str, int] | 
         raise StoreError(f"{path} is damaged ({error!r}); give another path") from error
     require_identity(folder, identity, their_fields)
     return their_prints
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """What a store was begun with."""
+
+    identity: StoreIdentity
+    fingerprints: Mapping[str, int]
+
+
+def read_begun(root: Location) -> Begun | None:
+    """Return what the store at ``root`` was begun with, None if there is none."""
+    folder = open_folder(root)
+    try:
+        values = read_json(folder.read_bytes(IDENTITY_PATH, MAX_COMPANION_BYTES))
+        prints = {str(name): int(one) for name, one in values["fingerprints"].items()}
+        identity = StoreIdentity.from_json(values["identity"], str(values["needs"]))
+        return Begun(identity=identity, fingerprints=prints)
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreError(
+            f"{folder.at(IDENTITY_PATH)} is damaged ({error!r}); give another path"
+        ) from error
 
 
 def require_identity(

@@ -21,6 +21,7 @@ from pipeline.store.commit import (
     find_parts,
     lost_views,
     named_views,
+    read_begun,
     read_entries,
     require_all_shards,
     require_identity,
@@ -37,6 +38,7 @@ from pipeline.store.receipts import read_receipts
 __all__ = [
     "begun_classes",
     "begun_fingerprints",
+    "begun_identity",
     "check_out",
     "committed_parts",
     "pack_store",
@@ -84,6 +86,15 @@ def begun_fingerprints(out: str | Path, identity: StoreIdentity) -> Mapping[str,
         return check_store(parts_root(out), identity)
     require_identity(out, identity, store.identity.to_json())
     return store.manifest.fingerprints
+
+
+def begun_identity(out: str | Path) -> StoreIdentity | None:
+    """Return the identity of the store at ``out``, None if there is none yet."""
+    store = packed_store(out)
+    if store is not None:
+        return store.identity
+    begun = read_begun(parts_root(out))
+    return None if begun is None else begun.identity
 
 
 def begun_classes(out: str | Path) -> tuple[str, ...] | None:

@@ -8,23 +8,21 @@ from typing import Any
 
 from pipeline.errors import RejectionError, StoreError
 from pipeline.files.cache import CacheConfig
-from pipeline.files.local import Folder, open_folder
-from pipeline.identity import StoreIdentity, read_json
+from pipeline.files.local import open_folder
 from pipeline.labelling.job import index_shards
 from pipeline.records import PartKey
 from pipeline.store import (
-    MAX_COMPANION_BYTES,
     cut_views,
     find_parts,
     finish_store,
     pack_store,
     parts_root,
+    read_begun,
     read_entries,
     read_receipts,
 )
 from pipeline.store.card import card_text
 from pipeline.store.commit import require_all_shards
-from pipeline.store.manifest import IDENTITY_PATH
 from pipeline.store.provenance import record_run
 
 __all__ = ["FinalizeReport", "finalize_store"]
@@ -72,7 +70,10 @@ def finalize_store(
     root = parts_root(path)
     folder = open_folder(root)
     folder.require_writable()
-    identity, fingerprints = _begun(folder)
+    begun = read_begun(folder)
+    if begun is None:
+        raise StoreError(f"{folder}: no label job has begun a store there; check the path")
+    identity, fingerprints = begun.identity, begun.fingerprints
     indexed = index_shards(shards, cache, classes)
     infos = {info.number: info for info in indexed.infos}
     parts = sorted(find_parts(folder))
@@ -111,16 +112,3 @@ def finalize_store(
         samples=manifest.counts.indexed,
         rejected=manifest.counts.rejected,
     )
-
-
-def _begun(folder: Folder) -> tuple[StoreIdentity, dict[str, int]]:
-    """Return the identity and the fingerprints that a job has begun a store with."""
-    name = folder.at(IDENTITY_PATH)
-    try:
-        values = read_json(folder.read_bytes(IDENTITY_PATH, MAX_COMPANION_BYTES))
-        identity = StoreIdentity.from_json(values["identity"], str(values["needs"]))
-        return identity, {str(key): int(one) for key, one in values["fingerprints"].items()}
-    except FileNotFoundError as error:
-        raise StoreError(f"{name} is missing: no label job has begun a store there") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoreError(f"{name} is damaged ({error!r}); give another path") from error

@@ -132,7 +132,7 @@ class ValidationDataset(Dataset[ValidationBatch]):
         for number, path in enumerate(self._paths):
             shard = self._shard(number)
             counts.append(len(shard.samples))
-            keys.add(shard)
+            keys.add(path, shard.summary)
             beyond = [sample for sample in shard.samples if sample.target >= classes]
             if beyond:
                 found = class_in_words(beyond[0].target, None if names is None else names.names)

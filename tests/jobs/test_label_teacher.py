@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.shards.index import index_bytes
 from pipeline.store import export_store, open_store, parts_root
 from tests.factories import digit_samples, write_shard
 from tests.jobs.conftest import PARTS, Job
@@ -27,6 +28,7 @@ from tests.jobs.processes import (
     start_job,
     wait_for,
 )
+from tests.labelling import digit_shard
 
 
 @pytest.mark.parametrize("teachers", [1, 2])
@@ -237,3 +239,25 @@ def test_a_ray_of_our_own_listens_on_loopback_alone_and_ends_with_a_killed_job(
             kill(pid)
         process.wait()
     assert listening == {"127.0.0.1"}
+
+
+def test_many_shards_are_indexed_on_the_cluster(head: RayHead, job: Job, tmp_path: Path) -> None:
+    shards = [digit_shard(tmp_path / f"n-{n:02d}.tar", 4, first=4 * n) for n in range(18)]
+    with shards[3].open("rb") as file:
+        Path(f"{shards[3]}.idx").write_bytes(index_bytes(file, "n"))
+    start = job.arguments.index("--shards")
+    arguments = [*job.arguments[:start], *job.arguments[start + 2 :], "--views", "3"]
+    arguments += ["--shards", str(tmp_path / "n-*.tar"), "--max-rejected", "0"]
+    hashes = []
+    for name, address, more in (("ray", head.address, []), ("serial", None, ["--serial"])):
+        out = tmp_path / f"{name}.parquet"
+        run_job([*arguments, *more, "--out", str(out)], address=address, log=tmp_path / name)
+        hashes.append(part_hashes(out))
+    assert hashes[0] == hashes[1]
+    assert len(hashes[0]) == 18 + 1
+    Path(f"{shards[4]}.idx").write_text("no index")
+    log = tmp_path / "refused"
+    process = start_job([*arguments, "--out", str(out)], address=head.address, log=log)
+    assert process.wait(PATIENCE_SECONDS) == 1
+    (line,) = [one for one in log.read_text().splitlines() if "error" in one]
+    assert "n-04.tar.idx is no index of a shard" in line

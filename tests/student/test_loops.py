@@ -18,6 +18,7 @@ LOOPS = {
     "own": "import timm, torch\nfrom student",
     "Accelerate": "import timm, torch\nfrom accelerate",
     "Lightning": "import pytorch_lightning, timm, torch\n",
+    "Transformers": "import timm, torch\nfrom transformers",
 }
 
 
@@ -65,7 +66,7 @@ def test_the_readmes_own_loop_takes_every_step(own: dict[str, Any]) -> None:
     assert own["loss"].isfinite()
 
 
-@pytest.mark.parametrize("loop", ["Accelerate", "Lightning"])
+@pytest.mark.parametrize("loop", ["Accelerate", "Lightning", "Transformers"])
 def test_loops_of_other_libraries_train_the_same_weights(
     loop: str,
     root: Path,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.files.local import Location
 from pipeline.store.at_work import GONE_SECONDS, JobProgress, Worker, at_work, read_workers
 
 PROGRESS = JobProgress(
@@ -31,7 +32,7 @@ def tell(root: Path, worker: Worker, name: str = "at-work.json") -> None:
     (root / WORDS / name).write_text(json.dumps(dataclasses.asdict(worker)))
 
 
-def wait_for_words(root: Path, count: int) -> None:
+def wait_for_words(root: Location, count: int) -> None:
     end = time.monotonic() + 30
     while len(read_workers(root)) < count and time.monotonic() < end:
         time.sleep(0.01)

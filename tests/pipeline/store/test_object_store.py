@@ -28,7 +28,7 @@ from pipeline.files import cache
 from pipeline.files.cache import CacheConfig
 from pipeline.files.local import expand_shards, open_folder
 from pipeline.labelling.job import finish_job, index_shards, plan_job
-from pipeline.shards.index import match_shards, open_shard
+from pipeline.shards.index import index_bytes, match_shards, open_shard
 from pipeline.store import check_root, commit_part, find_parts, open_store
 from pipeline.tools.verify import verify_store
 from pipeline.views.floats import float_fingerprints
@@ -263,7 +263,7 @@ def test_indexing_fetches_a_few_shards_at_a_time_and_keeps_their_order(
     lock, counts = threading.Lock(), [0, 0]  # under way now, and at most
 
     def slow(request: Request) -> None:
-        if request.method == "GET":
+        if request.method == "GET" and request.path.endswith(".tar"):
             with lock:
                 counts[0] += 1
                 counts[1] = max(counts)
@@ -277,6 +277,24 @@ def test_indexing_fetches_a_few_shards_at_a_time_and_keeps_their_order(
     assert [info.number for info in indexed.infos] == list(range(9))
     assert 2 <= counts[1] <= 4
     assert indexed.infos == index_shards([str(tmp_path / "n-{0..8}.tar")]).infos
+
+
+def test_shards_with_an_index_beside_them_are_not_fetched_to_be_indexed(
+    s3: S3Server, tmp_path: Path
+) -> None:
+    bucket = s3.make_bucket()
+    local = [digit_shard(tmp_path / f"n-{number}.tar", 4, first=4 * number) for number in range(3)]
+    for path in local[:2]:
+        s3.put(f"{bucket}/{path.name}", path.read_bytes())
+        with path.open("rb") as file:
+            s3.put(f"{bucket}/{path.name}.idx", index_bytes(file, path.name))
+    cache = CacheConfig(directory=tmp_path / "c")
+    indexed = index_shards([f"{bucket}/n-{{0..1}}.tar"], cache)
+    assert s3.asked("GET", ".tar") == 0
+    assert indexed.infos == index_shards([str(tmp_path / "n-{0..1}.tar")]).infos
+    s3.put(f"{bucket}/n-2.tar", local[2].read_bytes())
+    assert len(index_shards([f"{bucket}/n-{{0..2}}.tar"], cache).infos) == 3
+    assert s3.asked("GET", ".tar") == 1  # of the one without an index
 
 
 def test_a_commit_whose_answer_is_lost_is_found_to_be_done(s3: S3Server) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import IncompleteStoreError, RejectionError, StoreError
-from pipeline.store import claim_cut, cut_views
+from pipeline.store import claim_cut, cut_views, export_store, parts_root
 from pipeline.store.card import card_text
 from pipeline.tools import finalize_store
 from tests.labelling import digit_shard, write_hash_store
@@ -43,6 +43,15 @@ def test_parts_that_are_all_there_get_the_manifest_of_the_job(made: Path, tmp_pa
     assert (report.parts, report.samples, report.rejected) == (4, 41, 1)
     assert report.labels == 40 * 6
     assert stored(root) == stored(made / "s.parquet")
+
+
+def test_parts_of_a_zarr_store_become_one(made: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "s.zarr")
+    unfinished(made, tmp_path).rename(parts_root(out))
+    finalize_store(out, [str(made / "a-*.tar")], max_rejected=0.1)
+    assert not Path(parts_root(out)).exists()
+    export_store(out, tmp_path / "back.parquet")
+    assert stored(tmp_path / "back.parquet") == stored(made / "s.parquet")
 
 
 def test_what_is_missing_is_named_and_nothing_written(made: Path, tmp_path: Path) -> None:

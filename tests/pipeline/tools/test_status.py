@@ -11,6 +11,7 @@ from pipeline.errors import StoreError
 from pipeline.store import at_work, claim_store, commit_part, export_store, finish_store
 from pipeline.store.card import card_text
 from pipeline.tools import store_status
+from tests.object_storage import S3Server
 from tests.pipeline.store.test_at_work import ME as ELSEWHERE
 from tests.pipeline.store.test_at_work import PROGRESS, tell, wait_for_words
 from tests.storing import IDENTITY, PRINTS, info_of, rows_of
@@ -72,6 +73,17 @@ def test_a_finished_store_is_finished_until_more_is_added(tmp_path: Path) -> Non
         assert store_status(str(tmp_path / name)).labels == status.labels
     commit(root, (0, 2))
     assert store_status(str(root)).state == "unfinished"
+
+
+def test_a_store_in_object_storage_is_seen_by_its_url(s3: S3Server) -> None:
+    root = f"{s3.make_bucket()}/s.parquet"
+    claim_store(root, IDENTITY, PRINTS)
+    commit_part(root, rows_of(IDENTITY, SHARDS[0], 0, 2))
+    with at_work(root, PROGRESS):
+        wait_for_words(root, 1)
+        status = store_status(root)
+    assert (status.state, status.parts, status.parts_wanted) == ("labelling", 1, 12)
+    assert store_status(root).state == "unfinished"
 
 
 def test_no_store_is_said(tmp_path: Path) -> None:

@@ -1,0 +1,167 @@
+"""The index beside a shard spares reading it, and is never believed against it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import ShardError
+from pipeline.labelling.job import index_shards
+from pipeline.records import ShardInfo
+from pipeline.shards import index
+from pipeline.shards.index import index_bytes, open_known_shard, open_shard, read_index
+from pipeline.shards.packing import PackConfig, pack_shards
+from tests.factories import encode, synthetic_image
+
+IMAGES = 7
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> Path:
+    """A directory of packed shards, with an index beside each."""
+    for name in ("ape", "b.c"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(IMAGES):
+            picture = encode(synthetic_image(6, 9, number), "JPEG")
+            (tmp_path / "images" / name / f"{number}.jpg").write_bytes(picture)
+    out = tmp_path / "packed"
+    pack_shards(PackConfig(images=tmp_path / "images", out=str(out), per_shard=5))
+    return out
+
+
+def shard_of(packed: Path) -> Path:
+    return packed / "shard-000000.tar"
+
+
+def side_of(packed: Path) -> Path:
+    return packed / "shard-000000.tar.idx"
+
+
+def info_by_index(packed: Path) -> ShardInfo:
+    found = read_index(shard_of(packed), 0)
+    assert found is not None
+    return found.info
+
+
+def change(packed: Path, how: Callable[[dict[str, Any]], Any]) -> None:
+    values = json.loads(side_of(packed).read_bytes())
+    how(values)
+    side_of(packed).write_text(json.dumps(values))
+
+
+def test_a_job_indexes_packed_shards_without_opening_them(
+    packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pattern = [str(packed / "*.tar")]
+    bare = packed.parent / "bare"
+    bare.mkdir()
+    for path in packed.glob("*.tar"):
+        shutil.copy(path, bare)
+    opened = index_shards([str(bare / "*.tar")])
+    with monkeypatch.context() as patch:
+        patch.delattr(index, "open_shard")
+        indexed = index_shards(pattern)
+    assert indexed.infos == opened.infos
+    assert indexed.max_target == opened.max_target == 1
+    assert indexed.samples == 2 * IMAGES
+
+
+def test_an_index_says_where_images_lie(packed: Path) -> None:
+    data = shard_of(packed).read_bytes()
+    shard = open_shard(shard_of(packed), 0)
+    rows = json.loads(side_of(packed).read_bytes())["samples"]
+    assert [row[0] for row in rows] == [one.key for one in shard.samples]
+    for number, (_, target, offset, size, members) in enumerate(rows):
+        assert data[offset : offset + size] == shard.image_bytes(number)
+        assert target == shard.samples[number].target
+        assert dict(members)["jpg"] == size
+
+
+def test_the_index_of_a_shard_of_another_size_is_refused(packed: Path) -> None:
+    with shard_of(packed).open("ab") as file:
+        file.write(bytes(512))
+    with pytest.raises(ShardError, match=r"tar\.idx is the index of a shard of .*delete it"):
+        index_shards([str(packed / "*.tar")])
+
+
+def rename(values: dict[str, Any]) -> None:
+    values["samples"][0][0] = "another"
+
+
+def target(values: dict[str, Any]) -> None:
+    values["samples"][0][1] ^= 1
+
+
+def lengths(values: dict[str, Any]) -> None:
+    values["samples"][0][4][0][1] += 1
+
+
+def swap(values: dict[str, Any]) -> None:
+    values["samples"].reverse()
+
+
+def cut(values: dict[str, Any]) -> None:
+    values["samples"].pop()
+
+
+@pytest.mark.parametrize("how", [rename, target, lengths, swap, cut])
+def test_an_index_that_lies_is_refused_where_its_shard_is_opened(
+    packed: Path, how: Callable[[dict[str, Any]], Any]
+) -> None:
+    assert open_known_shard(shard_of(packed), info_by_index(packed)).samples
+    change(packed, how)
+    with pytest.raises(ShardError, match=r"tar\.idx says of .* what is not so.*delete it"):
+        open_known_shard(shard_of(packed), info_by_index(packed))
+
+
+def test_a_lying_index_is_not_blamed_for_a_shard_that_a_store_does_not_know(packed: Path) -> None:
+    known = info_by_index(packed)
+    other = packed / "shard-000001.tar"
+    with pytest.raises(ShardError, match="other keys than"):
+        open_known_shard(other, known)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda values: values.pop("bytes"),
+        lambda values: values.pop("samples"),
+        lambda values: values["samples"].clear(),
+        lambda values: values.update(bytes="10240"),
+        lambda values: values.update(samples=5),
+        lambda values: values["samples"][0].pop(),
+        lambda values: values["samples"][0].__setitem__(0, ["a"]),
+        lambda values: values["samples"][0].__setitem__(0, "a\n"),
+        lambda values: values["samples"][0].__setitem__(0, "a.b"),
+        lambda values: values["samples"][0].__setitem__(0, ""),
+        lambda values: values["samples"][0].__setitem__(1, -1),
+        lambda values: values["samples"][0].__setitem__(1, 1.0),
+        lambda values: values["samples"][0].__setitem__(1, True),
+        lambda values: values["samples"].append(values["samples"][0]),
+    ],
+)
+def test_a_malformed_index_is_refused_by_name(
+    packed: Path, how: Callable[[dict[str, Any]], Any]
+) -> None:
+    change(packed, how)
+    with pytest.raises(ShardError, match=r"tar\.idx is no index of a shard .*delete it"):
+        index_shards([str(packed / "*.tar")])
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"[]", b"\x00\x01", b"v1.2 5\njpg 512 10 a.jpg\n", b"[" * 9999]
+)
+def test_another_file_of_that_name_is_refused(packed: Path, data: bytes) -> None:
+    side_of(packed).write_bytes(data)
+    with pytest.raises(ShardError, match=r"tar\.idx is no index of a shard"):
+        index_shards([str(packed / "*.tar")])
+
+
+def test_an_index_is_written_from_what_lies_in_the_file(packed: Path) -> None:
+    with shard_of(packed).open("rb") as file:
+        assert index_bytes(file, "x") == side_of(packed).read_bytes()
