@@ -24,7 +24,7 @@ from pipeline.errors import ConfigError
 from pipeline.identity import PRESETS, AugmentConfig, MixConfig, Preset, mixing_of_preset
 from pipeline.labelling.config import LabelConfig
 
-__all__ = ["main", "parse_arguments", "read_settings"]
+__all__ = ["configured", "main", "parse_arguments", "read_settings"]
 
 _AUGMENT = frozenset(one.name for one in fields(AugmentConfig))
 _OWN = frozenset(one.name for one in fields(LabelConfig)) - {"augment"}
@@ -65,7 +65,7 @@ def parse_arguments(
         defaults = replace(base, **_of_told(base, told)) if told else base
         defaults = extended_config(defaults, open_store(out), int(more))
     else:
-        known: Preset = preset if isinstance(preset, str) and preset in PRESETS else "deit"
+        known: Preset = preset if str(preset) in PRESETS else "deit"
         base = _defaults(known)  # tyro complains of one that is not known
         defaults = replace(base, **_of_told(base, told))
     flags = tyro.cli(
@@ -97,17 +97,30 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"`config` {path} cannot be read ({why}); give the path of a TOML file of settings"
         ) from error
+    _require_known(values, f"`config` {path}: ")
+    return values
+
+
+def configured(settings: Mapping[str, Any]) -> LabelConfig:
+    """Return a job's settings from those that differ from the flags' defaults, by their names."""
+    _require_known(settings, "")
+    preset: Any = settings.get("preset", "deit")
+    base = _defaults(preset if str(preset) in PRESETS else "deit")
+    return replace(base, **_of_told(base, settings))
+
+
+def _require_known(values: Mapping[str, Any], where: str) -> None:
+    """Raise ``ConfigError`` for a setting that there is not."""
     mixing = values.get("mixing", {})
-    if not isinstance(mixing, dict):
-        raise ConfigError(f"`config` {path}: mixing is a table of settings, [mixing]")
+    if not isinstance(mixing, Mapping):
+        raise ConfigError(f"{where}mixing is a table of settings, [mixing]")
     known = {"": _OWN | _AUGMENT, "mixing.": {one.name for one in fields(MixConfig)}}
     for prefix, names in (("", values), ("mixing.", mixing)):
         for name in names:
             if name not in known[prefix]:
                 close = get_close_matches(name, known[prefix], n=1)
                 hint = f"; did you mean {close[0]}?" if close else "; names are those of the flags"
-                raise ConfigError(f"`config` {path}: there is no setting {prefix}{name}{hint}")
-    return values
+                raise ConfigError(f"{where}there is no setting {prefix}{name}{hint}")
 
 
 def _of_told(base: LabelConfig, told: Mapping[str, Any]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ from pipeline.store import (
     parts_root,
 )
 
-__all__ = ["EXIT_AGAIN", "EXIT_DRAINED", "run_label_job"]
+__all__ = ["EXIT_AGAIN", "EXIT_DRAINED", "complete_store", "run_label_job"]
 
 EXIT_DRAINED = 143  # as of a process ended by SIGTERM
 EXIT_AGAIN = 75  # EX_TEMPFAIL: machines failed or had no room, the same command may do better
@@ -67,6 +67,11 @@ def run_label_job(config: LabelConfig) -> int:
             raise
         note(f"error: {error}")
         return EXIT_AGAIN
+
+
+def complete_store(config: LabelConfig) -> None:
+    """Run a label job to its end, from Python: takes no signal, and raises what goes wrong."""
+    _run(config.with_absolute_paths(), Drain(config.drain_seconds))
 
 
 def _run(config: LabelConfig, drain: Drain) -> int:

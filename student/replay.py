@@ -203,8 +203,7 @@ class ReplayDataset(Dataset[StudentBatch]):
         pixels = batch_memory(len(every), side, side, 3)
         views, mix, audited = pixels.numpy(), ViewMix.unmixed(rows.rows), 0
         target = torch.tensor(self._targets(rows, every))
-        for row, made in enumerate(self._make_views(rows, every)):
-            views[row] = made.pixels
+        for row, made in enumerate(self._make_views(rows, every, views)):
             if made.mix.kind is not MixKind.NONE:
                 mix.set_row(row, int(rows.partner[row]), made.mix)
             if made.digest is not None:
@@ -270,11 +269,11 @@ class ReplayDataset(Dataset[StudentBatch]):
         return labels
 
     def _make_views(
-        self, rows: PlannedBatch, entries: list[tuple[ShardView, int]]
+        self, rows: PlannedBatch, entries: list[tuple[ShardView, int]], views: Pixels
     ) -> Iterator[View]:
         """Yield the view of each row and guest, digested if that is stored and to be compared.
 
-        ``entries`` has each row's labels and its index there.
+        ``entries`` has each row's labels and its index there; pixels are written into ``views``.
         """
         views_of = cache(self._views_of)
         image, shown = None, None  # rows of one sample lie together: one image at a time
@@ -282,21 +281,21 @@ class ReplayDataset(Dataset[StudentBatch]):
             if image is None or shown != (labels.shard, index):
                 image, shown = self._decode(labels.shard, index), (labels.shard, index)
             if row >= rows.rows:
-                yield self._guest_view(labels, index, image)
+                yield self._guest_view(labels, index, image, views[row])
                 continue
             partner = int(rows.partner[row])
             pair = (index, NO_PARTNER if partner == row else entries[partner][1])
             audit = self._audit and bool(labels.has_digest[index])
             shard_views = views_of(labels.shard)
             seed = int(labels.seed[index])
-            yield shard_views.make(image, seed, labels.view, pair, digest=audit)
+            yield shard_views.make(image, seed, labels.view, pair, digest=audit, result=views[row])
 
-    def _guest_view(self, labels: ShardView, index: int, image: Pixels) -> View:
+    def _guest_view(self, labels: ShardView, index: int, image: Pixels, result: Pixels) -> View:
         """Return the view of a sample that has no row, and so no seed, in the store."""
         identity = self.store.identity
         # Elsewhere seeds come from the store, so that replay needs no rule that made them.
         seed = sample_seed(identity.root_seed, self._shard(labels.shard).samples[index].key)
-        pixels = make_view(image, seed, labels.view, identity.augment)
+        pixels = make_view(image, seed, labels.view, identity.augment, result)
         return View(pixels=pixels, mix=MixParams.none(), digest=None)
 
     def _views_of(self, shard: int) -> ShardViews:

@@ -149,7 +149,7 @@ def test_the_guide_can_be_followed(world: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_site_is_whole_and_asks_nobody(tmp_path: Path) -> None:
-    for name in ("docs", "pipeline", "student"):
+    for name in ("docs", "pipeline", "student", "teacher_labels"):
         shutil.copytree(ROOT / name, tmp_path / name)
     for name in ("mkdocs.yml", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
