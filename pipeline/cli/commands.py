@@ -212,6 +212,30 @@ class Merge:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Vote:
+    """Join stores of several teachers on the same views: the label that most of them give.
+
+    The share of teachers that gave it is kept as its confidence.
+    """
+
+    stores: tyro.conf.Positional[tuple[str, ...]]
+    """Three stores or more, of one root seed, augmentation and mixing; ties go to the earlier."""
+    out: str
+    """The store to write; its name ends in .parquet."""
+    json: bool = False
+    """Print JSON for machines instead."""
+
+    def run(self) -> None:
+        from pipeline.store import open_store
+        from pipeline.tools import voted_store
+
+        stores = [open_store(location) for location in self.stores]
+        with Progress("parts") as progress:
+            report = voted_store(stores, self.out, progress.show)
+        _show(report, as_json=self.json)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Extend:
     """Print the label-teacher command that adds views to a store, with its own settings."""
 
@@ -548,6 +572,7 @@ StoreCommand: TypeAlias = (
     | Stats
     | Diff
     | Merge
+    | Vote
     | Extend
     | Thin
     | Views
