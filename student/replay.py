@@ -38,7 +38,7 @@ __all__ = ["ReplayDataset", "StudentBatch", "replay_loader"]
 
 _TENSORS = (
     *("pixels", "target", "partner_target", "lam", "label"),
-    *("topk_label", "topk_logprob", "topk_rest"),
+    *("confidence", "topk_label", "topk_logprob", "topk_rest"),
 )
 _MIX_FIELDS = dataclasses.fields(MixRows)
 _ALIGNMENT = 16  # bytes; enough for any type
@@ -68,6 +68,7 @@ class StudentBatch:
     audited: int  # rows whose stored digest was compared
     mixed_digest: NDArray[np.uint32]  # (B,), 0 where the store has none
     has_mixed_digest: NDArray[np.bool_]  # (B,)
+    confidence: Tensor | None = None  # (B,) float32, probability of the label; None: not stored
     topk_label: Tensor | None = None  # (B, k) int64, by falling probability; None: not stored
     topk_logprob: Tensor | None = None  # (B, k) float32, logarithms of probabilities
     topk_rest: Tensor | None = None  # (B,) float32, that of all other classes together
@@ -224,6 +225,7 @@ class ReplayDataset(Dataset[StudentBatch]):
             audited=audited,
             mixed_digest=np.array([one.mixed_digest[index] for one, index in entries], np.uint32),
             has_mixed_digest=np.array([_has_mixed_digest(*entry) for entry in entries], np.bool_),
+            confidence=_rows_of(entries, "confidence"),
             topk_label=_rows_of(entries, "topk_label"),
             topk_logprob=_rows_of(entries, "topk_logprob"),
             topk_rest=_rows_of(entries, "topk_rest"),

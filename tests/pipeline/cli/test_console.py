@@ -178,9 +178,20 @@ def test_progress_is_a_line_in_a_log_and_the_last_one_is_always_there(
         for done in (1, 2, 3, 4):
             progress.show(done, 4)
     assert capsys.readouterr().err == (
-        "pack-shards: 2 of 4 images, 0 images/s, about 11 s left\n"
-        "pack-shards: 4 of 4 images, 0 images/s\n"
+        "pack-shards: 2 of 4 images, 0.2 images/s, about 11 s left\n"
+        "pack-shards: 4 of 4 images, 0.2 images/s\n"
     )
+
+
+def test_what_takes_less_than_three_seconds_has_no_progress(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter([0.0, 1.0, 2.9])
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    with running("pack-shards", {}), Progress("images") as progress:
+        for done in (1, 2):
+            progress.show(done, 2)
+    assert capsys.readouterr().err == ""
 
 
 PRINTING = """
