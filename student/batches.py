@@ -56,6 +56,7 @@ def stored_signal(batch: StudentBatch, images: Tensor) -> TeacherSignal:
     batch = batch.to(images.device, non_blocking=True)
     return TeacherSignal(
         label=batch.label,
+        confidence=batch.confidence,
         topk_label=batch.topk_label,
         topk_logprob=batch.topk_logprob,
         topk_rest=batch.topk_rest,
@@ -82,8 +83,8 @@ class TeacherInLoop:
     def __call__(self, _batch: StudentBatch, images: Tensor) -> TeacherSignal:
         """Label (B, 3, S, S) mixed images, as the store keeps labels."""
         labels: TeacherLabels = self._teacher.label_images(images.detach())
-        topk = ("topk_label", "topk_logprob", "topk_rest")
-        kept = {name: labels.columns[name] for name in topk if name in labels.columns}
+        names = ("confidence", "topk_label", "topk_logprob", "topk_rest")
+        kept = {name: labels.columns[name] for name in names if name in labels.columns}
         return TeacherSignal(
             label=self._moved(labels.label.astype(np.int64)),
             **{name: self._moved(COLUMNS[name].read(values)) for name, values in kept.items()},

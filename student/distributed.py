@@ -68,6 +68,10 @@ class Ranks(Launch):
         if not self.several:
             yield
             return
+        if dist.is_initialized():  # by what started the ranks, Ray Train for one
+            with self._losing():
+                yield
+            return
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(
             backend,
@@ -76,6 +80,15 @@ class Ranks(Launch):
             world_size=self.ranks,
             timeout=_WAIT,
         )
+        try:
+            with self._losing():
+                yield
+        finally:
+            dist.destroy_process_group()
+
+    @contextmanager
+    def _losing(self) -> Iterator[None]:
+        """Make a ``PipelineError`` of what PyTorch raises where another rank is gone."""
         try:
             yield
         except RuntimeError as error:
@@ -87,8 +100,6 @@ class Ranks(Launch):
                     f"({str(error).splitlines()[0]}); then continue with `resume` auto"
                 ) from error
             raise
-        finally:
-            dist.destroy_process_group()
 
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum over ranks, on the CPU; a copy."""

@@ -65,7 +65,7 @@ from student.recipes import to_toml
 from student.replay import ReplayDataset, StudentBatch, replay_loader
 from student.run_report import report_run
 
-__all__ = ["Outcome", "Trainer", "train"]
+__all__ = ["Outcome", "Trainer", "checkpoint_to_resume", "train"]
 
 CONFIG, RUN = "config.json", "run.toml"
 
@@ -128,7 +128,7 @@ class Trainer:
         ranks: Ranks = Ranks(),  # noqa: B008 - frozen
     ) -> None:
         config = inputs.pinned(config)
-        resume_from = ranks.decide(lambda: _checkpoint_to_resume(config))
+        resume_from = ranks.decide(lambda: checkpoint_to_resume(config))
         self.config, self.inputs, self.ranks, self.plan = config, inputs, ranks, inputs.plan
         set_threads(config.run.threads or _threads_of(ranks))
         if _is_fast(config):
@@ -596,7 +596,7 @@ def _segment(config: TrainConfig, ranks: Ranks, device: torch.device, step: int)
     )
 
 
-def _checkpoint_to_resume(config: TrainConfig) -> Path | None:
+def checkpoint_to_resume(config: TrainConfig) -> Path | None:
     """Return the checkpoint to continue from, None to begin; never overwrites a run."""
     last = config.output / LAST
     if config.resume == "auto":

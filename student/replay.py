@@ -38,7 +38,7 @@ __all__ = ["ReplayDataset", "StudentBatch", "replay_loader"]
 
 _TENSORS = (
     *("pixels", "target", "partner_target", "lam", "label"),
-    *("topk_label", "topk_logprob", "topk_rest"),
+    *("confidence", "topk_label", "topk_logprob", "topk_rest"),
 )
 _MIX_FIELDS = dataclasses.fields(MixRows)
 _ALIGNMENT = 16  # bytes; enough for any type
@@ -68,6 +68,7 @@ class StudentBatch:
     audited: int  # rows whose stored digest was compared
     mixed_digest: NDArray[np.uint32]  # (B,), 0 where the store has none
     has_mixed_digest: NDArray[np.bool_]  # (B,)
+    confidence: Tensor | None = None  # (B,) float32, probability of the label; None: not stored
     topk_label: Tensor | None = None  # (B, k) int64, by falling probability; None: not stored
     topk_logprob: Tensor | None = None  # (B, k) float32, logarithms of probabilities
     topk_rest: Tensor | None = None  # (B,) float32, that of all other classes together
@@ -202,8 +203,7 @@ class ReplayDataset(Dataset[StudentBatch]):
         pixels = batch_memory(len(every), side, side, 3)
         views, mix, audited = pixels.numpy(), ViewMix.unmixed(rows.rows), 0
         target = torch.tensor(self._targets(rows, every))
-        for row, made in enumerate(self._make_views(rows, every)):
-            views[row] = made.pixels
+        for row, made in enumerate(self._make_views(rows, every, views)):
             if made.mix.kind is not MixKind.NONE:
                 mix.set_row(row, int(rows.partner[row]), made.mix)
             if made.digest is not None:
@@ -225,6 +225,7 @@ class ReplayDataset(Dataset[StudentBatch]):
             audited=audited,
             mixed_digest=np.array([one.mixed_digest[index] for one, index in entries], np.uint32),
             has_mixed_digest=np.array([_has_mixed_digest(*entry) for entry in entries], np.bool_),
+            confidence=_rows_of(entries, "confidence"),
             topk_label=_rows_of(entries, "topk_label"),
             topk_logprob=_rows_of(entries, "topk_logprob"),
             topk_rest=_rows_of(entries, "topk_rest"),
@@ -268,11 +269,11 @@ class ReplayDataset(Dataset[StudentBatch]):
         return labels
 
     def _make_views(
-        self, rows: PlannedBatch, entries: list[tuple[ShardView, int]]
+        self, rows: PlannedBatch, entries: list[tuple[ShardView, int]], views: Pixels
     ) -> Iterator[View]:
         """Yield the view of each row and guest, digested if that is stored and to be compared.
 
-        ``entries`` has each row's labels and its index there.
+        ``entries`` has each row's labels and its index there; pixels are written into ``views``.
         """
         views_of = cache(self._views_of)
         image, shown = None, None  # rows of one sample lie together: one image at a time
@@ -280,21 +281,21 @@ class ReplayDataset(Dataset[StudentBatch]):
             if image is None or shown != (labels.shard, index):
                 image, shown = self._decode(labels.shard, index), (labels.shard, index)
             if row >= rows.rows:
-                yield self._guest_view(labels, index, image)
+                yield self._guest_view(labels, index, image, views[row])
                 continue
             partner = int(rows.partner[row])
             pair = (index, NO_PARTNER if partner == row else entries[partner][1])
             audit = self._audit and bool(labels.has_digest[index])
             shard_views = views_of(labels.shard)
             seed = int(labels.seed[index])
-            yield shard_views.make(image, seed, labels.view, pair, digest=audit)
+            yield shard_views.make(image, seed, labels.view, pair, digest=audit, result=views[row])
 
-    def _guest_view(self, labels: ShardView, index: int, image: Pixels) -> View:
+    def _guest_view(self, labels: ShardView, index: int, image: Pixels, result: Pixels) -> View:
         """Return the view of a sample that has no row, and so no seed, in the store."""
         identity = self.store.identity
         # Elsewhere seeds come from the store, so that replay needs no rule that made them.
         seed = sample_seed(identity.root_seed, self._shard(labels.shard).samples[index].key)
-        pixels = make_view(image, seed, labels.view, identity.augment)
+        pixels = make_view(image, seed, labels.view, identity.augment, result)
         return View(pixels=pixels, mix=MixParams.none(), digest=None)
 
     def _views_of(self, shard: int) -> ShardViews:

@@ -186,6 +186,9 @@ def _figures(run: RunRecord) -> list[tuple[str, str]]:
         figures.append(("last epoch's loss", f"{losses[-1][1]:.4f}"))
     if speeds:
         figures.append(("images per second", number_text(round(speeds[-1][1]))))
+    memory = [y for _, y in run.series("epoch", "peak_memory_bytes")]
+    if memory:
+        figures.append(("peak memory", f"{max(memory) / 1e6:,.0f} MB"))
     return figures
 
 
@@ -263,6 +266,7 @@ def _accuracy(runs: Sequence[RunRecord]) -> list[Section]:
     if len(runs) == 1:
         charts.append(_epochs_chart("Top-1 by epoch", _fusion_lines(runs[0], "top1")))
         charts.append(_epochs_chart("Top-5 by epoch", _fusion_lines(runs[0], "top5")))
+        losses = _fusion_lines(runs[0], "loss")
         alike = [
             Series(
                 name=_words(name),
@@ -273,6 +277,13 @@ def _accuracy(runs: Sequence[RunRecord]) -> list[Section]:
             for name in _FUSIONS
         ]
     else:
+        losses = [
+            Series(
+                name=one.name,
+                points=one.series("epoch", "evaluation", one.headline, "loss", x="epoch"),
+            )
+            for one in runs
+        ]
         charts.append(
             _epochs_chart(
                 "Top-1 by epoch", [Series(name=one.name, points=_top1(one)) for one in runs]
@@ -287,6 +298,9 @@ def _accuracy(runs: Sequence[RunRecord]) -> list[Section]:
             )
             for one in runs
         ]
+    if any(one.points for one in losses):
+        caption = "Loss on validation images"
+        charts.append(lines_chart(caption, losses, x_label="epoch", y_label="loss"))
     if any(one.points for one in alike):
         charts.append(_epochs_chart("Agreement with the teacher, on validation images", alike))
     return [Section(name="accuracy", title="Accuracy", blocks=(*charts, _final(runs)))]
@@ -320,6 +334,7 @@ def _final(runs: Sequence[RunRecord]) -> Table:
                 if top1 is None:
                     continue
                 top5 = _number(last, kind, name, "top5") or 0.0
+                loss = _number(last, kind, name, "loss")
                 alike = _number(last, kind, "teacher", "agreement", name)
                 rows.append(
                     (
@@ -328,14 +343,15 @@ def _final(runs: Sequence[RunRecord]) -> Table:
                         weights,
                         Bar(text=share_text(top1), share=top1),
                         share_text(top5),
+                        "-" if loss is None else f"{loss:.4f}",
                         "-" if alike is None else share_text(alike),
                     )
                 )
-    head = (*(("run",) if len(runs) > 1 else ()), "prediction from", "weights", "top-1", "top-5")
+    head = (*(("run",) if len(runs) > 1 else ()), "prediction from", "weights", "top-1")
     return Table(
         name="final",
         caption="The last evaluation",
-        header=(*head, "agrees with the teacher"),
+        header=(*head, "top-5", "loss", "agrees with the teacher"),
         rows=tuple(rows),
     )
 

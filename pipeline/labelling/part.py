@@ -141,8 +141,14 @@ def augment_group(shard: Shard, task: GroupTask) -> AugmentedGroup:
         for pair in pairing.of_group(view, task.group, task.members).items():
             sample, partner = pair
             index, seed = index_of[sample], seeds[sample]
-            made = shard_views.make(images[sample], seed, view, pair, digest=has_digest(seed, view))
-            pixels[index, column] = made.pixels
+            made = shard_views.make(
+                images[sample],
+                seed,
+                view,
+                pair,
+                digest=has_digest(seed, view),
+                result=pixels[index, column],
+            )
             valid[index, column] = True
             if made.mix.kind is not MixKind.NONE:
                 mix.set_row(index * views + column, index_of[partner] * views + column, made.mix)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,7 @@ __all__ = [
     "seen_parts",
 ]
 
+_IN_ORDER = attrgetter("shard", "first_view", "views")  # faster than parts compare themselves
 _NAMED = 8  # ranges of views in an error
 _READS = 16  # of parts at a time: in object storage each takes a round trip
 
@@ -293,7 +295,7 @@ def find_parts(root: Location) -> dict[PartKey, int]:
     found = {path: part_of_path(path) for path in sizes}
     require_own_files(found, lambda path: found[path] is not None, str(folder))
     parts = {part: sizes[path] for path, part in found.items() if part is not None}
-    return dict(sorted(parts.items()))
+    return {part: parts[part] for part in sorted(parts, key=_IN_ORDER)}
 
 
 def read_entries(
@@ -427,7 +429,7 @@ def finish_store(
     unread = {*sizes, *planned}.difference(one.entry.part for one in seen)
     require_all_shards(folder, sizes, by_number)
     committed = [*seen, *read_entries(folder, sorted(unread), identity.digest, by_number)]
-    committed.sort(key=lambda one: one.entry.part)
+    committed.sort(key=lambda one: _IN_ORDER(one.entry.part))
     there = [one.entry.part for one in committed]
     before = listed_manifest(folder)
     listed = () if before is None else [entry.part for entry in before.parts]

@@ -125,7 +125,7 @@ def committed_parts(
     found = seen_parts(read_receipts(root, digest, shards), sizes)
     unread = sizes.keys() - {one.entry.part for one in found}
     found += read_entries(root, sorted(unread), digest, shards)
-    found.sort(key=lambda one: one.entry.part)
+    found.sort(key=lambda one: (one.entry.part.shard, one.entry.part.first_view))
     for committed in found:
         part = committed.entry.part
         before = listed.get(part, committed.entry)

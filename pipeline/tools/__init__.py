@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.tools.derive import relabelled_store
+from pipeline.tools.derive import Vote, relabelled_store, voted_store
 from pipeline.tools.diff import Disagreement, MarginFlips, StoreDiff, diff_stores
 from pipeline.tools.extend import extend_command, extended_config
 from pipeline.tools.finalize import FinalizeReport, finalize_store
@@ -34,6 +34,7 @@ __all__ = [
     "ViewChoice",
     "ViewStats",
     "ViewsReport",
+    "Vote",
     "diff_stores",
     "draw_views",
     "extend_command",
@@ -48,5 +49,6 @@ __all__ = [
     "store_stats",
     "store_status",
     "thin_store",
+    "voted_store",
     "write_views",
 ]

@@ -221,7 +221,7 @@ def _choose(
         rows, last = store.read_part(entry), entry.part.shard
         others = _without_labels(choice, rows, files, store)
         missing -= {*rows.keys, *others}
-        found += _some(_chosen_rows(choice, rows, store), choice)
+        found += _chosen_rows(choice, rows, store)
         found += [
             ViewIndex(shard=entry.part.shard, sample=index, view=view)
             for index in others.values()
@@ -270,6 +270,8 @@ def _chosen_rows(choice: ViewChoice, rows: PartRows, store: LabelStore) -> list[
         kept &= (rows.label != rows.target[:, None]) & (rows.target >= 0)[:, None]
     doubt = _required_doubt(rows, store) if choice.high_entropy else np.zeros(rows.label.shape)
     samples = np.flatnonzero(rows.accepted)
+    # Thinned before there is an object for each: a part may have a hundred thousand views.
+    chosen = np.argwhere(kept)[_kept_of(doubt[kept], choice)]
     return [
         ViewIndex(
             shard=rows.part.shard,
@@ -277,7 +279,7 @@ def _chosen_rows(choice: ViewChoice, rows: PartRows, store: LabelStore) -> list[
             view=int(views[column]),
             doubt=float(doubt[row, column]),
         )
-        for row, column in np.argwhere(kept).tolist()
+        for row, column in chosen.tolist()
     ]
 
 
@@ -310,12 +312,16 @@ def doubt_of(rows: PartRows) -> NDArray[np.float64] | None:
 
 
 def _some(found: list[ViewIndex], choice: ViewChoice) -> list[ViewIndex]:
-    """Return as many views as are asked for: the most doubtful, or some from all over."""
+    doubt = np.array([one.doubt for one in found])
+    return [found[n] for n in _kept_of(doubt, choice).tolist()]
+
+
+def _kept_of(doubt: NDArray[np.float64], choice: ViewChoice) -> NDArray[np.int64]:
+    """Return which of N views to keep: the most doubtful first, or some from all over."""
     if choice.high_entropy:
-        found = sorted(found, key=lambda one: -one.doubt)[: choice.most]
-    if len(found) <= choice.most:
-        return found
-    return [found[n] for n in np.linspace(0, len(found) - 1, choice.most).astype(int).tolist()]
+        return np.argsort(-doubt, kind="stable")[: choice.most]
+    count = len(doubt)
+    return np.linspace(0, count - 1, min(count, choice.most)).astype(np.int64)
 
 
 class Drawing:

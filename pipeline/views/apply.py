@@ -28,6 +28,7 @@ from pipeline.records import (
     ViewParams,
 )
 from pipeline.views import kernels
+from pipeline.views.colors import fill_box
 from pipeline.views.ops import OPERATIONS
 from pipeline.views.rng import fixed, noise_bytes
 
@@ -209,14 +210,26 @@ def image_size(image: Pixels) -> ImageSize:
     return ImageSize(height=image.shape[0], width=image.shape[1])
 
 
-def apply_view(image: Pixels, params: ViewParams, config: AugmentConfig) -> Pixels:
-    """Return the view that ``params`` describe, (S, S, 3)."""
-    pixels = resize(image, params.crop, config.image_size, hflip=params.hflip)
+def apply_view(
+    image: Pixels, params: ViewParams, config: AugmentConfig, result: Pixels | None = None
+) -> Pixels:
+    """Return the view that ``params`` describe, (S, S, 3), in ``result`` where that is given."""
+    view = _new_view(config.image_size) if result is None else result
+    # Each step writes from one into the other, and the last into the view: nothing is copied.
+    pixels, other = view, _new_view(config.image_size) if params.ops else view
+    if len(params.ops) % 2:
+        pixels, other = other, pixels
+    _resample(image, params.crop, params.hflip, pixels)
     for applied in params.ops:
-        pixels = apply_op(pixels, applied, config)
+        _operate(pixels, applied, config, other)
+        pixels, other = other, pixels
     if params.erase is not None:
-        pixels = _erase(pixels, params.erase, params.erase_noise, config)
-    return pixels
+        _erase(view, params.erase, params.erase_noise, config)
+    return view
+
+
+def _new_view(size: int) -> Pixels:
+    return np.empty((size, size, 3), np.uint8)
 
 
 def view_digest(pixels: Pixels, partner: str | None, mix: MixParams) -> int:
@@ -242,20 +255,36 @@ def warm_up() -> None:
 
 def resize(image: Pixels, crop: Box, size: int, *, hflip: bool = False) -> Pixels:
     """Return the crop as a (size, size, 3) image: antialiased bicubic, maybe flipped."""
-    cut = np.ascontiguousarray(
-        image[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
-    )
-    if cut.shape[:2] != (crop.height, crop.width):
-        raise ValueError(f"{crop} does not lie in an image of {image.shape[:2]} pixels")
-    rows = kernels.resize_weights(crop.height, size)
-    columns = rows if crop.width == crop.height else kernels.resize_weights(crop.width, size)
-    result: Pixels = kernels.resample(cut, *rows, *columns, hflip)
+    result = _new_view(size)
+    _resample(image, crop, hflip, result)
     return result
+
+
+def _resample(image: Pixels, crop: Box, hflip: bool, result: Pixels) -> None:
+    height, width = image.shape[:2]
+    inside = crop.top + crop.height <= height and crop.left + crop.width <= width
+    if not inside or min(crop.top, crop.left) < 0 or min(crop.height, crop.width) < 1:
+        raise ValueError(f"{crop} does not lie in an image of {image.shape[:2]} pixels")
+    rows = _resize_weights(crop.height, result.shape[0])
+    columns = _resize_weights(crop.width, result.shape[1])
+    box = (crop.top, crop.left, crop.height, crop.width)
+    # Kernels are compiled for arrays as decoding gives them: whole, and not read-only.
+    plain = image if image.flags.carray else image.copy()
+    kernels.resample(plain, box, *rows, *columns, hflip, result)
+
+
+_resize_weights = lru_cache(maxsize=1024)(kernels.resize_weights)  # 2 to 4 KB each, for 224 pixels
 
 
 def apply_op(image: Pixels, applied: AppliedOp, config: AugmentConfig) -> Pixels:
     """Return the image after one operation."""
-    return OPERATIONS[applied.op].apply(image, applied.argument, _fill_color(config.mean))
+    result = np.empty_like(image)
+    _operate(image, applied, config, result)
+    return result
+
+
+def _operate(image: Pixels, applied: AppliedOp, config: AugmentConfig, result: Pixels) -> None:
+    OPERATIONS[applied.op].apply(image, applied.argument, _fill_color(config.mean), result)
 
 
 @lru_cache(maxsize=8)
@@ -264,12 +293,10 @@ def _fill_color(mean: tuple[float, float, float]) -> Pixels:
     return np.array([math.floor(255 * value + 0.5) for value in mean], np.uint8)
 
 
-def _erase(pixels: Pixels, box: Box, seed: int, config: AugmentConfig) -> Pixels:
-    """Return the view with ``box`` filled with noise that is standard normal once normalized."""
-    result = pixels.copy()
+def _erase(view: Pixels, box: Box, seed: int, config: AugmentConfig) -> None:
+    """Fill ``box`` of a view with noise that is standard normal once normalized."""
     noise, table = noise_bytes(seed, box.area * 3), _noise_table(config.mean, config.std)
-    kernels.fill_box(result, (box.top, box.left, box.height, box.width), noise, table)
-    return result
+    fill_box(view, (box.top, box.left, box.height, box.width), noise, table)
 
 
 @lru_cache(maxsize=8)

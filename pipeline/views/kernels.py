@@ -1,9 +1,10 @@
-"""Integer pixel kernels, compiled by numba: the same bits on every machine.
+"""Integer kernels that move pixels, compiled by numba: the same bits on every machine.
 
-Every function here computes a result that is defined in integers alone. Floats would not do:
-a compiler may fuse a multiplication and an addition (FMA) or reorder a sum where an instruction
-set allows it, and each rounds otherwise. ``tests/pipeline`` holds a plain NumPy twin of each.
-Images are (H, W, 3) uint8, C-contiguous.
+Every function here and in ``colors.py`` computes a result that is defined in integers alone. Floats
+would not do: a compiler may fuse a multiplication and an addition (FMA) or reorder a sum where an
+instruction set allows it, and each rounds otherwise. ``tests/pipeline`` holds a plain NumPy twin of
+each. Images are (H, W, 3) uint8, C-contiguous; ``result`` is another one, into which a kernel
+writes.
 
 A kernel that one operation alone uses lies in that operation's file, if it calls none of these:
 numba's cache watches a kernel's own file, and would keep what was compiled from an old version
@@ -16,6 +17,10 @@ import math
 from functools import lru_cache
 
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from pipeline.views.compiled import kernel
@@ -23,17 +28,10 @@ from pipeline.views.compiled import kernel
 __all__ = [
     "WEIGHT_BITS",
     "affine_weights",
-    "apply_table",
-    "blend_with_gray",
-    "blend_with_smooth",
-    "fill_box",
-    "gray_sum",
-    "histogram",
     "resample",
     "resize_weights",
     "shift_columns",
     "shift_rows",
-    "to_gray",
 ]
 
 WEIGHT_BITS = 14
@@ -44,7 +42,7 @@ _AFFINE_WEIGHT_BITS = 12
 
 
 @lru_cache(maxsize=1)
-def affine_weights() -> NDArray[np.int32]:
+def affine_weights() -> NDArray[np.int16]:
     """Return Pillow's cubic (a = -1) for 1024 positions between two pixels, (1024, 4).
 
     Weights are integers that add up to 2**12.
@@ -62,7 +60,7 @@ def affine_weights() -> NDArray[np.int32]:
         row = [math.floor(value * one + 0.5) for value in cubic]
         row[1 if d <= 0.5 else 2] += one - sum(row)
         rows.append(row)
-    return np.array(rows, np.int32)
+    return np.array(rows, np.int16)
 
 
 @kernel
@@ -90,7 +88,7 @@ def resize_weights(source, target):
     wide = max(source, target)
     taps = min(source, 4 * wide // target + 2)
     starts = np.empty(target, np.int32)
-    weights = np.zeros((target, taps), np.int32)
+    weights = np.zeros((target, taps), np.int16)
     values = np.empty(taps, np.int64)
     for i in range(target):
         center = (2 * i + 1) * source  # in units of 1 / (2 * target) pixel
@@ -115,284 +113,310 @@ def resize_weights(source, target):
 
 
 @kernel
-def resample(image, rows, row_weights, columns, column_weights, hflip):
-    """Return the image resampled along both axes, rows first, rounded to uint8 in between.
+def resample(image, box, rows, row_weights, columns, column_weights, hflip, result):
+    """Write an image's box, resampled along both axes and maybe flipped, into ``result``.
 
-    ``rows`` and ``columns`` are starts as ``resize_weights`` returns them. Both passes run
-    along whole lines of numbers, which compilers turn into vector code; for the second one
-    the image lies on its side.
+    ``box`` is (top, left, height, width); ``rows`` and ``columns`` are starts in it, as
+    ``resize_weights`` returns them. Both passes round to uint8, and each turns what it makes on
+    its side, so that sums always run along whole lines of numbers.
     """
     # Rows first whatever the shape, as rounding in between makes the order visible in the
     # pixels: Pillow 13 takes another order than Pillow 11 for some tall images.
-    height, width = image.shape[:2]
-    height_out, width_out = row_weights.shape[0], column_weights.shape[0]
-    if hflip:
-        columns, column_weights = columns[::-1], column_weights[::-1]
-    shrunk = _combine(image.reshape(height, width * 3), rows, row_weights)
-    turned = _transpose(shrunk)  # a line for each column and channel, padded to 8 rows
-    pitch = turned.shape[1]
-    across = _combine(turned[: width * 3].reshape(width, 3 * pitch), columns, column_weights)
-    upright = _transpose(across.reshape(across.shape[0] * 3, pitch))
-    return upright[:height_out, : width_out * 3].copy().reshape(height_out, width_out, 3)
+    top, left, _, width = box
+    pitch, height_out = 3 * image.shape[1], len(rows)
+    turned = np.empty((3 * width, height_out), np.uint8)
+    origin = top * pitch + 3 * left
+    _combine(image.reshape(-1), origin, pitch, rows, row_weights, False, 1, turned)
+    upright = result.reshape(height_out, 3 * len(columns))
+    pitch = 3 * height_out
+    _combine(turned.reshape(-1), 0, pitch, columns, column_weights, hflip, 3, upright)
 
 
 @kernel
-def _combine(lines, starts, weights):
-    """Return weighted sums of lines over 2**14, (n, length), padded to multiples of 8.
+def _combine(numbers, origin, pitch, starts, weights, backwards, channels, result):
+    """Write weighted sums of lines, each turned into ``channels`` columns, into ``result``.
 
-    Sum i is of ``weights[i, t] * lines[starts[i] + t]``, rounded and clipped to uint8.
+    Line k is the numbers from ``origin + k * pitch`` on, one channel after the other. Sum i is of
+    lines ``starts[i] + t`` by ``weights[i, t]``, over 2**14, rounded and clipped to uint8;
+    ``backwards`` begins with the last.
     """
-    count, length = weights.shape[0], lines.shape[1]
-    result = np.zeros((-(-count // 8) * 8, -(-length // 8) * 8), np.uint8)
-    total = np.empty(length, np.int32)
-    for i in range(count):
-        first, end = 0, weights.shape[1]
-        while weights[i, first] == 0:
-            first += 1
-        while weights[i, end - 1] == 0:
-            end -= 1
-        total[:] = 1 << (WEIGHT_BITS - 1)
-        _accumulate(total, lines, starts[i] + first, weights[i, first:end])
-        line = result[i]
-        for j in range(length):
-            line[j] = min(max(total[j] >> WEIGHT_BITS, np.int32(0)), np.int32(255))
-    return result
+    count, length, taps = len(starts), channels * result.shape[0], weights.shape[1]
+    strip = np.empty((8, length), np.uint8)
+    # Addresses: arrays that are handed on are counted, which takes as long as a line.
+    source, factors, target = numbers.ctypes.data, weights.ctypes.data, strip.ctypes.data
+    for i in range(0, count, 8):
+        sums = min(8, count - i)
+        for j in range(sums):
+            k = count - 1 - i - j if backwards else i + j
+            first, end = _nonzero(weights, k)
+            start = origin + (starts[k] + first) * pitch
+            if length < _BLOCK or (end - first) % 2:
+                _sum_plainly(strip[j], numbers, start, pitch, weights[k, first:end], WEIGHT_BITS)
+            else:
+                factor, line = factors + 2 * (k * taps + first), target + j * length
+                _sum_lines(source + start, pitch, factor, end - first, WEIGHT_BITS, line, length)
+        lines = strip[:sums].reshape(sums * channels, length // channels)
+        _turn(lines, result, i * channels)
+
+
+@kernel(inline="always")
+def _nonzero(weights, row):
+    """Where a row's weights that are not 0 begin and end; an even number, if there is room."""
+    first, end = 0, weights.shape[1]
+    while weights[row, first] == 0:
+        first += 1
+    while weights[row, end - 1] == 0:
+        end -= 1
+    if (end - first) % 2:
+        if end < weights.shape[1]:
+            end += 1
+        elif first > 0:
+            first -= 1
+    return first, end
 
 
 @kernel
-def _accumulate(total, lines, start, weights):
-    """Add ``weights[t] * lines[start + t]`` to ``total``, four lines at a time."""
-    taps = weights.shape[0]
-    t = 0
-    while t + 4 <= taps:
-        a, b = lines[start + t], lines[start + t + 1]
-        c, d = lines[start + t + 2], lines[start + t + 3]
-        wa, wb = np.int32(weights[t]), np.int32(weights[t + 1])
-        wc, wd = np.int32(weights[t + 2]), np.int32(weights[t + 3])
-        for i in range(total.shape[0]):
+def _sum_plainly(line, numbers, start, pitch, weights, bits):
+    """Write sums over t of ``weights[t]`` times the numbers from ``start + t * pitch`` on.
+
+    They are rounded, over ``2**bits``, and clipped to uint8.
+    """
+    totals = np.full(len(line), np.int32(1 << (bits - 1)))
+    for t in range(len(weights)):
+        weight, added = np.int32(weights[t]), numbers[start + t * pitch :]
+        for x in range(len(line)):
             # Casts keep numba from widening products to 64 bits.
-            first = np.int32(wa * np.int32(a[i])) + np.int32(wb * np.int32(b[i]))
-            other = np.int32(wc * np.int32(c[i])) + np.int32(wd * np.int32(d[i]))
-            total[i] = np.int32(total[i] + np.int32(first) + np.int32(other))
-        t += 4
-    while t < taps:
-        a, wa = lines[start + t], np.int32(weights[t])
-        for i in range(total.shape[0]):
-            total[i] = np.int32(total[i] + np.int32(wa * np.int32(a[i])))
-        t += 1
+            totals[x] = np.int32(totals[x] + np.int32(weight * np.int32(added[x])))
+    for x in range(len(line)):
+        line[x] = min(max(totals[x] >> np.int32(bits), np.int32(0)), np.int32(255))
+
+
+# What follows is written in LLVM's portable language, as compilers do not see by themselves that
+# products of 16 bits can be added in pairs, or how bytes are turned. Processors without vectors of
+# 64 bytes take several for one.
+_BLOCK = 64
+_BYTE, _SHORT, _INT, _WORD = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 
 
 @kernel
-def _transpose(matrix):
-    """Return the transpose of a uint8 matrix whose sides are multiples of 8.
+def _sum_lines(source, pitch, weights, taps, bits, target, length):
+    """Write sums as ``_sum_plainly``, of an even number of lines, of 64 numbers or more."""
+    last = length - _BLOCK
+    for x in range(0, last, _BLOCK):
+        _sum_block(source + x, pitch, weights, taps // 2, bits, target + x)
+    _sum_block(source + last, pitch, weights, taps // 2, bits, target + last)  # some once more
 
-    Turns blocks of 8 x 8 bytes, held in eight 64-bit words, in three rounds of exchanges
-    (Warren, Hacker's Delight, 7-3); byte by byte would take longer than the resampling.
+
+@intrinsic
+def _sum_block(typing_context, source, pitch, weights, pairs, bits, target):
+    """Write 64 sums; arguments are addresses, and ``pairs`` half the number of lines."""
+
+    def generate(context, builder, signature, arguments):
+        source, pitch, weights, pairs, bits, target = arguments
+        bits = builder.trunc(bits, _INT)
+        half = builder.shl(ir.Constant(_INT, 1), builder.sub(bits, ir.Constant(_INT, 1)))
+        totals = [cgutils.alloca_once_value(builder, _filled(builder, half)) for _ in range(4)]
+        with cgutils.for_range(builder, pairs) as loop:
+            line = builder.shl(loop.index, ir.Constant(_WORD, 1))
+            lines = [
+                _load(builder, source, pitch, builder.add(line, ir.Constant(_WORD, i)), _BYTE, 64)
+                for i in range(2)
+            ]
+            factors = _load(builder, weights, ir.Constant(_WORD, 4), loop.index, _SHORT, 2)
+            both = _zipped(builder, *lines)
+            values = [words for half in both for words in _zipped(builder, half)]
+            for total, words in zip(totals, values, strict=True):
+                added = _add_products(builder, words, factors)
+                builder.store(builder.add(builder.load(total), added), total)
+        sums = [_clipped(builder, builder.load(total), bits) for total in totals]
+        low, high = (_packed(builder, _SHORT, *sums[i : i + 2]) for i in (0, 2))
+        _store(builder, _packed(builder, _BYTE, low, high), target)
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 6), generate
+
+
+@kernel
+def _turn(lines, result, column):
+    """Write lines as columns of ``result``, from ``column`` on."""
+    count, length = lines.shape
+    eights, sixteens = count // 8 * 8, length // 16 * 16
+    source, target, pitch = lines.ctypes.data, result.ctypes.data + column, result.shape[1]
+    for x in range(0, sixteens, 16):
+        for i in range(0, eights, 8):
+            _turn_block(source + i * length + x, length, target + x * pitch + i, pitch)
+    for i in range(count):
+        for x in range(sixteens if i < eights else 0, length):
+            result[x, column + i] = lines[i, x]
+
+
+@intrinsic
+def _turn_block(typing_context, source, pitch, target, target_pitch):
+    """Write 8 lines of 16 bytes as 16 lines of 8: addresses, and bytes from line to line."""
+
+    def generate(context, builder, signature, arguments):
+        source, pitch, target, target_pitch = arguments
+        lines = [_load(builder, source, pitch, i, _BYTE, 16) for i in range(8)]
+        for _ in range(3):  # each doubles how many bytes of one column lie together
+            pairs = [(lines[i], lines[i + 4]) for i in range(4)]
+            lines = [half for pair in pairs for half in _zipped(builder, *pair)]
+        for i in range(16):
+            words = builder.bitcast(lines[i // 2], ir.VectorType(_WORD, 2))
+            word = builder.extract_element(words, ir.Constant(_INT, i % 2))
+            offset = builder.mul(target_pitch, ir.Constant(_WORD, i))
+            _store(builder, word, builder.add(target, offset))
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, types.intp, types.intp), generate
+
+
+def _load(builder, base, pitch, line, kind, count):
+    """Return the first ``count`` numbers of the line ``line * pitch`` bytes after ``base``."""
+    line = ir.Constant(_WORD, line) if isinstance(line, int) else line
+    address = builder.add(base, builder.mul(pitch, line))
+    return builder.load(builder.inttoptr(address, ir.VectorType(kind, count).as_pointer()), align=1)
+
+
+def _filled(builder, number):
+    """Return 16 times the same number, of 32 bits."""
+    nothing = ir.Constant(ir.VectorType(_INT, 16), ir.Undefined)
+    one = builder.insert_element(nothing, number, ir.Constant(_INT, 0))
+    return _chosen(builder, one, one, [0] * 16)
+
+
+def _store(builder, value, address):
+    builder.store(value, builder.inttoptr(address, value.type.as_pointer()), align=1)
+
+
+def _chosen(builder, one, other, order):
+    """Return elements of two vectors by their indices; those of ``other`` follow on."""
+    return builder.shuffle_vector(one, other, ir.Constant(ir.VectorType(_INT, len(order)), order))
+
+
+def _zipped(builder, one, other=None):
+    """Yield the bytes of two vectors, or of one and zeros, in turn.
+
+    Of each 16 bytes, first of all lower halves, then of all upper ones: one instruction each.
     """
-    result = np.empty((matrix.shape[1], matrix.shape[0]), np.uint8)
-    source, target = matrix.view(np.uint64), result.view(np.uint64)
-    words = np.empty(8, np.uint64)
-    for y in range(source.shape[0] // 8):
-        for x in range(source.shape[1]):
-            for i in range(8):
-                words[i] = source[8 * y + i, x]
-            for i in range(0, 8, 2):
-                _exchange(words, i, i + 1, np.uint64(8), np.uint64(0x00FF00FF00FF00FF))
-            for i in (0, 1, 4, 5):
-                _exchange(words, i, i + 2, np.uint64(16), np.uint64(0x0000FFFF0000FFFF))
-            for i in range(4):
-                _exchange(words, i, i + 4, np.uint64(32), np.uint64(0x00000000FFFFFFFF))
-            for i in range(8):
-                target[8 * x + i, y] = words[i]
-    return result
+    size = one.type.count
+    other = other or ir.Constant(one.type, [0] * size)
+    for half in (0, 8):
+        own = [start + i for start in range(half, size, 16) for i in range(8)]
+        yield _chosen(builder, one, other, [byte for i in own for byte in (i, size + i)])
+
+
+def _packed(builder, kind, one, other):
+    """Return the lower halves, ``kind``, of the numbers of two vectors: ``_zipped`` undone."""
+    size = one.type.count * 2
+    one, other = (builder.bitcast(each, ir.VectorType(kind, size)) for each in (one, other))
+    lane = 128 // kind.width
+    starts = [start + base for start in range(0, size, lane) for base in (0, size)]
+    return _chosen(builder, one, other, [start + i for start in starts for i in range(0, lane, 2)])
+
+
+def _add_products(builder, pairs, factors):
+    """Return ``a * c + b * d`` of 16-bit pairs (a, b), given as bytes, and the factors (c, d)."""
+    count = pairs.type.count // 2
+    wide = ir.VectorType(_INT, count)
+    words = builder.sext(builder.bitcast(pairs, ir.VectorType(_SHORT, count)), wide)
+    factors = builder.sext(_chosen(builder, factors, factors, [0, 1] * (count // 2)), wide)
+    products = builder.mul(words, factors)
+    even, odd = (_chosen(builder, products, products, list(range(i, count, 2))) for i in (0, 1))
+    return builder.add(even, odd)
+
+
+def _clipped(builder, total, bits):
+    """Return 32-bit numbers over ``2**bits``, clipped to 0..255."""
+    total = builder.ashr(total, _filled(builder, bits))
+    for sign, end in ((">", 0), ("<", 255)):
+        limit = ir.Constant(total.type, [end] * total.type.count)
+        total = builder.select(builder.icmp_signed(sign, total, limit), total, limit)
+    return total
 
 
 @kernel
-def _exchange(words, low, high, shift, mask):
-    """Exchange the upper parts of one word, as masked, with the lower parts of another."""
-    difference = ((words[low] >> shift) ^ words[high]) & mask
-    words[high] ^= difference
-    words[low] ^= difference << shift
-
-
-@kernel
-def shift_rows(image, slope, offset, weights, fill):
-    """Return the image with each row looked up further right, bicubic, same size.
+def shift_rows(image, slope, offset, weights, fill, result):
+    """Write the image with each row looked up further right, bicubic.
 
     Row y moves by ``slope * (y + 1/2) + offset``, both in 2**-16 pixels: shear and translation
     along x, as the affine move of ``ops/rotate.py`` would do them. ``weights`` is
     ``affine_weights()``; ``fill`` is for pixels whose center lies outside.
     """
     height, width = image.shape[:2]
-    result = np.empty((height, width * 3), np.uint8)
-    for i in range(width * 3):
-        result[:, i] = fill[i % 3]
-    lines = image.reshape(height, width * 3)
-    for y in range(height):
-        move = slope * (2 * y + 1) + 2 * offset
-        _shift_line(result[y], lines[y], move, weights, 3)
-    return result.reshape(height, width, 3)
+    color = _tiled(fill, width).reshape(1, 3 * width)
+    lines = _with_room(image.reshape(height, 3 * width), 3)
+    _shift_lines(lines, 3, slope, offset, weights, color, result.reshape(height, 3 * width))
 
 
 @kernel
-def shift_columns(image, slope, offset, weights, fill):
-    """Return the image with each column looked up further down; see ``shift_rows``."""
-    height, width = image.shape[:2]
-    size = (-(-height // 8) * 8, -(-width * 3 // 8) * 8)
-    upright = np.zeros(size, np.uint8)
-    upright[:height, : width * 3] = image.reshape(height, width * 3)
-    lines = _transpose(upright)  # one for each column and channel
-    result = np.zeros_like(lines)
-    for x in range(width):
-        move = slope * (2 * x + 1) + 2 * offset
-        for c in range(3):
-            i = 3 * x + c
-            result[i, :height] = fill[c]
-            _shift_line(result[i, :height], lines[i, :height], move, weights, 1)
-    turned = _transpose(result)
-    return turned[:height, : width * 3].copy().reshape(height, width, 3)
+def shift_columns(image, slope, offset, weights, fill, result):
+    """Write the image with each column looked up further down; see ``shift_rows``."""
+    height, length = image.shape[0], 3 * image.shape[1]
+    if slope == 0:  # all columns alike: a single one, of whole rows
+        color = _tiled(fill, height * image.shape[1]).reshape(1, height * length)
+        lines = _with_room(image.reshape(1, height * length), length)
+        _shift_lines(lines, length, 0, offset, weights, color, result.reshape(1, height * length))
+        return
+    colors = np.empty((3, height), np.uint8)
+    for channel in range(3):
+        colors[channel] = fill[channel]
+    lines, moved = np.empty((length, height + 4), np.uint8), np.empty((length, height), np.uint8)
+    _turn(image.reshape(height, length), lines, 2)
+    _shift_lines(lines, 1, slope, offset, weights, colors, moved)
+    _turn(moved, result.reshape(height, length), 0)
 
 
 @kernel
-def _shift_line(result, line, move, weights, step):
-    """Write a line of pixels, ``step`` numbers each, moved by ``move`` in 2**-17 pixels."""
-    length = line.shape[0] // step
-    whole = (move + (1 << 16)) >> 17
-    low, high = max(0, -whole), min(length, length - whole)  # centers inside
-    base = (move >> 17) - 1
-    w = weights[(move >> (17 - _AFFINE_BITS)) & ((1 << _AFFINE_BITS) - 1)]
-    w0, w1, w2, w3 = np.int32(w[0]), np.int32(w[1]), np.int32(w[2]), np.int32(w[3])
-    half = np.int32(1 << (_AFFINE_WEIGHT_BITS - 1))
-    inner_low = min(max(low, -base), high)
-    inner_high = max(min(high, length - 3 - base), inner_low)
-    for x in range(low, high):
-        if inner_low <= x < inner_high:
-            continue
-        for c in range(step):
-            total = half
-            for i in range(4):
-                total += w[i] * line[min(max(x + base + i, 0), length - 1) * step + c]
-            result[x * step + c] = min(max(total >> _AFFINE_WEIGHT_BITS, 0), 255)
-    start, end = inner_low * step, inner_high * step
-    a, b = line[start + base * step :], line[start + (base + 1) * step :]
-    c, d = line[start + (base + 2) * step :], line[start + (base + 3) * step :]
-    inner = result[start:end]
-    for i in range(end - start):
-        first = np.int32(w0 * np.int32(a[i])) + np.int32(w1 * np.int32(b[i]))
-        other = np.int32(w2 * np.int32(c[i])) + np.int32(w3 * np.int32(d[i]))
-        total = np.int32(np.int32(first) + np.int32(other) + half) >> _AFFINE_WEIGHT_BITS
-        inner[i] = min(max(total, np.int32(0)), np.int32(255))
+def _shift_lines(lines, step, slope, offset, weights, colors, result):
+    """Write lines of items, ``step`` numbers each, moved by ``slope * (y + 1/2) + offset`` items.
 
-
-@kernel
-def histogram(image):
-    """Return how often each value occurs in each channel, (3, 256)."""
-    counts = np.zeros((3, 256), np.int64)
-    for y in range(image.shape[0]):
-        for x in range(image.shape[1]):
-            counts[0, image[y, x, 0]] += 1
-            counts[1, image[y, x, 1]] += 1
-            counts[2, image[y, x, 2]] += 1
-    return counts
-
-
-@kernel
-def apply_table(image, table):
-    """Return the image with each channel looked up in its row of ``table``, (3, 256)."""
-    result = np.empty_like(image)
-    for y in range(image.shape[0]):
-        for x in range(image.shape[1]):
-            result[y, x, 0] = table[0, image[y, x, 0]]
-            result[y, x, 1] = table[1, image[y, x, 1]]
-            result[y, x, 2] = table[2, image[y, x, 2]]
-    return result
-
-
-@kernel
-def fill_box(image, box, words, table):
-    """Write into a box (top, left, height, width) what ``table`` (3, 65536) has for its words.
-
-    ``words`` is uint16, one for each channel of each pixel, row by row.
+    ``lines`` have room for two more items at each end; ``colors`` are lines of what lies outside,
+    one for each channel of y.
     """
-    top, left, height, width = box
-    noise = words.reshape(height, width, 3)
-    for y in range(height):
-        for x in range(width):
-            for channel in range(3):
-                image[top + y, left + x, channel] = table[channel, noise[y, x, channel]]
+    channels, length = len(colors), result.shape[1] // step
+    ends = (2 * step, (length + 2) * step)
+    # Addresses: arrays that are handed on are counted, which takes as long as a line.
+    source, factors, target = lines.ctypes.data, weights.ctypes.data, result.ctypes.data
+    for i in range(len(lines)):
+        for item in range(2):
+            for k in range(step):
+                lines[i, item * step + k] = lines[i, ends[0] + k]
+                lines[i, ends[1] + item * step + k] = lines[i, ends[1] - step + k]
+        move = slope * (2 * (i // channels) + 1) + 2 * offset  # in 2**-17 items
+        whole, left = (move + (1 << 16)) >> 17, (move >> 17) - 1  # left: of four neighbors
+        low = min(max(0, -whole), length)
+        high = max(min(length, length - whole), low)
+        for k in range(np.uint64(low * step)):
+            result[i, k] = colors[i % channels, k]
+        for k in range(np.uint64(high * step), np.uint64(length * step)):
+            result[i, k] = colors[i % channels, k]
+        position = (move >> (17 - _AFFINE_BITS)) & ((1 << _AFFINE_BITS) - 1)
+        first, count = (low + left + 2) * step, (high - low) * step
+        if count >= _BLOCK:
+            inside = target + i * result.shape[1] + low * step
+            start, factor = source + i * lines.shape[1] + first, factors + 8 * position
+            _sum_lines(start, step, factor, 4, _AFFINE_WEIGHT_BITS, inside, count)
+        elif count:
+            piece = result[i, low * step : high * step]
+            _sum_plainly(piece, lines[i], first, step, weights[position], _AFFINE_WEIGHT_BITS)
 
 
 @kernel
-def _gray(pixel):
-    """ITU-R 601 luma, with Pillow's integer weights."""
-    total = np.int32(pixel[0]) * 19595 + np.int32(pixel[1]) * 38470 + np.int32(pixel[2]) * 7471
-    return (total + 0x8000) >> 16
-
-
-@kernel
-def to_gray(image):
-    """Return the image in gray, three equal channels."""
-    result = np.empty_like(image)
-    for y in range(image.shape[0]):
-        for x in range(image.shape[1]):
-            gray = _gray(image[y, x])
-            result[y, x, 0] = gray
-            result[y, x, 1] = gray
-            result[y, x, 2] = gray
+def _with_room(lines, step):
+    """Return lines with room for two items of ``step`` numbers before and behind."""
+    count, length = lines.shape
+    result = np.empty((count, length + 4 * step), np.uint8)
+    start = np.uint64(2 * step)
+    for i in range(count):
+        for k in range(np.uint64(length)):
+            result[i, start + k] = lines[i, k]
     return result
 
 
 @kernel
-def gray_sum(image):
-    """Return the sum of the image's gray values."""
-    total = np.int64(0)
-    for y in range(image.shape[0]):
-        for x in range(image.shape[1]):
-            total += _gray(image[y, x])
-    return total
-
-
-@kernel
-def _blend(base, value, factor):
-    """``base + factor * (value - base)``, rounded down and clipped; int32, factor in 2**-16."""
-    step = np.int32(factor * np.int32(value - base))
-    mixed = np.int32(np.int32(base << 16) + step) >> 16
-    return min(max(mixed, np.int32(0)), np.int32(255))
-
-
-@kernel
-def blend_with_gray(image, factor):
-    """Return the image moved from (or, above 1, away from) its own gray version."""
-    result = np.empty_like(image)
-    factor = np.int32(factor)
-    for y in range(image.shape[0]):
-        for x in range(image.shape[1]):
-            gray = np.int32(_gray(image[y, x]))
-            for c in range(3):
-                result[y, x, c] = _blend(gray, np.int32(image[y, x, c]), factor)
-    return result
-
-
-@kernel
-def blend_with_smooth(image, factor):
-    """Return the image moved from its smoothed version, as Pillow's ``Sharpness``.
-
-    The smoothing is 3x3 with weight 5 in the middle, over 13, rounded; borders keep.
-    """
-    height, width = image.shape[:2]
-    lines, result = image.reshape(height, width * 3), image.copy()
-    written = result.reshape(height, width * 3)
-    factor = np.int32(factor)
-    column = np.empty(width * 3, np.int32)  # sums of three pixels, one above the other
-    for y in range(1, height - 1):
-        above, here, below = lines[y - 1], lines[y], lines[y + 1]
-        for i in range(width * 3):
-            column[i] = np.int32(above[i]) + np.int32(here[i]) + np.int32(below[i])
-        left, right = column[: width * 3 - 6], column[6:]
-        middle, own, line = column[3:], here[3:], written[y, 3:]
-        for i in range(width * 3 - 6):
-            value = np.int32(own[i])
-            total = np.int32(left[i] + middle[i]) + np.int32(right[i] + np.int32(4 * value) + 6)
-            smooth = np.int32(np.int32(total) * np.int32(20165)) >> 18  # over 13, up to 3321
-            line[i] = _blend(np.int32(smooth), value, factor)
-    return result
+def _tiled(fill, pixels):
+    line = np.empty(3 * pixels, np.uint8)
+    for x in range(np.uint64(pixels)):
+        for channel in range(np.uint64(3)):
+            line[np.uint64(3) * x + channel] = fill[channel]
+    return line

@@ -36,13 +36,21 @@ class ShardViews:
     augment: AugmentConfig
 
     def make(
-        self, image: Pixels, seed: int, view: int, pair: tuple[int, int], *, digest: bool
+        self,
+        image: Pixels,
+        seed: int,
+        view: int,
+        pair: tuple[int, int],
+        *,
+        digest: bool,
+        result: Pixels | None = None,
     ) -> View:
         """Return one view of a decoded image, digested if that is asked for.
 
-        ``pair`` is the indices of the sample and of its partner, or ``NO_PARTNER``.
+        ``pair`` is the indices of the sample and of its partner, or ``NO_PARTNER``. The pixels are
+        written into ``result`` where that is given.
         """
-        pixels = make_view(image, seed, view, self.augment)
+        pixels = make_view(image, seed, view, self.augment, result)
         mix = self.pairing.draw_mix(view, pair, self.augment.image_size)
         if not digest:
             return View(pixels=pixels, mix=mix, digest=None)
@@ -50,6 +58,11 @@ class ShardViews:
         return View(pixels=pixels, mix=mix, digest=view_digest(pixels, partner, mix))
 
 
-def make_view(image: Pixels, seed: int, view: int, config: AugmentConfig) -> Pixels:
-    """Return one view of a decoded image, (S, S, 3), where there is no store and no partner."""
-    return apply_view(image, draw_view(seed, view, image_size(image), config), config)
+def make_view(
+    image: Pixels, seed: int, view: int, config: AugmentConfig, result: Pixels | None = None
+) -> Pixels:
+    """Return one view of a decoded image, (S, S, 3), where there is no store and no partner.
+
+    It is written into ``result`` where that is given: a row of a batch, say.
+    """
+    return apply_view(image, draw_view(seed, view, image_size(image), config), config, result)

@@ -5,28 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pipeline.records import FIXED_ONE, AppliedOp, Pixels
 from pipeline.views.rng import Stream
 
 __all__ = [
     "TEN",
-    "VALUES",
     "Operation",
-    "blend_table",
     "draw_factor",
     "either_sign",
     "no_argument",
-    "same_table",
 ]
 
 TEN = 10 * FIXED_ONE
 """The highest magnitude."""
-
-VALUES = np.arange(256)
-"""All values of a pixel, from which tables are made."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,13 +25,15 @@ class Operation:
     """An operation on pixels, applied after crop and flip; each lies in a file of ``ops``.
 
     A view stores nothing but the name and an integer argument, so what the two mean never
-    changes: a better operation is another one, with another name. ``apply`` returns new pixels
-    and leaves its input alone; what a geometric operation uncovers gets the fill color.
+    changes: a better operation is another one, with another name. ``apply`` writes into pixels of
+    the same shape and leaves its input alone; what a geometric operation uncovers gets the fill
+    color.
     """
 
     name: str  # the file's, with hyphens
     draw: Callable[[Stream, int], int]  # the argument, at a fixed-point magnitude of 0..10
-    apply: Callable[[Pixels, int, Pixels], Pixels]  # of image, argument and fill color (3,)
+    # Of image, argument, fill color (3,), and where to write.
+    apply: Callable[[Pixels, int, Pixels, Pixels], object]
     probe: int  # the argument at which a fingerprint watches it
     fixed_point: bool = False  # whether the argument is a real number, in units of 2**-16
 
@@ -73,14 +66,3 @@ def either_sign(words: Stream, value: int) -> int:
 def draw_factor(words: Stream, magnitude: int) -> int:
     """Return the factor of a blend, fixed-point: 1, which changes nothing, -/+ .9 at 10."""
     return max(FIXED_ONE // 10, FIXED_ONE + either_sign(words, magnitude * 9 // 100))
-
-
-def same_table(values: NDArray[np.int64]) -> Pixels:
-    """Return (256,) values as the table of all three channels, (3, 256)."""
-    return np.tile(values, (3, 1)).astype(np.uint8)
-
-
-def blend_table(base: int, factor: int) -> Pixels:
-    """Return ``base + factor * (value - base)`` for each value, rounded down and clipped."""
-    blended = (base * FIXED_ONE + factor * (VALUES - base)) >> 16
-    return same_table(np.clip(blended, 0, 255))

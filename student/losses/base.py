@@ -38,6 +38,7 @@ class TeacherSignal:
     """What the teacher said of B mixed images."""
 
     label: Tensor  # (B,) int64, argmax
+    confidence: Tensor | None = None  # (B,) float32, probability of the label; None: not kept
     topk_label: Tensor | None = None  # (B, k) int64, by falling probability
     topk_logprob: Tensor | None = None  # (B, k) float32, their logarithms at temperature 1
     topk_rest: Tensor | None = None  # (B,) float32, that of all other classes together

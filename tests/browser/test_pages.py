@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +12,10 @@ import pytest
 
 from pipeline.store import open_store
 from pipeline.tools import ReportConfig, report_store
+from student.run_report import compare_runs
 from tests.pipeline.tools.test_report import folder  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.browser
-
-WIDTHS = (1280, 390)
 
 
 @dataclass
@@ -34,10 +34,32 @@ class Opened:
 def report(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Path:  # noqa: F811
     store = open_store(folder / "s.parquet")
     made = report_store(
-        store, [str(folder / "digits-*.tar")], ReportConfig(count=40), against=store
+        store, [str(folder / "digits-*.tar")], ReportConfig(count=24), against=store
     )
     path = tmp_path_factory.mktemp("page") / "report.html"
     made.save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the report of a run of strangers, whose every text is hostile."""
+    root = tmp_path_factory.mktemp("run") / "<b>run"
+    root.mkdir()
+    hostile = "</script><script>alert(1)</script><img src=http://example.com/x.png>"
+    config = {"config": {"model": hostile, hostile: hostile, "epochs": 2}}
+    (root / "config.json").write_text(json.dumps(config))
+    accuracy = {"top1": 0.5, "top5": 0.9, "loss": 1.5}
+    evaluation = {"class_head": accuracy, "mean_of_logits": accuracy}
+    lines = [
+        {"kind": kind, "step": step, "epoch": step, "loss": 2 / (1 + step), "lr": 1e-3}
+        | {"evaluation": evaluation, "seconds": {"data": 1, "student": 2}, "rows_per_second": 9}
+        for step in range(6)
+        for kind in ("train", "epoch")
+    ]
+    (root / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    path = root.parent / "runs.html"
+    path.write_text(compare_runs([root, root]))
     return path
 
 
@@ -63,18 +85,20 @@ def tab(chromium: Any, report: Path) -> Iterator[Opened]:
     found.page.context.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize(
+    ("kind", "width", "scheme"),
+    [("report", 1280, "light"), ("report", 390, "dark"), ("run_page", 390, "light")],
+)
 def test_a_page_fits_its_window_and_is_accessible(
-    chromium: Any, report: Path, width: int, scheme: str
+    chromium: Any, request: pytest.FixtureRequest, kind: str, width: int, scheme: str
 ) -> None:
     from axe_playwright_python.sync_playwright import Axe
 
+    path: Path = request.getfixturevalue(kind)
     size = {"width": width, "height": 900}
-    found = opened(chromium, report, viewport=size, color_scheme=scheme)
+    found = opened(chromium, path, viewport=size, color_scheme=scheme)
     assert found.page.evaluate("document.documentElement.scrollWidth") <= width
-    for one in found.page.query_selector_all("details"):
-        one.evaluate("one => { one.open = true; }")
+    found.page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
     results = Axe().run(found.page)
     faults = [
         (one["id"], one["nodes"][0]["html"][:200], one["nodes"][0].get("failureSummary"))
@@ -82,7 +106,21 @@ def test_a_page_fits_its_window_and_is_accessible(
     ]
     assert faults == []
     assert found.said == []
-    assert found.asked == [report.as_uri()]
+    assert found.asked == [path.as_uri()]
+    found.page.context.close()
+
+
+def test_the_browser_is_told_to_fetch_nothing_and_run_no_other_script(
+    chromium: Any, report: Path, tmp_path: Path
+) -> None:
+    """Even if a text were not escaped."""
+    hostile = "<img src=http://example.com/x.png><script>document.title = 'taken'</script>"
+    path = tmp_path / "hostile.html"
+    path.write_text(report.read_text().replace("<main", f"{hostile}<main", 1))
+    found = opened(chromium, path)
+    assert found.page.title() == "Labels of s.parquet"
+    refused = [one for one in found.said if "Content Security Policy" in one]
+    assert len(refused) >= 2
     found.page.context.close()
 
 
@@ -98,18 +136,20 @@ def test_light_and_dark_are_two_pages(chromium: Any, report: Path) -> None:
 
 
 def test_filters_show_what_they_say(tab: Opened) -> None:
+    from playwright.sync_api import expect
+
     page = tab.page
     everything = len(tab.shown())
-    assert everything == 40
+    assert everything == 24
     page.select_option("select[data-facet=teacher]", "disagrees")
     wrong = tab.shown()
     assert 0 < len(wrong) < everything
     assert all(one.get_attribute("data-teacher").startswith("disagrees:") for one in wrong)
     page.select_option("select[data-facet=mixing]", "not mixed")
     assert all(one.get_attribute("data-mixing") == "not mixed" for one in tab.shown())
-    assert page.inner_text(".count") == f"{len(tab.shown())} of 40 pictures"
+    assert page.inner_text(".count") == f"{len(tab.shown())} of 24 pictures"
     page.click("button[type=reset]")
-    page.wait_for_function("document.querySelector('.count').textContent === '40 of 40 pictures'")
+    expect(page.locator(".count")).to_have_text("24 of 24 pictures")
     slider = page.query_selector("input[type=range]")
     slider.fill("1.5")
     bits = [float(one.get_attribute("data-entropy")) for one in tab.shown()]
@@ -118,36 +158,46 @@ def test_filters_show_what_they_say(tab: Opened) -> None:
 
 
 def test_all_of_it_works_by_keyboard(tab: Opened) -> None:
+    from playwright.sync_api import expect  # waits: a browser follows a key in its own time
+
     page = tab.page
     page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.className") == "skip"
+    expect(page.locator(".skip")).to_be_focused()
     page.keyboard.press("Enter")
-    assert page.evaluate("document.activeElement.id") == "content"
-    page.focus("select[data-facet=mixing]")
+    expect(page.locator("#content")).to_be_focused()
+    mixing = page.locator("select[data-facet=mixing]")
+    mixing.focus()
     page.keyboard.type("m")  # as a user types the first letter of a choice
+    expect(mixing).to_have_value("mixup")
     assert {one.get_attribute("data-mixing") for one in tab.shown()} == {"mixup"}
     page.keyboard.press("Home")
+    expect(mixing).to_have_value("")
     page.keyboard.press("Tab")
-    page.keyboard.press("End")  # of the slider: only the greatest is left
+    slider = page.locator("input[type=range]")
+    expect(slider).to_be_focused()
+    page.keyboard.press("End")  # only the greatest are left
+    expect(page.locator(".count")).not_to_have_text("24 of 24 pictures")
     most = max(float(one.get_attribute("data-entropy")) for one in tab.shown())
     assert all(float(one.get_attribute("data-entropy")) > most - 0.05 for one in tab.shown())
     page.keyboard.press("Home")
-    page.focus(".pictures li:nth-child(1) .enlarge")
+    expect(page.locator(".count")).to_have_text("24 of 24 pictures")
+    titles = page.locator(".pictures strong").all_text_contents()
+    first = page.locator(".pictures .enlarge").first
+    first.focus()
     page.keyboard.press("Enter")
-    first = page.inner_text("dialog strong")
-    assert first == page.inner_text(".pictures li:nth-child(1) strong")
-    page.keyboard.press("ArrowRight")
-    assert page.inner_text("dialog strong") == page.inner_text(".pictures li:nth-child(2) strong")
-    page.keyboard.press("ArrowLeft")
-    assert page.inner_text("dialog strong") == first
+    enlarged = page.locator("dialog strong")
+    for key, title in (("", titles[0]), ("ArrowRight", titles[1]), ("ArrowLeft", titles[0])):
+        if key:
+            page.keyboard.press(key)
+        expect(enlarged).to_have_text(title)
     page.keyboard.press("Escape")
-    assert not page.is_visible("dialog")
-    assert page.evaluate("document.activeElement.closest('li').matches(':first-child')")
+    expect(page.locator("dialog")).to_be_hidden()
+    expect(first).to_be_focused()
 
 
 def test_a_page_is_whole_without_scripts_and_on_paper(chromium: Any, report: Path) -> None:
     plain = opened(chromium, report, java_script_enabled=False)
-    assert plain.page.locator(".pictures > li:visible").count() == 40
+    assert plain.page.locator(".pictures > li:visible").count() == 24
     assert plain.page.locator(".filters:visible").count() == 0
     plain.page.context.close()
     paper = opened(chromium, report, color_scheme="dark")

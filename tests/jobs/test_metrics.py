@@ -94,7 +94,7 @@ def test_a_job_on_ray_offers_its_metrics_and_writes_lines_and_a_summary(
     assert (last["parts"], last["labels"], last["rejected"]) == (PARTS, 97 * 60, 1)
     (record,) = (out / "_meta" / "runs").iterdir()
     run = json.loads(record.read_bytes())
-    assert 0 < run["teacher_busy_share"] <= 1
+    assert 0 <= run["teacher_busy_share"] <= 1
     assert run["teachers_lost"] == 0
 
 
@@ -102,6 +102,6 @@ def test_a_job_without_ray_writes_lines_too(job: Job, tmp_path: Path) -> None:
     out, lines = tmp_path / "serial.parquet", tmp_path / "m.jsonl"
     arguments = job.to(out, "--serial", "--metrics-file", str(lines), "--views", "15")
     run_job(arguments, address=None, log=tmp_path / "log")
-    last = json.loads(lines.read_text().splitlines()[-1])
-    assert (last["parts"], last["teachers"], last["labels"]) == (3, 1, 97 * 15)
-    assert 0 < last["teacher_busy_share"] < 1
+    told = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert (told[-1]["parts"], told[-1]["teachers"], told[-1]["labels"]) == (3, 1, 97 * 15)
+    assert 0 < max(one["teacher_busy_share"] for one in told) < 1

@@ -93,7 +93,7 @@ def test_the_digest_follows_what_shapes_the_weights_and_nothing_else() -> None:
     }
     for kind in LOSSES.values():
         for one in dataclasses.fields(kind):
-            others[one.name] = one.default / 2
+            others[one.name] = one.default / 2 or 0.5
             needed[one.name] = {"distillation": kind.name}
     assert set(others) == bound
     for name, value in others.items():

@@ -357,3 +357,37 @@ def test_present_classes_in_binary_cross_entropy_are_deits() -> None:
     dense = mixup_target(target, CLASSES, lam, smoothing=0.0).gt(0.0).float()
     found = NoDistillation()((logits(3), logits(3)), truth, TeacherSignal(label=target)).loss
     torch.testing.assert_close(found, torch.nn.BCEWithLogitsLoss()(logits(3), dense))
+
+
+def test_labels_of_an_unsure_teacher_are_left_out_and_the_others_weigh_what_they_did() -> None:
+    heads, sure = (logits(3), logits(4)), torch.tensor([0.1, 0.5, 0.6, 0.59, 1.0, 0.0, 0.6, 0.9])
+    signal = TeacherSignal(label=labels(5), confidence=sure)
+    terms = HardLoss(alpha=0.4, min_confidence=0.6)(heads, MIXED, signal)
+    rows = torch.nn.functional.cross_entropy(heads[1], labels(5), reduction="none")
+    expected = sum(rows[row] for row in (2, 4, 6, 7)) / ROWS
+    torch.testing.assert_close(terms.distillation_loss, expected)
+    torch.testing.assert_close(terms.loss, 0.6 * terms.class_loss + 0.4 * expected)
+    # Halves of a batch average to the whole.
+    halves = [
+        HardLoss(min_confidence=0.6)(
+            (heads[0][half], heads[1][half]),
+            replace(MIXED, target=MIXED.target[half], partner_target=MIXED.partner_target[half],
+                    lam=MIXED.lam[half]),
+            TeacherSignal(label=labels(5)[half], confidence=sure[half]),
+        ).distillation_loss
+        for half in (slice(0, 4), slice(4, 8))
+    ]  # fmt: skip
+    torch.testing.assert_close(sum(halves) / 2, expected)
+    plain = HardLoss()(heads, MIXED, TeacherSignal(label=labels(5)))
+    assert torch.equal(HardLoss()(heads, MIXED, signal).loss, plain.loss)
+
+
+def test_a_store_that_does_not_keep_the_confidence_is_refused(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "s.parquet", [info_of(0)], [(0, 3)])
+    HardLoss().require_store(store)
+    with pytest.raises(StoreError, match=r"`min_confidence` is 0.5, and .* keep confidence"):
+        HardLoss(min_confidence=0.5).require_store(store)
+    kept = replace(IDENTITY, columns=ColumnConfig(confidence=True))
+    HardLoss(min_confidence=0.5).require_store(
+        write_store(tmp_path / "kept.parquet", [info_of(0)], [(0, 3)], kept)
+    )

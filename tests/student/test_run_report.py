@@ -96,7 +96,11 @@ def test_accuracies_of_all_heads_raw_and_averaged_are_the_logs(
     page: Element, log: pd.DataFrame
 ) -> None:
     epochs = log[log.kind == "epoch"]
-    for what in ("top1", "top5"):
+    for what, caption in (
+        ("top1", "Top-1 by epoch"),
+        ("top5", "Top-5 by epoch"),
+        ("loss", "Loss on validation images"),
+    ):
         expected = [
             [
                 epoch + 1,
@@ -111,8 +115,8 @@ def test_accuracies_of_all_heads_raw_and_averaged_are_the_logs(
                 epochs.epoch, epochs.evaluation, epochs.ema_evaluation, strict=True
             )
         ]
-        rows = chart(page, f"Top-{what[-1]} by epoch")
-        np.testing.assert_allclose([list(map(number, row)) for row in rows], expected, atol=6e-5)
+        rows = [list(map(number, row)) for row in chart(page, caption)]
+        np.testing.assert_allclose(rows, expected, atol=6e-4 if what == "loss" else 6e-5)
     last = epochs.iloc[-1]
     shown = table_of(page, "final")
     assert len(shown) == 8
@@ -122,8 +126,9 @@ def test_accuracies_of_all_heads_raw_and_averaged_are_the_logs(
         assert row[0] == name.replace("_", " ")
         assert row[1] == ("raw" if kind == "evaluation" else "averaged")
         found = last[kind]
-        numbers = (found[name]["top1"], found[name]["top5"], found["teacher"]["agreement"][name])
-        assert [number(cell) for cell in row[2:]] == pytest.approx(list(numbers), abs=6e-5)
+        numbers = [*(found[name][one] for one in ("top1", "top5", "loss"))]
+        numbers.append(found["teacher"]["agreement"][name])
+        assert [number(cell) for cell in row[2:]] == pytest.approx(numbers, abs=6e-5)
 
 
 def test_throughput_and_the_wait_for_data_are_the_logs(page: Element, log: pd.DataFrame) -> None:

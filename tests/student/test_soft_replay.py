@@ -60,4 +60,13 @@ def test_batches_of_a_store_without_them_have_none(tmp_path: Path) -> None:
     assert batch.topk_label is None
     assert batch.topk_logprob is None
     assert batch.topk_rest is None
+    stored = [
+        dataset.store.read_view(0, int(view)).columns["confidence"][sample]
+        for view, sample in zip(batch.view, batch.sample, strict=True)
+    ]
+    assert batch.confidence is not None
+    assert batch.confidence.mul(255).round().int().tolist() == stored
+    (tmp_path / "plain").mkdir()
+    _, plain = make_dataset(tmp_path / "plain", hash_identity())
+    assert plain[0].confidence is None
     assert np.unique(batch.label).size > 1

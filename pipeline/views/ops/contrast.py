@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pipeline.records import FIXED_ONE, Pixels
-from pipeline.views.kernels import apply_table, gray_sum
-from pipeline.views.operation import Operation, blend_table, draw_factor
+from pipeline.views.colors import blend, gray_sum
+from pipeline.views.operation import Operation, draw_factor
 
 
-def _apply(image: Pixels, factor: int, fill: Pixels) -> Pixels:
+def _apply(image: Pixels, factor: int, fill: Pixels, result: Pixels) -> None:
     area = image.shape[0] * image.shape[1]
     mean = (2 * int(gray_sum(image)) + area) // (2 * area)  # rounded, halves up
-    return apply_table(image, blend_table(mean, factor))
+    blend(image, mean, factor, result)
 
 
 OPERATION = Operation(

@@ -7,7 +7,9 @@ from pipeline.views.operation import Operation, either_sign
 OPERATION = Operation(
     name="shear-y",
     draw=lambda words, magnitude: either_sign(words, magnitude * 3 // 100),
-    apply=lambda image, slope, fill: shift_columns(image, slope, 0, affine_weights(), fill),
+    apply=lambda image, slope, fill, result: shift_columns(
+        image, slope, 0, affine_weights(), fill, result
+    ),
     fixed_point=True,
     probe=-FIXED_ONE // 5,
 )

@@ -2,14 +2,18 @@
 
 import numpy as np
 
-from pipeline.views.kernels import apply_table
-from pipeline.views.operation import TEN, VALUES, Operation, same_table
+from pipeline.records import Pixels
+from pipeline.views.operation import TEN, Operation
+
+
+def _apply(image: Pixels, threshold: int, fill: Pixels, result: Pixels) -> None:
+    np.negative((image >= threshold).view(np.uint8), out=result)  # 255 where it is
+    np.bitwise_xor(image, result, out=result)
+
 
 OPERATION = Operation(
     name="solarize",
     draw=lambda words, magnitude: 256 - min(256, magnitude * 256 // TEN),
-    apply=lambda image, threshold, fill: apply_table(
-        image, same_table(np.where(threshold > VALUES, VALUES, 255 - VALUES))
-    ),
+    apply=_apply,
     probe=26,
 )

@@ -7,8 +7,8 @@ from pipeline.views.operation import Operation, either_sign
 OPERATION = Operation(
     name="translate-x",
     draw=lambda words, magnitude: either_sign(words, magnitude * 45 // 1000),
-    apply=lambda image, share, fill: shift_rows(
-        image, 0, share * image.shape[1], affine_weights(), fill
+    apply=lambda image, share, fill, result: shift_rows(
+        image, 0, share * image.shape[1], affine_weights(), fill, result
     ),
     fixed_point=True,
     probe=FIXED_ONE // 3,

@@ -7,8 +7,8 @@ from pipeline.views.operation import Operation, either_sign
 OPERATION = Operation(
     name="translate-y",
     draw=lambda words, magnitude: either_sign(words, magnitude * 45 // 1000),
-    apply=lambda image, share, fill: shift_columns(
-        image, 0, share * image.shape[0], affine_weights(), fill
+    apply=lambda image, share, fill, result: shift_columns(
+        image, 0, share * image.shape[0], affine_weights(), fill, result
     ),
     fixed_point=True,
     probe=-FIXED_ONE // 7,

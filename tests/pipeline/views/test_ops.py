@@ -135,11 +135,12 @@ def test_nothing_is_compiled_after_the_warm_up():
 
 
 def make_views_after_warm_up() -> None:
-    from pipeline.views import kernels, philox
+    from pipeline.views import colors, kernels, philox
     from pipeline.views.apply import image_size, warm_up
 
     warm_up()
-    named = [getattr(module, name) for module in (kernels, philox) for name in module.__all__]
+    modules = (colors, kernels, philox)
+    named = [getattr(module, name) for module in modules for name in module.__all__]
     every = [one for one in named if isinstance(one, Dispatcher)]
     every += [kernel for name in FILES for kernel in called_in(name)]
     before = [len(kernel.signatures) for kernel in every]
@@ -157,7 +158,7 @@ def test_an_operation_is_its_record_and_its_line_in_a_policy(monkeypatch):
     vflip = Operation(
         name="vflip",
         draw=no_argument,
-        apply=lambda image, argument, fill: image[::-1].copy(),
+        apply=lambda image, argument, fill, result: np.copyto(result, image[::-1]),
         probe=0,
     )
     monkeypatch.setitem(OPERATIONS, "vflip", vflip)
@@ -313,9 +314,11 @@ def test_operations_take_flat_and_single_pixel_images(op, value):
 
 
 @pytest.mark.parametrize("op", sorted(OPERATIONS))
-def test_operations_leave_their_input_alone(op):
+def test_operations_write_every_pixel_and_leave_their_input_alone(op):
     image = synthetic_image(12, 13)
     before = image.copy()
-    result = apply(image, op, 3)
-    assert not np.shares_memory(result, image)
+    results = [np.full_like(image, value) for value in (0, 255)]
+    for result in results:
+        OPERATIONS[op].apply(image, 3, np.array(FILL, np.uint8), result)
+    assert_array_equal(*results)
     assert_array_equal(image, before)

@@ -1,0 +1,98 @@
+"""The trainer on Ray: the weights of as many ranks anywhere, whatever is killed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from jobs.train_student import main
+from student.checkpoint import open_checkpoint
+from tests.jobs.processes import (
+    RAY_ENVIRONMENT,
+    ROOT,
+    RayHead,
+    alive,
+    command_of,
+    descendants,
+    kill,
+    wait_for,
+)
+from tests.student.test_distributed import arguments_of
+from tests.student.worlds import World, make_world, run_ranks
+
+EPOCHS = 40
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(tmp_path_factory.mktemp("ray"), (14, 10), views=EPOCHS)
+
+
+def start(
+    world: World, head: RayHead, output: Path, log: Path, *more: str
+) -> subprocess.Popen[bytes]:
+    flags = ("--ranks", "2", "--cpus-per-rank", "0.5", "--epochs", str(EPOCHS))
+    with log.open("wb") as out:
+        return subprocess.Popen(
+            [
+                *(sys.executable, "-m", "jobs.train_student"),
+                *(*arguments_of(world, output, "--workers", "0"), *flags, *more),
+            ],
+            env={**os.environ, **RAY_ENVIRONMENT, "RAY_ADDRESS": head.address},
+            cwd=ROOT,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def workers(head: RayHead) -> list[int]:
+    found = [one for one in descendants(head.pid) if "TrainWorker" in command_of(one)]
+    return alive(found)
+
+
+@pytest.mark.timeout(400)
+def test_a_killed_worker_is_replaced_and_the_weights_are_those_of_two_ranks(
+    world: World, head: RayHead, tmp_path: Path
+) -> None:
+    output, log = tmp_path / "run", tmp_path / "log"
+    process = start(world, head, output, log, "--checkpoint-steps", "3")
+    wait_for(lambda: process.poll() is not None or (output / "last.pt").exists(), "it", log=log)
+    assert process.poll() is None, log.read_text()
+    first = workers(head)
+    assert len(first) == 2
+    kill(first[1])
+    process.wait(300)
+    text = log.read_text()
+    assert process.returncode == 0, text
+    straight = run_ranks(world.config(tmp_path / "straight", epochs=EPOCHS), 2)
+    assert f"sha256 {straight[0].outcome.weights}" in text
+    saved = open_checkpoint(output / "last.pt")
+    assert saved.step == straight[0].outcome.steps
+    # Nothing of it goes on.
+    end = time.monotonic() + 30
+    while alive(first) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not alive(first)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--ranks", "0"), "error: --ranks is 0; use 1 or more"),
+        (("--resume", "x.pt"), "error: --resume is x.pt; on Ray it is auto"),
+        (("--epochs", str(EPOCHS + 1)), "epochs need"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_before_ray_is_asked(
+    world, tmp_path, capsys, monkeypatch, flags, words
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # nobody is there
+    with pytest.raises(SystemExit) as caught:
+        main([*arguments_of(world, tmp_path / "run"), *flags])
+    assert caught.value.code == 1
+    assert words in capsys.readouterr().err.splitlines()[-1]
