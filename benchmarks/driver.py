@@ -227,7 +227,7 @@ def made_up_cluster(teachers: int) -> Iterator[Clock]:
     with (
         patch.object(cluster, "ray", ray),
         patch.object(cluster, "time", clock),
-        patch.object(cluster.RayConnection, "open", lambda: connection),
+        patch.object(joining.RayConnection, "open", lambda: connection),
         patch.object(joining, "state_now", lambda: state),
         patch.object(cluster.Cluster, "_start_teacher", start),
         patch.object(cluster._log, "warning", lambda *_: None),
