@@ -280,6 +280,7 @@ class Progress:
     def __init__(self, unit: str) -> None:
         self._unit = unit
         self._started = self._shown = time.monotonic()
+        self._begun: tuple[float, int] | None = None  # when the first were through, and how many
 
     def __enter__(self) -> Progress:
         return self
@@ -292,6 +293,7 @@ class Progress:
     def show(self, done: int, total: int) -> None:
         """Show that ``done`` of ``total`` are through."""
         now = time.monotonic()
+        self._begun = self._begun or (now, done)
         if sys.stderr.isatty():
             if Progress.bar is None:
                 unit = f" {self._unit}"
@@ -301,8 +303,13 @@ class Progress:
             done == total and now - self._started > _SHORT_SECONDS
         ):
             self._shown = now
-            speed = done / max(1e-9, now - self._started)
-            left = f", about {duration((total - done) / speed)} left" if 0 < done < total else ""
+            begun, before = self._begun
+            # What came first had to wait for imports and the like, and tells no rate.
+            speed = (done - before) / max(1e-9, now - begun)
+            if done == before:
+                speed = done / max(1e-9, now - self._started)
+            known = before < done < total
+            left = f", about {duration((total - done) / speed)} left" if known else ""
             digits = 0 if speed > 9 else 1
             note(f"{done} of {total} {self._unit}, {speed:.{digits}f} {self._unit}/s{left}")
 

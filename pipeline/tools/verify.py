@@ -79,7 +79,7 @@ class VerifyReport:
 
 
 def verify_store(
-    location: Location,
+    location: Location | LabelStore,
     shards: Sequence[str] = (),
     *,
     every_digest: bool = False,
@@ -103,7 +103,7 @@ def verify_store(
     >>> verify_store("teacher.parquet", ["digits-{0..1}.tar"], every_digest=True).mismatches
     ()
     """
-    store = open_store(location)
+    store = location if isinstance(location, LabelStore) else open_store(location)
     store.check_files()
     store.check_companions()
     unwatched = tuple(store.user_files())
