@@ -58,8 +58,8 @@ site: $(INSTALLED)
 # Two files at a time, in the order of their names: tests/jobs, the longest, begins early. A file
 # stays in one process, with its fixtures.
 test: $(INSTALLED)
+	@echo "the tests of pages in a browser are left out here: make browser runs them"
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
-	@echo "the tests that need a browser were left out; make browser runs them"
 
 # Without a Chromium it fails, and says what to install.
 browser: $(INSTALLED)

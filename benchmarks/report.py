@@ -19,12 +19,13 @@ from pipeline.store.provenance import processor, versions
 __all__ = ["AIMS", "Report", "describe_machine", "print_table"]
 
 AIMS: Mapping[str, tuple[str, float]] = {
-    "view_1_per_decode": (">=", 2.0),
-    "view_3_per_decode": (">=", 3.3),
-    "view_15_per_decode": (">=", 4.0),
-    "view_1_packed": (">=", 3.0),
-    "crop_flip_vs_dali": (">=", 1.5),
-    "loader_overhead": ("<=", 1.10),
+    "view_1_per_decode": (">=", 3.0),
+    "view_3_per_decode": (">=", 5.0),
+    "view_15_per_decode": (">=", 10.0),
+    "view_1_packed": (">=", 5.3),
+    "view_15_packed": (">=", 13.0),
+    "crop_flip_vs_dali": (">=", 2.2),
+    "loader_overhead": ("<=", 1.05),
     "two_workers": (">=", 1.85),
     "worker_private_mb": ("<=", 200),
     "teacher_bf16": (">=", 4.0),
@@ -81,12 +82,16 @@ def describe_machine() -> dict[str, Any]:
 
 
 def print_table(timings: Timings, base: str, item: str) -> None:
-    """Print each case's milliseconds per ``item``, and its speed as a multiple of ``base``."""
-    print(f"| one {item} | ms, median | times '{base}', median | least .. most |")
-    print("|---|---|---|---|")
+    """Print each case's milliseconds per ``item``, and its speed as a multiple of ``base``.
+
+    By the clock, and by CPU time where that was taken.
+    """
+    print(f"| one {item} | ms, median | times '{base}', median | least .. most | by CPU time |")
+    print("|---|---|---|---|---|")
     for case in timings.seconds:
         ratios = timings.ratios(base, case)
         print(
             f"| {case} | {1e3 * timings.median(case):.2f} | {timings.ratio(base, case):.2f} "
-            f"| {min(ratios):.2f} .. {max(ratios):.2f} |"
+            f"| {min(ratios):.2f} .. {max(ratios):.2f} "
+            f"| {f'{timings.cpu_ratio(base, case):.2f}' if timings.cpu_seconds else ''} |"
         )

@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 __all__ = ["Timings", "measure", "on_one_core", "pin_to_one_core"]
 
@@ -17,6 +17,8 @@ class Timings:
     """Seconds per item of each case, a number for each round."""
 
     seconds: Mapping[str, tuple[float, ...]]
+    # Of the processor, all threads of the process: others' turns on a busy machine do not count.
+    cpu_seconds: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def median(self, case: str) -> float:
         """Return a case's median seconds per item."""
@@ -31,6 +33,11 @@ class Timings:
         """Return the median of ``ratios``."""
         return statistics.median(self.ratios(slow, fast))
 
+    def cpu_ratio(self, slow: str, fast: str) -> float:
+        """Return the median of how many times less CPU time ``fast`` takes, round by round."""
+        pairs = zip(self.cpu_seconds[slow], self.cpu_seconds[fast], strict=True)
+        return statistics.median(a / b for a, b in pairs)
+
 
 def measure(cases: Mapping[str, Callable[[], int]], rounds: int) -> Timings:
     """Run all cases once to warm up, then ``rounds`` times in turn, in rotating order.
@@ -41,13 +48,18 @@ def measure(cases: Mapping[str, Callable[[], int]], rounds: int) -> Timings:
     for name in names:
         cases[name]()
     seconds: dict[str, list[float]] = {name: [] for name in names}
+    cpu_seconds: dict[str, list[float]] = {name: [] for name in names}
     for round_ in range(rounds):
         shift = round_ % len(names)
         for name in names[shift:] + names[:shift]:
-            started = time.perf_counter()
+            started, worked = time.perf_counter(), time.process_time()
             items = cases[name]()
+            cpu_seconds[name].append((time.process_time() - worked) / items)
             seconds[name].append((time.perf_counter() - started) / items)
-    return Timings(seconds={name: tuple(values) for name, values in seconds.items()})
+    return Timings(
+        seconds={name: tuple(values) for name, values in seconds.items()},
+        cpu_seconds={name: tuple(values) for name, values in cpu_seconds.items()},
+    )
 
 
 def pin_to_one_core() -> int:

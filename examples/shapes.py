@@ -12,7 +12,7 @@ import random
 import sys
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageColor, ImageDraw, ImageFilter
 
 SIDES = {"circle": 0, "square": 4, "star": 10, "triangle": 3}
 SIZE, SCALE = 64, 4  # pixels; drawn larger and shrunk, for smooth edges
@@ -39,7 +39,7 @@ def draw(shape: str, chance: random.Random) -> Image.Image:
                 side / 2 + x * math.sin(turn) + y * math.cos(turn),
             )
         )
-    color = tuple(Image.new("HSV", (1, 1), (hues[1], 200, 255)).convert("RGB").getpixel((0, 0)))
+    color = ImageColor.getrgb(f"hsv({hues[1] * 360 // 256}, 78%, 100%)")
     ImageDraw.Draw(image).polygon(points, fill=color)
     image = image.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
     return image.filter(ImageFilter.GaussianBlur(chance.choice((0, 0, 0, 1, 2))))

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from pipeline.classes import names_beside
 from pipeline.files.local import expand_shards
 from pipeline.identity import AugmentConfig
 from pipeline.records import Pixels
@@ -154,12 +155,15 @@ def main() -> None:
     model = train(options, read_images(options.shards), views)
     share = accuracy(model, read_images(options.val_shards), options.image_size)
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    said = {
+    said: dict[str, object] = {
         "image_size": options.image_size,
         "mean": views.mean,
         "std": views.std,
         "accuracy": share,
     }
+    names = names_beside(expand_shards(options.shards))
+    if names is not None:  # a label job compares them with those of its shards
+        said["class_names"] = names.names
     save_file(state, options.out, {name: json.dumps(value) for name, value in said.items()})
     print(f"{options.out}: {options.model}, {share:.1%} of the validation images right")
 

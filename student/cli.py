@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from pipeline.classes import class_text
-from pipeline.cli.console import Progress, counted, flags_of, note, running, say, words_given
+from pipeline.cli.console import (
+    Progress,
+    counted,
+    flags_of,
+    note,
+    running,
+    say,
+    tell_next,
+    words_given,
+)
 from pipeline.errors import PipelineError
 from pipeline.files.local import replace as replace_file
 from pipeline.identity import PRESETS, MixConfig, different_fields
@@ -282,7 +291,7 @@ def _run(config: TrainConfig, recipe_name: str | None, stop: StopRequest) -> Non
             note("warning: --recipe deit-384 without --finetune begins from untrained weights")
     logging.getLogger("student").setLevel(logging.INFO)
     with stop.training(), Progress("steps") as progress:
-        show = progress.show if ranks.first and sys.stderr.isatty() else lambda done, total: None
+        show = progress.show if ranks.first else lambda done, total: None
         outcome = train(config, inputs, stop=stop, show=show, ranks=ranks)
     if outcome.stopped_by:
         if ranks.first:
@@ -381,6 +390,9 @@ def _summarize(config: TrainConfig, outcome: Outcome, classes: int) -> None:
     say(f"steps                {outcome.steps:8}")
     say(f"weights {config.output / 'last.pt'} sha256 {outcome.weights}")
     say(f"report {config.output / 'report.html'}")
+    shards = config.evaluation.val_shards[:1] or ("VALIDATION-SHARDS",)
+    best = config.output / ("best.pt" if config.evaluation.val_shards else "last.pt")
+    tell_next("evaluate-student", "--checkpoint", str(best), "--val-shards", *shards, "--analysis")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeAlias
 
 import tyro
 
-from pipeline.cli.console import Progress, counted, flags_of, running, say, say_lines, words_given
+from pipeline.cli.console import (
+    Progress,
+    counted,
+    flags_of,
+    running,
+    say,
+    say_lines,
+    tell_next,
+    words_given,
+)
 from pipeline.errors import ConfigError
 from pipeline.shards import packing
 
@@ -25,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["label_store", "pack_shards"]
 
+_TEACHER = ("--teacher", "NAME", "--teacher-checkpoint", "WEIGHTS.safetensors")
 _LISTED = 20  # names printed before "and N more"
 
 
@@ -58,6 +68,7 @@ def pack_shards(
             f"{report.shrunk} images shrunk, {report.reencoded} encoded anew; "
             f"{counted(len(report.shards), 'shard')} of {report.bytes / 1e6:.1f} MB in {config.out}"
         )
+        tell_next("label-teacher", "--shards", config.out, "--out", "labels.parquet", *_TEACHER)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,9 +133,15 @@ class Verify:
                 "labelling again: give --relabel too"
             )
         cache = CacheConfig.of_flags(self.cache_dir, self.cache_gb)
-        report = verify_store(
-            self.store, self.shards, every_digest=self.all, subset=self.subset, cache=cache
-        )
+        with Progress("labels") as progress:
+            report = verify_store(
+                self.store,
+                self.shards,
+                every_digest=self.all,
+                subset=self.subset,
+                cache=cache,
+                show=progress.show,
+            )
         relabelled = _relabel(self, cache) if self.relabel else None
         failed = bool(report.mismatches) or (relabelled is not None and not relabelled.passed)
         if self.json:

@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import select
+import shlex
 import stat
 import sys
 import time
@@ -38,6 +39,7 @@ __all__ = [
     "running",
     "say",
     "say_lines",
+    "tell_next",
     "words_given",
 ]
 
@@ -45,6 +47,7 @@ CLOSED_PIPE = 141  # as of a process ended by SIGPIPE
 INTERRUPTED = 130  # as of a process ended by SIGINT
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
+_SHORT_SECONDS = 3.0  # what takes less has no progress to tell
 _LINE_SECONDS = 10.0  # between the lines of progress in a log
 _POSITIONAL = get_args(tyro.conf.Positional[str])[1]
 _PARAMETER = re.compile(r"`(\w+)`")
@@ -169,6 +172,11 @@ def note(text: str) -> None:
     _write("\n  ".join(map(printable, lines)), sys.stderr)
 
 
+def tell_next(*command: str) -> None:
+    """Say on stderr which command comes next, as it is typed; words in capitals are the user's."""
+    note(f"next: {shlex.join(command)}")
+
+
 def printable(text: str) -> str:
     """Return a text in which escapes, newlines, marks of direction and the like are spelled out."""
     return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
@@ -272,6 +280,7 @@ class Progress:
     def __init__(self, unit: str) -> None:
         self._unit = unit
         self._started = self._shown = time.monotonic()
+        self._begun: tuple[float, int] | None = None  # when the first were through, and how many
 
     def __enter__(self) -> Progress:
         return self
@@ -284,16 +293,25 @@ class Progress:
     def show(self, done: int, total: int) -> None:
         """Show that ``done`` of ``total`` are through."""
         now = time.monotonic()
+        self._begun = self._begun or (now, done)
         if sys.stderr.isatty():
             if Progress.bar is None:
                 unit = f" {self._unit}"
                 Progress.bar = tqdm(total=total, desc=_command.program, unit=unit, unit_scale=True)
             Progress.bar.update(done - Progress.bar.n)
-        elif done == total or now - self._shown > _LINE_SECONDS:
+        elif now - self._shown > _LINE_SECONDS or (
+            done == total and now - self._started > _SHORT_SECONDS
+        ):
             self._shown = now
-            speed = done / max(1e-9, now - self._started)
-            left = f", about {duration((total - done) / speed)} left" if 0 < done < total else ""
-            note(f"{done} of {total} {self._unit}, {speed:.0f} {self._unit}/s{left}")
+            begun, before = self._begun
+            # What came first had to wait for imports and the like, and tells no rate.
+            speed = (done - before) / max(1e-9, now - begun)
+            if done == before:
+                speed = done / max(1e-9, now - self._started)
+            known = before < done < total
+            left = f", about {duration((total - done) / speed)} left" if known else ""
+            digits = 0 if speed > 9 else 1
+            note(f"{done} of {total} {self._unit}, {speed:.{digits}f} {self._unit}/s{left}")
 
 
 def counted(count: int, noun: str) -> str:

@@ -26,7 +26,6 @@ from pipeline.growth import convert
 from pipeline.identity import canonical_json, read_json
 from pipeline.records import Sample, ShardInfo
 from pipeline.shards.tar import Member, regular_members
-from pipeline.views.apply import image_format
 
 __all__ = [
     "IMAGE_EXTENSIONS",
@@ -108,6 +107,8 @@ class Shard:
 
     @cached_property
     def _images(self) -> tuple[str, tuple[str, ...]]:
+        from pipeline.views.apply import image_format  # numba, for which `--help` must not wait
+
         digest, formats = hashlib.sha256(), set()
         for index in range(len(self.samples)):
             image = self.image_bytes(index)

@@ -104,7 +104,7 @@ def report_store(
     >>> report.pictures, report.page[:15]
     (210, '<!doctype html>')
     """
-    verification = verify_store(store.root, shards, subset=True, cache=cache)
+    verification = verify_store(store, shards, subset=True, cache=cache)
     drawing = bool(shards) and config.images and not verification.mismatches
     given = expand_shards(shards, cache) if drawing else ()
     files = match_shards(store.manifest.shards, given, subset=True) if drawing else {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -79,12 +79,13 @@ class VerifyReport:
 
 
 def verify_store(
-    location: Location,
+    location: Location | LabelStore,
     shards: Sequence[str] = (),
     *,
     every_digest: bool = False,
     subset: bool = False,
     cache: CacheConfig | None = None,
+    show: Callable[[int, int], None] = lambda done, total: None,
 ) -> VerifyReport:
     """Check every file of a store, and with shards redraw views that have a digest.
 
@@ -93,7 +94,7 @@ def verify_store(
     redrawn from them, a spread sample or all, those of mixed images on the CPU; rejected images
     must still not decode if all are asked for. With ``subset`` some of the store's shards are
     enough: views of the others are not redrawn. ``cache`` is where shards from object storage are
-    kept.
+    kept, and ``show`` is called with the labels that were looked at.
 
     Raises ``StoreError`` for damage, ``ShardError`` for other shards, ``IdentityError`` if
     this machine's fingerprints differ. Views that differ are reported, not raised. Where floats
@@ -102,7 +103,7 @@ def verify_store(
     >>> verify_store("teacher.parquet", ["digits-{0..1}.tar"], every_digest=True).mismatches
     ()
     """
-    store = open_store(location)
+    store = location if isinstance(location, LabelStore) else open_store(location)
     store.check_files()
     store.check_companions()
     unwatched = tuple(store.user_files())
@@ -117,7 +118,10 @@ def verify_store(
     digested: dict[int, NDArray[np.bool_]] = {}  # by shard: which labelled samples have a digest
     agreements: list[Agreement] = []
     quota = -(-SAMPLED_DIGESTS // max(1, len(store.manifest.parts)))
+    done = 0
     for entry in store.manifest.parts:
+        show(done, store.manifest.rows)
+        done += entry.rows
         rows = store.read_part(entry)
         _check_part(store, rows)
         _check_digests_are_due(store, rows)
@@ -139,6 +143,7 @@ def verify_store(
         mismatches += redraw(store.identity, shard, rows, drawn, floats=same_floats)
         if every_digest:
             mismatches += _other_rejections(shard, rows, store.identity.augment.max_pixels)
+    show(done, store.manifest.rows)
     manifest = store.manifest
     if Agreement.total(agreements) != manifest.agreement:
         raise ChecksumError(

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.records import FIXED_ONE, MixKind, Pixels, ViewMix
+from pipeline.views.tables import mix_by_tables
 
-__all__ = ["MixRows", "mix_images", "mixed_digests", "normalize", "to_device"]
+__all__ = ["MixRows", "mix_images", "mixed_digests", "mixed_views", "normalize", "to_device"]
 
 
 def to_device(pixels: Pixels | Tensor, device: torch.device) -> Tensor:
@@ -32,20 +33,22 @@ def normalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
     ``mean`` and ``std`` are of pixels in [0, 1].
     """
-    shift, scale = _constants(tuple(mean), tuple(std), pixels.device)
-    images = pixels.to(torch.float32).sub_(shift).mul_(scale)
-    return images.permute(0, 3, 1, 2)
+    width = pixels.shape[2]
+    shift, scale = _constants(tuple(mean), tuple(std), width, pixels.device)
+    # Rows of numbers, not of pixels: along three numbers a CPU takes no vectors.
+    rows = pixels.to(torch.float32).reshape(-1, 3 * width).sub_(shift).mul_(scale)
+    return rows.view(pixels.shape).permute(0, 3, 1, 2)
 
 
 @lru_cache(maxsize=16)
 def _constants(
-    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+    mean: tuple[float, ...], std: tuple[float, ...], width: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Return shift and scale, (3,) each, which stay on the device."""
+    """Return shift and scale of a row of pixels, (3 * width,) each, which stay on the device."""
     # Rounded to float32 once, on the host: (pixel - 255 mean) * 1 / (255 std).
     shift = torch.tensor([255 * value for value in mean], dtype=torch.float32)
     scale = torch.tensor([1 / (255 * value) for value in std], dtype=torch.float32)
-    return shift.to(device), scale.to(device)
+    return shift.repeat(width).to(device), scale.repeat(width).to(device)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +105,34 @@ def mix_images(images: Tensor, mix: ViewMix, rows: MixRows | None = None) -> Ten
         partners = images[rows.cutmix_partner]
         result[rows.cutmix] = torch.where(inside, partners, images[rows.cutmix])
     return result
+
+
+def mixed_views(
+    pixels: Tensor,
+    mix: ViewMix,
+    mean: Sequence[float],
+    std: Sequence[float],
+    rows: MixRows | None = None,
+) -> Tensor:
+    """Return ``mix_images`` of ``normalize`` of (M, S, S, 3) uint8 pixels, on a CPU in one pass."""
+    if pixels.device.type not in _IN_ONE_PASS:
+        return mix_images(normalize(pixels, mean, std), mix, rows)
+    values = torch.arange(256, dtype=torch.uint8).view(1, 256, 1, 1).expand(1, 256, 1, 3)
+    result = torch.empty((len(mix.kind), *pixels.shape[1:]))
+    mix_by_tables(
+        pixels.numpy(),
+        mix.partner,
+        mix.kind == MixKind.MIXUP.code,
+        mix.kind == MixKind.CUTMIX.code,
+        mix.lam.astype(np.float32) / np.float32(FIXED_ONE),
+        mix.box,
+        normalize(values, mean, std).reshape(3, 256).contiguous().numpy(),
+        result.numpy(),
+    )
+    return result.permute(0, 3, 1, 2)
+
+
+_IN_ONE_PASS = ("cpu",)  # devices
 
 
 def mixed_digests(images: Tensor, rows: NDArray[np.bool_]) -> NDArray[np.uint32]:

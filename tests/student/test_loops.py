@@ -1,4 +1,4 @@
-"""The README's loops run as they are written, and train one and the same student."""
+"""The guide's loops run as they are written, and train one and the same student."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from student import StoredLabelTask
 from student.config import parse_model_args
 from tests.student.factories import TINY, make_store, write_digit_shards
 
-README = Path(__file__).parents[2] / "README.md"
+GUIDE = Path(__file__).parents[2] / "docs" / "guide" / "loops.md"
 LOOPS = {
     "own": "import timm, torch\nfrom student",
     "Accelerate": "import timm, torch\nfrom accelerate",
@@ -29,9 +29,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def readme_code(beginning: str, root: Path) -> str:
-    """Return a block of the README, with a small world's names and sizes for its own."""
-    (code,) = re.findall(rf"```python\n({beginning}.*?)```", README.read_text(), re.DOTALL)
+def code_of(beginning: str, root: Path) -> str:
+    """Return a block of the guide, with a small world's names and sizes for its own."""
+    (code,) = re.findall(rf"```python\n({beginning}.*?)```", GUIDE.read_text(), re.DOTALL)
     for written, here in (
         ("teacher.parquet", str(root / "labels.parquet")),
         ("shards/train/*.tar", str(root / "digits-*.tar")),
@@ -48,7 +48,7 @@ def run(loop: str, root: Path) -> dict[str, Any]:
     """Run a loop and return its names."""
     names: dict[str, Any] = {}
     torch.manual_seed(7)
-    exec(compile(readme_code(LOOPS[loop], root), str(README), "exec"), names)
+    exec(compile(code_of(LOOPS[loop], root), str(GUIDE), "exec"), names)
     return names
 
 

@@ -58,7 +58,7 @@ for (const gallery of document.querySelectorAll(".gallery")) {
 }
 let opened = [];
 addEventListener("beforeprint", () => {
-  opened = [...document.querySelectorAll(".drawn details:not([open]), .wide > details:not([open])")]
+  opened = [...document.querySelectorAll(".wide > details:not([open])")]
     .filter((one) => one.querySelectorAll("tr").length <= 60);
   for (const one of opened) one.open = true;
 });

@@ -28,6 +28,7 @@ from pipeline.cli.console import (
     running,
     say,
     say_lines,
+    tell_next,
     words_given,
 )
 from pipeline.errors import ConfigError, StoreError
@@ -178,9 +179,42 @@ def test_progress_is_a_line_in_a_log_and_the_last_one_is_always_there(
         for done in (1, 2, 3, 4):
             progress.show(done, 4)
     assert capsys.readouterr().err == (
-        "pack-shards: 2 of 4 images, 0 images/s, about 11 s left\n"
-        "pack-shards: 4 of 4 images, 0 images/s\n"
+        "pack-shards: 2 of 4 images, 0.1 images/s, about 20 s left\n"
+        "pack-shards: 4 of 4 images, 0.2 images/s\n"
     )
+
+
+def test_what_came_before_the_first_is_no_part_of_the_rate(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter([0.0, 60.0, 71.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    with running("pack-shards", {}), Progress("images") as progress:
+        progress.show(1, 1000)  # after a minute of imports
+        progress.show(111, 1000)
+    assert capsys.readouterr().err == (
+        "pack-shards: 1 of 1000 images, 0.0 images/s\n"
+        "pack-shards: 111 of 1000 images, 10 images/s, about 89 s left\n"
+    )
+
+
+def test_the_next_command_is_said_as_it_is_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    with running("pack-shards", {}):
+        tell_next("label-teacher", "--shards", "my shards", "x-*.tar")
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == "pack-shards: next: label-teacher --shards 'my shards' 'x-*.tar'\n"
+
+
+def test_what_takes_less_than_three_seconds_has_no_progress(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter([0.0, 1.0, 2.9])
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    with running("pack-shards", {}), Progress("images") as progress:
+        for done in (1, 2):
+            progress.show(done, 2)
+    assert capsys.readouterr().err == ""
 
 
 PRINTING = """

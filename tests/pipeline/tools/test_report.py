@@ -21,7 +21,14 @@ from pipeline.errors import ConfigError
 from pipeline.identity import MixConfig
 from pipeline.records import PartRows, ShardInfo
 from pipeline.shards.index import open_shard
-from pipeline.store import LabelStore, claim_store, commit_part, finish_store, open_store
+from pipeline.store import (
+    LabelStore,
+    claim_store,
+    commit_part,
+    export_store,
+    finish_store,
+    open_store,
+)
 from pipeline.store.card import card_text
 from pipeline.tools import ReportConfig, ViewChoice, draw_views, report_store
 from pipeline.tools.gallery import Chooser
@@ -350,6 +357,24 @@ def test_views_are_chosen_in_one_pass_as_they_were_with_all_in_memory(plain: Lab
     assert sum(one in expected.wrong for one in found) >= 6
     doubtful = sorted((v for k, v in expected.doubt.items() if k[0] != 1), reverse=True)
     assert sum(expected.doubt.get(one, -1) >= doubtful[2] - 1e-6 for one in found) >= 3
+
+
+@pytest.mark.parametrize("name", ["s.zarr", "one.parquet"])
+def test_a_store_of_another_format_has_the_same_numbers_and_pictures(
+    tmp_path: Path, folder: Path, name: str
+) -> None:
+    shards = [str(folder / "digits-*.tar")]
+    export_store(folder / "s.parquet", tmp_path / name, single_file=name == "one.parquet")
+    one, other = report_of(folder), report_store(open_store(tmp_path / name), shards)
+    assert replace(one.stats, store="") == replace(other.stats, store="")
+    pages = [read_page(report.page) for report in (one, other)]
+    sources = [
+        [image.attributes["src"] for item in pictures_of(page) for image in item.all("img")]
+        for page in pages
+    ]
+    assert len(sources[0]) == 2 * one.pictures
+    assert sources[0] == sources[1]
+    assert pages[1].all("h1")[0].text == f"Labels of {name}"
 
 
 def test_what_strangers_chose_stays_text(tmp_path: Path) -> None:
