@@ -52,7 +52,7 @@ def reseed(purpose: str, *identity: int | str) -> None:
     seed = stream(purpose, *identity).word() >> 1
     # torch.manual_seed would note a seed, with a stack, for each device that is not in use yet.
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(seed)
 
 
