@@ -6,7 +6,8 @@ process until the command itself is ready to answer it, and again once the comma
 
 from __future__ import annotations
 
-import signal
+# `signal` itself loads enum first, which Ctrl-C would break off.
+import _signal as signal  # type: ignore[import-not-found]
 from importlib import import_module
 
 __all__ = [

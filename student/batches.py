@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline.columns import COLUMNS
 from pipeline.identity import AugmentConfig, StoreIdentity
 from pipeline.records import FIXED_ONE, TeacherLabels
-from pipeline.views.mixing import mix_images, normalize, to_device
+from pipeline.views.mixing import mixed_views, to_device
 from student.config import TrainConfig
 from student.losses import MixedTarget, TeacherSignal
 from student.replay import StudentBatch
@@ -27,7 +27,7 @@ def mixed_images(batch: StudentBatch, views: AugmentConfig, device: torch.device
     Guests of a subset are in the pixels, and not in the result.
     """
     batch = batch.to(device, non_blocking=True)
-    return mix_images(normalize(batch.pixels, views.mean, views.std), batch.mix, batch.mix_rows)
+    return mixed_views(batch.pixels, batch.mix, views.mean, views.std, batch.mix_rows)
 
 
 def resize_images(images: Tensor, side: int) -> Tensor:

@@ -341,7 +341,9 @@ class Trainer:
     def _update(self, batches: Iterator[StudentBatch]) -> None:
         """Take one step, on all pieces of this rank's slice of the batch."""
         self.optimization.begin(self.schedule.lr(self.step), self.step)
-        set_mode(self.model, training=self.config.student.train_mode)
+        training = self.config.student.train_mode
+        if not (training and self.model.training):  # walking all modules takes its time
+            set_mode(self.model, training=training)
         pieces = self.config.run.accumulate
         for piece in range(pieces - 1):
             with self.ranks.without_averaging(self._parallel):

@@ -48,8 +48,12 @@ _DECIDES = "decides_heads"
 
 
 def reseed(purpose: str, *identity: int | str) -> None:
-    """Set PyTorch's generators, on all devices, to the words owned by one identity."""
-    torch.manual_seed(stream(purpose, *identity).word() >> 1)
+    """Set PyTorch's generators, on all devices in use, to the words owned by one identity."""
+    seed = stream(purpose, *identity).word() >> 1
+    # torch.manual_seed would note a seed, with a stack, for each device that is not in use yet.
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(seed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

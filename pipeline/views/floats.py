@@ -17,7 +17,7 @@ from torch import Tensor
 from pipeline.identity import AugmentConfig, MixConfig, StoreIdentity
 from pipeline.records import FIXED_ONE, Box, MixKind, MixParams, Pixels, ViewMix
 from pipeline.views.fingerprints import fingerprints
-from pipeline.views.mixing import mix_images, normalize, to_device
+from pipeline.views.mixing import mixed_views, normalize, to_device
 from pipeline.views.rng import noise_bytes
 
 __all__ = ["fingerprints_on", "float_fingerprints"]
@@ -41,13 +41,15 @@ def float_fingerprints(
 ) -> dict[str, int]:
     """Return a device's fingerprints of normalizing, and of mixing where it is on, by name."""
     pixels = _pixels()
-    images = normalize(to_device(pixels, torch.device(device)), augment.mean, augment.std)
+    moved = to_device(pixels, torch.device(device))
+    images = normalize(moved, augment.mean, augment.std)
     exact = (pixels - 255 * np.array(augment.mean)) / (255 * np.array(augment.std))
     scale = _STEPS * 255 * np.array(augment.std)
     found = _crcs("normalized", images, exact, scale)
     if mix.probability:
         drawn = _mixing()
-        found |= _crcs("mixed", mix_images(images, drawn), _mixed_exactly(exact, drawn), scale)
+        mixed = mixed_views(moved, drawn, augment.mean, augment.std)
+        found |= _crcs("mixed", mixed, _mixed_exactly(exact, drawn), scale)
     return found
 
 

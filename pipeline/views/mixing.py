@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.records import FIXED_ONE, MixKind, Pixels, ViewMix
+from pipeline.views.tables import mix_by_tables
 
-__all__ = ["MixRows", "mix_images", "mixed_digests", "normalize", "to_device"]
+__all__ = ["MixRows", "mix_images", "mixed_digests", "mixed_views", "normalize", "to_device"]
 
 
 def to_device(pixels: Pixels | Tensor, device: torch.device) -> Tensor:
@@ -104,6 +105,34 @@ def mix_images(images: Tensor, mix: ViewMix, rows: MixRows | None = None) -> Ten
         partners = images[rows.cutmix_partner]
         result[rows.cutmix] = torch.where(inside, partners, images[rows.cutmix])
     return result
+
+
+def mixed_views(
+    pixels: Tensor,
+    mix: ViewMix,
+    mean: Sequence[float],
+    std: Sequence[float],
+    rows: MixRows | None = None,
+) -> Tensor:
+    """Return ``mix_images`` of ``normalize`` of (M, S, S, 3) uint8 pixels, on a CPU in one pass."""
+    if pixels.device.type not in _IN_ONE_PASS:
+        return mix_images(normalize(pixels, mean, std), mix, rows)
+    values = torch.arange(256, dtype=torch.uint8).view(1, 256, 1, 1).expand(1, 256, 1, 3)
+    result = torch.empty((len(mix.kind), *pixels.shape[1:]))
+    mix_by_tables(
+        pixels.numpy(),
+        mix.partner,
+        mix.kind == MixKind.MIXUP.code,
+        mix.kind == MixKind.CUTMIX.code,
+        mix.lam.astype(np.float32) / np.float32(FIXED_ONE),
+        mix.box,
+        normalize(values, mean, std).reshape(3, 256).contiguous().numpy(),
+        result.numpy(),
+    )
+    return result.permute(0, 3, 1, 2)
+
+
+_IN_ONE_PASS = ("cpu",)  # devices
 
 
 def mixed_digests(images: Tensor, rows: NDArray[np.bool_]) -> NDArray[np.uint32]:

@@ -163,3 +163,22 @@ def test_heads_are_found_by_timms_names_or_by_usual_ones() -> None:
     model = create_student(StudentSpec(name="test_resnet", classes=10, image_size=32, heads=1))
     assert [type(one).__name__ for one in head_modules(model)] == ["Linear"]
     assert list(head_modules(torch.nn.ReLU())) == []
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_each_step_is_in_its_mode_whatever_was_evaluated_before_it(
+    world, tmp_path, training
+) -> None:
+    validated = {"val_shards": (str(world.root / "digits-1.tar"),), "ema_decay": 0.9}
+    config = world.config(tmp_path / "run", batch_size=8, train_mode=training, **validated)
+    trainer = Trainer(config, open_inputs(config))
+    seen: list[set[bool]] = []
+
+    def look(model: torch.nn.Module, _inputs: Any) -> None:
+        if torch.is_grad_enabled():
+            # The model's own flag decides whether both heads are given; drop path is below it.
+            seen.append({one.training for one in model.modules() if one is not model})
+
+    trainer.model.register_forward_pre_hook(look)
+    trainer.run()
+    assert seen == [{training}] * trainer.plan.steps

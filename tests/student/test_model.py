@@ -9,7 +9,7 @@ import torch
 
 from pipeline.errors import ConfigError
 from student.config import parse_model_args
-from student.model import StudentSpec, create_student, split_heads, two_headed
+from student.model import StudentSpec, create_student, reseed, split_heads, two_headed
 from tests.student.factories import TINY
 
 NAME = "deit_tiny_distilled_patch16_224"
@@ -105,3 +105,18 @@ def test_deits_are_built_at_224_and_384_pixels(name, width, size, positions) -> 
     model = create_student(spec(name=name, image_size=size, classes=1000, model_args={"depth": 1}))
     assert model.pos_embed.shape == (1, positions, width)
     assert model.head_dist.weight.shape == (1000, width)
+
+
+def test_seeds_are_pytorchs_own_and_leave_devices_that_are_not_in_use_alone(monkeypatch) -> None:
+    reseed("step", 3, 1)
+    found = torch.rand(3)
+    torch.manual_seed(torch.initial_seed())
+    assert torch.equal(found, torch.rand(3))
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    reseed("step", 3, 2)
+    assert seeded == []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    reseed("step", 3, 3)
+    assert seeded == [torch.initial_seed()]

@@ -11,7 +11,7 @@ from timm.data.mixup import Mixup
 
 from pipeline.identity import IMAGENET_MEAN, IMAGENET_STD, MixConfig
 from pipeline.records import FIXED_ONE, Box, MixKind, MixParams, ViewMix
-from pipeline.views.mixing import mix_images, mixed_digests, normalize
+from pipeline.views.mixing import mix_images, mixed_digests, mixed_views, normalize
 from pipeline.views.pairing import draw_mix
 from tests.factories import synthetic_image
 
@@ -134,3 +134,28 @@ def test_a_pair_is_mixed_as_timm_mixes_a_flipped_batch_of_two() -> None:
         actual = mix_images(images, pairs(params))
         # lam is rounded to 2**-16 here, and values reach 2.6.
         torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4)
+
+
+sides = st.integers(0, 11)
+boxes = st.builds(Box, top=sides, left=sides, height=sides, width=sides).filter(
+    lambda box: max(box.top + box.height, box.left + box.width) <= 12
+)
+params = st.one_of(
+    st.just(MixParams.none()),
+    st.builds(MixParams, kind=st.just(MixKind.MIXUP), lam=st.integers(0, FIXED_ONE), box=st.none()),
+    st.builds(MixParams, kind=st.just(MixKind.CUTMIX), lam=st.integers(0, FIXED_ONE), box=boxes),
+)
+
+
+@given(drawn=st.lists(params, min_size=1, max_size=5), seed=st.integers(0, 99), data=st.data())
+def test_one_pass_gives_the_floats_of_the_plain_steps(drawn, seed, data):
+    rows = len(drawn) + 2  # the last ones are guests
+    images = [synthetic_image(12, 12, seed + row) for row in range(rows)]
+    pixels, mix = torch.from_numpy(np.stack(images)), ViewMix.unmixed(len(drawn))
+    for row, one in enumerate(drawn):
+        if one.kind is not MixKind.NONE:
+            mix.set_row(row, data.draw(st.integers(0, rows - 1)), one)
+    plain = mix_images(normalize(pixels, IMAGENET_MEAN, IMAGENET_STD), mix)
+    found = mixed_views(pixels, mix, IMAGENET_MEAN, IMAGENET_STD)
+    assert found.numpy().tobytes() == plain.numpy().tobytes()
+    assert found.stride() == plain.stride()
