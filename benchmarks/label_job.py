@@ -63,6 +63,7 @@ class StandInWorker(TeacherWorker):
     def __init__(self, config: LabelConfig, threads: int, seconds_per_view: float) -> None:
         self._config, self._device = config, choose_device("cpu")
         self._stand_in = StandInTeacher(seconds_per_view)
+        self.busy_seconds = 0.0  # the job asks for it
         self._turn = threading.Lock()
         self._account = account_of(config.out)
         self._views, self._first, self._last = 0, 0.0, 0.0
@@ -79,7 +80,8 @@ class StandInWorker(TeacherWorker):
             labels = self._stand_in.label_group(group)
             self._last = time.perf_counter()
             self._views += int(group.valid.sum())
-            usage = (self._views, self._stand_in.busy_seconds, self._last - self._first)
+            self.busy_seconds = self._stand_in.busy_seconds
+            usage = (self._views, self.busy_seconds, self._last - self._first)
             self._account.write_text(json.dumps(usage))
             return labels
 
