@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -20,6 +20,7 @@ from benchmarks import store as store_benchmark
 from benchmarks import views as views_benchmark
 from benchmarks.report import AIMS
 from tests.factories import encode, photographs, write_shard
+from tests.student.worlds import FORKS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -35,10 +36,9 @@ def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(program: ModuleType, arguments: list[str], json_path: Path) -> dict[str, object]:
-    """Run a benchmark in a forked process: PyTorch is loaded, and the test's own is not pinned."""
-    context = multiprocessing.get_context("fork")
-    process = context.Process(
-        target=main_of, args=(program, [*arguments, "--json", str(json_path)])
+    """Run a benchmark in another process, since it pins the one that it is in."""
+    process = FORKS.Process(
+        target=main_of, args=(program.__name__, [*arguments, "--json", str(json_path)])
     )
     process.start()
     process.join()
@@ -47,9 +47,9 @@ def run(program: ModuleType, arguments: list[str], json_path: Path) -> dict[str,
     return result
 
 
-def main_of(program: ModuleType, arguments: list[str]) -> None:
-    sys.argv = [program.__name__, *arguments]
-    program.main()
+def main_of(program: str, arguments: list[str]) -> None:
+    sys.argv = [program, *arguments]
+    import_module(program).main()
 
 
 def run_anew(command: list[str], json_path: Path) -> dict[str, object]:

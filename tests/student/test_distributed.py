@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,14 @@ from student.distributed import Ranks, read_ranks
 from student.evaluation.report import evaluate_checkpoint
 from student.inputs import open_inputs
 from tests.student.factories import TINY
-from tests.student.worlds import Command, World, make_world, run_ranks, train_and_report
+from tests.student.worlds import (
+    FORKS,
+    Command,
+    World,
+    make_world,
+    run_ranks,
+    train_and_report,
+)
 
 SIZES = (25, 17, 8)  # no shard divides by two ranks and a batch
 EPOCHS = 30  # of the run that is stopped by a signal
@@ -88,13 +95,13 @@ def test_a_resumed_run_of_two_ranks_ends_with_the_weights_of_one_that_never_stop
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
-def test_another_number_of_ranks_is_said_and_kept(world, tmp_path, capfd, before, after) -> None:
+def test_another_number_of_ranks_is_said_and_kept(world, tmp_path, before, after) -> None:
     output = tmp_path / "run"
-    run_ranks(world.config(output), before, stop_after=5)
-    assert "not be those" not in capfd.readouterr().err
-    run_ranks(world.config(output, resume="auto"), after)
+    first = run_ranks(world.config(output), before, stop_after=5)
+    assert not any("not be those" in one.said for one in first)
+    resumed = run_ranks(world.config(output, resume="auto"), after)
     text = f"WARNING: ranks {before} -> {after} since the checkpoint: the weights will not be"
-    assert capfd.readouterr().err.count(text) == 1
+    assert [one.said.count(text) for one in resumed] == [1, 0][:after]
     history = open_checkpoint(output / "last.pt").history
     assert [(one.step, one.ranks) for one in history] == [(0, before), (5, after)]
 
@@ -119,10 +126,24 @@ def test_metrics_of_two_ranks_are_those_of_all_rows(world, tmp_path) -> None:
     assert files == names
 
 
+@dataclass
+class AfterThree:
+    """Asks for a stop by this signal when it was called three times; None: raises."""
+
+    signal: int | None
+    calls: int = 0
+
+    def __call__(self) -> int:
+        self.calls += 1
+        if self.calls <= 3:
+            return 0
+        if self.signal is None:
+            raise ConfigError("the reason")
+        return self.signal
+
+
 def test_all_ranks_stop_before_the_same_step_when_one_is_asked(world, tmp_path) -> None:
-    calls = iter(range(100))
-    stops = (lambda: 0, lambda: 15 * (next(calls) >= 3))
-    reports = run_ranks(world.config(tmp_path / "run"), 2, stops=stops)
+    reports = run_ranks(world.config(tmp_path / "run"), 2, stops=(AfterThree(0), AfterThree(15)))
     steps = {report.outcome.steps for report in reports}
     assert len(steps) == 1
     assert steps.pop() in (3, 4, 5)
@@ -155,10 +176,9 @@ def test_a_checkpoint_of_another_model_is_refused(world, tmp_path) -> None:
 
 
 def test_a_rank_ends_although_its_averaged_model_outlives_its_connection() -> None:
-    context = multiprocessing.get_context("fork")
     ports = [free_port() for _ in range(12)]
     ranks = [Ranks(rank=rank, ranks=2) for rank in range(2)]
-    processes = [context.Process(target=join_and_leave, args=(one, ports)) for one in ranks]
+    processes = [FORKS.Process(target=join_and_leave, args=(one, ports)) for one in ranks]
     for process in processes:
         process.start()
     for process in processes:
@@ -261,15 +281,8 @@ def wait_for(condition, process: subprocess.Popen[str]) -> None:
 
 
 def test_a_rank_that_fails_stops_the_others_with_a_message(world, tmp_path) -> None:
-    calls = iter(range(100))
-
-    def fails() -> bool:
-        if next(calls) == 3:
-            raise ConfigError("the reason")
-        return False
-
     with pytest.raises(AssertionError) as caught:
-        run_ranks(world.config(tmp_path / "run"), 2, stops=(lambda: False, fails))
+        run_ranks(world.config(tmp_path / "run"), 2, stops=(AfterThree(0), AfterThree(None)))
     message = str(caught.value)
     assert "ConfigError: the reason" in message
     assert "PipelineError: rank 0 lost another rank, whose message says why" in message

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import random
 import signal
@@ -26,7 +25,7 @@ from student.inputs import open_inputs
 from student.loading import LoaderOptions, load
 from student.signals import StopRequest
 from tests.student.factories import TINY
-from tests.student.worlds import Command, World, make_world
+from tests.student.worlds import FORKS, Command, World, make_world
 
 EPOCHS = 60
 STEPS = 2 * EPOCHS  # 24 rows in batches of 12
@@ -219,9 +218,8 @@ def test_two_processes_do_not_train_into_one_directory(world, tmp_path) -> None:
     output = tmp_path / "run"
     run(world, output, stop_after=1)
     before = {path.name: path.read_bytes() for path in output.iterdir() if path.is_file()}
-    context = multiprocessing.get_context("fork")
-    held = context.Event()
-    other = context.Process(target=hold, args=(output, held), daemon=True)
+    held = FORKS.Event()
+    other = FORKS.Process(target=hold, args=(output, held), daemon=True)
     other.start()
     assert held.wait(60)
     with pytest.raises(ConfigError, match="another process is training there; wait for its end"):

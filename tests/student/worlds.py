@@ -12,7 +12,8 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,14 @@ from student.replay import StudentBatch
 from tests.student.factories import TINY, make_store, write_digit_shards
 
 Row = tuple[int, int, int, int]  # step, shard, sample, view
+
+FORKS = multiprocessing.get_context("forkserver")
+"""Makes processes in which PyTorch is loaded and no thread ever ran.
+
+A fork of the tests' own process has the locks of all its threads as they were, and may wait for
+one for ever.
+"""
+FORKS.set_forkserver_preload(["tests.student.worlds"])
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,7 @@ class Report:
     rows: list[Row]
     gradients: dict[str, torch.Tensor]  # of the last step
     seeds: list[int]  # of each forward pass
+    said: str = ""  # its log
 
 
 def train_and_report(
@@ -96,18 +106,17 @@ def run_ranks(
     stop_after: int | None = None,
     stops: tuple[Callable[[], bool], ...] = (),
 ) -> list[Report]:
-    """Train on ``count`` ranks, each a forked process; ``stops`` are the ranks' own."""
+    """Train on ``count`` ranks, each a process; ``stops`` are the ranks' own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("fork")  # PyTorch is loaded already
     receiving, processes = [], []
     for rank in range(count):
-        receiver, sender = context.Pipe(duplex=False)
+        receiver, sender = FORKS.Pipe(duplex=False)
         stop = stops[rank] if stops else _never
         ranks = Ranks(rank=rank, ranks=count, local_rank=rank, local_ranks=count)
         arguments = (config, ranks, stop_after, stop, port, sender)
-        process = context.Process(target=_run_rank, args=arguments)
+        process = FORKS.Process(target=_run_rank, args=arguments)
         process.start()
         sender.close()
         receiving.append(receiver)
@@ -128,11 +137,10 @@ def run_ranks(
 
 
 class Command:
-    """``train-student`` in a forked process with a session of its own: PyTorch is loaded."""
+    """``train-student`` in a process and session of its own."""
 
     def __init__(self, arguments: Sequence[str], log: Path, **environment: str) -> None:
-        context = multiprocessing.get_context("fork")
-        self._process = context.Process(target=_run_command, args=(arguments, log, environment))
+        self._process = FORKS.Process(target=_run_command, args=(arguments, log, environment))
         self._log = log
         self._process.start()
 
@@ -168,7 +176,7 @@ def _run_command(arguments: Sequence[str], log: Path, environment: Mapping[str, 
         os.dup2(descriptor, stream)
     sys.stdout, sys.stderr = (os.fdopen(stream, "w", buffering=1) for stream in (1, 2))
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    torch.set_num_threads(1)  # a forked process has none of the parent's threads
+    torch.set_num_threads(1)
     cli.main(arguments)
 
 
@@ -178,10 +186,12 @@ def _never() -> bool:
 
 def _run_rank(config, ranks, stop_after, stop, port, sender) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)  # a forked process has none of the parent's threads
+    torch.set_num_threads(1)
     try:
-        logging.basicConfig(format="%(levelname)s: %(message)s", force=True)
+        log = StringIO()
+        logging.basicConfig(stream=log, format="%(levelname)s: %(message)s", force=True)
         report: Any = train_and_report(config, ranks, stop_after, stop)
+        report = replace(report, said=log.getvalue())
     except BaseException:
         report = traceback.format_exc()
     sender.send_bytes(pickle.dumps(report))  # `send` would share tensors
