@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import multiprocessing
 import shutil
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
+from multiprocessing.util import Finalize
 from typing import Any, TypeVar
 
 import torch
@@ -63,21 +65,38 @@ def load(dataset: Dataset[Item], items: range, options: LoaderOptions) -> Iterat
         **parallel,
     )
     iterator = iter(loader)
-    while True:
-        try:
-            item = next(iterator, None)
-        except RuntimeError as error:
-            if not str(error).startswith(("DataLoader worker", "DataLoader timed out")):
-                raise
-            raise PipelineError(
-                f"a loader's process died or gives nothing ({error}); where memory is short give "
-                "fewer `workers`"
-            ) from error
-        if item is None:
-            return
-        if isinstance(item, PipelineError):
-            raise item
-        yield item
+    # The processes outlive SIGTERM, and Python waits for them when it ends. An error's traceback
+    # holds this frame, or that of a loop around it, and so the iterator, which would end them.
+    Finalize(iterator, _end, args=(weakref.ref(iterator),), exitpriority=0)
+    try:
+        while (item := _next(iterator)) is not None:
+            if isinstance(item, PipelineError):
+                raise item
+            yield item
+    finally:
+        _end(weakref.ref(iterator))
+
+
+def _next(iterator: Iterator[Any]) -> Any:
+    """Return the next item, None at the end."""
+    try:
+        return next(iterator, None)
+    except RuntimeError as error:
+        if not str(error).startswith(("DataLoader worker", "DataLoader timed out")):
+            raise
+        raise PipelineError(
+            f"a loader's process died or gives nothing ({error}); where memory is short give "
+            "fewer `workers`"
+        ) from error
+
+
+def _end(iterator: weakref.ref[Any]) -> None:
+    """End the processes of an iterator, if it is there and has some."""
+    there = iterator()
+    if there is not None and hasattr(there, "_shutdown_workers"):
+        there._shutdown_workers()
+        for process in there._workers:
+            process.kill()  # one that is at work does not hear of the end
 
 
 def _start_method() -> str | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -78,3 +80,34 @@ def test_a_process_that_dies_or_gives_nothing_is_an_error(
     monkeypatch.setattr(loading, "_LONGEST_ITEM_SECONDS", 1)
     with pytest.raises(PipelineError, match=r"gives nothing .*timed out after 1 s"):
         list(load(Making(sleep), range(4), LoaderOptions(workers=1)))
+
+
+KEPT = """
+import sys
+import torch
+from student.loading import LoaderOptions, load
+from pipeline.errors import PipelineError
+
+class Items(torch.utils.data.Dataset):
+    def __getitem__(self, item):
+        if item == int(sys.argv[1]):
+            raise PipelineError("no such item")
+        return torch.zeros(1)
+
+for item in load(Items(), range(8), LoaderOptions(workers=2)):
+    assert sys.argv[1] != "-1", "an error of the loop itself"
+"""
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("item", ["3", "-1"], ids=["of an item", "of the loop"])
+def test_a_program_that_an_error_ends_does_not_wait_for_its_loader(item: str) -> None:
+    """Python keeps the last traceback, and with it the loop's frame and the loader."""
+    done = subprocess.run(
+        [sys.executable, "-i", "-c", KEPT, item],
+        input="",
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert "no such item" in done.stderr or "an error of the loop" in done.stderr
