@@ -300,7 +300,7 @@ def describe_store(manifest: Manifest, plan: JobPlan, progress: Progress) -> Non
     shown = ("--disagree", "--out", "disagree.png")
     tell_next("label-store", "show", config.out, "--shards", *given, *shown)
     labels = ("--labels", config.out, "--shards", *given)
-    tell_next("train-student", *labels, "--output", "runs/first")
+    tell_next("train-student", *labels, "--epochs", str(len(views)), "--output", "runs/first")
 
 
 def rows_of(plan: JobPlan, part: PartKey) -> int:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import os
 import shutil
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
 from multiprocessing.util import Finalize
 from typing import Any, TypeVar
 
@@ -53,7 +55,8 @@ def load(dataset: Dataset[Item], items: range, options: LoaderOptions) -> Iterat
         parallel = {
             "multiprocessing_context": _start_method(),
             "prefetch_factor": options.prefetch,
-            "worker_init_fn": _prepare,
+            # A fork server has the environment of its start, which may lack credentials.
+            "worker_init_fn": partial(_prepare, dict(os.environ)),
             "timeout": _LONGEST_ITEM_SECONDS,
         }
     loader = DataLoader(
@@ -127,7 +130,8 @@ def batch_memory(*shape: int) -> Tensor:
     return memory
 
 
-def _prepare(_worker: int) -> None:
+def _prepare(environment: Mapping[str, str], _worker: int) -> None:
+    os.environ.update(environment)
     torch.set_num_threads(1)
     outlive_signals()
 

@@ -68,7 +68,8 @@ def pack_shards(
             f"{report.shrunk} images shrunk, {report.reencoded} encoded anew; "
             f"{counted(len(report.shards), 'shard')} of {report.bytes / 1e6:.1f} MB in {config.out}"
         )
-        tell_next("label-teacher", "--shards", config.out, "--out", "labels.parquet", *_TEACHER)
+        if config.classes is None:  # else these are images for validation, most likely
+            tell_next("label-teacher", "--shards", config.out, "--out", "labels.parquet", *_TEACHER)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

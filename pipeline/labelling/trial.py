@@ -331,7 +331,14 @@ def _cause(changes: tuple[str, ...], before: Rights, after: Rights) -> Cause:
     )
 
 
+_GOLDEN = (5**0.5 - 1) / 2  # its multiples fill the unit interval most evenly
+
+
 def _even(count: int, most: int) -> list[int]:
-    """Return up to ``most`` of the numbers below ``count``, evenly spread."""
-    chosen = np.linspace(0, count, min(count, most), endpoint=False)
-    return [int(one) for one in chosen]
+    """Return up to ``most`` of the numbers below ``count``, evenly spread.
+
+    One of each stretch, at another place in each: in shards whose classes take turns, a fixed step
+    would meet one class alone.
+    """
+    number = np.arange(min(count, most))
+    return [int(one) for one in (number + number * _GOLDEN % 1) * count / max(1, len(number))]

@@ -17,7 +17,7 @@ from typing import Any
 from pipeline.errors import PipelineError
 from pipeline.files.local import Location, open_folder, sha256
 from pipeline.growth import from_plain, to_plain
-from pipeline.records import PartKey, ShardInfo
+from pipeline.records import PartKey, ShardInfo, accepted_mask
 from pipeline.store.commit import Committed, ShardImages
 from pipeline.store.manifest import (
     MAX_MANIFEST_BYTES,
@@ -120,7 +120,11 @@ def _from_json(
     for number, one in values["shards"].items():
         info = shards.get(int(number))
         if info is not None and one.pop("content_hash") == info.content_hash:
-            images[int(number)] = from_plain(ShardImages, one, "receipts")
+            found = from_plain(ShardImages, one, "receipts")
+            accepted_mask(
+                info.samples, found.rejections, found.omitted
+            )  # raises if it does not fit
+            images[int(number)] = found
     for shard, first_view, views, size, digest, rows, known, equal in values["parts"]:
         numbers = (shard, first_view, views, size, rows, known, equal)
         if {type(one) for one in numbers} != {int} or not _DIGEST.fullmatch(digest):

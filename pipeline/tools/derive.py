@@ -140,6 +140,10 @@ def _voted_identity(stores: Sequence[LabelStore]) -> StoreIdentity:
             )
         _require_same_classes(stores[0], store)
     teachers = [to_plain(one.teacher) for one in (first, *others)]
+    if len({canonical_json(one) for one in teachers}) < len(teachers):
+        raise ConfigError(
+            "`stores` has two of one teacher, which would have two votes; give each teacher once"
+        )
     named = " and ".join(one.teacher.architecture for one in others)
     derived = first.teacher.derived(f"by a majority vote with {named}")
     # Whose vote it is: other teachers, or in another order, are another store.

@@ -94,10 +94,12 @@ def _begun(path: str, folder: Folder) -> StoreStatus:
     words = read_workers(folder)
     there = tuple(one for one in words if one.is_there)
     listed = read_manifest(folder).parts if folder.exists(MANIFEST_PATH) else ()
-    if listed and not there and {entry.part for entry in listed} == parts:
-        return _finished(path)
     progress = words[0].progress if words else None
     wanted = None if progress is None else max(one.progress.parts for one in there or words[:1])
+    as_listed = bool(listed) and {entry.part for entry in listed} == parts
+    # A job that was killed before it added to a finished store leaves the manifest as it was.
+    if as_listed and not there and (wanted is None or wanted <= len(parts)):
+        return _finished(path)
     speed = sum(one.progress.labels_done / max(1e-9, one.progress.seconds) for one in there)
     left = None
     if there and speed and wanted is not None:

@@ -129,9 +129,9 @@ def test_an_installed_wheel_labels_and_a_job_that_is_stopped_goes_on(
     wait_for(lambda: part_paths(out), "a part")
     ray_job(head, "stop", f"job-{tmp_path.name}", cwd=tmp_path)
     assert status_of(head, tmp_path) == "stopped"
-    assert not (out / "_manifest.json").exists()
     logs = ray_job(head, "logs", f"job-{tmp_path.name}", cwd=tmp_path).stdout
-    assert "stopped by SIGTERM with" in logs
+    # It finishes what is under way, which may be all.
+    assert ("stopped by SIGTERM with" in logs) != (out / "_manifest.json").exists()
 
     again = ray_job(head, "submit", *command, cwd=tmp_path)
     assert again.returncode == 0, again.stdout + again.stderr

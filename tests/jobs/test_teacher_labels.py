@@ -49,6 +49,8 @@ def test_ctrl_c_while_a_program_loads_ends_it_without_a_word(name: str) -> None:
     program = PROGRAMS[name].partition(":")[2]
     code = (
         "import os, signal\n"
+        # Else it is ignored where the tests themselves run in a shell's background.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from jobs import entry\n"
         "entry.import_module = lambda module: os.kill(os.getpid(), signal.SIGINT)\n"
         f"entry.{program}()"

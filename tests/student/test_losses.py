@@ -367,6 +367,10 @@ def test_labels_of_an_unsure_teacher_are_left_out_and_the_others_weigh_what_they
     expected = sum(rows[row] for row in (2, 4, 6, 7)) / ROWS
     torch.testing.assert_close(terms.distillation_loss, expected)
     torch.testing.assert_close(terms.loss, 0.6 * terms.class_loss + 0.4 * expected)
+    # Three votes of four, as a store keeps them.
+    votes = TeacherSignal(label=labels(5), confidence=torch.full((ROWS,), 191 / 255))
+    found = HardLoss(min_confidence=0.75)(heads, MIXED, votes).distillation_loss
+    torch.testing.assert_close(found, rows.mean())
     # Halves of a batch average to the whole.
     halves = [
         HardLoss(min_confidence=0.6)(

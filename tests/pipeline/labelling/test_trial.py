@@ -21,7 +21,7 @@ from pipeline.identity import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig
 from pipeline.labelling.agreement import Cause, Preflight, is_better, require_agreement, wilson
 from pipeline.labelling.config import LabelConfig
 from pipeline.labelling.job import index_shards
-from pipeline.labelling.trial import matching
+from pipeline.labelling.trial import _even, matching
 from pipeline.labelling.worker import TeacherWorker
 from pipeline.shards import index
 from tests.factories import digits, encode, write_shard
@@ -286,3 +286,13 @@ def test_the_interval_holds_what_was_seen() -> None:
     for hits in range(11):
         low, high = wilson(hits, 10)
         assert 0 <= low <= hits / 10 <= high <= 1
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4, 5, 10, 16, 20, 100])
+def test_images_of_all_classes_are_tried_where_classes_take_turns(classes: int) -> None:
+    chosen = _even(100 * classes, 5 * classes)
+    assert chosen == sorted(set(chosen))
+    counts = np.bincount([one % classes for one in chosen], minlength=classes)
+    assert counts.min() >= 1
+    assert counts.max() <= 15
+    assert _even(7, 9) == list(range(7))

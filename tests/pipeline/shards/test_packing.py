@@ -417,7 +417,7 @@ def test_the_command_packs_and_sums_up(folder, tmp_path, monkeypatch, capsys):
     assert code == 0
     assert "19 files read = 18 packed + 1 passed over; 3 classes" in printed.out
     assert str(folder / "README") in printed.out
-    assert "18 of 18" in printed.err
+    assert "next: label-teacher --shards" in printed.err
 
 
 def test_the_command_prints_errors_without_a_traceback(folder, tmp_path, monkeypatch, capsys):

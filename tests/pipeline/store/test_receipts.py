@@ -140,6 +140,7 @@ def test_receipts_of_another_store_or_other_shards_are_not_believed(root: Path) 
         lambda values: values.pop("parts"),
         lambda values: values["shards"].update({"one": {}}),
         lambda values: values["shards"]["0"].update({"formats": 5}),
+        lambda values: values["shards"]["0"].update({"omitted": "zzz"}),
         lambda values: values.update({"shards": [1]}),
     ],
 )

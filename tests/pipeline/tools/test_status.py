@@ -63,7 +63,7 @@ def test_what_an_ended_job_has_told_stays_known(tmp_path: Path) -> None:
 def test_a_finished_store_is_finished_until_more_is_added(tmp_path: Path) -> None:
     root = tmp_path / "s.parquet"
     commit(root, (0, 0), (1, 0))
-    tell(root, ELSEWHERE)
+    tell(root, dataclasses.replace(ELSEWHERE, progress=dataclasses.replace(PROGRESS, parts=2)))
     finish_store(root, IDENTITY, PRINTS, SHARDS, card_text)
     status = store_status(str(root))
     assert (status.state, status.parts, status.parts_wanted) == ("finished", 2, 2)
@@ -73,6 +73,17 @@ def test_a_finished_store_is_finished_until_more_is_added(tmp_path: Path) -> Non
         assert store_status(str(tmp_path / name)).labels == status.labels
     commit(root, (0, 2))
     assert store_status(str(root)).state == "unfinished"
+
+
+def test_a_job_that_was_killed_before_it_added_a_part_leaves_a_store_unfinished(
+    tmp_path: Path,
+) -> None:
+    root = tmp_path / "s.parquet"
+    commit(root, (0, 0), (1, 0))
+    finish_store(root, IDENTITY, PRINTS, SHARDS, card_text)
+    tell(root, ELSEWHERE)  # who wants twelve
+    status = store_status(str(root))
+    assert (status.state, status.parts, status.parts_wanted) == ("unfinished", 2, 12)
 
 
 def test_a_store_in_object_storage_is_seen_by_its_url(s3: S3Server) -> None:

@@ -138,6 +138,8 @@ def test_stores_that_do_not_vote_on_the_same_are_refused(tmp_path, stores) -> No
     out = tmp_path / "vote.parquet"
     with pytest.raises(ConfigError, match="`stores` has 2; a vote takes three or more"):
         voted_store(stores[:2], out)
+    with pytest.raises(ConfigError, match="two of one teacher"):
+        voted_store([stores[0], *stores[:2]], out)
     other = replace(identity_of(5), root_seed=9)
     seeded = write_store(tmp_path / "seed.parquet", SHARDS, [(0, 8)], other)
     with pytest.raises(IdentityError, match="root_seed: 1 / 9"):
@@ -154,7 +156,7 @@ def test_stores_that_do_not_vote_on_the_same_are_refused(tmp_path, stores) -> No
         voted_store([open_store(out), *stores], tmp_path / "again.parquet")
     thin_store(stores[2], tmp_path / "short.parquet", views=range(5))
     with pytest.raises(IncompleteStoreError, match="no labels for shard 0 at view 5"):
-        voted_store([*stores, open_store(tmp_path / "short.parquet")], tmp_path / "s.parquet")
+        voted_store([*stores[:2], open_store(tmp_path / "short.parquet")], tmp_path / "s.parquet")
 
 
 def test_the_command_says_how_the_vote_went(tmp_path, stores, capsys) -> None:
