@@ -204,6 +204,11 @@ class UniqueKeys:
         for number, path in enumerate(self._paths):
             indices = np.flatnonzero(np.isin(self._hashes[number], twice)).tolist()
             samples = open_shard(path, number).samples if indices else ()
+            if indices and len(samples) != len(self._hashes[number]):
+                raise ShardError(
+                    f"{index_path(path)} says of {path} what is not so: it has "
+                    f"{len(samples)} samples; delete the index, and run again"
+                )
             for key in (samples[index].key for index in indices):
                 first = seen.setdefault(key, number)
                 if first != number:
@@ -298,10 +303,11 @@ def read_index(path: ShardFile, number: int) -> ShardSummary | None:
     Raises ``ShardError`` for one that is malformed, or of a shard of another size.
     """
     side = index_path(path)
-    place, _, name = side.rpartition("/")
+    folder, _, name = side.rpartition("/")
     cure = "delete it, or pack the shard again, and run again"
     try:
-        data = open_folder(place or ".").read_bytes(name, _LARGEST_INDEX)
+        # A sample has two members, so it takes more of the shard than of the index.
+        data = open_folder(folder or ".").read_bytes(name, min(_LARGEST_INDEX, _size(path)))
     except FileNotFoundError:
         return None
     except PipelineError as error:
@@ -312,6 +318,8 @@ def read_index(path: ShardFile, number: int) -> ShardSummary | None:
         return None
     try:
         values = read_json(data)
+        if values.keys() != {"bytes", "samples"}:
+            raise ValueError("it has other fields than bytes and samples")
         rows, size = values["samples"], convert(values["bytes"], int, "bytes")
         keys, targets, hashes = [row[0] for row in rows], [row[1] for row in rows], _Hashes()
         for key, target, _, _, members in rows:

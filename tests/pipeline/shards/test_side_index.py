@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import ShardError
+from pipeline.errors import PipelineError, ShardError
 from pipeline.labelling.job import index_shards
 from pipeline.records import ShardInfo
 from pipeline.shards import index
@@ -143,6 +143,7 @@ def test_a_lying_index_is_not_blamed_for_a_shard_that_a_store_does_not_know(pack
         lambda values: values["samples"][0].__setitem__(1, 1.0),
         lambda values: values["samples"][0].__setitem__(1, True),
         lambda values: values["samples"].append(values["samples"][0]),
+        lambda values: values.update(more=[[]]),
     ],
 )
 def test_a_malformed_index_is_refused_by_name(
@@ -165,3 +166,19 @@ def test_another_file_of_that_name_is_refused(packed: Path, data: bytes) -> None
 def test_an_index_is_written_from_what_lies_in_the_file(packed: Path) -> None:
     with shard_of(packed).open("rb") as file:
         assert index_bytes(file, "x") == side_of(packed).read_bytes()
+
+
+def test_an_index_larger_than_its_shard_is_refused_unread(packed: Path) -> None:
+    change(packed, lambda values: values.update(more=[[]] * shard_of(packed).stat().st_size))
+    with pytest.raises(PipelineError, match=r"tar\.idx has \d+ bytes, and such a file has at most"):
+        index_shards([str(packed / "*.tar")])
+
+
+def test_an_index_with_more_rows_than_samples_is_refused_where_its_keys_are_compared(
+    packed: Path,
+) -> None:
+    (key, *row), *_ = json.loads((packed / "shard-000001.tar.idx").read_bytes())["samples"]
+    more = [[f"{number}", *row] for number in range(30)]
+    change(packed, lambda values: values["samples"].extend([*more, [key, *row]]))
+    with pytest.raises(ShardError, match=r"tar\.idx says of .* what is not so.*delete the index"):
+        index_shards([str(packed / "*.tar")])
