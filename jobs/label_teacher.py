@@ -7,7 +7,6 @@ import argparse
 import os
 import secrets
 import sys
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
@@ -21,6 +20,7 @@ import tyro
 
 from pipeline.cli.console import flags_of, running, words_given
 from pipeline.errors import ConfigError
+from pipeline.files.kinds import read_toml
 from pipeline.identity import PRESETS, AugmentConfig, MixConfig, Preset, mixing_of_preset
 from pipeline.labelling.config import LabelConfig
 
@@ -90,13 +90,7 @@ def _defaults(preset: Preset) -> LabelConfig:
 
 def read_settings(path: Path) -> dict[str, Any]:
     """Return the settings in a TOML file, by name; raises ``ConfigError`` for one there is not."""
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # the last of lists in lists
-        why = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(
-            f"`config` {path} cannot be read ({why}); give the path of a TOML file of settings"
-        ) from error
+    values = read_toml(path)
     _require_known(values, f"`config` {path}: ")
     return values
 

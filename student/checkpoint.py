@@ -38,7 +38,6 @@ __all__ = [
     "Segment",
     "claim_output",
     "find_checkpoint",
-    "is_foreign",
     "keep_epoch",
     "open_checkpoint",
     "read_checkpoint",
@@ -147,6 +146,10 @@ class FoundCheckpoint:
     checkpoint: Checkpoint
 
 
+class ForeignError(CheckpointError):
+    """A file is whole, and another program's."""
+
+
 class TornError(CheckpointError):
     """A checkpoint is missing or its bytes are damaged, so that the one before may take its place.
 
@@ -203,17 +206,6 @@ def keep_epoch(last: Path, epoch: int, kept: int) -> None:
     older = sorted(last.parent.glob("epoch-*.pt"), key=lambda path: (len(path.name), path.name))
     for path in older[:-kept]:
         path.unlink(missing_ok=True)
-
-
-def is_foreign(path: Path) -> bool:
-    """Return whether a file holds weights that another program wrote; a torn one does not."""
-    if path.suffix == ".safetensors":
-        return True
-    try:
-        values = load_tensors(path)
-    except Exception:  # ``open_checkpoint`` says what it is
-        return False
-    return not (isinstance(values, dict) and "format_version" in values)
 
 
 def read_checkpoint(path: Path, run: RunIdentity, *, lengthen: bool = False) -> Checkpoint:
@@ -297,8 +289,8 @@ _MACHINE = (errno.EACCES, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, e
 def open_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint of any run, its bytes checked.
 
-    Raises ``CheckpointError`` if there is none, if it is torn or of another kind, or for a field
-    that only a later release knows.
+    Raises ``CheckpointError`` if there is none, if it is torn, ``ForeignError`` if it is another
+    program's, or for a field that only a later release knows.
     """
     reason = why_no_data(path)
     if reason is not None:
@@ -324,7 +316,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if version != _VERSION:
         later = isinstance(version, int) and version > _VERSION
         cure = install(str(values.get("needs"))) if later else _CURE
-        raise CheckpointError(
+        kind = ForeignError if version is None else CheckpointError
+        raise kind(
             f"{path} is no checkpoint of this trainer (format version {version!r}, expected "
             f"{_VERSION}); {cure}"
         )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError
+from pipeline.files.kinds import read_toml
 from pipeline.growth import convert
 from student.config import SETTINGS, TrainConfig
 from student.trust import require_named_arguments, require_named_model
@@ -71,14 +71,7 @@ def read_run_file(path: Path, named: Collection[str] = ()) -> tuple[dict[str, An
     read, for a setting that there is not, for a value of another type, or for a model that is
     code or may fetch something, unless that setting is in ``named``, those that the user gives.
     """
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # the last of lists in lists
-        why = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(
-            f"`config` {path} cannot be read ({why}); give the path of a TOML file of settings, "
-            "such as a run's run.toml"
-        ) from error
+    values = read_toml(path)
     name_of_recipe = str(values.pop("recipe")) if "recipe" in values else None
     settings = {} if name_of_recipe is None else recipe(name_of_recipe)
     for name, value in values.items():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.classes import class_text
 from pipeline.errors import ConfigError
-from pipeline.files.local import replace
+from pipeline.files.local import open_folder, replace
 from pipeline.reporting.charts import Series, lines_chart, number_text, share_text
 from pipeline.reporting.page import (
     Bar,
@@ -36,6 +36,7 @@ REPORT = "report.html"
 
 _FUSIONS = ("class_head", "distillation_head", "mean_of_logits", "sum_of_softmaxes")
 _LISTED = 1000  # rows of a table
+_MOST_BYTES = 1 << 28  # of a file; a long run's log has some millions
 _GREATEST = 1e30  # what a log may say; it may be a stranger's
 
 _FACETS = (
@@ -84,11 +85,14 @@ def _number(line: Mapping[str, Any], *names: str) -> float | None:
 def read_run(output: Path) -> RunRecord:
     """Read what a run left in its directory, finished or not.
 
-    Raises ``ConfigError`` for a directory that holds no run.
+    Raises ``ConfigError`` for a directory that holds no run, ``PipelineError`` for a file that is a
+    pipe, a link out of it, or larger than a run's.
     """
     try:
-        config = json.loads((output / "config.json").read_bytes()).get("config", {})
-        data = (output / "metrics.jsonl").read_bytes()
+        folder = open_folder(output)  # so no pipe is waited for, and no link leads out
+        settings = folder.read_unwatched("config.json", _MOST_BYTES)
+        config = json.loads(settings).get("config", {})
+        data = folder.read_unwatched("metrics.jsonl", _MOST_BYTES)
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise ConfigError(
             f"{output} holds no run that can be read ({error}); give the output directory of one"

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import stat
+import tomllib
 from pathlib import Path
+from typing import Any
 
-__all__ = ["HEAD_BYTES", "at_home", "what_it_is_instead", "why_no_data"]
+from pipeline.errors import ConfigError
+
+__all__ = ["HEAD_BYTES", "at_home", "read_toml", "what_it_is_instead", "why_no_data"]
 
 HEAD_BYTES = 512  # that show what a file is instead
 
@@ -56,3 +60,16 @@ def what_it_is_instead(head: bytes) -> str | None:
     if start.startswith(b"<?xml"):
         return "is an XML page, as storage answers instead of a file; download it again"
     return None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return the settings in a TOML file; raises ``ConfigError`` if it cannot be read."""
+    try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise OSError(0, "it is a directory, a pipe or a device")
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:  # the last of lists in lists
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(
+            f"`config` {path} cannot be read ({why}); give the path of a TOML file of settings"
+        ) from error

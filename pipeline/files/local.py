@@ -427,7 +427,7 @@ def _write_aside(path: Path, data: bytes) -> Path:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-    except OSError:
+    except BaseException:  # a signal's too
         aside.unlink(missing_ok=True)
         raise
     return aside

@@ -21,7 +21,7 @@ from pipeline.identity import AugmentConfig
 from pipeline.labelling.devices import choose_device, set_threads
 from pipeline.labelling.weights import WeightsError, Which, read_state
 from student.adaptation import parameter_count
-from student.checkpoint import TORN, Checkpoint, SavedStudent, is_foreign, open_checkpoint
+from student.checkpoint import TORN, Checkpoint, ForeignError, SavedStudent, open_checkpoint
 from student.config import EvaluateConfig, parse_model_args
 from student.evaluation.analysis import Analysis, analyze
 from student.evaluation.evaluate import Evaluation, evaluate_all
@@ -83,7 +83,7 @@ def evaluate_checkpoint(config: EvaluateConfig) -> CheckpointReport:
     """
     set_threads(config.threads)
     device = choose_device(config.device)
-    found = _foreign(config) if is_foreign(config.checkpoint) else _own(config)
+    found = _find(config)
     student, states = found.student, found.states
     models: dict[str, nn.Module] = {
         which: _build(config.checkpoint, student, state).to(device)
@@ -186,13 +186,22 @@ class _Found:
     step: int | None
 
 
+def _find(config: EvaluateConfig) -> _Found:
+    if config.checkpoint.suffix == ".safetensors":
+        return _foreign(config)
+    try:
+        return _own(config)
+    except ForeignError:
+        return _foreign(config)
+
+
 def _own(config: EvaluateConfig) -> _Found:
+    checkpoint = open_checkpoint(config.checkpoint)
     if config.image_size is not None:
         raise ConfigError(
             f"`image_size` is {config.image_size}, and {config.checkpoint} is a checkpoint of "
             "train-student, which says its own; leave it out"
         )
-    checkpoint = open_checkpoint(config.checkpoint)
     states: dict[Which, Mapping[str, Tensor]] = {"raw": checkpoint.model}
     if checkpoint.ema is not None:
         states["ema"] = checkpoint.ema

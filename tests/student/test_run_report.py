@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 from base64 import b64decode
 from collections import Counter
@@ -16,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, PipelineError
 from pipeline.identity import PRESETS, MixConfig
 from pipeline.views.mixing import normalize
 from student import load_student
@@ -267,3 +268,20 @@ def test_a_directory_without_a_run_is_refused(tmp_path: Path) -> None:
         read_run(tmp_path)
     with pytest.raises(ConfigError, match="`runs` is empty"):
         compare_runs([])
+
+
+@pytest.mark.timeout(60)
+def test_files_that_are_no_runs_are_not_waited_for_followed_or_taken_whole(tmp_path: Path) -> None:
+    (tmp_path / "secret.json").write_text('{"config": {"token": "secret"}}')
+    for name, make, error in (
+        ("pipe", os.mkfifo, "is no file, but a pipe"),
+        ("link", lambda path: path.symlink_to(tmp_path / "secret.json"), "leads out of"),
+        ("large", lambda path: (path.touch(), os.truncate(path, 1 << 33)), "has at most"),
+    ):
+        for file, other in (("config.json", "metrics.jsonl"), ("metrics.jsonl", "config.json")):
+            run = tmp_path / f"{name}-{file}"
+            run.mkdir()
+            (run / other).write_text("{}")
+            make(run / file)
+            with pytest.raises(PipelineError, match=error):
+                read_run(run)

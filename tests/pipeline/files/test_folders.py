@@ -255,3 +255,18 @@ def test_a_file_larger_than_it_may_be_is_refused(folder: Folder) -> None:
     assert folder.read_bytes("a", 5) == b"12345"
     with pytest.raises(PipelineError, match="/a has 5 bytes, and such a file has at most 4"):
         folder.read_bytes("a", 4)
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit, OSError])
+def test_a_write_that_is_interrupted_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupt: type[BaseException]
+) -> None:
+    def fail(_handle: int) -> None:
+        raise interrupt
+
+    monkeypatch.setattr(os, "fsync", fail)
+    folder = LocalFolder(tmp_path)
+    for write in (folder.commit_new, folder.replace):
+        with pytest.raises((interrupt, PipelineError)):
+            write("a.json", b"{}")
+    assert list(tmp_path.iterdir()) == []

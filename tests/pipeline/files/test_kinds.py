@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.files.kinds import why_no_data
+from pipeline.errors import ConfigError
+from pipeline.files.kinds import read_toml, why_no_data
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 335000000\n"
 
@@ -47,3 +48,13 @@ def test_what_is_no_file_is_said_and_not_opened(tmp_path: Path) -> None:
         found = why_no_data(tmp_path / name)
         assert found is not None
         assert found.startswith(reason)
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_for_a_file_of_settings_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "run.toml")
+    for path in (tmp_path / "run.toml", tmp_path, Path("/dev/null")):
+        with pytest.raises(ConfigError, match=r"`config` .* cannot be read .*a pipe or a device"):
+            read_toml(path)
+    (tmp_path / "none.toml").touch()
+    assert read_toml(tmp_path / "none.toml") == {}

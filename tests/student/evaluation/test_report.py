@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 from pipeline.errors import CheckpointError, ConfigError, StoreError
 from pipeline.identity import PRESETS, MixConfig
 from pipeline.views.mixing import normalize
+from student import checkpoint as checkpoints
 from student.checkpoint import open_checkpoint
 from student.cli import evaluate_main
 from student.config import EvaluateConfig
@@ -346,6 +348,23 @@ def test_weights_of_another_program_need_the_name_of_their_model(world, tmp_path
         evaluate_checkpoint(settings(world, **foreign, model="test_resnet", image_size=32))
     with pytest.raises(ConfigError, match=r"`image_size` is 64, and .* says its own"):
         evaluate_checkpoint(settings(world, image_size=64))
+
+
+@pytest.mark.timeout(60)
+def test_a_pipe_for_a_checkpoint_is_refused_at_once(world, tmp_path) -> None:
+    os.mkfifo(tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match="is a pipe, a socket or a device"):
+        evaluate_checkpoint(settings(world, checkpoint=tmp_path / "x.pth"))
+
+
+def test_a_checkpoint_is_read_once(world, monkeypatch) -> None:
+    loads = []
+    load = checkpoints.load_tensors
+    monkeypatch.setattr(
+        checkpoints, "load_tensors", lambda path: (loads.append(path), load(path))[1]
+    )
+    evaluate_checkpoint(settings(world))
+    assert len(loads) == 1
 
 
 def test_a_directory_is_evaluated_file_by_file(world, tmp_path, capsys) -> None:
