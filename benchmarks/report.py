@@ -25,6 +25,7 @@ AIMS: Mapping[str, tuple[str, float]] = {
     "view_1_packed": (">=", 5.3),
     "view_15_packed": (">=", 13.0),
     "crop_flip_vs_dali": (">=", 2.2),
+    "crop_flip_vs_albumentations": (">=", 1.0),
     "loader_overhead": ("<=", 1.05),
     "two_workers": (">=", 1.85),
     "worker_private_mb": ("<=", 200),
