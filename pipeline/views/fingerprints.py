@@ -124,7 +124,7 @@ def _decoded_in_part(text: str) -> int:
     for view in range(8):
         draw = partial(draw_view, _SEED, view, config=config)
         pixels, params = image.decode_for(draw)
-        word = binascii.crc32(apply_view(pixels, params, config), word)
+        word = binascii.crc32(apply_view(pixels, params, config).tobytes(), word)
     return word
 
 

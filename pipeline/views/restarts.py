@@ -173,4 +173,5 @@ def _find_ends(data: NDArray[np.uint8], first: int, count: int) -> NDArray[np.in
         return None
     if (kinds[:-1] != _RESTART + np.arange(count - 1) % 8).any():
         return None
-    return found[markers][:count] + 2
+    ends: NDArray[np.int64] = found[markers][:count] + 2
+    return ends
