@@ -86,15 +86,20 @@ def test_the_teacher_runs_in_the_arms_of_the_loop_alone(results: dict[str, ArmRe
         assert running == [arms.ARMS[name].teacher_in_loop] * 2  # type: ignore[index]
 
 
-def test_the_arm_with_deits_mixing_mixes_unmixed_views_by_batch(
+def test_the_arm_with_deits_mixing_mixes_views_and_truth_by_batch(
     done: EvidenceConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = []
-    mixed = engine.mixed_images
+    seen, truths = [], []
+    mixed, target = engine.mixed_images, engine.mixed_target
     monkeypatch.setattr(
         engine,
         "mixed_images",
         lambda batch, *more: (seen.append(batch.mix), mixed(batch, *more))[1],
+    )
+    monkeypatch.setattr(
+        engine,
+        "mixed_target",
+        lambda *given, **more: (truths.append(target(*given, **more)), truths[-1])[1],
     )
     config, arm = smoke(done), arms.ARMS["loop-deit-mixing"]
     stores = Stores(out_of(done) / "stores")
@@ -105,24 +110,24 @@ def test_the_arm_with_deits_mixing_mixes_unmixed_views_by_batch(
         assert mix.partner.tolist() == list(range(15, -1, -1))
         assert len(set(mix.lam.tolist())) == 1
     assert len({int(mix.lam[0]) for mix in seen}) == len(seen)
+    for mix, truth in zip(seen, truths, strict=True):
+        assert truth.partner_target.tolist() == truth.target.tolist()[::-1]
+        np.testing.assert_array_equal(truth.lam.numpy(), mix.lam / np.float32(FIXED_ONE))
 
 
 def test_the_static_store_replays_the_same_views_with_labels_of_plain_images(
     done: EvidenceConfig,
 ) -> None:
     folder = out_of(done) / "stores"
-    hard, static, plain, unmixed = (
-        open_store(folder / f"{name}.parquet") for name in ("hard", "static", "plain", "unmixed")
+    hard, static, plain = (
+        open_store(folder / f"{name}.parquet") for name in ("hard", "static", "plain")
     )
     assert static.identity.teacher.derivation == STATIC_NOTE
-    assert unmixed.identity.augment == hard.identity.augment
-    assert unmixed.identity.mix.probability == 0
     of_images = plain.read_view(0, 0)
     for view in range(2):
         ours, theirs = static.read_view(0, view), hard.read_view(0, view)
         np.testing.assert_array_equal(ours.label, of_images.label)
         np.testing.assert_array_equal(ours.digest, theirs.digest)
-        np.testing.assert_array_equal(ours.seed, unmixed.read_view(0, view).seed)
         assert (ours.label != theirs.label).any()
 
 
