@@ -180,6 +180,7 @@ def smoke(config: EvidenceConfig) -> EvidenceConfig:
         seeds=config.seeds[:1],
         epochs=2,
         eval_epochs=1,
+        model="deit_tiny_distilled_patch16_224",
         model_args=("patch_size=8", "embed_dim=48", "depth=2", "num_heads=3"),
         batch_size=min(config.batch_size, 64),
     )
