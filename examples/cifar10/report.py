@@ -341,12 +341,21 @@ def write_report(out: Path, report: Path, notes: Path | None = None) -> Path:
         ]
         for name, results in evidence.results.items()
     }
-    drawn = draw_plots(curves, folder)
+    drawn = draw_plots(curves, _classes_known(evidence), folder)
     links = [(title, f"{folder.name}/{path.name}") for title, path in drawn]
     report.parent.mkdir(parents=True, exist_ok=True)
     text = "" if notes is None else notes.read_text(encoding="utf-8")
     replace(report, evidence_text(evidence, links, text).encode())
     return report
+
+
+def _classes_known(evidence: Evidence) -> dict[str, int]:
+    """Return how many of the teacher's probabilities the loss of each soft arm knows."""
+    return {
+        name: ARMS[name].first_classes or evidence.settings["topk"]
+        for name in evidence.results
+        if ARMS[name].distillation == "soft"
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
