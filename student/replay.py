@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from pipeline.columns import COLUMNS
 from pipeline.errors import DecodeError, ReplayError, ShardError
 from pipeline.files.cache import ShardFile
-from pipeline.records import FIXED_ONE, NO_PARTNER, MixKind, MixParams, Pixels, ShardView, ViewMix
+from pipeline.records import NO_PARTNER, MixKind, MixParams, Pixels, ShardView, ViewMix
 from pipeline.shards.index import Shard, open_known_shard
 from pipeline.store import LabelStore
 from pipeline.store.provenance import version_differences
@@ -37,7 +37,7 @@ from student.order import PlannedBatch, TrainingPlan
 __all__ = ["ReplayDataset", "StudentBatch", "replay_loader"]
 
 _TENSORS = (
-    *("pixels", "target", "partner_target", "lam", "label"),
+    *("pixels", "target", "partner_target", "label"),
     *("confidence", "topk_label", "topk_logprob", "topk_rest"),
 )
 _MIX_FIELDS = dataclasses.fields(MixRows)
@@ -73,7 +73,6 @@ class StudentBatch:
     topk_logprob: Tensor | None = None  # (B, k) float32, logarithms of probabilities
     topk_rest: Tensor | None = None  # (B,) float32, that of all other classes together
     mix_rows: MixRows | None = None  # ``mix`` beside the pixels, once they were packed
-    lam: Tensor | None = None  # (B,) float32, shares of own images, likewise
     memory: Tensor | None = None  # bytes that all tensors are views of, likewise
 
     def pin_memory(self) -> StudentBatch:
@@ -102,8 +101,7 @@ class StudentBatch:
 
     def _packed(self, allocate: Callable[[int], Tensor]) -> StudentBatch:
         """Return the batch in one run of memory."""
-        lam = torch.from_numpy(self.mix.lam).float() / FIXED_ONE
-        whole = dataclasses.replace(self, lam=lam, mix_rows=MixRows.of(self.mix))
+        whole = dataclasses.replace(self, mix_rows=MixRows.of(self.mix))
         tensors = whole._tensors()
         packed = whole._seen_in(allocate(sum(map(_room, tensors.values()))))
         for name, one in packed._tensors().items():

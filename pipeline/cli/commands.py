@@ -214,15 +214,16 @@ class Merge:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vote:
-    """Join stores of several teachers on the same views: the label that most of them give.
-
-    The share of teachers that gave it is kept as its confidence.
-    """
+    """Join stores of several teachers on the same views: by a majority, or by their mean."""
 
     stores: tyro.conf.Positional[tuple[str, ...]]
-    """Three stores or more, of one root seed, augmentation and mixing; ties go to the earlier."""
+    """Three stores or more, two for a mean, of one root seed, augmentation and mixing."""
     out: str
     """The store to write; its name ends in .parquet."""
+    by: Literal["majority", "mean"] = "majority"
+    """majority: the label that most give, ties to the earlier store, and the share of teachers
+    that gave it as confidence. mean: of their probabilities, which the stores must keep (topk=K);
+    the K of the first is kept."""
     json: bool = False
     """Print JSON for machines instead."""
 
@@ -232,7 +233,7 @@ class Vote:
 
         stores = [open_store(location) for location in self.stores]
         with Progress("parts") as progress:
-            report = voted_store(stores, self.out, progress.show)
+            report = voted_store(stores, self.out, progress.show, by=self.by)
         _show(report, as_json=self.json)
 
 
