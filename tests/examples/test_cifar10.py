@@ -26,6 +26,7 @@ from examples.cifar10.report import (
     write_report,
 )
 from examples.cifar10.stores import STATIC_NOTE, Stores
+from pipeline.classes import CLASSES_FILE
 from pipeline.errors import ConfigError
 from pipeline.records import FIXED_ONE, MixKind
 from pipeline.shards.index import open_shard
@@ -363,6 +364,14 @@ def test_shards_that_are_sorted_by_class_are_shuffled_and_keep_their_images(
     assert find_shards(config).training == (pattern,)
     assert "sorted" not in capsys.readouterr().out.replace(str(tmp_path), "")
     assert find_shards(replace(done, smoke=False)).training == done.shards
+    names = [f"digit {9 - number}" for number in range(10)]  # in no alphabet's order
+    (tmp_path / CLASSES_FILE).write_text(json.dumps(names))
+    (pattern,) = find_shards(replace(config, out=tmp_path / "named")).training
+    assert json.loads((Path(pattern).parent / CLASSES_FILE).read_text()) == names
+    shard = open_shard(Path(pattern).parent / "shard-000000.tar", 0)
+    named = {shard.image_bytes(index): one.target for index, one in enumerate(shard.samples)}
+    assert named == images
+    (tmp_path / CLASSES_FILE).unlink()
     write_shard(tmp_path / "gap.tar", [samples[0], *samples[40:]])
     with pytest.raises(ConfigError, match="without a gap"):
         find_shards(replace(config, shards=(str(tmp_path / "gap.tar"),), out=tmp_path / "gap"))
