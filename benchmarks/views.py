@@ -20,8 +20,8 @@ from benchmarks.report import Report, describe_machine, print_table
 from benchmarks.timing import Timings, measure, pin_to_one_core
 from pipeline.files.local import expand_shards
 from pipeline.identity import PRESETS, AugmentConfig
+from pipeline.shards.encoding import Encoding, encode_image
 from pipeline.shards.index import open_shard
-from pipeline.shards.packing import encode_image
 from pipeline.store.provenance import processor
 from pipeline.views.apply import decode, warm_up
 from pipeline.views.make import make_view
@@ -85,7 +85,8 @@ def decode_alone(images: list[bytes]) -> Callable[[], int]:
 
 def packed(images: list[bytes]) -> list[bytes]:
     """Return the images as `pack-shards --max-side 500 --quality 90` writes them."""
-    return [encode_image(Path("x.jpg"), data, max_side=500, quality=90).data for data in images]
+    small = Encoding(max_side=500, quality=90)
+    return [encode_image(Path("x.jpg"), data, small).data for data in images]
 
 
 def _ours_at(views: int) -> str:

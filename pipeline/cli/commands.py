@@ -65,8 +65,10 @@ def pack_shards(
         say(
             f"pack-shards: {report.read} files read = {report.packed} packed "
             f"+ {len(report.passed_over)} passed over; {len(report.classes)} classes, "
-            f"{report.shrunk} images shrunk, {report.reencoded} encoded anew; "
-            f"{counted(len(report.shards), 'shard')} of {report.bytes / 1e6:.1f} MB in {config.out}"
+            f"{report.shrunk} images shrunk, {report.reencoded} encoded anew"
+            + (f", {report.marked} given restart markers; " if config.lossless else "; ")
+            + f"{counted(len(report.shards), 'shard')} of {report.bytes / 1e6:.1f} MB in "
+            + config.out
         )
         if config.classes is None:  # else these are images for validation, most likely
             tell_next("label-teacher", "--shards", config.out, "--out", "labels.parquet", *_TEACHER)
