@@ -39,7 +39,6 @@ from tests.jobs.processes import (
     named,
     part_hashes,
     part_paths,
-    run_job,
     start_job,
 )
 from tests.labelling import digit_shard, write_teacher
@@ -47,7 +46,7 @@ from tests.object_storage import Request, S3Server, s3_serving, storage_environm
 
 NODES = 3
 HANG_SECONDS = 4  # given to jobs: a teacher that shows no progress for so long, at least
-LONGEST_SECONDS = 300  # without another part: then the job hangs
+LONGEST_SECONDS = 600  # without another part: then the job hangs
 
 STORAGE_SECONDS = 10.0  # for which object storage fails, or a process has another time
 
@@ -481,7 +480,8 @@ def injected(folder: Path) -> dict[str, str]:
     code = folder / "code"
     code.mkdir(exist_ok=True)
     (code / "sitecustomize.py").write_text(_INJECTED)
-    return {"PYTHONPATH": str(code), "CHAOS_FOLDER": str(folder)}
+    path = os.pathsep.join([str(code), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {"PYTHONPATH": path, "CHAOS_FOLDER": str(folder)}
 
 
 @dataclass(frozen=True)
@@ -514,7 +514,9 @@ def make_work(folder: Path, *, samples: int, views: int) -> Work:
         *("--threads", "1"),
     ]
     out = folder / "serial.parquet"
-    run_job([*arguments, "--out", str(out), "--serial"], address=None, log=folder / "serial.log")
+    log = folder / "serial.log"
+    process = start_job([*arguments, "--out", str(out), "--serial"], address=None, log=log)
+    assert process.wait(LONGEST_SECONDS) == 0, log.read_text()
     return Work("files", arguments, part_hashes(out), (3 * samples - 1) * views)
 
 
