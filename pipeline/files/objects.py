@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from fnmatch import fnmatchcase
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from pipeline.errors import ConfigError, PipelineError, require_package
@@ -391,11 +392,38 @@ class ObjectFolder(Folder):
         url = self._url.child(path) if path else self._url
         with tempfile.TemporaryFile() as file:
             yield file
-            file.seek(0)
-            with _errors_named(url):
-                import obstore
+            _send(url, file)
 
-                obstore.put(_client(url), url.key, file)
+    def send(self, path: str, file: Path) -> None:
+        """Write a file of this machine over the object that may be there, in one step."""
+        with file.open("rb") as opened:
+            _send(self._url.child(path), opened)
+
+    def fetch(self, path: str, file: Path) -> None:
+        """Write an object to a new file of this machine; one that breaks off is asked for again."""
+        url = self._url.child(path)
+
+        def write() -> None:
+            found = StoredObject.look(url)
+            if found is None:
+                raise _MissingObjectError(f"{url}: no such object")
+            with file.open("wb") as opened:
+                opened.writelines(found.stream())
+                if opened.tell() != found.size:
+                    raise _BrokenAnswerError(
+                        f"{url} came with {opened.tell()} bytes and has {found.size}; run again, "
+                        "and check the network"
+                    )
+
+        _asked_again(write)
+
+    def copy(self, path: str, to: str) -> None:
+        """Write an object's bytes over another's, in one step and without fetching them."""
+        url, other = self._url.child(path), self._url.child(to)
+        with _errors_named(url):
+            import obstore
+
+            obstore.copy(_client(url), url.key, other.key, overwrite=True)
 
     def replace(self, path: str, data: bytes) -> None:
         """Write an object over the one that may be there; see ``Folder``."""
@@ -404,6 +432,25 @@ class ObjectFolder(Folder):
             import obstore
 
             obstore.put(_client(url), url.key, data, use_multipart=False)
+
+
+def _send(url: ObjectUrl, file: BinaryIO) -> None:
+    """Write an object from a file, in parts if it is large; it is there when all parts are."""
+    with _errors_named(url):
+        import obstore
+        from obstore.exceptions import BaseError
+
+        for last in (*[False] * (_ANSWERS - 1), True):
+            file.seek(0)
+            try:
+                obstore.put(_client(url), url.key, file)
+                return
+            except (BaseError, FileNotFoundError) as error:
+                # The last request of the parts' was asked again after its answer was lost: it was
+                # done then, or never will be.
+                if last or _code_of(error) != "NoSuchUpload":
+                    raise
+                _log.info("%s: an answer was lost, sending it again", url)
 
 
 def _read_object(url: ObjectUrl, read: Callable[[], bytes]) -> bytes:

@@ -15,7 +15,7 @@ import pytest
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.files import objects
 from pipeline.files.local import open_folder
-from pipeline.files.objects import ObjectUrl, StoredObject, find_objects
+from pipeline.files.objects import ObjectFolder, ObjectUrl, StoredObject, find_objects
 from tests.object_storage import KEY, SECRET, Request, S3Server
 
 
@@ -308,6 +308,46 @@ def test_a_commit_is_one_conditional_put(s3: S3Server) -> None:
     folder.replace("a", b"third")
     assert [one.if_none_match for one in s3.requests if one.method == "PUT"] == ["*", "*", None]
     assert folder.read_bytes("a") == b"third"
+
+
+LARGE = 12 << 20  # bytes; more than one part of an upload
+
+
+@pytest.mark.parametrize("size", [10, LARGE])
+@pytest.mark.parametrize(
+    ("fault", "method"),
+    [("503", "PUT"), ("lost", "PUT"), ("lost", "POST"), ("torn", "GET"), ("503", "GET")],
+)
+def test_files_are_sent_and_fetched_whole_whatever_answers_are_lost(
+    s3: S3Server, tmp_path: Path, size: int, fault: str, method: str
+) -> None:
+    """The last request of a large one's parts, asked again, finds that the upload is no more."""
+    folder = open_folder(s3.make_bucket())
+    assert isinstance(folder, ObjectFolder)
+    data = os.urandom(size)
+    (tmp_path / "sent").write_bytes(data)
+    folder.replace("a", b"old")
+    failed: list[str] = []
+
+    def once(request: Request) -> str | None:
+        if request.method != method or request.path in failed:
+            return None
+        failed.append(request.path)
+        return fault
+
+    s3.fault = once
+    folder.send("a", tmp_path / "sent")
+    with folder.write_file("b") as file:
+        file.write(data)
+    for name in "ab":
+        folder.fetch(name, tmp_path / f"fetched-{name}")
+        assert (tmp_path / f"fetched-{name}").read_bytes() == data
+    folder.copy("a", "c")
+    assert folder.read_bytes("c") == data
+    s3.fault = None
+    assert sorted(folder.sizes()) == ["a", "b", "c"]
+    with pytest.raises(FileNotFoundError, match="no such object"):
+        folder.fetch("none", tmp_path / "none")
 
 
 def test_globs_and_names_are_looked_at_together(s3: S3Server) -> None:
