@@ -410,8 +410,10 @@ class Cluster:
 
     def close(self) -> None:
         """End the teachers, and leave Ray."""
-        with suppress(Exception):  # Ray ends them with this process, a little later
-            within(END_SECONDS, "ending the teachers", self._end_teachers)
+        # Ray ends them with this process too, a little later; without its head it could only wait.
+        if not self._connection.head.is_lost:
+            with suppress(Exception):
+                within(END_SECONDS, "ending the teachers", self._end_teachers)
         self._connection.close()
 
     def _end_teachers(self) -> None:
