@@ -43,6 +43,7 @@ from jobs.supervisor import (
     GiveUp,
     HandOut,
     Patience,
+    Question,
     Say,
     State,
     Supervisor,
@@ -72,7 +73,7 @@ PULSE_SECONDS = 2.0  # between two looks at a teacher's progress
 LOOK_SECONDS = 0.5  # between two looks at who is due
 PULSES_PER_SECOND = 100  # of all teachers together
 
-_DESCRIBE, _TRY_OUT = "its own settings", "the trial on a few images"
+_DESCRIBE, _TRY_OUT = Question("its own settings"), Question("the trial on a few images")
 
 
 @dataclass(slots=True)

@@ -45,7 +45,7 @@ from tests.labelling import digit_shard, write_teacher
 from tests.object_storage import Request, S3Server, s3_serving, storage_environment
 
 NODES = 3
-HANG_SECONDS = 4  # given to jobs: a teacher that shows no progress for so long, at least
+HANG_SECONDS = 8  # given to jobs: a teacher that shows no progress for so long, at least
 LONGEST_SECONDS = 600  # without another part: then the job hangs
 
 STORAGE_SECONDS = 10.0  # for which object storage fails, or a process has another time
@@ -127,6 +127,7 @@ class RayCluster:
             text=True,
         )
         self.address = self._read()
+        assert self.address, "Ray did not start in the time that it gives itself"
 
     @property
     def pid(self) -> int:
@@ -305,7 +306,12 @@ class Chaos:
         self.report = report
         self.environment = injected(folder) | storage_environment(server)
         del self.environment["AWS_MAX_ATTEMPTS"]  # as many as jobs make by default
-        self.cluster = RayCluster(self.environment)
+        self.cluster = self._new_cluster()
+
+    def _new_cluster(self) -> RayCluster:
+        with suppress(AssertionError):  # on a machine that is busy it takes more than one try
+            return RayCluster(self.environment)
+        return RayCluster(self.environment)
 
     def close(self) -> None:
         self.cluster.close()
@@ -411,7 +417,7 @@ class Chaos:
         assert job.process is not None
         job.process.wait(LONGEST_SECONDS)
         self.cluster.close()
-        self.cluster = RayCluster(self.environment)
+        self.cluster = self._new_cluster()
         return True
 
     def _kill(self, pids: Sequence[int], how: int = signal.SIGKILL) -> bool:
