@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import traceback
-from collections.abc import Iterable, Iterator
 
 from jobs.draining import Drain, Stopped
 from jobs.metrics import Metrics, check_path, measuring
@@ -32,7 +31,6 @@ from pipeline.labelling.job import (
 )
 from pipeline.records import PartKey
 from pipeline.store import (
-    Committed,
     JobProgress,
     Manifest,
     at_work,
@@ -113,12 +111,14 @@ def _run(config: LabelConfig, drain: Drain) -> int:
         root = parts_root(config.out)
         # Nothing is written beside a finished Zarr store, or that would seem unfinished.
         begun = word_of(plan, progress)
+        expected, shown = begun.labels_to_do, Shown("labels")
         metrics = Metrics(
             lambda: (progress.parts, progress.labels, progress.rejected),
             len(plan.missing),
             teachers.flow,
             teachers.export,
             config.metrics_file,
+            lambda labels: shown.show(min(labels, expected), expected),
         )
         with at_work(root, begun) if plan.missing else contextlib.nullcontext() as me:
             order = plan
@@ -126,12 +126,13 @@ def _run(config: LabelConfig, drain: Drain) -> int:
                 order = dataclasses.replace(plan, missing=plan.missing[::-1])
                 note(f"{other} adds to {config.out} too; this job begins at the other end")
             with (
+                shown,
                 measuring(metrics),
                 drain.labelling(),
                 contextlib.closing(receipts_of(plan)) as receipts,
                 contextlib.closing(teachers.label(order)) as committed,
             ):
-                for one in shown(committed, plan):
+                for one in committed:
                     progress.add(one)
                     receipts.add(one)
                     if me is not None:
@@ -183,16 +184,6 @@ def _end(plan: JobPlan, progress: Progress, preflight: Preflight | None, metrics
         return EXIT_DRAINED
     describe_store(finish_job(plan, run), plan, progress)
     return 0
-
-
-def shown(committed: Iterable[Committed], plan: JobPlan) -> Iterator[Committed]:
-    """Pass parts through while their labels are counted on the terminal or in a log."""
-    done, expected = 0, sum(rows_of(plan, part) for part in plan.missing)
-    with Shown("labels") as progress:
-        for one in committed:
-            yield one
-            done += one.entry.rows
-            progress.show(done, expected)
 
 
 def named(shards: IndexedShards) -> str:

@@ -23,18 +23,21 @@ from pipeline.cli.console import (
     note,
     running,
     say,
+    steps_shown,
     tell_next,
     words_given,
 )
 from pipeline.errors import PipelineError
 from pipeline.files.local import replace as replace_file
 from pipeline.identity import PRESETS, MixConfig, different_fields
+from pipeline.telling import heard_by
 from student.config import EvaluateConfig, ExportConfig, TrainConfig
 from student.habits import require_own_flags
 from student.recipes import read_run_file, recipe
 from student.signals import StopRequest, signal_name
 
 if TYPE_CHECKING:
+    from student.distributed import Ranks
     from student.engine import Outcome
     from student.evaluation.analysis import Analysis
     from student.evaluation.evaluate import Evaluation
@@ -277,10 +280,16 @@ def _stop_before_training() -> None:
 def _run(config: TrainConfig, recipe_name: str | None, stop: StopRequest) -> None:
     # Imported here, so that --help does not wait for PyTorch.
     from student.distributed import read_ranks
+
+    ranks = read_ranks()
+    with heard_by(steps_shown if ranks.first else None):
+        _train(config, recipe_name, stop, ranks)
+
+
+def _train(config: TrainConfig, recipe_name: str | None, stop: StopRequest, ranks: Ranks) -> None:
     from student.engine import train
     from student.inputs import open_inputs
 
-    ranks = read_ranks()
     inputs = open_inputs(config)
     if ranks.first:
         _announce(config, inputs)

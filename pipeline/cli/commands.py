@@ -170,7 +170,9 @@ class Stats:
         from pipeline.store import open_store
         from pipeline.tools import store_stats
 
-        _show(store_stats(open_store(self.store)), as_json=self.json)
+        with Progress("parts") as progress:
+            report = store_stats(open_store(self.store), show=progress.show)
+        _show(report, as_json=self.json)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

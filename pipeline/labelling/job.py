@@ -67,6 +67,7 @@ from pipeline.store import (
 )
 from pipeline.store.card import card_text
 from pipeline.store.provenance import record_run, version_differences
+from pipeline.telling import told
 from pipeline.views.fingerprints import (
     BITS,
     different_fingerprints,
@@ -202,7 +203,8 @@ def index_shards(
     infos: list[ShardInfo] = []
     keys = UniqueKeys()
     highest, highest_at, sorted_shards = -1, "", 0
-    for path, one in zip(paths, read(list(enumerate(paths))), strict=True):
+    read_ones = told(read(list(enumerate(paths))), "indexing", "shards", len(paths))
+    for path, one in zip(paths, read_ones, strict=True):
         infos.append(one.info)
         keys.add(path, one)
         if one.max_target > highest:
@@ -348,7 +350,7 @@ def require_same_views(plan: JobPlan) -> int:
     remote = any(isinstance(path, RemoteShard) for path in plan.shards.paths)
     chosen = _spread(plan.done, _FETCHED if remote else DIGESTS)
     redrawn = 0
-    for committed in chosen:
+    for committed in told(chosen, "redrawing what is there", "parts", len(chosen)):
         part = committed.entry.part
         rows = read_committed(plan.config.out, committed.entry)
         shard = open_known_shard(plan.shards.paths[part.shard], plan.shards.infos[part.shard])

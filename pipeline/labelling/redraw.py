@@ -17,6 +17,7 @@ from pipeline.errors import DecodeError
 from pipeline.identity import StoreIdentity
 from pipeline.records import NO_PARTNER, MixKind, PartRows, Pixels, ViewMix
 from pipeline.shards.index import Shard
+from pipeline.telling import told
 from pipeline.views.apply import decode
 from pipeline.views.draw import has_mixed_digest
 from pipeline.views.make import ShardViews, View
@@ -80,7 +81,7 @@ def redraw(
     """
     part = PartViews(identity, shard, rows)
     mixed = mixed_mask(rows) & floats
-    for row, column in cells.tolist():
+    for row, column in told(cells.tolist(), f"redrawing {shard.info.name}", "views", len(cells)):
         stored = {"digest": int(rows.digest[row, column])}
         if mixed[row, column]:
             stored["mixed_digest"] = int(rows.mixed_digest[row, column])

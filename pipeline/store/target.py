@@ -34,6 +34,7 @@ from pipeline.store.manifest import PartEntry, listed_manifest, listed_parts
 from pipeline.store.opening import open_store, parts_root
 from pipeline.store.parquet import decode_part
 from pipeline.store.receipts import read_receipts
+from pipeline.telling import told
 
 __all__ = [
     "begun_classes",
@@ -116,8 +117,10 @@ def committed_parts(
     store = packed_store(out)
     if store is not None:
         require_all_shards(out, [entry.part for entry in store.manifest.parts], shards)
+        parts = store.manifest.parts
         return [
-            _read_packed(store, entry, shards[entry.part.shard]) for entry in store.manifest.parts
+            _read_packed(store, entry, shards[entry.part.shard])
+            for entry in told(parts, "reading what is there", "parts", len(parts))
         ]
     root = parts_root(out)
     sizes, listed = find_parts(root), listed_parts(root)
