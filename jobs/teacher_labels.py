@@ -16,7 +16,7 @@ COMMANDS: Mapping[str, tuple[str, str, str]] = {
     "label": ("label-teacher", "jobs.label_teacher:main", "shards to a store of teacher labels"),
     "store": (
         "label-store",
-        "pipeline.cli.commands:label_store",
+        "student.cli:store_main",
         "show, inspect, verify, merge, ...",
     ),
     "train": ("train-student", "student.cli:main", "a student from a store"),

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from pipeline.classes import class_text
+from pipeline.cli.commands import label_store
 from pipeline.cli.console import (
     Progress,
     counted,
@@ -40,11 +41,12 @@ if TYPE_CHECKING:
     from student.distributed import Ranks
     from student.engine import Outcome
     from student.evaluation.analysis import Analysis
+    from student.evaluation.beside import RunStudent
     from student.evaluation.evaluate import Evaluation
     from student.evaluation.report import CheckpointReport
     from student.inputs import Inputs
 
-__all__ = ["evaluate_main", "export_main", "main", "report_main"]
+__all__ = ["evaluate_main", "export_main", "main", "report_main", "store_main"]
 
 _DESCRIPTION = """Train a distilled student on the augmented views and teacher labels of a store.
 
@@ -135,6 +137,17 @@ def report_main(arguments: Sequence[str] | None = None, program: str = "student-
         require_page_name(flags.out)
         replace_file(flags.out, compare_runs(flags.runs).encode())
         say(f"{flags.out}: {counted(len(flags.runs), 'run')}")
+
+
+def store_main(arguments: Sequence[str] | None = None, program: str = "label-store") -> None:
+    """Run ``label-store``, which can compare a store with a run's student."""
+
+    def open_student(path: Path) -> RunStudent:
+        from student.evaluation.beside import RunStudent
+
+        return RunStudent(path)
+
+    label_store(arguments, program, open_student)
 
 
 def export_main(arguments: Sequence[str] | None = None, program: str = "export-student") -> None:

@@ -27,14 +27,20 @@ from pipeline.errors import ConfigError
 from pipeline.shards import packing
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pipeline.files.cache import CacheConfig
     from pipeline.tools import KeptSamples
+    from pipeline.tools.against import Student
     from pipeline.tools.relabel import RelabelReport
     from pipeline.tools.verify import Mismatch, VerifyReport
 
 __all__ = ["label_store", "pack_shards"]
 
+OpenStudent: TypeAlias = "Callable[[Path], Student]"
+
 _TEACHER = ("--teacher", "NAME", "--teacher-checkpoint", "WEIGHTS.safetensors")
+_STORES = (".parquet", ".zarr", ".parquet/", ".zarr/")
 _LISTED = 20  # names printed before "and N more"
 
 
@@ -443,19 +449,20 @@ class Report:
     """Shards that were labelled, all or some, for pictures and to redraw digests: files, URLs,
     brace patterns or globs, in quotes."""
     against: str | None = None
-    """Another store of the same views, to compare labels with."""
+    """Another store of the same views, or a run of train-student (its directory, or a checkpoint),
+    to compare labels with; a student is shown some 1,024 views of --shards."""
     images: bool = True
     """Leave out pictures, of data that may not be shared. Keys and names of classes stay."""
     count: int = 360
     """Pictures at most."""
     megabytes: float = 15.0
-    """Size of the page at most: pictures beyond it are left out."""
+    """Size of the page at most: pictures beyond it are left out, and long tables cut."""
     cache_dir: Path | None = None
     """Where shards from object storage are kept, as verify has it."""
     cache_gb: float = 100.0
     """Size of that directory."""
 
-    def run(self) -> None:
+    def run(self, open_student: OpenStudent | None = None) -> None:
         from pipeline.files.cache import CacheConfig
         from pipeline.reporting.page import require_page_name
         from pipeline.store import open_store
@@ -463,13 +470,18 @@ class Report:
 
         require_page_name(self.out)
         config = ReportConfig(images=self.images, count=self.count, megabytes=self.megabytes)
-        other = None if self.against is None else open_store(self.against)
+        other = student = None
+        if self.against is not None and open_student and not self.against.endswith(_STORES):
+            student = open_student(Path(self.against))
+        elif self.against is not None:
+            other = open_store(self.against)
         with Progress("parts") as progress:
             report = report_store(
                 open_store(self.store),
                 self.shards,
                 config,
                 against=other,
+                student=student,
                 cache=CacheConfig.of_flags(self.cache_dir, self.cache_gb),
                 show=progress.show,
             )
@@ -588,8 +600,13 @@ StoreCommand: TypeAlias = (
 )
 
 
-def label_store(arguments: Sequence[str] | None = None, program: str = "label-store") -> None:
+def label_store(
+    arguments: Sequence[str] | None = None,
+    program: str = "label-store",
+    open_student: OpenStudent | None = None,
+) -> None:
     """Inspect, verify, compare and reuse label stores."""
+    # ``open_student`` is given by who knows students, for reports against one.
     arguments = words_given(arguments)
     with running(program, {}, arguments=arguments):
         # A class is its subcommand; its docstring is the help.
@@ -601,7 +618,10 @@ def label_store(arguments: Sequence[str] | None = None, program: str = "label-st
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
         )
         with running(program, flags_of(type(command))):
-            command.run()
+            if isinstance(command, Report):
+                command.run(open_student)
+            else:
+                command.run()
 
 
 def _view_range(text: str | None) -> range | None:

@@ -106,7 +106,7 @@ class PartViews:
 
     def __init__(self, identity: StoreIdentity, shard: Shard, rows: PartRows) -> None:
         self._augment, self._root_seed = identity.augment, identity.root_seed
-        self._shard = shard
+        self._shard, self._first_view = shard, rows.part.first_view
         index_of_key = {sample.key: index for index, sample in enumerate(shard.samples)}
         self._index = [index_of_key[key] for key in rows.keys]
         self._seed = dict(zip(self._index, rows.seed.tolist(), strict=True))
@@ -149,6 +149,12 @@ class PartViews:
             mix.set_row(0, 1, made.mix)
         images = normalize(torch.from_numpy(pixels), self._augment.mean, self._augment.std)
         return mix_images(images, mix)[:1]
+
+    def mixed_of(self, row: int, column: int) -> Tensor:
+        """Return a row's view as teacher and student get it, (1, 3, S, S)."""
+        view = self._first_view + column
+        pair = self.pair(self._index[row], view)
+        return self.mixed(pair, view, self.make(pair, view, digest=False))
 
     def make(self, pair: tuple[int, int], view: int, *, digest: bool) -> View:
         """Return a view of the first of a pair, before mixing."""
