@@ -9,7 +9,7 @@ import traceback
 from jobs.draining import Drain, Stopped
 from jobs.metrics import Metrics, check_path, measuring
 from pipeline.cli.console import Progress as Shown
-from pipeline.cli.console import counted, duration, note, say, tell_next
+from pipeline.cli.console import counted, duration, note, say, some_of, tell_next
 from pipeline.errors import REJECTION_WORDS, PipelineError, TryAgainError, require_package
 from pipeline.labelling.agreement import Preflight, in_percent, require_agreement
 from pipeline.labelling.config import LabelConfig
@@ -41,7 +41,6 @@ from pipeline.store import (
 
 __all__ = ["EXIT_AGAIN", "EXIT_DRAINED", "complete_store", "run_label_job"]
 
-_TOLD = 3  # shards or patterns; more would be told for pages
 EXIT_DRAINED = 143  # as of a process ended by SIGTERM
 EXIT_AGAIN = 75  # EX_TEMPFAIL: machines failed or had no room, the same command may do better
 
@@ -287,7 +286,7 @@ def describe_store(manifest: Manifest, plan: JobPlan, progress: Progress) -> Non
         f"{counted(len(manifest.parts), 'part')}, {per_label:.3f} bytes per label"
     )
     config = plan.config
-    given = config.shards if len(config.shards) <= _TOLD else ("SHARDS",)
+    given = some_of(config.shards)
     shown = ("--disagree", "--out", "disagree.png")
     tell_next("label-store", "show", config.out, "--shards", *given, *shown)
     labels = ("--labels", config.out, "--shards", *given)

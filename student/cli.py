@@ -24,8 +24,10 @@ from pipeline.cli.console import (
     note,
     running,
     say,
+    some_of,
     steps_shown,
     tell_next,
+    tell_page,
     words_given,
 )
 from pipeline.errors import PipelineError
@@ -137,6 +139,7 @@ def report_main(arguments: Sequence[str] | None = None, program: str = "student-
         require_page_name(flags.out)
         replace_file(flags.out, compare_runs(flags.runs).encode())
         say(f"{flags.out}: {counted(len(flags.runs), 'run')}")
+        tell_page(flags.out)
 
 
 def store_main(arguments: Sequence[str] | None = None, program: str = "label-store") -> None:
@@ -160,6 +163,7 @@ def export_main(arguments: Sequence[str] | None = None, program: str = "export-s
         done = export_student(config)
         say(f"{done.out} is written, of {done.source}, {done.which} weights; to load it:")
         say(done.loading)
+        note(f"next: load {done.out} with the line above, where it is to be used")
 
 
 def _evaluate(config: EvaluateConfig) -> None:
@@ -171,6 +175,8 @@ def _evaluate(config: EvaluateConfig) -> None:
         _print_directory(reports)
         if config.json is not None:
             _write_json(config.json, {name: one.to_json() for name, one in reports.items()})
+        best = max(reports, key=lambda name: _top1_of(reports[name]))
+        _tell_after_evaluation(config, reports[best], config.checkpoint / best)
         return
     report = evaluate_checkpoint(config)
     if report.unnamed:
@@ -188,6 +194,24 @@ def _evaluate(config: EvaluateConfig) -> None:
         _print_classes(report.analysis, report.names)
         if config.plot is not None:
             plot_analysis(report.analysis, config.plot)
+    _tell_after_evaluation(config, report, config.checkpoint)
+
+
+def _top1_of(report: CheckpointReport) -> float:
+    fusion = "mean_of_logits" if report.taught else "class_head"
+    return max(one.of(fusion).top1 for one in report.evaluations.values())
+
+
+def _tell_after_evaluation(config: EvaluateConfig, report: CheckpointReport, best: Path) -> None:
+    """Say where the numbers are, and what to do with the best weights that were evaluated."""
+    for path in (config.json, config.plot):
+        if path is not None:
+            say(f"{path} is written")
+    if not config.analysis:
+        given = ("--val-shards", *some_of(config.val_shards, "VALIDATION-SHARDS"))
+        tell_next("evaluate-student", "--checkpoint", str(best), *given, "--analysis")
+    if report.step is not None:  # else they are another program's already
+        tell_next("export-student", str(best), "--to", "timm", "--out", "student.pth")
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -412,7 +436,7 @@ def _summarize(config: TrainConfig, outcome: Outcome, classes: int) -> None:
     say(f"steps                {outcome.steps:8}")
     say(f"weights {config.output / 'last.pt'} sha256 {outcome.weights}")
     say(f"report {config.output / 'report.html'}")
-    shards = config.evaluation.val_shards[:1] or ("VALIDATION-SHARDS",)
+    shards = some_of(config.evaluation.val_shards, "VALIDATION-SHARDS")
     best = config.output / ("best.pt" if config.evaluation.val_shards else "last.pt")
     tell_next("evaluate-student", "--checkpoint", str(best), "--val-shards", *shards, "--analysis")
 

@@ -64,6 +64,7 @@ from student.optimization import Optimization, schedule_of
 from student.recipes import to_toml
 from student.replay import ReplayDataset, StudentBatch, replay_loader
 from student.run_report import report_run
+from student.trackers import Tracking, require_tracker
 
 __all__ = ["Outcome", "Trainer", "checkpoint_to_resume", "train"]
 
@@ -128,6 +129,7 @@ class Trainer:
         ranks: Ranks = Ranks(),  # noqa: B008 - frozen
     ) -> None:
         config = inputs.pinned(config)
+        require_tracker(config.run.tracker)
         resume_from = ranks.decide(lambda: checkpoint_to_resume(config))
         self.config, self.inputs, self.ranks, self.plan = config, inputs, ranks, inputs.plan
         set_threads(config.run.threads or _threads_of(ranks))
@@ -235,7 +237,13 @@ class Trainer:
         agreement = StopAgreement(self.ranks, stop)
         stopped_by, begun = 0, self.step
         with (
-            MetricsLog(self.config.output, start=self.step, silent=not self.ranks.first) as log,
+            self._tracking() as tracking,
+            MetricsLog(
+                self.config.output,
+                start=self.step,
+                silent=not self.ranks.first,
+                tell=tracking.tell,
+            ) as log,
             closing(self._batches(end)) as batches,
         ):
             if not self._same_floats:
@@ -295,6 +303,15 @@ class Trainer:
             ema_evaluation=self._evaluations.get("ema"),
             epoch_seconds=tuple(seconds),
             stopped_by=stopped_by,
+        )
+
+    def _tracking(self) -> Tracking:
+        run = self.config.run
+        return Tracking(
+            run.tracker if self.ranks.first else None,
+            run.tracker_project,
+            self.config.output,
+            self.config.to_json(),
         )
 
     def write_report(self) -> None:

@@ -17,10 +17,13 @@ from pipeline.cli.console import (
     Progress,
     counted,
     flags_of,
+    note,
     running,
     say,
     say_lines,
+    some_of,
     tell_next,
+    tell_page,
     words_given,
 )
 from pipeline.errors import ConfigError
@@ -92,6 +95,7 @@ class Inspect:
         from pipeline.store.card import inspect_store
 
         _show(inspect_store(open_store(self.store)), as_json=self.json)
+        _verify_next(self.store)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +165,11 @@ class Verify:
             say("FAILED" if failed else "passed")
         if failed:
             raise SystemExit(1)
+        if self.all:
+            shown = ("--disagree", "--out", "wrong.png")
+            tell_next("label-store", "show", self.store, "--shards", *some_of(self.shards), *shown)
+        else:
+            _verify_next(self.store, self.shards)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,6 +188,7 @@ class Stats:
         with Progress("parts") as progress:
             report = store_stats(open_store(self.store), show=progress.show)
         _show(report, as_json=self.json)
+        _report_next(self.store)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,6 +207,7 @@ class Diff:
         from pipeline.tools import diff_stores
 
         _show(diff_stores(open_store(self.a), open_store(self.b)), as_json=self.json)
+        _report_next(self.a, "--against", self.b)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,6 +229,7 @@ class Merge:
         with Progress("parts") as progress:
             report = merge_stores(stores, self.out, progress.show)
         _show(report, as_json=self.json)
+        _verify_next(self.out)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,6 +254,7 @@ class Vote:
         with Progress("parts") as progress:
             report = voted_store(stores, self.out, progress.show)
         _show(report, as_json=self.json)
+        _verify_next(self.out)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -260,6 +273,7 @@ class Extend:
         from pipeline.tools import extend_command
 
         say(shlex.join(extend_command(open_store(self.store), self.views, self.shards)))
+        note("next: run this command")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -327,6 +341,7 @@ class Thin:
                 store, self.out, views=views, drop=drop, kept=kept, show=progress.show
             )
         _show(report, as_json=self.json)
+        _verify_next(self.out)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -366,6 +381,7 @@ class Views:
                 show=progress.show,
             )
         _show(report, as_json=self.json)
+        note(f"next: pandas.read_parquet({str(self.out)!r}), or any reader of Parquet")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -432,6 +448,7 @@ class Show:
             f"{path}: {counted(len(views), 'view')}, {sheet.width} x {sheet.height} pixels; "
             f"{verified} have a digest, which was compared"
         )
+        _report_next(self.store, shards=self.shards)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -491,6 +508,7 @@ class Report:
         if failed:
             say(f"FAILED: {failed} views are not those that were labelled; the page names them")
             raise SystemExit(1)
+        tell_page(self.out)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -516,6 +534,7 @@ class Export:
             f"{self.target}: {store.manifest.rows} labels, {store.stored_bytes} bytes, the same as "
             f"in {self.source}"
         )
+        _verify_next(self.target)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -531,6 +550,7 @@ class Repair:
         from pipeline.tools import repair_store
 
         _show(repair_store(self.store), as_json=self.json)
+        tell_next("label-store", "status", self.store)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -545,7 +565,15 @@ class Status:
     def run(self) -> None:
         from pipeline.tools import store_status
 
-        _show(store_status(self.store), as_json=self.json)
+        status = store_status(self.store)
+        _show(status, as_json=self.json)
+        if status.state == "finished":
+            _verify_next(self.store)
+        elif status.state == "labelling":
+            tell_next("label-store", "status", self.store)
+        else:
+            note("next: run the label job again; or, if all parts are there:")
+            tell_next("label-store", "finalize", self.store, "--shards", "SHARDS")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -579,6 +607,7 @@ class Finalize:
             cache=CacheConfig.of_flags(self.cache_dir, self.cache_gb),
         )
         _show(report, as_json=self.json)
+        _verify_next(self.store, self.shards)
 
 
 StoreCommand: TypeAlias = (
@@ -622,6 +651,17 @@ def label_store(
                 command.run(open_student)
             else:
                 command.run()
+
+
+def _verify_next(store: str, shards: Sequence[str] = ()) -> None:
+    """Name the command that proves a store."""
+    tell_next("label-store", "verify", store, "--shards", *some_of(shards), "--all")
+
+
+def _report_next(store: str, *more: str, shards: Sequence[str] = ()) -> None:
+    """Name the command that writes a page about a store."""
+    given = ("--shards", *some_of(shards))
+    tell_next("label-store", "report", store, *given, *more, "--out", "report.html")
 
 
 def _view_range(text: str | None) -> range | None:

@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
+from pathlib import Path
 from typing import ClassVar, TextIO, get_args, get_type_hints
 
 import tyro
@@ -40,8 +41,10 @@ __all__ = [
     "running",
     "say",
     "say_lines",
+    "some_of",
     "steps_shown",
     "tell_next",
+    "tell_page",
     "words_given",
 ]
 
@@ -51,6 +54,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 _SHORT_SECONDS = 3.0  # what takes less has no progress to tell
 _LINE_SECONDS = 10.0  # between the lines of progress in a log
+_TOLD = 3  # shards or patterns; more would be told for pages
 _SCALED = 10_000  # from here on a bar counts in thousands
 _POSITIONAL = get_args(tyro.conf.Positional[str])[1]
 _PARAMETER = re.compile(r"`(\w+)`")
@@ -190,6 +194,16 @@ def note(text: str) -> None:
 def tell_next(*command: str) -> None:
     """Say on stderr which command comes next, as it is typed; words in capitals are the user's."""
     note(f"next: {shlex.join(command)}")
+
+
+def tell_page(page: Path) -> None:
+    """Say on stderr what to do with a page that was written."""
+    note(f"next: open {page} in a browser")
+
+
+def some_of(shards: Sequence[str], word: str = "SHARDS") -> tuple[str, ...]:
+    """Return shards as a command that comes next names them; many, or none, in one word."""
+    return tuple(shards) if 0 < len(shards) <= _TOLD else (word,)
 
 
 def printable(text: str) -> str:
