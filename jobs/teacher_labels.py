@@ -27,6 +27,7 @@ COMMANDS: Mapping[str, tuple[str, str, str]] = {
         "student.cli:export_main",
         "a student for timm, the hub or ONNX",
     ),
+    "demo": ("", "jobs.demo:main", "all of it on images that it draws, in two minutes"),
     "doctor": ("", "jobs.doctor:main", "whether this machine is fit, and what to mend"),
 }
 """Each command's older name, the function that runs it, and what it is for."""

@@ -223,23 +223,27 @@ def shortened(page: Page, rows: int) -> Page:
 
 def _shorter(block: Block, rows: int) -> Block:
     if isinstance(block, Table):
-        return replace(
-            block,
-            caption=_cut(block.caption),
-            header=tuple(map(_cut, block.header)),
-            rows=tuple(tuple(map(_cut_cell, row)) for row in block.rows[:rows]),
-            more=block.more + max(0, len(block.rows) - rows),
-        )
+        return _shorter_table(block, rows)
     if isinstance(block, Chart):
         # What makes a drawing large are the names in it, which the table beside it has too.
         svg = block.svg if len(block.svg) <= _LARGE_SVG else ""
-        return replace(block, svg=svg, table=_shorter(block.table, rows))
+        return replace(block, svg=svg, table=_shorter_table(block.table, rows))
     if isinstance(block, Statements):
         lines = tuple(map(_cut, block.lines[:rows]))
         return replace(block, verdict=_cut(block.verdict), lines=lines)
     if isinstance(block, Text):
         return replace(block, paragraphs=tuple(_cut(one, 2000) for one in block.paragraphs))
     return block
+
+
+def _shorter_table(table: Table, rows: int) -> Table:
+    return replace(
+        table,
+        caption=_cut(table.caption),
+        header=tuple(map(_cut, table.header)),
+        rows=tuple(tuple(map(_cut_cell, row)) for row in table.rows[:rows]),
+        more=table.more + max(0, len(table.rows) - rows),
+    )
 
 
 def _cut(text: str, most: int = 200) -> str:
