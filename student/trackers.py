@@ -21,7 +21,7 @@ from typing import Any, Protocol, Self
 from pipeline.errors import require_package
 from pipeline.files.local import replace
 
-__all__ = ["Tracking", "require_tracker"]
+__all__ = ["TRACKER", "Tracking", "require_tracker"]
 
 TRACKER = "tracker.json"
 END_SECONDS = 60.0  # for what is still to be sent when training is over

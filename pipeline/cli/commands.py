@@ -74,8 +74,10 @@ def pack_shards(
         say(
             f"pack-shards: {report.read} files read = {report.packed} packed "
             f"+ {len(report.passed_over)} passed over; {len(report.classes)} classes, "
-            f"{report.shrunk} images shrunk, {report.reencoded} encoded anew; "
-            f"{counted(len(report.shards), 'shard')} of {report.bytes / 1e6:.1f} MB in {config.out}"
+            f"{report.shrunk} images shrunk, {report.reencoded} encoded anew"
+            + (f", {report.marked} given restart markers; " if config.lossless else "; ")
+            + f"{counted(len(report.shards), 'shard')} of {report.bytes / 1e6:.1f} MB in "
+            + config.out
         )
         if config.classes is None:  # else these are images for validation, most likely
             tell_next("label-teacher", "--shards", config.out, "--out", "labels.parquet", *_TEACHER)
@@ -234,15 +236,16 @@ class Merge:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vote:
-    """Join stores of several teachers on the same views: the label that most of them give.
-
-    The share of teachers that gave it is kept as its confidence.
-    """
+    """Join stores of several teachers on the same views: by a majority, or by their mean."""
 
     stores: tyro.conf.Positional[tuple[str, ...]]
-    """Three stores or more, of one root seed, augmentation and mixing; ties go to the earlier."""
+    """Three stores or more, two for a mean, of one root seed, augmentation and mixing."""
     out: str
     """The store to write; its name ends in .parquet."""
+    by: Literal["majority", "mean"] = "majority"
+    """majority: the label that most give, ties to the earlier store, and the share of teachers
+    that gave it as confidence. mean: of their probabilities, which the stores must keep (topk=K);
+    the K of the first is kept."""
     json: bool = False
     """Print JSON for machines instead."""
 
@@ -252,7 +255,7 @@ class Vote:
 
         stores = [open_store(location) for location in self.stores]
         with Progress("parts") as progress:
-            report = voted_store(stores, self.out, progress.show)
+            report = voted_store(stores, self.out, progress.show, by=self.by)
         _show(report, as_json=self.json)
         _verify_next(self.out)
 

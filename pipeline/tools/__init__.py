@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.tools.derive import Vote, relabelled_store, voted_store
+from pipeline.tools.derive import relabelled_store
 from pipeline.tools.diff import Disagreement, MarginFlips, StoreDiff, diff_stores
 from pipeline.tools.extend import extend_command, extended_config
 from pipeline.tools.finalize import FinalizeReport, finalize_store
@@ -14,6 +14,7 @@ from pipeline.tools.stats import ClassStats, EntropyStats, StoreStats, ViewStats
 from pipeline.tools.status import StoreStatus, store_status
 from pipeline.tools.thin import KeptSamples, ThinReport, thin_store
 from pipeline.tools.views import ViewsReport, write_views
+from pipeline.tools.vote import Vote, VoteBy, voted_store
 
 __all__ = [
     "ClassStats",
@@ -35,6 +36,7 @@ __all__ = [
     "ViewStats",
     "ViewsReport",
     "Vote",
+    "VoteBy",
     "diff_stores",
     "draw_views",
     "extend_command",
