@@ -68,9 +68,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "demo") -> None:
 
 
 def _make_images(out: Path) -> None:
-    _step(
-        "1. Images: drawings of four shapes, with a directory for each class, as yours should be."
-    )
+    _step("1. Images: drawings of four shapes, with a directory for each class, as yours have.")
     from jobs.shapes import write_shapes
 
     write_shapes(out / "images", *_IMAGES)
@@ -88,9 +86,7 @@ def _make_labels(out: Path) -> None:
     words = ("--images", str(images / "val"), "--out", val, "--classes", train)
     _run(pack_shards, "pack", *words)
 
-    _step(
-        "3. A teacher: yours is there already. This one, a small network, learns the four shapes."
-    )
+    _step("3. A teacher: you have one, most likely. This small network learns the four shapes.")
     say("   (PyTorch is loaded, which takes a while the first time)")
     from jobs.small_teacher import TeacherTraining, train_teacher
 
