@@ -83,8 +83,8 @@ def _make_labels(out: Path) -> None:
     train, val = str(out / "shards" / "train"), str(out / "shards" / "val")
     images = out / "images"
     _run(pack_shards, "pack", "--images", str(images / "train"), "--out", train)
-    words = ("--images", str(images / "val"), "--out", val, "--classes", train)
-    _run(pack_shards, "pack", *words)
+    classes = ("--classes", train)
+    _run(pack_shards, "pack", "--images", str(images / "val"), "--out", val, *classes)
 
     _step("3. A teacher: you have one, most likely. This small network learns the four shapes.")
     say("   (PyTorch is loaded, which takes a while the first time)")
@@ -106,7 +106,7 @@ def _make_labels(out: Path) -> None:
     )
     say(f"   it is right on {share:.1%} of the validation images; its weights are {weights}")
 
-    say(
+    _step(
         f"4. Labels: the teacher says what it sees on {VIEWS} augmented and mixed views of each "
         "image, once for all students."
     )
@@ -114,8 +114,8 @@ def _make_labels(out: Path) -> None:
 
     store = str(out / "labels.parquet")
     teacher = ("--teacher", _TEACHER, "--teacher-checkpoint", str(weights))
-    words = ("--shards", train, "--out", store, "--views", str(VIEWS), *teacher)
-    _run(label, "label", *words, *shlex.split(_LABEL))
+    views = ("--views", str(VIEWS), *shlex.split(_LABEL))
+    _run(label, "label", "--shards", train, "--out", store, *teacher, *views)
 
     _step("5. Proof: views are redrawn from the shards, and each has the digest that was stored.")
     _run(label_store, "store", "verify", store, "--shards", train, "--all")
@@ -134,7 +134,7 @@ def _train(out: Path) -> None:
     common = ("--labels", store, "--shards", shards, *shlex.split(_STUDENT))
     val = ("--val-shards", str(out / "shards" / "val"))
 
-    say(
+    _step(
         f"7. A student: it replays the views for {VIEWS} epochs and learns from the labels. The "
         "teacher is not needed any more."
     )

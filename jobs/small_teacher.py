@@ -121,7 +121,7 @@ def train(options: TeacherTraining, images: Images, views: AugmentConfig) -> nn.
             logits = model(views_of(images, rows, epoch, views))
             loss = F.cross_entropy(logits, target[rows], label_smoothing=0.1)
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
             total += loss.item() * len(rows)
