@@ -105,8 +105,8 @@ def create_student(spec: StudentSpec, warn: Callable[[str], None] = _log.warning
         except OSError as error:
             raise ConfigError(
                 f"`model` {spec.name} cannot fetch or read what `model_args` ask for "
-                f"({why or _first_line(error)}); fetch weights where there is a network, and give their "
-                "file with `finetune`"
+                f"({why or _first_line(error)}); fetch weights where there is a network, and give "
+                "their file with `finetune`"
             ) from error
         except _CANNOT_BUILD as error:
             raise _misfit(spec, error) from error
