@@ -40,7 +40,7 @@ from pipeline.labelling.job import (
 )
 from pipeline.records import PartKey, ShardInfo
 from pipeline.store import Agreement, Committed, PartEntry
-from pipeline.store.commit import ShardImages
+from pipeline.store.committed import ShardImages
 from pipeline.views.floats import float_fingerprints
 
 SAMPLES, VIEWS, CELLS = 1000, 100, 3  # of a shard; of a part; parts of a shard

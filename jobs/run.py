@@ -30,7 +30,6 @@ from pipeline.labelling.job import (
     require_same_views,
     write_run,
 )
-from pipeline.records import PartKey
 from pipeline.store import (
     Committed,
     JobProgress,
@@ -78,7 +77,7 @@ def complete_store(config: LabelConfig) -> None:
 def _run(config: LabelConfig, drain: Drain) -> int:
     # What is cheap to find out comes first: flags, names, the store, Ray, the teacher, shards.
     check_out(config.out)
-    config.check_checkpoint()
+    config.check_teacher()
     check_path(config.metrics_file)
     paths = find_shards(config.shards, config.cache)
     check_begun(config, len(paths))
@@ -146,7 +145,7 @@ def word_of(plan: JobPlan, progress: Progress) -> JobProgress:
         rejected=progress.rejected,
         parts=len(plan.parts),
         parts_to_do=len(plan.missing),
-        labels_to_do=sum(rows_of(plan, part) for part in plan.missing),
+        labels_to_do=plan.missing_labels,
         parts_done=progress.parts,
         labels_done=progress.labels,
         seconds=progress.seconds,
@@ -187,7 +186,7 @@ def _end(plan: JobPlan, progress: Progress, preflight: Preflight | None, metrics
 
 def shown(committed: Iterable[Committed], plan: JobPlan) -> Iterator[Committed]:
     """Pass parts through while their labels are counted on the terminal or in a log."""
-    done, expected = 0, sum(rows_of(plan, part) for part in plan.missing)
+    done, expected = 0, plan.missing_labels
     with Shown("labels") as progress:
         for one in committed:
             yield one
@@ -204,7 +203,7 @@ def named(shards: IndexedShards) -> str:
 
 def describe_plan(plan: JobPlan) -> None:
     """Say what there is to do."""
-    missing = sum(rows_of(plan, part) for part in plan.missing)
+    missing = plan.missing_labels
     say(
         f"{plan.config.out}: {len(plan.done)} parts are there already, {len(plan.missing)} are "
         f"missing ({missing} labels)"
@@ -236,7 +235,7 @@ def describe_preflight(plan: JobPlan, report: Preflight) -> None:
         say("how many labels differ in fp32 was not measured: the weights are untrained")
     if plan.config.estimate:
         return  # more is said of it later
-    labels = sum(rows_of(plan, part) for part in plan.missing)
+    labels = plan.missing_labels
     hours = labels / report.rows_per_batch * report.batch_seconds / 3600
     per_label = bytes_per_label(plan.identity)
     say(
@@ -247,7 +246,7 @@ def describe_preflight(plan: JobPlan, report: Preflight) -> None:
 
 def describe_estimate(plan: JobPlan, report: Preflight, capacity: Capacity) -> None:
     """Say what the job would take with whoever labels now."""
-    labels = sum(rows_of(plan, part) for part in plan.missing)
+    labels = plan.missing_labels
     price = plan.config.hour_price
     found = estimate_job(labels, report, capacity, bytes_per_label(plan.identity), price)
     say(
@@ -301,11 +300,6 @@ def describe_store(manifest: Manifest, plan: JobPlan, progress: Progress) -> Non
     tell_next("label-store", "show", config.out, "--shards", *given, *shown)
     labels = ("--labels", config.out, "--shards", *given)
     tell_next("train-student", *labels, "--epochs", str(len(views)), "--output", "runs/first")
-
-
-def rows_of(plan: JobPlan, part: PartKey) -> int:
-    """Return a part's labels if no image is rejected."""
-    return plan.shards.infos[part.shard].samples * part.views
 
 
 def size(count: float) -> str:

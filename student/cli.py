@@ -27,6 +27,7 @@ from pipeline.cli.console import (
     words_given,
 )
 from pipeline.errors import PipelineError
+from pipeline.files.local import open_folder
 from pipeline.files.local import replace as replace_file
 from pipeline.identity import PRESETS, MixConfig, different_fields
 from student.config import EvaluateConfig, ExportConfig, TrainConfig
@@ -164,7 +165,12 @@ def _evaluate(config: EvaluateConfig) -> None:
         print_evaluation(title, evaluation, report.taught)
         warn_of_class_order(evaluation, report.classes)
     say(f"{'parameters':20} {report.parameters:8}")
-    say(f"{'student alone':20} {report.forward_images_per_second:8.0f} images per second")
+    say(f"{'peak memory (MB)':20} {report.peak_memory_bytes / 1e6:8.0f}")
+    speed = report.throughput
+    say(
+        f"{'student alone':20} {speed.images_per_second:8.0f} images per second "
+        f"({1000 * speed.step_seconds:.1f} ms for {speed.rows}; {counted(speed.steps, 'step')})"
+    )
     if config.json is not None:
         _write_json(config.json, report.to_json())
     if report.analysis is not None:
@@ -207,11 +213,13 @@ def _print_classes(analysis: Analysis, names: Sequence[str] | None) -> None:
     words = [class_text(one.number, names) for one in worst[:_CLASSES]]
     width = max(20, *map(len, words)) if words else 20
     title = f"by {analysis.prediction.replace('_', ' ')}"
-    say(f"{title:{width}} {'top-1':>8} {'images':>8}  mostly mistaken for")
+    say(f"{title:{width}} {'top-1':>8} {'images':>8} {'precision':>9}  mostly mistaken for")
     for one, word in zip(worst[:_CLASSES], words, strict=True):
         other = one.mistaken_for
         most = "" if other is None else f"  {class_text(other, names)} ({one.mistaken})"
-        say(f"{word:{width}} {one.right / one.samples:8.2%} {one.samples:8}{most}")
+        precision = f"{one.right / one.called:.2%}" if one.called else "-"
+        shares = f"{one.right / one.samples:8.2%} {one.samples:8} {precision:>9}"
+        say(f"{word:{width}} {shares}{most}")
     if len(worst) > _CLASSES:
         say(f"and {len(worst) - _CLASSES} more classes, all of them in the JSON")
 
@@ -286,7 +294,8 @@ def _run(config: TrainConfig, recipe_name: str | None, stop: StopRequest) -> Non
         _announce(config, inputs)
         if recipe_name is not None:
             _warn_of_other_views(inputs)
-        fresh = config.student.finetune is None and not (config.output / "last.pt").exists()
+        there = open_folder(config.output).exists("last.pt")
+        fresh = config.student.finetune is None and not there
         if recipe_name == "deit-384" and fresh and config.resume in (None, "auto"):
             note("warning: --recipe deit-384 without --finetune begins from untrained weights")
     logging.getLogger("student").setLevel(logging.INFO)
@@ -297,7 +306,7 @@ def _run(config: TrainConfig, recipe_name: str | None, stop: StopRequest) -> Non
         if ranks.first:
             note(
                 f"stopped by {signal_name(outcome.stopped_by)} after step "
-                f"{outcome.steps}/{inputs.plan.steps}; {config.output / 'last.pt'} is written, "
+                f"{outcome.steps}/{inputs.plan.steps}; {config.output_file('last.pt')} is written, "
                 "continue with --resume auto"
             )
         sys.exit(_status_after(outcome.stopped_by))
@@ -388,11 +397,11 @@ def _summarize(config: TrainConfig, outcome: Outcome, classes: int) -> None:
     say(f"peak memory (MB)     {outcome.peak_memory_bytes / 1e6:8.0f}")
     say(f"views audited        {outcome.audited:8}")
     say(f"steps                {outcome.steps:8}")
-    say(f"weights {config.output / 'last.pt'} sha256 {outcome.weights}")
-    say(f"report {config.output / 'report.html'}")
+    say(f"weights {config.output_file('last.pt')} sha256 {outcome.weights}")
+    say(f"report {config.output_file('report.html')}")
     shards = config.evaluation.val_shards[:1] or ("VALIDATION-SHARDS",)
-    best = config.output / ("best.pt" if config.evaluation.val_shards else "last.pt")
-    tell_next("evaluate-student", "--checkpoint", str(best), "--val-shards", *shards, "--analysis")
+    best = config.output_file("best.pt" if config.evaluation.val_shards else "last.pt")
+    tell_next("evaluate-student", "--checkpoint", best, "--val-shards", *shards, "--analysis")
 
 
 if __name__ == "__main__":

@@ -161,6 +161,11 @@ class MetricsLog:
         self._board.close()
         self._file.close()
 
+    def flush(self) -> None:
+        """See to it that all that was recorded is in the files."""
+        if not self._silent:
+            self._board.flush()
+
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Record one line; ``step`` counts the steps done."""
         if self._silent:

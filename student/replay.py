@@ -22,8 +22,9 @@ from torch.utils.data import Dataset
 from pipeline.columns import COLUMNS
 from pipeline.errors import DecodeError, ReplayError, ShardError
 from pipeline.files.cache import ShardFile
+from pipeline.identity import TRIPLE_VIEWS
 from pipeline.records import NO_PARTNER, MixKind, MixParams, Pixels, ShardView, ViewMix
-from pipeline.shards.index import Shard, open_known_shard
+from pipeline.shards.index import Shard, open_indexed_shard
 from pipeline.store import LabelStore
 from pipeline.store.provenance import version_differences
 from pipeline.views.draw import has_mixed_digest
@@ -44,7 +45,6 @@ _TENSORS = (
 _MIX_FIELDS = dataclasses.fields(MixRows)
 _ALIGNMENT = 16  # bytes; enough for any type
 _OPEN_SHARDS = 16
-_OPEN_VIEWS = 96  # two windows of shards, three views each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,12 +166,15 @@ class ReplayDataset(Dataset[StudentBatch]):
         self._paths = dict(shards)
         self.accumulate = accumulate
         self._rank, self._ranks = rank, ranks
+        # Two windows of each share: a batch may reach from one into the next.
+        windows = 2 * plan.shares_of(rank, ranks) * plan.config.window_shards
+        self._open = max(_OPEN_SHARDS, windows)
         self._audit = audit
         self._forget()
 
     def _forget(self) -> None:
-        self._shard = lru_cache(maxsize=_OPEN_SHARDS)(self._open_shard)
-        self._labels = lru_cache(maxsize=_OPEN_VIEWS)(self._read_view)
+        self._shard = lru_cache(maxsize=self._open)(self._open_shard)
+        self._labels = lru_cache(maxsize=self._open * 2 * TRIPLE_VIEWS)(self._read_view)
 
     def __getstate__(self) -> dict[str, Any]:
         # Mapped files and open stores stay in their process; a worker opens its own.
@@ -252,7 +255,7 @@ class ReplayDataset(Dataset[StudentBatch]):
         )
 
     def _open_shard(self, number: int) -> Shard:
-        return open_known_shard(self._paths[number], self.store.manifest.by_shard[number])
+        return open_indexed_shard(self._paths[number], self.store.manifest.by_shard[number])
 
     def _read_view(self, number: int, view: int) -> ShardView:
         """Return a shard's labels at a view, checked against the shard's own targets."""

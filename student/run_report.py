@@ -36,6 +36,7 @@ REPORT = "report.html"
 
 _FUSIONS = ("class_head", "distillation_head", "mean_of_logits", "sum_of_softmaxes")
 _LISTED = 1000  # rows of a table
+_CONFUSED = 200  # pairs of classes
 _MOST_BYTES = 1 << 28  # of a file; a long run's log has some millions
 _GREATEST = 1e30  # what a log may say; it may be a stranger's
 
@@ -438,8 +439,9 @@ def _mistakes(analysis: Analysis, names: Sequence[str] | None) -> list[Section]:
                     class_text(one.called, names),
                     Bar(text=f"{one.samples:,}", share=one.samples / most),
                 )
-                for one in analysis.confused
+                for one in analysis.confused[:_CONFUSED]
             ),
+            more=max(0, len(analysis.confused) - _CONFUSED),
         ),
     ]
     if analysis.token_cosine is not None:

@@ -5,6 +5,7 @@ Section 5.2 and table 4 of the DeiT paper, as JSON and, with matplotlib, as a pl
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -24,7 +25,6 @@ from student.model import two_headed
 
 __all__ = ["Analysis", "ClassAccuracy", "Confused", "WorstSample", "analyze", "plot_analysis"]
 
-_CONFUSED = 200  # pairs of classes
 _WORST = 48  # samples
 
 
@@ -35,6 +35,7 @@ class ClassAccuracy:
     number: int
     samples: int
     right: int
+    called: int  # samples of any class that are called this one
     mistaken_for: int | None  # the class that it is called most often of all others
     mistaken: int  # how often
 
@@ -71,7 +72,7 @@ class Analysis:
     disagreement: tuple[tuple[float, ...], ...]  # share of samples that two label differently
     prediction: str  # what classes are called by: of ``FUSIONS``
     classes: tuple[ClassAccuracy, ...]  # of all validation samples, by number
-    confused: tuple[Confused, ...]  # the most frequent pairs first
+    confused: tuple[Confused, ...]  # all that are, the most frequent pairs first
     worst: tuple[WorstSample, ...]  # those with the lowest probability of their class first
 
     def to_json(self) -> dict[str, Any]:
@@ -179,7 +180,7 @@ def _confused(called: Tensor) -> tuple[Confused, ...]:
         Confused(target=target, called=other, samples=count)
         for (target, other), count in zip(pairs.T.tolist(), counts.tolist(), strict=True)
     ]
-    return tuple(sorted(found, key=lambda one: -one.samples)[:_CONFUSED])
+    return tuple(sorted(found, key=lambda one: -one.samples))
 
 
 def _by_class(called: Tensor) -> tuple[ClassAccuracy, ...]:
@@ -188,6 +189,7 @@ def _by_class(called: Tensor) -> tuple[ClassAccuracy, ...]:
     by_class: dict[int, dict[int, int]] = {}
     for (target, other), count in zip(pairs.T.tolist(), counts.tolist(), strict=True):
         by_class.setdefault(target, {})[other] = count
+    names = Counter(called[1].tolist())
     found = []
     for target, others in sorted(by_class.items()):
         wrong = [(count, -other) for other, count in others.items() if other != target]
@@ -197,6 +199,7 @@ def _by_class(called: Tensor) -> tuple[ClassAccuracy, ...]:
                 number=target,
                 samples=sum(others.values()),
                 right=others.get(target, 0),
+                called=names[target],
                 mistaken_for=None if other is None else -other,
                 mistaken=mistaken,
             )
