@@ -185,7 +185,7 @@ def _other_pixels(store: LabelStore, labelled: Shard, shard: Shard) -> Iterator[
         ]
         if ours.target != theirs.target:
             yield f"{ours.key!r} has target {theirs.target}, and had {ours.target}"
-        elif not np.array_equal(*outcomes):
+        elif not np.array_equal(outcomes[0], outcomes[1]):
             yield f"{ours.key!r} decodes to other pixels"
 
 
