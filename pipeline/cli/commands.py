@@ -541,6 +541,47 @@ class Export:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rebind:
+    """Write a store with the same labels for shards of other bytes and the same pixels.
+
+    Such as pack-shards --lossless writes. Every digest is redrawn from them, and one pixel that
+    differs refuses them, by name.
+    """
+
+    store: tyro.conf.Positional[str]
+    """The store."""
+    shards: tuple[str, ...]
+    """The new shards, all of them: their directory, files, URLs, or patterns in quotes."""
+    out: str
+    """The store to write; its name ends in .parquet."""
+    originals: tuple[str, ...] = ()
+    """The shards that were labelled: all pixels of all images are compared with theirs, those too
+    that no view with a digest shows."""
+    cache_dir: Path | None = None
+    """Where shards from object storage are kept, as verify has it."""
+    cache_gb: float = 100.0
+    """Size of that directory."""
+    json: bool = False
+    """Print JSON for machines instead."""
+
+    def run(self) -> None:
+        from pipeline.files.cache import CacheConfig
+        from pipeline.store import open_store
+        from pipeline.tools import rebind_store
+
+        with Progress("parts") as progress:
+            report = rebind_store(
+                open_store(self.store),
+                self.shards,
+                self.out,
+                originals=self.originals,
+                cache=CacheConfig.of_flags(self.cache_dir, self.cache_gb),
+                show=progress.show,
+            )
+        _show(report, as_json=self.json)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Repair:
     """Mend a store that jobs have cut in two ways: of parts that overlap, some are removed."""
 
@@ -626,6 +667,7 @@ StoreCommand: TypeAlias = (
     | Show
     | Report
     | Export
+    | Rebind
     | Repair
     | Status
     | Finalize

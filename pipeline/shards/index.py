@@ -375,7 +375,8 @@ def open_known_shard(path: ShardFile, known: ShardInfo) -> Shard:
     if shard.info.content_hash != known.content_hash:
         raise ShardError(
             f"{path} has the keys of {known.name}, but its images were encoded again or its "
-            f"targets changed since they were labelled; {cure}"
+            f"targets changed since they were labelled; {cure}; to shards with the same pixels, as "
+            "lossless packing makes them, label-store rebind binds the store"
         )
     return shard
 
