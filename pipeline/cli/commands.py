@@ -579,6 +579,7 @@ class Rebind:
                 show=progress.show,
             )
         _show(report, as_json=self.json)
+        _verify_next(self.out, self.shards)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

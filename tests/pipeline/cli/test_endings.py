@@ -29,6 +29,7 @@ WORDS = {
     "show": ("s.parquet", *SHARDS, "--out", "x.png"),
     "report": ("s.parquet", "--out", "x.html"),
     "export": ("s.parquet", "one.parquet", "--single-file"),
+    "rebind": ("s.parquet", *SHARDS, "--out", "bound.parquet"),
     "repair": ("s.parquet",),
     "status": ("s.parquet",),
     "finalize": ("s.parquet", *SHARDS),
