@@ -275,6 +275,7 @@ class Cluster:
             teachers=len(labelling),
             busy_seconds=sum(one.busy_seconds for one in told.values()),
             window=sum(told[one].window for one in labelling if one in told),
+            labels=sum(told[one].labels for one in labelling if one in told),
             again=sum(one.again for one in told.values()),
             lost=sum(state is State.LOST for state in states.values()),
         )

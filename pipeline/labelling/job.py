@@ -70,6 +70,7 @@ from pipeline.store import (
 from pipeline.store.card import card_text
 from pipeline.store.parts import among, codes, distinct
 from pipeline.store.provenance import record_run, version_differences
+from pipeline.telling import told
 from pipeline.views.fingerprints import (
     BITS,
     different_fingerprints,
@@ -211,7 +212,8 @@ def index_shards(
     infos: list[ShardInfo] = []
     keys = UniqueKeys()
     highest, highest_at, sorted_shards = -1, "", 0
-    for path, one in zip(paths, read(list(enumerate(paths))), strict=True):
+    read_ones = told(read(list(enumerate(paths))), "indexing", "shards", len(paths))
+    for path, one in zip(paths, read_ones, strict=True):
         infos.append(one.info)
         keys.add(path, one)
         if one.max_target > highest:
@@ -384,7 +386,7 @@ def require_same_views(plan: JobPlan) -> int:
     remote = any(isinstance(path, RemoteShard) for path in plan.shards.paths)
     chosen = _spread(plan.done, _FETCHED if remote else DIGESTS)
     redrawn = 0
-    for committed in chosen:
+    for committed in told(chosen, "redrawing what is there", "parts", len(chosen)):
         part = committed.entry.part
         rows = read_committed(plan.config.out, committed.entry)
         shard = open_known_shard(plan.shards.paths[part.shard], plan.shards.infos[part.shard])

@@ -36,6 +36,7 @@ from pipeline.store.manifest import (
 from pipeline.store.parquet import decode_part, encode_part, read_claims
 from pipeline.store.parts import PartEntry, PartKeys, codes, distinct
 from pipeline.store.subset import SubsetOf
+from pipeline.telling import told
 
 __all__ = [
     "Begun",
@@ -278,7 +279,7 @@ def read_entries(
     Seals vouch for rows, which are not decoded: that is for verification. Parts are returned in
     their order; one that is not there is left out, since others may delete it at any time.
     """
-    folder = open_folder(root)
+    folder, parts = open_folder(root), list(parts)
 
     def read(part: PartKey) -> Committed | None:
         try:
@@ -287,7 +288,8 @@ def read_entries(
             return None  # callers compare what they get with what they need
 
     with ThreadPoolExecutor(_READS) as pool:
-        return [one for one in pool.map(read, parts) if one is not None]
+        found = told(pool.map(read, parts), "reading what is there", "parts", len(parts))
+        return [one for one in found if one is not None]
 
 
 def _read_entry(folder: Folder, part: PartKey, identity: str, shard: ShardInfo) -> Committed:
