@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help setup demo evidence chaos site test browser bench lint types check clean
+.PHONY: help setup demo evidence chaos site test browser bench pin lint types check clean
 
 help:
 	@echo "make demo    images -> shards -> teacher -> label job on Ray -> student, in minutes"
@@ -23,6 +23,7 @@ help:
 	@echo "make check   lint, types and tests"
 	@echo "make setup   the virtual environment in $(VENV), made with PYTHON=$(PYTHON)"
 	@echo "make bench   all speeds; SHARDS='...' names photographs, JSON=FILE takes the ratios"
+	@echo "make pin     the digest of the image's base, written into docker/Dockerfile"
 	@echo "make clean   remove the demo's output, caches and build files, not $(VENV)"
 
 setup: $(INSTALLED)
@@ -69,6 +70,9 @@ browser: $(INSTALLED)
 bench: $(INSTALLED)
 	@test -n "$(SHARDS)" || { echo "give photographs: make bench SHARDS='/data/x-{000..003}.tar'"; exit 1; }
 	$(BIN)/python -m benchmarks --shards '$(SHARDS)' $(if $(JSON),--json '$(JSON)')
+
+pin:
+	$(PYTHON) docker/pin.py $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
