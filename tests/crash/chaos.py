@@ -718,17 +718,19 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--pause", type=float, default=12.0, help="longest time between faults")
     parser.add_argument("--report", type=Path, default=Path("chaos-report.md"))
+    parser.add_argument("--samples", type=int, default=60, help="images of a shard")
     parser.add_argument("--views", type=int, default=300, help="of each image")
     parser.add_argument("--kinds", nargs="*", choices=WEIGHTS, help="these, in their order")
     parser.add_argument("--folder", type=Path, help="keep what is written here")
     given = parser.parse_args()
     report = Report()
     with folder_for(given.folder) as folder, s3_serving() as server:
-        work = make_work(folder, samples=60, views=given.views)
+        size = {"samples": given.samples, "views": given.views}
+        work = make_work(folder, **size)
         works = [
             work,
             in_storage(work, folder, server),
-            poisoned(work, folder, samples=60, views=given.views),
+            poisoned(work, folder, **size),
         ]
         end = time.monotonic() + 60 * given.minutes
         kinds = iter(given.kinds) if given.kinds else kinds_at_random(given.seed)
