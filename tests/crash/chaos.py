@@ -642,7 +642,7 @@ def _end_of(log: Path) -> str:
 
 
 _HEAD = """\
-# Label jobs that are killed at random
+# Label jobs that are disturbed at random
 
 Written by `make chaos` (`tests/crash/chaos.py`). Label jobs on a Ray cluster of three nodes on one
 machine are disturbed and run again until they are done, and then their bytes are compared with
