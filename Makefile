@@ -55,11 +55,11 @@ site: $(INSTALLED)
 	$(BIN)/python docs/commands.py
 	$(BIN)/zensical build --strict
 
-# Two files at a time, in the order of their names: tests/jobs, the longest, begins early. A file
-# stays in one process, with its fixtures.
+# Three processes for two cores, since the one with the label jobs often waits. A file stays in one
+# process, with its fixtures; tests/conftest.py says which begin first.
 test: $(INSTALLED)
 	@echo "the tests of pages in a browser are left out here: make browser runs them"
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # Without a Chromium it fails, and says what to install.
 browser: $(INSTALLED)

@@ -27,6 +27,7 @@ from pathlib import Path
 
 from tests.jobs.processes import (
     RAY_ENVIRONMENT,
+    Process,
     alive,
     command_of,
     descendants,
@@ -37,7 +38,7 @@ from tests.jobs.processes import (
     run_job,
     start_job,
 )
-from tests.labelling import digit_shard, write_teacher
+from tests.labelling import DIGIT_READER, digit_shard, write_digit_reader
 
 NODES = 3
 HANG_SECONDS = 4  # given to jobs: a teacher that shows no progress for so long, at least
@@ -112,7 +113,7 @@ class Job:
     out: Path
     starts: int = 0
     statuses: Counter[int] = field(default_factory=Counter)
-    process: subprocess.Popen[bytes] | None = None
+    process: Process | None = None
 
     def run_on(self, cluster: RayCluster) -> None:
         """Start the driver if none runs and the job is not done."""
@@ -294,10 +295,10 @@ def make_work(folder: Path, *, samples: int, views: int) -> Work:
     for number in range(3):
         path = folder / f"d-{number}.tar"
         digit_shard(path, samples, first=number * samples, broken=(7,) if number == 1 else ())
-    teacher = write_teacher(folder / "teacher.safetensors")
+    teacher = write_digit_reader(folder / "teacher.safetensors")
     arguments = [
         *("--shards", str(folder / "d-{0..2}.tar")),
-        *("--teacher", "regnety_002", "--teacher-checkpoint", str(teacher)),
+        *("--teacher", DIGIT_READER, "--teacher-checkpoint", str(teacher)),
         *("--image-size", "32", "--views", str(views), "--views-per-part", "15"),
         *("--max-rejected", "0.05", "--allow-low-agreement", "--precision", "fp32"),
         *("--threads", "1"),
