@@ -61,6 +61,7 @@ class Forked:
     def __init__(self, source: Source, order: Order) -> None:
         self._source = source
         self.returncode: int | None = None
+        Path(order.log).touch()  # who looks into it at once finds it
         self.pid: int = source.ask(asdict(order))
 
     def poll(self) -> int | None:
