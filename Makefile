@@ -15,7 +15,7 @@ export HF_HUB_OFFLINE := 1
 
 help:
 	@echo "make demo    images -> shards -> teacher -> label job on Ray -> student, in minutes"
-	@echo "make evidence  students taught in six ways, compared in docs/EVIDENCE.md; takes hours"
+	@echo "make evidence  students taught in many ways, compared in docs/EVIDENCE.md; takes hours"
 	@echo "make site    the documentation as a web site, in site/index.html"
 	@echo "make chaos   label jobs on Ray, killed at random for MINUTES=30; their bytes stay the same"
 	@echo "make test    the whole test suite"

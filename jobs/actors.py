@@ -82,6 +82,7 @@ class Progress:
     busy_seconds: float  # in which it ran its network
     window: int  # groups under way
     again: int  # groups that were augmented again
+    labels: int  # of the parts under way
 
 
 @ray.remote(num_cpus=0, max_retries=CRASHES_PER_TASK)
@@ -148,6 +149,7 @@ class TeacherActor:
                 busy_seconds=0.0 if self._loaded is None else self._loaded.busy_seconds,
                 window=sum(one.window for one in self._flows),
                 again=self._again + sum(one.again for one in self._flows),
+                labels=sum(one.labels for one in self._flows),
             )
 
     @ray.method(concurrency_group="work")
@@ -214,6 +216,7 @@ class TeacherActor:
                 yield group
                 with self._counting:
                     self._groups += 1
+                    flow.labels += int(group.valid.sum())
         finally:
             groups.close()
             with self._counting:
@@ -244,6 +247,7 @@ class _Augmentation:
         self._times: deque[float] = deque(maxlen=TIMES)
         self._limit_factor = 1.0
         self.again = 0  # groups that were submitted once more
+        self.labels = 0  # that the teacher has given
 
     @property
     def window(self) -> int:

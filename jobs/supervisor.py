@@ -149,10 +149,12 @@ class Supervisor:
     whatever dies. Teachers have numbers, which are never used again.
     """
 
-    def __init__(self, wanted: int, needs: str | None, patience: Patience) -> None:
-        """Begin with no work. ``needs`` is what a teacher takes one of, such as GPU."""
+    def __init__(
+        self, wanted: int, needs: str | None, patience: Patience, share: float = 1.0
+    ) -> None:
+        """Begin with no work. A teacher takes a ``share`` of one of ``needs``, such as GPU."""
         self._wanted = wanted
-        self._needs = needs
+        self._needs, self._share = needs, share
         self._patience = patience
         self._teachers: dict[int, _Teacher] = {}
         self._queue: deque[Work] = deque()
@@ -326,7 +328,9 @@ class Supervisor:
         working = [one for one in teachers if one.state is not State.LOST]
         if asked and self._needed():
             alone = len(asked) == len(working)
-            what = f"1 {self._needs} for a teacher" if self._needs else "a teacher's process"
+            what = "a teacher's process"
+            if self._needs:
+                what = f"{self._share:.3g} {self._needs} for a teacher"
             yield from self._wait(what, self._needs, min(asked), now, is_stuck=alone)
         starved = [one for one in teachers if one.state is State.LABELLING and one.starved]
         if starved and self._free("CPU") < 1:
