@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import traceback
-from collections.abc import Iterable, Iterator
 
 from jobs.draining import Drain, Stopped
 from jobs.metrics import Metrics, check_path, measuring
 from pipeline.cli.console import Progress as Shown
-from pipeline.cli.console import counted, duration, note, say, tell_next
+from pipeline.cli.console import counted, duration, note, say, some_of, tell_next
 from pipeline.errors import REJECTION_WORDS, PipelineError, TryAgainError, require_package
 from pipeline.labelling.agreement import Preflight, in_percent, require_agreement
 from pipeline.labelling.config import LabelConfig
@@ -31,7 +30,6 @@ from pipeline.labelling.job import (
     write_run,
 )
 from pipeline.store import (
-    Committed,
     JobProgress,
     Manifest,
     at_work,
@@ -42,7 +40,6 @@ from pipeline.store import (
 
 __all__ = ["EXIT_AGAIN", "EXIT_DRAINED", "complete_store", "run_label_job"]
 
-_TOLD = 3  # shards or patterns; more would be told for pages
 EXIT_DRAINED = 143  # as of a process ended by SIGTERM
 EXIT_AGAIN = 75  # EX_TEMPFAIL: machines failed or had no room, the same command may do better
 
@@ -112,12 +109,14 @@ def _run(config: LabelConfig, drain: Drain) -> int:
         root = parts_root(config.out)
         # Nothing is written beside a finished Zarr store, or that would seem unfinished.
         begun = word_of(plan, progress)
+        expected, shown = begun.labels_to_do, Shown("labels")
         metrics = Metrics(
             lambda: (progress.parts, progress.labels, progress.rejected),
             len(plan.missing),
             teachers.flow,
             teachers.export,
             config.metrics_file,
+            lambda labels: shown.show(min(labels, expected), expected),
         )
         with at_work(root, begun) if plan.missing else contextlib.nullcontext() as me:
             order = plan
@@ -125,12 +124,13 @@ def _run(config: LabelConfig, drain: Drain) -> int:
                 order = dataclasses.replace(plan, missing=plan.missing[::-1])
                 note(f"{other} adds to {config.out} too; this job begins at the other end")
             with (
+                shown,
                 measuring(metrics),
                 drain.labelling(),
                 contextlib.closing(receipts_of(plan)) as receipts,
                 contextlib.closing(teachers.label(order)) as committed,
             ):
-                for one in shown(committed, plan):
+                for one in committed:
                     progress.add(one)
                     receipts.add(one)
                     if me is not None:
@@ -182,16 +182,6 @@ def _end(plan: JobPlan, progress: Progress, preflight: Preflight | None, metrics
         return EXIT_DRAINED
     describe_store(finish_job(plan, run), plan, progress)
     return 0
-
-
-def shown(committed: Iterable[Committed], plan: JobPlan) -> Iterator[Committed]:
-    """Pass parts through while their labels are counted on the terminal or in a log."""
-    done, expected = 0, plan.missing_labels
-    with Shown("labels") as progress:
-        for one in committed:
-            yield one
-            done += one.entry.rows
-            progress.show(done, expected)
 
 
 def named(shards: IndexedShards) -> str:
@@ -295,7 +285,7 @@ def describe_store(manifest: Manifest, plan: JobPlan, progress: Progress) -> Non
         f"{counted(len(manifest.parts), 'part')}, {per_label:.3f} bytes per label"
     )
     config = plan.config
-    given = config.shards if len(config.shards) <= _TOLD else ("SHARDS",)
+    given = some_of(config.shards)
     shown = ("--disagree", "--out", "disagree.png")
     tell_next("label-store", "show", config.out, "--shards", *given, *shown)
     labels = ("--labels", config.out, "--shards", *given)

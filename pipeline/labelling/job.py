@@ -68,7 +68,9 @@ from pipeline.store import (
     unpack_store,
 )
 from pipeline.store.card import card_text
+from pipeline.store.parts import among, codes, distinct
 from pipeline.store.provenance import record_run, version_differences
+from pipeline.telling import told
 from pipeline.views.fingerprints import (
     BITS,
     different_fingerprints,
@@ -210,7 +212,8 @@ def index_shards(
     infos: list[ShardInfo] = []
     keys = UniqueKeys()
     highest, highest_at, sorted_shards = -1, "", 0
-    for path, one in zip(paths, read(list(enumerate(paths))), strict=True):
+    read_ones = told(read(list(enumerate(paths))), "indexing", "shards", len(paths))
+    for path, one in zip(paths, read_ones, strict=True):
         infos.append(one.info)
         keys.add(path, one)
         if one.max_target > highest:
@@ -259,7 +262,7 @@ def _missing_parts(
     cells, numbers = cut.cells_of(views), np.fromiter(shards, np.int64)
     starts = np.array([cell.start for cell in cells], np.int64)
     ends = np.array([cell.stop for cell in cells], np.int64)
-    done = done[np.isin(done.shard, numbers)]
+    done = done[among(done.shard, numbers)]
     row, cell = np.searchsorted(numbers, done.shard), np.searchsorted(starts, done.first_view)
     fits = cell < len(cells)
     fits[fits] = (starts[cell[fits]] == done.first_view[fits]) & (
@@ -268,7 +271,7 @@ def _missing_parts(
     wanted = np.ones((len(numbers), len(cells)), np.bool_)
     wanted[row[fits], cell[fits]] = False
     # Where parts are no cells, as after another cut, it is told view by view.
-    odd = np.unique(row[~fits])
+    odd = distinct(row[~fits])
     wanted[odd] = False
     rows, columns = np.nonzero(wanted)
     found = np.array([numbers[rows], starts[columns], (ends - starts)[columns]], np.int64)
@@ -276,8 +279,10 @@ def _missing_parts(
     if odd.size:
         more = _missing_views(cells, numbers[odd].tolist(), done[np.isin(row, odd)])
         missing = PartKeys.of(sorted([*missing, *more]))
-    ends_of = np.unique([missing.first_view, missing.end_view], axis=1)  # same for most shards
-    cut.require_agreement(root, views, [range(*one) for one in ends_of.T.tolist()])
+    of_one = PartKeys(missing.columns * np.array([[0], [1], [1]]))  # the same for most shards
+    first = np.unique(codes(of_one)[0], return_index=True)[1]
+    ranges = [range(one.first_view, one.end_view) for one in of_one[first]]
+    cut.require_agreement(root, views, ranges)
     return missing
 
 
@@ -381,7 +386,7 @@ def require_same_views(plan: JobPlan) -> int:
     remote = any(isinstance(path, RemoteShard) for path in plan.shards.paths)
     chosen = _spread(plan.done, _FETCHED if remote else DIGESTS)
     redrawn = 0
-    for committed in chosen:
+    for committed in told(chosen, "redrawing what is there", "parts", len(chosen)):
         part = committed.entry.part
         rows = read_committed(plan.config.out, committed.entry)
         shard = open_known_shard(plan.shards.paths[part.shard], plan.shards.infos[part.shard])

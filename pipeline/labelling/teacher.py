@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
 from functools import partial
@@ -23,6 +24,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from pipeline.columns import ColumnConfig, Ranked, keep_columns
 from pipeline.errors import TeacherError
+from pipeline.files.hub import hub_if_reached
 from pipeline.growth import settle
 from pipeline.identity import (
     TRIPLE_VIEWS,
@@ -300,10 +302,12 @@ def _create_model(spec: TeacherSpec, state: Mapping[str, Tensor] | None, size: i
     pretrained = state is None and spec.random_weights is None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.random_weights or 0)
+        why = ""
         try:
-            model: nn.Module = timm.create_model(
-                spec.architecture, pretrained=pretrained, **options
-            )
+            with hub_if_reached() if pretrained else nullcontext("") as why:
+                model: nn.Module = timm.create_model(
+                    spec.architecture, pretrained=pretrained, **options
+                )
         except (OSError, RuntimeError, TypeError, AssertionError) as error:
             cure = (
                 "give a local file as `checkpoint`, the seed of untrained weights as "
@@ -311,8 +315,10 @@ def _create_model(spec: TeacherSpec, state: Mapping[str, Tensor] | None, size: i
                 if pretrained
                 else "check `num_classes` and `image_size`"
             )
+            if not (why and isinstance(error, OSError)):
+                why = str(error).rstrip(".")
             raise TeacherError(
-                f"cannot create the teacher {spec.architecture!r}: {str(error).rstrip('.')}; {cure}"
+                f"cannot create the teacher {spec.architecture!r}: {why}; {cure}"
             ) from error
     return model
 

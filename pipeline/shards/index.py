@@ -10,6 +10,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,7 @@ from pipeline.growth import convert
 from pipeline.identity import canonical_json, read_json
 from pipeline.records import Sample, ShardInfo
 from pipeline.shards.tar import Member, bytes_after, plain_member, regular_members
+from pipeline.telling import told
 
 __all__ = [
     "IMAGE_EXTENSIONS",
@@ -275,7 +277,8 @@ def summarize_here(shards: Sequence[tuple[int, ShardFile]]) -> Iterator[ShardSum
     with ThreadPoolExecutor(_AHEAD) as pool:
         ahead: deque[Future[ShardSummary]] = deque()
         for number, path in shards:
-            ahead.append(pool.submit(summarize_shard, path, number))
+            # Each in a copy of this thread's context, to which the fetching is told.
+            ahead.append(pool.submit(copy_context().run, summarize_shard, path, number))
             if len(ahead) > _AHEAD:
                 yield ahead.popleft().result()
         while ahead:
@@ -502,7 +505,8 @@ def match_shards(
     """
     found, others = _by_name(known, paths), []
     if len(set(found.values())) != len(paths) or len(found) != len(paths):
-        by_content = {summarize_shard(path, 0).info.content_hash: path for path in paths}
+        opened = told(paths, "telling shards apart", "shards", len(paths))
+        by_content = {summarize_shard(path, 0).info.content_hash: path for path in opened}
         found = {
             info.number: by_content.pop(info.content_hash)
             for info in known

@@ -34,8 +34,9 @@ from pipeline.store.manifest import (
     write_manifest,
 )
 from pipeline.store.parquet import decode_part, encode_part, read_claims
-from pipeline.store.parts import PartEntry, PartKeys, codes
+from pipeline.store.parts import PartEntry, PartKeys, codes, distinct
 from pipeline.store.subset import SubsetOf
+from pipeline.telling import told
 
 __all__ = [
     "Begun",
@@ -278,7 +279,7 @@ def read_entries(
     Seals vouch for rows, which are not decoded: that is for verification. Parts are returned in
     their order; one that is not there is left out, since others may delete it at any time.
     """
-    folder = open_folder(root)
+    folder, parts = open_folder(root), list(parts)
 
     def read(part: PartKey) -> Committed | None:
         try:
@@ -287,7 +288,8 @@ def read_entries(
             return None  # callers compare what they get with what they need
 
     with ThreadPoolExecutor(_READS) as pool:
-        return [one for one in pool.map(read, parts) if one is not None]
+        found = told(pool.map(read, parts), "reading what is there", "parts", len(parts))
+        return [one for one in found if one is not None]
 
 
 def _read_entry(folder: Folder, part: PartKey, identity: str, shard: ShardInfo) -> Committed:
@@ -331,7 +333,7 @@ def require_all_shards(
     root: Location, parts: Iterable[PartKey], shards: Mapping[int, ShardInfo]
 ) -> None:
     """Raise ``IncompleteStoreError`` if a store has parts of shards that are not given."""
-    foreign = sorted(set(np.unique(PartKeys.of(parts).shard).tolist()) - set(shards))
+    foreign = sorted(set(distinct(PartKeys.of(parts).shard).tolist()) - set(shards))
     if foreign:
         raise IncompleteStoreError(
             f"{open_folder(root)} has parts of shards {foreign[:8]} that are not among `shards`; "
@@ -445,7 +447,8 @@ def _agreed_images(root: Folder, committed: CommittedParts) -> dict[int, ShardIm
 
     Parts are in order, and may not overlap.
     """
-    shard, index = np.unique(committed.parts.shard, return_index=True)
+    shard = committed.parts.shard
+    index = np.flatnonzero(np.diff(shard, prepend=-1))
     firsts = np.repeat(index, np.diff([*index, len(committed)]))
     for other in np.flatnonzero(committed.image != committed.image[firsts]).tolist():
         _require_same_images(root, committed[int(firsts[other])], committed[other])
@@ -455,7 +458,7 @@ def _agreed_images(root: Folder, committed: CommittedParts) -> dict[int, ShardIm
         before, after = parts[number].path, parts[number + 1].path
         raise StoreError(f"{root}: {before} and {after} overlap; delete one of them")
     images = committed.image[index].tolist()
-    return dict(zip(shard.tolist(), map(committed.images.__getitem__, images), strict=True))
+    return dict(zip(shard[index].tolist(), map(committed.images.__getitem__, images), strict=True))
 
 
 def _require_same_images(root: Folder, known: Committed, one: Committed) -> None:
