@@ -48,7 +48,7 @@ __all__ = [
 CRASHES_PER_TASK = 3  # that may be chance; then its images are looked at
 PROBES_PER_TASK = 3
 TIMES = 64  # of the latest augmentations, from which the usual time of one is taken
-STARVED_SECONDS = 10.0
+STARVED_SECONDS = 10.0  # at most; less where a teacher is soon presumed hung
 
 Crashing: TypeAlias = dict[str, frozenset[int]]
 """By the hash of a shard's keys: its images that end whatever decodes them, as far as is known."""
@@ -140,12 +140,12 @@ class TeacherActor:
     @ray.method(concurrency_group="word")
     def progress(self) -> Progress:
         """Return how far this is."""
-        now = time.monotonic()
+        now, longest = time.monotonic(), self._settings.patience.hang_seconds / 4
         with self._counting:
             waits = [now - since for since in self._hungry.values()]
             return Progress(
                 groups=self._groups,
-                starved=any(one > STARVED_SECONDS for one in waits),
+                starved=any(one > min(STARVED_SECONDS, longest) for one in waits),
                 busy_seconds=0.0 if self._loaded is None else self._loaded.busy_seconds,
                 window=sum(one.window for one in self._flows),
                 again=self._again + sum(one.again for one in self._flows),

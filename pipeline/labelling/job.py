@@ -69,6 +69,7 @@ from pipeline.store import (
     unpack_store,
 )
 from pipeline.store.card import card_text
+from pipeline.store.parts import among, codes, distinct
 from pipeline.store.provenance import record_run, version_differences
 from pipeline.telling import told
 from pipeline.views.fingerprints import (
@@ -266,7 +267,7 @@ def _missing_parts(
     cells, numbers = cut.cells_of(views), np.fromiter(shards, np.int64)
     starts = np.array([cell.start for cell in cells], np.int64)
     ends = np.array([cell.stop for cell in cells], np.int64)
-    done = done[np.isin(done.shard, numbers)]
+    done = done[among(done.shard, numbers)]
     row, cell = np.searchsorted(numbers, done.shard), np.searchsorted(starts, done.first_view)
     fits = cell < len(cells)
     fits[fits] = (starts[cell[fits]] == done.first_view[fits]) & (
@@ -275,7 +276,7 @@ def _missing_parts(
     wanted = np.ones((len(numbers), len(cells)), np.bool_)
     wanted[row[fits], cell[fits]] = False
     # Where parts are no cells, as after another cut, it is told view by view.
-    odd = np.unique(row[~fits])
+    odd = distinct(row[~fits])
     wanted[odd] = False
     rows, columns = np.nonzero(wanted)
     found = np.array([numbers[rows], starts[columns], (ends - starts)[columns]], np.int64)
@@ -283,8 +284,10 @@ def _missing_parts(
     if odd.size:
         more = _missing_views(cells, numbers[odd].tolist(), done[np.isin(row, odd)])
         missing = PartKeys.of(sorted([*missing, *more]))
-    ends_of = np.unique([missing.first_view, missing.end_view], axis=1)  # same for most shards
-    cut.require_agreement(root, views, [range(*one) for one in ends_of.T.tolist()])
+    of_one = PartKeys(missing.columns * np.array([[0], [1], [1]]))  # the same for most shards
+    first = np.unique(codes(of_one)[0], return_index=True)[1]
+    ranges = [range(one.first_view, one.end_view) for one in of_one[first]]
+    cut.require_agreement(root, views, ranges)
     return missing
 
 
