@@ -21,8 +21,9 @@ from benchmarks.timing import Timings, measure, on_one_core
 from pipeline.files.local import expand_shards
 from pipeline.shards.index import match_shards, open_known_shard
 from pipeline.store import LabelStore
-from pipeline.views.apply import decode, warm_up
+from pipeline.views.apply import warm_up
 from pipeline.views.make import make_view
+from pipeline.views.regions import EncodedImage
 from student.loading import LoaderOptions
 from student.order import PlanConfig, TrainingPlan
 from student.replay import ReplayDataset, replay_loader
@@ -86,7 +87,7 @@ class Sequential:
                 rows.shard.tolist(), rows.sample.tolist(), rows.view.tolist(), strict=True
             ):
                 data = self._shards[number].image_bytes(position)
-                image = decode(data, "image", augment.max_pixels)
+                image = EncodedImage(data=data, name="image", max_pixels=augment.max_pixels)
                 seed = int(store.read_view(number, view).seed[position])
                 make_view(image, seed, view, augment)
         return len(items) * self._rows
@@ -99,17 +100,26 @@ class Sequential:
         return range(start, start + self._batches)
 
 
-def time_workers(dataset: ReplayDataset, workers: int, batches: int) -> tuple[float, float]:
-    """Return seconds per batch with this many workers at work, and one's private megabytes.
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What a run of the loader's processes took."""
 
-    The clock runs while all are busy: from the first batches on, and with more to come.
-    """
+    first: float  # seconds from the call to the first batch
+    batch: float  # seconds, while all are busy: after the first batches, and with more to come
+    private: float  # megabytes of one process
+
+
+def time_workers(dataset: ReplayDataset, workers: int, batches: int) -> Run:
+    """Return what a run with this many workers took."""
     ahead = 2 * workers
     end = ahead + batches + 2 * ahead
     if end > len(dataset):
         raise SystemExit(f"too few batches for this: {len(dataset)}, needs {end}")
+    started = time.perf_counter()
     loader = replay_loader(dataset, 0, end, LoaderOptions(workers=workers))
-    for _ in range(ahead):
+    next(loader)
+    first = time.perf_counter() - started
+    for _ in range(ahead - 1):
         next(loader)
     started = time.perf_counter()
     for _ in range(batches):
@@ -117,7 +127,7 @@ def time_workers(dataset: ReplayDataset, workers: int, batches: int) -> tuple[fl
     seconds = (time.perf_counter() - started) / batches
     private = max(_private_megabytes(child.pid) for child in multiprocessing.active_children())
     del loader
-    return seconds, private
+    return Run(first, seconds, private)
 
 
 def _private_megabytes(pid: int | None) -> float:
@@ -126,22 +136,21 @@ def _private_megabytes(pid: int | None) -> float:
     return sum(kilobytes) / 1000
 
 
-def run_benchmark(config: LoaderBenchmark, root: Path) -> tuple[Timings, Timings, float]:
-    """Measure all cases: in one process, with workers, and their memory."""
+def run_benchmark(config: LoaderBenchmark, root: Path) -> tuple[Timings, Timings, list[Run]]:
+    """Measure all cases: in one process, and with workers."""
     dataset = open_dataset(config, root)
     warm_up()
     with on_one_core():
         cases = Sequential(dataset, config.batches, config.batch_size)
         alone = measure({LOADER: cases.load, VIEWS: cases.make_views}, config.rounds)
     seconds: dict[str, list[float]] = {"1 worker": [], "2 workers": []}
-    private = []
+    runs = []
     for _ in range(config.rounds):
         for workers, name in enumerate(seconds, start=1):
-            taken, megabytes = time_workers(dataset, workers, config.worker_batches)
-            seconds[name].append(taken / config.batch_size)
-            private.append(megabytes)
+            runs.append(time_workers(dataset, workers, config.worker_batches))
+            seconds[name].append(runs[-1].batch / config.batch_size)
     parallel = Timings(seconds={name: tuple(values) for name, values in seconds.items()})
-    return alone, parallel, statistics.median(private)
+    return alone, parallel, runs
 
 
 def main() -> None:
@@ -149,13 +158,14 @@ def main() -> None:
     config = tyro.cli(LoaderBenchmark, description=LoaderBenchmark.__doc__)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as directory:
-        alone, workers, private = run_benchmark(config, Path(directory) / "bench.parquet")
+        alone, workers, runs = run_benchmark(config, Path(directory) / "bench.parquet")
     print_table(alone, VIEWS, "view")
     print_table(workers, "1 worker", "view")
     ratios = {
         "loader_overhead": alone.ratio(LOADER, VIEWS),
         "two_workers": workers.ratio("1 worker", "2 workers"),
-        "worker_private_mb": private,
+        "first_batch_milliseconds": 1e3 * statistics.median(run.first for run in runs),
+        "worker_private_mb": statistics.median(run.private for run in runs),
     }
     context = {
         "milliseconds": {

@@ -1,12 +1,10 @@
-"""From encoded image to training view on one core: ours, timm's, torchvision's, DALI's.
+"""From encoded image to training view on one core: ours, and other libraries'.
 
 Run by `make bench SHARDS='...'`; `docs/PERFORMANCE.md` has results.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,29 +12,27 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when PyTorch loads
 
-import numpy as np
 import torch
 import tyro
-from PIL import Image
-from timm.data import create_transform
-from torchvision.io import ImageReadMode, decode_jpeg
-from torchvision.transforms import v2
 
+from benchmarks.peers import ALBUMENTATIONS, DALI, TIMM, peers
 from benchmarks.report import Report, describe_machine, print_table
 from benchmarks.timing import Timings, measure, pin_to_one_core
+from pipeline.errors import ConfigError
 from pipeline.files.local import expand_shards
 from pipeline.identity import PRESETS, AugmentConfig
+from pipeline.shards.encoding import Encoding, encode_image, find_jpegtran
 from pipeline.shards.index import open_shard
-from pipeline.shards.packing import encode_image
 from pipeline.store.provenance import processor
 from pipeline.views.apply import decode, warm_up
 from pipeline.views.make import make_view
+from pipeline.views.regions import EncodedImage
 from pipeline.views.rng import sample_seed
 
 VIEWS_PER_DECODE = (1, 3, 15)
-TIMM = "timm, DeiT's recipe"
 CROP_FLIP = "ours, crop and flip"
-DALI = "DALI on the CPU, crop and flip"
+RESTART = "ours, DeiT's recipe, 1 per decode, restart markers"
+CROP_FLIP_RESTART = "ours, crop and flip, restart markers"
 PACKED = "ours, DeiT's recipe, 1 per decode, packed at 500 px"
 PACKED_15 = "ours, DeiT's recipe, 15 per decode, packed at 500 px"
 
@@ -65,92 +61,18 @@ def read_images(config: ViewBenchmark) -> list[bytes]:
 
 
 def ours(images: list[bytes], config: AugmentConfig, views: int) -> Callable[[], int]:
-    """Return a case that makes ``views`` views of each image from one decode."""
+    """Return a case that makes ``views`` views of each image from one decode, as training does."""
     seeds = [sample_seed(0, str(number)) for number in range(len(images))]
     epoch = iter(range(0, 1 << 31, views))
 
     def run() -> int:
         first = next(epoch)  # other views in each round
         for data, seed in zip(images, seeds, strict=True):
-            image = decode(data, "image", config.max_pixels)
+            encoded = EncodedImage(data=data, name="image", max_pixels=config.max_pixels)
+            image = encoded if views == 1 else encoded.decode()
             for view in range(first, first + views):
                 make_view(image, seed, view, config)
         return len(images) * views
-
-    return run
-
-
-def timm_recipe(images: list[bytes], *, augment: bool) -> Callable[[], int]:
-    """Return a case that runs timm's DeiT transform, or its crop and flip alone."""
-    transform = create_transform(
-        224,
-        is_training=True,
-        interpolation="bicubic",
-        auto_augment="rand-m9-mstd0.5-inc1" if augment else None,
-        color_jitter=None,
-        re_prob=0.25 if augment else 0.0,
-        re_mode="pixel",
-    )
-
-    def run() -> int:
-        for data in images:
-            # One view in 660 asks for posterize with 0 bits, at which Pillow 13 raises.
-            with contextlib.suppress(ValueError):
-                transform(Image.open(io.BytesIO(data)).convert("RGB"))
-        return len(images)
-
-    return run
-
-
-def torchvision_crop_flip(images: list[bytes]) -> Callable[[], int]:
-    """Return a case of torchvision's v2 transforms on tensors, crop and flip."""
-    transform = v2.Compose(
-        [
-            v2.RandomResizedCrop(224, interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
-            v2.RandomHorizontalFlip(),
-        ]
-    )
-    tensors = [torch.frombuffer(bytearray(data), dtype=torch.uint8) for data in images]
-
-    def run() -> int:
-        for data in tensors:
-            transform(decode_jpeg(data, mode=ImageReadMode.RGB))
-        return len(tensors)
-
-    return run
-
-
-def dali_crop_flip(images: list[bytes]) -> Callable[[], int] | None:
-    """Return a case of DALI's CPU operators, on one thread; None where DALI is not installed.
-
-    Its decoder decodes no more than the crop; resizing is cubic and antialiased, the inverse
-    transform exact, as ours.
-    """
-    try:
-        from nvidia.dali import fn, pipeline_def, types
-    except ImportError:
-        return None
-    arrays = [np.frombuffer(data, np.uint8) for data in images]
-
-    @pipeline_def(batch_size=len(arrays), num_threads=1, device_id=None)  # type: ignore[untyped-decorator]
-    def crop_flip() -> object:
-        data = fn.external_source(source=lambda: arrays, batch=True)
-        crops = fn.decoders.image_random_crop(
-            data,
-            device="cpu",
-            random_area=(0.08, 1.0),
-            random_aspect_ratio=(3 / 4, 4 / 3),
-            use_fast_idct=False,
-        )
-        views = fn.resize(crops, size=(224, 224), interp_type=types.INTERP_CUBIC, antialias=True)
-        return fn.flip(views, horizontal=fn.random.coin_flip())
-
-    pipe = crop_flip(exec_async=False, exec_pipelined=False, prefetch_queue_depth=1)
-    pipe.build()
-
-    def run() -> int:
-        pipe.run()
-        return len(arrays)
 
     return run
 
@@ -168,7 +90,18 @@ def decode_alone(images: list[bytes]) -> Callable[[], int]:
 
 def packed(images: list[bytes]) -> list[bytes]:
     """Return the images as `pack-shards --max-side 500 --quality 90` writes them."""
-    return [encode_image(Path("x.jpg"), data, max_side=500, quality=90).data for data in images]
+    small = Encoding(max_side=500, quality=90)
+    return [encode_image(Path("x.jpg"), data, small).data for data in images]
+
+
+def marked(images: list[bytes]) -> list[bytes] | None:
+    """Return the images as `pack-shards --lossless` writes them, None without jpegtran."""
+    try:
+        find_jpegtran()
+    except ConfigError:
+        return None
+    lossless = Encoding(lossless=True)
+    return [encode_image(Path("x.jpg"), data, lossless).data for data in images]
 
 
 def _ours_at(views: int) -> str:
@@ -181,19 +114,17 @@ def run_benchmark(config: ViewBenchmark) -> Timings:
     full, plain = PRESETS["deit"], PRESETS["crop-flip"]
     warm_up()
     cases: dict[str, Callable[[], int]] = {
-        TIMM: timm_recipe(images, augment=True),
-        "timm, crop and flip": timm_recipe(images, augment=False),
-        "torchvision v2 on tensors, crop and flip": torchvision_crop_flip(images),
+        **peers(images),
         "ours, decoding alone": decode_alone(images),
         CROP_FLIP: ours(images, plain, 1),
     }
     for views in VIEWS_PER_DECODE:
         cases[_ours_at(views)] = ours(images, full, views)
+    pieces = marked(images)
+    if pieces is not None:
+        cases[CROP_FLIP_RESTART], cases[RESTART] = ours(pieces, plain, 1), ours(pieces, full, 1)
     small = packed(images)
     cases[PACKED], cases[PACKED_15] = ours(small, full, 1), ours(small, full, 15)
-    dali = dali_crop_flip(images)
-    if dali is not None:
-        cases[DALI] = dali
     return measure(cases, config.rounds)
 
 
@@ -209,10 +140,13 @@ def main() -> None:
         f"view_{views}_per_decode": timings.ratio(TIMM, _ours_at(views))
         for views in VIEWS_PER_DECODE
     }
+    with_markers = RESTART in timings.seconds
+    ratios["view_1_restart"] = timings.ratio(TIMM, RESTART) if with_markers else None
     ratios["view_1_packed"] = timings.ratio(TIMM, PACKED)
     ratios["view_15_packed"] = timings.ratio(TIMM, PACKED_15)
-    with_dali = DALI in timings.seconds
-    ratios["crop_flip_vs_dali"] = timings.ratio(DALI, CROP_FLIP) if with_dali else None
+    for name, peer in {"dali": DALI, "albumentations": ALBUMENTATIONS}.items():
+        here = peer in timings.seconds
+        ratios[f"crop_flip_vs_{name}"] = timings.ratio(peer, CROP_FLIP) if here else None
     context = {
         "images": config.images,
         "rounds": config.rounds,

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.label_teacher import prepare_environment
 from pipeline.cli.console import flags_of, note, running, say
 from pipeline.errors import ConfigError, PipelineError, TryAgainError, require_package
+from pipeline.files.objects import is_url
 from pipeline.growth import require, settle
 from student.cli import _parse
 from student.config import TrainConfig
@@ -66,12 +67,17 @@ def train_on_ray(config: TrainConfig, ranks: RayTrainConfig) -> Checkpoint:
     from student.engine import checkpoint_to_resume
     from student.inputs import open_inputs
 
+    if is_url(config.output):
+        raise ConfigError(
+            f"`output` is {config.output}; Ray keeps files of its own beside it: give a path on a "
+            "disk that all machines share"
+        )
     if config.resume not in (None, "auto"):
         raise ConfigError(f"`resume` is {config.resume}; on Ray it is auto, or nothing")
     checkpoint_to_resume(config)  # or another run's files are there
     open_inputs(config)  # what does not fit together is said here, not by every rank
     gpus = config.run.device == "cuda"
-    output = config.output.absolute()
+    output = Path(config.output).absolute()
     with contextlib.closing(RayConnection.open()):
         trainer = TorchTrainer(
             _train_rank,
@@ -121,7 +127,7 @@ def _train_rank(given: Mapping[str, Any]) -> None:
 
     os.chdir(given["directory"])  # Ray gives its workers another, and paths may be relative
     config: TrainConfig = given["config"]
-    if (config.output / LAST).exists():
+    if Path(config.output, LAST).exists():
         config = replace(config, resume="auto")
     context = ray_train.get_context()
     ranks = Ranks(
@@ -162,7 +168,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "train-student-r
         from pipeline.labelling.weights import state_digest
 
         say(f"steps                {found.step:8}")
-        say(f"weights {config.output / 'last.pt'} sha256 {state_digest(found.model)}")
+        say(f"weights {config.output_file('last.pt')} sha256 {state_digest(found.model)}")
 
 
 if __name__ == "__main__":

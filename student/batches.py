@@ -12,8 +12,8 @@ from torch import Tensor
 
 from pipeline.columns import COLUMNS
 from pipeline.identity import AugmentConfig, StoreIdentity
-from pipeline.records import FIXED_ONE, TeacherLabels
-from pipeline.views.mixing import mixed_views, to_device
+from pipeline.records import TeacherLabels
+from pipeline.views.mixing import MixRows, mixed_views, to_device
 from student.config import TrainConfig
 from student.losses import MixedTarget, TeacherSignal
 from student.replay import StudentBatch
@@ -27,7 +27,11 @@ def mixed_images(batch: StudentBatch, views: AugmentConfig, device: torch.device
     Guests of a subset are in the pixels, and not in the result.
     """
     batch = batch.to(device, non_blocking=True)
-    return mixed_views(batch.pixels, batch.mix, views.mean, views.std, batch.mix_rows)
+    return mixed_views(batch.pixels, _rows(batch), views.mean, views.std)
+
+
+def _rows(batch: StudentBatch) -> MixRows:
+    return MixRows.of(batch.mix) if batch.mix_rows is None else batch.mix_rows
 
 
 def resize_images(images: Tensor, side: int) -> Tensor:
@@ -42,11 +46,10 @@ def resize_images(images: Tensor, side: int) -> Tensor:
 def mixed_target(batch: StudentBatch, device: torch.device, **learned: Any) -> MixedTarget:
     """Return the true classes of the mixed images; ``learned`` are the other fields."""
     batch = batch.to(device, non_blocking=True)
-    lam = batch.lam
     return MixedTarget(
         target=batch.target,
         partner_target=batch.partner_target,
-        lam=torch.from_numpy(batch.mix.lam).float() / FIXED_ONE if lam is None else lam,
+        lam=_rows(batch).lam,
         **learned,
     )
 

@@ -9,7 +9,7 @@ import io
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -28,6 +28,7 @@ from student.config import FOUNDING, SETTINGS
 
 __all__ = [
     "BEST",
+    "CONFIG",
     "LAST",
     "PREVIOUS",
     "TORN",
@@ -37,8 +38,10 @@ __all__ = [
     "SavedStudent",
     "Segment",
     "claim_output",
+    "epoch_name",
     "find_checkpoint",
     "keep_epoch",
+    "older_epochs",
     "open_checkpoint",
     "read_checkpoint",
     "set_aside",
@@ -46,6 +49,7 @@ __all__ = [
 ]
 
 LAST, PREVIOUS, BEST, TORN = "last.pt", "previous.pt", "best.pt", "torn.pt"
+CONFIG = "config.json"
 LOCK = ".lock"
 
 _TIMMS_AVERAGE = "state_dict_ema"
@@ -202,10 +206,19 @@ def keep_epoch(last: Path, epoch: int, kept: int) -> None:
     """Keep a last.pt as that of an epoch, counted from 1, and of these the latest ``kept``."""
     if not kept:
         return
-    _keep(last, last.with_name(f"epoch-{epoch:04}.pt"))
-    older = sorted(last.parent.glob("epoch-*.pt"), key=lambda path: (len(path.name), path.name))
-    for path in older[:-kept]:
-        path.unlink(missing_ok=True)
+    _keep(last, last.with_name(epoch_name(epoch)))
+    for name in older_epochs((path.name for path in last.parent.glob("epoch-*.pt")), kept):
+        last.with_name(name).unlink(missing_ok=True)
+
+
+def epoch_name(epoch: int) -> str:
+    """Return the file of an epoch's checkpoint; epochs are counted from 1."""
+    return f"epoch-{epoch:04}.pt"
+
+
+def older_epochs(names: Iterable[str], kept: int) -> list[str]:
+    """Return the files of all epochs but the latest ``kept``."""
+    return sorted(names, key=lambda name: (len(name), name))[:-kept]
 
 
 def read_checkpoint(path: Path, run: RunIdentity, *, lengthen: bool = False) -> Checkpoint:

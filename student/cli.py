@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from pipeline.classes import class_text
+from pipeline.cli.commands import label_store
 from pipeline.cli.console import (
     Progress,
     counted,
@@ -23,25 +24,32 @@ from pipeline.cli.console import (
     note,
     running,
     say,
+    some_of,
+    steps_shown,
     tell_next,
+    tell_page,
     words_given,
 )
 from pipeline.errors import PipelineError
+from pipeline.files.local import open_folder
 from pipeline.files.local import replace as replace_file
 from pipeline.identity import PRESETS, MixConfig, different_fields
+from pipeline.telling import heard_by
 from student.config import EvaluateConfig, ExportConfig, TrainConfig
 from student.habits import require_own_flags
 from student.recipes import read_run_file, recipe
 from student.signals import StopRequest, signal_name
 
 if TYPE_CHECKING:
+    from student.distributed import Ranks
     from student.engine import Outcome
     from student.evaluation.analysis import Analysis
+    from student.evaluation.beside import RunStudent
     from student.evaluation.evaluate import Evaluation
     from student.evaluation.report import CheckpointReport
     from student.inputs import Inputs
 
-__all__ = ["evaluate_main", "export_main", "main", "report_main"]
+__all__ = ["evaluate_main", "export_main", "main", "report_main", "store_main"]
 
 _DESCRIPTION = """Train a distilled student on the augmented views and teacher labels of a store.
 
@@ -132,6 +140,18 @@ def report_main(arguments: Sequence[str] | None = None, program: str = "student-
         require_page_name(flags.out)
         replace_file(flags.out, compare_runs(flags.runs).encode())
         say(f"{flags.out}: {counted(len(flags.runs), 'run')}")
+        tell_page(flags.out)
+
+
+def store_main(arguments: Sequence[str] | None = None, program: str = "label-store") -> None:
+    """Run ``label-store``, which can compare a store with a run's student."""
+
+    def open_student(path: Path) -> RunStudent:
+        from student.evaluation.beside import RunStudent
+
+        return RunStudent(path)
+
+    label_store(arguments, program, open_student)
 
 
 def export_main(arguments: Sequence[str] | None = None, program: str = "export-student") -> None:
@@ -144,6 +164,7 @@ def export_main(arguments: Sequence[str] | None = None, program: str = "export-s
         done = export_student(config)
         say(f"{done.out} is written, of {done.source}, {done.which} weights; to load it:")
         say(done.loading)
+        note(f"next: load {done.out} with the line above, where it is to be used")
 
 
 def _evaluate(config: EvaluateConfig) -> None:
@@ -155,6 +176,8 @@ def _evaluate(config: EvaluateConfig) -> None:
         _print_directory(reports)
         if config.json is not None:
             _write_json(config.json, {name: one.to_json() for name, one in reports.items()})
+        best = max(reports, key=lambda name: _top1_of(reports[name]))
+        _tell_after_evaluation(config, reports[best], config.checkpoint / best)
         return
     report = evaluate_checkpoint(config)
     if report.unnamed:
@@ -164,7 +187,12 @@ def _evaluate(config: EvaluateConfig) -> None:
         print_evaluation(title, evaluation, report.taught)
         warn_of_class_order(evaluation, report.classes)
     say(f"{'parameters':20} {report.parameters:8}")
-    say(f"{'student alone':20} {report.forward_images_per_second:8.0f} images per second")
+    say(f"{'peak memory (MB)':20} {report.peak_memory_bytes / 1e6:8.0f}")
+    speed = report.throughput
+    say(
+        f"{'student alone':20} {speed.images_per_second:8.0f} images per second "
+        f"({1000 * speed.step_seconds:.1f} ms for {speed.rows}; {counted(speed.steps, 'step')})"
+    )
     if config.json is not None:
         _write_json(config.json, report.to_json())
     if report.analysis is not None:
@@ -172,6 +200,24 @@ def _evaluate(config: EvaluateConfig) -> None:
         _print_classes(report.analysis, report.names)
         if config.plot is not None:
             plot_analysis(report.analysis, config.plot)
+    _tell_after_evaluation(config, report, config.checkpoint)
+
+
+def _top1_of(report: CheckpointReport) -> float:
+    fusion = "mean_of_logits" if report.taught else "class_head"
+    return max(one.of(fusion).top1 for one in report.evaluations.values())
+
+
+def _tell_after_evaluation(config: EvaluateConfig, report: CheckpointReport, best: Path) -> None:
+    """Say where the numbers are, and what to do with the best weights that were evaluated."""
+    for path in (config.json, config.plot):
+        if path is not None:
+            say(f"{path} is written")
+    if not config.analysis:
+        given = ("--val-shards", *some_of(config.val_shards, "VALIDATION-SHARDS"))
+        tell_next("evaluate-student", "--checkpoint", str(best), *given, "--analysis")
+    if report.step is not None:  # else they are another program's already
+        tell_next("export-student", str(best), "--to", "timm", "--out", "student.pth")
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -207,11 +253,13 @@ def _print_classes(analysis: Analysis, names: Sequence[str] | None) -> None:
     words = [class_text(one.number, names) for one in worst[:_CLASSES]]
     width = max(20, *map(len, words)) if words else 20
     title = f"by {analysis.prediction.replace('_', ' ')}"
-    say(f"{title:{width}} {'top-1':>8} {'images':>8}  mostly mistaken for")
+    say(f"{title:{width}} {'top-1':>8} {'images':>8} {'precision':>9}  mostly mistaken for")
     for one, word in zip(worst[:_CLASSES], words, strict=True):
         other = one.mistaken_for
         most = "" if other is None else f"  {class_text(other, names)} ({one.mistaken})"
-        say(f"{word:{width}} {one.right / one.samples:8.2%} {one.samples:8}{most}")
+        precision = f"{one.right / one.called:.2%}" if one.called else "-"
+        shares = f"{one.right / one.samples:8.2%} {one.samples:8} {precision:>9}"
+        say(f"{word:{width}} {shares}{most}")
     if len(worst) > _CLASSES:
         say(f"and {len(worst) - _CLASSES} more classes, all of them in the JSON")
 
@@ -277,16 +325,23 @@ def _stop_before_training() -> None:
 def _run(config: TrainConfig, recipe_name: str | None, stop: StopRequest) -> None:
     # Imported here, so that --help does not wait for PyTorch.
     from student.distributed import read_ranks
+
+    ranks = read_ranks()
+    with heard_by(steps_shown if ranks.first else None):
+        _train(config, recipe_name, stop, ranks)
+
+
+def _train(config: TrainConfig, recipe_name: str | None, stop: StopRequest, ranks: Ranks) -> None:
     from student.engine import train
     from student.inputs import open_inputs
 
-    ranks = read_ranks()
     inputs = open_inputs(config)
     if ranks.first:
         _announce(config, inputs)
         if recipe_name is not None:
             _warn_of_other_views(inputs)
-        fresh = config.student.finetune is None and not (config.output / "last.pt").exists()
+        there = open_folder(config.output).exists("last.pt")
+        fresh = config.student.finetune is None and not there
         if recipe_name == "deit-384" and fresh and config.resume in (None, "auto"):
             note("warning: --recipe deit-384 without --finetune begins from untrained weights")
     logging.getLogger("student").setLevel(logging.INFO)
@@ -297,7 +352,7 @@ def _run(config: TrainConfig, recipe_name: str | None, stop: StopRequest) -> Non
         if ranks.first:
             note(
                 f"stopped by {signal_name(outcome.stopped_by)} after step "
-                f"{outcome.steps}/{inputs.plan.steps}; {config.output / 'last.pt'} is written, "
+                f"{outcome.steps}/{inputs.plan.steps}; {config.output_file('last.pt')} is written, "
                 "continue with --resume auto"
             )
         sys.exit(_status_after(outcome.stopped_by))
@@ -388,11 +443,11 @@ def _summarize(config: TrainConfig, outcome: Outcome, classes: int) -> None:
     say(f"peak memory (MB)     {outcome.peak_memory_bytes / 1e6:8.0f}")
     say(f"views audited        {outcome.audited:8}")
     say(f"steps                {outcome.steps:8}")
-    say(f"weights {config.output / 'last.pt'} sha256 {outcome.weights}")
-    say(f"report {config.output / 'report.html'}")
-    shards = config.evaluation.val_shards[:1] or ("VALIDATION-SHARDS",)
-    best = config.output / ("best.pt" if config.evaluation.val_shards else "last.pt")
-    tell_next("evaluate-student", "--checkpoint", str(best), "--val-shards", *shards, "--analysis")
+    say(f"weights {config.output_file('last.pt')} sha256 {outcome.weights}")
+    say(f"report {config.output_file('report.html')}")
+    shards = some_of(config.evaluation.val_shards, "VALIDATION-SHARDS")
+    best = config.output_file("best.pt" if config.evaluation.val_shards else "last.pt")
+    tell_next("evaluate-student", "--checkpoint", best, "--val-shards", *shards, "--analysis")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from typing import Any, Literal, TypeAlias, get_type_hints
 
 from pipeline.errors import ConfigError
 from pipeline.files.cache import CacheConfig
-from pipeline.files.objects import is_url
+from pipeline.files.kinds import at_home
+from pipeline.files.objects import ObjectUrl, is_url
 from pipeline.growth import founding_values, grown, plain_value, require, settle
 from pipeline.identity import Precision, canonical_json
 from student.losses import LOSSES, DistillationConfig
@@ -216,6 +217,12 @@ class RunConfig:
     binds a resumed run."""
     log_every: int = free(50)
     """Steps between lines of the metrics log."""
+    tracker: Literal["wandb", "mlflow", "trackio"] | None = free(None)
+    """Send settings and metrics to Weights & Biases, MLflow or Trackio too, by its own client,
+    where its own variables say (WANDB_MODE=offline, MLFLOW_TRACKING_URI, TRACKIO_SPACE_ID). Needs
+    the extra of that name. What fails there does not end training."""
+    tracker_project: str = free("teacher-labels")
+    """Project, or in MLflow the experiment, that the run is shown in."""
     report_images: int = free(24)
     """Validation images that the student knows least, shown in the run's report; 0 shows none."""
     checkpoint_epochs: int = free(1)
@@ -258,9 +265,9 @@ class TrainConfig:
     shards: tuple[str, ...] = free()
     """The shards that were labelled: their directory, files, a .txt that lists them, or patterns
     in quotes ('x-{000..127}.tar'); s3://, gs:// or az:// for shards in object storage."""
-    output: Path = free()
-    """Directory of this run: last.pt, previous.pt, best.pt, run.toml, config.json,
-    metrics.jsonl, TensorBoard's log, and report.html once it is finished."""
+    output: str = free()
+    """Directory of this run, or a URL in object storage: last.pt, previous.pt, best.pt, run.toml,
+    config.json, metrics.jsonl, TensorBoard's log, and report.html once it is finished."""
     lengthen: bool = free(False)
     """Let a resumed run have more epochs than it had, finished or not: from there on the learning
     rate follows the schedule of the new number."""
@@ -277,8 +284,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         settle(self)
-        if is_url(str(self.output).replace(":/", "://", 1)):  # as a path has it
-            raise ConfigError("`output` is a URL; a run is written to a file system: give a path")
+        if isinstance(self.output, str):  # else it is still to be given
+            object.__setattr__(self, "output", at_home(self.output))
+            if is_url(self.output):
+                ObjectUrl.parse(self.output)  # which says what is wrong with it
         epochs, warmup = self.plan.epochs, self.optimization.warmup_epochs
         require(
             self.optimization,
@@ -326,6 +335,10 @@ class TrainConfig:
         for name in ("teacher_checkpoint", "teacher_random_weights"):
             fits = teacher.teacher_in_loop or getattr(teacher, name) is None
             require(teacher, name, fits, useless("teacher_in_loop"))
+
+    def output_file(self, name: str) -> str:
+        """Return where a file of the run lies, for messages."""
+        return f"{self.output.rstrip('/')}/{name}"
 
     @property
     def peak_lr(self) -> float:

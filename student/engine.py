@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Literal, TypeAlias
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline.classes import ClassNames, agreed_names
 from pipeline.errors import CheckpointError, ConfigError, PipelineError
-from pipeline.files.local import replace
+from pipeline.files.local import replace as replace_file
 from pipeline.growth import needed_release
 from pipeline.identity import StoreIdentity, canonical_json
 from pipeline.labelling.devices import allow_fast_floats, choose_device, set_threads
@@ -33,15 +33,13 @@ from student.batches import (
 )
 from student.checkpoint import (
     BEST,
+    CONFIG,
     LAST,
     PREVIOUS,
     Checkpoint,
     SavedStudent,
     Segment,
-    claim_output,
     find_checkpoint,
-    keep_epoch,
-    set_aside,
     write_checkpoint,
 )
 from student.config import TrainConfig, parse_model_args
@@ -61,13 +59,15 @@ from student.losses import MixedTarget, TeacherSignal
 from student.metrics import Meter, MetricsLog, Stopwatch, peak_memory
 from student.model import StudentSpec, create_student, reseed, set_mode, split_heads
 from student.optimization import Optimization, schedule_of
+from student.output import open_output
 from student.recipes import to_toml
 from student.replay import ReplayDataset, StudentBatch, replay_loader
 from student.run_report import report_run
+from student.trackers import Tracking, require_tracker
 
 __all__ = ["Outcome", "Trainer", "checkpoint_to_resume", "train"]
 
-CONFIG, RUN = "config.json", "run.toml"
+RUN = "run.toml"
 
 _log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class Outcome:
     weights: str  # SHA-256 of the student's state
     evaluation: Evaluation | None  # the last one
     ema_evaluation: Evaluation | None  # of the averaged weights
-    epoch_seconds: tuple[dict[str, float], ...]  # of each epoch of this process
+    epoch_seconds: tuple[dict[str, float], ...]  # of each whole epoch of this process
     stopped_by: int  # what ``stop`` said, the greatest of all ranks, if that ended it; or 0
 
 
@@ -128,7 +128,9 @@ class Trainer:
         ranks: Ranks = Ranks(),  # noqa: B008 - frozen
     ) -> None:
         config = inputs.pinned(config)
-        resume_from = ranks.decide(lambda: checkpoint_to_resume(config))
+        require_tracker(config.run.tracker)
+        self.output = open_output(config.output)
+        resume_from = ranks.decide(lambda: self._checkpoint_to_resume(config))
         self.config, self.inputs, self.ranks, self.plan = config, inputs, ranks, inputs.plan
         set_threads(config.run.threads or _threads_of(ranks))
         if _is_fast(config):
@@ -167,12 +169,14 @@ class Trainer:
         self._watch = Stopwatch()
         self._evaluations: dict[str, Evaluation] = {}
         self._best, self._audited, self.step = -1.0, 0, 0
+        self._timed_from = 0  # the step from which this process has measured time
         self._winner: Which | None = None  # of the last evaluation
         self._history: tuple[Segment, ...] = (_segment(config, ranks, self.device, 0),)
         self._changes: list[str] = []  # of how steps are computed, since the checkpoint
         self._notes: Mapping[str, Any] = {}
         self._fell_back, self._saved = False, -1  # the step of last.pt
         self._good: tuple[Path, int] | None = None  # the last sound checkpoint, and its step
+        self._log: MetricsLog | None = None
         if resume_from is not None:
             self._resume(resume_from)
         if config.student.compile:
@@ -180,10 +184,14 @@ class Trainer:
         self._parallel = ranks.averaging(self.model, unused=not self._loss.taught)
         ranks.wait()  # all have read what rank 0 now writes over
         self._claimed: list[IO[bytes]] = []  # until this trainer is gone
-        ranks.decide(lambda: self._claimed.append(claim_output(config.output)))
+        ranks.decide(lambda: self._claimed.append(self.output.claim()))
         if self._fell_back and ranks.first:
-            set_aside(config.output / LAST)
+            self.output.set_aside()
         self._write_config()
+
+    def _checkpoint_to_resume(self, config: TrainConfig) -> Path | None:
+        here = replace(config, resume=self.output.fetch(config.resume))
+        return checkpoint_to_resume(here, self.output.directory)
 
     def _require_finite_losses(self) -> None:
         """Raise ``PipelineError`` naming the first step whose loss was not finite."""
@@ -200,7 +208,8 @@ class Trainer:
     def _diverged(self, what: str) -> PipelineError:
         there = "no checkpoint was written yet"
         if self._good is not None:
-            there = f"the last good checkpoint is {self._good[0]}, of step {self._good[1]}"
+            path, step = self._good
+            there = f"the last good checkpoint is {self.output.at(path)}, of step {step}"
         return PipelineError(
             f"{what}; {there}. Train anew with a lower `lr`, longer `warmup_epochs` or "
             "`clip_grad` 1; `finetune` begins with the weights of a checkpoint"
@@ -230,12 +239,20 @@ class Trainer:
                     logging.WARNING,
                 )
         seconds: list[dict[str, float]] = []
+        self._timed_from = self.step
         agreement = StopAgreement(self.ranks, stop)
         stopped_by, begun = 0, self.step
         with (
-            MetricsLog(self.config.output, start=self.step, silent=not self.ranks.first) as log,
+            self._tracking() as tracking,
+            MetricsLog(
+                self.output.directory,
+                start=self.step,
+                silent=not self.ranks.first,
+                tell=tracking.tell,
+            ) as log,
             closing(self._batches(end)) as batches,
         ):
+            self._log = log
             if not self._same_floats:
                 self._say(
                     f"{self.device} normalizes and mixes images as the teacher's device did, but "
@@ -246,10 +263,13 @@ class Trainer:
                 counts = (parameter_count(self.model), parameter_count(self.model, trained=True))
                 log.write("student", 0, {"parameters": counts[0], "trained": counts[1]})
                 self._say(f"{counts[0]:,} parameters, of which {counts[1]:,} are trained")
-            if self._good is not None and self._fell_back:
-                self._say(f"{self._good[0].with_name(LAST)} was torn or missing", logging.WARNING)
             if self._good is not None:
-                self._say(f"continues at step {self.step}/{self.plan.steps}, from {self._good[0]}")
+                found = self._good[0]
+                if self._fell_back:
+                    last = self.output.at(found.with_name(LAST))
+                    self._say(f"{last} was torn or missing", logging.WARNING)
+                source = self.output.at(found)
+                self._say(f"continues at step {self.step}/{self.plan.steps}, from {source}")
             if words := self.inputs.store.manifest.left_out(self.inputs.shards):
                 self._say(f"trains on {words}", logging.WARNING)
             if self._changes:
@@ -281,8 +301,11 @@ class Trainer:
             finished_before = begun == self.plan.steps
             if finished_before and self._evaluate():
                 self._save(BEST)
+        self._log = None
         if self.step != self._saved:
             self._save(LAST)
+        if self.ranks.first:
+            self.output.publish()
         return Outcome(
             steps=self.step,
             dropped_rows=self.plan.dropped_rows,
@@ -293,6 +316,15 @@ class Trainer:
             ema_evaluation=self._evaluations.get("ema"),
             epoch_seconds=tuple(seconds),
             stopped_by=stopped_by,
+        )
+
+    def _tracking(self) -> Tracking:
+        run = self.config.run
+        return Tracking(
+            run.tracker if self.ranks.first else None,
+            run.tracker_project,
+            self.output.directory,
+            self.config.to_json(),
         )
 
     def write_report(self) -> None:
@@ -313,12 +345,13 @@ class Trainer:
                 self._headline,
             )
         report_run(
-            self.config.output,
+            self.output.directory,
             analysis,
             self._validation,
             names=None if self._classes is None else self._classes.names,
             pictures=self.config.run.report_images,
         )
+        self.output.publish()
 
     def _audited_by_all(self) -> int:
         return int(self.ranks.sum(torch.tensor(self._audited)))
@@ -390,7 +423,9 @@ class Trainer:
                 f"loss {means['loss']:.4f} lr {means['lr']:.2e}"
             )
         if self.step == self.plan.epoch_start(epoch + 1):
-            seconds.append(self._end_epoch(log, epoch))
+            spent = self._end_epoch(log, epoch)
+            if self._timed_from <= self.plan.epoch_start(epoch):  # else it is a part of one
+                seconds.append(spent)
         elif config.run.checkpoint_steps and self.step % config.run.checkpoint_steps == 0:
             self._save(LAST)
 
@@ -406,9 +441,13 @@ class Trainer:
         improved = evaluating and self._evaluate()
         seconds = self._watch.take()
         seconds["total"] = sum(seconds.values())
-        rows = (self.step - self.plan.epoch_start(epoch)) * config.plan.batch_size
+        begun = max(self._timed_from, self.plan.epoch_start(epoch))
+        rows = (self.step - begun) * config.plan.batch_size
         spent = seconds["total"] - seconds.get("evaluation", 0.0)
-        line: dict[str, Any] = {"epoch": epoch, **means, "seconds": seconds}
+        lr = self.schedule.lr(self.step - 1)
+        line: dict[str, Any] = {"epoch": epoch, **means, "lr": lr, "seconds": seconds}
+        if begun > self.plan.epoch_start(epoch):
+            line["timed_from_step"] = begun  # the seconds are those of the steps since
         line["rows_per_second"] = rows / max(spent, 1e-9)
         line["peak_memory_bytes"] = peak_memory(self.device)
         text = f"epoch {epoch + 1}/{config.plan.epochs} done, loss {means['loss']:.4f}"
@@ -425,7 +464,7 @@ class Trainer:
         if last or (epoch + 1) % config.run.checkpoint_epochs == 0:
             self._save(LAST)
             if self.ranks.first:
-                keep_epoch(config.output / LAST, epoch + 1, config.run.checkpoint_history)
+                self.output.keep_epoch(epoch + 1, config.run.checkpoint_history)
         return seconds
 
     @property
@@ -462,9 +501,12 @@ class Trainer:
         self._require_finite_losses()
         meter = self._meter.state()
         self._require_finite_state()
-        path = self.config.output / name
+        path = self.output.directory / name
         if self.ranks.first:
             self._write(path, meter)
+            if self._log is not None:
+                self._log.flush()
+            self.output.publish()
         self._good = (path, self.step)
         if name == LAST:
             self._saved = self.step
@@ -535,7 +577,7 @@ class Trainer:
         self._changes = self._history[-1].changes(now)
         if self._changes:
             self._history = (*self._history, now)
-        here = self.config.output.resolve()
+        here = self.output.directory.resolve()
         if path.resolve().parent == here:  # else there is no best.pt to be better than
             self._best = checkpoint.best
         self._good = (found.path, self.step)
@@ -554,12 +596,13 @@ class Trainer:
             "shards": run.shards,
             "subset": run.subset,
         }
-        replace(self.config.output / CONFIG, canonical_json(values) + b"\n")
-        replace(self.config.output / RUN, to_toml(self.config))
+        replace_file(self.output.directory / CONFIG, canonical_json(values) + b"\n")
+        replace_file(self.output.directory / RUN, to_toml(self.config))
+        self.output.publish()
 
 
 @contextmanager
-def _room_on_disk(output: Path) -> Iterator[None]:
+def _room_on_disk(output: str) -> Iterator[None]:
     """Say how a run goes on whose disk was full, whatever was to be written."""
     try:
         yield
@@ -598,21 +641,25 @@ def _segment(config: TrainConfig, ranks: Ranks, device: torch.device, step: int)
     )
 
 
-def checkpoint_to_resume(config: TrainConfig) -> Path | None:
-    """Return the checkpoint to continue from, None to begin; never overwrites a run."""
-    last = config.output / LAST
+def checkpoint_to_resume(config: TrainConfig, output: Path | None = None) -> Path | None:
+    """Return the checkpoint to continue from, None to begin; never overwrites a run.
+
+    ``output`` is where the files of the run's output are, if not there.
+    """
+    output = output or Path(config.output)
+    last = output / LAST
     if config.resume == "auto":
         # Only a file system without links could leave the one before alone.
         if last.exists() or last.with_name(PREVIOUS).exists():
             return last
         # An evaluation came before the first of ``checkpoint_epochs``.
-        best = config.output / BEST
+        best = output / BEST
         return best if best.exists() else None
     path = Path(config.resume) if config.resume is not None else None
-    if config.output.exists() and not config.output.is_dir():
+    if output.exists() and not output.is_dir():
         raise ConfigError(f"`output` {config.output} is a file; give a directory")
-    own = path is not None and path.resolve().parent == config.output.resolve()
-    taken = [name for name in (LAST, BEST, CONFIG) if (config.output / name).exists()]
+    own = path is not None and path.resolve().parent == output.resolve()
+    taken = [name for name in (LAST, BEST, CONFIG) if (output / name).exists()]
     if taken and not own:
         raise ConfigError(
             f"`output` {config.output} holds a run ({', '.join(taken)}); continue it with "

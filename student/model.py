@@ -6,7 +6,7 @@ import logging
 import sys
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib import import_module
@@ -17,14 +17,20 @@ import timm
 import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 from pipeline.errors import ConfigError
+from pipeline.files.hub import hub_if_reached
 from pipeline.growth import settle
 from pipeline.views.rng import stream
 
 __all__ = [
     "StudentSpec",
     "create_student",
+    "create_student_of",
     "heads_of",
     "reseed",
     "set_mode",
@@ -40,6 +46,9 @@ _CANNOT_BUILD = (
 
 _SOURCES = ("hf-hub:", "hf_hub:", "local-dir:")
 """What timm's names begin with where weights are fetched from or read."""
+
+_SPARE_ELEMENTS = 1 << 20
+"""Of buffers that are not stored, and of weights that are given up while a model is built."""
 
 _log = logging.getLogger(__name__)
 
@@ -88,14 +97,16 @@ def create_student(spec: StudentSpec, warn: Callable[[str], None] = _log.warning
             "its own name, such as vit_tiny_patch16_224, and the file of weights with `finetune`"
         )
     build = _function(spec.name) if ":" in spec.name else _timm_builder(spec)
+    fetching, why = bool(spec.model_args.get("pretrained")), ""
     with torch.random.fork_rng(devices=[]):
         try:
-            model = _build(build, spec, warn)
+            with hub_if_reached() if fetching else nullcontext("") as why:
+                model = _build(build, spec, warn)
         except OSError as error:
             raise ConfigError(
                 f"`model` {spec.name} cannot fetch or read what `model_args` ask for "
-                f"({_first_line(error)}); fetch weights where there is a network, and give their "
-                "file with `finetune`"
+                f"({why or _first_line(error)}); fetch weights where there is a network, and give "
+                "their file with `finetune`"
             ) from error
         except _CANNOT_BUILD as error:
             raise _misfit(spec, error) from error
@@ -106,6 +117,62 @@ def create_student(spec: StudentSpec, warn: Callable[[str], None] = _log.warning
     _require_whole_patches(model, spec)
     _try_out(model, spec)
     return model
+
+
+def create_student_of(spec: StudentSpec, state: Mapping[str, Tensor]) -> nn.Module:
+    """Return the student that weights from a file are of, with these weights.
+
+    What the file says of its model may ask for any size, so none is built that is larger than the
+    weights: before that costs memory, a model of timm's is built without any and compared. Raises
+    ``ConfigError`` for a model that is larger, and as ``create_student``; ``RuntimeError`` for
+    weights that do not fit.
+    """
+    with _no_larger_than(state, spec):
+        if timm.is_model(spec.name):
+            _require_fits(spec, state)
+        model = create_student(spec)
+    model.load_state_dict(state)
+    return model
+
+
+def _require_fits(spec: StudentSpec, state: Mapping[str, Tensor]) -> None:
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            outline = _build(_timm_builder(spec), spec, lambda _text: None)
+    except (OSError, *_CANNOT_BUILD):
+        return  # the real one says why, if it cannot be built either
+    outline.load_state_dict(state, assign=True)  # without a copy
+
+
+@contextmanager
+def _no_larger_than(state: Mapping[str, Tensor], spec: StudentSpec) -> Iterator[None]:
+    """Raise ``ConfigError`` as soon as a model is built inside that has more than these weights.
+
+    Models may give up weights again while they are built, so twice as many are let through.
+    """
+    stored = {one.untyped_storage().data_ptr(): one for one in state.values()}
+    elements = sum(one.untyped_storage().nbytes() // one.element_size() for one in stored.values())
+    most = 2 * elements + _SPARE_ELEMENTS
+    used = 0
+
+    def count(_module: nn.Module, name: str, weight: Tensor | None) -> None:
+        nonlocal used
+        used += 0 if weight is None else weight.numel()
+        if used > most:
+            raise ConfigError(
+                f"`model` {spec.name} as the file describes it has more weights than the "
+                f"{elements} that are in the file (at {name!r})"
+            )
+
+    hooks = [
+        register_module_parameter_registration_hook(count),
+        register_module_buffer_registration_hook(count),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def heads_of(output: Any) -> tuple[Tensor, ...]:

@@ -7,12 +7,17 @@ A **unit** is two samples, each at ``views_per_unit`` consecutive views: a pair 
 with one another, or two samples whose partner is not shown. A **pass** shows every accepted sample
 once, in **windows** of a few shards; a sample that a window leaves single opens the next.
 
+With several **shares** the shards are dealt out once, by the seed, and each share gives the same
+part of every batch, so that a machine reads its own shards alone. A shard on the border of two
+shares is a window of its own, which both read.
+
 A partner that a subset omits is a **guest**: its pixels are mixed in, and it is no row of a batch.
 """
 
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError, StoreError
-from pipeline.growth import require, settle
+from pipeline.growth import grown, require, settle
 from pipeline.identity import TRIPLE_VIEWS
 from pipeline.records import NO_PARTNER, ShardInfo, decode_mask
 from pipeline.views.pairing import Pairing
@@ -55,10 +60,14 @@ class PlanConfig:
     back as they were."""
     window_shards: int = 8
     """Shards whose samples are shuffled together."""
+    read_shares: int = grown(founding=1, since="0.1.0")
+    """Shares that shards are dealt out to, each of which gives the same part of every batch: the
+    number of machines, so that each reads only its own. Samples of two shares are never shuffled
+    together."""
 
     def __post_init__(self) -> None:
         settle(self)
-        for name in ("batch_size", "epochs", "window_shards"):
+        for name in ("batch_size", "epochs", "window_shards", "read_shares"):
             require(self, name, getattr(self, name) >= 1, "use at least 1")
 
     @property
@@ -70,6 +79,11 @@ class PlanConfig:
     def unit_rows(self) -> int:
         """Rows of one unit; the batch size is a multiple of it."""
         return UNIT_SAMPLES * self.views_per_unit
+
+    @property
+    def batch_units(self) -> int:
+        """Units of a global batch."""
+        return self.batch_size // self.unit_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,8 +169,8 @@ class TrainingPlan:
 
     def _forget(self) -> None:
         """Start with empty caches: a pass and a few windows, as batches need them in turn."""
-        self._pass = lru_cache(maxsize=2)(self._draw_pass)
-        self._window = lru_cache(maxsize=3)(self._draw_window)
+        self._pass = lru_cache(maxsize=3)(self._draw_pass)
+        self._window = lru_cache(maxsize=3 * self.config.read_shares)(self._draw_window)
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in vars(self).items() if k not in ("_pass", "_window")}
@@ -207,9 +221,22 @@ class TrainingPlan:
         self.check_ranks(ranks)
         # A range of the one stream of units: ranks agree without a word, and a run may go on with
         # any number of them.
-        units = self.config.batch_size // self.config.unit_rows
-        start = step * units + rank * (units // ranks)
-        return self._rows(self._units(start, start + units // ranks))
+        each = self.config.batch_units // ranks
+        of_share = self.config.batch_units // self.config.read_shares
+        units: list[_Unit] = []
+        start, end = rank * each, (rank + 1) * each
+        while start < end:
+            share, offset = divmod(start, of_share)
+            count = min(end - start, of_share - offset)
+            units += self._of_share(share, step * of_share + offset, count)
+            start += count
+        return self._rows(units)
+
+    def shares_of(self, rank: int, ranks: int) -> int:
+        """Return how many shares a rank's slice of a batch is taken from."""
+        units = self.config.batch_units
+        each, of_share = units // ranks, units // self.config.read_shares
+        return ((rank + 1) * each - 1) // of_share - rank * each // of_share + 1
 
     def _rows(self, units: list[_Unit]) -> PlannedBatch:
         """Lay out units as rows: unit, then member, then view."""
@@ -226,6 +253,37 @@ class TrainingPlan:
             partner=partner.reshape(-1),
         )
         return _with_guests(batch, guest)
+
+    def _of_share(self, share: int, start: int, count: int) -> list[_Unit]:
+        """Return ``count`` units from ``start`` on of a share's own stream, which has no end.
+
+        Each pass is cut between shares, so that all have shown equally many units after each,
+        but for one.
+        """
+        units: list[_Unit] = []
+        while count:
+            # The first pass after which the share has shown more than ``start`` units.
+            needed = self.config.read_shares * (start + 1) - share
+            pass_ = -(-UNIT_SAMPLES * needed // self.rows_per_epoch) - 1
+            before, after = (self._shown(share, one) for one in (pass_ - 1, pass_))
+            first = self._borders(pass_)[share] + start - before
+            taken = self._units(first, first + min(count, after - start))
+            units += taken
+            start, count = start + len(taken), count - len(taken)
+        return units
+
+    def _shown(self, share: int, pass_: int) -> int:
+        """Return how many units of a share are shown by the end of a pass."""
+        units = (pass_ + 1) * self.rows_per_epoch // UNIT_SAMPLES
+        return (units + share) // self.config.read_shares
+
+    def _borders(self, pass_: int) -> tuple[int, ...]:
+        """Return where in the stream each share of a pass begins, and where the last one ends."""
+        lengths = (
+            self._shown(share, pass_) - self._shown(share, pass_ - 1)
+            for share in range(self.config.read_shares)
+        )
+        return tuple(accumulate(lengths, initial=pass_ * self.rows_per_epoch // UNIT_SAMPLES))
 
     def _units(self, start: int, end: int) -> list[_Unit]:
         """Return units ``start`` to ``end`` of the stream."""
@@ -252,17 +310,33 @@ class TrainingPlan:
         return (UNIT_SAMPLES * unit + 1) // self.rows_per_epoch
 
     def _draw_pass(self, pass_: int) -> _Pass:
-        numbers = list(self._shards)
         # A stream for each pass, so that any pass is drawn alone when a run resumes in it.
-        order = stream("epoch", self.config.seed, pass_).permutation(len(numbers))
-        size = self.config.window_shards
-        windows = tuple(
-            tuple(numbers[index] for index in order[start : start + size])
-            for start in range(0, len(order), size)
-        )
+        words, size = stream("epoch", self.config.seed, pass_), self.config.window_shards
+        windows: list[tuple[int, ...]] = []
+        for numbers in self._dealt(pass_):
+            order = [numbers[index] for index in words.permutation(len(numbers))]
+            windows += (tuple(order[start : start + size]) for start in range(0, len(order), size))
         accepted = (sum(self._accepted[number] for number in window) for window in windows)
         ends = tuple(accumulate(accepted, initial=pass_ * self.rows_per_epoch))[1:]
-        return _Pass(windows, ends)
+        return _Pass(tuple(windows), ends)
+
+    def _dealt(self, pass_: int) -> list[list[int]]:
+        """Return the shards of each share in a pass, and alone those that two or more have.
+
+        Which they are is the same in all passes, but for shards on a border.
+        """
+        numbers = list(self._shards)
+        if self.config.read_shares == 1:
+            return [numbers]
+        order = stream("shares", self.config.seed).permutation(len(numbers))
+        borders = self._borders(pass_)[1:]
+        row, groups = pass_ * self.rows_per_epoch, dict[tuple[int, int], list[int]]()
+        for number in (numbers[index] for index in order):
+            first, row = row // UNIT_SAMPLES, row + self._accepted[number]
+            last = max(first, row // UNIT_SAMPLES - 1)
+            shares = (bisect.bisect_right(borders, first), bisect.bisect_right(borders, last))
+            groups.setdefault(shares, []).append(number)
+        return list(groups.values())
 
     def _draw_window(self, pass_: int, window: int) -> tuple[_Unit, ...]:
         """Return the units of one window, shuffled."""
@@ -384,17 +458,18 @@ def _check_views(views: range, config: PlanConfig) -> None:
 
 
 def _check_batch_size(config: PlanConfig, rows: int, ranks: int = 1, pieces: int = 1) -> None:
-    step = config.unit_rows * ranks * pieces
+    step = config.unit_rows * math.lcm(ranks * pieces, config.read_shares)
     size = config.batch_size
     unit = "three views of two samples" if config.repeated_augmentation else "two samples"
     shares = f" x {ranks} ranks" if ranks > 1 else ""
     shares += f" x {pieces} pieces (`accumulate`)" if pieces > 1 else ""
+    shares += f", and {config.read_shares} `read_shares`" if config.read_shares > 1 else ""
     if size % step == 0 and size <= rows:
         return
     if rows < step:
         raise ConfigError(
             f"the store has {rows} samples, fewer than the smallest batch of {step} rows "
-            f"({unit}{shares}); label more samples, or train with fewer ranks or pieces"
+            f"({unit}{shares}); label more samples, or train with fewer ranks, pieces or shares"
         )
     below = min(size, rows) // step * step
     valid = [one for one in (below, below + step) if 0 < one <= rows]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
@@ -21,15 +22,16 @@ from torch.utils.data import Dataset
 from pipeline.columns import COLUMNS
 from pipeline.errors import DecodeError, ReplayError, ShardError
 from pipeline.files.cache import ShardFile
-from pipeline.records import FIXED_ONE, NO_PARTNER, MixKind, MixParams, Pixels, ShardView, ViewMix
-from pipeline.shards.index import Shard, open_known_shard
+from pipeline.identity import TRIPLE_VIEWS
+from pipeline.records import NO_PARTNER, MixKind, MixParams, Pixels, ShardView, ViewMix
+from pipeline.shards.index import Shard, open_indexed_shard
 from pipeline.store import LabelStore
 from pipeline.store.provenance import version_differences
-from pipeline.views.apply import decode
 from pipeline.views.draw import has_mixed_digest
 from pipeline.views.make import ShardViews, View, make_view
 from pipeline.views.mixing import MixRows
 from pipeline.views.pairing import Pairing
+from pipeline.views.regions import EncodedImage
 from pipeline.views.rng import sample_seed
 from student.loading import LoaderOptions, batch_memory, load
 from student.order import PlannedBatch, TrainingPlan
@@ -37,13 +39,12 @@ from student.order import PlannedBatch, TrainingPlan
 __all__ = ["ReplayDataset", "StudentBatch", "replay_loader"]
 
 _TENSORS = (
-    *("pixels", "target", "partner_target", "lam", "label"),
+    *("pixels", "target", "partner_target", "label"),
     *("confidence", "topk_label", "topk_logprob", "topk_rest"),
 )
 _MIX_FIELDS = dataclasses.fields(MixRows)
 _ALIGNMENT = 16  # bytes; enough for any type
 _OPEN_SHARDS = 16
-_OPEN_VIEWS = 96  # two windows of shards, three views each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +74,6 @@ class StudentBatch:
     topk_logprob: Tensor | None = None  # (B, k) float32, logarithms of probabilities
     topk_rest: Tensor | None = None  # (B,) float32, that of all other classes together
     mix_rows: MixRows | None = None  # ``mix`` beside the pixels, once they were packed
-    lam: Tensor | None = None  # (B,) float32, shares of own images, likewise
     memory: Tensor | None = None  # bytes that all tensors are views of, likewise
 
     def pin_memory(self) -> StudentBatch:
@@ -102,8 +102,7 @@ class StudentBatch:
 
     def _packed(self, allocate: Callable[[int], Tensor]) -> StudentBatch:
         """Return the batch in one run of memory."""
-        lam = torch.from_numpy(self.mix.lam).float() / FIXED_ONE
-        whole = dataclasses.replace(self, lam=lam, mix_rows=MixRows.of(self.mix))
+        whole = dataclasses.replace(self, mix_rows=MixRows.of(self.mix))
         tensors = whole._tensors()
         packed = whole._seen_in(allocate(sum(map(_room, tensors.values()))))
         for name, one in packed._tensors().items():
@@ -167,12 +166,15 @@ class ReplayDataset(Dataset[StudentBatch]):
         self._paths = dict(shards)
         self.accumulate = accumulate
         self._rank, self._ranks = rank, ranks
+        # Two windows of each share: a batch may reach from one into the next.
+        windows = 2 * plan.shares_of(rank, ranks) * plan.config.window_shards
+        self._open = max(_OPEN_SHARDS, windows)
         self._audit = audit
         self._forget()
 
     def _forget(self) -> None:
-        self._shard = lru_cache(maxsize=_OPEN_SHARDS)(self._open_shard)
-        self._labels = lru_cache(maxsize=_OPEN_VIEWS)(self._read_view)
+        self._shard = lru_cache(maxsize=self._open)(self._open_shard)
+        self._labels = lru_cache(maxsize=self._open * 2 * TRIPLE_VIEWS)(self._read_view)
 
     def __getstate__(self) -> dict[str, Any]:
         # Mapped files and open stores stay in their process; a worker opens its own.
@@ -253,7 +255,7 @@ class ReplayDataset(Dataset[StudentBatch]):
         )
 
     def _open_shard(self, number: int) -> Shard:
-        return open_known_shard(self._paths[number], self.store.manifest.by_shard[number])
+        return open_indexed_shard(self._paths[number], self.store.manifest.by_shard[number])
 
     def _read_view(self, number: int, view: int) -> ShardView:
         """Return a shard's labels at a view, checked against the shard's own targets."""
@@ -276,21 +278,32 @@ class ReplayDataset(Dataset[StudentBatch]):
         ``entries`` has each row's labels and its index there; pixels are written into ``views``.
         """
         views_of = cache(self._views_of)
-        image, shown = None, None  # rows of one sample lie together: one image at a time
+        samples = [(labels.shard, index) for labels, index in entries]
+        image: Pixels | EncodedImage
         for row, (labels, index) in enumerate(entries):
-            if image is None or shown != (labels.shard, index):
-                image, shown = self._decode(labels.shard, index), (labels.shard, index)
-            if row >= rows.rows:
-                yield self._guest_view(labels, index, image, views[row])
-                continue
-            partner = int(rows.partner[row])
-            pair = (index, NO_PARTNER if partner == row else entries[partner][1])
-            audit = self._audit and bool(labels.has_digest[index])
-            shard_views = views_of(labels.shard)
-            seed = int(labels.seed[index])
-            yield shard_views.make(image, seed, labels.view, pair, digest=audit, result=views[row])
+            with self._naming_damaged(*samples[row]):
+                # Rows of one sample lie together: one image at a time, of more than one view whole.
+                if samples[row - 1 : row] != [samples[row]]:
+                    image = self._image(*samples[row])
+                    if samples[row + 1 : row + 2] == [samples[row]]:
+                        image = image.decode()
+                if row >= rows.rows:
+                    made = self._guest_view(labels, index, image, views[row])
+                else:
+                    partner = int(rows.partner[row])
+                    made = views_of(labels.shard).make(
+                        image,
+                        int(labels.seed[index]),
+                        labels.view,
+                        (index, NO_PARTNER if partner == row else entries[partner][1]),
+                        digest=self._audit and bool(labels.has_digest[index]),
+                        result=views[row],
+                    )
+            yield made
 
-    def _guest_view(self, labels: ShardView, index: int, image: Pixels, result: Pixels) -> View:
+    def _guest_view(
+        self, labels: ShardView, index: int, image: Pixels | EncodedImage, result: Pixels
+    ) -> View:
         """Return the view of a sample that has no row, and so no seed, in the store."""
         identity = self.store.identity
         # Elsewhere seeds come from the store, so that replay needs no rule that made them.
@@ -305,16 +318,25 @@ class ReplayDataset(Dataset[StudentBatch]):
             augment=self.store.identity.augment,
         )
 
-    def _decode(self, number: int, index: int) -> Pixels:
+    def _image(self, number: int, index: int) -> EncodedImage:
         shard = self._shard(number)
-        sample, max_pixels = shard.samples[index], self.store.identity.augment.max_pixels
+        return EncodedImage(
+            data=shard.image_bytes(index),
+            name=shard.samples[index].image_name,
+            max_pixels=self.store.identity.augment.max_pixels,
+        )
+
+    @contextmanager
+    def _naming_damaged(self, number: int, index: int) -> Iterator[None]:
+        """Turn a ``DecodeError`` into a ``ReplayError`` that names the sample."""
         try:
-            return decode(shard.image_bytes(index), sample.image_name, max_pixels)
+            yield
         except DecodeError as error:
+            shard = self._shard(number)
             raise ReplayError(
-                f"{shard.path}: {sample.key!r} does not decode ({error}), but did when it was "
-                "labelled; fetch the shard again, and compare the versions of simplejpeg and "
-                "Pillow with those in the store's _meta/runs"
+                f"{shard.path}: {shard.samples[index].key!r} does not decode ({error}), but did "
+                "when it was labelled; fetch the shard again, and compare the versions of "
+                "simplejpeg and Pillow with those in the store's _meta/runs"
             ) from error
 
     def _check_digest(self, labels: ShardView, index: int, actual: int) -> None:

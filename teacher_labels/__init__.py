@@ -93,7 +93,7 @@ def train(
     from student import train as run
     from student.recipes import recipe as settings_of
 
-    given = {"labels": str(labels), "shards": _texts(shards), "output": Path(output), **settings}
+    given = {"labels": str(labels), "shards": _texts(shards), "output": str(output), **settings}
     for name in ("val_shards",):
         if name in given:
             given[name] = _texts(given[name])

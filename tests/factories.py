@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import os
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -77,3 +80,23 @@ def digit_samples(count: int, first: int = 0) -> list[tuple[str, bytes, int]]:
         (f"digit_{i:04d}", encode(images[i], quality=95), int(targets[i]))
         for i in range(first, first + count)
     ]
+
+
+def install_jpegtran(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, answers: Mapping[bytes, bytes]
+) -> Path:
+    """Put a program ``jpegtran`` first into ``PATH`` that knows these files, and return its path.
+
+    It is no transcoder: where Pillow encodes an image with restart markers and without, the
+    coefficients are the same, so one of the files answers the other.
+    """
+    known = directory / "jpegtran-answers"
+    known.mkdir()
+    for data, answer in answers.items():
+        (known / hashlib.sha256(data).hexdigest()).write_bytes(answer)
+    program = directory / "jpegtran-program" / "jpegtran"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\nexec cat '{known}'/$(sha256sum | cut -c 1-64)\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    return program

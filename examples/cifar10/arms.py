@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from examples.cifar10.config import ArmName, EvidenceConfig
 from examples.cifar10.data import Shards
@@ -19,13 +20,25 @@ from pipeline.identity import MixConfig
 from pipeline.records import ViewMix
 from pipeline.store.provenance import processor, versions
 from pipeline.views.pairing import draw_mix
+from student.batches import stored_signal
 from student.config import TrainConfig
-from student.engine import Outcome, Trainer, train
-from student.inputs import open_inputs
+from student.engine import Outcome, Trainer
+from student.inputs import Inputs, open_inputs
+from student.losses import TeacherSignal
 from student.metrics import METRICS
 from student.replay import StudentBatch
 
-__all__ = ["ARMS", "Arm", "ArmResult", "BatchMixingTrainer", "batch_mixing", "read_results", "run"]
+__all__ = [
+    "ARMS",
+    "Arm",
+    "ArmResult",
+    "BatchMixingTrainer",
+    "FirstClassesTrainer",
+    "batch_mixing",
+    "first_classes",
+    "read_results",
+    "run",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +50,8 @@ class Arm:
     distillation: Literal["hard", "soft", "none"] = "hard"
     teacher_in_loop: bool = False
     batch_mixing: bool = False  # as DeiT mixes; else in the store's pairs
+    first_classes: int | None = None  # of the probabilities in the store; None: all of them
+    sure: bool = False  # only labels of which the teacher is sure
 
 
 ARMS: Mapping[ArmName, Arm] = {
@@ -56,11 +71,39 @@ ARMS: Mapping[ArmName, Arm] = {
         "whatever it was mixed with",
         store="static",
     ),
-    "soft-store": Arm(about="probabilities from the store", store="soft", distillation="soft"),
+    "soft-store": Arm(
+        about="probabilities from the store, of all classes that it keeps",
+        store="soft",
+        distillation="soft",
+    ),
+    "soft-top-5": Arm(
+        about="the same, but of the 5 likeliest classes, the rest spread evenly",
+        store="soft",
+        distillation="soft",
+        first_classes=5,
+    ),
+    "soft-top-2": Arm(
+        about="of the 2 likeliest", store="soft", distillation="soft", first_classes=2
+    ),
+    "soft-top-1": Arm(
+        about="of the likeliest alone", store="soft", distillation="soft", first_classes=1
+    ),
+    "hard-sure": Arm(
+        about="hard labels from the store, only where the teacher is sure (min_confidence)",
+        store="soft",
+        sure=True,
+    ),
+    "vote-majority": Arm(
+        about="hard labels that most of several teachers give, each from its own store",
+        store="majority",
+    ),
+    "vote-mean": Arm(
+        about="hard labels by the mean of these teachers' probabilities", store="mean"
+    ),
     "loop-deit-mixing": Arm(
         about="the same views before mixing, then mixed as DeiT does (one share or box a batch, "
         "partner from the flipped batch), hard labels by the teacher in the loop",
-        store="unmixed",
+        store="hard",
         teacher_in_loop=True,
         batch_mixing=True,
     ),
@@ -139,6 +182,7 @@ def _train_config(
         seed=seed,
         resume="auto",
         distillation=arm.distillation,
+        min_confidence=config.min_confidence if arm.sure else 0.0,
         teacher_in_loop=arm.teacher_in_loop,
         teacher_checkpoint=config.teacher_checkpoint if arm.teacher_in_loop else None,
         device="cpu",
@@ -151,14 +195,43 @@ def _train_config(
 
 
 def _train(settings: TrainConfig, arm: Arm) -> Outcome:
+    """Train to the end; unlike ``student.engine.train`` it draws no page about the run."""
     inputs = open_inputs(settings)
     if arm.batch_mixing:
         return BatchMixingTrainer(settings, inputs).run()
-    return train(settings, inputs)
+    if arm.first_classes is not None:
+        return FirstClassesTrainer(settings, inputs, arm.first_classes).run()
+    return Trainer(settings, inputs).run()
+
+
+class FirstClassesTrainer(Trainer):
+    """Gives the loss what a store of fewer classes would have kept of the teacher."""
+
+    def __init__(self, config: TrainConfig, inputs: Inputs, classes: int) -> None:
+        super().__init__(config, inputs)
+        self._teacher_labels = lambda batch, images: first_classes(
+            stored_signal(batch, images), classes
+        )
+
+
+def first_classes(signal: TeacherSignal, count: int) -> TeacherSignal:
+    """Return a signal with the likeliest classes, and with all others together.
+
+    Stores with all classes and with ``count`` differ by this alone, but for half a step of 1/64 in
+    the logarithm of the others' sum.
+    """
+    label, log, rest = signal.topk_label, signal.topk_logprob, signal.topk_rest
+    assert label is not None  # the soft loss asks for these columns
+    assert log is not None
+    assert rest is not None
+    others = torch.cat([log[:, count:], rest[:, None]], dim=1).logsumexp(dim=1)
+    return dataclasses.replace(
+        signal, topk_label=label[:, :count], topk_logprob=log[:, :count], topk_rest=others
+    )
 
 
 class BatchMixingTrainer(Trainer):
-    """Replays unmixed views, and mixes each batch as DeiT does, for the live teacher.
+    """Mixes each batch of views as DeiT does, not as the store does, for the live teacher.
 
     What was drawn of a batch depends on its mates, so no store could hold these labels: it is
     here to show what mixing in pairs costs.
@@ -166,7 +239,9 @@ class BatchMixingTrainer(Trainer):
 
     def _add_gradients(self, batch: StudentBatch, piece: int) -> None:
         mix = batch_mixing(len(batch.keys), self.config.plan.seed, self.step, self._side)
-        super()._add_gradients(dataclasses.replace(batch, mix=mix), piece)
+        partners = batch.target[torch.from_numpy(mix.partner)]
+        mixed = dataclasses.replace(batch, mix=mix, partner_target=partners)
+        super()._add_gradients(mixed, piece)
 
     @property
     def _side(self) -> int:

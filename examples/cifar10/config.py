@@ -7,32 +7,38 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from pipeline.errors import ConfigError
 from pipeline.files.local import replace
 from pipeline.identity import PRESETS, AugmentConfig, Preset, canonical_json, different_fields
 
-__all__ = ["ARM_NAMES", "ArmName", "EvidenceConfig", "keep_settings", "smoke"]
+__all__ = ["ARM_NAMES", "VOTES", "ArmName", "EvidenceConfig", "keep_settings", "smoke"]
 
 ArmName: TypeAlias = Literal[
-    "none", "hard-store", "hard-loop", "static", "soft-store", "loop-deit-mixing"
-]
-ARM_NAMES: tuple[ArmName, ...] = (
     "none",
     "hard-store",
     "hard-loop",
     "static",
     "soft-store",
+    "soft-top-5",
+    "soft-top-2",
+    "soft-top-1",
+    "hard-sure",
+    "vote-majority",
+    "vote-mean",
     "loop-deit-mixing",
-)
+]
+ARM_NAMES: tuple[ArmName, ...] = get_args(ArmName)
+VOTES = frozenset({"vote-majority", "vote-mean"})
+"""Arms that need more teachers than one."""
 
 SETTINGS = "settings.json"
 
 _FREE_FIELDS = frozenset(
     {
-        *("out", "shards", "val_shards", "download", "teacher_checkpoint", "report", "notes"),
-        *("arms", "seeds", "workers"),
+        *("out", "shards", "val_shards", "download", "report", "notes"),
+        *("teacher_checkpoint", "other_checkpoints", "arms", "seeds", "workers"),
     }
 )
 """Settings that may change when the comparison goes on: where things are, and how much is run."""
@@ -49,6 +55,10 @@ class EvidenceConfig:
     """The teacher's weights, a .safetensors."""
     teacher: str = "regnety_002"
     """The teacher's architecture, timm's name."""
+    other_teachers: tuple[str, ...] = ()
+    """Architectures of two teachers or more that vote with it; without them no arm votes."""
+    other_checkpoints: tuple[Path, ...] = ()
+    """Their weights, in the same order; examples/train_teacher.py makes some."""
     shards: tuple[str, ...] = ()
     """Training shards: files, brace patterns or globs, in quotes."""
     val_shards: tuple[str, ...] = ()
@@ -64,8 +74,8 @@ class EvidenceConfig:
     EVIDENCE.md in --out."""
     notes: Path | None = None
     """Markdown file that ends the report: what you have to say about the numbers."""
-    arms: tuple[ArmName, ...] = ARM_NAMES
-    """Ways to teach that are run."""
+    arms: tuple[ArmName, ...] | None = None
+    """Ways to teach that are run; by default all that the teachers allow."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of weights and order; each arm is trained once with each."""
     epochs: int = 30
@@ -87,7 +97,9 @@ class EvidenceConfig:
     lr: float = 1e-3
     """Peak learning rate."""
     topk: int = 10
-    """Classes with probabilities that the store of the soft arm keeps; by default all."""
+    """Classes with probabilities that the store of the soft arms keeps; by default all."""
+    min_confidence: float = 0.5
+    """Probability from which on the teacher counts as sure."""
     eval_epochs: int = 5
     """Epochs between evaluations."""
     threads: int | None = None
@@ -106,10 +118,28 @@ class EvidenceConfig:
             )
         for name in ("arms", "seeds"):
             values = getattr(self, name)
-            if not values or len(set(values)) != len(values):
+            if values is not None and not 0 < len(set(values)) == len(values):
                 raise ConfigError(f"--{name} is {values}; name each once, and at least one")
+        others, files = self.other_teachers, self.other_checkpoints
+        if len(others) != len(files) or len(others) == 1:
+            raise ConfigError(
+                f"--other-teachers names {len(others)}, --other-checkpoints {len(files)}; a vote "
+                "takes two or more of them, and each has its weights"
+            )
+        if votes := VOTES.intersection(self.used_arms) if not others else ():
+            raise ConfigError(
+                f"{' and '.join(sorted(votes))} need --other-teachers and --other-checkpoints; "
+                "examples/train_teacher.py trains small ones"
+            )
         if self.epochs < 1 or self.eval_epochs < 1:
             raise ConfigError("--epochs and --eval-epochs start at 1")
+
+    @property
+    def used_arms(self) -> tuple[ArmName, ...]:
+        """Ways to teach, the default resolved."""
+        if self.arms is not None:
+            return self.arms
+        return tuple(name for name in ARM_NAMES if self.other_teachers or name not in VOTES)
 
     @property
     def augment(self) -> AugmentConfig:
@@ -150,6 +180,7 @@ def smoke(config: EvidenceConfig) -> EvidenceConfig:
         seeds=config.seeds[:1],
         epochs=2,
         eval_epochs=1,
+        model="deit_tiny_distilled_patch16_224",
         model_args=("patch_size=8", "embed_dim=48", "depth=2", "num_heads=3"),
         batch_size=min(config.batch_size, 64),
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from examples.cifar10.config import EvidenceConfig
-from pipeline.classes import CLASSES_FILE
+from pipeline.classes import CLASSES_FILE, names_beside
 from pipeline.errors import ConfigError
 from pipeline.files.local import expand_shards
 from pipeline.labelling.job import index_shards
@@ -54,8 +54,8 @@ def _first(patterns: tuple[str, ...]) -> tuple[str, ...]:
 def shuffle_shards(patterns: tuple[str, ...], directory: Path) -> str:
     """Pack the images of some shards anew, in random order, and return the pattern of shards.
 
-    Nothing is done if that was done before. Raises ``ConfigError`` unless the classes are
-    0, 1, 2, ... without a gap.
+    Names of classes are kept. Nothing is done if that was done before. Raises ``ConfigError`` if
+    the classes have neither names nor are 0, 1, 2, ... without a gap.
     """
     out = directory / "shuffled"
     if (out / CLASSES_FILE).exists():
@@ -64,22 +64,25 @@ def shuffle_shards(patterns: tuple[str, ...], directory: Path) -> str:
     folder = directory / "images"
     for left in (folder, out):
         shutil.rmtree(left, ignore_errors=True)
+    files = expand_shards(patterns)
+    names = names_beside(files)
     targets = set()
-    for number, file in enumerate(expand_shards(patterns)):
+    for number, file in enumerate(files):
         shard = open_shard(file, number)
         for index, sample in enumerate(shard.samples):
             targets.add(sample.target)
             # Five digits, so that directories sort as their classes do.
-            name = Path(sample.image_name)
-            path = folder / f"{sample.target:05d}" / f"{sample.key}{name.suffix}"
+            of_class = f"{sample.target:05d}" if names is None else names.names[sample.target]
+            path = folder / of_class / f"{sample.key}{Path(sample.image_name).suffix}"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(shard.image_bytes(index))
-    if targets != set(range(len(targets))):
+    if names is None and targets != set(range(len(targets))):
         raise ConfigError(
             f"--shards have the classes {sorted(targets)}; number them 0, 1, 2, ... without a gap, "
             "or give shards that pack-shards has shuffled"
         )
-    pack_shards(PackConfig(images=folder, out=str(out)))
+    classes = None if names is None else names.source
+    pack_shards(PackConfig(images=folder, out=str(out), classes=classes))
     shutil.rmtree(folder)
     return str(out / "*.tar")
 

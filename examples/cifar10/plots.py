@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any, TypeAlias
@@ -16,10 +17,13 @@ Curve: TypeAlias = Sequence[tuple[int, float]]
 _WIDTH = 8  # inches
 
 
-def draw_plots(curves: Mapping[str, Sequence[Curve]], folder: Path) -> list[tuple[str, Path]]:
+def draw_plots(
+    curves: Mapping[str, Sequence[Curve]], classes: Mapping[str, int], folder: Path
+) -> list[tuple[str, Path]]:
     """Draw the accuracies of each arm's runs, and return (title, file) of each plot.
 
-    Without matplotlib it says so, and draws nothing.
+    ``classes`` has the arms whose loss knows so many of the teacher's probabilities; two of them
+    or more have a plot of their own. Without matplotlib it says so, and draws nothing.
     """
     try:
         import matplotlib
@@ -38,7 +42,14 @@ def draw_plots(curves: Mapping[str, Sequence[Curve]], folder: Path) -> list[tupl
         for title, name, draw in (
             ("Accuracy after the last epoch", "accuracy.svg", _draw_last),
             ("Accuracy by epoch, mean over seeds", "epochs.svg", _draw_curves),
+            (
+                "Accuracy by classes with probabilities",
+                "classes.svg",
+                partial(_draw_classes, classes),
+            ),
         ):
+            if name == "classes.svg" and len(classes) < 2:
+                continue
             figure = Figure(figsize=(_WIDTH, 3.5), layout="constrained")
             draw(figure.subplots(), curves)
             figure.savefig(folder / name, metadata={"Date": None})
@@ -58,6 +69,20 @@ def _draw_last(axes: Any, curves: Mapping[str, Sequence[Curve]]) -> None:
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
     axes.set(xlabel="top-1, per cent")
+
+
+def _draw_classes(
+    classes: Mapping[str, int], axes: Any, curves: Mapping[str, Sequence[Curve]]
+) -> None:
+    """Draw a point for each seed of the soft arms, and their means."""
+    counts = sorted(classes.items(), key=lambda one: one[1])
+    last = [[curve[-1][1] for curve in curves[name]] for name, _ in counts]
+    for (_, count), values in zip(counts, last, strict=True):
+        axes.plot([count] * len(values), values, "o", color="C0", alpha=0.6)
+    axes.plot([count for _, count in counts], [mean(values) for values in last], color="C0")
+    axes.set_xticks([count for _, count in counts])
+    axes.grid(alpha=0.3)
+    axes.set(xlabel="classes with probabilities", ylabel="top-1, per cent")
 
 
 def _draw_curves(axes: Any, curves: Mapping[str, Sequence[Curve]]) -> None:

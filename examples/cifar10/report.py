@@ -6,8 +6,9 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf, sqrt
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
@@ -31,6 +32,7 @@ __all__ = ["Check", "Evidence", "checks", "evidence_text", "read_evidence", "wri
 
 _HEADS = ("class_head", "distillation_head", "mean_of_logits")
 _NOTHING = "-"
+_VERDICTS = {True: "yes", False: "**no**", None: "open"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +50,7 @@ class Check:
 
     expected: str
     found: str
-    holds: bool
+    holds: bool | None  # None: the runs do not tell
 
 
 def read_evidence(out: Path) -> Evidence:
@@ -82,6 +84,51 @@ def differences(evidence: Evidence, one: ArmName, other: ArmName) -> list[float]
     return [top1(ours[seed]) - top1(theirs[seed]) for seed in ours if seed in theirs]
 
 
+_STUDENT_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""The 97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom."""
+
+
+def interval(points: Sequence[float]) -> tuple[float, float]:
+    """Return where the mean of such differences lies with 95 % confidence; anywhere for one."""
+    if len(points) < 2:
+        return -inf, inf
+    freedom = min(len(points) - 1, len(_STUDENT_975))
+    reach = _STUDENT_975[freedom - 1] * stdev(points) / sqrt(len(points))
+    return mean(points) - reach, mean(points) + reach
+
+
+def within(points: Sequence[float], low: float, high: float) -> bool | None:
+    """Return whether the mean of such differences lies between two bounds, None if unknown.
+
+    It does if all of its 95 % confidence interval does, and does not if nothing of it does.
+    """
+    least, most = interval(points)
+    if low < least and most < high:
+        return True
+    return False if most <= low or least >= high else None
+
+
+_COMPARED: tuple[tuple[str, ArmName, ArmName, float, float], ...] = (
+    ("hard labels are 1 to 4 points above none", "hard-store", "none", 1, 4),
+    ("hard labels are above static ones", "hard-store", "static", 0, inf),
+    ("hard labels are above soft ones", "hard-store", "soft-store", 0, inf),
+    ("soft labels of 5 classes are within a point of all", "soft-top-5", "soft-store", -1, 1),
+    ("soft labels of 2 classes are within a point of all", "soft-top-2", "soft-store", -1, 1),
+    ("soft labels of 1 class are below those of all", "soft-top-1", "soft-store", -inf, 0),
+    ("labels of which the teacher is sure are above all", "hard-sure", "hard-store", 0, inf),
+    ("labels of a majority are above one teacher's", "vote-majority", "hard-store", 0, inf),
+    ("labels by the teachers' mean are above one's", "vote-mean", "hard-store", 0, inf),
+    (
+        "mixing in pairs costs less than a point against DeiT's mixing of the batch",
+        "hard-store",
+        "loop-deit-mixing",
+        -1,
+        inf,
+    ),
+)
+"""What is expected of an arm less another: a mean between two bounds, in points."""
+
+
 def checks(evidence: Evidence) -> Iterator[Check]:
     """Yield what the paper and its users lead one to expect, where both arms were run."""
     stored, live = (evidence.results.get(name, {}) for name in ("hard-store", "hard-loop"))
@@ -94,36 +141,14 @@ def checks(evidence: Evidence) -> Iterator[Check]:
             found=f"the same for {same} of {len(both)} seeds",
             holds=same == len(both),
         )
-    compared: list[tuple[str, ArmName, ArmName, Callable[[Sequence[float]], bool]]] = [
-        (
-            "hard labels are 1 to 4 points above none",
-            "hard-store",
-            "none",
-            lambda points: 1 <= mean(points) <= 4,
-        ),
-        (
-            "hard labels are above static ones with every seed",
-            "hard-store",
-            "static",
-            lambda points: min(points) > 0,
-        ),
-        (
-            "hard labels are above soft ones with every seed",
-            "hard-store",
-            "soft-store",
-            lambda points: min(points) > 0,
-        ),
-        (
-            "mixing in pairs costs less than a point against DeiT's mixing of the batch",
-            "hard-store",
-            "loop-deit-mixing",
-            lambda points: mean(points) > -1,
-        ),
-    ]
-    for expected, one, other, holds in compared:
+    for expected, one, other, low, high in _COMPARED:
         points = differences(evidence, one, other)
         if points:
-            yield Check(expected=expected, found=_points(points), holds=holds(points))
+            found = _points(points)
+            if len(points) > 1:
+                least, most = interval(points)
+                found += f", {least:+.2f} to {most:+.2f}"
+            yield Check(expected=expected, found=found, holds=within(points, low, high))
 
 
 def evidence_text(
@@ -161,10 +186,15 @@ heads' logits.
 
 
 def _found(evidence: Evidence) -> str:
-    rows = [(one.expected, one.found, "yes" if one.holds else "**no**") for one in checks(evidence)]
+    rows = [(one.expected, one.found, _VERDICTS[one.holds]) for one in checks(evidence)]
     if not rows:
         return ""
-    return "## Expected and found\n\n" + markdown_table(("expected", "found", "holds"), rows)
+    text = (
+        "## Expected and found\n\nDifferences are in points, seed by seed: their mean, each of "
+        "them, and where the mean lies with 95 % confidence by Student's t, which knows of the "
+        "seeds alone. What this interval does not settle is open.\n\n"
+    )
+    return text + markdown_table(("expected", "found", "holds"), rows)
 
 
 def _arms(evidence: Evidence) -> str:
@@ -245,20 +275,30 @@ def _stores(evidence: Evidence) -> str:
             one.labels,
             f"{one.bytes / max(1, one.labels):.2f}",
             share(one.equal, one.known),
-            _NOTHING if one.same_as_hard is None else f"{100 * one.same_as_hard:.2f} %",
+            _percent(one.same_as_hard),
+            _percent(one.sure),
             f"{one.seconds:.0f}" if one.seconds else _NOTHING,
         )
         for one in evidence.stores.values()
     ]
     if not rows:
         return ""
-    header = ("store", "labels", "bytes a label", "true class", "label of hard", "seconds to label")
-    return (
-        "## Stores\n\nsoft is a label job's, with top classes; hard is soft without them; unmixed "
-        "has the same views, not mixed; plain has one plain view; static has the views of hard "
-        "with the labels of plain; val has the validation images. On mixed views even a good "
-        "teacher often names the partner's class.\n\n" + markdown_table(header, rows)
+    header = (
+        *("store", "labels", "bytes a label", "true class", "label of hard", "sure"),
+        "seconds to label",
     )
+    return (
+        "## Stores\n\nsoft is a label job's, with probabilities; hard is soft without them; "
+        "other-1, other-2, ... are other teachers' labels of the same views; majority and mean "
+        "are what soft and these say together; plain has one plain view; static has the views of "
+        "hard with the labels of plain; val has the validation images. On mixed views even a good "
+        "teacher often names the partner's class. sure is the share of labels whose probability "
+        "is at least min_confidence.\n\n" + markdown_table(header, rows)
+    )
+
+
+def _percent(value: float | None) -> str:
+    return _NOTHING if value is None else f"{100 * value:.2f} %"
 
 
 def _settings(evidence: Evidence) -> str:
@@ -301,12 +341,21 @@ def write_report(out: Path, report: Path, notes: Path | None = None) -> Path:
         ]
         for name, results in evidence.results.items()
     }
-    drawn = draw_plots(curves, folder)
+    drawn = draw_plots(curves, _classes_known(evidence), folder)
     links = [(title, f"{folder.name}/{path.name}") for title, path in drawn]
     report.parent.mkdir(parents=True, exist_ok=True)
     text = "" if notes is None else notes.read_text(encoding="utf-8")
     replace(report, evidence_text(evidence, links, text).encode())
     return report
+
+
+def _classes_known(evidence: Evidence) -> dict[str, int]:
+    """Return how many of the teacher's probabilities the loss of each soft arm knows."""
+    return {
+        name: ARMS[name].first_classes or evidence.settings["topk"]
+        for name in evidence.results
+        if ARMS[name].distillation == "soft"
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

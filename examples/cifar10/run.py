@@ -35,11 +35,11 @@ def collect(config: EvidenceConfig) -> Path:
     config = smoke(config) if config.smoke else config
     keep_settings(config)
     shards = find_shards(config)
-    names = sorted({ARMS[name].store for name in config.arms})
+    names = sorted({ARMS[name].store for name in config.used_arms})
     stores = make_stores(config, shards, [*names, "val"])
     write_facts(config, stores)
     for seed in config.seeds:
-        for name in config.arms:
+        for name in config.used_arms:
             run(config, stores, shards, name, seed)
     report = config.report or config.out / "EVIDENCE.md"
     return write_report(config.out, report, config.notes)

@@ -17,24 +17,33 @@ from pipeline.cli.console import (
     Progress,
     counted,
     flags_of,
+    note,
     running,
     say,
     say_lines,
+    some_of,
     tell_next,
+    tell_page,
     words_given,
 )
 from pipeline.errors import ConfigError
 from pipeline.shards import packing
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pipeline.files.cache import CacheConfig
     from pipeline.tools import KeptSamples
+    from pipeline.tools.against import Student
     from pipeline.tools.relabel import RelabelReport
     from pipeline.tools.verify import Mismatch, VerifyReport
 
 __all__ = ["label_store", "pack_shards"]
 
+OpenStudent: TypeAlias = "Callable[[Path], Student]"
+
 _TEACHER = ("--teacher", "NAME", "--teacher-checkpoint", "WEIGHTS.safetensors")
+_STORES = (".parquet", ".zarr", ".parquet/", ".zarr/")
 _LISTED = 20  # names printed before "and N more"
 
 
@@ -65,8 +74,10 @@ def pack_shards(
         say(
             f"pack-shards: {report.read} files read = {report.packed} packed "
             f"+ {len(report.passed_over)} passed over; {len(report.classes)} classes, "
-            f"{report.shrunk} images shrunk, {report.reencoded} encoded anew; "
-            f"{counted(len(report.shards), 'shard')} of {report.bytes / 1e6:.1f} MB in {config.out}"
+            f"{report.shrunk} images shrunk, {report.reencoded} encoded anew"
+            + (f", {report.marked} given restart markers; " if config.lossless else "; ")
+            + f"{counted(len(report.shards), 'shard')} of {report.bytes / 1e6:.1f} MB in "
+            + config.out
         )
         if config.classes is None:  # else these are images for validation, most likely
             tell_next("label-teacher", "--shards", config.out, "--out", "labels.parquet", *_TEACHER)
@@ -86,6 +97,7 @@ class Inspect:
         from pipeline.store.card import inspect_store
 
         _show(inspect_store(open_store(self.store)), as_json=self.json)
+        _verify_next(self.store)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +167,11 @@ class Verify:
             say("FAILED" if failed else "passed")
         if failed:
             raise SystemExit(1)
+        if self.all:
+            shown = ("--disagree", "--out", "wrong.png")
+            tell_next("label-store", "show", self.store, "--shards", *some_of(self.shards), *shown)
+        else:
+            _verify_next(self.store, self.shards)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +187,10 @@ class Stats:
         from pipeline.store import open_store
         from pipeline.tools import store_stats
 
-        _show(store_stats(open_store(self.store)), as_json=self.json)
+        with Progress("parts") as progress:
+            report = store_stats(open_store(self.store), show=progress.show)
+        _show(report, as_json=self.json)
+        _report_next(self.store)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,6 +209,7 @@ class Diff:
         from pipeline.tools import diff_stores
 
         _show(diff_stores(open_store(self.a), open_store(self.b)), as_json=self.json)
+        _report_next(self.a, "--against", self.b)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,19 +231,21 @@ class Merge:
         with Progress("parts") as progress:
             report = merge_stores(stores, self.out, progress.show)
         _show(report, as_json=self.json)
+        _verify_next(self.out)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vote:
-    """Join stores of several teachers on the same views: the label that most of them give.
-
-    The share of teachers that gave it is kept as its confidence.
-    """
+    """Join stores of several teachers on the same views: by a majority, or by their mean."""
 
     stores: tyro.conf.Positional[tuple[str, ...]]
-    """Three stores or more, of one root seed, augmentation and mixing; ties go to the earlier."""
+    """Three stores or more, two for a mean, of one root seed, augmentation and mixing."""
     out: str
     """The store to write; its name ends in .parquet."""
+    by: Literal["majority", "mean"] = "majority"
+    """majority: the label that most give, ties to the earlier store, and the share of teachers
+    that gave it as confidence. mean: of their probabilities, which the stores must keep (topk=K);
+    the K of the first is kept."""
     json: bool = False
     """Print JSON for machines instead."""
 
@@ -232,8 +255,9 @@ class Vote:
 
         stores = [open_store(location) for location in self.stores]
         with Progress("parts") as progress:
-            report = voted_store(stores, self.out, progress.show)
+            report = voted_store(stores, self.out, progress.show, by=self.by)
         _show(report, as_json=self.json)
+        _verify_next(self.out)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,6 +276,7 @@ class Extend:
         from pipeline.tools import extend_command
 
         say(shlex.join(extend_command(open_store(self.store), self.views, self.shards)))
+        note("next: run this command")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -319,6 +344,7 @@ class Thin:
                 store, self.out, views=views, drop=drop, kept=kept, show=progress.show
             )
         _show(report, as_json=self.json)
+        _verify_next(self.out)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -358,6 +384,7 @@ class Views:
                 show=progress.show,
             )
         _show(report, as_json=self.json)
+        note(f"next: pandas.read_parquet({str(self.out)!r}), or any reader of Parquet")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -424,6 +451,7 @@ class Show:
             f"{path}: {counted(len(views), 'view')}, {sheet.width} x {sheet.height} pixels; "
             f"{verified} have a digest, which was compared"
         )
+        _report_next(self.store, shards=self.shards)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -441,19 +469,20 @@ class Report:
     """Shards that were labelled, all or some, for pictures and to redraw digests: files, URLs,
     brace patterns or globs, in quotes."""
     against: str | None = None
-    """Another store of the same views, to compare labels with."""
+    """Another store of the same views, or a run of train-student (its directory, or a checkpoint),
+    to compare labels with; a student is shown some 1,024 views of --shards."""
     images: bool = True
     """Leave out pictures, of data that may not be shared. Keys and names of classes stay."""
     count: int = 360
     """Pictures at most."""
     megabytes: float = 15.0
-    """Size of the page at most: pictures beyond it are left out."""
+    """Size of the page at most: pictures beyond it are left out, and long tables cut."""
     cache_dir: Path | None = None
     """Where shards from object storage are kept, as verify has it."""
     cache_gb: float = 100.0
     """Size of that directory."""
 
-    def run(self) -> None:
+    def run(self, open_student: OpenStudent | None = None) -> None:
         from pipeline.files.cache import CacheConfig
         from pipeline.reporting.page import require_page_name
         from pipeline.store import open_store
@@ -461,13 +490,18 @@ class Report:
 
         require_page_name(self.out)
         config = ReportConfig(images=self.images, count=self.count, megabytes=self.megabytes)
-        other = None if self.against is None else open_store(self.against)
+        other = student = None
+        if self.against is not None and open_student and not self.against.endswith(_STORES):
+            student = open_student(Path(self.against))
+        elif self.against is not None:
+            other = open_store(self.against)
         with Progress("parts") as progress:
             report = report_store(
                 open_store(self.store),
                 self.shards,
                 config,
                 against=other,
+                student=student,
                 cache=CacheConfig.of_flags(self.cache_dir, self.cache_gb),
                 show=progress.show,
             )
@@ -477,6 +511,7 @@ class Report:
         if failed:
             say(f"FAILED: {failed} views are not those that were labelled; the page names them")
             raise SystemExit(1)
+        tell_page(self.out)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -502,6 +537,49 @@ class Export:
             f"{self.target}: {store.manifest.rows} labels, {store.stored_bytes} bytes, the same as "
             f"in {self.source}"
         )
+        _verify_next(self.target)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rebind:
+    """Write a store with the same labels for shards of other bytes and the same pixels.
+
+    Such as pack-shards --lossless writes. Every digest is redrawn from them, and one pixel that
+    differs refuses them, by name.
+    """
+
+    store: tyro.conf.Positional[str]
+    """The store."""
+    shards: tuple[str, ...]
+    """The new shards, all of them: their directory, files, URLs, or patterns in quotes."""
+    out: str
+    """The store to write; its name ends in .parquet."""
+    originals: tuple[str, ...] = ()
+    """The shards that were labelled: all pixels of all images are compared with theirs, those too
+    that no view with a digest shows."""
+    cache_dir: Path | None = None
+    """Where shards from object storage are kept, as verify has it."""
+    cache_gb: float = 100.0
+    """Size of that directory."""
+    json: bool = False
+    """Print JSON for machines instead."""
+
+    def run(self) -> None:
+        from pipeline.files.cache import CacheConfig
+        from pipeline.store import open_store
+        from pipeline.tools import rebind_store
+
+        with Progress("parts") as progress:
+            report = rebind_store(
+                open_store(self.store),
+                self.shards,
+                self.out,
+                originals=self.originals,
+                cache=CacheConfig.of_flags(self.cache_dir, self.cache_gb),
+                show=progress.show,
+            )
+        _show(report, as_json=self.json)
+        _verify_next(self.out, self.shards)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -517,6 +595,7 @@ class Repair:
         from pipeline.tools import repair_store
 
         _show(repair_store(self.store), as_json=self.json)
+        tell_next("label-store", "status", self.store)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -531,7 +610,15 @@ class Status:
     def run(self) -> None:
         from pipeline.tools import store_status
 
-        _show(store_status(self.store), as_json=self.json)
+        status = store_status(self.store)
+        _show(status, as_json=self.json)
+        if status.state == "finished":
+            _verify_next(self.store)
+        elif status.state == "labelling":
+            tell_next("label-store", "status", self.store)
+        else:
+            note("next: run the label job again; or, if all parts are there:")
+            tell_next("label-store", "finalize", self.store, "--shards", "SHARDS")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -565,6 +652,7 @@ class Finalize:
             cache=CacheConfig.of_flags(self.cache_dir, self.cache_gb),
         )
         _show(report, as_json=self.json)
+        _verify_next(self.store, self.shards)
 
 
 StoreCommand: TypeAlias = (
@@ -580,14 +668,20 @@ StoreCommand: TypeAlias = (
     | Show
     | Report
     | Export
+    | Rebind
     | Repair
     | Status
     | Finalize
 )
 
 
-def label_store(arguments: Sequence[str] | None = None, program: str = "label-store") -> None:
+def label_store(
+    arguments: Sequence[str] | None = None,
+    program: str = "label-store",
+    open_student: OpenStudent | None = None,
+) -> None:
     """Inspect, verify, compare and reuse label stores."""
+    # ``open_student`` is given by who knows students, for reports against one.
     arguments = words_given(arguments)
     with running(program, {}, arguments=arguments):
         # A class is its subcommand; its docstring is the help.
@@ -599,7 +693,21 @@ def label_store(arguments: Sequence[str] | None = None, program: str = "label-st
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
         )
         with running(program, flags_of(type(command))):
-            command.run()
+            if isinstance(command, Report):
+                command.run(open_student)
+            else:
+                command.run()
+
+
+def _verify_next(store: str, shards: Sequence[str] = ()) -> None:
+    """Name the command that proves a store."""
+    tell_next("label-store", "verify", store, "--shards", *some_of(shards), "--all")
+
+
+def _report_next(store: str, *more: str, shards: Sequence[str] = ()) -> None:
+    """Name the command that writes a page about a store."""
+    given = ("--shards", *some_of(shards))
+    tell_next("label-store", "report", store, *given, *more, "--out", "report.html")
 
 
 def _view_range(text: str | None) -> range | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import os
 import re
 import tempfile
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from fnmatch import fnmatchcase
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from pipeline.errors import ConfigError, PipelineError, require_package
@@ -66,6 +68,7 @@ _ANSWERS = 3  # of which all but the last may break off
 _CONFLICTS = 5  # S3 answers 409 while another writer of the same object is at work
 
 _LOOKS = 16  # at a time
+_AT_ONCE = 2000  # objects, after which a list is continued in ranges of keys, many at a time
 
 _started_in: int | None = None  # the process whose threads talk to the storage
 
@@ -142,10 +145,14 @@ class StoredObject:
     @staticmethod
     def list(url: ObjectUrl) -> Iterable[StoredObject]:
         """List all objects below a URL, by key."""
-        return sorted(
-            _asked_again(lambda: [one for page in _pages(url) for one in page]),
-            key=lambda one: one.url.key,
-        )
+        first = _asked_again(lambda: _listed(url, most=_AT_ONCE))
+        in_order = sorted(first, key=_key_of)
+        if len(first) < _AT_ONCE:
+            return in_order
+        rest = _list_ranges(url, first[-1].url.key) if in_order == first else None
+        if rest is None:  # the storage does not list by key
+            return sorted(_asked_again(lambda: _listed(url)), key=_key_of)
+        return [*first, *rest]
 
     def stream(self, chunk_bytes: int = 8 << 20) -> Iterator[bytes]:
         """Yield the object's bytes in chunks; raises ``PipelineError`` if it was changed."""
@@ -183,12 +190,66 @@ def _asked_again(ask: Callable[[], T]) -> T:
     return ask()
 
 
-def _pages(url: ObjectUrl) -> Iterator[list[StoredObject]]:
+def _key_of(one: StoredObject) -> str:
+    return one.url.key
+
+
+def _listed(url: ObjectUrl, after: str = "", most: float = math.inf) -> list[StoredObject]:
+    """Return the objects below a URL in the storage's order, or those with keys behind ``after``.
+
+    Ends with the page that has the last of ``most``.
+    """
+    found: list[StoredObject] = []
+    for page in _pages(url, after):
+        found += page
+        if len(found) >= most:
+            break
+    return found
+
+
+class _UnsortedError(Exception):
+    """The storage does not list by key."""
+
+
+def _list_ranges(url: ObjectUrl, after: str) -> list[StoredObject] | None:
+    """Return the objects behind a key, listed in ranges at a time; None if that cannot be.
+
+    The ranges are good for a store's parts: those of shards 10 and 100 to 109 are in one.
+    """
+    if url.scheme == "az":
+        return None  # it would be asked for all of them for each range
+    names = [f"{url.key}/shard={number}".lstrip("/") for number in range(10, 100)]
+    cuts = [after, *(name for name in names if name > after)]
+
+    def read(start: str, end: str | None) -> list[StoredObject]:
+        found: list[StoredObject] = []
+        last = start
+        for page in _pages(url, start):
+            for one in page:
+                if one.url.key <= last:
+                    raise _UnsortedError
+                if end is not None and one.url.key > end:
+                    return found
+                last = one.url.key
+                found.append(one)
+        return found
+
+    def read_again(start: str, end: str | None) -> list[StoredObject]:
+        return _asked_again(lambda: read(start, end))
+
+    try:
+        with ThreadPoolExecutor(_LOOKS) as pool:
+            return [one for many in pool.map(read_again, cuts, [*cuts[1:], None]) for one in many]
+    except _UnsortedError:
+        return None
+
+
+def _pages(url: ObjectUrl, after: str = "") -> Iterator[list[StoredObject]]:
     """Yield the objects below a URL in the storage's order, a page for each request."""
     with _errors_named(url):
         import obstore
 
-        for page in obstore.list(_client(url), url.key or None):
+        for page in obstore.list(_client(url), url.key or None, offset=after or None):
             yield [
                 _stored(ObjectUrl(url.scheme, url.bucket, str(meta["path"])), meta) for meta in page
             ]
@@ -331,11 +392,38 @@ class ObjectFolder(Folder):
         url = self._url.child(path) if path else self._url
         with tempfile.TemporaryFile() as file:
             yield file
-            file.seek(0)
-            with _errors_named(url):
-                import obstore
+            _send(url, file)
 
-                obstore.put(_client(url), url.key, file)
+    def send(self, path: str, file: Path) -> None:
+        """Write a file of this machine over the object that may be there, in one step."""
+        with file.open("rb") as opened:
+            _send(self._url.child(path), opened)
+
+    def fetch(self, path: str, file: Path) -> None:
+        """Write an object to a new file of this machine; one that breaks off is asked for again."""
+        url = self._url.child(path)
+
+        def write() -> None:
+            found = StoredObject.look(url)
+            if found is None:
+                raise _MissingObjectError(f"{url}: no such object")
+            with file.open("wb") as opened:
+                opened.writelines(found.stream())
+                if opened.tell() != found.size:
+                    raise _BrokenAnswerError(
+                        f"{url} came with {opened.tell()} bytes and has {found.size}; run again, "
+                        "and check the network"
+                    )
+
+        _asked_again(write)
+
+    def copy(self, path: str, to: str) -> None:
+        """Write an object's bytes over another's, in one step and without fetching them."""
+        url, other = self._url.child(path), self._url.child(to)
+        with _errors_named(url):
+            import obstore
+
+            obstore.copy(_client(url), url.key, other.key, overwrite=True)
 
     def replace(self, path: str, data: bytes) -> None:
         """Write an object over the one that may be there; see ``Folder``."""
@@ -344,6 +432,25 @@ class ObjectFolder(Folder):
             import obstore
 
             obstore.put(_client(url), url.key, data, use_multipart=False)
+
+
+def _send(url: ObjectUrl, file: BinaryIO) -> None:
+    """Write an object from a file, in parts if it is large; it is there when all parts are."""
+    with _errors_named(url):
+        import obstore
+        from obstore.exceptions import BaseError
+
+        for last in (*[False] * (_ANSWERS - 1), True):
+            file.seek(0)
+            try:
+                obstore.put(_client(url), url.key, file)
+                return
+            except (BaseError, FileNotFoundError) as error:
+                # The last request of the parts' was asked again after its answer was lost: it was
+                # done then, or never will be.
+                if last or _code_of(error) != "NoSuchUpload":
+                    raise
+                _log.info("%s: an answer was lost, sending it again", url)
 
 
 def _read_object(url: ObjectUrl, read: Callable[[], bytes]) -> bytes:

@@ -10,6 +10,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,18 +26,21 @@ from pipeline.files.local import open_folder
 from pipeline.growth import convert
 from pipeline.identity import canonical_json, read_json
 from pipeline.records import Sample, ShardInfo
-from pipeline.shards.tar import Member, regular_members
+from pipeline.shards.tar import Member, bytes_after, plain_member, regular_members
+from pipeline.telling import told
 
 __all__ = [
     "IMAGE_EXTENSIONS",
     "INDEX_SUFFIX",
     "Shard",
+    "ShardContents",
     "ShardSummary",
     "Summarize",
     "UniqueKeys",
     "index_bytes",
     "index_path",
     "match_shards",
+    "open_indexed_shard",
     "open_known_shard",
     "open_shard",
     "read_index",
@@ -95,18 +99,9 @@ class Shard:
         keys, targets = zip(*((one.key, one.target) for one in self.samples), strict=True)
         return ShardSummary.of(self.info, keys, targets)
 
-    @property
-    def image_hash(self) -> str:
-        """SHA-256 of all encoded images, one after the other; reads the whole shard."""
-        return self._images[0]
-
-    @property
-    def formats(self) -> tuple[str, ...]:
-        """The formats of its images by their first bytes, sorted; reads the whole shard."""
-        return self._images[1]
-
     @cached_property
-    def _images(self) -> tuple[str, tuple[str, ...]]:
+    def contents(self) -> ShardContents:
+        """What a part keeps of it; reads the whole shard, once."""
         from pipeline.views.apply import image_format  # numba, for which `--help` must not wait
 
         digest, formats = hashlib.sha256(), set()
@@ -114,7 +109,22 @@ class Shard:
             image = self.image_bytes(index)
             digest.update(image)
             formats.add(image_format(image))
-        return digest.hexdigest(), tuple(sorted(filter(None, formats)))
+        return ShardContents(
+            info=self.info,
+            samples=self.samples,
+            image_hash=digest.hexdigest(),
+            formats=tuple(sorted(filter(None, formats))),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardContents:
+    """What a part keeps of its shard: all but the images, so it can be told to other processes."""
+
+    info: ShardInfo
+    samples: tuple[Sample, ...]
+    image_hash: str  # SHA-256 of all encoded images, one after the other
+    formats: tuple[str, ...]  # of its images by their first bytes, sorted
 
 
 def open_shard(path: ShardFile, number: int) -> Shard:
@@ -274,7 +284,8 @@ def summarize_here(shards: Sequence[tuple[int, ShardFile]]) -> Iterator[ShardSum
     with ThreadPoolExecutor(_AHEAD) as pool:
         ahead: deque[Future[ShardSummary]] = deque()
         for number, path in shards:
-            ahead.append(pool.submit(summarize_shard, path, number))
+            # Each in a copy of this thread's context, to which the fetching is told.
+            ahead.append(pool.submit(copy_context().run, summarize_shard, path, number))
             if len(ahead) > _AHEAD:
                 yield ahead.popleft().result()
         while ahead:
@@ -302,6 +313,15 @@ def read_index(path: ShardFile, number: int) -> ShardSummary | None:
 
     Raises ``ShardError`` for one that is malformed, or of a shard of another size.
     """
+    found = _read_rows(path, number)
+    if found is None:
+        return None
+    rows, info = found
+    return ShardSummary.of(info, [row[0] for row in rows], [row[1] for row in rows])
+
+
+def _read_rows(path: ShardFile, number: int) -> tuple[list[Any], ShardInfo] | None:
+    """Return the index of a shard: key, target, offset, bytes and members of each sample."""
     side = index_path(path)
     folder, _, name = side.rpartition("/")
     cure = "delete it, or pack the shard again, and run again"
@@ -321,13 +341,15 @@ def read_index(path: ShardFile, number: int) -> ShardSummary | None:
         if values.keys() != {"bytes", "samples"}:
             raise ValueError("it has other fields than bytes and samples")
         rows, size = values["samples"], convert(values["bytes"], int, "bytes")
-        keys, targets, hashes = [row[0] for row in rows], [row[1] for row in rows], _Hashes()
-        for key, target, _, _, members in rows:
+        hashes = _Hashes()
+        for key, target, offset, length, members in rows:
             _require_key(key)
             if type(target) is not int or not 0 <= target < _MOST_TARGETS:
                 raise ValueError(f"{key!r} has the target {target!r}")
+            if not (type(offset) is type(length) is int and min(offset, length) >= 0):
+                raise ValueError(f"{key!r} has an image of {length!r} bytes at {offset!r}")
             hashes.add(key, target, members)
-        if len(set(keys)) != len(rows) or not rows:
+        if len({row[0] for row in rows}) != len(rows) or not rows:
             raise ValueError("it has no samples, or a key twice")
     except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
         raise ShardError(f"{side} is no index of a shard ({error!r:.200}); {cure}") from error
@@ -335,7 +357,7 @@ def read_index(path: ShardFile, number: int) -> ShardSummary | None:
         raise ShardError(
             f"{side} is the index of a shard of {size} bytes, and {path} has {_size(path)}; {cure}"
         )
-    return ShardSummary.of(hashes.info(number, path.name, size), keys, targets)
+    return rows, hashes.info(number, path.name, size)
 
 
 def _require_key(key: Any) -> None:
@@ -350,10 +372,7 @@ def open_known_shard(path: ShardFile, known: ShardInfo) -> Shard:
     if shard.info == known:
         return shard
     if _says_its_index(path, known):
-        raise ShardError(
-            f"{index_path(path)} says of {path} what is not so: it was changed, or is of another "
-            "shard; delete it, and run again"
-        )
+        raise _not_so(path)
     cure = "use the very shards that were labelled, or label these"
     if shard.info.key_hash != known.key_hash:
         raise ShardError(
@@ -363,9 +382,100 @@ def open_known_shard(path: ShardFile, known: ShardInfo) -> Shard:
     if shard.info.content_hash != known.content_hash:
         raise ShardError(
             f"{path} has the keys of {known.name}, but its images were encoded again or its "
-            f"targets changed since they were labelled; {cure}"
+            f"targets changed since they were labelled; {cure}; to shards with the same pixels, as "
+            "lossless packing makes them, label-store rebind binds the store"
         )
     return shard
+
+
+def open_indexed_shard(path: ShardFile, known: ShardInfo) -> Shard:
+    """Open a shard that a store knows without reading it, if an index beside it says what is where.
+
+    A sample is compared with the shard where its image is first asked for. What the index says of
+    keys, targets and sizes is bound by the store's hashes. Raises as ``open_known_shard``, which
+    opens a shard without an index, or one that is fetched whole.
+    """
+    if not isinstance(path, Path) or not path.is_file() or path.stat().st_size != known.bytes:
+        return open_known_shard(path, known)
+    found = _read_rows(path, known.number)
+    if found is None or found[1] != known:
+        return open_known_shard(path, known)
+    with path.open("rb") as file:
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return _IndexedShard(
+        path=path,
+        info=known,
+        samples=tuple(
+            Sample(
+                key=key,
+                target=target,
+                image_name=f"{key}.{members[_image_of(members)][0]}",
+                image_offset=offset,
+                image_bytes=length,
+            )
+            for key, target, offset, length, members in found[0]
+        ),
+        _data=data,
+        _members=tuple(row[-1] for row in found[0]),
+    )
+
+
+def _image_of(members: Members) -> int:
+    """Return which of a sample's members is its image."""
+    return next(index for index, one in enumerate(members) if one[0] in IMAGE_EXTENSIONS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _IndexedShard(Shard):
+    """A shard whose samples stand in the index beside it."""
+
+    _members: tuple[Members, ...] = field(repr=False)
+    _compared: set[int] = field(default_factory=set, repr=False)
+
+    def image_bytes(self, index: int) -> memoryview:
+        """Return the encoded image of a sample; raises ``ShardError`` if it is not there."""
+        if index not in self._compared:
+            if not self._is_there(index):
+                self._compare_all()
+            self._compared.add(index)
+        return super().image_bytes(index)
+
+    def _is_there(self, index: int) -> bool:
+        """Return whether plain headers say of a sample's members what the index does."""
+        sample, members = self.samples[index], self._members[index]
+        at, parts = sample.image_offset, dict[str, Member]()
+        for _, size in reversed(members[: _image_of(members)]):
+            at -= bytes_after(0, int(size))
+        for extension, size in members:
+            found = plain_member(self._data, at)
+            name = None if found is None else _KEY.match(found.name)
+            if found is None or name is None or found.size != size:
+                return False
+            if (name[1], name[2].lower()) != (sample.key, extension):
+                return False
+            parts[str(extension)], at = found, bytes_after(at, found.size)
+        return _same_place(_sample(self.path, self._data, sample.key, parts), sample)
+
+    def _compare_all(self) -> None:
+        """Read the whole shard, which may have extended headers."""
+        whole = open_known_shard(self.path, self.info)
+        if not all(map(_same_place, whole.samples, self.samples)):
+            raise _not_so(self.path)
+        self._compared.update(range(len(self.samples)))
+
+
+def _same_place(one: Sample, other: Sample) -> bool:
+    """Return whether two samples are of one class, and have their image at one offset."""
+    return (one.target, one.image_offset, one.image_bytes) == (
+        *(other.target, other.image_offset, other.image_bytes),
+    )
+
+
+def _not_so(path: ShardFile) -> ShardError:
+    return ShardError(
+        f"{index_path(path)} says of {path} what is not so: it was changed, or is of another "
+        "shard; delete it, and run again"
+    )
 
 
 def _says_its_index(path: ShardFile, known: ShardInfo) -> bool:
@@ -396,13 +506,14 @@ def match_shards(
 
     With ``subset`` some of the shards are enough, one at least; None says that whoever asks has
     no such choice. Names and sizes are compared first, which costs no reading; contents are then
-    checked as shards are opened. If some do not fit, all files are opened and told apart by
-    content, so renamed and moved shards are recognized. Raises ``ShardError`` for shards that
-    are not among the files, and for a file that the store does not know.
+    checked as shards are opened. If some do not fit, all are told apart by content, as the indices
+    beside them say, or the files, so renamed and moved shards are recognized. Raises ``ShardError``
+    for shards that are not among the files, and for a file that the store does not know.
     """
     found, others = _by_name(known, paths), []
     if len(set(found.values())) != len(paths) or len(found) != len(paths):
-        by_content = {open_shard(path, 0).info.content_hash: path for path in paths}
+        opened = told(paths, "telling shards apart", "shards", len(paths))
+        by_content = {summarize_shard(path, 0).info.content_hash: path for path in opened}
         found = {
             info.number: by_content.pop(info.content_hash)
             for info in known

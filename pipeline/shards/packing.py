@@ -2,13 +2,13 @@
 
 The same images and seed give the same bytes on every machine: the order is drawn over the
 sorted file list, and tar headers carry no times, users or modes of the files. Only images that
-are encoded anew (``max_side``, ``quality``) also depend on Pillow's version.
+are encoded anew (``max_side``, ``quality``) also depend on Pillow's version, and those that get
+restart markers (``lossless``) on jpegtran's.
 """
 
 from __future__ import annotations
 
 import errno
-import io
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,18 +29,23 @@ from pipeline.classes import (
 from pipeline.errors import ConfigError, DecodeError, PipelineError, ShardError
 from pipeline.files.local import LocalFolder, open_folder
 from pipeline.growth import settle
-from pipeline.identity import PILLOWS_LIMIT, canonical_json
+from pipeline.identity import canonical_json
+from pipeline.shards.encoding import (
+    EXTENSIONS,
+    EncodedFile,
+    Encoding,
+    encode_image,
+    find_jpegtran,
+)
 from pipeline.shards.index import INDEX_SUFFIX, index_bytes
 from pipeline.views.rng import stream
 
 __all__ = [
-    "EncodedImage",
     "PackConfig",
     "PackReport",
     "PackedShard",
     "PlannedShard",
     "WriteShards",
-    "encode_image",
     "pack_shards",
     "write_shard",
 ]
@@ -50,8 +55,7 @@ WriteShards: TypeAlias = (
 )
 """Writes planned shards in any order, and says of how many images it has written more."""
 
-_EXTENSIONS = {".jpg": "jpg", ".jpeg": "jpg", ".png": "png", ".webp": "webp"}
-_SHRUNK_QUALITY = 90  # where ``quality`` says nothing
+_LARGEST_RESTART = 4096  # pixels; a row is a piece long before
 _WINDOW = 64  # images in memory at once
 _PREFIX = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _SPLITS = frozenset(
@@ -85,6 +89,12 @@ class PackConfig:
     """Encode every image anew as JPEG of this quality, 1 to 100 (color at half resolution:
     4:2:0); a JPEG that would not get smaller keeps its bytes. Unset: only images that
     are shrunk are encoded, at 90; all others keep their bytes."""
+    restart: int = 64
+    """Restart markers after about so many pixels of a row in JPEGs that are encoded or marked,
+    so that a training at one view per decode decodes little more than a crop. 0: none."""
+    lossless: bool = False
+    """Put restart markers also into JPEGs that are not encoded anew: other bytes, the same
+    pixels. Needs the program jpegtran. Files that it cannot do so with keep their bytes."""
 
     def __post_init__(self) -> None:
         settle(self)
@@ -101,6 +111,20 @@ class PackConfig:
             raise ConfigError(f"`max_side` is {self.max_side}; use 1 or more pixels")
         if self.quality is not None and not 1 <= self.quality <= 100:
             raise ConfigError(f"`quality` is {self.quality}; use 1..100")
+        if not 0 <= self.restart <= _LARGEST_RESTART:
+            raise ConfigError(f"`restart` is {self.restart}; use 0..{_LARGEST_RESTART} pixels")
+        if self.lossless and not self.restart:
+            raise ConfigError("`lossless` adds restart markers, and `restart` is 0; leave out one")
+
+    @property
+    def encoding(self) -> Encoding:
+        """The settings that change an image's bytes."""
+        return Encoding(
+            max_side=self.max_side,
+            quality=self.quality,
+            restart=self.restart,
+            lossless=self.lossless,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +138,7 @@ class PackReport:
     packed: int
     shrunk: int  # of the packed ones
     reencoded: int  # of the packed ones, the shrunk ones included
+    marked: int  # of the packed ones: other bytes, the same pixels
     passed_over: tuple[Path, ...]  # not images by their extension, or hidden
     bytes: int  # of all shards
 
@@ -125,16 +150,6 @@ class _Source:
     path: Path
     key: str
     target: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EncodedImage:
-    """The bytes of one image as they go into the shard."""
-
-    extension: str
-    data: bytes
-    shrunk: bool = False
-    reencoded: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +167,7 @@ class PackedShard:
     packed: int
     shrunk: int
     reencoded: int
+    marked: int
     bytes: int
 
 
@@ -172,6 +188,8 @@ def pack_shards(
     ('cat', 'dog')
     """
     _check_directories(config)
+    if config.lossless:
+        find_jpegtran()
     files = _files_below(config.images)
     images = [path for path in files if _is_image(path.relative_to(config.images))]
     packed = set(images)
@@ -208,6 +226,7 @@ def pack_shards(
         packed=sum(one.packed for one in done),
         shrunk=sum(one.shrunk for one in done),
         reencoded=sum(one.reencoded for one in done),
+        marked=sum(one.marked for one in done),
         passed_over=passed_over,
         bytes=sum(one.bytes for one in done),
     )
@@ -242,17 +261,17 @@ def write_shard(
 
     ``show`` is called with the images that are written since the last call.
     """
-    packed = shrunk = reencoded = 0
+    packed = shrunk = reencoded = marked = 0
     folder = open_folder(config.out)
     with folder.write_file(planned.name) as file:
         for encoded in _write_samples(file, planned.sources, config, threads):
             packed, shrunk = packed + 1, shrunk + encoded.shrunk
-            reencoded += encoded.reencoded
+            reencoded, marked = reencoded + encoded.reencoded, marked + encoded.marked
             show(1)
         size = file.tell()
         index = index_bytes(file, planned.name)
     folder.replace(f"{planned.name}{INDEX_SUFFIX}", index)
-    return PackedShard(packed=packed, shrunk=shrunk, reencoded=reencoded, bytes=size)
+    return PackedShard(packed=packed, shrunk=shrunk, reencoded=reencoded, marked=marked, bytes=size)
 
 
 def _check_directories(config: PackConfig) -> None:
@@ -302,7 +321,7 @@ def _files_below(root: Path) -> list[Path]:
 def _is_image(relative: Path) -> bool:
     # Hidden files are not images, whatever they are called: ._cat.jpg is a Mac's metadata.
     hidden = any(part.startswith(".") for part in relative.parts)
-    return not hidden and relative.suffix.lower() in _EXTENSIONS
+    return not hidden and relative.suffix.lower() in EXTENSIONS
 
 
 def _classes_of(
@@ -348,7 +367,7 @@ def _read_classes(root: Path, images: Sequence[Path], known: ClassNames | None) 
         raise ConfigError(
             f"{root / empty[0]}: the class holds no images"
             + (f", nor do {len(empty) - 1} more" if len(empty) > 1 else "")
-            + f" ({', '.join(_EXTENSIONS)}); fill or delete the directory, because it would "
+            + f" ({', '.join(EXTENSIONS)}); fill or delete the directory, because it would "
             "take a class index"
         )
     return tuple(classes)
@@ -413,7 +432,7 @@ def _saying_where(path: Path) -> Iterator[None]:
 
 def _write_samples(
     file: BinaryIO, sources: Sequence[_Source], config: PackConfig, threads: int | None
-) -> Iterator[EncodedImage]:
+) -> Iterator[EncodedFile]:
     """Write one shard's samples in order, and give each once it is written."""
     from webdataset import TarWriter  # which loads PyTorch: not before there is work
 
@@ -430,7 +449,7 @@ def _write_samples(
                 yield encoded
 
 
-def _members(source: _Source, encoded: EncodedImage) -> Mapping[str, str | bytes]:
+def _members(source: _Source, encoded: EncodedFile) -> Mapping[str, str | bytes]:
     return {
         "__key__": source.key,
         encoded.extension: encoded.data,
@@ -438,47 +457,9 @@ def _members(source: _Source, encoded: EncodedImage) -> Mapping[str, str | bytes
     }
 
 
-def _encode(path: Path, config: PackConfig) -> EncodedImage:
+def _encode(path: Path, config: PackConfig) -> EncodedFile:
     with _saying_where(path):
         data = path.read_bytes()
     if not data:
         raise DecodeError(f"{path}: the file is empty; restore or remove it")
-    return encode_image(path, data, config.max_side, config.quality)
-
-
-def encode_image(
-    path: Path, data: bytes, max_side: int | None, quality: int | None
-) -> EncodedImage:
-    """Return an image file's own bytes, or those of a JPEG as the settings ask for.
-
-    What is encoded anew loses orientation and color profile, which ``augment.decode``
-    ignores. Raises ``DecodeError`` for an image that cannot be decoded, if it has to be.
-    """
-    from PIL import Image
-
-    from pipeline.views.apply import decode, image_format
-
-    own = EncodedImage(extension=_EXTENSIONS[path.suffix.lower()], data=data)
-    if max_side is None and quality is None:
-        return own
-    try:
-        rgb = Image.fromarray(decode(data, str(path), PILLOWS_LIMIT))
-    except DecodeError as error:
-        raise DecodeError(
-            f"{error}: it cannot be encoded anew; repair or remove the file, or pack without "
-            "`max_side` and `quality`",
-            error.reason,
-        ) from error
-    shrunk = max_side is not None and max(rgb.size) > max_side
-    if max_side is not None and shrunk:
-        scale = max_side / max(rgb.size)
-        width, height = (max(1, round(side * scale)) for side in rgb.size)
-        rgb = rgb.resize((width, height), Image.Resampling.BICUBIC)
-    elif quality is None:
-        return own
-    file = io.BytesIO()
-    rgb.save(file, "JPEG", quality=quality or _SHRUNK_QUALITY, subsampling="4:2:0")
-    anew = file.getvalue()
-    if image_format(data) == "jpeg" and not shrunk and len(anew) >= len(data):
-        return own
-    return EncodedImage(extension="jpg", data=anew, shrunk=shrunk, reencoded=True)
+    return encode_image(path, data, config.encoding)

@@ -15,7 +15,7 @@ from typing import NamedTuple, NoReturn
 from pipeline.errors import ShardError
 from pipeline.files.cache import ShardFile
 
-__all__ = ["Member", "regular_members"]
+__all__ = ["Member", "bytes_after", "plain_member", "regular_members"]
 
 _BLOCK = 512  # bytes; a tar file ends with empty blocks
 _RELEASED = 1 << 26  # bytes read after which the system may take the pages back
@@ -90,6 +90,20 @@ def regular_members(data: mmap.mmap, path: ShardFile) -> Iterator[Member]:
         if header.kind in _FILE:
             yield member
         said, extended, at = {}, False, _end(body, member.size)
+
+
+def plain_member(data: mmap.mmap, at: int) -> Member | None:
+    """Return the file whose bytes begin at ``at``, None unless one plain header is before them."""
+    block = data[max(0, at - _BLOCK) : max(0, at)]
+    header = _header(block) if len(block) == _BLOCK else None
+    if header is None or header.kind not in _FILE or at + header.size > len(data):
+        return None
+    return Member(header.name.decode("utf-8", "surrogateescape"), at, header.size)
+
+
+def bytes_after(at: int, size: int) -> int:
+    """Return where the bytes of the next member begin, after ``size`` bytes from ``at`` on."""
+    return _end(at, size) + _BLOCK
 
 
 def _header(block: bytes) -> _Header | None:

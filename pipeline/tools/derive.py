@@ -1,23 +1,18 @@
-"""Makes stores whose labels no teacher gave to their views: of other views, or by a vote."""
+"""Makes stores whose labels no teacher gave to their views, but to other ones."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.columns import SHARE_STEPS, ColumnConfig, Columns
-from pipeline.errors import ConfigError, IdentityError, IncompleteStoreError, ShardError
+from pipeline.columns import ColumnConfig, Columns
+from pipeline.errors import ConfigError, IncompleteStoreError, ShardError
 from pipeline.files.local import Location
-from pipeline.growth import to_plain
-from pipeline.identity import StoreIdentity, canonical_json, different_fields
+from pipeline.identity import StoreIdentity
 from pipeline.records import PartRows, ShardInfo
 from pipeline.store import LabelStore, commit_part, open_store
-from pipeline.store.card import markdown_table, share
 from pipeline.tools.target import (
     ShowProgress,
     agreed_classes,
@@ -27,160 +22,7 @@ from pipeline.tools.target import (
     finish_target,
 )
 
-__all__ = ["Vote", "relabelled_store", "voted_store"]
-
-VOTED_COLUMNS = ColumnConfig(confidence=True)
-"""A vote keeps the share of teachers that gave the label."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Vote:
-    """What a vote of ``teachers`` came to, in views."""
-
-    teachers: int
-    views: int
-    unanimous: int
-    majority: int  # more than half of the teachers gave the label, all included
-    tied: int  # another label has as many votes, and the earlier store's was taken
-    changed: int  # the first store has another label
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return asdict(self)
-
-    def to_markdown(self) -> str:
-        """Return the vote as Markdown."""
-        named = (
-            ("all teachers agree", self.unanimous),
-            ("more than half agree", self.majority),
-            ("tied: the earlier store's label", self.tied),
-            ("other labels than the first store's", self.changed),
-        )
-        rows = [(name, f"{share(count, self.views)} ({count})") for name, count in named]
-        title = f"# Vote of {self.teachers} teachers on {self.views} views\n\n"
-        return title + markdown_table(("", ""), rows)
-
-
-def voted_store(
-    stores: Sequence[LabelStore],
-    out: Location,
-    show: ShowProgress = lambda done, total: None,
-) -> Vote:
-    """Write a store with the label that most of several stores have for each view.
-
-    The views must be the same in all, those of the first store; views that others have besides are
-    left out. Of labels with as many votes the one that the earliest store has is taken. The share
-    of teachers that gave the label is kept as its confidence. Identity and card say that it was a
-    vote, by which all that would run a teacher refuses the store. An interrupted run can be run
-    again.
-
-    Raises ``ConfigError`` for fewer than three stores or other classes (``ClassesError`` for other
-    names of them), ``IdentityError`` for stores of other views, ``ShardError`` for other shards,
-    ``IncompleteStoreError`` for samples or views that a store lacks.
-    """
-    first, *others = stores
-    identity = _voted_identity(stores)
-    numbers = [_same_shards(first, other) for other in others]
-    parts = first.manifest.parts
-    keys = {entry.part for entry in parts}
-    check_sources(stores)
-    target = check_target(out, identity, first.manifest.fingerprints, keys)
-    for store in stores:
-        copy_companions(target, store)
-    counts = np.zeros(5, np.int64)
-    for done, entry in enumerate(parts, start=1):
-        rows = first.read_part(entry)
-        ballots = [rows.label]
-        for other, number in zip(others, numbers, strict=True):
-            ballots.append(_labels_of(other, number[entry.part.shard], rows))
-        label, votes, tied = _counted(np.stack(ballots))
-        confidence = np.rint(votes / len(stores) * SHARE_STEPS).astype(np.uint8)
-        commit_part(
-            target,
-            replace(
-                rows,
-                identity=identity.digest,
-                label=label,
-                columns=Columns({"confidence": confidence}),
-            ),
-        )
-        several = (votes == len(stores), 2 * votes > len(stores), tied, label != rows.label)
-        counts += [label.size, *(int(one.sum()) for one in several)]
-        show(done, len(parts))
-    run = {"command": "voted_store", "stores": [store.root.name for store in stores]}
-    names = agreed_classes(*stores)
-    finish_target(target, [first], identity, first.manifest.shards, keys, run, classes=names)
-    views, unanimous, majority, ties, changed = counts.tolist()
-    return Vote(
-        teachers=len(stores),
-        views=views,
-        unanimous=unanimous,
-        majority=majority,
-        tied=ties,
-        changed=changed,
-    )
-
-
-def _voted_identity(stores: Sequence[LabelStore]) -> StoreIdentity:
-    if len(stores) < 3:
-        raise ConfigError(
-            f"`stores` has {len(stores)}; a vote takes three or more, since of two that differ "
-            "none has a majority"
-        )
-    first, *others = (store.identity for store in stores)
-    views = ("root_seed", "augment", "mix")
-    for store, other in zip(stores[1:], others, strict=True):
-        ours, theirs = ({name: one.to_json()[name] for name in views} for one in (first, other))
-        different = different_fields(ours, theirs)
-        if different:
-            raise IdentityError(
-                f"{stores[0].root} and {store.root} label other views (first / second):\n  "
-                + "\n  ".join(different)
-                + "\n  cure: vote with stores of one root seed, augmentation and mixing"
-            )
-        _require_same_classes(stores[0], store)
-    teachers = [to_plain(one.teacher) for one in (first, *others)]
-    if len({canonical_json(one) for one in teachers}) < len(teachers):
-        raise ConfigError(
-            "`stores` has two of one teacher, which would have two votes; give each teacher once"
-        )
-    named = " and ".join(one.teacher.architecture for one in others)
-    derived = first.teacher.derived(f"by a majority vote with {named}")
-    # Whose vote it is: other teachers, or in another order, are another store.
-    weights = hashlib.sha256(canonical_json(teachers)).hexdigest()
-    return replace(first, teacher=replace(derived, weights=weights), columns=VOTED_COLUMNS)
-
-
-def _labels_of(store: LabelStore, number: int, rows: PartRows) -> NDArray[np.uint16]:
-    """Return what a store says of a part's samples and views, (N, V)."""
-    part = rows.part
-    found = []
-    for view in range(part.first_view, part.end_view):
-        one = store.read_view(number, view)
-        seeds = one.seed[rows.accepted]
-        if not np.array_equal(seeds, rows.seed):
-            raise IdentityError(
-                f"{store.root} has other seeds for shard {number} at view {view}, though the same "
-                "settings; verify it, and label again what does not pass"
-            )
-        found.append(one.label[rows.accepted])
-    return np.stack(found, axis=1)
-
-
-def _counted(
-    ballots: NDArray[np.uint16],
-) -> tuple[NDArray[np.uint16], NDArray[np.int64], NDArray[np.bool_]]:
-    """Return the labels with most of (T, N, V) votes, their votes, and whether others have as many.
-
-    Of several the earliest teacher's is taken. There are few teachers and many views, so each
-    teacher's label is compared with all the others'.
-    """
-    votes = np.stack([(ballots == one).sum(axis=0) for one in ballots])
-    most = votes.max(axis=0)
-    taken = votes.argmax(axis=0)  # the first of the greatest
-    label = np.take_along_axis(ballots, taken[None], axis=0)[0]
-    tied = ((votes == most) & (ballots != label)).any(axis=0)
-    return label, most, tied
+__all__ = ["relabelled_store", "require_same_classes", "same_shards"]
 
 
 def relabelled_store(
@@ -205,7 +47,7 @@ def relabelled_store(
     ``IncompleteStoreError`` for samples that ``labels_of`` rejects or omits.
     """
     identity = _derived_identity(source, labels_of, note)
-    numbers = _same_shards(source, labels_of)
+    numbers = same_shards(source, labels_of)
     view = _require_view(labels_of, view)
     parts = source.manifest.parts
     keys = {entry.part for entry in parts}
@@ -229,12 +71,13 @@ def relabelled_store(
 
 
 def _derived_identity(source: LabelStore, labels_of: LabelStore, note: str) -> StoreIdentity:
-    _require_same_classes(source, labels_of)
+    require_same_classes(source, labels_of)
     derived = labels_of.identity.teacher.derived(note)
     return replace(source.identity, teacher=derived, columns=ColumnConfig())
 
 
-def _require_same_classes(source: LabelStore, labels_of: LabelStore) -> None:
+def require_same_classes(source: LabelStore, labels_of: LabelStore) -> None:
+    """Raise ``ConfigError`` unless both have labels of the same classes."""
     ours, theirs = source.identity.teacher, labels_of.identity.teacher
     if ours.classes != theirs.classes:
         raise ConfigError(
@@ -244,8 +87,12 @@ def _require_same_classes(source: LabelStore, labels_of: LabelStore) -> None:
     agreed_classes(source, labels_of)
 
 
-def _same_shards(source: LabelStore, labels_of: LabelStore) -> dict[int, int]:
-    """Return the number that ``labels_of`` has for each shard of ``source``."""
+def same_shards(source: LabelStore, labels_of: LabelStore) -> dict[int, int]:
+    """Return the number that ``labels_of`` has for each shard of ``source``.
+
+    Raises ``ShardError`` for shards it does not know, ``IncompleteStoreError`` for samples that it
+    lacks.
+    """
     theirs = {shard.key_hash: shard for shard in labels_of.manifest.shards}
     numbers: dict[int, int] = {}
     for shard in source.manifest.shards:

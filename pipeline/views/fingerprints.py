@@ -23,6 +23,7 @@ from pipeline.views.draw import draw_view, policy_ops
 from pipeline.views.operation import Operation
 from pipeline.views.ops import OPERATIONS
 from pipeline.views.pairing import draw_groups, draw_mix, draw_partners
+from pipeline.views.regions import EncodedImage
 from pipeline.views.rng import noise_bytes, sample_seed
 
 __all__ = ["BITS", "different_fingerprints", "fingerprints", "what_they_watch"]
@@ -90,6 +91,11 @@ def _probes(identity: StoreIdentity) -> Iterator[Probe]:
             watches=f"decoding {name.replace('-', ', ')}",
             crc=partial(_decoded, name, text),
         )
+    yield Probe(
+        name="decode.jpeg-part",
+        watches="decoding parts of jpeg",
+        crc=partial(_decoded_in_part, _IMAGES["jpeg-restart"]),
+    )
     yield Probe(name="resize.down", watches="shrinking", crc=partial(_resized, 37, 29, 13))
     yield Probe(name="resize.up", watches="enlarging", crc=partial(_resized, 7, 5, 32))
     for name in policy_ops(augment):
@@ -108,6 +114,18 @@ def _probes(identity: StoreIdentity) -> Iterator[Probe]:
 
 def _decoded(name: str, text: str) -> int:
     return _crc(decode(b64decode(text), name, max_pixels=1 << 16))
+
+
+def _decoded_in_part(text: str) -> int:
+    """Return a fingerprint of what views of an image decode of it."""
+    image = EncodedImage(data=b64decode(text), name="", max_pixels=1 << 16, worth=0)
+    config = AugmentConfig(image_size=16, policy="none", erase_probability=0.0)
+    word = 0
+    for view in range(8):
+        draw = partial(draw_view, _SEED, view, config=config)
+        pixels, params = image.decode_for(draw)
+        word = binascii.crc32(apply_view(pixels, params, config).tobytes(), word)
+    return word
 
 
 def _resized(height: int, width: int, size: int) -> int:
@@ -175,6 +193,23 @@ _IMAGES: Mapping[str, str] = {  # made for this purpose: noise, enlarged and com
         "Ik08H6+ay3Bt62n4TA7Tzk1y2bqmHNkEIgANYF+M437BXoz2nMZClN6V1IHjalBCIdlPFWbxbU27amJuxTPT"
         "XTpyVBY7k+abaHJE5dqe68nyLAUW7jAfw0UUhsyiq7ozVzVIAgqV7qBeXeu8u5J+a195NFFdivDaSlHHqtD0"
         "8ohKsV//2Q=="
+    ),
+    "jpeg-restart": (
+        "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAA0JCgsKCA0LCgsODg0PEyAVExISEyccHhcgLikxMC4pLSwzOko+MzZG"
+        "NywtQFdBRkxOUlNSMj5aYVpQYEpRUk//2wBDAQ4ODhMREyYVFSZPNS01T09PT09PT09PT09PT09PT09PT09PT09P"
+        "T09PT09PT09PT09PT09PT09PT09PT09PT0//wAARCAA0AEsDASIAAhEBAxEB/8QAGwAAAgMBAQEAAAAAAAAAAAAA"
+        "BAUAAwYBAgf/xAAoEAACAgICAQQCAQUAAAAAAAABAgADBBESIQUTFDFRIkFhBhUWMlL/xAAaAQACAwEBAAAAAAAA"
+        "AAAAAAAEBQECAwYA/8QAJREAAQQBAwMFAQAAAAAAAAAAAQACAwQRBRMhEjEyFBUjM0FE/90ABAAB/9oADAMBAAIR"
+        "AxEAPwAOi9S47miw23V19TB4jXCwbBmy8ZcBR+R/Utrkwe0YR0L88Bf/0CPInRMzmY45mOvK5C7OjM5k8rG/HuVo"
+        "2TFGCQvHTOmbeJX/0RvAsDYJsGsC0gn6mI8FyqcF+poc/OUY2lbvU2dIJnbiu6T5AW8r/9I3NyUOwDEzqWfYgD5V"
+        "r5JHetxziKrVgt8wwu9TwPxFWaZvNyPxf//T5QpAl84zIvwZz1F+43ZEWjCTSudA7ox2X//U9tg0INjUEvtakEJF"
+        "tXlLHbRJjTGRchdtPW6xcOVSnfbTOZRlf//Vz2Vfa5O9w7xWOLdcxGFnj6iP1KSPbf6QuKaGSLYA5RlqOTUY/hOM"
+        "r//Wqzq1xk3XE65lttnBt6jEu2T006uAqHlqTLXfAwtW1OL29nTY5K//1wK8VePP9z0bTX0JaXCjjKGHIzbRztEl"
+        "6ZsvsccMX//QWtkOZ59d/wCZetSn5nv0a/sRnLqkbXYwulZTgkHU4L//0VAwAnYEsXIagaEYFQ0pbDFh+ItN5w8i"
+        "nMraUg5C/9JWfJOTruH4a+61ylY8WPnUtQ+0HU1pywkdQ7ojdNd2Y+y//9Mv2SVDcDyrAqkCD5PljrW4EuUbm1ud"
+        "A1jXt3H9lWR77cgK/9RQ1rF5b+XDcJxsIWEHUbU+MDrrUjUtRgLg2FEzVNloK//VzuRl2Vtobg/9xu/mbo/0yt3f"
+        "Gc/xBP8AibwPruYC4cqfUzjgFf/W4vzCagJJJzM6kr//12SgcYo8n0DqSSLqHYK1n6V//9DMZLHc94JPqCSSP/43"
+        "L2l+QX//0SMAdCPsMDYkknKO+4p3qXiF/9L6HjIvEdQjiPoSSQGHxUr/2Q=="
     ),
     "jpeg-progressive": (
         "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAAoHBwgHBgoICAgLCgoLDhgQDg0NDh0VFhEYIx8lJCIfIiEmKzcv"

@@ -17,7 +17,7 @@ from torch import Tensor
 from pipeline.identity import AugmentConfig, MixConfig, StoreIdentity
 from pipeline.records import FIXED_ONE, Box, MixKind, MixParams, Pixels, ViewMix
 from pipeline.views.fingerprints import fingerprints
-from pipeline.views.mixing import mixed_views, normalize, to_device
+from pipeline.views.mixing import MixRows, mixed_views, normalize, to_device
 from pipeline.views.rng import noise_bytes
 
 __all__ = ["fingerprints_on", "float_fingerprints"]
@@ -48,7 +48,8 @@ def float_fingerprints(
     found = _crcs("normalized", images, exact, scale)
     if mix.probability:
         drawn = _mixing()
-        mixed = mixed_views(moved, drawn, augment.mean, augment.std)
+        rows = MixRows.of(drawn).to(moved.device)
+        mixed = mixed_views(moved, rows, augment.mean, augment.std)
         found |= _crcs("mixed", mixed, _mixed_exactly(exact, drawn), scale)
     return found
 

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.identity import AugmentConfig
-from pipeline.records import MixKind, MixParams, Pixels, Sample
+from pipeline.records import ImageSize, MixKind, MixParams, Pixels, Sample, ViewParams
 from pipeline.views.apply import apply_view, image_size, view_digest
 from pipeline.views.draw import draw_view
 from pipeline.views.pairing import Pairing
+from pipeline.views.regions import EncodedImage
 
 __all__ = ["ShardViews", "View", "make_view"]
 
@@ -37,7 +38,7 @@ class ShardViews:
 
     def make(
         self,
-        image: Pixels,
+        image: Pixels | EncodedImage,
         seed: int,
         view: int,
         pair: tuple[int, int],
@@ -45,7 +46,10 @@ class ShardViews:
         digest: bool,
         result: Pixels | None = None,
     ) -> View:
-        """Return one view of a decoded image, digested if that is asked for.
+        """Return one view of an image, digested if that is asked for.
+
+        An image of which this is the only view may be given encoded: no more of it is decoded than
+        the view needs. Then this raises ``DecodeError`` where it does not decode.
 
         ``pair`` is the indices of the sample and of its partner, or ``NO_PARTNER``. The pixels are
         written into ``result`` where that is given.
@@ -59,10 +63,22 @@ class ShardViews:
 
 
 def make_view(
-    image: Pixels, seed: int, view: int, config: AugmentConfig, result: Pixels | None = None
+    image: Pixels | EncodedImage,
+    seed: int,
+    view: int,
+    config: AugmentConfig,
+    result: Pixels | None = None,
 ) -> Pixels:
-    """Return one view of a decoded image, (S, S, 3), where there is no store and no partner.
+    """Return one view of an image, (S, S, 3), where there is no store and no partner.
 
     It is written into ``result`` where that is given: a row of a batch, say.
     """
-    return apply_view(image, draw_view(seed, view, image_size(image), config), config, result)
+
+    def draw(size: ImageSize) -> ViewParams:
+        return draw_view(seed, view, size, config)
+
+    if isinstance(image, EncodedImage):
+        pixels, params = image.decode_for(draw)
+    else:
+        pixels, params = image, draw(image_size(image))
+    return apply_view(pixels, params, config, result)

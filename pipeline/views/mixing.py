@@ -7,19 +7,31 @@ depend on the batch's size, its order, or the device's instruction set.
 from __future__ import annotations
 
 import binascii
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from operator import itemgetter
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.records import FIXED_ONE, MixKind, Pixels, ViewMix
+from pipeline.records import FIXED_ONE, Box, MixKind, MixParams, Pixels, ViewMix
 from pipeline.views.tables import mix_by_tables
 
-__all__ = ["MixRows", "mix_images", "mixed_digests", "mixed_views", "normalize", "to_device"]
+__all__ = [
+    "MixRows",
+    "float_digests",
+    "mix_images",
+    "mixed_digests",
+    "mixed_views",
+    "normalize",
+    "to_device",
+]
+
+_log = logging.getLogger(__name__)
 
 
 def to_device(pixels: Pixels | Tensor, device: torch.device) -> Tensor:
@@ -53,86 +65,164 @@ def _constants(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MixRows:
-    """Which rows of a batch are mixed, and how, as tensors beside its images."""
+    """How each of N rows is mixed, as tensors beside its images, whose shapes N alone decides."""
 
-    mixup: Tensor  # (K,) int64, rows
-    mixup_partner: Tensor  # (K,) int64
-    lam: Tensor  # (K,) float32
-    cutmix: Tensor  # (L,) int64, rows
-    cutmix_partner: Tensor  # (L,) int64
-    box: Tensor  # (L, 4) int32: top, left, height, width
+    partner: Tensor  # (N,) int64, row of the partner; the row itself if unmixed
+    kind: Tensor  # (N,) uint8, ``MixKind.code``
+    lam: Tensor  # (N,) float32, share of the own image
+    box: Tensor  # (N, 4) int32: top, left, height, width; zeros unless CutMix
 
     @staticmethod
     def of(mix: ViewMix) -> MixRows:
-        """Return the rows that are mixed, on the host."""
-        mixup = np.flatnonzero(mix.kind == MixKind.MIXUP.code)
-        cutmix = np.flatnonzero(mix.kind == MixKind.CUTMIX.code)
-        lam = mix.lam[mixup].astype(np.float32) / np.float32(FIXED_ONE)
-        return MixRows(
-            mixup=torch.from_numpy(mixup),
-            mixup_partner=torch.from_numpy(mix.partner[mixup]),
-            lam=torch.from_numpy(lam),
-            cutmix=torch.from_numpy(cutmix),
-            cutmix_partner=torch.from_numpy(mix.partner[cutmix]),
-            box=torch.from_numpy(mix.box[cutmix]),
-        )
+        """Return the same rows, on the host."""
+        lam = mix.lam.astype(np.float32) / np.float32(FIXED_ONE)
+        arrays = {"partner": mix.partner, "kind": mix.kind, "lam": lam, "box": mix.box}
+        return MixRows(**{name: torch.from_numpy(one) for name, one in arrays.items()})
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> MixRows:
+        """Return the rows with each of their tensors changed alike."""
+        return MixRows(**{one.name: change(getattr(self, one.name)) for one in fields(self)})
 
     def to(self, device: torch.device) -> MixRows:
         """Return the same rows on a device."""
-        moved = {one.name: getattr(self, one.name).to(device) for one in fields(self)}
-        return MixRows(**moved)
+        return self.map(lambda one: one.to(device))
 
 
-def mix_images(images: Tensor, mix: ViewMix, rows: MixRows | None = None) -> Tensor:
+def mix_images(images: Tensor, mix: ViewMix) -> Tensor:
     """Return N of (M, 3, S, S) normalized images, each mixed with its partner's row.
 
     ``mix`` is of the first N; others, if any, are mixed into them and not returned.
-    mixup: ``lam * own + (1 - lam) * partner``; CutMix: the partner's pixels in the box. ``rows``
-    are those of ``mix`` on the images' device; without them they are copied there.
+    mixup: ``lam * own + (1 - lam) * partner``; CutMix: the partner's pixels in the box.
     """
-    rows = MixRows.of(mix).to(images.device) if rows is None else rows
-    own = images[: len(mix.kind)]
-    if len(rows.mixup) == len(rows.cutmix) == 0:
-        return own
-    result = own.clone()
-    if len(rows.mixup):
-        lam = rows.lam.view(-1, 1, 1, 1)
-        # 1 - lam is exact: lam is a multiple of 2**-16. No fused multiply-add here.
-        partners = images[rows.mixup_partner].mul_(1 - lam)
-        result[rows.mixup] = images[rows.mixup].mul_(lam).add_(partners)
-    if len(rows.cutmix):
-        inside = _box_masks(rows.box, images.shape[-1])
-        partners = images[rows.cutmix_partner]
-        result[rows.cutmix] = torch.where(inside, partners, images[rows.cutmix])
-    return result
+    rows = MixRows.of(mix).to(images.device)
+    return _mixed(images[: len(mix.kind)], images[rows.partner], rows)
+
+
+def _mixed(own: Tensor, partners: Tensor, rows: MixRows) -> Tensor:
+    """Return (N, 3, S, S) normalized images, each mixed with its partner."""
+    lam, kind = (one.view(-1, 1, 1, 1) for one in (rows.lam, rows.kind))
+    # 1 - lam is exact: lam is a multiple of 2**-16. No fused multiply-add here.
+    blended = (own * lam).add_(partners * (1 - lam))
+    result = torch.where(kind == MixKind.MIXUP.code, blended, own)
+    inside = _box_masks(rows.box, own.shape[-1])
+    return torch.where(inside & (kind == MixKind.CUTMIX.code), partners, result)
 
 
 def mixed_views(
     pixels: Tensor,
-    mix: ViewMix,
+    rows: MixRows,
     mean: Sequence[float],
     std: Sequence[float],
-    rows: MixRows | None = None,
+    result: Tensor | None = None,
 ) -> Tensor:
-    """Return ``mix_images`` of ``normalize`` of (M, S, S, 3) uint8 pixels, on a CPU in one pass."""
-    if pixels.device.type not in _IN_ONE_PASS:
-        return mix_images(normalize(pixels, mean, std), mix, rows)
+    """Return ``mix_images`` of ``normalize`` of (M, S, S, 3) uint8 pixels, in one pass if possible.
+
+    ``rows`` are on the pixels' device. Writes into ``result`` if it is given, (N, 3, S, S),
+    channels last in memory, of any type of floats, to which the float32 are rounded.
+    """
+    if result is None:
+        shape = (len(rows.kind), *pixels.shape[1:])
+        result = torch.empty(shape, device=pixels.device).permute(0, 3, 1, 2)
+    if pixels.device.type in _IN_ONE_PASS:
+        _mix_by_tables(pixels, rows, mean, std, result)
+    elif _is_fused(pixels.device, result.dtype, pixels.shape[1], tuple(mean), tuple(std)):
+        _mix_fused(pixels, rows, mean, std, result)
+    else:
+        _mix_in_pieces(pixels, rows, mean, std, result)
+    return result
+
+
+_IN_ONE_PASS, _IN_ONE_KERNEL = ("cpu",), ("cuda",)  # devices
+_PIECE = 32  # rows of which there are float32 at a time: 19 MB at 224 pixels, each of some copies
+
+
+def _mix_in_pieces(
+    pixels: Tensor, rows: MixRows, mean: Sequence[float], std: Sequence[float], result: Tensor
+) -> None:
+    for start in range(0, len(result), _PIECE):
+        piece = slice(start, min(start + _PIECE, len(result)))
+        some = rows.map(itemgetter(piece))
+        own, partners = (normalize(pixels[one], mean, std) for one in (piece, some.partner))
+        result[piece] = _mixed(own, partners, some)
+
+
+def _mix_by_tables(
+    pixels: Tensor, rows: MixRows, mean: Sequence[float], std: Sequence[float], result: Tensor
+) -> None:
     values = torch.arange(256, dtype=torch.uint8).view(1, 256, 1, 1).expand(1, 256, 1, 3)
-    result = torch.empty((len(mix.kind), *pixels.shape[1:]))
+    written = result.permute(0, 2, 3, 1)
+    if written.dtype != torch.float32:
+        written = torch.empty(written.shape)
     mix_by_tables(
         pixels.numpy(),
-        mix.partner,
-        mix.kind == MixKind.MIXUP.code,
-        mix.kind == MixKind.CUTMIX.code,
-        mix.lam.astype(np.float32) / np.float32(FIXED_ONE),
-        mix.box,
+        rows.partner.numpy(),
+        (rows.kind == MixKind.MIXUP.code).numpy(),
+        (rows.kind == MixKind.CUTMIX.code).numpy(),
+        rows.lam.numpy(),
+        rows.box.numpy(),
         normalize(values, mean, std).reshape(3, 256).contiguous().numpy(),
-        result.numpy(),
+        written.numpy(),
     )
-    return result.permute(0, 3, 1, 2)
+    if result.dtype != torch.float32:
+        result.copy_(written.permute(0, 3, 1, 2))
 
 
-_IN_ONE_PASS = ("cpu",)  # devices
+def _mix_fused(
+    pixels: Tensor, rows: MixRows, mean: Sequence[float], std: Sequence[float], result: Tensor
+) -> None:
+    from pipeline.views.fused import mix_fused
+
+    constants = _constants(tuple(mean), tuple(std), 1, pixels.device)
+    mix_fused(pixels, rows.partner, rows.kind, rows.lam, rows.box, *constants, result)
+
+
+@lru_cache(maxsize=16)
+def _is_fused(
+    device: torch.device,
+    dtype: torch.dtype,
+    side: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> bool:
+    """Return whether one kernel gives the bits of the plain steps here: tried out, not believed."""
+    if device.type not in _IN_ONE_KERNEL:
+        return False
+    pixels, rows = _proof(side)
+    try:
+        results = []
+        for mix in (_mix_in_pieces, _mix_fused):
+            results.append(torch.empty(len(rows.kind), side, side, 3, dtype=dtype, device=device))
+            mix(pixels.to(device), rows.to(device), mean, std, results[-1].permute(0, 3, 1, 2))
+        same = torch.equal(*(one.view(torch.uint8) for one in results))
+    except (
+        Exception
+    ) as error:  # no Triton, no compiler for what it makes, an old device: all is well
+        _log.info("views are mixed step by step on %s, for there is no kernel: %s", device, error)
+        return False
+    if not same:
+        _log.warning("views are mixed step by step on %s: its kernel gives other bits", device)
+    return same
+
+
+def _proof(side: int) -> tuple[Tensor, MixRows]:
+    """Return noise to mix, (32, side, side, 3), and rows of all kinds with odd shares and boxes."""
+    count, random = 32, np.random.Philox(side)
+    words = random.random_raw(count * side * side * 3) >> np.uint64(56)
+    mix = ViewMix.unmixed(count)
+    for row in range(2, count):
+        top, left, height, width, lam = (int(one >> 11) for one in random.random_raw(5))
+        top, left = top % side, left % side
+        box = Box(
+            top=top,
+            left=left,
+            height=1 + height % (side - top),
+            width=1 + width % (side - left),
+        )
+        kind = (MixKind.MIXUP, MixKind.CUTMIX)[row % 2]
+        params = MixParams(kind=kind, lam=lam % (FIXED_ONE + 1), box=box)
+        mix.set_row(row, (row * 7 + 3) % count, params)
+    pixels = words.astype(np.uint8).reshape(count, side, side, 3)
+    return torch.from_numpy(pixels), MixRows.of(mix)
 
 
 def mixed_digests(images: Tensor, rows: NDArray[np.bool_]) -> NDArray[np.uint32]:
@@ -145,9 +235,13 @@ def mixed_digests(images: Tensor, rows: NDArray[np.bool_]) -> NDArray[np.uint32]
     chosen = np.flatnonzero(rows)
     if len(chosen):
         floats = images[torch.from_numpy(chosen).to(images.device)].permute(0, 2, 3, 1)
-        found = floats.contiguous().cpu().numpy().astype("<f4", copy=False)
-        digests[chosen] = [binascii.crc32(image) for image in found]
+        digests[chosen] = float_digests(floats.contiguous().cpu())
     return digests
+
+
+def float_digests(images: Tensor) -> list[int]:
+    """Return the CRC-32 of each of (N, S, S, 3) float32 images on the host."""
+    return [binascii.crc32(image) for image in images.numpy().astype("<f4", copy=False)]
 
 
 def _box_masks(box: Tensor, size: int) -> Tensor:

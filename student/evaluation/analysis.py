@@ -5,6 +5,7 @@ Section 5.2 and table 4 of the DeiT paper, as JSON and, with matplotlib, as a pl
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.errors import require_package
+from pipeline.telling import told
 from pipeline.views.mixing import normalize, to_device
 from student.evaluation.evaluate import fuse
 from student.evaluation.validation import NO_LABEL, ValidationDataset
@@ -24,7 +26,6 @@ from student.model import two_headed
 
 __all__ = ["Analysis", "ClassAccuracy", "Confused", "WorstSample", "analyze", "plot_analysis"]
 
-_CONFUSED = 200  # pairs of classes
 _WORST = 48  # samples
 
 
@@ -35,6 +36,7 @@ class ClassAccuracy:
     number: int
     samples: int
     right: int
+    called: int  # samples of any class that are called this one
     mistaken_for: int | None  # the class that it is called most often of all others
     mistaken: int  # how often
 
@@ -71,7 +73,7 @@ class Analysis:
     disagreement: tuple[tuple[float, ...], ...]  # share of samples that two label differently
     prediction: str  # what classes are called by: of ``FUSIONS``
     classes: tuple[ClassAccuracy, ...]  # of all validation samples, by number
-    confused: tuple[Confused, ...]  # the most frequent pairs first
+    confused: tuple[Confused, ...]  # all that are, the most frequent pairs first
     worst: tuple[WorstSample, ...]  # those with the lowest probability of their class first
 
     def to_json(self) -> dict[str, Any]:
@@ -100,7 +102,8 @@ def analyze(
     called: list[Tensor] = []  # (2, N) of each batch: true class, and what it is called
     worst = _Worst(dataset)
     with two_headed(model), torch.inference_mode(), _watch_tokens(model) as tokens:
-        for batch in load(dataset, range(len(dataset)), options):
+        batches = load(dataset, range(len(dataset)), options)
+        for batch in told(batches, "looking at mistakes", "batches", len(dataset)):
             images = normalize(to_device(batch.pixels, device), views.mean, views.std)
             with precision():
                 output = model(images)
@@ -179,7 +182,7 @@ def _confused(called: Tensor) -> tuple[Confused, ...]:
         Confused(target=target, called=other, samples=count)
         for (target, other), count in zip(pairs.T.tolist(), counts.tolist(), strict=True)
     ]
-    return tuple(sorted(found, key=lambda one: -one.samples)[:_CONFUSED])
+    return tuple(sorted(found, key=lambda one: -one.samples))
 
 
 def _by_class(called: Tensor) -> tuple[ClassAccuracy, ...]:
@@ -188,6 +191,7 @@ def _by_class(called: Tensor) -> tuple[ClassAccuracy, ...]:
     by_class: dict[int, dict[int, int]] = {}
     for (target, other), count in zip(pairs.T.tolist(), counts.tolist(), strict=True):
         by_class.setdefault(target, {})[other] = count
+    names = Counter(called[1].tolist())
     found = []
     for target, others in sorted(by_class.items()):
         wrong = [(count, -other) for other, count in others.items() if other != target]
@@ -197,6 +201,7 @@ def _by_class(called: Tensor) -> tuple[ClassAccuracy, ...]:
                 number=target,
                 samples=sum(others.values()),
                 right=others.get(target, 0),
+                called=names[target],
                 mistaken_for=None if other is None else -other,
                 mistaken=mistaken,
             )

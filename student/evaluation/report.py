@@ -27,21 +27,48 @@ from student.evaluation.analysis import Analysis, analyze
 from student.evaluation.evaluate import Evaluation, evaluate_all
 from student.evaluation.validation import ValidationDataset, center_views, read_teacher_labels
 from student.loading import LoaderOptions
-from student.model import StudentSpec, create_student, two_headed
+from student.metrics import peak_memory
+from student.model import StudentSpec, create_student_of
 from student.optimization import autocast
 from student.trust import require_named_arguments, require_named_model
 
 __all__ = [
     "CheckpointReport",
+    "Throughput",
     "evaluate_checkpoint",
     "evaluate_directory",
     "load_saved",
     "load_student",
 ]
 
-_SECONDS_OF_SPEED = 2.0
+_WARM, _TIMED = 10, 40
+"""Steps that timm's benchmark.py takes before it measures, and those that it measures."""
+_SECONDS_OF_SPEED = 10.0
+"""For either; a CPU may have done fewer of them by then, one at least."""
 
 _WEIGHTS = (".pt", ".pth", ".safetensors")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Throughput:
+    """How fast a student labels images, measured as timm's benchmark.py measures inference."""
+
+    images_per_second: float
+    step_seconds: float  # of a batch
+    steps: int  # measured
+    rows: int  # of a batch
+    image_size: int  # in pixels
+
+    def to_json(self, parameters: int) -> dict[str, Any]:
+        """Return plain JSON values by timm's names and in its units."""
+        return {
+            "samples_per_sec": round(self.images_per_second, 2),
+            "step_time": round(1000 * self.step_seconds, 3),
+            "batch_size": self.rows,
+            "img_size": self.image_size,
+            "param_count": round(parameters / 1e6, 2),
+            "steps": self.steps,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +82,8 @@ class CheckpointReport:
     precision: str  # in which the student ran
     evaluations: Mapping[str, Evaluation]
     analysis: Analysis | None  # of the raw weights
-    forward_images_per_second: float  # of one student, without reading images
+    throughput: Throughput  # of one student
+    peak_memory_bytes: int  # on the GPU, or of this process, before the throughput was measured
     names: tuple[str, ...] | None  # of classes
     unnamed: tuple[str, ...]  # which of checkpoint and validation shards have none
 
@@ -68,7 +96,8 @@ class CheckpointReport:
             "precision": self.precision,
             "evaluations": {name: one.to_json() for name, one in self.evaluations.items()},
             "analysis": None if self.analysis is None else self.analysis.to_json(),
-            "forward_images_per_second": self.forward_images_per_second,
+            "benchmark": self.throughput.to_json(self.parameters),
+            "peak_memory_bytes": self.peak_memory_bytes,
             "class_names": None if self.names is None else list(self.names),
         }
 
@@ -112,6 +141,10 @@ def evaluate_checkpoint(config: EvaluateConfig) -> CheckpointReport:
     number_format = config.precision or student.precision
     precision = partial(autocast, device, number_format)
     evaluations = evaluate_all(models, dataset, options, precision)
+    analysis = None
+    if config.analysis:
+        analysis = analyze(first, dataset, options, precision, student.headline)
+    peak = peak_memory(device)
     return CheckpointReport(
         step=found.step,
         parameters=parameter_count(first),
@@ -119,10 +152,9 @@ def evaluate_checkpoint(config: EvaluateConfig) -> CheckpointReport:
         taught=student.headline != "class_head",
         precision=number_format,
         evaluations=evaluations,
-        analysis=analyze(first, dataset, options, precision, student.headline)
-        if config.analysis
-        else None,
-        forward_images_per_second=_speed(first, views, config.eval_batch_size, precision),
+        analysis=analysis,
+        throughput=_throughput(first, views.image_size, config.eval_batch_size, precision),
+        peak_memory_bytes=peak,
         names=None if names is None else names.names,
         unnamed=tuple(side for side, one in sides.items() if one is None),
     )
@@ -275,8 +307,7 @@ def _build(checkpoint: Path, student: SavedStudent, state: Mapping[str, Tensor])
         model_args=parse_model_args(student.model_args),
     )
     try:
-        model = create_student(spec)
-        model.load_state_dict(state)
+        model = create_student_of(spec, state)
     except (ConfigError, RuntimeError) as error:
         raise CheckpointError(
             f"{checkpoint} does not fit its model {spec.name}: {error}; use the version of timm, "
@@ -285,27 +316,39 @@ def _build(checkpoint: Path, student: SavedStudent, state: Mapping[str, Tensor])
     return model.eval()
 
 
-def _speed(
-    model: nn.Module,
-    views: AugmentConfig,
-    rows: int,
-    precision: Callable[[], AbstractContextManager[Any]],
-) -> float:
-    """Return how many images a second the student labels, of those already on the device."""
+def _throughput(
+    model: nn.Module, side: int, rows: int, precision: Callable[[], AbstractContextManager[Any]]
+) -> Throughput:
+    """Measure a student in evaluation mode, where two heads are joined, as timm measures it.
+
+    The images are noise, on the device already, in PyTorch's own layout.
+    """
     device = next(model.parameters()).device
-    images = torch.zeros(rows, 3, views.image_size, views.image_size, device=device)
-    images = images.to(memory_format=torch.channels_last)
-    with two_headed(model), torch.inference_mode(), precision():
-        model(images)  # the first pass sets things up
-        _finish(device)
-        started, passes = time.perf_counter(), 0
-        while passes < 1 or time.perf_counter() - started < _SECONDS_OF_SPEED:
+    images = torch.randn(rows, 3, side, side, device=device)
+
+    def step() -> float:
+        started = time.perf_counter()
+        with precision():
             model(images)
-            _finish(device)
-            passes += 1
-        return passes * rows / (time.perf_counter() - started)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - started
 
+    def steps(most: int) -> list[float]:
+        taken = [step()]
+        while len(taken) < most and sum(taken) < _SECONDS_OF_SPEED:
+            taken.append(step())
+        return taken
 
-def _finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    model.eval()
+    with torch.inference_mode():
+        steps(_WARM)
+        started, taken = time.perf_counter(), steps(_TIMED)
+        elapsed = time.perf_counter() - started
+    return Throughput(
+        images_per_second=rows * len(taken) / elapsed,
+        step_seconds=sum(taken) / len(taken),
+        steps=len(taken),
+        rows=rows,
+        image_size=side,
+    )

@@ -21,9 +21,16 @@ from pipeline.classes import ClassNames, agreed_names, class_in_words
 from pipeline.errors import DecodeError, ShardError, StoreError
 from pipeline.files.cache import ShardFile
 from pipeline.identity import AugmentConfig
-from pipeline.records import Pixels
-from pipeline.shards.index import Shard, UniqueKeys, match_shards, open_shard
+from pipeline.records import Pixels, ShardInfo
+from pipeline.shards.index import (
+    Shard,
+    UniqueKeys,
+    match_shards,
+    open_indexed_shard,
+    summarize_shard,
+)
 from pipeline.store import open_store
+from pipeline.telling import told
 from pipeline.views.apply import decode
 from student.loading import LoaderOptions, load
 
@@ -128,21 +135,20 @@ class ValidationDataset(Dataset[ValidationBatch]):
         self.views = views
         self._labels = labels or {}
         self._forget()
-        counts, keys = [], UniqueKeys()
+        self._infos, keys = list[ShardInfo](), UniqueKeys()
         for number, path in enumerate(self._paths):
-            shard = self._shard(number)
-            counts.append(len(shard.samples))
-            keys.add(path, shard.summary)
-            beyond = [sample for sample in shard.samples if sample.target >= classes]
-            if beyond:
-                found = class_in_words(beyond[0].target, None if names is None else names.names)
+            summary = summarize_shard(path, number)
+            self._infos.append(summary.info)
+            keys.add(path, summary)
+            if summary.max_target >= classes:
+                found = class_in_words(summary.max_target, None if names is None else names.names)
                 raise ShardError(
-                    f"{path}: sample {beyond[0].key!r} has class {found}, the store's "
+                    f"{path}: sample {summary.max_target_key!r} has class {found}, the store's "
                     f"teacher and the student have {classes} classes (0..{classes - 1}); give "
                     "validation shards whose .cls are the teacher's class indices"
                 )
         keys.check()
-        self._ends = list(accumulate(counts))
+        self._ends = list(accumulate(info.samples for info in self._infos))
 
     def _forget(self) -> None:
         self._shard = lru_cache(maxsize=_OPEN_SHARDS)(self._open_shard)
@@ -171,7 +177,7 @@ class ValidationDataset(Dataset[ValidationBatch]):
         return bool(self._labels)
 
     def _open_shard(self, number: int) -> Shard:
-        return open_shard(self._paths[number], number)
+        return open_indexed_shard(self._paths[number], self._infos[number])
 
     def rows_of(self, item: int) -> range:
         """Return the samples of a batch, counted over all shards."""
@@ -235,7 +241,8 @@ def require_decodable(dataset: ValidationDataset, options: LoaderOptions) -> Non
     image that is found after the first epoch costs that epoch.
     """
     batches = load(_Decoding(dataset), range(len(dataset)), options)
-    found = [text for texts in batches for text in texts]
+    shown = told(batches, "decoding validation images", "batches", len(dataset))
+    found = [text for texts in shown for text in texts]
     if found:
         more = f"\n  and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
         raise ShardError(

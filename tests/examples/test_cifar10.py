@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from examples.cifar10 import arms, run
-from examples.cifar10.arms import ArmResult, batch_mixing, read_results
-from examples.cifar10.config import ARM_NAMES, EvidenceConfig, smoke
+from examples.cifar10.arms import ArmResult, batch_mixing, first_classes, read_results
+from examples.cifar10.config import ARM_NAMES, VOTES, EvidenceConfig, smoke
 from examples.cifar10.data import find_shards, pack_images
-from examples.cifar10.report import Evidence, checks, evidence_text, read_evidence, write_report
+from examples.cifar10.report import (
+    Evidence,
+    checks,
+    evidence_text,
+    read_evidence,
+    within,
+    write_report,
+)
 from examples.cifar10.stores import STATIC_NOTE, Stores
+from pipeline.classes import CLASSES_FILE
 from pipeline.errors import ConfigError
 from pipeline.records import FIXED_ONE, MixKind
 from pipeline.shards.index import open_shard
 from pipeline.store import open_store
 from student import engine
+from student.losses import TeacherSignal
+from student.losses.hard import HardLoss
+from student.losses.soft import SoftLoss
 from tests.factories import digit_samples, digits, write_shard
 from tests.student.factories import write_digit_teacher
 
@@ -41,9 +54,15 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> EvidenceConfig:
     write_shard(root / "val.tar", digit_samples(40, 1000))
     spec = write_digit_teacher(root / "teacher.safetensors")
     assert spec.checkpoint is not None
+    others = ("test_byobnet", "test_efficientnet")
+    files = tuple(root / f"{name}.safetensors" for name in others)
+    for name, file in zip(others, files, strict=True):
+        write_digit_teacher(file, name)
     config = EvidenceConfig(
         teacher=spec.architecture,
         teacher_checkpoint=spec.checkpoint,
+        other_teachers=others,
+        other_checkpoints=files,
         shards=(str(root / "train-*.tar"),),
         val_shards=(str(root / "val.tar"),),
         out=root / "out",
@@ -86,15 +105,20 @@ def test_the_teacher_runs_in_the_arms_of_the_loop_alone(results: dict[str, ArmRe
         assert running == [arms.ARMS[name].teacher_in_loop] * 2  # type: ignore[index]
 
 
-def test_the_arm_with_deits_mixing_mixes_unmixed_views_by_batch(
+def test_the_arm_with_deits_mixing_mixes_views_and_truth_by_batch(
     done: EvidenceConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = []
-    mixed = engine.mixed_images
+    seen, truths = [], []
+    mixed, target = engine.mixed_images, engine.mixed_target
     monkeypatch.setattr(
         engine,
         "mixed_images",
         lambda batch, *more: (seen.append(batch.mix), mixed(batch, *more))[1],
+    )
+    monkeypatch.setattr(
+        engine,
+        "mixed_target",
+        lambda *given, **more: (truths.append(target(*given, **more)), truths[-1])[1],
     )
     config, arm = smoke(done), arms.ARMS["loop-deit-mixing"]
     stores = Stores(out_of(done) / "stores")
@@ -105,24 +129,24 @@ def test_the_arm_with_deits_mixing_mixes_unmixed_views_by_batch(
         assert mix.partner.tolist() == list(range(15, -1, -1))
         assert len(set(mix.lam.tolist())) == 1
     assert len({int(mix.lam[0]) for mix in seen}) == len(seen)
+    for mix, truth in zip(seen, truths, strict=True):
+        assert truth.partner_target.tolist() == truth.target.tolist()[::-1]
+        np.testing.assert_array_equal(truth.lam.numpy(), mix.lam / np.float32(FIXED_ONE))
 
 
 def test_the_static_store_replays_the_same_views_with_labels_of_plain_images(
     done: EvidenceConfig,
 ) -> None:
     folder = out_of(done) / "stores"
-    hard, static, plain, unmixed = (
-        open_store(folder / f"{name}.parquet") for name in ("hard", "static", "plain", "unmixed")
+    hard, static, plain = (
+        open_store(folder / f"{name}.parquet") for name in ("hard", "static", "plain")
     )
     assert static.identity.teacher.derivation == STATIC_NOTE
-    assert unmixed.identity.augment == hard.identity.augment
-    assert unmixed.identity.mix.probability == 0
     of_images = plain.read_view(0, 0)
     for view in range(2):
         ours, theirs = static.read_view(0, view), hard.read_view(0, view)
         np.testing.assert_array_equal(ours.label, of_images.label)
         np.testing.assert_array_equal(ours.digest, theirs.digest)
-        np.testing.assert_array_equal(ours.seed, unmixed.read_view(0, view).seed)
         assert (ours.label != theirs.label).any()
 
 
@@ -160,6 +184,69 @@ def test_shards_are_given_or_fetched(done: EvidenceConfig) -> None:
             replace(done, **changes)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="--seeds"):
         replace(done, seeds=(1, 1))
+
+
+def test_arms_that_vote_take_more_teachers_than_one(done: EvidenceConfig) -> None:
+    assert done.used_arms == ARM_NAMES
+    alone = replace(done, other_teachers=(), other_checkpoints=())
+    assert set(ARM_NAMES) - set(alone.used_arms) == VOTES
+    with pytest.raises(ConfigError, match="vote-mean need --other-teachers"):
+        replace(alone, arms=("none", "vote-mean"))
+    for count in (1, 2):
+        with pytest.raises(ConfigError, match="two or more"):
+            replace(alone, other_teachers=("a", "b")[:count], other_checkpoints=(Path("a"),))
+
+
+def test_a_vote_has_labels_of_its_own_and_says_so(done: EvidenceConfig) -> None:
+    folder = out_of(done) / "stores"
+    hard, majority, mean = (
+        open_store(folder / f"{name}.parquet") for name in ("hard", "majority", "mean")
+    )
+    for one in (majority, mean):
+        assert one.identity.teacher.derivation
+        np.testing.assert_array_equal(one.read_view(0, 0).digest, hard.read_view(0, 0).digest)
+        assert (one.read_view(0, 0).label != hard.read_view(0, 0).label).any()
+
+
+def test_the_first_classes_leave_to_all_others_what_they_do_not_have() -> None:
+    share = torch.tensor([[0.5, 0.25, 0.125, 0.125], [0.7, 0.2, 0.08, 0.02]])
+    signal = TeacherSignal(
+        label=torch.tensor([3, 1]),
+        topk_label=torch.tensor([[3, 0, 1, 2], [1, 2, 3, 0]]),
+        topk_logprob=share[:, :3].log(),
+        topk_rest=share[:, 3].log(),
+    )
+    for count in (1, 2, 3):
+        found = first_classes(signal, count)
+        assert found.topk_label is not None
+        assert found.topk_rest is not None
+        assert found.topk_label.tolist() == signal.topk_label[:, :count].tolist()  # type: ignore[index]
+        torch.testing.assert_close(found.topk_rest.exp(), share[:, count:].sum(1))
+
+
+def test_arms_of_fewer_classes_and_of_sure_labels_alone_learn_these(
+    done: EvidenceConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, stores = smoke(done), Stores(out_of(done) / "stores")
+    signals = []
+    for kind in (SoftLoss, HardLoss):
+        call = kind.__call__
+        monkeypatch.setattr(
+            kind,
+            "__call__",
+            lambda loss, heads, truth, teacher, call=call: (
+                signals.append((loss, teacher)),
+                call(loss, heads, truth, teacher),
+            )[1],
+        )
+    for name, classes in (("soft-store", 10), ("soft-top-2", 2), ("hard-sure", 10)):
+        signals.clear()
+        arm = arms.ARMS[name]  # type: ignore[index]
+        settings = arms._train_config(config, stores, find_shards(config), arm, tmp_path / name, 1)
+        arms._train(settings, arm)
+        loss, teacher = signals[0]
+        assert teacher.topk_logprob.shape[1] == classes
+        assert getattr(loss, "min_confidence", None) == (0.5 if name == "hard-sure" else None)
 
 
 def test_the_mixing_of_a_batch_is_one_for_all_rows_and_pairs_it_with_its_mirror_image() -> None:
@@ -204,20 +291,30 @@ def test_the_report_gives_means_spreads_and_paired_differences_of_the_results(
     assert "| none | 3 | 52.00 ± 2.00 | - | - | - |" in text
     gain = "+3.00 (+3.00, +2.00, +4.00)"
     assert f"| hard-store | 3 | 55.00 ± 2.65 | 12.50 ± 0.00 | 55.00 ± 2.65 | {gain} |" in text
-    assert f"| hard labels are 1 to 4 points above none | {gain} | yes |" in text
+    found = f"{gain}, +0.52 to +5.48"  # 4.303 / sqrt(3) standard deviations around the mean
+    assert f"| hard labels are 1 to 4 points above none | {found} | open |" in text
+
+
+def test_a_difference_holds_if_all_of_its_interval_does() -> None:
+    assert within([2.0, 2.1, 2.2], 1, 4)
+    assert within([2.0, 2.1, 2.2], 3, 4) is False
+    assert within([2.0, 2.1, 2.2], 2, 4) is None
+    assert within([2.0], 1, 4) is None
+    assert within([0.4] * 9, 0, math.inf)
 
 
 def test_what_was_expected_and_not_found_is_said_so(done: EvidenceConfig) -> None:
     found = {
         "none": [0.50, 0.50],
-        "hard-store": [0.50, 0.51],
-        "hard-loop": [0.50, 0.51],
-        "static": [0.49, 0.52],
-        "soft-store": [0.40, 0.41],
-        "loop-deit-mixing": [0.53, 0.54],
+        "hard-store": [0.50, 0.501],
+        "hard-loop": [0.50, 0.501],
+        "static": [0.49, 0.50],
+        "soft-store": [0.40, 0.402],
+        "loop-deit-mixing": [0.53, 0.532],
     }
     evidence = evidence_of(done, found)
-    assert [one.holds for one in checks(evidence)] == [True, False, False, True, False]
+    assert [one.holds for one in checks(evidence)] == [True, False, None, True, False]
+    assert "| **no** |" in evidence_text(evidence)
     other = {**evidence.results["hard-loop"]}
     other[1] = replace(other[1], weights="others")
     changed = replace(evidence, results={**evidence.results, "hard-loop": other})
@@ -231,7 +328,7 @@ def test_the_report_is_made_of_what_there_is(done: EvidenceConfig, tmp_path: Pat
     text = report.read_text()
     assert str(out_of(done)) not in text
     assert "| the same |" in text
-    for name in ("accuracy", "epochs"):
+    for name in ("accuracy", "epochs", "classes"):
         assert f"(evidence/{name}.svg)" in text
         drawn = (tmp_path / "docs" / "evidence" / f"{name}.svg").read_bytes()
         assert b"<svg" in drawn
@@ -267,6 +364,14 @@ def test_shards_that_are_sorted_by_class_are_shuffled_and_keep_their_images(
     assert find_shards(config).training == (pattern,)
     assert "sorted" not in capsys.readouterr().out.replace(str(tmp_path), "")
     assert find_shards(replace(done, smoke=False)).training == done.shards
+    names = [f"digit {9 - number}" for number in range(10)]  # in no alphabet's order
+    (tmp_path / CLASSES_FILE).write_text(json.dumps(names))
+    (pattern,) = find_shards(replace(config, out=tmp_path / "named")).training
+    assert json.loads((Path(pattern).parent / CLASSES_FILE).read_text()) == names
+    shard = open_shard(Path(pattern).parent / "shard-000000.tar", 0)
+    named = {shard.image_bytes(index): one.target for index, one in enumerate(shard.samples)}
+    assert named == images
+    (tmp_path / CLASSES_FILE).unlink()
     write_shard(tmp_path / "gap.tar", [samples[0], *samples[40:]])
     with pytest.raises(ConfigError, match="without a gap"):
         find_shards(replace(config, shards=(str(tmp_path / "gap.tar"),), out=tmp_path / "gap"))

@@ -31,9 +31,16 @@ def test_warm_up_is_five_epochs_or_a_fifth_of_a_short_run() -> None:
     assert config(epochs=2, warmup_epochs=2).effective_warmup_epochs == 2
 
 
-def test_a_run_is_not_written_to_a_url() -> None:
-    with pytest.raises(ConfigError, match="`output` is a URL"):
-        config(output=Path("s3://bucket/run"))
+def test_a_run_is_written_to_a_path_or_a_url_without_credentials() -> None:
+    assert config(output="s3://bucket/run/").output_file("last.pt") == "s3://bucket/run/last.pt"
+    assert config(output=Path("run")).output_file("last.pt") == "run/last.pt"
+    for url, words in (
+        ("s3://key@bucket/run", "carries credentials"),
+        ("hf://a/b", "the scheme hf:// is unknown"),
+        ("s3://bucket/../run", "without empty names"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            config(output=url)
 
 
 def test_the_digest_follows_what_shapes_the_weights_and_nothing_else() -> None:
@@ -62,6 +69,8 @@ def test_the_digest_follows_what_shapes_the_weights_and_nothing_else() -> None:
         "image_size": 32,
         "lengthen": True,
         "report_images": 3,
+        "tracker": "wandb",
+        "tracker_project": "mine",
         "deterministic": True,
         "ema_on_cpu": True,
         "checkpoint_history": 3,
@@ -81,6 +90,7 @@ def test_the_digest_follows_what_shapes_the_weights_and_nothing_else() -> None:
         "distillation_kind": "classical", "ema_decay": 0.5,
         "optimizer": "sgd", "optimizer_eps": 1e-6, "optimizer_betas": (0.8, 0.9),
         "compile": True, "student_size": 16, "cycle_views": True, "window_shards": 4,
+        "read_shares": 2,
         "train_mode": False, "grad_checkpointing": True, "attn_only": True, "sync_bn": True,
         "dist_bn": "reduce", "clip_mode": "agc", "layer_decay": 0.5, "ema_warmup": True,
         "optimizer_args": ("momentum=0.5",), "schedule": "step",

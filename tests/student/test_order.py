@@ -55,9 +55,11 @@ def cases(draw: st.DrawFn, max_epochs: int = 4) -> Case:
     if rows < unit:
         manifest = make_manifest([17, 3], first_view=first, views=6)
         rows = 20
+    shares = draw(st.integers(1, min(rows // unit, 3)))
     config = PlanConfig(
         seed=draw(st.integers(0, 3)),
-        batch_size=unit * draw(st.integers(1, min(rows // unit, 4))),
+        batch_size=unit * shares * draw(st.integers(1, min(rows // unit // shares, 4))),
+        read_shares=shares,
         epochs=draw(st.integers(1, max_epochs)),
         repeated_augmentation=repeated,
         window_shards=draw(st.integers(1, 3)),
@@ -108,9 +110,12 @@ def test_every_epoch_shows_each_accepted_sample_once_up_to_the_tail(case: Case) 
     for done in range(1, case.config.epochs // per_pass + 1):
         expected = expected_rows(case.manifest, range(first, first + done * per_pass))
         odd = done * plan.rows_per_epoch % 2  # the last single waits for its mate
-        shown = rows[: len(expected) - odd * per_pass]
+        count = len(expected) - odd * per_pass
+        if case.config.read_shares > 1:  # each has some of a batch that is partly the next pass's
+            count = count // case.config.batch_size * case.config.batch_size
+        shown = rows[:count]
         assert set(shown) <= expected
-        assert len(shown) == min(len(expected) - odd * per_pass, len(rows))
+        assert len(shown) == min(count, len(rows))
 
 
 @given(case=cases(max_epochs=6))
@@ -156,6 +161,7 @@ def test_the_slices_of_all_ranks_are_the_global_batch(case: Case, ranks: int, sh
         batch_size=size,
         epochs=2,
         repeated_augmentation=case.config.repeated_augmentation,
+        read_shares=share,
     )
     plan = TrainingPlan(case.manifest, config)
     for step in range(min(plan.steps, 5)):
@@ -264,6 +270,76 @@ def test_the_order_of_training_never_changes() -> None:
     assert rows_of(plan.batch(plan.steps - 1)) == [(2, 1, 1), (2, 0, 1), (1, 12, 1), (2, 2, 1)]
 
 
+def test_the_order_of_shares_never_changes() -> None:
+    manifest = make_manifest([5, 17, 3, 6, 8], rejected={1: [4]})
+    config = PlanConfig(seed=0, batch_size=8, epochs=2, window_shards=2, read_shares=2)
+    plan = TrainingPlan(manifest, config)
+    assert rows_of(plan.batch(0)) == [
+        (3, 0, 0),
+        (3, 4, 0),
+        (3, 5, 0),
+        (3, 1, 0),
+        (1, 13, 0),
+        (1, 10, 0),
+        (1, 11, 0),
+        (1, 7, 0),
+    ]
+    assert rows_of(plan.batch(plan.steps - 1)) == [
+        (1, 13, 1),
+        (1, 10, 1),
+        (1, 6, 1),
+        (1, 0, 1),
+        (0, 3, 1),
+        (0, 1, 1),
+        (0, 4, 1),
+        (0, 2, 1),
+    ]
+
+
+def read_by(plan: TrainingPlan, node: int, nodes: int, epoch: int) -> set[int]:
+    """Return the shards that a machine reads in an epoch, as one rank of so many."""
+    steps = range(plan.epoch_start(epoch), plan.epoch_start(epoch + 1))
+    return {int(one) for step in steps for one in np.unique(plan.slice(step, node, nodes).shard)}
+
+
+@pytest.mark.parametrize("nodes", [2, 4, 8])
+def test_a_machine_reads_about_its_share_of_the_bytes(nodes: int) -> None:
+    """In each epoch 1.2 parts at most, mostly those of the epoch before; all of them without."""
+    sizes = np.random.default_rng(5).integers(60, 141, 32 * nodes).tolist()
+    manifest = make_manifest(sizes, rejected={7: [3], 50: [5, 6]})
+    settings = {"seed": 3, "batch_size": 16 * nodes, "epochs": 3}
+    dealt = TrainingPlan(manifest, PlanConfig(**settings, read_shares=nodes))
+    plain = TrainingPlan(manifest, PlanConfig(**settings))
+    whole = sum(shard.bytes for shard in manifest.shards)
+
+    def share(shards: set[int]) -> float:
+        return sum(manifest.by_shard[number].bytes for number in shards) / whole
+
+    for node in range(nodes):
+        read = [read_by(dealt, node, nodes, epoch) for epoch in range(3)]
+        assert max(map(share, read)) <= 1.2 / nodes
+        assert share(set().union(*read)) <= 1.2 / nodes
+        assert min(share(read_by(plain, node, nodes, epoch)) for epoch in range(3)) > 0.9
+    # Ranks of one machine share its part; half as many machines read two shares each.
+    ranks = [read_by(dealt, rank, 2 * nodes, 0) for rank in range(2 * nodes)]
+    assert all(share(ranks[2 * node] | ranks[2 * node + 1]) <= 1.2 / nodes for node in range(nodes))
+    assert share(read_by(dealt, 0, nodes // 2, 0)) <= 1.2 * 2 / nodes
+    assert [dealt.shares_of(0, ranks) for ranks in (nodes, 2 * nodes, 1)] == [1, 1, nodes]
+
+
+def test_shares_keep_their_shards_and_shuffle_them_anew() -> None:
+    plan = TrainingPlan(
+        make_manifest([20] * 16), PlanConfig(batch_size=8, epochs=3, window_shards=2, read_shares=2)
+    )
+    orders = []
+    for epoch in range(3):
+        steps = range(plan.epoch_start(epoch), plan.epoch_start(epoch + 1))
+        halves = [rows_of(plan.slice(step, 0, 2)) for step in steps]
+        orders.append([row[:2] for half in halves for row in half])
+    assert len({frozenset(order) for order in orders}) == 1
+    assert len({tuple(order) for order in orders}) == 3
+
+
 def test_a_plan_of_a_million_samples_finds_a_late_batch_without_walking_to_it() -> None:
     manifest = make_manifest([1000] * 1280 + [999], views=300, rejected={7: [3], 700: [5, 6]})
     started = time.perf_counter()
@@ -294,6 +370,8 @@ def test_a_batch_size_that_does_not_fit_is_refused_with_those_that_do() -> None:
         with pytest.raises(ConfigError) as caught:
             plan.check_ranks(*shares)
         assert f"it must be a multiple {words} and at most" in str(caught.value)
+    assert "use 12 or 18" in refusal(manifest, batch_size=14, read_shares=3)
+    assert "two samples, and 3 `read_shares`" in refusal(manifest, batch_size=14, read_shares=3)
     assert "fewer than the smallest batch" in refusal(make_manifest([1]), batch_size=2)
     assert "`batch_size` is 0" in refusal(manifest, batch_size=0)
     plan = TrainingPlan(manifest, PlanConfig(seed=0, batch_size=8, epochs=1))

@@ -15,14 +15,16 @@ from numpy.testing import assert_array_equal
 
 from pipeline.errors import ConfigError, ReplayError, ShardError
 from pipeline.labelling.part import group_tasks, run_task
-from pipeline.records import PartKey
+from pipeline.records import Box, PartKey
 from pipeline.shards.index import open_shard
 from pipeline.store import ParquetStore
+from pipeline.views import regions
 from pipeline.views.mixing import mix_images, normalize
+from pipeline.views.restarts import JoinedPieces, PiecesHeader
 from student.loading import LoaderOptions
 from student.order import PlanConfig, TrainingPlan
 from student.replay import ReplayDataset, StudentBatch, replay_loader
-from tests.factories import digit_samples, write_shard
+from tests.factories import digit_samples, encode, photographs, write_shard
 from tests.student.factories import SMALL_VIEWS, make_store, write_digit_shards
 
 SIZES = (34, 3, 1, 2)
@@ -138,16 +140,42 @@ def test_the_ranks_batches_joined_are_the_global_batch(
 
 def test_repeated_augmentation_decodes_a_sample_once(labelled, monkeypatch) -> None:
     decoded: list[str] = []
-    from student import replay
-
-    original = replay.decode
+    original = regions.decode
     monkeypatch.setattr(
-        replay,
+        regions,
         "decode",
         lambda data, name, most: decoded.append(name) or original(data, name, most),
     )
     batch = labelled.dataset(repeated_augmentation=True)[0]
     assert len(decoded) == len(set(batch.keys)) == len(batch.keys) // 3
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+def test_of_images_with_restart_markers_no_more_is_decoded_than_one_view_needs(
+    tmp_path, monkeypatch, repeated
+) -> None:
+    images = [photographs()[number % 2][: 300 + number] for number in range(6)]
+    samples = [
+        (f"photo_{number}", encode(image, quality=60, restart_marker_blocks=4), number)
+        for number, image in enumerate(images)
+    ]
+    dataset = one_shard(tmp_path, samples).dataset(batch_size=6, repeated_augmentation=repeated)
+    joined: list[PiecesHeader] = []
+    original = regions.join_pieces
+
+    def count(data: bytes, header: PiecesHeader, box: Box, spare: int) -> JoinedPieces | None:
+        found = original(data, header, box, spare)
+        joined.extend([header] * (found is not None))
+        return found
+
+    monkeypatch.setattr(regions, "join_pieces", count)
+    batches = read_all(dataset)
+    rows = sum(len(one.keys) for one in batches)
+    assert sum(one.audited for one in batches) > 0
+    assert (len(joined) == 0) if repeated else (len(joined) > rows / 2)
+    monkeypatch.setattr(regions, "join_pieces", lambda *_: None)
+    for one, other in zip(batches, read_all(dataset), strict=True):
+        assert_same_batches(one, other)
 
 
 def test_a_data_set_survives_pickling(labelled: Labelled) -> None:

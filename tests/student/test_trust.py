@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import inspect
 import os
+import resource
 import socket
 import sys
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -25,7 +27,7 @@ from pipeline.labelling.teacher import Teacher, TeacherSpec, load_teacher
 from pipeline.store import claim_store
 from pipeline.views.floats import fingerprints_on
 from student import checkpoint as checkpoints
-from student.cli import evaluate_main
+from student.cli import evaluate_main, export_main
 from student.cli import main as train_student
 from student.engine import train
 from student.evaluation.report import load_student
@@ -321,6 +323,39 @@ def test_a_module_that_the_user_names_is_resumed_evaluated_and_begun_from(world,
 def test_a_forged_student_is_refused_by_name(student, world, monkeypatch, capsys) -> None:
     text = error_of(evaluate_main, evaluate(named(world, **student)), monkeypatch, capsys)
     assert "forged.pt" in text
+
+
+@pytest.mark.parametrize(
+    "student",
+    [
+        {"model_args": ["patch_size=8", "embed_dim=1536", "depth=12", "num_heads=3"]},
+        {"model_args": ["patch_size=8", "embed_dim=48", "depth=4000", "num_heads=3"]},
+        {"model_args": ["patch_size=1", "embed_dim=48", "depth=2"], "image_size": 2048},
+        {"model": "vit_giant_patch14_dinov2", "model_args": ["reg_tokens=1"]},
+        {"model": "files_own:build", "classes": 65535, "image_size": 4096},
+    ],
+    ids=str,
+)
+def test_a_forged_student_takes_no_more_memory_than_its_file_has_weights(
+    student, world, monkeypatch, capsys
+) -> None:
+    """Its model is not built: that would take 1 to 5 GB, of a file of a few hundred KB."""
+    own = OWN.replace("nn.Linear(3, num_classes)", "nn.Linear(4096, num_classes)")
+    Path("files_own.py").write_text(own)
+    forged = named(world, **student)
+    more = ["--model", student["model"]] if "model" in student else []
+    before, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    texts = [
+        error_of(evaluate_main, [*evaluate(forged), *more], monkeypatch, capsys),
+        error_of(
+            export_main, [forged, "--to", "timm", "--out", "x.pth", *more], monkeypatch, capsys
+        ),
+    ]
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert all("forged.pt does not fit its model" in text for text in texts)
+    assert grown < 100_000  # KB
+    assert time.monotonic() - begun < 60
+    assert not Path("x.pth").exists()
 
 
 @pytest.mark.parametrize(

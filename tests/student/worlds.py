@@ -44,11 +44,11 @@ class World:
 
     root: Path
 
-    def config(self, output: Path, **changes: Any) -> TrainConfig:
+    def config(self, output: Path | str, **changes: Any) -> TrainConfig:
         values = {
             "labels": str(self.root / "labels.parquet"),
             "shards": (str(self.root / "digits-*.tar"),),
-            "output": output,
+            "output": str(output),
             "model_args": TINY,
             "epochs": 3,
             "batch_size": 12,

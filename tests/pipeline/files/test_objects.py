@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ import pytest
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.files import objects
 from pipeline.files.local import open_folder
-from pipeline.files.objects import ObjectUrl, StoredObject, find_objects
+from pipeline.files.objects import ObjectFolder, ObjectUrl, StoredObject, find_objects
 from tests.object_storage import KEY, SECRET, Request, S3Server
 
 
@@ -310,6 +310,46 @@ def test_a_commit_is_one_conditional_put(s3: S3Server) -> None:
     assert folder.read_bytes("a") == b"third"
 
 
+LARGE = 12 << 20  # bytes; more than one part of an upload
+
+
+@pytest.mark.parametrize("size", [10, LARGE])
+@pytest.mark.parametrize(
+    ("fault", "method"),
+    [("503", "PUT"), ("lost", "PUT"), ("lost", "POST"), ("torn", "GET"), ("503", "GET")],
+)
+def test_files_are_sent_and_fetched_whole_whatever_answers_are_lost(
+    s3: S3Server, tmp_path: Path, size: int, fault: str, method: str
+) -> None:
+    """The last request of a large one's parts, asked again, finds that the upload is no more."""
+    folder = open_folder(s3.make_bucket())
+    assert isinstance(folder, ObjectFolder)
+    data = os.urandom(size)
+    (tmp_path / "sent").write_bytes(data)
+    folder.replace("a", b"old")
+    failed: list[str] = []
+
+    def once(request: Request) -> str | None:
+        if request.method != method or request.path in failed:
+            return None
+        failed.append(request.path)
+        return fault
+
+    s3.fault = once
+    folder.send("a", tmp_path / "sent")
+    with folder.write_file("b") as file:
+        file.write(data)
+    for name in "ab":
+        folder.fetch(name, tmp_path / f"fetched-{name}")
+        assert (tmp_path / f"fetched-{name}").read_bytes() == data
+    folder.copy("a", "c")
+    assert folder.read_bytes("c") == data
+    s3.fault = None
+    assert sorted(folder.sizes()) == ["a", "b", "c"]
+    with pytest.raises(FileNotFoundError, match="no such object"):
+        folder.fetch("none", tmp_path / "none")
+
+
 def test_globs_and_names_are_looked_at_together(s3: S3Server) -> None:
     bucket = s3.make_bucket()
     for name in ("t/a-1.tar", "t/a-2.tar", "t/b-1.tar", "t/sub/a-3.tar", "a-4.tar"):
@@ -364,3 +404,45 @@ def test_secrets_are_in_no_log(s3: S3Server, caplog: pytest.LogCaptureFixture) -
             folder.read_bytes("a")
     for text in (caplog.text, str(caught.value), repr(folder.__dict__)):
         assert SECRET not in text
+
+
+@pytest.fixture
+def many(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Objects of a store with 130 shards, and foreign ones whose names are near to theirs."""
+    monkeypatch.setattr(objects, "_AT_ONCE", 10)
+    url = f"{s3.make_bucket()}/s.parquet"
+    names = ["_manifest.json", "a", "shard=1", "shard=10", "shard=45x", "shard=9/z", "zzz"]
+    names += [f"shard={number}/view-00000-00003.parquet" for number in range(130)]
+    for name in names:
+        s3.put(f"{url}/{name}", b"x" * len(name))
+    s3.put(f"{url}-2/shard=5", b"of another store")
+    return url
+
+
+def test_objects_that_are_listed_in_ranges_are_all_there_once_and_in_order(
+    s3: S3Server, many: str
+) -> None:
+    s3.requests.clear()
+    keys = [one.url.key for one in StoredObject.list(ObjectUrl.parse(many))]
+    assert keys == sorted(f"s.parquet/{name}" for name in s3.objects(many))
+    assert len(keys) == 137
+    assert sum(one.method == "GET" and one.path.count("/") < 3 for one in s3.requests) > 50
+    assert open_folder(many).sizes() == {path: len(data) for path, data in s3.objects(many).items()}
+
+
+def test_a_storage_that_does_not_list_by_key_is_listed_at_once(
+    many: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sorted_pages = objects._pages
+
+    def pages(url: ObjectUrl, after: str = "") -> Iterator[list[StoredObject]]:
+        return reversed([page[::-1] for page in sorted_pages(url)])
+
+    monkeypatch.setattr(objects, "_pages", pages)
+    assert len(StoredObject.list(ObjectUrl.parse(many))) == 137
+
+
+def test_a_range_whose_list_breaks_off_is_asked_for_again(s3: S3Server, many: str) -> None:
+    faults = iter(["torn", None, None, "torn", None, "503"])
+    s3.fault = lambda _: next(faults, None)
+    assert len(StoredObject.list(ObjectUrl.parse(many))) == 137

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,15 @@ from pipeline.errors import PipelineError, ShardError
 from pipeline.labelling.job import index_shards
 from pipeline.records import ShardInfo
 from pipeline.shards import index
-from pipeline.shards.index import index_bytes, open_known_shard, open_shard, read_index
+from pipeline.shards.index import (
+    Shard,
+    index_bytes,
+    match_shards,
+    open_indexed_shard,
+    open_known_shard,
+    open_shard,
+    read_index,
+)
 from pipeline.shards.packing import PackConfig, pack_shards
 from tests.factories import encode, synthetic_image
 
@@ -117,6 +128,96 @@ def test_an_index_that_lies_is_refused_where_its_shard_is_opened(
     change(packed, how)
     with pytest.raises(ShardError, match=r"tar\.idx says of .* what is not so.*delete it"):
         open_known_shard(shard_of(packed), info_by_index(packed))
+
+
+def known_by(packed: Path) -> tuple[Path, ShardInfo]:
+    return shard_of(packed), open_shard(shard_of(packed), 0).info
+
+
+def test_a_shard_is_opened_by_its_index_without_reading_it(
+    packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, known = known_by(packed)
+    plain = open_shard(path, 0)
+    monkeypatch.delattr(index, "regular_members")
+    shard = open_indexed_shard(path, known)
+    assert (shard.info, shard.samples) == (plain.info, plain.samples)
+    for number in (3, 0, 3):
+        assert shard.image_bytes(number) == plain.image_bytes(number)
+    renamed = path.rename(packed / "renamed.tar")
+    side_of(packed).rename(packed / "renamed.tar.idx")
+    assert match_shards([known], [renamed]) == {0: renamed}
+
+
+def shift(values: dict[str, Any]) -> None:
+    values["samples"][1][2] += 512
+
+
+def shorten(values: dict[str, Any]) -> None:
+    values["samples"][1][3] -= 1
+
+
+def exchange(values: dict[str, Any]) -> None:
+    one, other = values["samples"][1], values["samples"][2]
+    one[2], other[2] = other[2], one[2]
+
+
+def beyond(values: dict[str, Any]) -> None:
+    values["samples"][1][2] = 1 << 40
+
+
+@pytest.mark.parametrize("how", [shift, shorten, exchange, beyond])
+def test_an_index_that_lies_of_an_image_is_refused_where_that_is_used(
+    packed: Path, how: Callable[[dict[str, Any]], Any]
+) -> None:
+    path, known = known_by(packed)
+    change(packed, how)
+    shard = open_indexed_shard(path, known)
+    assert shard.image_bytes(0)
+    with pytest.raises(ShardError, match=r"tar\.idx says of .* what is not so.*delete it"):
+        shard.image_bytes(1)
+
+
+def test_a_class_that_was_changed_behind_an_index_is_refused(packed: Path) -> None:
+    path, known = known_by(packed)
+    data = bytearray(path.read_bytes())
+    sample = open_shard(path, 0).samples[2]
+    at = data.index(b"%s.cls" % sample.key.encode()) + 512
+    data[at : at + 1] = b"%d" % (1 - sample.target)
+    path.write_bytes(data)
+    shard = open_indexed_shard(path, known)
+    with pytest.raises(ShardError, match="what is not so"):
+        shard.image_bytes(2)
+
+
+def test_a_shard_with_extended_headers_is_read_whole_once(
+    packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = packed / "long.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for number in range(4):
+            image = encode(synthetic_image(6, 9, number), "JPEG")
+            for extension, content in (("jpg", image), ("cls", b"%d" % number)):
+                member = tarfile.TarInfo(f"{'long' * 60}-{number}.{extension}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    with path.open("rb") as file:
+        Path(f"{path}.idx").write_bytes(index_bytes(file, path.name))
+    plain = open_shard(path, 0)
+    shard, opened = open_indexed_shard(path, plain.info), []
+    monkeypatch.setattr(index, "open_shard", lambda *given: opened.append(given) or plain)
+    for number in range(4):
+        assert shard.image_bytes(number) == plain.image_bytes(number)
+    assert len(opened) == 1
+
+
+def test_a_shard_without_an_index_or_with_another_ones_is_read_whole(packed: Path) -> None:
+    path, known = known_by(packed)
+    side_of(packed).unlink()
+    assert type(open_indexed_shard(path, known)) is Shard
+    other = packed / "shard-000001.tar"
+    with pytest.raises(ShardError, match="with other keys than"):
+        open_indexed_shard(other, replace(known, bytes=other.stat().st_size))
 
 
 def test_a_lying_index_is_not_blamed_for_a_shard_that_a_store_does_not_know(packed: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from pipeline.cli.commands import label_store
+from pipeline.columns import LOG_STEPS, ColumnConfig
 from pipeline.errors import (
     ConfigError,
     IdentityError,
@@ -22,15 +24,16 @@ from pipeline.errors import (
 )
 from pipeline.identity import StoreIdentity
 from pipeline.labelling.teacher import load_stored_teacher
-from pipeline.records import PartRows
+from pipeline.records import PartRows, ShardView
 from pipeline.store import LabelStore, open_store
 from pipeline.tools import diff_stores, thin_store, voted_store
-from pipeline.tools.derive import _counted
 from pipeline.tools.verify import verify_store
+from pipeline.tools.vote import _majority, _mean_of, _Teacher
 from tests.storing import CLASSES, IDENTITY, info_of, ranges, write_store
 
 SHARDS = [info_of(0), info_of(1, samples=9)]
 VIEWS = range(8)
+SOFT = ("topk_label", "topk_logprob", "topk_rest")
 
 
 def identity_of(number: int) -> StoreIdentity:
@@ -86,6 +89,7 @@ def test_each_view_has_the_label_that_most_teachers_give(tmp_path, stores) -> No
                 views += 1
     assert set(several) == {1, 2, 3}  # the made-up labels try all of it out
     assert report.to_json() == {
+        "by": "majority",
         "teachers": 3,
         "views": views,
         "unanimous": unanimous,
@@ -128,15 +132,15 @@ def voted_runs(root: Path) -> list[Path]:
 
 def test_ties_go_to_the_teacher_that_is_named_first() -> None:
     ballots = np.array([[[3, 1, 4]], [[2, 4, 4]], [[2, 1, 0]], [[3, 4, 1]]], np.uint16)
-    label, votes, tied = _counted(ballots)
-    assert label.tolist() == [[3, 1, 4]]
-    assert votes.tolist() == [[2, 2, 2]]
+    voted, tied = _majority(ballots)
+    assert voted.label.tolist() == [[3, 1, 4]]
+    assert voted.columns["confidence"].tolist() == [[128, 128, 128]]
     assert tied.tolist() == [[True, True, False]]
 
 
 def test_stores_that_do_not_vote_on_the_same_are_refused(tmp_path, stores) -> None:
     out = tmp_path / "vote.parquet"
-    with pytest.raises(ConfigError, match="`stores` has 2; a vote takes three or more"):
+    with pytest.raises(ConfigError, match="`stores` has 2; a vote by majority takes three or more"):
         voted_store(stores[:2], out)
     with pytest.raises(ConfigError, match="two of one teacher"):
         voted_store([stores[0], *stores[:2]], out)
@@ -159,6 +163,98 @@ def test_stores_that_do_not_vote_on_the_same_are_refused(tmp_path, stores) -> No
         voted_store([*stores[:2], open_store(tmp_path / "short.parquet")], tmp_path / "s.parquet")
 
 
+def soft_store(
+    root: Path, number: int, *, topk: int, views: range = VIEWS, per_part: int = 3
+) -> LabelStore:
+    """Return a made-up teacher's labels and its probabilities of its ``topk`` likeliest classes."""
+    columns = ColumnConfig(confidence=True, margin=True, topk=topk)
+    identity = replace(identity_of(number), columns=columns)
+    return write_store(root / f"soft-{number}.parquet", SHARDS, ranges(views, per_part), identity)
+
+
+def whole(found: ShardView, index: int) -> list[float]:
+    """Return all classes' probabilities as the soft loss takes them, one row at a time."""
+    kept, log, rest = (found.columns[name][index] for name in SOFT)
+    prob = [math.exp(-one / LOG_STEPS) for one in log.tolist()]
+    left = math.exp(-int(rest) / LOG_STEPS) if len(prob) < CLASSES else 0
+    total = sum(prob) + left
+    even = left / max(CLASSES - len(prob), 1)
+    full = [even / total] * CLASSES
+    for one, share in zip(kept.tolist(), prob, strict=True):
+        full[one] = share / total
+    return full
+
+
+@pytest.mark.parametrize("kept", [(3, 3, 3), (1, 1), (2, 3, 1, 5), (5, 2)])
+def test_a_mean_is_that_of_the_teachers_probabilities(tmp_path, kept) -> None:
+    """Those of one row at a time; what a teacher did not keep is spread over its other classes."""
+    stores = [
+        soft_store(tmp_path, number, topk=topk, per_part=3 + number)
+        for number, topk in enumerate(kept)
+    ]
+    report = voted_store(stores, tmp_path / "mean.parquet", by="mean")
+    voted = open_store(tmp_path / "mean.parquet")
+    assert voted.identity.columns == ColumnConfig(confidence=True, topk=kept[0])
+    assert verify_store(voted.root).labels == stores[0].manifest.rows
+    agreed = changed = 0
+    for shard in SHARDS:
+        for view in VIEWS:
+            found = voted.read_view(shard.number, view)
+            ballots = [store.read_view(shard.number, view) for store in stores]
+            for index in np.flatnonzero(found.accepted):
+                rows = [whole(one, index) for one in ballots]
+                mean = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+                first, log, rest = (found.columns[name][index] for name in SOFT)
+                order = sorted(range(CLASSES), key=lambda one: (-round(mean[one], 12), one))
+                assert first.tolist() == order[: kept[0]]
+                assert found.label[index] == order[0]
+                assert found.columns["confidence"][index] == round(255 * mean[order[0]])
+                kept_shares = [mean[one] for one in order[: kept[0]]]
+                others = sum(mean[one] for one in order[kept[0] :])
+                # Half a step of the stored logarithms, and what rounding adds to a share of 0.
+                near = {"rel": 0.51 / LOG_STEPS, "abs": 1e-12}
+                assert np.exp(log / -LOG_STEPS) == pytest.approx(np.array(kept_shares), **near)
+                assert math.exp(-int(rest) / LOG_STEPS) == pytest.approx(others, **near)
+                labels = {int(one.label[index]) for one in ballots}
+                agreed += len(labels) == 1
+                changed += found.label[index] != ballots[0].label[index]
+    assert (report.by, report.teachers) == ("mean", len(kept))
+    assert (report.unanimous, report.changed) == (agreed, changed)
+    assert 0 < changed < report.views
+
+
+def test_a_mean_may_have_a_label_that_no_teacher_gave(tmp_path) -> None:
+    """Two teachers sure of other classes agree on their second."""
+    prob, even = np.array([[0.5, 0.45]]), np.array([0.05 / 3])
+    teachers = [_Teacher(classes=np.array([[first, 2]]), prob=prob, even=even) for first in (0, 1)]
+    kept, prob, rest = _mean_of(teachers, CLASSES)
+    assert kept.tolist() == [[2, 0, 1, 2]]
+    each = 0.05 / 3
+    expected = [0.45, (0.5 + each) / 2, (0.5 + each) / 2, 0]
+    np.testing.assert_allclose(prob[0], expected, rtol=1e-12)
+    np.testing.assert_allclose(rest[0], [0.55, expected[1] + 2 * each, 2 * each, 2 * each])
+
+
+def test_a_mean_of_stores_without_probabilities_is_refused(tmp_path, stores) -> None:
+    soft = soft_store(tmp_path, 4, topk=2)
+    with pytest.raises(ConfigError, match="keeps no probabilities, of which `by` mean is made"):
+        voted_store([soft, stores[0]], tmp_path / "mean.parquet", by="mean")
+    with pytest.raises(ConfigError, match="a vote by mean takes two or more"):
+        voted_store([soft], tmp_path / "mean.parquet", by="mean")
+
+
+def test_a_mean_of_more_or_fewer_classes_is_another_store(tmp_path) -> None:
+    """What was not kept is spread, so the same teachers give another mean."""
+    first = soft_store(tmp_path / "a", 0, topk=2)
+    others = [soft_store(tmp_path / name, 1, topk=k) for name, k in (("a", 2), ("b", 3))]
+    identities = set()
+    for number, other in enumerate(others):
+        out = tmp_path / f"{number}.parquet"
+        voted_store([first, other], out, by="mean")
+        identities.add(open_store(out).identity.digest)
+    assert len(identities) == 2
+
+
 def test_the_command_says_how_the_vote_went(tmp_path, stores, capsys) -> None:
     paths = [str(store.root) for store in stores]
     label_store(["vote", *paths, "--out", str(tmp_path / "vote.parquet"), "--json"])
@@ -167,3 +263,8 @@ def test_the_command_says_how_the_vote_went(tmp_path, stores, capsys) -> None:
     assert "all teachers agree" in capsys.readouterr().out
     one, other = (tmp_path / name / "_manifest.json" for name in ("vote.parquet", "two.parquet"))
     assert one.read_bytes() == other.read_bytes()
+    soft = [str(soft_store(tmp_path, number, topk=2).root) for number in (3, 4)]
+    label_store(["vote", *soft, "--by", "mean", "--out", str(tmp_path / "mean.parquet")])
+    assert "by mean" in capsys.readouterr().out
+    teacher = open_store(tmp_path / "mean.parquet").identity.teacher
+    assert teacher.derivation == "by the mean of probabilities with t4"

@@ -18,7 +18,8 @@ from pipeline.views.apply import apply_view, image_size, view_digest
 from pipeline.views.draw import draw_view
 from pipeline.views.make import ShardViews, make_view
 from pipeline.views.pairing import Pairing, draw_mix
-from tests.factories import synthetic_image
+from pipeline.views.regions import EncodedImage
+from tests.factories import encode, synthetic_image
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIG = replace(PRESETS["deit"], image_size=8)
@@ -44,6 +45,16 @@ def shard_views(mix: MixConfig | None = None) -> ShardViews:
 def test_a_view_is_what_is_drawn_and_then_applied(seed, view):
     params = draw_view(seed, view, image_size(IMAGE), CONFIG)
     assert_array_equal(make_view(IMAGE, seed, view, CONFIG), apply_view(IMAGE, params, CONFIG))
+
+
+@given(seed=st.integers(0, 2**63 - 1), view=views)
+def test_a_view_of_an_encoded_image_is_that_of_the_decoded_one(seed, view):
+    data = encode(synthetic_image(80, 96), restart_marker_blocks=1)
+    image = EncodedImage(data=data, name="a.jpg", max_pixels=CONFIG.max_pixels, worth=0)
+    whole = make_view(image.decode(), seed, view, CONFIG)
+    assert_array_equal(make_view(image, seed, view, CONFIG), whole)
+    made = shard_views().make(image, seed, view, (4, 1), digest=True)
+    assert made.digest == shard_views().make(image.decode(), seed, view, (4, 1), digest=True).digest
 
 
 @given(view=views, pair=st.tuples(indices, indices).filter(lambda pair: pair[0] != pair[1]))

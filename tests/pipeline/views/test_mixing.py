@@ -2,16 +2,19 @@ from __future__ import annotations
 
 import binascii
 import struct
+from collections.abc import Iterator
 
 import numpy as np
+import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from timm.data.mixup import Mixup
 
 from pipeline.identity import IMAGENET_MEAN, IMAGENET_STD, MixConfig
 from pipeline.records import FIXED_ONE, Box, MixKind, MixParams, ViewMix
-from pipeline.views.mixing import mix_images, mixed_digests, mixed_views, normalize
+from pipeline.views import mixing
+from pipeline.views.mixing import MixRows, mix_images, mixed_digests, mixed_views, normalize
 from pipeline.views.pairing import draw_mix
 from tests.factories import synthetic_image
 
@@ -147,8 +150,20 @@ params = st.one_of(
 )
 
 
+@pytest.fixture(params=["one pass", "pieces"])
+def way(request: pytest.FixtureRequest) -> Iterator[str]:
+    """How views are mixed: on a CPU, or by the plain steps, a few rows at a time."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "pieces":
+            patch.setattr(mixing, "_IN_ONE_PASS", ())
+            patch.setattr(mixing, "_PIECE", 2)
+        yield request.param
+
+
+# The way is the same for all examples of a test.
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(drawn=st.lists(params, min_size=1, max_size=5), seed=st.integers(0, 99), data=st.data())
-def test_one_pass_gives_the_floats_of_the_plain_steps(drawn, seed, data):
+def test_all_ways_give_the_floats_of_the_plain_steps(way, drawn, seed, data):
     rows = len(drawn) + 2  # the last ones are guests
     images = [synthetic_image(12, 12, seed + row) for row in range(rows)]
     pixels, mix = torch.from_numpy(np.stack(images)), ViewMix.unmixed(len(drawn))
@@ -156,6 +171,10 @@ def test_one_pass_gives_the_floats_of_the_plain_steps(drawn, seed, data):
         if one.kind is not MixKind.NONE:
             mix.set_row(row, data.draw(st.integers(0, rows - 1)), one)
     plain = mix_images(normalize(pixels, IMAGENET_MEAN, IMAGENET_STD), mix)
-    found = mixed_views(pixels, mix, IMAGENET_MEAN, IMAGENET_STD)
+    found = mixed_views(pixels, MixRows.of(mix), IMAGENET_MEAN, IMAGENET_STD)
     assert found.numpy().tobytes() == plain.numpy().tobytes()
     assert found.stride() == plain.stride()
+    for dtype in (torch.bfloat16, torch.float16):
+        rounded = torch.empty((len(drawn), 12, 12, 3), dtype=dtype).permute(0, 3, 1, 2)
+        mixed_views(pixels, MixRows.of(mix), IMAGENET_MEAN, IMAGENET_STD, rounded)
+        assert torch.equal(rounded, plain.to(dtype))

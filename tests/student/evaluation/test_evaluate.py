@@ -80,7 +80,7 @@ def test_fusions_are_those_of_the_paper() -> None:
 
 def test_a_class_that_the_student_lacks_is_refused(tmp_path: Path) -> None:
     paths = write_digit_shards(tmp_path, [12])
-    with pytest.raises(ShardError, match=r"'digit_0005' has class 5.*5 classes \(0\.\.4\)"):
+    with pytest.raises(ShardError, match=r"'digit_0009' has class 9.*5 classes \(0\.\.4\)"):
         validation(paths, classes=5)
 
 

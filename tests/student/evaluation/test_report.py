@@ -6,10 +6,12 @@ import argparse
 import json
 import os
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 
@@ -23,7 +25,12 @@ from student.config import EvaluateConfig
 from student.engine import train
 from student.evaluation.analysis import analyze, plot_analysis
 from student.evaluation.evaluate import FUSIONS, Accuracy, Evaluation, evaluate
-from student.evaluation.report import evaluate_checkpoint, evaluate_directory, load_student
+from student.evaluation.report import (
+    _throughput,
+    evaluate_checkpoint,
+    evaluate_directory,
+    load_student,
+)
 from student.evaluation.validation import ValidationDataset, center_views, read_teacher_labels
 from student.inputs import open_inputs
 from student.loading import LoaderOptions
@@ -96,7 +103,34 @@ def test_a_checkpoint_alone_gives_the_accuracies_that_its_run_found(world, run) 
         for timing in (found, logged[line]):
             timing.pop("images_per_second")
         assert found == logged[line]
-    assert report.forward_images_per_second > 0
+    assert report.throughput.images_per_second > 0
+    assert report.peak_memory_bytes > 1e8  # PyTorch alone takes more
+    values = report.to_json()
+    timms = {"samples_per_sec", "step_time", "batch_size", "img_size", "param_count"}
+    assert values["benchmark"].keys() == timms | {"steps"}
+    assert values["benchmark"]["param_count"] == round(report.parameters / 1e6, 2)
+
+
+def test_throughput_is_measured_as_timms_benchmark_does(monkeypatch) -> None:
+    """Ten steps to warm up and 40 that count, of noise, in evaluation mode, heads joined."""
+    clock = iter(range(10_000))
+    monkeypatch.setattr("student.evaluation.report._SECONDS_OF_SPEED", 1e9)
+    monkeypatch.setattr("student.evaluation.report.time.perf_counter", lambda: next(clock))
+    model = timm.create_model("deit_tiny_distilled_patch16_224", img_size=32, depth=1).train()
+    seen = []
+    model.register_forward_hook(lambda _, given, out: seen.append((given[0], out, model.training)))
+    found = _throughput(model, 32, 4, nullcontext)
+    assert len(seen) == 50
+    assert {id(images) for images, _, _ in seen} == {id(seen[0][0])}
+    assert seen[0][0].shape == (4, 3, 32, 32)
+    assert seen[0][0].std() > 0.9
+    assert not any(training or out.requires_grad for _, out, training in seen)
+    assert seen[0][1].shape == (4, 1000)  # one output: joined
+    # A clock that goes on by 1 at each look: 40 steps of 1, and 81 looks in the measured part.
+    assert (found.steps, found.step_seconds, found.rows) == (40, 1, 4)
+    assert found.images_per_second == pytest.approx(160 / 81)
+    monkeypatch.setattr("student.evaluation.report._SECONDS_OF_SPEED", 3)
+    assert _throughput(model, 32, 4, nullcontext).steps == 3
 
 
 def test_a_single_head_has_one_accuracy_and_is_the_headline(world) -> None:
@@ -185,6 +219,11 @@ def test_each_class_is_counted_by_the_headline(world) -> None:
         assert 0 <= one.mistaken <= one.samples - one.right
         assert (one.mistaken_for is None) == (one.mistaken == 0) == (one.right == one.samples)
         assert one.mistaken_for != one.number
+        pairs = [pair for pair in analysis.confused if pair.target == one.number]
+        # Hits and confusions are the whole matrix: its rows, and its columns.
+        assert one.right + sum(pair.samples for pair in pairs) == one.samples
+        pairs = [pair for pair in analysis.confused if pair.called == one.number]
+        assert one.right + sum(pair.samples for pair in pairs) == one.called
     single = evaluate_checkpoint(settings(world, "single", analysis=True)).analysis
     assert single is not None
     assert single.prediction == "class_head"

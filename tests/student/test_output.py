@@ -1,0 +1,198 @@
+"""A run whose output is in object storage: a run on a disk has the same files."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.errors import ConfigError, PipelineError
+from student.cli import main as train_student
+from student.engine import Outcome, Trainer, train
+from student.inputs import open_inputs
+from tests.object_storage import Fault, Request, S3Server
+from tests.student.factories import TINY, write_digit_shards
+from tests.student.worlds import World, make_world
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    root = tmp_path_factory.mktemp("world")
+    write_digit_shards(root / "validation", (13,))
+    return make_world(root, (14, 10))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(world: World) -> Outcome:
+    """A run on a disk, to its end."""
+    return run(world, str(world.root / "run"))
+
+
+def run(world: World, output: str, *, stop_after: int | None = None, **changes: Any) -> Outcome:
+    validation = (str(world.root / "validation" / "*.tar"),)
+    config = world.config(output, val_shards=validation, **changes)
+    return train(config, open_inputs(config), stop_after=stop_after)
+
+
+def logged(lines: bytes) -> list[dict[str, Any]]:
+    """Return the lines of a log, without what depends on the clock and the machine."""
+    timings = {"seconds", "rows_per_second", "peak_memory_bytes", "images_per_second"}
+    found = [json.loads(line) for line in lines.splitlines()]
+    for line in found:
+        for part in (line, line.get("evaluation", {})):
+            for name in timings & part.keys():
+                del part[name]
+    return found
+
+
+def require_same(objects: dict[str, bytes], world: World, outcome: Outcome) -> None:
+    """Compare a run in storage with the one on a disk."""
+    local = {
+        path.relative_to(world.root / "run").as_posix(): path
+        for path in (world.root / "run").rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
+    boards = {name for name in objects if name.startswith("tensorboard/")}
+    assert boards
+    assert objects.keys() - boards == {
+        *(name for name in local if not name.startswith("tensorboard/")),
+        ".owner",
+    }
+    assert logged(objects["metrics.jsonl"]) == logged(local["metrics.jsonl"].read_bytes())
+    assert b"</html>" in objects["report.html"]
+    assert weights(objects["last.pt"], world) == weights(local["last.pt"].read_bytes(), world)
+    assert weights(objects["last.pt"], world) == outcome.weights
+    assert json.loads(objects["config.json"])["config"]["output"].startswith("s3://")
+
+
+def weights(data: bytes, world: World) -> str:
+    """Return the digest of a checkpoint's weights."""
+    from pipeline.labelling.weights import state_digest
+
+    path = world.root / "looked-at.pt"
+    path.write_bytes(data)
+    return state_digest(torch.load(path, weights_only=True)["model"])
+
+
+def every(number: int, of: Callable[[Request], bool], fault: str) -> Fault:
+    """Return a fault of every so many of some requests."""
+    count = itertools.count(1)
+    return lambda request: fault if of(request) and next(count) % number == 0 else None
+
+
+def is_put(request: Request) -> bool:
+    return request.method == "PUT"
+
+
+def test_a_run_in_object_storage_goes_on_elsewhere_to_the_same_files(
+    world, undisturbed, s3, caplog
+) -> None:
+    """No file of the first part is left on this machine: the second is another one to it."""
+    url = f"{s3.make_bucket()}/runs/tiny"
+    run(world, url, stop_after=3)
+    before = s3.objects(url)
+    assert {"last.pt", "config.json", "run.toml", "metrics.jsonl"} <= before.keys()
+    assert "report.html" not in before
+    caplog.set_level(logging.INFO)
+    outcome = run(world, url, resume="auto")
+    assert outcome.weights == undisturbed.weights
+    assert f"continues at step 3/{STEPS}, from {url}/last.pt" in caplog.text
+    require_same(s3.objects(url), world, outcome)
+    named = run(world, url, resume=f"{url}/best.pt")
+    assert named.weights == undisturbed.weights
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        every(3, lambda request: True, "503"),
+        every(2, is_put, "lost"),
+        every(2, lambda request: request.method == "GET", "torn"),
+    ],
+    ids=["errors", "lost answers", "torn answers"],
+)
+def test_faults_of_the_storage_change_nothing(world, undisturbed, s3, fault) -> None:
+    url = f"{s3.make_bucket()}/tiny"
+    s3.fault = fault
+    run(world, url, stop_after=3)
+    outcome = run(world, url, resume="auto")
+    s3.fault = None
+    require_same(s3.objects(url), world, outcome)
+
+
+def test_a_write_that_fails_leaves_the_checkpoint_before(world, undisturbed, s3) -> None:
+    url = f"{s3.make_bucket()}/tiny"
+    run(world, url, stop_after=3)
+    before = s3.objects(url)
+    s3.fault = lambda one: "403" if is_put(one) and one.path.endswith("/last.pt") else None
+    with pytest.raises(PipelineError, match=f"{url}/last.pt: access was refused"):
+        run(world, url, resume="auto")
+    s3.fault = None
+    after = s3.objects(url)
+    assert after["last.pt"] == before["last.pt"]
+    # The log is never behind: what it has beyond is cut off again.
+    assert len(after["metrics.jsonl"]) >= len(before["metrics.jsonl"])
+    outcome = run(world, url, resume="auto")
+    require_same(s3.objects(url), world, outcome)
+
+
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(world, undisturbed, s3) -> None:
+    url = f"{s3.make_bucket()}/tiny"
+    run(world, url, stop_after=5)
+    damaged = s3.objects(url)["last.pt"][:-100]
+    s3.put(f"{url}/last.pt", damaged)
+    outcome = run(world, url, resume="auto")
+    objects = s3.objects(url)
+    assert objects.pop("torn.pt") == damaged
+    require_same(objects, world, outcome)
+
+
+def test_a_run_in_storage_is_not_written_over_and_has_one_writer(world, s3) -> None:
+    url = f"{s3.make_bucket()}/tiny"
+    config = world.config(url)
+    first = Trainer(config, open_inputs(config))
+    first.run(stop_after=1)
+    with pytest.raises(ConfigError, match=r"`output` s3://.* holds a run \(config.json\)"):
+        run(world, url)
+    run(world, url, stop_after=2, resume="auto")
+    theirs = s3.objects(url)
+    with pytest.raises(ConfigError, match="another process began to train there"):
+        first.run(stop_after=3)
+    assert s3.objects(url) == theirs
+
+
+def test_epochs_that_are_kept_are_kept_in_storage_by_whoever_goes_on(world, s3) -> None:
+    url = f"{s3.make_bucket()}/tiny"
+    run(world, url, stop_after=4, checkpoint_history=2)
+    names = [name for name in s3.objects(url) if name.startswith("epoch-")]
+    assert names == ["epoch-0001.pt", "epoch-0002.pt"]
+    run(world, url, resume="auto", checkpoint_history=2)
+    objects = s3.objects(url)
+    assert [name for name in objects if name.startswith("epoch-")] == [
+        *("epoch-0002.pt", "epoch-0003.pt"),
+    ]
+    assert objects["epoch-0003.pt"] == objects["last.pt"]
+
+
+def test_the_command_trains_into_storage_and_says_where(world, s3: S3Server, capsys) -> None:
+    url = f"{s3.make_bucket()}/tiny"
+    flags = [
+        *("--labels", str(world.root / "labels.parquet"), "--output", url, "--device", "cpu"),
+        *("--shards", str(world.root / "digits-*.tar"), "--threads", "1", "--workers", "2"),
+        *("--batch-size", "12", "--epochs", "1", "--model-args", *TINY),
+    ]
+    train_student(flags)
+    said = capsys.readouterr()
+    assert f"report {url}/report.html" in said.out
+    assert "train-student-" not in said.out + said.err  # the directory of this process
+    assert {"last.pt", "report.html", "run.toml"} <= s3.objects(url).keys()
+    with pytest.raises(SystemExit):
+        train_student([*flags[:2], "--output", "s3://key@bucket/run", *flags[4:]])
+    assert "carries credentials" in capsys.readouterr().err
