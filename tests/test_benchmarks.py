@@ -92,7 +92,7 @@ def test_the_gpu_benchmark_runs_a_whole_job_on_ray(shard, tmp_path):
     result = run_anew(["-m", "benchmarks.gpu", *smoke], tmp_path / "gpu.json")
     told = result["label_job_on_ray"]
     assert told["labels"] == 18 * 15
-    assert 0 < told["teacher_busy_share"] <= 1
+    assert 0 <= told["teacher_busy_share"] <= 1  # it is asked for now and then
 
 
 def test_sections_of_the_gpu_benchmark_that_fail_or_come_late_are_named(monkeypatch):
