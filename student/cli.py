@@ -159,6 +159,8 @@ def export_main(arguments: Sequence[str] | None = None, program: str = "export-s
     arguments = words_given(arguments)
     with running(program, flags_of(ExportConfig), arguments=arguments):
         config = tyro.cli(ExportFlags, prog=program, args=arguments)
+        if config.to == "onnx":
+            note("PyTorch traces the student, which takes half a minute")
         from student.exporting import export_student
 
         done = export_student(config)
