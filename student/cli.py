@@ -20,6 +20,7 @@ from pipeline.cli.commands import label_store
 from pipeline.cli.console import (
     Progress,
     counted,
+    described,
     flags_of,
     note,
     running,
@@ -57,6 +58,13 @@ Everything about the views comes from the store: size, augmentation, mixing, cla
 can also come from --recipe deit (DeiT's defaults), --recipe deit-384 (its fine-tuning) and
 --config FILE (the run.toml of an earlier run); flags override a file, a file a recipe.
 Start several processes with torchrun."""
+_FIRST = ("--labels", "--shards", "--output", "--model", "--epochs", "--val-shards")
+_EXAMPLE = (
+    *("--labels", "labels.parquet", "--shards", "shards/train", "--val-shards", "shards/val"),
+    *("--model", "deit_tiny_distilled_patch16_224", "--epochs", "300", "--output", "runs/tiny"),
+)
+_TO_EVALUATE = ("--checkpoint", "--val-shards", "--analysis", "--val-labels", "--json")
+_CHECKPOINT = ("--checkpoint", "runs/tiny/best.pt", "--val-shards", "shards/val", "--analysis")
 _CLASSES = 20  # in a table
 _NOT_COMPARED = "whether both number the classes alike is not known"
 _INTERRUPTED = "interrupted; --resume auto goes on from the last checkpoint, if there is one"
@@ -110,6 +118,7 @@ def evaluate_main(
         config = tyro.cli(
             EvaluateConfig,
             prog=program,
+            description=described(str(EvaluateConfig.__doc__), _TO_EVALUATE, program, *_CHECKPOINT),
             args=arguments,
             config=(tyro.conf.OmitArgPrefixes,),
         )
@@ -184,8 +193,10 @@ def _evaluate(config: EvaluateConfig) -> None:
     report = evaluate_checkpoint(config)
     if report.unnamed:
         note(f"{' and '.join(report.unnamed)} have no names of classes: {_NOT_COMPARED}")
+    if report.step is not None:
+        say(f"{config.checkpoint}, after {counted(report.step, 'step')}; predictions by head:")
     for name, evaluation in report.evaluations.items():
-        title = "prediction from" if name == "raw" else "averaged weights"
+        title = "raw weights" if name == "raw" else "averaged weights"
         print_evaluation(title, evaluation, report.taught)
         warn_of_class_order(evaluation, report.classes)
     say(f"{'parameters':20} {report.parameters:8}")
@@ -301,7 +312,7 @@ def _parse(
     parsed = tyro.cli(
         TrainFlags,
         prog=program,
-        description=_DESCRIPTION,
+        description=described(_DESCRIPTION, _FIRST, program, *_EXAMPLE),
         args=flags,
         default=TrainFlags(**_fields(TrainConfig.of_settings(**settings))),
         config=(tyro.conf.OmitArgPrefixes,),
@@ -431,7 +442,7 @@ def print_evaluation(title: str, evaluation: Evaluation, taught: bool = True) ->
 def _summarize(config: TrainConfig, outcome: Outcome, classes: int) -> None:
     """Print the final table on stdout."""
     for title, evaluation in (
-        ("prediction from", outcome.evaluation),
+        ("raw weights", outcome.evaluation),
         ("averaged weights", outcome.ema_evaluation),
     ):
         if evaluation is not None:
