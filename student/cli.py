@@ -225,7 +225,7 @@ def _tell_after_evaluation(config: EvaluateConfig, report: CheckpointReport, bes
     """Say where the numbers are, and what to do with the best weights that were evaluated."""
     for path in (config.json, config.plot):
         if path is not None:
-            say(f"{path} is written")
+            note(f"{path} is written")
     if not config.analysis:
         given = ("--val-shards", *some_of(config.val_shards, "VALIDATION-SHARDS"))
         tell_next("evaluate-student", "--checkpoint", str(best), *given, "--analysis")
