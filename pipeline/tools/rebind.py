@@ -128,8 +128,8 @@ def rebind_store(
         rows = replace(
             store.read_part(entry),
             content_hash=shard.info.content_hash,
-            image_hash=shard.image_hash,
-            formats=shard.formats,
+            image_hash=shard.contents.image_hash,
+            formats=shard.contents.formats,
         )
         commit_part(target, rows)
         show(next(done), steps)
