@@ -43,6 +43,7 @@ from jobs.supervisor import (
     GiveUp,
     HandOut,
     Patience,
+    Question,
     Say,
     State,
     Supervisor,
@@ -72,7 +73,7 @@ PULSE_SECONDS = 2.0  # between two looks at a teacher's progress
 LOOK_SECONDS = 0.5  # between two looks at who is due
 PULSES_PER_SECOND = 100  # of all teachers together
 
-_DESCRIBE, _TRY_OUT = "its own settings", "the trial on a few images"
+_DESCRIBE, _TRY_OUT = Question("its own settings"), Question("the trial on a few images")
 
 
 @dataclass(slots=True)
@@ -411,8 +412,10 @@ class Cluster:
 
     def close(self) -> None:
         """End the teachers, and leave Ray."""
-        with suppress(Exception):  # Ray ends them with this process, a little later
-            within(END_SECONDS, "ending the teachers", self._end_teachers)
+        # Ray ends them with this process too, a little later; without its head it could only wait.
+        if not self._connection.head.is_lost:
+            with suppress(Exception):
+                within(END_SECONDS, "ending the teachers", self._end_teachers)
         self._connection.close()
 
     def _end_teachers(self) -> None:

@@ -22,6 +22,7 @@ __all__ = [
     "GiveUp",
     "HandOut",
     "Patience",
+    "Question",
     "Resource",
     "Say",
     "State",
@@ -31,6 +32,17 @@ __all__ = [
 
 Work: TypeAlias = Hashable
 """A part to label, or a question that any one teacher answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A work that is no part: how long it takes says nothing about parts, nor they about it."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
 
 PARTS_IN_FLIGHT = 2  # of a teacher: one's first groups are augmented beside the other
 _TIMES = 64  # of the latest parts, from which the usual time of one is taken
@@ -229,8 +241,9 @@ class Supervisor:
             return False
         seconds = now - max(one.work.pop(work), one.last_part)
         self._under_way -= 1
-        one.times.append(seconds)
-        self._times.append(seconds)
+        if not isinstance(work, Question):
+            one.times.append(seconds)
+            self._times.append(seconds)
         one.since = one.last_part = now
         if not one.work:
             one.state = State.IDLE
@@ -303,9 +316,11 @@ class Supervisor:
                 State.LOADING: self._patience.loading_seconds,
                 State.LABELLING: self._part_limit(one),
             }.get(one.state)
-            # One that tells that it waits for CPUs which others have is not hung: see _waited_for.
-            waits = one.starved and self._free("CPU") < 1
-            quiet = now - (max(one.since, one.heard) if waits else one.since)
+            # One that tells that it waits for augmentation is not hung: that is ended where it
+            # hangs, and looked into where it crashes. For CPUs that others have see _waited_for;
+            # where some are free, another teacher may have more luck in the end.
+            stuck = now - one.since > self._patience.loading_seconds and self._free("CPU") >= 1
+            quiet = now - (max(one.since, one.heard) if one.starved and not stuck else one.since)
             if limit is not None and quiet > limit:
                 doing = "loading" if one.state is State.LOADING else "labelling"
                 yield Say(
@@ -317,7 +332,7 @@ class Supervisor:
 
     def _part_limit(self, one: _Teacher) -> float:
         times = one.times or self._times
-        if not times:
+        if not times or any(isinstance(work, Question) for work in one.work):
             return self._patience.loading_seconds
         usual = statistics.median(times)
         return max(self._patience.hang_seconds, self._patience.hang_factor * usual)

@@ -159,11 +159,12 @@ def small_teacher(
     augment: AugmentConfig,
     mix: MixConfig | None = None,
     columns: ColumnConfig = ColumnConfig(),  # noqa: B008 - frozen
+    device: str = "cpu",
 ) -> Teacher:
     spec = TeacherSpec(
         architecture="regnety_002", checkpoint=checkpoint, precision="fp32", columns=columns
     )
-    return load_teacher(spec, augment, mix or MixConfig(), torch.device("cpu"))
+    return load_teacher(spec, augment, mix or MixConfig(), torch.device(device))
 
 
 def digit_shard(path: Path, count: int, *, first: int = 0, broken: tuple[int, ...] = ()) -> Path:

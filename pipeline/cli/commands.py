@@ -575,7 +575,7 @@ class Rebind:
         from pipeline.store import open_store
         from pipeline.tools import rebind_store
 
-        with Progress("parts") as progress:
+        with Progress("steps") as progress:
             report = rebind_store(
                 open_store(self.store),
                 self.shards,

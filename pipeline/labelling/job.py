@@ -31,10 +31,11 @@ from pipeline.identity import (
     TeacherIdentity,
 )
 from pipeline.labelling.config import LabelConfig
-from pipeline.labelling.part import GroupTask, group_tasks
+from pipeline.labelling.part import GroupTask, group_tasks, read_contents
 from pipeline.labelling.redraw import redraw, sample_cells
 from pipeline.records import PartKey, ShardInfo
 from pipeline.shards.index import (
+    ShardContents,
     Summarize,
     UniqueKeys,
     open_known_shard,
@@ -68,6 +69,7 @@ from pipeline.store import (
     unpack_store,
 )
 from pipeline.store.card import card_text
+from pipeline.store.parts import among, codes, distinct
 from pipeline.store.provenance import record_run, version_differences
 from pipeline.telling import told
 from pipeline.views.fingerprints import (
@@ -135,6 +137,10 @@ class PartOrder:
     def tasks(self) -> Iterator[GroupTask]:
         """Yield the augmentation tasks of the part."""
         return group_tasks(self.path, self.shard, self.part, self.identity)
+
+    def contents(self) -> ShardContents:
+        """Return what the part keeps of its shard; reads all of it."""
+        return read_contents(self.path, self.shard)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,7 +267,7 @@ def _missing_parts(
     cells, numbers = cut.cells_of(views), np.fromiter(shards, np.int64)
     starts = np.array([cell.start for cell in cells], np.int64)
     ends = np.array([cell.stop for cell in cells], np.int64)
-    done = done[np.isin(done.shard, numbers)]
+    done = done[among(done.shard, numbers)]
     row, cell = np.searchsorted(numbers, done.shard), np.searchsorted(starts, done.first_view)
     fits = cell < len(cells)
     fits[fits] = (starts[cell[fits]] == done.first_view[fits]) & (
@@ -270,7 +276,7 @@ def _missing_parts(
     wanted = np.ones((len(numbers), len(cells)), np.bool_)
     wanted[row[fits], cell[fits]] = False
     # Where parts are no cells, as after another cut, it is told view by view.
-    odd = np.unique(row[~fits])
+    odd = distinct(row[~fits])
     wanted[odd] = False
     rows, columns = np.nonzero(wanted)
     found = np.array([numbers[rows], starts[columns], (ends - starts)[columns]], np.int64)
@@ -278,8 +284,10 @@ def _missing_parts(
     if odd.size:
         more = _missing_views(cells, numbers[odd].tolist(), done[np.isin(row, odd)])
         missing = PartKeys.of(sorted([*missing, *more]))
-    ends_of = np.unique([missing.first_view, missing.end_view], axis=1)  # same for most shards
-    cut.require_agreement(root, views, [range(*one) for one in ends_of.T.tolist()])
+    of_one = PartKeys(missing.columns * np.array([[0], [1], [1]]))  # the same for most shards
+    first = np.unique(codes(of_one)[0], return_index=True)[1]
+    ranges = [range(one.first_view, one.end_view) for one in of_one[first]]
+    cut.require_agreement(root, views, ranges)
     return missing
 
 

@@ -34,7 +34,7 @@ from pipeline.store.manifest import (
     write_manifest,
 )
 from pipeline.store.parquet import decode_part, encode_part, read_claims
-from pipeline.store.parts import PartEntry, PartKeys, codes
+from pipeline.store.parts import PartEntry, PartKeys, codes, distinct
 from pipeline.store.subset import SubsetOf
 from pipeline.telling import told
 
@@ -333,7 +333,7 @@ def require_all_shards(
     root: Location, parts: Iterable[PartKey], shards: Mapping[int, ShardInfo]
 ) -> None:
     """Raise ``IncompleteStoreError`` if a store has parts of shards that are not given."""
-    foreign = sorted(set(np.unique(PartKeys.of(parts).shard).tolist()) - set(shards))
+    foreign = sorted(set(distinct(PartKeys.of(parts).shard).tolist()) - set(shards))
     if foreign:
         raise IncompleteStoreError(
             f"{open_folder(root)} has parts of shards {foreign[:8]} that are not among `shards`; "
@@ -447,7 +447,8 @@ def _agreed_images(root: Folder, committed: CommittedParts) -> dict[int, ShardIm
 
     Parts are in order, and may not overlap.
     """
-    shard, index = np.unique(committed.parts.shard, return_index=True)
+    shard = committed.parts.shard
+    index = np.flatnonzero(np.diff(shard, prepend=-1))
     firsts = np.repeat(index, np.diff([*index, len(committed)]))
     for other in np.flatnonzero(committed.image != committed.image[firsts]).tolist():
         _require_same_images(root, committed[int(firsts[other])], committed[other])
@@ -457,7 +458,7 @@ def _agreed_images(root: Folder, committed: CommittedParts) -> dict[int, ShardIm
         before, after = parts[number].path, parts[number + 1].path
         raise StoreError(f"{root}: {before} and {after} overlap; delete one of them")
     images = committed.image[index].tolist()
-    return dict(zip(shard.tolist(), map(committed.images.__getitem__, images), strict=True))
+    return dict(zip(shard[index].tolist(), map(committed.images.__getitem__, images), strict=True))
 
 
 def _require_same_images(root: Folder, known: Committed, one: Committed) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.records import PartHeader, PartRows, Rejection
 from pipeline.store.manifest import Agreement
-from pipeline.store.parts import PartEntries, PartEntry, PartKeys, codes
+from pipeline.store.parts import PartEntries, PartEntry, PartKeys, among, codes
 
 __all__ = ["Committed", "CommittedParts", "ShardImages"]
 
@@ -158,9 +158,5 @@ class CommittedParts(Sequence[Committed]):
             axis=1
         )
         first = np.concatenate([np.ones(1, np.bool_), ~again])[: len(code)]
-        contradicted = np.isin(sorted_code, sorted_code[1:][again & other])
+        contradicted = among(sorted_code, sorted_code[1:][again & other])
         return self[order[first & ~contradicted]]
-
-    def first_of_shards(self) -> NDArray[np.int64]:
-        """Return the index of each shard's first part, by shard."""
-        return np.unique(self.parts.shard, return_index=True)[1]

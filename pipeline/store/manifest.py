@@ -7,7 +7,8 @@ either has a whole and true manifest or is unfinished.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import compress
@@ -35,7 +36,7 @@ from pipeline.records import (
     accepted_mask,
     count_masked,
 )
-from pipeline.store.parts import PartEntries, PartEntry, PartKeys
+from pipeline.store.parts import PartEntries, PartEntry, PartKeys, distinct
 from pipeline.store.subset import SubsetOf
 
 __all__ = [
@@ -343,7 +344,7 @@ class Manifest:
     @cached_property
     def digest(self) -> str:
         """SHA-256 with which a Parquet directory's file of this manifest begins."""
-        return sha256(_body(self.to_json()))
+        return sha256(_body_of(self))
 
     @cached_property
     def counts(self) -> SampleCounts:
@@ -506,7 +507,7 @@ def check_claims(manifest: Manifest) -> None:
     if numbers != sorted(set(numbers)) or any(number < 0 for number in numbers):
         raise StoreError("the manifest's shards are not in order")
     unknown = {
-        *np.unique(manifest._numbers[0]).tolist(),
+        *distinct(manifest._numbers[0]).tolist(),
         *manifest.rejections,
         *manifest.image_hashes,
         *manifest.formats,
@@ -623,6 +624,28 @@ def _body(values: Mapping[str, Any]) -> bytes:
     return canonical_json(values) + b"\n"
 
 
+def _body_of(manifest: Manifest) -> bytes:
+    """Return ``_body`` of a manifest's values, without a million of them at once."""
+    parts = manifest.parts
+    if not isinstance(parts, PartEntries):
+        return _body(manifest.to_json())
+    values = replace(manifest, parts=()).to_json()
+    # What it says beside its parts is little, and is read back to see that it can be.
+    read_json(_body(values))
+    before = canonical_json({name: one for name, one in values.items() if name < "parts"})
+    after = _body({name: one for name, one in values.items() if name > "parts"})
+    entry = '{"bytes":%d,"first_view":%d,"path":"%s","rows":%d,"sha256":"%s","shard":%d,"views":%d}'
+    texts = (
+        entry
+        % (
+            *(one.bytes, one.part.first_view, one.part.path, one.rows, one.sha256),
+            *(one.part.shard, one.part.views),
+        )
+        for one in parts
+    )
+    return b'%b,"parts":[%b],%b' % (before[:-1], ",".join(texts).encode(), after[1:])
+
+
 _SEAL = re.compile(rb'^\{"sha256":"([0-9a-f]{64})",')
 
 
@@ -633,12 +656,22 @@ def seal(values: Mapping[str, Any]) -> bytes:
     canonical JSON itself, and its line end. Raises ``StoreError`` for what could not be read back.
     """
     body = _body(values)
-    try:
-        if len(body) > MAX_MANIFEST_BYTES - 100:  # the seal's
-            raise ValueError(f"it has {len(body)} bytes, more than {MAX_MANIFEST_BYTES}")
+    with _holding():
         read_json(body)
+        return _seal(body)
+
+
+@contextmanager
+def _holding() -> Iterator[None]:
+    try:
+        yield
     except ValueError as error:
         raise StoreError(f"no manifest can hold this: {error}; no manifest was written") from error
+
+
+def _seal(body: bytes) -> bytes:
+    if len(body) > MAX_MANIFEST_BYTES - 100:  # the seal's
+        raise ValueError(f"it has {len(body)} bytes, more than {MAX_MANIFEST_BYTES}")
     return b'{"sha256":"' + sha256(body).encode() + b'",' + body[1:]
 
 
@@ -659,7 +692,9 @@ def unseal(data: bytes, name: str) -> dict[str, Any]:
 
 def write_manifest(root: Location, manifest: Manifest) -> None:
     """Write the manifest with its own checksum, in one step."""
-    open_folder(root).replace(MANIFEST_PATH, seal(manifest.to_json()))
+    with _holding():
+        data = _seal(_body_of(manifest))
+    open_folder(root).replace(MANIFEST_PATH, data)
 
 
 def read_values(root: Location) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from pipeline.growth import convert, from_plain, to_plain
 from pipeline.records import Rejection, ShardInfo, accepted_mask
 from pipeline.store.committed import Committed, CommittedParts, ShardImages
 from pipeline.store.manifest import META_PREFIX, seal, unseal
-from pipeline.store.parts import PartEntries, PartKeys, digests_of
+from pipeline.store.parts import PartEntries, PartKeys, among, digests_of, distinct
 
 __all__ = ["MAX_RECEIPTS_BYTES", "Receipts", "read_receipts"]
 
@@ -154,7 +154,7 @@ def _from_json(
             if found.rejections or found.omitted:
                 labelled[index] = _labelled(info.samples, found)
     order = np.argsort(named)
-    if len(np.unique(named)) != len(named) or not np.isin(part[0], named).all():
+    if len(distinct(named)) != len(named) or not among(part[0], named).all():
         raise ValueError("its shards are not those of its parts")
     image = order[np.searchsorted(named, part[0], sorter=order)]
     kept: NDArray[np.bool_] = labelled[image] >= 0

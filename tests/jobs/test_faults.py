@@ -25,6 +25,7 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
+from jobs import joining
 from jobs.joining import death_of, fault_of, why_not
 from jobs.run import EXIT_AGAIN, EXIT_DRAINED
 from jobs.supervisor import Death
@@ -353,3 +354,25 @@ def test_an_image_that_crashes_its_decoder_is_rejected_with_a_code(
     assert f"rejected: {key}: whatever process decodes it crashes" in log.read_text()
     ((rejection,),) = open_store(out).manifest.rejections.values()
     assert (rejection.key, rejection.reason) == (key, "crashes-decoder")
+
+
+def test_a_head_that_stays_lost_ends_the_job_and_one_that_comes_back_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a cluster `make chaos` tries it, and waits as long as jobs do."""
+    monkeypatch.setattr(joining, "RESOURCES_SECONDS", 0.01)
+    monkeypatch.setattr(joining, "HEAD_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        watch = joining.HeadWatch(address)
+        time.sleep(0.1)
+        assert not watch.is_lost
+    wait_for(lambda: watch.is_lost, "that the head is missed")
+    watch.check()  # not yet
+    time.sleep(0.3)
+    with pytest.raises(TryAgainError, match=f"at {address}, has not answered for .* again"):
+        watch.check()
+    host, port = address.split(":")
+    with socket.create_server((host, int(port))):
+        wait_for(lambda: not watch.is_lost, "that the head is back")
+        watch.check()
