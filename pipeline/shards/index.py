@@ -547,7 +547,8 @@ def _missing_shards(
         + "\n  cure: give them too"
         + (", or set `subset` to use those that are here alone" if choice else "")
         + "; shards that were packed, encoded or labelled again do not fit: use the very shards "
-        "that were labelled, or label these"
+        "that were labelled, or label these; those with the same pixels, as lossless packing makes "
+        "them, label-store rebind binds a store to"
     )
 
 
