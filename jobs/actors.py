@@ -9,6 +9,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import ray
@@ -27,7 +28,7 @@ from pipeline.labelling.job import IndexedShards, PartOrder
 from pipeline.labelling.part import GroupTask, probe_task, run_task
 from pipeline.labelling.probe import Fate
 from pipeline.records import AugmentedGroup
-from pipeline.shards.index import ShardSummary, summarize_here
+from pipeline.shards.index import ShardContents, ShardSummary, summarize_here
 from pipeline.store import Committed
 
 if TYPE_CHECKING:
@@ -103,6 +104,12 @@ def augment_remotely(task: GroupTask) -> AugmentedGroup:
 
 
 @ray.remote(num_cpus=1, max_retries=CRASHES_PER_TASK)
+def read_remotely(order: PartOrder) -> ShardContents:
+    """Read what a part keeps of its shard."""
+    return order.contents()
+
+
+@ray.remote(num_cpus=1, max_retries=CRASHES_PER_TASK)
 def probe_remotely(task: GroupTask) -> dict[int, Fate]:
     """Find the images of a group that end whatever decodes them."""
     return probe_task(task)
@@ -167,7 +174,17 @@ class TeacherActor:
     @ray.method(concurrency_group="work")
     def label(self, order: PartOrder, lean: int) -> Committed:
         """Label and commit one part; each step of ``lean`` halves what is augmented at a time."""
-        return self._worker.label_part(order, self._augmented(order.tasks(), lean))
+        # Elsewhere, for here Python's lock would be held beside the teacher.
+        ref = read_remotely.remote(order)
+        groups = self._augmented(order.tasks(), lean)
+        return self._worker.label_part(order, groups, partial(self._contents, ref))
+
+    def _contents(self, ref: Any) -> ShardContents:
+        try:
+            found: ShardContents = ray.get(ref, timeout=self._settings.patience.loading_seconds)
+        except RayTaskError as error:
+            raise _as_raised(error) from error
+        return found
 
     def _augment_one(self, task: GroupTask) -> AugmentedGroup:
         return next(self._augmented(iter([task]), 0))

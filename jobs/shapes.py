@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image, ImageColor, ImageDraw, ImageFilter
 
+from pipeline.cli.console import say
 from pipeline.telling import told
 
 __all__ = ["SIDES", "main", "write_shapes"]
@@ -61,4 +62,4 @@ def write_shapes(out: Path, train: int = 240, val: int = 60) -> None:
 def main() -> None:
     """Draw the images into the directory that is the command's argument."""
     write_shapes(Path(sys.argv[1]))
-    print(f"{sys.argv[1]}: train and val, {len(SIDES)} classes in each: {', '.join(SIDES)}")
+    say(f"{sys.argv[1]}: train and val, {len(SIDES)} classes in each: {', '.join(SIDES)}")

@@ -20,6 +20,7 @@ from pipeline.cli.commands import label_store
 from pipeline.cli.console import (
     Progress,
     counted,
+    described,
     flags_of,
     note,
     running,
@@ -57,6 +58,13 @@ Everything about the views comes from the store: size, augmentation, mixing, cla
 can also come from --recipe deit (DeiT's defaults), --recipe deit-384 (its fine-tuning) and
 --config FILE (the run.toml of an earlier run); flags override a file, a file a recipe.
 Start several processes with torchrun."""
+_FIRST = ("--labels", "--shards", "--output", "--model", "--epochs", "--val-shards")
+_EXAMPLE = (
+    *("--labels", "labels.parquet", "--shards", "shards/train", "--val-shards", "shards/val"),
+    *("--model", "deit_tiny_distilled_patch16_224", "--epochs", "300", "--output", "runs/tiny"),
+)
+_TO_EVALUATE = ("--checkpoint", "--val-shards", "--analysis", "--val-labels", "--json")
+_CHECKPOINT = ("--checkpoint", "runs/tiny/best.pt", "--val-shards", "shards/val", "--analysis")
 _CLASSES = 20  # in a table
 _NOT_COMPARED = "whether both number the classes alike is not known"
 _INTERRUPTED = "interrupted; --resume auto goes on from the last checkpoint, if there is one"
@@ -110,6 +118,7 @@ def evaluate_main(
         config = tyro.cli(
             EvaluateConfig,
             prog=program,
+            description=described(str(EvaluateConfig.__doc__), _TO_EVALUATE, program, *_CHECKPOINT),
             args=arguments,
             config=(tyro.conf.OmitArgPrefixes,),
         )
@@ -159,6 +168,8 @@ def export_main(arguments: Sequence[str] | None = None, program: str = "export-s
     arguments = words_given(arguments)
     with running(program, flags_of(ExportConfig), arguments=arguments):
         config = tyro.cli(ExportFlags, prog=program, args=arguments)
+        if config.to == "onnx":
+            note("PyTorch traces the student, which takes half a minute")
         from student.exporting import export_student
 
         done = export_student(config)
@@ -182,8 +193,10 @@ def _evaluate(config: EvaluateConfig) -> None:
     report = evaluate_checkpoint(config)
     if report.unnamed:
         note(f"{' and '.join(report.unnamed)} have no names of classes: {_NOT_COMPARED}")
+    if report.step is not None:
+        say(f"{config.checkpoint}, after {counted(report.step, 'step')}; predictions by head:")
     for name, evaluation in report.evaluations.items():
-        title = "prediction from" if name == "raw" else "averaged weights"
+        title = "raw weights" if name == "raw" else "averaged weights"
         print_evaluation(title, evaluation, report.taught)
         warn_of_class_order(evaluation, report.classes)
     say(f"{'parameters':20} {report.parameters:8}")
@@ -212,7 +225,7 @@ def _tell_after_evaluation(config: EvaluateConfig, report: CheckpointReport, bes
     """Say where the numbers are, and what to do with the best weights that were evaluated."""
     for path in (config.json, config.plot):
         if path is not None:
-            say(f"{path} is written")
+            note(f"{path} is written")
     if not config.analysis:
         given = ("--val-shards", *some_of(config.val_shards, "VALIDATION-SHARDS"))
         tell_next("evaluate-student", "--checkpoint", str(best), *given, "--analysis")
@@ -299,7 +312,7 @@ def _parse(
     parsed = tyro.cli(
         TrainFlags,
         prog=program,
-        description=_DESCRIPTION,
+        description=described(_DESCRIPTION, _FIRST, program, *_EXAMPLE),
         args=flags,
         default=TrainFlags(**_fields(TrainConfig.of_settings(**settings))),
         config=(tyro.conf.OmitArgPrefixes,),
@@ -429,7 +442,7 @@ def print_evaluation(title: str, evaluation: Evaluation, taught: bool = True) ->
 def _summarize(config: TrainConfig, outcome: Outcome, classes: int) -> None:
     """Print the final table on stdout."""
     for title, evaluation in (
-        ("prediction from", outcome.evaluation),
+        ("raw weights", outcome.evaluation),
         ("averaged weights", outcome.ema_evaluation),
     ):
         if evaluation is not None:

@@ -16,6 +16,7 @@ import tyro
 from pipeline.cli.console import (
     Progress,
     counted,
+    described,
     flags_of,
     note,
     running,
@@ -43,6 +44,8 @@ __all__ = ["label_store", "pack_shards"]
 OpenStudent: TypeAlias = "Callable[[Path], Student]"
 
 _TEACHER = ("--teacher", "NAME", "--teacher-checkpoint", "WEIGHTS.safetensors")
+_FIRST = ("--images", "--out", "--classes", "--max-side")
+_EXAMPLE = ("--images", "images/train", "--out", "shards/train", "--max-side", "500")
 _STORES = (".parquet", ".zarr", ".parquet/", ".zarr/")
 _LISTED = 20  # names printed before "and N more"
 
@@ -56,7 +59,10 @@ def pack_shards(
     arguments = words_given(arguments)
     with running(program, flags_of(packing.PackConfig), arguments=arguments):
         config = tyro.cli(
-            packing.PackConfig, prog=program, description=pack_shards.__doc__, args=arguments
+            packing.PackConfig,
+            prog=program,
+            description=described(str(pack_shards.__doc__), _FIRST, program, *_EXAMPLE),
+            args=arguments,
         )
         with Progress("images") as progress:
             report = packing.pack_shards(config, progress.show, write)
@@ -569,7 +575,7 @@ class Rebind:
         from pipeline.store import open_store
         from pipeline.tools import rebind_store
 
-        with Progress("parts") as progress:
+        with Progress("steps") as progress:
             report = rebind_store(
                 open_store(self.store),
                 self.shards,

@@ -34,6 +34,7 @@ from pipeline.telling import ShowProgress, heard_by
 __all__ = [
     "Progress",
     "counted",
+    "described",
     "duration",
     "flags_of",
     "note",
@@ -98,6 +99,12 @@ def flags_of(settings: type, *, prefixes: bool = True) -> dict[str, str]:
             flag = f"--{field.name}".replace("_", "-")
             own[field.name] = field.name if _POSITIONAL in marks else flag
     return inner | own
+
+
+def described(text: str, first: Sequence[str], *example: str) -> str:
+    """Return a command's description: what it does, the flags that matter first, an example."""
+    shown = " ".join(example)
+    return f"{text}\n\nFirst of all: {', '.join(first)}.\n\nFor example: {shown}"
 
 
 def words_given(arguments: Sequence[str] | None) -> list[str]:

@@ -31,10 +31,11 @@ from pipeline.identity import (
     TeacherIdentity,
 )
 from pipeline.labelling.config import LabelConfig
-from pipeline.labelling.part import GroupTask, group_tasks
+from pipeline.labelling.part import GroupTask, group_tasks, read_contents
 from pipeline.labelling.redraw import redraw, sample_cells
 from pipeline.records import PartKey, ShardInfo
 from pipeline.shards.index import (
+    ShardContents,
     Summarize,
     UniqueKeys,
     open_known_shard,
@@ -136,6 +137,10 @@ class PartOrder:
     def tasks(self) -> Iterator[GroupTask]:
         """Yield the augmentation tasks of the part."""
         return group_tasks(self.path, self.shard, self.part, self.identity)
+
+    def contents(self) -> ShardContents:
+        """Return what the part keeps of its shard; reads all of it."""
+        return read_contents(self.path, self.shard)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -210,7 +210,9 @@ def _ticks(low: float, high: float, *, inside: bool = False) -> list[float]:
     step = 10.0 ** math.floor(math.log10(span / 4))
     step *= next(n for n in (1, 2, 5, 10) if span / (step * n) <= 5)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    ticks = [number * step for number in range(first, max(last, first + 1) + 1)]
+    if first == last:  # of one number: the range ends at it, or begins at 0
+        first, last = (first - 1, last) if first > 0 else (first, last + 1)
+    ticks = [number * step for number in range(first, last + 1)]
     slack = 1e-9 * span
     return [one for one in ticks if low - slack <= one <= high + slack] if inside else ticks
 

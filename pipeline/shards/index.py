@@ -33,6 +33,7 @@ __all__ = [
     "IMAGE_EXTENSIONS",
     "INDEX_SUFFIX",
     "Shard",
+    "ShardContents",
     "ShardSummary",
     "Summarize",
     "UniqueKeys",
@@ -98,18 +99,9 @@ class Shard:
         keys, targets = zip(*((one.key, one.target) for one in self.samples), strict=True)
         return ShardSummary.of(self.info, keys, targets)
 
-    @property
-    def image_hash(self) -> str:
-        """SHA-256 of all encoded images, one after the other; reads the whole shard."""
-        return self._images[0]
-
-    @property
-    def formats(self) -> tuple[str, ...]:
-        """The formats of its images by their first bytes, sorted; reads the whole shard."""
-        return self._images[1]
-
     @cached_property
-    def _images(self) -> tuple[str, tuple[str, ...]]:
+    def contents(self) -> ShardContents:
+        """What a part keeps of it; reads the whole shard, once."""
         from pipeline.views.apply import image_format  # numba, for which `--help` must not wait
 
         digest, formats = hashlib.sha256(), set()
@@ -117,7 +109,22 @@ class Shard:
             image = self.image_bytes(index)
             digest.update(image)
             formats.add(image_format(image))
-        return digest.hexdigest(), tuple(sorted(filter(None, formats)))
+        return ShardContents(
+            info=self.info,
+            samples=self.samples,
+            image_hash=digest.hexdigest(),
+            formats=tuple(sorted(filter(None, formats))),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardContents:
+    """What a part keeps of its shard: all but the images, so it can be told to other processes."""
+
+    info: ShardInfo
+    samples: tuple[Sample, ...]
+    image_hash: str  # SHA-256 of all encoded images, one after the other
+    formats: tuple[str, ...]  # of its images by their first bytes, sorted
 
 
 def open_shard(path: ShardFile, number: int) -> Shard:
@@ -540,7 +547,8 @@ def _missing_shards(
         + "\n  cure: give them too"
         + (", or set `subset` to use those that are here alone" if choice else "")
         + "; shards that were packed, encoded or labelled again do not fit: use the very shards "
-        "that were labelled, or label these"
+        "that were labelled, or label these; those with the same pixels, as lossless packing makes "
+        "them, label-store rebind binds a store to"
     )
 
 

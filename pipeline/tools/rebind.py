@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 import numpy as np
@@ -81,12 +81,13 @@ def rebind_store(
     With ``originals``, the shards that were labelled, all images are decoded from both and
     compared pixel by pixel. Without, a pixel that no digested view shows is not looked at; so a
     subset, which has no digests of what it omits, needs them. Nothing is written before all is
-    proven.
+    proven. ``show`` is called with the shards compared and the parts redrawn and written.
 
     Raises ``ShardError`` naming the samples whose views, pixels or targets differ, or shards that
     are not those of the store; ``IdentityError`` if this machine's fingerprints differ.
 
-    >>> report = rebind_store(open_store("teacher.parquet"), ["marked"], "marked.parquet")
+    >>> store = open_store("teacher.parquet")
+    >>> report = rebind_store(store, ["digits-{0..1}.tar"], "marked.parquet")
     >>> report.shards
     2
     """
@@ -102,6 +103,8 @@ def rebind_store(
     # One at a time: a mapped shard keeps a file open.
     open_new = lru_cache(maxsize=1)(lambda number: open_known_shard(*files[number]))
     entries = store.manifest.parts
+    steps = len(infos) * bool(originals) + 2 * len(entries)
+    done = count(1)
     images = digests = 0
     if originals:
         given = expand_shards(originals, cache)
@@ -109,27 +112,27 @@ def rebind_store(
         for info in store.manifest.shards:
             labelled = open_known_shard(known[info.number], info)
             _refuse(_other_pixels(store, labelled, open_new(info.number)))
-            images += info.samples
-    for done, entry in enumerate(entries):
-        show(done, 2 * len(entries))
+            images += info.samples - len(store.manifest.rejections.get(info.number, ()))
+            show(next(done), steps)
+    for entry in entries:
         rows = store.read_part(entry)
         _refuse(_other_views(store, open_new(entry.part.shard), rows, floats=floats))
         digests += int(rows.has_digest.sum())
+        show(next(done), steps)
     target = check_target(
         out, store.identity, store.manifest.fingerprints, {one.part for one in entries}
     )
     copy_companions(target, store)
-    for done, entry in enumerate(entries, len(entries)):
-        show(done, 2 * len(entries))
+    for entry in entries:
         shard = open_new(entry.part.shard)
         rows = replace(
             store.read_part(entry),
             content_hash=shard.info.content_hash,
-            image_hash=shard.image_hash,
-            formats=shard.formats,
+            image_hash=shard.contents.image_hash,
+            formats=shard.contents.formats,
         )
         commit_part(target, rows)
-    show(2 * len(entries), 2 * len(entries))
+        show(next(done), steps)
     run = {
         "command": "rebind",
         "stores": [store.root.name],

@@ -228,7 +228,7 @@ def _check_digests_are_due(store: LabelStore, rows: PartRows) -> None:
 
 def _check_images(store: LabelStore, shard: Shard) -> None:
     """Compare every byte of a shard's images with those that were labelled."""
-    if shard.image_hash != store.manifest.image_hashes.get(shard.info.number):
+    if shard.contents.image_hash != store.manifest.image_hashes.get(shard.info.number):
         raise ShardError(
             f"{shard.path}: the bytes of its images are not those that were labelled, though "
             "keys, targets and lengths are; fetch the shard again, it is damaged or changed"

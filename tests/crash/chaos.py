@@ -32,6 +32,7 @@ from moto.s3.models import s3_backends
 from tests.factories import digit_samples, write_shard
 from tests.jobs.processes import (
     RAY_ENVIRONMENT,
+    Process,
     alive,
     command_of,
     descendants,
@@ -232,7 +233,7 @@ class Job:
     environment: Mapping[str, str]
     starts: int = 0
     statuses: Counter[int] = field(default_factory=Counter)
-    process: subprocess.Popen[bytes] | None = None
+    process: Process | None = None
 
     def run_on(self, cluster: RayCluster) -> None:
         """Start the driver if none runs and the job is not done."""
