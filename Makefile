@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help setup demo evidence chaos site test browser bench lint types check clean
+.PHONY: help setup demo evidence chaos site test browser gpu bench pin lint types check clean
 
 help:
 	@echo "make demo    images -> shards -> teacher -> label job on Ray -> student, in minutes"
@@ -20,9 +20,11 @@ help:
 	@echo "make chaos   label jobs on Ray, killed at random for MINUTES=30; their bytes stay the same"
 	@echo "make test    the whole test suite"
 	@echo "make browser  the tests that open reports in a headless Chromium"
+	@echo "make gpu     the tests that run on a GPU, which CUDA must see"
 	@echo "make check   lint, types and tests"
 	@echo "make setup   the virtual environment in $(VENV), made with PYTHON=$(PYTHON)"
 	@echo "make bench   all speeds; SHARDS='...' names photographs, JSON=FILE takes the ratios"
+	@echo "make pin     the digest of the image's base, written into docker/Dockerfile"
 	@echo "make clean   remove the demo's output, caches and build files, not $(VENV)"
 
 setup: $(INSTALLED)
@@ -55,20 +57,27 @@ site: $(INSTALLED)
 	$(BIN)/python docs/commands.py
 	$(BIN)/zensical build --strict
 
-# Two files at a time, in the order of their names: tests/jobs, the longest, begins early. A file
-# stays in one process, with its fixtures.
+# Three processes for two cores, since the one with the label jobs often waits. A file stays in one
+# process, with its fixtures; tests/conftest.py says which begin first.
 test: $(INSTALLED)
-	@echo "the tests of pages in a browser are left out here: make browser runs them"
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@echo "left out here: tests of pages in a browser (make browser), and on a GPU (make gpu)"
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # Without a Chromium it fails, and says what to install.
 browser: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[browser]'
 	$(BIN)/python -m pytest -m browser tests/browser
 
+# Without a GPU they fail, and say so.
+gpu: $(INSTALLED)
+	$(BIN)/python -m pytest -m gpu tests
+
 bench: $(INSTALLED)
 	@test -n "$(SHARDS)" || { echo "give photographs: make bench SHARDS='/data/x-{000..003}.tar'"; exit 1; }
 	$(BIN)/python -m benchmarks --shards '$(SHARDS)' $(if $(JSON),--json '$(JSON)')
+
+pin:
+	$(PYTHON) docker/pin.py $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -40,7 +40,7 @@ from pipeline.labelling.job import (
 )
 from pipeline.records import PartKey, ShardInfo
 from pipeline.store import Agreement, Committed, PartEntry
-from pipeline.store.commit import ShardImages
+from pipeline.store.committed import ShardImages
 from pipeline.views.floats import float_fingerprints
 
 SAMPLES, VIEWS, CELLS = 1000, 100, 3  # of a shard; of a part; parts of a shard
@@ -170,7 +170,7 @@ class Actor:
     def __init__(self, clock: Clock, machine: str, random_: random.Random) -> None:
         from jobs.actors import Progress as Told
 
-        told = Told(groups=0, starved=False, busy_seconds=0.0, window=0, again=0)
+        told = Told(groups=0, starved=False, busy_seconds=0.0, window=0, again=0, labels=0)
         self._clock, self._random = clock, random_
         self.killed = False
         self._groups = itertools.count(1)

@@ -12,7 +12,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -63,7 +63,6 @@ class StandInWorker(TeacherWorker):
     def __init__(self, config: LabelConfig, threads: int, seconds_per_view: float) -> None:
         self._config, self._device = config, choose_device("cpu")
         self._stand_in = StandInTeacher(seconds_per_view)
-        self.busy_seconds = 0.0  # the job asks for it
         self._turn = threading.Lock()
         self._account = account_of(config.out)
         self._views, self._first, self._last = 0, 0.0, 0.0
@@ -73,17 +72,24 @@ class StandInWorker(TeacherWorker):
         """The stand-in's identity."""
         return stand_in_identity(batch_views=15)
 
-    def label_group(self, group: AugmentedGroup) -> TeacherLabels:
-        """Label a group when it is this thread's turn."""
-        with self._turn:
-            self._first = self._first or time.perf_counter()
-            labels = self._stand_in.label_group(group)
-            self._last = time.perf_counter()
-            self._views += int(group.valid.sum())
-            self.busy_seconds = self._stand_in.busy_seconds
-            usage = (self._views, self.busy_seconds, self._last - self._first)
-            self._account.write_text(json.dumps(usage))
-            return labels
+    @property
+    def busy_seconds(self) -> float:
+        """How long the stand-in was at work."""
+        return self._stand_in.busy_seconds
+
+    def label_groups(
+        self, groups: Iterable[AugmentedGroup]
+    ) -> Iterator[tuple[AugmentedGroup, TeacherLabels]]:
+        """Label each group when it is this thread's turn."""
+        for group in groups:
+            with self._turn:
+                self._first = self._first or time.perf_counter()
+                labels = self._stand_in.label_group(group)
+                self._last = time.perf_counter()
+                self._views += int(group.valid.sum())
+                usage = (self._views, self.busy_seconds, self._last - self._first)
+                self._account.write_text(json.dumps(usage))
+            yield group, labels
 
 
 def account_of(store: str) -> Path:

@@ -21,8 +21,9 @@ from benchmarks.timing import Timings, measure, on_one_core
 from pipeline.files.local import expand_shards
 from pipeline.shards.index import match_shards, open_known_shard
 from pipeline.store import LabelStore
-from pipeline.views.apply import decode, warm_up
+from pipeline.views.apply import warm_up
 from pipeline.views.make import make_view
+from pipeline.views.regions import EncodedImage
 from student.loading import LoaderOptions
 from student.order import PlanConfig, TrainingPlan
 from student.replay import ReplayDataset, replay_loader
@@ -86,7 +87,7 @@ class Sequential:
                 rows.shard.tolist(), rows.sample.tolist(), rows.view.tolist(), strict=True
             ):
                 data = self._shards[number].image_bytes(position)
-                image = decode(data, "image", augment.max_pixels)
+                image = EncodedImage(data=data, name="image", max_pixels=augment.max_pixels)
                 seed = int(store.read_view(number, view).seed[position])
                 make_view(image, seed, view, augment)
         return len(items) * self._rows

@@ -22,6 +22,7 @@ AIMS: Mapping[str, tuple[str, float]] = {
     "view_1_per_decode": (">=", 3.0),
     "view_3_per_decode": (">=", 5.0),
     "view_15_per_decode": (">=", 10.0),
+    "view_1_restart": (">=", 3.3),
     "view_1_packed": (">=", 5.3),
     "view_15_packed": (">=", 13.0),
     "crop_flip_vs_dali": (">=", 2.2),

@@ -18,17 +18,21 @@ import tyro
 from benchmarks.peers import ALBUMENTATIONS, DALI, TIMM, peers
 from benchmarks.report import Report, describe_machine, print_table
 from benchmarks.timing import Timings, measure, pin_to_one_core
+from pipeline.errors import ConfigError
 from pipeline.files.local import expand_shards
 from pipeline.identity import PRESETS, AugmentConfig
-from pipeline.shards.encoding import Encoding, encode_image
+from pipeline.shards.encoding import Encoding, encode_image, find_jpegtran
 from pipeline.shards.index import open_shard
 from pipeline.store.provenance import processor
 from pipeline.views.apply import decode, warm_up
 from pipeline.views.make import make_view
+from pipeline.views.regions import EncodedImage
 from pipeline.views.rng import sample_seed
 
 VIEWS_PER_DECODE = (1, 3, 15)
 CROP_FLIP = "ours, crop and flip"
+RESTART = "ours, DeiT's recipe, 1 per decode, restart markers"
+CROP_FLIP_RESTART = "ours, crop and flip, restart markers"
 PACKED = "ours, DeiT's recipe, 1 per decode, packed at 500 px"
 PACKED_15 = "ours, DeiT's recipe, 15 per decode, packed at 500 px"
 
@@ -57,14 +61,15 @@ def read_images(config: ViewBenchmark) -> list[bytes]:
 
 
 def ours(images: list[bytes], config: AugmentConfig, views: int) -> Callable[[], int]:
-    """Return a case that makes ``views`` views of each image from one decode."""
+    """Return a case that makes ``views`` views of each image from one decode, as training does."""
     seeds = [sample_seed(0, str(number)) for number in range(len(images))]
     epoch = iter(range(0, 1 << 31, views))
 
     def run() -> int:
         first = next(epoch)  # other views in each round
         for data, seed in zip(images, seeds, strict=True):
-            image = decode(data, "image", config.max_pixels)
+            encoded = EncodedImage(data=data, name="image", max_pixels=config.max_pixels)
+            image = encoded if views == 1 else encoded.decode()
             for view in range(first, first + views):
                 make_view(image, seed, view, config)
         return len(images) * views
@@ -89,6 +94,16 @@ def packed(images: list[bytes]) -> list[bytes]:
     return [encode_image(Path("x.jpg"), data, small).data for data in images]
 
 
+def marked(images: list[bytes]) -> list[bytes] | None:
+    """Return the images as `pack-shards --lossless` writes them, None without jpegtran."""
+    try:
+        find_jpegtran()
+    except ConfigError:
+        return None
+    lossless = Encoding(lossless=True)
+    return [encode_image(Path("x.jpg"), data, lossless).data for data in images]
+
+
 def _ours_at(views: int) -> str:
     return f"ours, DeiT's recipe, {views} per decode"
 
@@ -105,6 +120,9 @@ def run_benchmark(config: ViewBenchmark) -> Timings:
     }
     for views in VIEWS_PER_DECODE:
         cases[_ours_at(views)] = ours(images, full, views)
+    pieces = marked(images)
+    if pieces is not None:
+        cases[CROP_FLIP_RESTART], cases[RESTART] = ours(pieces, plain, 1), ours(pieces, full, 1)
     small = packed(images)
     cases[PACKED], cases[PACKED_15] = ours(small, full, 1), ours(small, full, 15)
     return measure(cases, config.rounds)
@@ -122,6 +140,8 @@ def main() -> None:
         f"view_{views}_per_decode": timings.ratio(TIMM, _ours_at(views))
         for views in VIEWS_PER_DECODE
     }
+    with_markers = RESTART in timings.seconds
+    ratios["view_1_restart"] = timings.ratio(TIMM, RESTART) if with_markers else None
     ratios["view_1_packed"] = timings.ratio(TIMM, PACKED)
     ratios["view_15_packed"] = timings.ratio(TIMM, PACKED_15)
     for name, peer in {"dali": DALI, "albumentations": ALBUMENTATIONS}.items():

@@ -9,6 +9,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import ray
@@ -27,7 +28,7 @@ from pipeline.labelling.job import IndexedShards, PartOrder
 from pipeline.labelling.part import GroupTask, probe_task, run_task
 from pipeline.labelling.probe import Fate
 from pipeline.records import AugmentedGroup
-from pipeline.shards.index import ShardSummary, summarize_here
+from pipeline.shards.index import ShardContents, ShardSummary, summarize_here
 from pipeline.store import Committed
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ __all__ = [
 CRASHES_PER_TASK = 3  # that may be chance; then its images are looked at
 PROBES_PER_TASK = 3
 TIMES = 64  # of the latest augmentations, from which the usual time of one is taken
-STARVED_SECONDS = 10.0
+STARVED_SECONDS = 10.0  # at most; less where a teacher is soon presumed hung
 
 Crashing: TypeAlias = dict[str, frozenset[int]]
 """By the hash of a shard's keys: its images that end whatever decodes them, as far as is known."""
@@ -81,6 +82,7 @@ class Progress:
     busy_seconds: float  # in which it ran its network
     window: int  # groups under way
     again: int  # groups that were augmented again
+    labels: int  # of the parts under way
 
 
 @ray.remote(num_cpus=0, max_retries=CRASHES_PER_TASK)
@@ -99,6 +101,12 @@ def summarize_remotely(shards: Sequence[tuple[int, ShardFile]]) -> list[ShardSum
 def augment_remotely(task: GroupTask) -> AugmentedGroup:
     """Make a group's views wherever a CPU is free."""
     return run_task(task)
+
+
+@ray.remote(num_cpus=1, max_retries=CRASHES_PER_TASK)
+def read_remotely(order: PartOrder) -> ShardContents:
+    """Read what a part keeps of its shard."""
+    return order.contents()
 
 
 @ray.remote(num_cpus=1, max_retries=CRASHES_PER_TASK)
@@ -132,15 +140,16 @@ class TeacherActor:
     @ray.method(concurrency_group="word")
     def progress(self) -> Progress:
         """Return how far this is."""
-        now = time.monotonic()
+        now, longest = time.monotonic(), self._settings.patience.hang_seconds / 4
         with self._counting:
             waits = [now - since for since in self._hungry.values()]
             return Progress(
                 groups=self._groups,
-                starved=any(one > STARVED_SECONDS for one in waits),
+                starved=any(one > min(STARVED_SECONDS, longest) for one in waits),
                 busy_seconds=0.0 if self._loaded is None else self._loaded.busy_seconds,
                 window=sum(one.window for one in self._flows),
                 again=self._again + sum(one.again for one in self._flows),
+                labels=sum(one.labels for one in self._flows),
             )
 
     @ray.method(concurrency_group="work")
@@ -165,7 +174,17 @@ class TeacherActor:
     @ray.method(concurrency_group="work")
     def label(self, order: PartOrder, lean: int) -> Committed:
         """Label and commit one part; each step of ``lean`` halves what is augmented at a time."""
-        return self._worker.label_part(order, self._augmented(order.tasks(), lean))
+        # Elsewhere, for here Python's lock would be held beside the teacher.
+        ref = read_remotely.remote(order)
+        groups = self._augmented(order.tasks(), lean)
+        return self._worker.label_part(order, groups, partial(self._contents, ref))
+
+    def _contents(self, ref: Any) -> ShardContents:
+        try:
+            found: ShardContents = ray.get(ref, timeout=self._settings.patience.loading_seconds)
+        except RayTaskError as error:
+            raise _as_raised(error) from error
+        return found
 
     def _augment_one(self, task: GroupTask) -> AugmentedGroup:
         return next(self._augmented(iter([task]), 0))
@@ -197,6 +216,7 @@ class TeacherActor:
                 yield group
                 with self._counting:
                     self._groups += 1
+                    flow.labels += int(group.valid.sum())
         finally:
             groups.close()
             with self._counting:
@@ -227,6 +247,7 @@ class _Augmentation:
         self._times: deque[float] = deque(maxlen=TIMES)
         self._limit_factor = 1.0
         self.again = 0  # groups that were submitted once more
+        self.labels = 0  # that the teacher has given
 
     @property
     def window(self) -> int:

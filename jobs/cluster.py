@@ -7,6 +7,7 @@ bounded window and takes what is ready first; what it writes does not depend on 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -42,6 +43,7 @@ from jobs.supervisor import (
     GiveUp,
     HandOut,
     Patience,
+    Question,
     Say,
     State,
     Supervisor,
@@ -71,7 +73,7 @@ PULSE_SECONDS = 2.0  # between two looks at a teacher's progress
 LOOK_SECONDS = 0.5  # between two looks at who is due
 PULSES_PER_SECOND = 100  # of all teachers together
 
-_DESCRIBE, _TRY_OUT = "its own settings", "the trial on a few images"
+_DESCRIBE, _TRY_OUT = Question("its own settings"), Question("the trial on a few images")
 
 
 @dataclass(slots=True)
@@ -106,7 +108,7 @@ class Cluster:
 
     def _plan_teachers(self, make_worker: MakeWorker) -> None:
         config, state = self._config, joining.state_now()
-        self._machines = state.machines
+        self._machines, self._per_gpu = state.machines, config.teachers_per_gpu
         gpus = auto_teachers(self._machines, on_gpu=True)
         self._on_gpu = config.device == "cuda" or (config.device == "auto" and gpus > 0)
         self._teachers = 1
@@ -122,24 +124,25 @@ class Cluster:
             config=config, patience=self._patience, make_worker=make_worker
         )
         needs = "GPU" if self._on_gpu else None
-        self._supervisor = Supervisor(self._teachers, needs, self._patience)
+        self._supervisor = Supervisor(self._teachers, needs, self._patience, 1 / self._per_gpu)
 
     def _count_teachers(self) -> None:
         """Set how many teachers there may be now; more GPUs and machines may come later."""
         if isinstance(self._config.teachers, int):
             self._teachers = self._config.teachers
             return
-        found = auto_teachers(self._machines, on_gpu=self._on_gpu)
+        found = auto_teachers(self._machines, on_gpu=self._on_gpu, per_gpu=self._per_gpu)
         # A GPU that is lost may come back; what a machine without one did, others do.
         self._teachers = max(self._teachers, found) if self._on_gpu else found
 
     def _require_gpus(self, gpus: int) -> None:
-        if self._on_gpu and self._teachers > gpus:
+        if self._on_gpu and self._teachers > gpus * self._per_gpu:
             if not self._connection.joined:
-                cure = f"--teachers {gpus} or --device cpu" if gpus else "--device cpu"
+                most = gpus * self._per_gpu
+                cure = f"--teachers {most} or --device cpu" if gpus else "--device cpu"
                 raise PipelineError(
-                    f"{self._teachers} teachers need as many GPUs, this machine has {gpus}; use "
-                    f"{cure}"
+                    f"{self._teachers} teachers need {math.ceil(self._teachers / self._per_gpu)} "
+                    f"GPUs, this machine has {gpus}; use {cure}"
                 )
             _log.warning(
                 f"the cluster has {gpus} GPUs now, and {self._teachers} teachers are wanted: the "
@@ -272,6 +275,7 @@ class Cluster:
             teachers=len(labelling),
             busy_seconds=sum(one.busy_seconds for one in told.values()),
             window=sum(told[one].window for one in labelling if one in told),
+            labels=sum(told[one].labels for one in labelling if one in told),
             again=sum(one.again for one in told.values()),
             lost=sum(state is State.LOST for state in states.values()),
         )
@@ -408,8 +412,10 @@ class Cluster:
 
     def close(self) -> None:
         """End the teachers, and leave Ray."""
-        with suppress(Exception):  # Ray ends them with this process, a little later
-            within(END_SECONDS, "ending the teachers", self._end_teachers)
+        # Ray ends them with this process too, a little later; without its head it could only wait.
+        if not self._connection.head.is_lost:
+            with suppress(Exception):
+                within(END_SECONDS, "ending the teachers", self._end_teachers)
         self._connection.close()
 
     def _end_teachers(self) -> None:
@@ -424,7 +430,7 @@ class Cluster:
         here = self._at_home()[home]
         if self._on_gpu and home in self._machines:
             # Others are still being placed: Ray gives a machine's GPUs to one after the other.
-            here = max(here, min(self._machines[home].gpus, self._teachers))
+            here = max(here, min(self._machines[home].gpus * self._per_gpu, self._teachers))
         return self._rule.share(self._machines, home, here, self._teachers)
 
     def _start_teacher(self, home: str | None) -> Any:
@@ -432,7 +438,7 @@ class Cluster:
         if home is not None:
             strategy = NodeAffinitySchedulingStrategy(home, soft=True)
         return TeacherActor.options(  # type: ignore[attr-defined]
-            num_gpus=1 if self._on_gpu else 0,
+            num_gpus=1 / self._per_gpu if self._on_gpu else 0,
             scheduling_strategy=strategy,
             runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}},
         ).remote(self._settings)

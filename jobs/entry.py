@@ -34,7 +34,7 @@ def pack_shards() -> None:
 
 def label_store() -> None:
     """Run ``label-store``."""
-    _run("pipeline.cli.commands", "label_store")
+    _run("student.cli", "store_main")
 
 
 def label_teacher() -> None:

@@ -47,6 +47,7 @@ __all__ = [
 CONNECT_SECONDS = 25.0
 START_SECONDS = 120.0  # of a Ray of our own, on a machine that is busy
 PROBE_SECONDS = 5.0
+HEAD_SECONDS = 40.0  # without the head; Ray itself ends a driver after 60, as no fault of anybody's
 LEAVE_SECONDS = 10.0
 RESOURCES_SECONDS = 3.0  # between two looks at what the cluster has
 MARK = "TEACHER_LABELS_RAY"  # in the environment of every process that our Ray starts
@@ -92,11 +93,49 @@ class ClusterState:
     machines: Machines
 
 
+class HeadWatch:
+    """Tries in a thread whether the cluster's head answers, which may be on a machine that is lost.
+
+    A head that keeps its state outside of it may be started again, and then all goes on.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._lost: tuple[float, str] | None = None  # since when, and why
+        threading.Thread(target=self._watch, daemon=True, name="ray-head").start()
+
+    def _watch(self) -> None:
+        host, _, port = self.address.rpartition(":")
+        while True:
+            try:
+                socket.create_connection((host.strip("[]"), int(port)), PROBE_SECONDS).close()
+                self._lost = None
+            except OSError as error:
+                self._lost = self._lost or (time.monotonic(), str(error))
+            time.sleep(RESOURCES_SECONDS)
+
+    def check(self) -> None:
+        """Raise ``TryAgainError`` once the head has been lost for too long."""
+        since, why = self._lost or (math.inf, "")
+        if time.monotonic() - since > HEAD_SECONDS:
+            raise TryAgainError(
+                f"the head of the Ray cluster, at {self.address}, has not answered for "
+                f"{HEAD_SECONDS:.0f} s ({why}); it was stopped, or its machine is lost. Start it, "
+                "and run the same command again: committed parts stay"
+            )
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the head did not answer when it was tried last."""
+        return self._lost is not None
+
+
 @dataclass(slots=True)
 class RayConnection:
     """The node of this process in a cluster."""
 
     joined: bool  # a cluster that was there
+    head: HeadWatch
     _raylet: str  # the socket of this machine's part of Ray
     _reaper: subprocess.Popen[bytes] | None
     _seen: queue.SimpleQueue[ClusterState] = field(default_factory=queue.SimpleQueue)
@@ -142,13 +181,15 @@ class RayConnection:
         node = worker._global_node
         if reaper is not None:
             _tell(reaper, str(node.get_session_dir_path()))
-        return RayConnection(joined, node.raylet_socket_name, reaper)
+        head = HeadWatch(ray.get_runtime_context().gcs_address)
+        return RayConnection(joined, head, node.raylet_socket_name, reaper)
 
     def require_raylet(self) -> None:
-        """Raise ``TryAgainError`` once this machine's part of Ray is gone.
+        """Raise ``TryAgainError`` once this machine's part of Ray, or the head, is gone.
 
         Calls that wait for it would wait for ever.
         """
+        self.head.check()
         with socket.socket(socket.AF_UNIX) as probe:
             probe.settimeout(PROBE_SECONDS)
             try:

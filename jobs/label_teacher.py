@@ -18,7 +18,7 @@ if __name__ == "__main__":  # run by path: the directory above holds the package
 
 import tyro
 
-from pipeline.cli.console import flags_of, running, words_given
+from pipeline.cli.console import described, flags_of, running, words_given
 from pipeline.errors import ConfigError
 from pipeline.files.kinds import read_toml
 from pipeline.identity import PRESETS, AugmentConfig, MixConfig, Preset, mixing_of_preset
@@ -28,6 +28,13 @@ __all__ = ["configured", "main", "parse_arguments", "read_settings"]
 
 _AUGMENT = frozenset(one.name for one in fields(AugmentConfig))
 _OWN = frozenset(one.name for one in fields(LabelConfig)) - {"augment"}
+
+
+_FIRST = ("--shards", "--out", "--teacher", "--teacher-checkpoint", "--views")
+_EXAMPLE = (
+    *("--shards", "shards/train", "--out", "labels.parquet", "--views", "300"),
+    *("--teacher", "regnety_160.deit_in1k"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +78,7 @@ def parse_arguments(
     flags = tyro.cli(
         LabelFlags,
         prog=program,
+        description=described(str(LabelFlags.__doc__), _FIRST, program, *_EXAMPLE),
         args=arguments,
         default=LabelFlags(**_values(defaults)),
         config=(tyro.conf.OmitSubcommandPrefixes,),

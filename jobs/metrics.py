@@ -15,6 +15,7 @@ from pipeline.errors import ConfigError
 __all__ = ["HELP", "Flow", "Measured", "Metrics", "check_path", "measuring"]
 
 EVERY_SECONDS = 5.0
+SHOW_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +24,7 @@ class Flow:
 
     teachers: int = 0  # that label now
     busy_seconds: float = 0.0  # in which any of them ran its network, since the job began
+    labels: int = 0  # of parts that are not committed yet
     window: int = 0  # groups that are augmented, or wait for a teacher
     again: int = 0  # groups that were augmented again, as a process died or hung
     lost: int = 0  # teachers that died or hung
@@ -68,16 +70,22 @@ class Metrics:
         flow: Callable[[], Flow],
         export: Callable[[dict[str, float]], None],
         path: Path | None,
+        show: Callable[[int], None] = lambda labels: None,
     ) -> None:
-        """``progress`` gives parts, labels and rejected samples, ``export`` takes named values."""
+        """``progress`` gives parts, labels and rejected samples, ``export`` takes named values.
+
+        ``show`` is told how many labels there are, those of parts under way included.
+        """
         self._progress = progress
         self._parts_to_do = parts_to_do
         self._flow = flow
         self._export = export
         self._path = path
+        self._show = show
         self._began = self._last = time.monotonic()
         self._last_labels, self._last_busy = 0, 0.0
         self._teacher_seconds = 0.0
+        self._most = 0  # labels that were shown
 
     def measure(self) -> Measured:
         """Measure once, since the last time."""
@@ -109,6 +117,11 @@ class Metrics:
                 file.write(json.dumps(values) + "\n")
         self._export({name: float(values[name]) for name in HELP})
 
+    def show(self) -> None:
+        """Tell how many labels there are; a part that is lost takes none back."""
+        self._most = max(self._most, self._progress()[1] + self._flow().labels)
+        self._show(self._most)
+
     def summary(self) -> dict[str, float]:
         """Return what is worth remembering of the whole job."""
         flow = self._flow()
@@ -125,9 +138,13 @@ def measuring(metrics: Metrics) -> Iterator[Metrics]:
     over = threading.Event()
 
     def run() -> None:
-        while not over.wait(EVERY_SECONDS):
+        published = time.monotonic()
+        while not over.wait(SHOW_SECONDS):
             with suppress(OSError):  # a full disk must not end a job for want of a line
-                metrics.publish()
+                metrics.show()
+                if time.monotonic() - published >= EVERY_SECONDS:
+                    published = time.monotonic()
+                    metrics.publish()
 
     thread = threading.Thread(target=run, daemon=True, name="metrics")
     thread.start()
@@ -137,6 +154,7 @@ def measuring(metrics: Metrics) -> Iterator[Metrics]:
         over.set()
         thread.join(EVERY_SECONDS)
         with suppress(OSError):
+            metrics.show()
             metrics.publish()
 
 

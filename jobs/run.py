@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import traceback
-from collections.abc import Iterable, Iterator
 
 from jobs.draining import Drain, Stopped
 from jobs.metrics import Metrics, check_path, measuring
 from pipeline.cli.console import Progress as Shown
-from pipeline.cli.console import counted, duration, note, say, tell_next
+from pipeline.cli.console import counted, duration, note, say, some_of, tell_next
 from pipeline.errors import REJECTION_WORDS, PipelineError, TryAgainError, require_package
 from pipeline.labelling.agreement import Preflight, in_percent, require_agreement
 from pipeline.labelling.config import LabelConfig
@@ -30,9 +29,7 @@ from pipeline.labelling.job import (
     require_same_views,
     write_run,
 )
-from pipeline.records import PartKey
 from pipeline.store import (
-    Committed,
     JobProgress,
     Manifest,
     at_work,
@@ -43,7 +40,6 @@ from pipeline.store import (
 
 __all__ = ["EXIT_AGAIN", "EXIT_DRAINED", "complete_store", "run_label_job"]
 
-_TOLD = 3  # shards or patterns; more would be told for pages
 EXIT_DRAINED = 143  # as of a process ended by SIGTERM
 EXIT_AGAIN = 75  # EX_TEMPFAIL: machines failed or had no room, the same command may do better
 
@@ -78,7 +74,7 @@ def complete_store(config: LabelConfig) -> None:
 def _run(config: LabelConfig, drain: Drain) -> int:
     # What is cheap to find out comes first: flags, names, the store, Ray, the teacher, shards.
     check_out(config.out)
-    config.check_checkpoint()
+    config.check_teacher()
     check_path(config.metrics_file)
     paths = find_shards(config.shards, config.cache)
     check_begun(config, len(paths))
@@ -113,12 +109,14 @@ def _run(config: LabelConfig, drain: Drain) -> int:
         root = parts_root(config.out)
         # Nothing is written beside a finished Zarr store, or that would seem unfinished.
         begun = word_of(plan, progress)
+        expected, shown = begun.labels_to_do, Shown("labels")
         metrics = Metrics(
             lambda: (progress.parts, progress.labels, progress.rejected),
             len(plan.missing),
             teachers.flow,
             teachers.export,
             config.metrics_file,
+            lambda labels: shown.show(min(labels, expected), expected),
         )
         with at_work(root, begun) if plan.missing else contextlib.nullcontext() as me:
             order = plan
@@ -126,12 +124,13 @@ def _run(config: LabelConfig, drain: Drain) -> int:
                 order = dataclasses.replace(plan, missing=plan.missing[::-1])
                 note(f"{other} adds to {config.out} too; this job begins at the other end")
             with (
+                shown,
                 measuring(metrics),
                 drain.labelling(),
                 contextlib.closing(receipts_of(plan)) as receipts,
                 contextlib.closing(teachers.label(order)) as committed,
             ):
-                for one in shown(committed, plan):
+                for one in committed:
                     progress.add(one)
                     receipts.add(one)
                     if me is not None:
@@ -146,7 +145,7 @@ def word_of(plan: JobPlan, progress: Progress) -> JobProgress:
         rejected=progress.rejected,
         parts=len(plan.parts),
         parts_to_do=len(plan.missing),
-        labels_to_do=sum(rows_of(plan, part) for part in plan.missing),
+        labels_to_do=plan.missing_labels,
         parts_done=progress.parts,
         labels_done=progress.labels,
         seconds=progress.seconds,
@@ -185,16 +184,6 @@ def _end(plan: JobPlan, progress: Progress, preflight: Preflight | None, metrics
     return 0
 
 
-def shown(committed: Iterable[Committed], plan: JobPlan) -> Iterator[Committed]:
-    """Pass parts through while their labels are counted on the terminal or in a log."""
-    done, expected = 0, sum(rows_of(plan, part) for part in plan.missing)
-    with Shown("labels") as progress:
-        for one in committed:
-            yield one
-            done += one.entry.rows
-            progress.show(done, expected)
-
-
 def named(shards: IndexedShards) -> str:
     """Return in words what the classes are called."""
     if shards.classes is None:
@@ -204,7 +193,7 @@ def named(shards: IndexedShards) -> str:
 
 def describe_plan(plan: JobPlan) -> None:
     """Say what there is to do."""
-    missing = sum(rows_of(plan, part) for part in plan.missing)
+    missing = plan.missing_labels
     say(
         f"{plan.config.out}: {len(plan.done)} parts are there already, {len(plan.missing)} are "
         f"missing ({missing} labels)"
@@ -236,7 +225,7 @@ def describe_preflight(plan: JobPlan, report: Preflight) -> None:
         say("how many labels differ in fp32 was not measured: the weights are untrained")
     if plan.config.estimate:
         return  # more is said of it later
-    labels = sum(rows_of(plan, part) for part in plan.missing)
+    labels = plan.missing_labels
     hours = labels / report.rows_per_batch * report.batch_seconds / 3600
     per_label = bytes_per_label(plan.identity)
     say(
@@ -247,7 +236,7 @@ def describe_preflight(plan: JobPlan, report: Preflight) -> None:
 
 def describe_estimate(plan: JobPlan, report: Preflight, capacity: Capacity) -> None:
     """Say what the job would take with whoever labels now."""
-    labels = sum(rows_of(plan, part) for part in plan.missing)
+    labels = plan.missing_labels
     price = plan.config.hour_price
     found = estimate_job(labels, report, capacity, bytes_per_label(plan.identity), price)
     say(
@@ -296,16 +285,11 @@ def describe_store(manifest: Manifest, plan: JobPlan, progress: Progress) -> Non
         f"{counted(len(manifest.parts), 'part')}, {per_label:.3f} bytes per label"
     )
     config = plan.config
-    given = config.shards if len(config.shards) <= _TOLD else ("SHARDS",)
+    given = some_of(config.shards)
     shown = ("--disagree", "--out", "disagree.png")
     tell_next("label-store", "show", config.out, "--shards", *given, *shown)
     labels = ("--labels", config.out, "--shards", *given)
     tell_next("train-student", *labels, "--epochs", str(len(views)), "--output", "runs/first")
-
-
-def rows_of(plan: JobPlan, part: PartKey) -> int:
-    """Return a part's labels if no image is rejected."""
-    return plan.shards.infos[part.shard].samples * part.views
 
 
 def size(count: float) -> str:

@@ -27,6 +27,7 @@ class SerialTeacher:
 
     def __init__(self, config: LabelConfig, drain: Drain) -> None:
         self._drain = drain
+        self._labels = 0  # of the part under way
         self._worker = TeacherWorker(config, config.threads)
 
     def close(self) -> None:
@@ -53,7 +54,7 @@ class SerialTeacher:
 
     def flow(self) -> Flow:
         """Return what the teacher has told."""
-        return Flow(teachers=1, busy_seconds=self._worker.busy_seconds)
+        return Flow(teachers=1, busy_seconds=self._worker.busy_seconds, labels=self._labels)
 
     def export(self, values: dict[str, float]) -> None:
         """Do nothing: there is no Ray to take metrics."""
@@ -65,18 +66,21 @@ class SerialTeacher:
                 return
             order = plan.order(part)
             try:
-                yield self._worker.label_part(order, _augmented(order, self._drain))
+                committed = self._worker.label_part(order, self._augmented(order))
             except _OutOfTimeError:
                 return
+            self._labels = 0
+            yield committed
+
+    def _augmented(self, order: PartOrder) -> Iterator[AugmentedGroup]:
+        for task in order.tasks():
+            deadline = self._drain.deadline()
+            if deadline is not None and time.monotonic() > deadline:
+                raise _OutOfTimeError
+            group = run_task(task)
+            yield group
+            self._labels += int(group.valid.sum())
 
 
 class _OutOfTimeError(Exception):
     """The time to finish parts under way is over."""
-
-
-def _augmented(order: PartOrder, drain: Drain) -> Iterator[AugmentedGroup]:
-    for task in order.tasks():
-        deadline = drain.deadline()
-        if deadline is not None and time.monotonic() > deadline:
-            raise _OutOfTimeError
-        yield run_task(task)

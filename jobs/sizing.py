@@ -62,13 +62,13 @@ class ShareRule:
         return Share(threads=max(1, int(own_cpus)), window=window, local=min(window, local))
 
 
-def auto_teachers(machines: Machines, *, on_gpu: bool) -> int:
-    """Return how many teachers the machines are good for: one a GPU, or one a machine with CPUs.
+def auto_teachers(machines: Machines, *, on_gpu: bool, per_gpu: int = 1) -> int:
+    """Return how many teachers the machines are good for: some a GPU, or one a machine with CPUs.
 
     The head labels nothing on its CPUs unless it is alone.
     """
     if on_gpu:
-        return sum(one.gpus for one in machines.values())
+        return per_gpu * sum(one.gpus for one in machines.values())
     return max(1, len(_for_cpu_teachers(machines)))
 
 

@@ -22,6 +22,7 @@ __all__ = [
     "GiveUp",
     "HandOut",
     "Patience",
+    "Question",
     "Resource",
     "Say",
     "State",
@@ -31,6 +32,17 @@ __all__ = [
 
 Work: TypeAlias = Hashable
 """A part to label, or a question that any one teacher answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A work that is no part: how long it takes says nothing about parts, nor they about it."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
 
 PARTS_IN_FLIGHT = 2  # of a teacher: one's first groups are augmented beside the other
 _TIMES = 64  # of the latest parts, from which the usual time of one is taken
@@ -149,10 +161,12 @@ class Supervisor:
     whatever dies. Teachers have numbers, which are never used again.
     """
 
-    def __init__(self, wanted: int, needs: str | None, patience: Patience) -> None:
-        """Begin with no work. ``needs`` is what a teacher takes one of, such as GPU."""
+    def __init__(
+        self, wanted: int, needs: str | None, patience: Patience, share: float = 1.0
+    ) -> None:
+        """Begin with no work. A teacher takes a ``share`` of one of ``needs``, such as GPU."""
         self._wanted = wanted
-        self._needs = needs
+        self._needs, self._share = needs, share
         self._patience = patience
         self._teachers: dict[int, _Teacher] = {}
         self._queue: deque[Work] = deque()
@@ -227,8 +241,9 @@ class Supervisor:
             return False
         seconds = now - max(one.work.pop(work), one.last_part)
         self._under_way -= 1
-        one.times.append(seconds)
-        self._times.append(seconds)
+        if not isinstance(work, Question):
+            one.times.append(seconds)
+            self._times.append(seconds)
         one.since = one.last_part = now
         if not one.work:
             one.state = State.IDLE
@@ -301,9 +316,11 @@ class Supervisor:
                 State.LOADING: self._patience.loading_seconds,
                 State.LABELLING: self._part_limit(one),
             }.get(one.state)
-            # One that tells that it waits for CPUs which others have is not hung: see _waited_for.
-            waits = one.starved and self._free("CPU") < 1
-            quiet = now - (max(one.since, one.heard) if waits else one.since)
+            # One that tells that it waits for augmentation is not hung: that is ended where it
+            # hangs, and looked into where it crashes. For CPUs that others have see _waited_for;
+            # where some are free, another teacher may have more luck in the end.
+            stuck = now - one.since > self._patience.loading_seconds and self._free("CPU") >= 1
+            quiet = now - (max(one.since, one.heard) if one.starved and not stuck else one.since)
             if limit is not None and quiet > limit:
                 doing = "loading" if one.state is State.LOADING else "labelling"
                 yield Say(
@@ -315,7 +332,7 @@ class Supervisor:
 
     def _part_limit(self, one: _Teacher) -> float:
         times = one.times or self._times
-        if not times:
+        if not times or any(isinstance(work, Question) for work in one.work):
             return self._patience.loading_seconds
         usual = statistics.median(times)
         return max(self._patience.hang_seconds, self._patience.hang_factor * usual)
@@ -326,7 +343,9 @@ class Supervisor:
         working = [one for one in teachers if one.state is not State.LOST]
         if asked and self._needed():
             alone = len(asked) == len(working)
-            what = f"1 {self._needs} for a teacher" if self._needs else "a teacher's process"
+            what = "a teacher's process"
+            if self._needs:
+                what = f"{self._share:.3g} {self._needs} for a teacher"
             yield from self._wait(what, self._needs, min(asked), now, is_stuck=alone)
         starved = [one for one in teachers if one.state is State.LABELLING and one.starved]
         if starved and self._free("CPU") < 1:

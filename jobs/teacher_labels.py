@@ -16,7 +16,7 @@ COMMANDS: Mapping[str, tuple[str, str, str]] = {
     "label": ("label-teacher", "jobs.label_teacher:main", "shards to a store of teacher labels"),
     "store": (
         "label-store",
-        "pipeline.cli.commands:label_store",
+        "student.cli:store_main",
         "show, inspect, verify, merge, ...",
     ),
     "train": ("train-student", "student.cli:main", "a student from a store"),
@@ -27,6 +27,7 @@ COMMANDS: Mapping[str, tuple[str, str, str]] = {
         "student.cli:export_main",
         "a student for timm, the hub or ONNX",
     ),
+    "demo": ("", "jobs.demo:main", "all of it on images that it draws, in two minutes"),
     "doctor": ("", "jobs.doctor:main", "whether this machine is fit, and what to mend"),
 }
 """Each command's older name, the function that runs it, and what it is for."""

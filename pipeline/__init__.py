@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from pipeline.store.opening import open_store
     from pipeline.tools.diff import StoreDiff, diff_stores
     from pipeline.tools.merge import MergeReport, merge_stores
+    from pipeline.tools.rebind import RebindReport, rebind_store
     from pipeline.tools.repair import RepairReport, repair_store
     from pipeline.tools.report import ReportConfig, StoreReport, report_store
     from pipeline.tools.show import DrawnView, ViewChoice, draw_views, save_sheet, show_views
@@ -69,6 +70,7 @@ __all__ = [
     "PackConfig",
     "PackReport",
     "PipelineError",
+    "RebindReport",
     "RejectionError",
     "RepairReport",
     "ReplayError",
@@ -92,6 +94,7 @@ __all__ = [
     "merge_stores",
     "open_store",
     "pack_shards",
+    "rebind_store",
     "repair_store",
     "report_store",
     "save_sheet",
@@ -115,6 +118,7 @@ _MODULES = {
     "MixConfig": "pipeline.identity",
     "PackConfig": "pipeline.shards.packing",
     "PackReport": "pipeline.shards.packing",
+    "RebindReport": "pipeline.tools.rebind",
     "RepairReport": "pipeline.tools.repair",
     "ReportConfig": "pipeline.tools.report",
     "StoreDiff": "pipeline.tools.diff",
@@ -132,6 +136,7 @@ _MODULES = {
     "merge_stores": "pipeline.tools.merge",
     "open_store": "pipeline.store.opening",
     "pack_shards": "pipeline.shards.packing",
+    "rebind_store": "pipeline.tools.rebind",
     "repair_store": "pipeline.tools.repair",
     "report_store": "pipeline.tools.report",
     "save_sheet": "pipeline.tools.show",

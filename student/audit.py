@@ -14,6 +14,7 @@ from pipeline.errors import ReplayError
 from pipeline.files.cache import RemoteShard
 from pipeline.records import NO_PARTNER, ShardView
 from pipeline.store.provenance import version_differences
+from pipeline.telling import told
 from pipeline.views.draw import has_mixed_digest
 from pipeline.views.mixing import mixed_digests
 from student.batches import mixed_images
@@ -56,7 +57,8 @@ def audit_store(
     quota = -(-DIGESTS // max(1, len(numbers)))
     mine = _Audit(dataset, numbers[ranks.rank :: ranks.ranks], quota)
     audited = 0
-    for batches in load(mine, range(len(mine)), options):
+    items = load(mine, range(len(mine)), options)
+    for batches in told(items, "auditing the store", "shards", len(mine)):
         for batch in batches:
             audited += batch.audited
             if device is not None:

@@ -16,33 +16,41 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from pipeline.classes import class_text
+from pipeline.cli.commands import label_store
 from pipeline.cli.console import (
     Progress,
     counted,
+    described,
     flags_of,
     note,
     running,
     say,
+    some_of,
+    steps_shown,
     tell_next,
+    tell_page,
     words_given,
 )
 from pipeline.errors import PipelineError
 from pipeline.files.local import open_folder
 from pipeline.files.local import replace as replace_file
 from pipeline.identity import PRESETS, MixConfig, different_fields
+from pipeline.telling import heard_by
 from student.config import EvaluateConfig, ExportConfig, TrainConfig
 from student.habits import require_own_flags
 from student.recipes import read_run_file, recipe
 from student.signals import StopRequest, signal_name
 
 if TYPE_CHECKING:
+    from student.distributed import Ranks
     from student.engine import Outcome
     from student.evaluation.analysis import Analysis
+    from student.evaluation.beside import RunStudent
     from student.evaluation.evaluate import Evaluation
     from student.evaluation.report import CheckpointReport
     from student.inputs import Inputs
 
-__all__ = ["evaluate_main", "export_main", "main", "report_main"]
+__all__ = ["evaluate_main", "export_main", "main", "report_main", "store_main"]
 
 _DESCRIPTION = """Train a distilled student on the augmented views and teacher labels of a store.
 
@@ -50,6 +58,13 @@ Everything about the views comes from the store: size, augmentation, mixing, cla
 can also come from --recipe deit (DeiT's defaults), --recipe deit-384 (its fine-tuning) and
 --config FILE (the run.toml of an earlier run); flags override a file, a file a recipe.
 Start several processes with torchrun."""
+_FIRST = ("--labels", "--shards", "--output", "--model", "--epochs", "--val-shards")
+_EXAMPLE = (
+    *("--labels", "labels.parquet", "--shards", "shards/train", "--val-shards", "shards/val"),
+    *("--model", "deit_tiny_distilled_patch16_224", "--epochs", "300", "--output", "runs/tiny"),
+)
+_TO_EVALUATE = ("--checkpoint", "--val-shards", "--analysis", "--val-labels", "--json")
+_CHECKPOINT = ("--checkpoint", "runs/tiny/best.pt", "--val-shards", "shards/val", "--analysis")
 _CLASSES = 20  # in a table
 _NOT_COMPARED = "whether both number the classes alike is not known"
 _INTERRUPTED = "interrupted; --resume auto goes on from the last checkpoint, if there is one"
@@ -103,6 +118,7 @@ def evaluate_main(
         config = tyro.cli(
             EvaluateConfig,
             prog=program,
+            description=described(str(EvaluateConfig.__doc__), _TO_EVALUATE, program, *_CHECKPOINT),
             args=arguments,
             config=(tyro.conf.OmitArgPrefixes,),
         )
@@ -133,6 +149,18 @@ def report_main(arguments: Sequence[str] | None = None, program: str = "student-
         require_page_name(flags.out)
         replace_file(flags.out, compare_runs(flags.runs).encode())
         say(f"{flags.out}: {counted(len(flags.runs), 'run')}")
+        tell_page(flags.out)
+
+
+def store_main(arguments: Sequence[str] | None = None, program: str = "label-store") -> None:
+    """Run ``label-store``, which can compare a store with a run's student."""
+
+    def open_student(path: Path) -> RunStudent:
+        from student.evaluation.beside import RunStudent
+
+        return RunStudent(path)
+
+    label_store(arguments, program, open_student)
 
 
 def export_main(arguments: Sequence[str] | None = None, program: str = "export-student") -> None:
@@ -140,11 +168,14 @@ def export_main(arguments: Sequence[str] | None = None, program: str = "export-s
     arguments = words_given(arguments)
     with running(program, flags_of(ExportConfig), arguments=arguments):
         config = tyro.cli(ExportFlags, prog=program, args=arguments)
+        if config.to == "onnx":
+            note("PyTorch traces the student, which takes half a minute")
         from student.exporting import export_student
 
         done = export_student(config)
         say(f"{done.out} is written, of {done.source}, {done.which} weights; to load it:")
         say(done.loading)
+        note(f"next: load {done.out} with the line above, where it is to be used")
 
 
 def _evaluate(config: EvaluateConfig) -> None:
@@ -156,12 +187,16 @@ def _evaluate(config: EvaluateConfig) -> None:
         _print_directory(reports)
         if config.json is not None:
             _write_json(config.json, {name: one.to_json() for name, one in reports.items()})
+        best = max(reports, key=lambda name: _top1_of(reports[name]))
+        _tell_after_evaluation(config, reports[best], config.checkpoint / best)
         return
     report = evaluate_checkpoint(config)
     if report.unnamed:
         note(f"{' and '.join(report.unnamed)} have no names of classes: {_NOT_COMPARED}")
+    if report.step is not None:
+        say(f"{config.checkpoint}, after {counted(report.step, 'step')}; predictions by head:")
     for name, evaluation in report.evaluations.items():
-        title = "prediction from" if name == "raw" else "averaged weights"
+        title = "raw weights" if name == "raw" else "averaged weights"
         print_evaluation(title, evaluation, report.taught)
         warn_of_class_order(evaluation, report.classes)
     say(f"{'parameters':20} {report.parameters:8}")
@@ -178,6 +213,24 @@ def _evaluate(config: EvaluateConfig) -> None:
         _print_classes(report.analysis, report.names)
         if config.plot is not None:
             plot_analysis(report.analysis, config.plot)
+    _tell_after_evaluation(config, report, config.checkpoint)
+
+
+def _top1_of(report: CheckpointReport) -> float:
+    fusion = "mean_of_logits" if report.taught else "class_head"
+    return max(one.of(fusion).top1 for one in report.evaluations.values())
+
+
+def _tell_after_evaluation(config: EvaluateConfig, report: CheckpointReport, best: Path) -> None:
+    """Say where the numbers are, and what to do with the best weights that were evaluated."""
+    for path in (config.json, config.plot):
+        if path is not None:
+            note(f"{path} is written")
+    if not config.analysis:
+        given = ("--val-shards", *some_of(config.val_shards, "VALIDATION-SHARDS"))
+        tell_next("evaluate-student", "--checkpoint", str(best), *given, "--analysis")
+    if report.step is not None:  # else they are another program's already
+        tell_next("export-student", str(best), "--to", "timm", "--out", "student.pth")
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -259,7 +312,7 @@ def _parse(
     parsed = tyro.cli(
         TrainFlags,
         prog=program,
-        description=_DESCRIPTION,
+        description=described(_DESCRIPTION, _FIRST, program, *_EXAMPLE),
         args=flags,
         default=TrainFlags(**_fields(TrainConfig.of_settings(**settings))),
         config=(tyro.conf.OmitArgPrefixes,),
@@ -285,10 +338,16 @@ def _stop_before_training() -> None:
 def _run(config: TrainConfig, recipe_name: str | None, stop: StopRequest) -> None:
     # Imported here, so that --help does not wait for PyTorch.
     from student.distributed import read_ranks
+
+    ranks = read_ranks()
+    with heard_by(steps_shown if ranks.first else None):
+        _train(config, recipe_name, stop, ranks)
+
+
+def _train(config: TrainConfig, recipe_name: str | None, stop: StopRequest, ranks: Ranks) -> None:
     from student.engine import train
     from student.inputs import open_inputs
 
-    ranks = read_ranks()
     inputs = open_inputs(config)
     if ranks.first:
         _announce(config, inputs)
@@ -383,7 +442,7 @@ def print_evaluation(title: str, evaluation: Evaluation, taught: bool = True) ->
 def _summarize(config: TrainConfig, outcome: Outcome, classes: int) -> None:
     """Print the final table on stdout."""
     for title, evaluation in (
-        ("prediction from", outcome.evaluation),
+        ("raw weights", outcome.evaluation),
         ("averaged weights", outcome.ema_evaluation),
     ):
         if evaluation is not None:
@@ -399,7 +458,7 @@ def _summarize(config: TrainConfig, outcome: Outcome, classes: int) -> None:
     say(f"steps                {outcome.steps:8}")
     say(f"weights {config.output_file('last.pt')} sha256 {outcome.weights}")
     say(f"report {config.output_file('report.html')}")
-    shards = config.evaluation.val_shards[:1] or ("VALIDATION-SHARDS",)
+    shards = some_of(config.evaluation.val_shards, "VALIDATION-SHARDS")
     best = config.output_file("best.pt" if config.evaluation.val_shards else "last.pt")
     tell_next("evaluate-student", "--checkpoint", best, "--val-shards", *shards, "--analysis")
 

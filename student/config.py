@@ -217,6 +217,12 @@ class RunConfig:
     binds a resumed run."""
     log_every: int = free(50)
     """Steps between lines of the metrics log."""
+    tracker: Literal["wandb", "mlflow", "trackio"] | None = free(None)
+    """Send settings and metrics to Weights & Biases, MLflow or Trackio too, by its own client,
+    where its own variables say (WANDB_MODE=offline, MLFLOW_TRACKING_URI, TRACKIO_SPACE_ID). Needs
+    the extra of that name. What fails there does not end training."""
+    tracker_project: str = free("teacher-labels")
+    """Project, or in MLflow the experiment, that the run is shown in."""
     report_images: int = free(24)
     """Validation images that the student knows least, shown in the run's report; 0 shows none."""
     checkpoint_epochs: int = free(1)

@@ -63,6 +63,7 @@ from student.output import open_output
 from student.recipes import to_toml
 from student.replay import ReplayDataset, StudentBatch, replay_loader
 from student.run_report import report_run
+from student.trackers import Tracking, require_tracker
 
 __all__ = ["Outcome", "Trainer", "checkpoint_to_resume", "train"]
 
@@ -88,7 +89,7 @@ class Outcome:
     weights: str  # SHA-256 of the student's state
     evaluation: Evaluation | None  # the last one
     ema_evaluation: Evaluation | None  # of the averaged weights
-    epoch_seconds: tuple[dict[str, float], ...]  # of each epoch of this process
+    epoch_seconds: tuple[dict[str, float], ...]  # of each whole epoch of this process
     stopped_by: int  # what ``stop`` said, the greatest of all ranks, if that ended it; or 0
 
 
@@ -127,6 +128,7 @@ class Trainer:
         ranks: Ranks = Ranks(),  # noqa: B008 - frozen
     ) -> None:
         config = inputs.pinned(config)
+        require_tracker(config.run.tracker)
         self.output = open_output(config.output)
         resume_from = ranks.decide(lambda: self._checkpoint_to_resume(config))
         self.config, self.inputs, self.ranks, self.plan = config, inputs, ranks, inputs.plan
@@ -167,6 +169,7 @@ class Trainer:
         self._watch = Stopwatch()
         self._evaluations: dict[str, Evaluation] = {}
         self._best, self._audited, self.step = -1.0, 0, 0
+        self._timed_from = 0  # the step from which this process has measured time
         self._winner: Which | None = None  # of the last evaluation
         self._history: tuple[Segment, ...] = (_segment(config, ranks, self.device, 0),)
         self._changes: list[str] = []  # of how steps are computed, since the checkpoint
@@ -236,10 +239,17 @@ class Trainer:
                     logging.WARNING,
                 )
         seconds: list[dict[str, float]] = []
+        self._timed_from = self.step
         agreement = StopAgreement(self.ranks, stop)
         stopped_by, begun = 0, self.step
         with (
-            MetricsLog(self.output.directory, start=self.step, silent=not self.ranks.first) as log,
+            self._tracking() as tracking,
+            MetricsLog(
+                self.output.directory,
+                start=self.step,
+                silent=not self.ranks.first,
+                tell=tracking.tell,
+            ) as log,
             closing(self._batches(end)) as batches,
         ):
             self._log = log
@@ -306,6 +316,15 @@ class Trainer:
             ema_evaluation=self._evaluations.get("ema"),
             epoch_seconds=tuple(seconds),
             stopped_by=stopped_by,
+        )
+
+    def _tracking(self) -> Tracking:
+        run = self.config.run
+        return Tracking(
+            run.tracker if self.ranks.first else None,
+            run.tracker_project,
+            self.output.directory,
+            self.config.to_json(),
         )
 
     def write_report(self) -> None:
@@ -402,7 +421,9 @@ class Trainer:
                 f"loss {means['loss']:.4f} lr {means['lr']:.2e}"
             )
         if self.step == self.plan.epoch_start(epoch + 1):
-            seconds.append(self._end_epoch(log, epoch))
+            spent = self._end_epoch(log, epoch)
+            if self._timed_from <= self.plan.epoch_start(epoch):  # else it is a part of one
+                seconds.append(spent)
         elif config.run.checkpoint_steps and self.step % config.run.checkpoint_steps == 0:
             self._save(LAST)
 
@@ -418,9 +439,13 @@ class Trainer:
         improved = evaluating and self._evaluate()
         seconds = self._watch.take()
         seconds["total"] = sum(seconds.values())
-        rows = (self.step - self.plan.epoch_start(epoch)) * config.plan.batch_size
+        begun = max(self._timed_from, self.plan.epoch_start(epoch))
+        rows = (self.step - begun) * config.plan.batch_size
         spent = seconds["total"] - seconds.get("evaluation", 0.0)
-        line: dict[str, Any] = {"epoch": epoch, **means, "seconds": seconds}
+        lr = self.schedule.lr(self.step - 1)
+        line: dict[str, Any] = {"epoch": epoch, **means, "lr": lr, "seconds": seconds}
+        if begun > self.plan.epoch_start(epoch):
+            line["timed_from_step"] = begun  # the seconds are those of the steps since
         line["rows_per_second"] = rows / max(spent, 1e-9)
         line["peak_memory_bytes"] = peak_memory(self.device)
         text = f"epoch {epoch + 1}/{config.plan.epochs} done, loss {means['loss']:.4f}"

@@ -43,6 +43,8 @@ HABITS: Mapping[str, str] = {
     "--eval-crop-ratio": "--eval-fraction",
     "--initial-checkpoint": "--finetune",
     "--eval": "evaluate-student --checkpoint",
+    "--log-wandb": "--tracker wandb",
+    "--wandb-project": "--tracker-project",
     "--num-classes": "nothing: the store has the teacher's",
     "--teacher-model": "nothing: the store has it",
     "--input-size": f"{_VIEWS}--image-size (--student-size resizes on the device)",

@@ -6,7 +6,7 @@ import json
 import math
 import resource
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -156,8 +156,16 @@ class MetricsLog:
     rank that is not the first, does nothing.
     """
 
-    def __init__(self, output: Path, *, start: int, silent: bool = False) -> None:
-        self._silent = silent
+    def __init__(
+        self,
+        output: Path,
+        *,
+        start: int,
+        silent: bool = False,
+        tell: Callable[[Mapping[str, float], int], None] = lambda values, step: None,
+    ) -> None:
+        """``tell`` is given the numbers of each line by their names, and the step."""
+        self._silent, self._tell = silent, tell
         if silent:
             return
         path = output / METRICS
@@ -194,8 +202,10 @@ class MetricsLog:
         line = {"kind": kind, "step": step, **values}
         self._file.write(json.dumps(_finite(line)).encode() + b"\n")
         self._file.flush()
-        for name, value in _scalars(values):
-            self._board.add_scalar(f"{kind}/{name}", value, step)
+        scalars = {f"{kind}/{name}": value for name, value in _scalars(values)}
+        for name, value in scalars.items():
+            self._board.add_scalar(name, value, step)
+        self._tell(scalars, step)
 
 
 def _lines_until(path: Path, step: int) -> bytes:

@@ -6,7 +6,7 @@ import logging
 import sys
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib import import_module
@@ -23,6 +23,7 @@ from torch.nn.modules.module import (
 )
 
 from pipeline.errors import ConfigError
+from pipeline.files.hub import hub_if_reached
 from pipeline.growth import settle
 from pipeline.views.rng import stream
 
@@ -96,14 +97,16 @@ def create_student(spec: StudentSpec, warn: Callable[[str], None] = _log.warning
             "its own name, such as vit_tiny_patch16_224, and the file of weights with `finetune`"
         )
     build = _function(spec.name) if ":" in spec.name else _timm_builder(spec)
+    fetching, why = bool(spec.model_args.get("pretrained")), ""
     with torch.random.fork_rng(devices=[]):
         try:
-            model = _build(build, spec, warn)
+            with hub_if_reached() if fetching else nullcontext("") as why:
+                model = _build(build, spec, warn)
         except OSError as error:
             raise ConfigError(
                 f"`model` {spec.name} cannot fetch or read what `model_args` ask for "
-                f"({_first_line(error)}); fetch weights where there is a network, and give their "
-                "file with `finetune`"
+                f"({why or _first_line(error)}); fetch weights where there is a network, and give "
+                "their file with `finetune`"
             ) from error
         except _CANNOT_BUILD as error:
             raise _misfit(spec, error) from error

@@ -23,6 +23,7 @@ from student.checkpoint import (
     set_aside,
 )
 from student.metrics import METRICS
+from student.trackers import TRACKER
 
 __all__ = ["RunOutput", "open_output"]
 
@@ -90,12 +91,12 @@ class _RemoteOutput(RunOutput):
         self._last_there = LAST in there
         names = [CONFIG]
         if resume == "auto":
-            names += [METRICS, LAST, PREVIOUS]
+            names += [METRICS, TRACKER, LAST, PREVIOUS]
             names += [] if there.keys() & {LAST, PREVIOUS} else [BEST]
         elif resume is not None and is_url(resume):
             folder, _, name = resume.rpartition("/")
             own = folder == str(self._folder)
-            names += [METRICS, name] if own else []
+            names += [METRICS, TRACKER, name] if own else []
             resume = str(self.directory / name if own else Path(self._scratch.name) / name)
             if not own:
                 ObjectFolder(ObjectUrl.parse(folder)).fetch(name, Path(resume))

@@ -36,6 +36,7 @@ REPORT = "report.html"
 
 _FUSIONS = ("class_head", "distillation_head", "mean_of_logits", "sum_of_softmaxes")
 _LISTED = 1000  # rows of a table
+_LONGEST = 2000  # letters of a setting
 _CONFUSED = 200  # pairs of classes
 _MOST_BYTES = 1 << 28  # of a file; a long run's log has some millions
 _GREATEST = 1e30  # what a log may say; it may be a stranger's
@@ -57,9 +58,16 @@ class RunRecord:
     epochs: tuple[Mapping[str, Any], ...]
 
     def series(self, kind: str, *names: str, x: str = "step") -> list[tuple[float, float]]:
-        """Return (x, y) of the lines that have a number at a path of names."""
+        """Return (x, y) of the lines that have a number at a path of names.
+
+        ``kind`` is train, epoch, or whole: epochs that were not broken off and resumed.
+        """
         found = []
-        for line in self.train if kind == "train" else self.epochs:
+        # A run of fewer steps than there are between two lines has means of its epochs alone.
+        lines = self.train if kind == "train" and len(self.train) > 1 else self.epochs
+        if kind == "whole":
+            lines = tuple(one for one in lines if "timed_from_step" not in one)
+        for line in lines:
             y = _number(line, *names)
             at = _number(line, x)
             if y is not None and at is not None:
@@ -367,16 +375,18 @@ def _speed(runs: Sequence[RunRecord]) -> list[Section]:
         speeds = [Series(name="images per second", points=speeds[0].points)]
         kinds = ("data", "student", "teacher", "evaluation")
         seconds = [
-            Series(name=kind, points=runs[0].series("epoch", "seconds", kind, x="epoch"))
+            Series(name=kind, points=runs[0].series("whole", "seconds", kind, x="epoch"))
             for kind in kinds
         ]
         caption = "Seconds of an epoch, by what they were spent on"
     else:
-        seconds = _each(runs, "epoch", "seconds", "data", x="epoch")
+        seconds = _each(runs, "whole", "seconds", "data", x="epoch")
         caption = "Seconds of an epoch that were spent waiting for data"
     text = (
         "Images are those of training, evaluation not included. Data is the wait for the next "
-        "batch. On a GPU, whose work goes on meanwhile, data and student are right in their sum."
+        "batch. On a GPU, whose work goes on meanwhile, data and student are right in their sum. "
+        "Of an epoch in which the run was resumed, the throughput is that of the steps since then, "
+        "and its seconds are left out."
     )
     return [
         Section(
@@ -510,7 +520,8 @@ def _worst_picture(
 def _settings(runs: Sequence[RunRecord]) -> Section:
     """Return the settings: of several runs first those that differ."""
     fields = list(dict.fromkeys(name for one in runs for name in one.config))
-    rows = [(name, *(_value(one.config.get(name)) for one in runs)) for name in fields]
+    more, fields = max(0, len(fields) - _LISTED), fields[:_LISTED]
+    rows = [(_value(name), *(_value(one.config.get(name)) for one in runs)) for name in fields]
     header = ("setting", *(one.name if len(runs) > 1 else "value" for one in runs))
     blocks: list[Block] = []
     if len(runs) > 1:
@@ -525,12 +536,14 @@ def _settings(runs: Sequence[RunRecord]) -> Section:
             folded=True,
             header=header,
             rows=tuple(rows),
+            more=more,
         )
     )
     return Section(name="settings", title="Settings", blocks=tuple(blocks))
 
 
 def _value(value: Any) -> str:
-    if isinstance(value, list):
-        return " ".join(map(str, value))
-    return "" if value is None else str(value)
+    """Return a setting as text: of one that is long, such as a thousand shards, its beginning."""
+    words = " ".join(map(str, value[:_LISTED])) if isinstance(value, list) else str(value)
+    text = "" if value is None else words
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."

@@ -29,7 +29,9 @@ def require_command(words: list[str]) -> None:
             return
         case ["teacher-labels", name, *arguments] if COMMANDS[name][0]:
             require_command([COMMANDS[name][0], *arguments])
-        case ["teacher-labels", "doctor"]:
+        case ["teacher-labels", "doctor" | "demo"]:
+            return
+        case ["teacher-labels", "demo", "--out", _]:
             return
         case ["label-teacher", *arguments]:
             with suppress(IncompleteStoreError):  # of --extend-to, which reads the store's settings

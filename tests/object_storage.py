@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +20,7 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 from pipeline.files import objects
 
 KEY, SECRET = "TESTKEYTESTKEYTESTKE", "a-secret-that-must-never-be-seen-9f2c"
+SLOW_SECONDS = 1.5
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,8 @@ class Request:
 
 
 Fault = Callable[[Request], str | None]
-"""What goes wrong with a request: "503", one of ``_REFUSALS``,
+"""What goes wrong with a request: "500" or "503", one of ``_REFUSALS``,
+"reset" (the connection is), "slow" (it takes seconds),
 "unconditional" (it is done in any case),
 "lost" (it is done, and the answer is a 503), "torn" (half of the body comes),
 "stall" (nothing after that half), or none."""
@@ -98,8 +103,15 @@ class S3Server:
         )
         self.requests.append(request)
         fault = self.fault(request) if self.fault is not None else None
-        if fault == "503":
-            start("503 Slow Down", [("Content-Length", "0")])
+        if fault == "reset":
+            connection = environ["werkzeug.socket"]
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.close()
+            raise ConnectionResetError
+        if fault == "slow":
+            time.sleep(SLOW_SECONDS)
+        if fault in ("500", "503"):
+            start(f"{fault} Slow Down", [("Content-Length", "0")])
             return [b""]
         if fault in _REFUSALS:
             status, code = _REFUSALS[fault]
@@ -136,6 +148,13 @@ class _Quiet(WSGIRequestHandler):
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[S3Server]:
     """Run one server for the session."""
+    with s3_serving() as server:
+        yield server
+
+
+@contextmanager
+def s3_serving() -> Iterator[S3Server]:
+    """Run a server on a port of its own."""
     server = S3Server()
     app = DomainDispatcherApplication(create_backend_app)
 

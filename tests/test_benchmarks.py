@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from PIL import Image
 
 from benchmarks import damage as damage_benchmark
 from benchmarks import engine as engine_benchmark
+from benchmarks import gpu as gpu_benchmark
 from benchmarks import loader as loader_benchmark
 from benchmarks import store as store_benchmark
 from benchmarks import views as views_benchmark
@@ -67,20 +69,42 @@ def run_anew(command: list[str], json_path: Path) -> dict[str, object]:
     return result
 
 
-def test_the_gpu_benchmark_needs_neither_ray_nor_webdataset_nor_zarr_nor_tyro(shard, tmp_path):
+def test_the_gpu_benchmark_needs_no_data_nor_ray_webdataset_zarr_or_tyro(tmp_path):
     forbidden = ("ray", "webdataset", "zarr", "tyro", "tensorboard", "obstore", "pandas")
     code = f"import sys; sys.modules.update(dict.fromkeys({forbidden!r}))"
     code += "; from benchmarks.gpu import main; main()"
-    sizes = "--teacher regnety_002 --image-size 32 --student-rows 4 --groups 6 --matrix 64"
-    students = "--students deit_tiny_distilled_patch16_224 --device cpu --rounds 1"
-    result = run_anew(
-        ["-c", code, "--shards", str(shard), *sizes.split(), *students.split()],
-        tmp_path / "gpu.json",
-    )
-    assert result["teacher_images_per_second"].keys() == {"as run", "autocast"}
+    sections = ["matrix", "teacher", "feeding", "students", "flips"]
+    smoke = ["--device", "cpu", "--smoke", "--only", *sections]
+    result = run_anew(["-c", code, *smoke], tmp_path / "gpu.json")
+    speeds = result["teacher_images_per_second"]
+    assert speeds.keys() == {"pipeline", "kernel by kernel", "autocast", "share of busy time"}
     assert result["feeding"]["augmented_views_per_second"] > 0
     assert 0 < result["feeding"]["teacher_busy"] <= 1
+    assert result["feeding"]["cores_for_one_teacher"] > 0
+    assert all(hours > 0 for hours in result["imagenet_hours"].values())
+    assert result["flips_against_fp32"]["rows"] > 0
     assert result["students"]["deit_tiny_distilled_patch16_224"]["store_ms"] > 0
+    assert result["left_out_for_time"] == []
+    assert result["minutes"] < 9
+
+
+def test_the_gpu_benchmark_runs_a_whole_job_on_ray(shard, tmp_path):
+    smoke = ["--shards", str(shard), "--device", "cpu", "--smoke", "--only", "ray"]
+    result = run_anew(["-m", "benchmarks.gpu", *smoke], tmp_path / "gpu.json")
+    told = result["label_job_on_ray"]
+    assert told["labels"] == 18 * 15
+    assert 0 <= told["teacher_busy_share"] <= 1  # it is asked for now and then
+
+
+def test_sections_of_the_gpu_benchmark_that_fail_or_come_late_are_named(monkeypatch):
+    settings, names = object(), ["flips", "matrix", "ray"]
+    found = gpu_benchmark.measure_all(settings, names, deadline=0.0)
+    assert found == {"left_out_for_time": ["matrix", "flips", "ray"], "failed": {}}
+    sections = {"matrix": lambda *_: 1 / 0, "flips": lambda *_: {"flips": 3}}
+    monkeypatch.setattr(gpu_benchmark, "SECTIONS", sections)
+    found = gpu_benchmark.measure_all(settings, names, deadline=math.inf)
+    failed = {"matrix": "ZeroDivisionError('division by zero')"}
+    assert found == {"flips": 3, "left_out_for_time": [], "failed": failed}
 
 
 def test_the_benchmarks_of_views_and_loader_report_every_ratio_that_has_an_aim(shard, tmp_path):

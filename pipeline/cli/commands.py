@@ -16,25 +16,37 @@ import tyro
 from pipeline.cli.console import (
     Progress,
     counted,
+    described,
     flags_of,
+    note,
     running,
     say,
     say_lines,
+    some_of,
     tell_next,
+    tell_page,
     words_given,
 )
 from pipeline.errors import ConfigError
 from pipeline.shards import packing
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pipeline.files.cache import CacheConfig
     from pipeline.tools import KeptSamples
+    from pipeline.tools.against import Student
     from pipeline.tools.relabel import RelabelReport
     from pipeline.tools.verify import Mismatch, VerifyReport
 
 __all__ = ["label_store", "pack_shards"]
 
+OpenStudent: TypeAlias = "Callable[[Path], Student]"
+
 _TEACHER = ("--teacher", "NAME", "--teacher-checkpoint", "WEIGHTS.safetensors")
+_FIRST = ("--images", "--out", "--classes", "--max-side")
+_EXAMPLE = ("--images", "images/train", "--out", "shards/train", "--max-side", "500")
+_STORES = (".parquet", ".zarr", ".parquet/", ".zarr/")
 _LISTED = 20  # names printed before "and N more"
 
 
@@ -47,7 +59,10 @@ def pack_shards(
     arguments = words_given(arguments)
     with running(program, flags_of(packing.PackConfig), arguments=arguments):
         config = tyro.cli(
-            packing.PackConfig, prog=program, description=pack_shards.__doc__, args=arguments
+            packing.PackConfig,
+            prog=program,
+            description=described(str(pack_shards.__doc__), _FIRST, program, *_EXAMPLE),
+            args=arguments,
         )
         with Progress("images") as progress:
             report = packing.pack_shards(config, progress.show, write)
@@ -88,6 +103,7 @@ class Inspect:
         from pipeline.store.card import inspect_store
 
         _show(inspect_store(open_store(self.store)), as_json=self.json)
+        _verify_next(self.store)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +173,11 @@ class Verify:
             say("FAILED" if failed else "passed")
         if failed:
             raise SystemExit(1)
+        if self.all:
+            shown = ("--disagree", "--out", "wrong.png")
+            tell_next("label-store", "show", self.store, "--shards", *some_of(self.shards), *shown)
+        else:
+            _verify_next(self.store, self.shards)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,7 +193,10 @@ class Stats:
         from pipeline.store import open_store
         from pipeline.tools import store_stats
 
-        _show(store_stats(open_store(self.store)), as_json=self.json)
+        with Progress("parts") as progress:
+            report = store_stats(open_store(self.store), show=progress.show)
+        _show(report, as_json=self.json)
+        _report_next(self.store)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,6 +215,7 @@ class Diff:
         from pipeline.tools import diff_stores
 
         _show(diff_stores(open_store(self.a), open_store(self.b)), as_json=self.json)
+        _report_next(self.a, "--against", self.b)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,6 +237,7 @@ class Merge:
         with Progress("parts") as progress:
             report = merge_stores(stores, self.out, progress.show)
         _show(report, as_json=self.json)
+        _verify_next(self.out)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,6 +263,7 @@ class Vote:
         with Progress("parts") as progress:
             report = voted_store(stores, self.out, progress.show, by=self.by)
         _show(report, as_json=self.json)
+        _verify_next(self.out)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,6 +282,7 @@ class Extend:
         from pipeline.tools import extend_command
 
         say(shlex.join(extend_command(open_store(self.store), self.views, self.shards)))
+        note("next: run this command")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -322,6 +350,7 @@ class Thin:
                 store, self.out, views=views, drop=drop, kept=kept, show=progress.show
             )
         _show(report, as_json=self.json)
+        _verify_next(self.out)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -361,6 +390,7 @@ class Views:
                 show=progress.show,
             )
         _show(report, as_json=self.json)
+        note(f"next: pandas.read_parquet({str(self.out)!r}), or any reader of Parquet")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -427,6 +457,7 @@ class Show:
             f"{path}: {counted(len(views), 'view')}, {sheet.width} x {sheet.height} pixels; "
             f"{verified} have a digest, which was compared"
         )
+        _report_next(self.store, shards=self.shards)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -444,19 +475,20 @@ class Report:
     """Shards that were labelled, all or some, for pictures and to redraw digests: files, URLs,
     brace patterns or globs, in quotes."""
     against: str | None = None
-    """Another store of the same views, to compare labels with."""
+    """Another store of the same views, or a run of train-student (its directory, or a checkpoint),
+    to compare labels with; a student is shown some 1,024 views of --shards."""
     images: bool = True
     """Leave out pictures, of data that may not be shared. Keys and names of classes stay."""
     count: int = 360
     """Pictures at most."""
     megabytes: float = 15.0
-    """Size of the page at most: pictures beyond it are left out."""
+    """Size of the page at most: pictures beyond it are left out, and long tables cut."""
     cache_dir: Path | None = None
     """Where shards from object storage are kept, as verify has it."""
     cache_gb: float = 100.0
     """Size of that directory."""
 
-    def run(self) -> None:
+    def run(self, open_student: OpenStudent | None = None) -> None:
         from pipeline.files.cache import CacheConfig
         from pipeline.reporting.page import require_page_name
         from pipeline.store import open_store
@@ -464,13 +496,18 @@ class Report:
 
         require_page_name(self.out)
         config = ReportConfig(images=self.images, count=self.count, megabytes=self.megabytes)
-        other = None if self.against is None else open_store(self.against)
+        other = student = None
+        if self.against is not None and open_student and not self.against.endswith(_STORES):
+            student = open_student(Path(self.against))
+        elif self.against is not None:
+            other = open_store(self.against)
         with Progress("parts") as progress:
             report = report_store(
                 open_store(self.store),
                 self.shards,
                 config,
                 against=other,
+                student=student,
                 cache=CacheConfig.of_flags(self.cache_dir, self.cache_gb),
                 show=progress.show,
             )
@@ -480,6 +517,7 @@ class Report:
         if failed:
             say(f"FAILED: {failed} views are not those that were labelled; the page names them")
             raise SystemExit(1)
+        tell_page(self.out)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -505,6 +543,49 @@ class Export:
             f"{self.target}: {store.manifest.rows} labels, {store.stored_bytes} bytes, the same as "
             f"in {self.source}"
         )
+        _verify_next(self.target)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rebind:
+    """Write a store with the same labels for shards of other bytes and the same pixels.
+
+    Such as pack-shards --lossless writes. Every digest is redrawn from them, and one pixel that
+    differs refuses them, by name.
+    """
+
+    store: tyro.conf.Positional[str]
+    """The store."""
+    shards: tuple[str, ...]
+    """The new shards, all of them: their directory, files, URLs, or patterns in quotes."""
+    out: str
+    """The store to write; its name ends in .parquet."""
+    originals: tuple[str, ...] = ()
+    """The shards that were labelled: all pixels of all images are compared with theirs, those too
+    that no view with a digest shows."""
+    cache_dir: Path | None = None
+    """Where shards from object storage are kept, as verify has it."""
+    cache_gb: float = 100.0
+    """Size of that directory."""
+    json: bool = False
+    """Print JSON for machines instead."""
+
+    def run(self) -> None:
+        from pipeline.files.cache import CacheConfig
+        from pipeline.store import open_store
+        from pipeline.tools import rebind_store
+
+        with Progress("steps") as progress:
+            report = rebind_store(
+                open_store(self.store),
+                self.shards,
+                self.out,
+                originals=self.originals,
+                cache=CacheConfig.of_flags(self.cache_dir, self.cache_gb),
+                show=progress.show,
+            )
+        _show(report, as_json=self.json)
+        _verify_next(self.out, self.shards)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -520,6 +601,7 @@ class Repair:
         from pipeline.tools import repair_store
 
         _show(repair_store(self.store), as_json=self.json)
+        tell_next("label-store", "status", self.store)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -534,7 +616,15 @@ class Status:
     def run(self) -> None:
         from pipeline.tools import store_status
 
-        _show(store_status(self.store), as_json=self.json)
+        status = store_status(self.store)
+        _show(status, as_json=self.json)
+        if status.state == "finished":
+            _verify_next(self.store)
+        elif status.state == "labelling":
+            tell_next("label-store", "status", self.store)
+        else:
+            note("next: run the label job again; or, if all parts are there:")
+            tell_next("label-store", "finalize", self.store, "--shards", "SHARDS")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -568,6 +658,7 @@ class Finalize:
             cache=CacheConfig.of_flags(self.cache_dir, self.cache_gb),
         )
         _show(report, as_json=self.json)
+        _verify_next(self.store, self.shards)
 
 
 StoreCommand: TypeAlias = (
@@ -583,14 +674,20 @@ StoreCommand: TypeAlias = (
     | Show
     | Report
     | Export
+    | Rebind
     | Repair
     | Status
     | Finalize
 )
 
 
-def label_store(arguments: Sequence[str] | None = None, program: str = "label-store") -> None:
+def label_store(
+    arguments: Sequence[str] | None = None,
+    program: str = "label-store",
+    open_student: OpenStudent | None = None,
+) -> None:
     """Inspect, verify, compare and reuse label stores."""
+    # ``open_student`` is given by who knows students, for reports against one.
     arguments = words_given(arguments)
     with running(program, {}, arguments=arguments):
         # A class is its subcommand; its docstring is the help.
@@ -602,7 +699,21 @@ def label_store(arguments: Sequence[str] | None = None, program: str = "label-st
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
         )
         with running(program, flags_of(type(command))):
-            command.run()
+            if isinstance(command, Report):
+                command.run(open_student)
+            else:
+                command.run()
+
+
+def _verify_next(store: str, shards: Sequence[str] = ()) -> None:
+    """Name the command that proves a store."""
+    tell_next("label-store", "verify", store, "--shards", *some_of(shards), "--all")
+
+
+def _report_next(store: str, *more: str, shards: Sequence[str] = ()) -> None:
+    """Name the command that writes a page about a store."""
+    given = ("--shards", *some_of(shards))
+    tell_next("label-store", "report", store, *given, *more, "--out", "report.html")
 
 
 def _view_range(text: str | None) -> range | None:

@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
+from pathlib import Path
 from typing import ClassVar, TextIO, get_args, get_type_hints
 
 import tyro
@@ -28,18 +29,24 @@ from tqdm import tqdm
 
 from pipeline.errors import PipelineError
 from pipeline.files.kinds import at_home
+from pipeline.telling import ShowProgress, heard_by
 
 __all__ = [
     "Progress",
     "counted",
+    "described",
     "duration",
     "flags_of",
     "note",
     "printable",
+    "quiet_seconds",
     "running",
     "say",
     "say_lines",
+    "some_of",
+    "steps_shown",
     "tell_next",
+    "tell_page",
     "words_given",
 ]
 
@@ -49,6 +56,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 _SHORT_SECONDS = 3.0  # what takes less has no progress to tell
 _LINE_SECONDS = 10.0  # between the lines of progress in a log
+_TOLD = 3  # shards or patterns; more would be told for pages
+_SCALED = 10_000  # from here on a bar counts in thousands
 _POSITIONAL = get_args(tyro.conf.Positional[str])[1]
 _PARAMETER = re.compile(r"`(\w+)`")
 _OTHER_NAMES = {  # of a setting's part, and of the setting that a command has for it
@@ -67,6 +76,7 @@ class _Command:
     flags: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
+_last_said = time.monotonic()
 _command = _Command()  # of this process; log records come from any of its threads
 
 
@@ -89,6 +99,12 @@ def flags_of(settings: type, *, prefixes: bool = True) -> dict[str, str]:
             flag = f"--{field.name}".replace("_", "-")
             own[field.name] = field.name if _POSITIONAL in marks else flag
     return inner | own
+
+
+def described(text: str, first: Sequence[str], *example: str) -> str:
+    """Return a command's description: what it does, the flags that matter first, an example."""
+    shown = " ".join(example)
+    return f"{text}\n\nFirst of all: {', '.join(first)}.\n\nFor example: {shown}"
 
 
 def words_given(arguments: Sequence[str] | None) -> list[str]:
@@ -126,12 +142,13 @@ def running(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     before, _command = _command, _Command(program, flags)
     try:
-        with _logged(), _ending_with_the_reader():
+        with _logged(), heard_by(steps_shown), _ending_with_the_reader():
             try:
                 if list(arguments[:1]) == ["--version"]:
                     say(f"{program} {version('teacher-labels')}")
                     raise SystemExit(0)
-                yield
+                with _no_bar_left():
+                    yield
             except PipelineError as error:
                 note(f"error: {error}")
                 raise SystemExit(1) from None
@@ -149,6 +166,17 @@ def running(
                 raise SystemExit(1) from None
     finally:
         _command = before
+
+
+@contextmanager
+def _no_bar_left() -> Iterator[None]:
+    """Close the bars of loops that an error broke off, before it is said."""
+    outside = len(Progress.shown)
+    try:
+        yield
+    finally:
+        for one in reversed(Progress.shown[outside:]):
+            one.__exit__()
 
 
 def say(text: str) -> None:
@@ -177,6 +205,16 @@ def tell_next(*command: str) -> None:
     note(f"next: {shlex.join(command)}")
 
 
+def tell_page(page: Path) -> None:
+    """Say on stderr what to do with a page that was written."""
+    note(f"next: open {page} in a browser")
+
+
+def some_of(shards: Sequence[str], word: str = "SHARDS") -> tuple[str, ...]:
+    """Return shards as a command that comes next names them; many, or none, in one word."""
+    return tuple(shards) if 0 < len(shards) <= _TOLD else (word,)
+
+
 def printable(text: str) -> str:
     """Return a text in which escapes, newlines, marks of direction and the like are spelled out."""
     return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
@@ -187,11 +225,20 @@ def _flag(name: str) -> str | None:
     return flags.get(name) or flags.get(_OTHER_NAMES.get(name, ""))
 
 
+def quiet_seconds() -> float:
+    """Return for how long nothing was said or shown; a bar that is there counts as said."""
+    shown = any(one.bar is not None for one in Progress.shown)
+    return 0.0 if shown else time.monotonic() - _last_said
+
+
 def _write(text: str, stream: TextIO) -> None:
-    if Progress.bar is None:
-        stream.write(f"{text}\n")
+    global _last_said
+    _last_said = time.monotonic()
+    bars = [one.bar for one in Progress.shown if one.bar is not None]
+    if bars:
+        bars[0].write(text, file=stream)  # above all of them
     else:
-        Progress.bar.write(text, file=stream)  # above it
+        stream.write(f"{text}\n")
     stream.flush()
 
 
@@ -273,45 +320,87 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 class Progress:
-    """Shows a count on stderr: a bar on a terminal, in a log a line each ten seconds."""
+    """Shows a count on stderr: a bar on a terminal, in a log a line each ten seconds.
 
-    bar: ClassVar[tqdm | None] = None
+    Of work inside of other work, each shows its own. What is over within three seconds shows none.
+    """
 
-    def __init__(self, unit: str) -> None:
-        self._unit = unit
+    shown: ClassVar[list[Progress]] = []
+
+    def __init__(self, unit: str, what: str = "") -> None:
+        """``unit`` is what is counted; ``what`` says what is done where that is not the command."""
+        self.bar: tqdm | None = None
+        self._unit, self._what = unit, what
+        self._process = os.getpid()  # others share the terminal, and have nothing to say on it
         self._started = self._shown = time.monotonic()
         self._begun: tuple[float, int] | None = None  # when the first were through, and how many
+        self._over = False
 
     def __enter__(self) -> Progress:
+        Progress.shown.append(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if Progress.bar is not None:
-            Progress.bar.close()
-            Progress.bar = None
+        if self.bar is not None:
+            self.bar.close()
+        if self in Progress.shown:
+            Progress.shown.remove(self)
 
     def show(self, done: int, total: int) -> None:
         """Show that ``done`` of ``total`` are through."""
+        if os.getpid() != self._process:
+            return
         now = time.monotonic()
         self._begun = self._begun or (now, done)
         if sys.stderr.isatty():
-            if Progress.bar is None:
-                unit = f" {self._unit}"
-                Progress.bar = tqdm(total=total, desc=_command.program, unit=unit, unit_scale=True)
-            Progress.bar.update(done - Progress.bar.n)
-        elif now - self._shown > _LINE_SECONDS or (
-            done == total and now - self._started > _SHORT_SECONDS
+            self._show_bar(done, total)
+        elif not self._over and (
+            now - self._shown > _LINE_SECONDS
+            or (done == total and now - self._started > _SHORT_SECONDS)
         ):
-            self._shown = now
-            begun, before = self._begun
-            # What came first had to wait for imports and the like, and tells no rate.
-            speed = (done - before) / max(1e-9, now - begun)
-            if done == before:
-                speed = done / max(1e-9, now - self._started)
-            known = before < done < total
-            left = f", about {duration((total - done) / speed)} left" if known else ""
-            digits = 0 if speed > 9 else 1
-            note(f"{done} of {total} {self._unit}, {speed:.{digits}f} {self._unit}/s{left}")
+            self._shown, self._over = now, done == total
+            note(self._line(now, done, total))
+
+    def _show_bar(self, done: int, total: int) -> None:
+        if self.bar is None:
+            # A terminal that nobody told its size, as of many containers, says 0.
+            sized = os.get_terminal_size(sys.stderr.fileno()).columns > 0
+            self.bar = tqdm(
+                total=total,
+                initial=done,  # no part of the rate: it had to wait for imports and the like
+                desc=self._what or _command.program,
+                unit=f" {self._unit}",
+                unit_scale=total >= _SCALED,
+                delay=_SHORT_SECONDS,
+                leave=not self._what,
+                ncols=None if sized else 80,
+                nrows=None if sized else 24,
+                dynamic_ncols=sized,
+            )
+            self.bar.start_t -= time.monotonic() - self._started
+        self.bar.total = total
+        self.bar.update(done - self.bar.n)
+
+    def _line(self, now: float, done: int, total: int) -> str:
+        """Return a count with its rate and the time that is left."""
+        assert self._begun is not None
+        begun, before = self._begun
+        # What came first had to wait for imports and the like, and tells no rate.
+        speed = (done - before) / max(1e-9, now - begun)
+        if done == before:
+            speed = done / max(1e-9, now - self._started)
+        known = before < done < total
+        left = f", about {duration((total - done) / speed)} left" if known else ""
+        digits = 0 if speed > 9 else 1
+        what = f"{self._what}: " * bool(self._what)
+        return f"{what}{done} of {total} {self._unit}, {speed:.{digits}f} {self._unit}/s{left}"
+
+
+@contextmanager
+def steps_shown(what: str, unit: str) -> Iterator[ShowProgress]:
+    """Show a step of the library's work; see ``pipeline.telling``."""
+    with Progress(unit, what) as progress:
+        yield progress.show
 
 
 def counted(count: int, noun: str) -> str:

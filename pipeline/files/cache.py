@@ -26,6 +26,7 @@ from typing import BinaryIO, ParamSpec, TypeAlias, TypeVar
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.files.objects import StoredObject
 from pipeline.growth import settle
+from pipeline.telling import step
 
 __all__ = ["CacheConfig", "RemoteShard", "ShardFile"]
 
@@ -36,6 +37,7 @@ _SUFFIX = ".tar"
 _PARTIAL = ".part"
 _WAIT_SECONDS = 0.05
 _CHUNK = 1 << 20  # bytes that are read at a time
+_MEGABYTE = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,11 +164,13 @@ class _ShardCache:
         _log.info("fetching %s, %d bytes", stored.url, stored.size)
         try:
             written = crc = 0
-            for chunk in stored.stream():
-                written += file.write(chunk)
-                crc = binascii.crc32(chunk, crc)
-                if written > stored.size:
-                    break
+            with step(f"fetching {stored.url}", "MB") as show:
+                for chunk in stored.stream():
+                    written += file.write(chunk)
+                    crc = binascii.crc32(chunk, crc)
+                    if written > stored.size:
+                        break
+                    show(written // _MEGABYTE, -(-stored.size // _MEGABYTE))
             if written != stored.size:
                 raise PipelineError(
                     f"{stored.url} came with {written} bytes and has {stored.size}; run again, "

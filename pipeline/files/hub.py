@@ -7,23 +7,72 @@ and messages and records name that commit, so a branch that moves cannot change 
 from __future__ import annotations
 
 import re
+import socket
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from tqdm import tqdm
 
 from pipeline.errors import ConfigError, PipelineError, require_package
 from pipeline.files.folder import MAX_FILE_BYTES, Folder, check_path, check_size
 
-__all__ = ["HubFolder", "HubUrl", "is_hub_url"]
+__all__ = ["HubFolder", "HubUrl", "hub_if_reached", "is_hub_url"]
 
 _URL = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@([\w.-]+))?/(.+)")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _KIND = "dataset"
+_REACH_SECONDS = 5.0
+
+
+@contextmanager
+def hub_if_reached() -> Iterator[str]:
+    """Have huggingface_hub ask its cache alone in this context if the hub cannot be reached.
+
+    Else it tries each file again and again, for more than a minute. Gives why not, in words, or
+    nothing where it can be reached, or nobody knows: behind a proxy, or without the package.
+    """
+    try:
+        from huggingface_hub import constants
+    except ImportError:
+        yield ""
+        return
+    if constants.HF_HUB_OFFLINE:
+        yield "HF_HUB_OFFLINE is set, and the cache has no such file"
+        return
+    why = "" if getproxies().get("https") else _unreached(constants.ENDPOINT)
+    constants.HF_HUB_OFFLINE = bool(why)
+    try:
+        yield why
+    finally:
+        constants.HF_HUB_OFFLINE = False
+
+
+def _unreached(endpoint: str) -> str:
+    """Return why there is no connection to a server, in a few seconds."""
+    server = urlsplit(endpoint)
+    address = (server.hostname or "", server.port or 443)
+    found: list[str] = []
+
+    def connect() -> None:
+        try:
+            socket.create_connection(address, _REACH_SECONDS).close()
+            found.append("")
+        except OSError as error:
+            found.append(error.strerror or str(error))
+
+    # In a thread, for asking for its address has a deadline of its own, and a long one.
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(_REACH_SECONDS)
+    why = found[0] if found else f"no answer in {_REACH_SECONDS:.0f} s"
+    return why and f"{address[0]} cannot be reached ({why}), and the cache has no such file"
 
 
 def is_hub_url(text: str) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import os
 import re
 import tempfile
@@ -67,6 +68,7 @@ _ANSWERS = 3  # of which all but the last may break off
 _CONFLICTS = 5  # S3 answers 409 while another writer of the same object is at work
 
 _LOOKS = 16  # at a time
+_AT_ONCE = 2000  # objects, after which a list is continued in ranges of keys, many at a time
 
 _started_in: int | None = None  # the process whose threads talk to the storage
 
@@ -143,10 +145,14 @@ class StoredObject:
     @staticmethod
     def list(url: ObjectUrl) -> Iterable[StoredObject]:
         """List all objects below a URL, by key."""
-        return sorted(
-            _asked_again(lambda: [one for page in _pages(url) for one in page]),
-            key=lambda one: one.url.key,
-        )
+        first = _asked_again(lambda: _listed(url, most=_AT_ONCE))
+        in_order = sorted(first, key=_key_of)
+        if len(first) < _AT_ONCE:
+            return in_order
+        rest = _list_ranges(url, first[-1].url.key) if in_order == first else None
+        if rest is None:  # the storage does not list by key
+            return sorted(_asked_again(lambda: _listed(url)), key=_key_of)
+        return [*first, *rest]
 
     def stream(self, chunk_bytes: int = 8 << 20) -> Iterator[bytes]:
         """Yield the object's bytes in chunks; raises ``PipelineError`` if it was changed."""
@@ -184,12 +190,66 @@ def _asked_again(ask: Callable[[], T]) -> T:
     return ask()
 
 
-def _pages(url: ObjectUrl) -> Iterator[list[StoredObject]]:
+def _key_of(one: StoredObject) -> str:
+    return one.url.key
+
+
+def _listed(url: ObjectUrl, after: str = "", most: float = math.inf) -> list[StoredObject]:
+    """Return the objects below a URL in the storage's order, or those with keys behind ``after``.
+
+    Ends with the page that has the last of ``most``.
+    """
+    found: list[StoredObject] = []
+    for page in _pages(url, after):
+        found += page
+        if len(found) >= most:
+            break
+    return found
+
+
+class _UnsortedError(Exception):
+    """The storage does not list by key."""
+
+
+def _list_ranges(url: ObjectUrl, after: str) -> list[StoredObject] | None:
+    """Return the objects behind a key, listed in ranges at a time; None if that cannot be.
+
+    The ranges are good for a store's parts: those of shards 10 and 100 to 109 are in one.
+    """
+    if url.scheme == "az":
+        return None  # it would be asked for all of them for each range
+    names = [f"{url.key}/shard={number}".lstrip("/") for number in range(10, 100)]
+    cuts = [after, *(name for name in names if name > after)]
+
+    def read(start: str, end: str | None) -> list[StoredObject]:
+        found: list[StoredObject] = []
+        last = start
+        for page in _pages(url, start):
+            for one in page:
+                if one.url.key <= last:
+                    raise _UnsortedError
+                if end is not None and one.url.key > end:
+                    return found
+                last = one.url.key
+                found.append(one)
+        return found
+
+    def read_again(start: str, end: str | None) -> list[StoredObject]:
+        return _asked_again(lambda: read(start, end))
+
+    try:
+        with ThreadPoolExecutor(_LOOKS) as pool:
+            return [one for many in pool.map(read_again, cuts, [*cuts[1:], None]) for one in many]
+    except _UnsortedError:
+        return None
+
+
+def _pages(url: ObjectUrl, after: str = "") -> Iterator[list[StoredObject]]:
     """Yield the objects below a URL in the storage's order, a page for each request."""
     with _errors_named(url):
         import obstore
 
-        for page in obstore.list(_client(url), url.key or None):
+        for page in obstore.list(_client(url), url.key or None, offset=after or None):
             yield [
                 _stored(ObjectUrl(url.scheme, url.bucket, str(meta["path"])), meta) for meta in page
             ]

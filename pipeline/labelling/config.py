@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -87,6 +91,9 @@ class LabelConfig:
     teachers: int | Literal["auto"] = "auto"
     """Teacher processes: one per GPU of the cluster, also of those that join while the job runs;
     without GPUs one per machine."""
+    teachers_per_gpu: int = 1
+    """Teacher processes that share a GPU, where one alone leaves it idle; each needs memory for
+    itself."""
     threads: int | None = None
     """CPU threads of each teacher: its machine's cores divided by the teachers there. One is faster
     for small teachers and views. Labels do not depend on it."""
@@ -135,7 +142,7 @@ class LabelConfig:
             raise ConfigError("`teacher_weights` chooses among those of a `teacher_checkpoint`")
         if not 0 <= self.max_rejected <= 1:
             raise ConfigError(f"`max_rejected` is {self.max_rejected}; a share is in 0..1")
-        for name in ("teachers", "threads", "batch_views"):
+        for name in ("teachers", "teachers_per_gpu", "threads", "batch_views"):
             value = getattr(self, name)
             if isinstance(value, int) and value < 1:
                 raise ConfigError(f"`{name}` is {value}; use 1 or more")
@@ -167,8 +174,9 @@ class LabelConfig:
             local["out"] = str(Path(at_home(self.out)).absolute())
         return replace(self, **local)
 
-    def check_checkpoint(self) -> None:
-        """Raise ``TeacherError`` if a checkpoint is given that can be none."""
+    def check_teacher(self) -> None:
+        """Raise ``TeacherError`` for a name or a checkpoint that can be no teacher's."""
+        _require_known(self.teacher)
         if self.teacher_checkpoint is not None:
             reason = why_no_data(self.teacher_checkpoint)
             if reason is not None:
@@ -222,4 +230,23 @@ class LabelConfig:
             precision=self.precision,
             batch_views=self.batch_views,
             columns=self.columns,
+        )
+
+
+def _require_known(name: str) -> None:
+    """Raise ``TeacherError`` for the name of an architecture that timm's files do not have.
+
+    They are searched for the word, since timm takes seconds to load, with PyTorch.
+    """
+    base, found = name.partition(".")[0], find_spec("timm")
+    if found is None or not base.isidentifier():
+        return  # said by whoever loads it
+    folder = Path(found.submodule_search_locations[0]) / "models"  # type: ignore[index]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in folder.rglob("*.py"))
+    if re.search(rf"\b{base}\b", text) is None:
+        models = re.findall(r"@register_model\s+def (\w+)", text)
+        close = get_close_matches(base, models, n=5)
+        raise TeacherError(
+            f"`teacher` {name!r} is no model of timm {version('timm')}"
+            + (f"; similar names: {', '.join(close)}" if close else "")
         )

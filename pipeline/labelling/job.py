@@ -31,10 +31,11 @@ from pipeline.identity import (
     TeacherIdentity,
 )
 from pipeline.labelling.config import LabelConfig
-from pipeline.labelling.part import GroupTask, group_tasks
+from pipeline.labelling.part import GroupTask, group_tasks, read_contents
 from pipeline.labelling.redraw import redraw, sample_cells
 from pipeline.records import PartKey, ShardInfo
 from pipeline.shards.index import (
+    ShardContents,
     Summarize,
     UniqueKeys,
     open_known_shard,
@@ -42,8 +43,10 @@ from pipeline.shards.index import (
 )
 from pipeline.store import (
     Committed,
+    CommittedParts,
     Cut,
     Manifest,
+    PartKeys,
     Receipts,
     begun_classes,
     begun_fingerprints,
@@ -66,7 +69,9 @@ from pipeline.store import (
     unpack_store,
 )
 from pipeline.store.card import card_text
+from pipeline.store.parts import among, codes, distinct
 from pipeline.store.provenance import record_run, version_differences
+from pipeline.telling import told
 from pipeline.views.fingerprints import (
     BITS,
     different_fingerprints,
@@ -133,6 +138,10 @@ class PartOrder:
         """Yield the augmentation tasks of the part."""
         return group_tasks(self.path, self.shard, self.part, self.identity)
 
+    def contents(self) -> ShardContents:
+        """Return what the part keeps of its shard; reads all of it."""
+        return read_contents(self.path, self.shard)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobPlan:
@@ -142,8 +151,8 @@ class JobPlan:
     identity: StoreIdentity
     fingerprints: Mapping[str, int]
     shards: IndexedShards
-    done: tuple[Committed, ...]
-    missing: tuple[PartKey, ...]
+    done: CommittedParts
+    missing: PartKeys
     cut: Cut  # of its views
     classes: tuple[str, ...] | None  # names, which the store will have
     stored_classes: tuple[str, ...] | None  # those that it has
@@ -154,9 +163,15 @@ class JobPlan:
         return bool(self.missing) or self.classes != self.stored_classes
 
     @property
-    def parts(self) -> tuple[PartKey, ...]:
+    def parts(self) -> PartKeys:
         """All parts that the store will have, there already or not."""
-        return (*(committed.entry.part for committed in self.done), *self.missing)
+        return PartKeys.joined(self.done.parts, self.missing)
+
+    @property
+    def missing_labels(self) -> int:
+        """Labels of what is left to do if no image is rejected."""
+        samples = np.array([info.samples for info in self.shards.infos], np.int64)
+        return int((samples[self.missing.shard] * self.missing.views).sum())
 
     def order(self, part: PartKey) -> PartOrder:
         """Return all that a teacher's process needs to label ``part``."""
@@ -202,7 +217,8 @@ def index_shards(
     infos: list[ShardInfo] = []
     keys = UniqueKeys()
     highest, highest_at, sorted_shards = -1, "", 0
-    for path, one in zip(paths, read(list(enumerate(paths))), strict=True):
+    read_ones = told(read(list(enumerate(paths))), "indexing", "shards", len(paths))
+    for path, one in zip(paths, read_ones, strict=True):
         infos.append(one.info)
         keys.add(path, one)
         if one.max_target > highest:
@@ -242,22 +258,49 @@ def check_begun(config: LabelConfig, shards: int) -> None:
 
 
 def _missing_parts(
-    root: str, cut: Cut, views: range, shards: Iterable[int], done: Iterable[PartKey]
-) -> list[PartKey]:
-    """Return the parts of these shards and views that are not done, as the store cuts them."""
+    root: str, cut: Cut, views: range, shards: Iterable[int], done: PartKeys
+) -> PartKeys:
+    """Return the parts of these shards and views that are not done, as the store cuts them.
+
+    ``shards`` are in order.
+    """
+    cells, numbers = cut.cells_of(views), np.fromiter(shards, np.int64)
+    starts = np.array([cell.start for cell in cells], np.int64)
+    ends = np.array([cell.stop for cell in cells], np.int64)
+    done = done[among(done.shard, numbers)]
+    row, cell = np.searchsorted(numbers, done.shard), np.searchsorted(starts, done.first_view)
+    fits = cell < len(cells)
+    fits[fits] = (starts[cell[fits]] == done.first_view[fits]) & (
+        ends[cell[fits]] == done.end_view[fits]
+    )
+    wanted = np.ones((len(numbers), len(cells)), np.bool_)
+    wanted[row[fits], cell[fits]] = False
+    # Where parts are no cells, as after another cut, it is told view by view.
+    odd = distinct(row[~fits])
+    wanted[odd] = False
+    rows, columns = np.nonzero(wanted)
+    found = np.array([numbers[rows], starts[columns], (ends - starts)[columns]], np.int64)
+    missing = PartKeys(found.reshape(3, -1))
+    if odd.size:
+        more = _missing_views(cells, numbers[odd].tolist(), done[np.isin(row, odd)])
+        missing = PartKeys.of(sorted([*missing, *more]))
+    of_one = PartKeys(missing.columns * np.array([[0], [1], [1]]))  # the same for most shards
+    first = np.unique(codes(of_one)[0], return_index=True)[1]
+    ranges = [range(one.first_view, one.end_view) for one in of_one[first]]
+    cut.require_agreement(root, views, ranges)
+    return missing
+
+
+def _missing_views(cells: Sequence[range], shards: Iterable[int], done: PartKeys) -> list[PartKey]:
     covered: dict[int, set[int]] = {}
     for part in done:
         covered.setdefault(part.shard, set()).update(range(part.first_view, part.end_view))
-    cells, none = cut.cells_of(views), set[int]()
-    missing = [
+    return [
         PartKey(shard=number, first_view=run.start, views=len(run))
         for number in shards
         for cell in cells
-        for run in runs_without(covered.get(number, none), cell)
+        for run in runs_without(covered[number], cell)
     ]
-    ranges = {(part.first_view, part.end_view) for part in missing}  # the same for most shards
-    cut.require_agreement(root, views, [range(*one) for one in sorted(ranges)])
-    return missing
 
 
 def check_identity(config: LabelConfig, teacher: TeacherIdentity) -> None:
@@ -296,7 +339,7 @@ def plan_job(
     done = committed_parts(config.out, identity, infos)
     root, views = parts_root(config.out), config.view_range
     cut = cut_views(root, views, config.views_per_part)
-    missing = _missing_parts(root, cut, views, infos, (one.entry.part for one in done))
+    missing = _missing_parts(root, cut, views, infos, done.parts)
     if missing:
         require_no_subset(config.out, done)
     plan = JobPlan(
@@ -304,8 +347,8 @@ def plan_job(
         identity=identity,
         fingerprints=theirs,
         shards=shards,
-        done=tuple(done),
-        missing=tuple(missing),
+        done=done,
+        missing=missing,
         cut=cut,
         classes=None if classes is None else classes.names,
         stored_classes=stored_classes,
@@ -348,7 +391,7 @@ def require_same_views(plan: JobPlan) -> int:
     remote = any(isinstance(path, RemoteShard) for path in plan.shards.paths)
     chosen = _spread(plan.done, _FETCHED if remote else DIGESTS)
     redrawn = 0
-    for committed in chosen:
+    for committed in told(chosen, "redrawing what is there", "parts", len(chosen)):
         part = committed.entry.part
         rows = read_committed(plan.config.out, committed.entry)
         shard = open_known_shard(plan.shards.paths[part.shard], plan.shards.infos[part.shard])
@@ -382,8 +425,10 @@ class Progress:
         self.labels = 0
         self.parts = 0
         self._started = time.monotonic()
-        for committed in plan.done:
-            self._count_rejections(committed)
+        firsts = np.unique(plan.done.image, return_index=True)[1]
+        for index in sorted(firsts.tolist()):
+            if plan.done.images[plan.done.image[index]].rejections:
+                self._count_rejections(plan.done[index])
 
     def add(self, committed: Committed) -> None:
         """Count a part that was just committed; raises ``RejectionError`` over the limit.

@@ -33,7 +33,7 @@ from pipeline.records import (
     ViewMix,
     accepted_mask,
 )
-from pipeline.shards.index import Shard, open_known_shard
+from pipeline.shards.index import Shard, ShardContents, open_known_shard
 from pipeline.views.apply import decode
 from pipeline.views.draw import has_digest, has_mixed_digest
 from pipeline.views.make import ShardViews
@@ -47,6 +47,7 @@ __all__ = [
     "group_tasks",
     "label_part",
     "probe_task",
+    "read_contents",
     "run_task",
 ]
 
@@ -95,6 +96,14 @@ def group_tasks(
 def run_task(task: GroupTask) -> AugmentedGroup:
     """Open the task's shard, check that it is the one that was planned, and augment."""
     return augment_group(_opened(task.path, task.shard), task)
+
+
+def read_contents(path: ShardFile, shard: ShardInfo) -> ShardContents:
+    """Return what a part keeps of its shard; reads all of it.
+
+    Once in a process for all parts of the shard that come one after the other.
+    """
+    return _opened(path, shard).contents
 
 
 def probe_task(task: GroupTask) -> dict[int, Fate]:
@@ -198,11 +207,10 @@ class Labeller(Protocol):
 class PartBuilder:
     """Gathers the labelled groups of one part."""
 
-    def __init__(self, shard: Shard, part: PartKey, identity: StoreIdentity) -> None:
-        self._shard = shard
+    def __init__(self, shard: ShardInfo, part: PartKey, identity: StoreIdentity) -> None:
         self._part = part
         self._identity = identity
-        shape = (shard.info.samples, part.views)
+        shape = (shard.samples, part.views)
         self._label = np.zeros(shape, np.uint16)
         self._columns = Columns(
             {
@@ -241,22 +249,22 @@ class PartBuilder:
         for rejection in group.rejections:
             self._rejections.setdefault(rejection.index, rejection)
 
-    def finish(self) -> PartRows:
+    def finish(self, shard: ShardContents) -> PartRows:
         """Return the part's rows; every sample is labelled at all views or rejected."""
-        samples = self._shard.samples
+        samples = shard.samples
         accepted = accepted_mask(len(samples), self._rejections.values())
         if not (self._labelled == accepted[:, None]).all():
             raise RuntimeError(f"{self._part}: some views were neither labelled nor rejected")
         kept = [sample for sample, keep in zip(samples, accepted, strict=True) if keep]
         root_seed = self._identity.root_seed
-        info = self._shard.info
+        info = shard.info
         return PartRows(
             part=self._part,
             identity=self._identity.digest,
             key_hash=info.key_hash,
             content_hash=info.content_hash,
-            image_hash=self._shard.image_hash,
-            formats=self._shard.formats,
+            image_hash=shard.image_hash,
+            formats=shard.formats,
             samples=info.samples,
             rejections=tuple(self._rejections[index] for index in sorted(self._rejections)),
             keys=tuple(sample.key for sample in kept),
@@ -278,7 +286,7 @@ def label_part(
     teacher: Labeller,
 ) -> PartRows:
     """Label one part from its augmented groups, in whatever order they come."""
-    builder = PartBuilder(shard, part, identity)
+    builder = PartBuilder(shard.info, part, identity)
     for group in groups:
         builder.add(group, teacher.label_group(group))
-    return builder.finish()
+    return builder.finish(shard.contents)

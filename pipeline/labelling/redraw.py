@@ -17,6 +17,7 @@ from pipeline.errors import DecodeError
 from pipeline.identity import StoreIdentity
 from pipeline.records import NO_PARTNER, MixKind, PartRows, Pixels, ViewMix
 from pipeline.shards.index import Shard
+from pipeline.telling import told
 from pipeline.views.apply import decode
 from pipeline.views.draw import has_mixed_digest
 from pipeline.views.make import ShardViews, View
@@ -80,7 +81,7 @@ def redraw(
     """
     part = PartViews(identity, shard, rows)
     mixed = mixed_mask(rows) & floats
-    for row, column in cells.tolist():
+    for row, column in told(cells.tolist(), f"redrawing {shard.info.name}", "views", len(cells)):
         stored = {"digest": int(rows.digest[row, column])}
         if mixed[row, column]:
             stored["mixed_digest"] = int(rows.mixed_digest[row, column])
@@ -105,7 +106,7 @@ class PartViews:
 
     def __init__(self, identity: StoreIdentity, shard: Shard, rows: PartRows) -> None:
         self._augment, self._root_seed = identity.augment, identity.root_seed
-        self._shard = shard
+        self._shard, self._first_view = shard, rows.part.first_view
         index_of_key = {sample.key: index for index, sample in enumerate(shard.samples)}
         self._index = [index_of_key[key] for key in rows.keys]
         self._seed = dict(zip(self._index, rows.seed.tolist(), strict=True))
@@ -148,6 +149,12 @@ class PartViews:
             mix.set_row(0, 1, made.mix)
         images = normalize(torch.from_numpy(pixels), self._augment.mean, self._augment.std)
         return mix_images(images, mix)[:1]
+
+    def mixed_of(self, row: int, column: int) -> Tensor:
+        """Return a row's view as teacher and student get it, (1, 3, S, S)."""
+        view = self._first_view + column
+        pair = self.pair(self._index[row], view)
+        return self.mixed(pair, view, self.make(pair, view, digest=False))
 
     def make(self, pair: tuple[int, int], view: int, *, digest: bool) -> View:
         """Return a view of the first of a pair, before mixing."""

@@ -1,11 +1,13 @@
-"""The teacher: mixed views in, argmax labels out, in batches of one constant shape."""
+"""The teacher: views in, argmax labels of them mixed out, in batches of one constant shape."""
 
 from __future__ import annotations
 
 import hashlib
 import math
+import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
 from functools import partial
@@ -21,8 +23,9 @@ from timm.layers import ConvNormAct
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from pipeline.columns import ColumnConfig, Ranked, keep_columns
+from pipeline.columns import ColumnConfig
 from pipeline.errors import TeacherError
+from pipeline.files.hub import hub_if_reached
 from pipeline.growth import settle
 from pipeline.identity import (
     TRIPLE_VIEWS,
@@ -34,6 +37,9 @@ from pipeline.identity import (
     derivation_of,
     different_fields,
 )
+from pipeline.labelling.forward import BatchShape, Forward, Pending, ahead
+from pipeline.labelling.ranking import Answers, answers_of, labels_of
+from pipeline.labelling.streams import device_of
 from pipeline.labelling.weights import (
     Described,
     FoundWeights,
@@ -44,9 +50,9 @@ from pipeline.labelling.weights import (
     tensor_bytes,
 )
 from pipeline.records import AugmentedGroup, TeacherLabels
-from pipeline.views.mixing import mix_images, mixed_digests, normalize, to_device
+from pipeline.views.mixing import float_digests
 
-__all__ = ["Teacher", "TeacherSpec", "load_stored_teacher", "load_teacher", "rank_logits"]
+__all__ = ["Teacher", "TeacherSpec", "load_stored_teacher", "load_teacher"]
 
 DTYPES: Mapping[Precision, torch.dtype] = {
     "fp32": torch.float32,
@@ -175,89 +181,107 @@ class Teacher:
         self.model = model
         self._augment = augment
         self._batch_rows = mix.group_size * identity.batch_views
-        parameter = next(model.parameters())
-        self._device, self._dtype = parameter.device, DTYPES[identity.precision]
+        self._device = device_of(next(model.parameters()).device)
+        self._dtype = DTYPES[identity.precision]
+        self._counting = threading.Lock()
+        self._made: Forward | None = None
+        self.busy_seconds = 0.0  # in which the device was at work on groups
+
+    def label_groups(
+        self, groups: Iterable[AugmentedGroup]
+    ) -> Iterator[tuple[AugmentedGroup, TeacherLabels]]:
+        """Yield groups with their labels; the device has the next one before."""
+        return ahead(groups, self.begin_group)
 
     def label_group(self, group: AugmentedGroup) -> TeacherLabels:
-        """Label a group's views: P * V rows, those not valid with an arbitrary label.
+        """Label a group's views: P * V rows, those not valid with an arbitrary label."""
+        return self.begin_group(group)()
+
+    def begin_group(self, group: AugmentedGroup) -> Callable[[], TeacherLabels]:
+        """Have a group's views labelled; what is returned gives the labels, once they are there.
 
         Digests the mixed images that the group says, as they are on the device.
 
         Teacher batches are cut at absolute multiples of ``batch_views``, so a view has the
         same row and shape whatever range of views a part or a run covers.
         """
-        samples, views = group.valid.shape
-        size = self._augment.image_size
-        pixels = to_device(group.pixels.reshape(-1, size, size, 3), self._device)
-        images = mix_images(normalize(pixels, self._augment.mean, self._augment.std), group.mix)
-        digests = mixed_digests(images, group.has_mixed_digest.reshape(-1))
-        images = images.view(samples, views, *images.shape[1:])
-        step = self.identity.batch_views
-        pieces = []
+        step, views = self.identity.batch_views, group.valid.shape[1]
+        begun: list[tuple[slice, slice, Pending]] = []
         for start in range(group.first_view // step * step, group.first_view + views, step):
             first = max(start, group.first_view) - group.first_view
             end = min(start + step, group.first_view + views) - group.first_view
-            # Always the whole shape, with zeros where no view is asked for: at one shape a row's
-            # logits depend on neither its row nor its neighbors, at another one kernels may add
-            # up otherwise.
-            batch = images.new_zeros(samples, step, *images.shape[2:])
-            columns = slice(first + group.first_view - start, end + group.first_view - start)
-            batch[:, columns] = images[:, first:end]
-            found = self._label(batch.flatten(0, 1))
+            column = first + group.first_view - start
+            pending = self._forward.begin(group, slice(first, end), column)
+            begun.append((slice(first, end), slice(column, column + end - first), pending))
+        return lambda: self._finish(group, begun)
+
+    def _finish(
+        self, group: AugmentedGroup, begun: Sequence[tuple[slice, slice, Pending]]
+    ) -> TeacherLabels:
+        samples, pieces = len(group.valid), []
+        digests = np.zeros(group.valid.shape, np.uint32)
+        for views, columns, pending in begun:
+            seconds = pending.wait()
+            with self._counting:
+                self.busy_seconds += seconds
+            found = self._labels(pending.host)
             pieces.append(found.map(partial(_some_columns, samples=samples, columns=columns)))
+            if pending.floats is not None:
+                due = group.has_mixed_digest[:, views]
+                digests[:, views][due] = float_digests(pending.floats)
         joined = TeacherLabels.joined(pieces, axis=1)
         flat = joined.map(lambda values: values.reshape(-1, *values.shape[2:]))
-        return replace(flat, mixed_digest=digests)
+        return replace(flat, mixed_digest=digests.reshape(-1))
 
     def label_images(self, images: Tensor) -> TeacherLabels:
         """Label normalized and mixed images on the device, (N, 3, S, S) float32, any N > 0."""
-        pieces = []
+        pieces, ranked = [], bool(self._columns.shapes())
         for start in range(0, len(images), self._batch_rows):
             rows = images[start : start + self._batch_rows]
             # Padded to the job's shape, so that the loop's labels are the store's.
             batch = images.new_zeros(self._batch_rows, *images.shape[1:])
             batch[: len(rows)] = rows
-            pieces.append(self._label(batch).map(itemgetter(slice(len(rows)))))
+            found = self._labels(answers_of(self.logits(batch), ranked).on_host())
+            pieces.append(found.map(itemgetter(slice(len(rows)))))
         return TeacherLabels.joined(pieces)
 
     def logits(self, batch: Tensor) -> Tensor:
-        """Return the float32 logits, (N, C), of normalized images, (N, 3, S, S) float32."""
+        """Return the float32 logits, (N, C), of normalized images, (N, 3, S, S) of any floats."""
         with torch.inference_mode():
             batch = batch.to(dtype=self._dtype, memory_format=torch.channels_last)
             logits: Tensor = self.model(batch)
         return logits.float()
 
-    def _label(self, batch: Tensor) -> TeacherLabels:
-        logits = self.logits(batch)
-        if not bool(logits.isfinite().all()):
+    @property
+    def _forward(self) -> Forward:
+        """The way of batches; it takes memory, so only who labels groups has one."""
+        with self._counting:
+            if self._made is None:
+                shape = BatchShape(
+                    samples=self._batch_rows // self.identity.batch_views,
+                    views=self.identity.batch_views,
+                    side=self._augment.image_size,
+                    classes=self.identity.classes,
+                    ranked=bool(self._columns.shapes()),
+                    dtype=self._dtype,
+                    mean=self._augment.mean,
+                    std=self._augment.std,
+                )
+                self._made = Forward(self.logits, self._device, shape)
+            return self._made
+
+    def _labels(self, answers: Answers) -> TeacherLabels:
+        if not answers.are_finite:
             raise TeacherError(
                 f"{self.identity.architecture} gives logits that are not finite in "
                 f"{self.identity.precision}; use `precision` bf16 or fp32, or check its weights"
             )
-        return rank_logits(logits, self._columns)
+        return labels_of(answers, self._columns)
 
 
 def _some_columns(values: NDArray[Any], samples: int, columns: slice) -> NDArray[Any]:
     """Return some views of a batch of so many samples, (N, V, ...)."""
     return values.reshape(samples, -1, *values.shape[1:])[:, columns]
-
-
-def rank_logits(logits: Tensor, columns: ColumnConfig) -> TeacherLabels:
-    """Return the labels of (N, C) float32 logits, all finite, and the columns asked for.
-
-    A label is the first of the highest logits, whatever the columns. Classes are ranked by
-    logit, equal ones by number, so the first of the top k is the label.
-    """
-
-    def rank(classes: int) -> Ranked:
-        # Adding zero makes -0 and 0 one number, which some sorts tell apart.
-        order = torch.sort(logits + 0.0, dim=1, descending=True, stable=True).indices
-        log = torch.log_softmax(logits.double(), dim=1).gather(1, order)
-        return Ranked.of_sorted(order.cpu().numpy(), log.cpu().numpy(), classes)
-
-    # NumPy takes the first of equal logits; what PyTorch takes depends on the device.
-    label = logits.cpu().numpy().argmax(axis=1).astype(np.uint16)
-    return TeacherLabels(label=label, columns=keep_columns(columns, rank))
 
 
 def _read_checkpoint(spec: TeacherSpec) -> FoundWeights | None:
@@ -300,10 +324,12 @@ def _create_model(spec: TeacherSpec, state: Mapping[str, Tensor] | None, size: i
     pretrained = state is None and spec.random_weights is None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.random_weights or 0)
+        why = ""
         try:
-            model: nn.Module = timm.create_model(
-                spec.architecture, pretrained=pretrained, **options
-            )
+            with hub_if_reached() if pretrained else nullcontext("") as why:
+                model: nn.Module = timm.create_model(
+                    spec.architecture, pretrained=pretrained, **options
+                )
         except (OSError, RuntimeError, TypeError, AssertionError) as error:
             cure = (
                 "give a local file as `checkpoint`, the seed of untrained weights as "
@@ -311,8 +337,10 @@ def _create_model(spec: TeacherSpec, state: Mapping[str, Tensor] | None, size: i
                 if pretrained
                 else "check `num_classes` and `image_size`"
             )
+            if not (why and isinstance(error, OSError)):
+                why = str(error).rstrip(".")
             raise TeacherError(
-                f"cannot create the teacher {spec.architecture!r}: {str(error).rstrip('.')}; {cure}"
+                f"cannot create the teacher {spec.architecture!r}: {why}; {cure}"
             ) from error
     return model
 

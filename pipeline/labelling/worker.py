@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import platform
 import statistics
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
@@ -26,11 +25,11 @@ from pipeline.labelling.job import (
     PartOrder,
     require_fingerprints,
 )
-from pipeline.labelling.part import GroupTask, group_tasks, label_part, run_task
+from pipeline.labelling.part import GroupTask, PartBuilder, group_tasks, run_task
 from pipeline.labelling.teacher import Teacher, load_teacher
 from pipeline.labelling.trial import EVERY, Label, Trial
 from pipeline.records import AugmentedGroup, PartKey, TeacherLabels
-from pipeline.shards.index import open_known_shard
+from pipeline.shards.index import ShardContents
 from pipeline.store import Committed, check_store, commit_part, read_entries
 from pipeline.views.floats import float_fingerprints
 from pipeline.views.rng import stream
@@ -44,15 +43,14 @@ TIMED_GROUPS = 5  # where labels are not compared
 
 
 class TeacherWorker:
-    """A loaded teacher. Several threads may label parts; the teacher serves one at a time."""
+    """A loaded teacher. Several threads may label parts."""
 
     def __init__(self, config: LabelConfig, threads: int | None = None) -> None:
         set_threads(threads)
         self._config = config
         self._device = choose_device(config.device)
         self._teacher = self._load(config)
-        self._turn = threading.Lock()
-        self.busy_seconds = 0.0  # in which the teacher labelled
+        self._busy_before = 0.0  # the job
 
     @property
     def identity(self) -> TeacherIdentity:
@@ -65,8 +63,21 @@ class TeacherWorker:
         config = self._config
         return float_fingerprints(config.augment, config.effective_mixing, self._device)
 
-    def label_part(self, order: PartOrder, groups: Iterable[AugmentedGroup]) -> Committed:
-        """Label the groups of one part and commit it."""
+    @property
+    def busy_seconds(self) -> float:
+        """How long the teacher's device was at work for the job."""
+        return self._teacher.busy_seconds - self._busy_before
+
+    def label_part(
+        self,
+        order: PartOrder,
+        groups: Iterable[AugmentedGroup],
+        contents: Callable[[], ShardContents] | None = None,
+    ) -> Committed:
+        """Label the groups of one part and commit it.
+
+        ``contents`` gives what another process has read of the shard; without it, it is read here.
+        """
         if order.identity.teacher != self.identity:
             raise TeacherError(
                 f"this process loaded the teacher {self.identity}, the job's is "
@@ -83,18 +94,17 @@ class TeacherWorker:
         )
         if there:  # another job was faster
             return there[0]
-        shard = open_known_shard(order.path, order.shard)
-        rows = label_part(shard, order.part, order.identity, groups, self)
+        builder = PartBuilder(order.shard, order.part, order.identity)
+        for group, labels in self.label_groups(groups):
+            builder.add(group, labels)
+        rows = builder.finish(order.contents() if contents is None else contents())
         return commit_part(order.out, rows)
 
-    def label_group(self, group: AugmentedGroup) -> TeacherLabels:
-        """Label a group's views when it is this thread's turn."""
-        with self._turn:
-            began = time.perf_counter()
-            try:
-                return self._teacher.label_group(group)
-            finally:
-                self.busy_seconds += time.perf_counter() - began
+    def label_groups(
+        self, groups: Iterable[AugmentedGroup]
+    ) -> Iterator[tuple[AugmentedGroup, TeacherLabels]]:
+        """Yield groups with their labels."""
+        return self._teacher.label_groups(groups)
 
     def preflight(
         self, shards: IndexedShards, run: Callable[[GroupTask], AugmentedGroup] = run_task
@@ -118,7 +128,7 @@ class TeacherWorker:
         )
         flip_rows, flips, augment_seconds = self._try_views(shards, run)
         seconds = self._seconds_per_batch(batch)
-        self.busy_seconds = 0.0  # of the job alone
+        self._busy_before = self._teacher.busy_seconds
         return Preflight(
             images=count,
             correct=correct,
@@ -134,7 +144,7 @@ class TeacherWorker:
     def _seconds_per_batch(self, batch: int) -> float:
         """Return how long the teacher takes for a batch, once it is warm."""
         size = self._config.augment.image_size
-        images = torch.zeros(batch, 3, size, size)
+        images = torch.rand(batch, 3, size, size, device=self._device)
         started = time.perf_counter()
         self._label(self._teacher, images)
         return time.perf_counter() - started
@@ -153,8 +163,7 @@ class TeacherWorker:
         return lambda images: self._label(teacher, images)
 
     def _label(self, teacher: Teacher, images: Tensor) -> NDArray[np.uint16]:
-        with self._turn:
-            return teacher.label_images(images.to(self._device)).label
+        return teacher.label_images(images.to(self._device)).label
 
     def _load(self, config: LabelConfig) -> Teacher:
         return load_teacher(
@@ -180,7 +189,8 @@ class TeacherWorker:
             seconds.append(_seconds_of_view(group, decoded_for))
             if exact is not None:
                 valid = group.valid.reshape(-1)
-                ours, theirs = (one.label_group(group).label[valid] for one in (self, exact))
+                both = (self._teacher, exact)
+                ours, theirs = (one.label_group(group).label[valid] for one in both)
                 rows += int(valid.sum())
                 flips += int((ours != theirs).sum())
             elif len(seconds) == TIMED_GROUPS:

@@ -20,6 +20,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 28, 44
 _POINTS = 240  # of a line; longer series are drawn as means of equal pieces
 _ROWS = 120  # of a line chart's table
 _DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 2", "1 3")
+_GREATEST, _LEAST = 1e300, 1e-300  # so that neither spans nor means overflow, nor steps vanish
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +32,9 @@ class Series:
 
 
 def number_text(value: float) -> str:
-    """Return a number to four digits, or to the unit; very small ones with an exponent."""
+    """Return a number to four digits, or to the unit; with an exponent where it needs one."""
+    if abs(value) >= 1e15:
+        return f"{value:.3e}"
     if value == int(value) or abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.2e}" if abs(value) < 1e-3 else f"{value:.4g}"
@@ -39,7 +42,7 @@ def number_text(value: float) -> str:
 
 def share_text(value: float) -> str:
     """Return a share of 1 in per cent."""
-    return f"{100 * value:.2f} %"
+    return f"{100 * value:.2f} %" if abs(value) < 1e9 else f"{value:.3e}"
 
 
 def columns_chart(
@@ -81,14 +84,16 @@ def lines_chart(
 ) -> Chart:
     """Return a chart of lines, which differ by color and dashes; ``shares`` are of 1.
 
-    ``table`` has more numbers than its points. Points that are not finite are left out.
+    ``table`` has more numbers than its points. Points that are not finite are left out, and
+    numbers beyond 1e300 are drawn there.
     """
     drawn = [Series(name=one.name, points=_thinned(one.points)) for one in series]
     drawn = [one for one in drawn if one.points]
     xs = [x for one in drawn for x, _ in one.points] or [0.0]
     ys = [y for one in drawn for _, y in one.points] or [0.0]
+    ys += [0.0] * from_zero
     svg, plot = _empty(caption, x_label, y_label)
-    y_ticks = _ticks(0 if from_zero else min(ys), max(ys))
+    y_ticks = _ticks(min(ys), max(ys))
     y_scale = _Scale(y_ticks[0], y_ticks[-1], _HEIGHT - _BOTTOM, _TOP)
     x_scale = _Scale(min(xs), max(xs), _LEFT, _WIDTH - _RIGHT)
     text = _share_tick if shares else _tick_text
@@ -120,7 +125,7 @@ def _points_table(x_label: str, drawn: Sequence[Series], value: Callable[[float]
 
 
 class _Scale:
-    """Maps numbers of a range to units of the view box."""
+    """Maps numbers of a range to units of the view box; a range without a span to one end."""
 
     def __init__(self, low: float, high: float, at_low: float, at_high: float) -> None:
         self._low, self._span = low, (high - low) or 1.0
@@ -179,6 +184,8 @@ def _numbers(values: dict[str, float]) -> dict[str, str]:
 
 
 def _tick_text(value: float) -> str:
+    if abs(value) >= 1e15:
+        return f"{value:.4g}"
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= size:
             return f"{value / (1e3 if letter == 'k' else size):g}{letter}"
@@ -186,30 +193,41 @@ def _tick_text(value: float) -> str:
 
 
 def _share_tick(value: float) -> str:
-    return f"{100 * value:.4g} %"
+    return f"{100 * value:.4g} %" if abs(value) < 1e9 else f"{value:.4g}"
 
 
 def _ticks(low: float, high: float, *, inside: bool = False) -> list[float]:
     """Return round numbers from one not above ``low`` to one not below ``high``.
 
-    With ``inside``, none beyond them.
+    With ``inside``, those between them; the one number where there is no more.
     """
-    span = (high - low) or abs(high) or 1.0
-    step = 10 ** math.floor(math.log10(span / 4))
+    span, size = high - low, max(abs(low), abs(high))
+    if span <= 1e-9 * size:  # of numbers that are equal, but for what floats cannot tell apart
+        if inside:
+            return [low]
+        span = size
+    span = span or 1.0
+    step = 10.0 ** math.floor(math.log10(span / 4))
     step *= next(n for n in (1, 2, 5, 10) if span / (step * n) <= 5)
-    first, last = (
-        (math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9))
-        if inside
-        else (math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9))
-    )
-    return [number * step for number in range(first, max(last, first + (not inside)) + 1)]
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    if first == last:  # of one number: the range ends at it, or begins at 0
+        first, last = (first - 1, last) if first > 0 else (first, last + 1)
+    ticks = [number * step for number in range(first, last + 1)]
+    slack = 1e-9 * span
+    return [one for one in ticks if low - slack <= one <= high + slack] if inside else ticks
 
 
 def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Return the finite points, or where they are too many to see the means of equal pieces."""
-    kept = [(x, y) for x, y in points if math.isfinite(y)]
+    kept = [(_bounded(x), _bounded(y)) for x, y in points if math.isfinite(x) and math.isfinite(y)]
     piece = math.ceil(len(kept) / _POINTS)
     if piece <= 1:
         return kept
     pieces = [kept[start : start + piece] for start in range(0, len(kept), piece)]
     return [(many[-1][0], math.fsum(y for _, y in many) / len(many)) for many in pieces]
+
+
+def _bounded(value: float) -> float:
+    """Return a finite number, or the nearest that can be drawn."""
+    value = max(-_GREATEST, min(_GREATEST, value))
+    return value if abs(value) >= _LEAST else 0.0

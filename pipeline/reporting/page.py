@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from base64 import b64encode
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from hashlib import sha256
 from importlib.resources import files
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 from pipeline.errors import ConfigError
 from pipeline.store.card import printable
 
+_LARGE_SVG = 50_000  # letters; others have some thousands
 _NUMERIC = re.compile(r"[-\d.,e+]+( %)?")
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ __all__ = [
     "Text",
     "render",
     "require_page_name",
+    "shortened",
 ]
 
 
@@ -203,6 +205,55 @@ def render(page: Page) -> str:
         style_hash=_hash(style),
         script_hash=_hash(script),
     )
+
+
+def shortened(page: Page, rows: int) -> Page:
+    """Return a page with so many rows of a table at most, and long texts cut.
+
+    For one that must fit into a size, whatever the files that it is made of say.
+    """
+    sections = [
+        replace(one, blocks=tuple(_shorter(block, rows) for block in one.blocks))
+        for one in page.sections
+    ]
+    texts = {name: _cut(getattr(page, name)) for name in ("title", "subtitle", "warning", "foot")}
+    figures = tuple((_cut(what), _cut(number)) for what, number in page.figures)
+    return replace(page, sections=tuple(sections), figures=figures, **texts)
+
+
+def _shorter(block: Block, rows: int) -> Block:
+    if isinstance(block, Table):
+        return _shorter_table(block, rows)
+    if isinstance(block, Chart):
+        # What makes a drawing large are the names in it, which the table beside it has too.
+        svg = block.svg if len(block.svg) <= _LARGE_SVG else ""
+        return replace(block, svg=svg, table=_shorter_table(block.table, rows))
+    if isinstance(block, Statements):
+        lines = tuple(map(_cut, block.lines[:rows]))
+        return replace(block, verdict=_cut(block.verdict), lines=lines)
+    if isinstance(block, Text):
+        return replace(block, paragraphs=tuple(_cut(one, 2000) for one in block.paragraphs))
+    return block
+
+
+def _shorter_table(table: Table, rows: int) -> Table:
+    return replace(
+        table,
+        caption=_cut(table.caption),
+        header=tuple(map(_cut, table.header)),
+        rows=tuple(tuple(map(_cut_cell, row)) for row in table.rows[:rows]),
+        more=table.more + max(0, len(table.rows) - rows),
+    )
+
+
+def _cut(text: str, most: int = 200) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def _cut_cell(value: object) -> object:
+    if isinstance(value, Bar):
+        return replace(value, text=_cut(value.text))
+    return _cut(value) if isinstance(value, str) else value
 
 
 def require_page_name(path: Path, name: str = "out") -> None:

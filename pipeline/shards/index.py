@@ -10,6 +10,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,11 +27,13 @@ from pipeline.growth import convert
 from pipeline.identity import canonical_json, read_json
 from pipeline.records import Sample, ShardInfo
 from pipeline.shards.tar import Member, bytes_after, plain_member, regular_members
+from pipeline.telling import told
 
 __all__ = [
     "IMAGE_EXTENSIONS",
     "INDEX_SUFFIX",
     "Shard",
+    "ShardContents",
     "ShardSummary",
     "Summarize",
     "UniqueKeys",
@@ -96,18 +99,9 @@ class Shard:
         keys, targets = zip(*((one.key, one.target) for one in self.samples), strict=True)
         return ShardSummary.of(self.info, keys, targets)
 
-    @property
-    def image_hash(self) -> str:
-        """SHA-256 of all encoded images, one after the other; reads the whole shard."""
-        return self._images[0]
-
-    @property
-    def formats(self) -> tuple[str, ...]:
-        """The formats of its images by their first bytes, sorted; reads the whole shard."""
-        return self._images[1]
-
     @cached_property
-    def _images(self) -> tuple[str, tuple[str, ...]]:
+    def contents(self) -> ShardContents:
+        """What a part keeps of it; reads the whole shard, once."""
         from pipeline.views.apply import image_format  # numba, for which `--help` must not wait
 
         digest, formats = hashlib.sha256(), set()
@@ -115,7 +109,22 @@ class Shard:
             image = self.image_bytes(index)
             digest.update(image)
             formats.add(image_format(image))
-        return digest.hexdigest(), tuple(sorted(filter(None, formats)))
+        return ShardContents(
+            info=self.info,
+            samples=self.samples,
+            image_hash=digest.hexdigest(),
+            formats=tuple(sorted(filter(None, formats))),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardContents:
+    """What a part keeps of its shard: all but the images, so it can be told to other processes."""
+
+    info: ShardInfo
+    samples: tuple[Sample, ...]
+    image_hash: str  # SHA-256 of all encoded images, one after the other
+    formats: tuple[str, ...]  # of its images by their first bytes, sorted
 
 
 def open_shard(path: ShardFile, number: int) -> Shard:
@@ -275,7 +284,8 @@ def summarize_here(shards: Sequence[tuple[int, ShardFile]]) -> Iterator[ShardSum
     with ThreadPoolExecutor(_AHEAD) as pool:
         ahead: deque[Future[ShardSummary]] = deque()
         for number, path in shards:
-            ahead.append(pool.submit(summarize_shard, path, number))
+            # Each in a copy of this thread's context, to which the fetching is told.
+            ahead.append(pool.submit(copy_context().run, summarize_shard, path, number))
             if len(ahead) > _AHEAD:
                 yield ahead.popleft().result()
         while ahead:
@@ -372,7 +382,8 @@ def open_known_shard(path: ShardFile, known: ShardInfo) -> Shard:
     if shard.info.content_hash != known.content_hash:
         raise ShardError(
             f"{path} has the keys of {known.name}, but its images were encoded again or its "
-            f"targets changed since they were labelled; {cure}"
+            f"targets changed since they were labelled; {cure}; to shards with the same pixels, as "
+            "lossless packing makes them, label-store rebind binds the store"
         )
     return shard
 
@@ -501,7 +512,8 @@ def match_shards(
     """
     found, others = _by_name(known, paths), []
     if len(set(found.values())) != len(paths) or len(found) != len(paths):
-        by_content = {summarize_shard(path, 0).info.content_hash: path for path in paths}
+        opened = told(paths, "telling shards apart", "shards", len(paths))
+        by_content = {summarize_shard(path, 0).info.content_hash: path for path in opened}
         found = {
             info.number: by_content.pop(info.content_hash)
             for info in known
@@ -535,7 +547,8 @@ def _missing_shards(
         + "\n  cure: give them too"
         + (", or set `subset` to use those that are here alone" if choice else "")
         + "; shards that were packed, encoded or labelled again do not fit: use the very shards "
-        "that were labelled, or label these"
+        "that were labelled, or label these; those with the same pixels, as lossless packing makes "
+        "them, label-store rebind binds a store to"
     )
 
 

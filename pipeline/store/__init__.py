@@ -5,7 +5,6 @@ from __future__ import annotations
 from pipeline.store.at_work import JobProgress, Worker, at_work, read_workers
 from pipeline.store.columns import bytes_per_label
 from pipeline.store.commit import (
-    Committed,
     check_root,
     check_store,
     claim_store,
@@ -20,6 +19,7 @@ from pipeline.store.commit import (
     read_entries,
     require_planned,
 )
+from pipeline.store.committed import Committed, CommittedParts
 from pipeline.store.contract import LabelStore
 from pipeline.store.cuts import Claim, Cut, claim_cut, cut_views, runs_without
 from pipeline.store.export import export_store
@@ -34,6 +34,7 @@ from pipeline.store.manifest import (
 )
 from pipeline.store.opening import open_store, parts_root
 from pipeline.store.parquet import ParquetStore, decode_part
+from pipeline.store.parts import PartKeys
 from pipeline.store.receipts import Receipts, read_receipts
 from pipeline.store.target import (
     begun_classes,
@@ -54,12 +55,14 @@ __all__ = [
     "Agreement",
     "Claim",
     "Committed",
+    "CommittedParts",
     "Cut",
     "JobProgress",
     "LabelStore",
     "Manifest",
     "ParquetStore",
     "PartEntry",
+    "PartKeys",
     "Receipts",
     "Worker",
     "at_work",

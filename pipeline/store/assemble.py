@@ -32,6 +32,7 @@ from pipeline.store.layout import (
     index_bytes,
 )
 from pipeline.store.manifest import MANIFEST_PATH, Manifest, PartEntry, seal
+from pipeline.telling import told
 
 __all__ = ["write_zarr"]
 
@@ -76,7 +77,8 @@ class _Parts:
         self.read = lru_cache(maxsize=_CACHED_PARTS)(source.read_part)
         self.key_bytes = 1
         headers = HeaderCheck(source)
-        for entry in self.manifest.parts:
+        parts = self.manifest.parts
+        for entry in told(parts, "reading", "parts", len(parts)):
             rows = source.read_part(entry)
             headers.add(rows)
             for key in (*rows.keys, *(one.key for one in rows.rejections)):
@@ -186,7 +188,8 @@ def _write_views(
     """Write what differs from view to view, one file of each array at a time."""
     names = [name for name, spec in specs.items() if spec.dimensions[1:2] == ("view",)]
     spec, zeros = specs["label"], []
-    for _, _, rows in chunks_of(0, spec.shape[0], spec.shard[0]):
+    chunks = list(chunks_of(0, spec.shape[0], spec.shard[0]))
+    for _, _, rows in told(chunks, "writing", "rows of files", len(chunks)):
         of_shards = list(parts.in_rows(range(rows.start, rows.stop)))
         for views in _labelled_files(parts, [number for number, _ in of_shards], spec):
             blocks = {

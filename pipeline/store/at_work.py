@@ -12,16 +12,18 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 
 from pipeline.errors import PipelineError
 from pipeline.files.local import Folder, Location, open_folder
 from pipeline.growth import from_plain
 from pipeline.identity import canonical_json, read_json
-from pipeline.store.manifest import MAX_COMPANION_BYTES, META_PREFIX
+from pipeline.store.manifest import META_PREFIX
 
 __all__ = ["AtWork", "JobProgress", "Worker", "at_work", "read_workers"]
 
+MAX_WORD_BYTES = 1 << 14
+MAX_NAME = 255  # characters of a machine's name
 SLOTS = 8  # more jobs on one store are not told of
 TOLD_SECONDS = 20.0
 GONE_SECONDS = 90.0  # without a word; clocks of machines may differ a little
@@ -136,10 +138,17 @@ def _tell(folder: Folder, slot: int, me: AtWork, over: threading.Event) -> None:
 
 def _read(folder: Folder, slot: int) -> Worker | None:
     try:
-        values = read_json(folder.read_bytes(_path(slot), MAX_COMPANION_BYTES))
-        return from_plain(Worker, values, "at-work", "")
+        values = read_json(folder.read_bytes(_path(slot), MAX_WORD_BYTES))
+        found = from_plain(Worker, values, "at-work", "")
     except (PipelineError, OSError, ValueError, TypeError, KeyError):
         return None  # nobody, or not to be read
+    return found if _is_sound(found) else None
+
+
+def _is_sound(word: Worker) -> bool:
+    """Whether a job can have left this word: strangers write such files too, and it is printed."""
+    numbers = (word.process, word.seen, *astuple(word.progress))
+    return 0 < len(word.machine) <= MAX_NAME and word.machine.isprintable() and min(numbers) >= 0
 
 
 def _path(slot: int) -> str:

@@ -7,11 +7,9 @@ not at all, and never changes afterwards; ``finish_store`` alone writes the mani
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
-from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -21,28 +19,28 @@ from pipeline.errors import IdentityError, IncompleteStoreError, RejectionError,
 from pipeline.files.local import Folder, Location, open_folder, sha256
 from pipeline.identity import StoreIdentity, different_fields, read_json
 from pipeline.records import PartHeader, PartKey, PartRows, Rejection, ShardInfo
+from pipeline.store.committed import Committed, CommittedParts, ShardImages
 from pipeline.store.contract import LabelStore
 from pipeline.store.manifest import (
     CARD_PATH,
     IDENTITY_PATH,
     MAX_COMPANION_BYTES,
-    Agreement,
     Manifest,
-    PartEntry,
     check_claims,
     identity_bytes,
     listed_manifest,
-    part_of_path,
+    parts_of_paths,
     require_own_files,
     write_manifest,
 )
 from pipeline.store.parquet import decode_part, encode_part, read_claims
+from pipeline.store.parts import PartEntry, PartKeys, codes, distinct
 from pipeline.store.subset import SubsetOf
+from pipeline.telling import told
 
 __all__ = [
     "Begun",
-    "Committed",
-    "ShardImages",
+    "FoundParts",
     "check_root",
     "check_store",
     "claim_store",
@@ -51,6 +49,7 @@ __all__ = [
     "different_column",
     "find_parts",
     "finish_store",
+    "list_parts",
     "lost_views",
     "named_views",
     "read_begun",
@@ -62,50 +61,8 @@ __all__ = [
     "seen_parts",
 ]
 
-_IN_ORDER = attrgetter("shard", "first_view", "views")  # faster than parts compare themselves
 _NAMED = 8  # ranges of views in an error
 _READS = 16  # of parts at a time: in object storage each takes a round trip
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShardImages:
-    """What labelling found of a shard's images: the same in all of its parts."""
-
-    hash: str  # SHA-256 of all encoded images, in order
-    formats: tuple[str, ...]
-    rejections: tuple[Rejection, ...]
-    omitted: str  # by a subset, see ``mask_text``
-
-    @staticmethod
-    def of(header: PartHeader) -> ShardImages:
-        """Return what a part says of its shard's images."""
-        return ShardImages(
-            hash=header.image_hash,
-            formats=header.formats,
-            rejections=header.rejections,
-            omitted=header.omitted,
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Committed:
-    """A part that is in the store, whether by this commit or an earlier one."""
-
-    entry: PartEntry
-    images: ShardImages
-    agreement: Agreement
-
-    @property
-    def rejections(self) -> tuple[Rejection, ...]:
-        """The part's samples without labels."""
-        return self.images.rejections
-
-    @staticmethod
-    def of_rows(entry: PartEntry, rows: PartRows) -> Committed:
-        """Return what is kept of the part's rows."""
-        return Committed(
-            entry=entry, images=ShardImages.of(rows.header), agreement=Agreement.of_rows(rows)
-        )
 
 
 def claim_store(
@@ -285,17 +242,33 @@ def _committed(rows: PartRows, data: bytes) -> Committed:
     return Committed.of_rows(entry, rows)
 
 
-def find_parts(root: Location) -> dict[PartKey, int]:
-    """Return the parts that are committed, by (shard, view), with their bytes.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundParts:
+    """Part files that are there, by (shard, view)."""
+
+    parts: PartKeys
+    bytes: NDArray[np.int64]  # (N,)
+
+
+def list_parts(root: Location) -> FoundParts:
+    """Return the parts that are committed; raises what ``find_parts`` does."""
+    folder = open_folder(root)
+    sizes = folder.sizes()
+    paths = list(sizes)
+    parts, known = parts_of_paths(paths)
+    others = [paths[index] for index in np.flatnonzero(~known).tolist()]
+    require_own_files(others, lambda _: False, str(folder))
+    order = np.argsort(codes(parts)[0])
+    found = np.fromiter(sizes.values(), np.int64, len(sizes))[known]
+    return FoundParts(parts=parts[order], bytes=found[order])
+
+
+def find_parts(root: Location) -> PartKeys:
+    """Return the parts that are committed, by (shard, view).
 
     Raises ``StoreError`` for files at ``root`` that are none of a store's.
     """
-    folder = open_folder(root)
-    sizes = folder.sizes()
-    found = {path: part_of_path(path) for path in sizes}
-    require_own_files(found, lambda path: found[path] is not None, str(folder))
-    parts = {part: sizes[path] for path, part in found.items() if part is not None}
-    return {part: parts[part] for part in sorted(parts, key=_IN_ORDER)}
+    return list_parts(root).parts
 
 
 def read_entries(
@@ -306,7 +279,7 @@ def read_entries(
     Seals vouch for rows, which are not decoded: that is for verification. Parts are returned in
     their order; one that is not there is left out, since others may delete it at any time.
     """
-    folder = open_folder(root)
+    folder, parts = open_folder(root), list(parts)
 
     def read(part: PartKey) -> Committed | None:
         try:
@@ -315,7 +288,8 @@ def read_entries(
             return None  # callers compare what they get with what they need
 
     with ThreadPoolExecutor(_READS) as pool:
-        return [one for one in pool.map(read, parts) if one is not None]
+        found = told(pool.map(read, parts), "reading what is there", "parts", len(parts))
+        return [one for one in found if one is not None]
 
 
 def _read_entry(folder: Folder, part: PartKey, identity: str, shard: ShardInfo) -> Committed:
@@ -344,16 +318,22 @@ def require_shard(header: PartHeader, shard: ShardInfo, name: str) -> None:
         )
 
 
-def seen_parts(known: Iterable[Committed], sizes: Mapping[PartKey, int]) -> list[Committed]:
+def seen_parts(known: CommittedParts, found: FoundParts) -> CommittedParts:
     """Return those of the known parts of which a file of their size was found."""
-    return [one for one in known if sizes.get(one.entry.part) == one.entry.bytes]
+    if not len(found.parts):
+        return known[:0]
+    theirs, ours = codes(found.parts, known.parts)  # found ones are in order
+    index = np.searchsorted(theirs, ours).clip(max=len(theirs) - 1)
+    same: NDArray[np.bool_] = found.bytes[index] == known.entries.bytes
+    same &= theirs[index] == ours
+    return known[same]
 
 
 def require_all_shards(
     root: Location, parts: Iterable[PartKey], shards: Mapping[int, ShardInfo]
 ) -> None:
     """Raise ``IncompleteStoreError`` if a store has parts of shards that are not given."""
-    foreign = sorted({part.shard for part in parts} - set(shards))
+    foreign = sorted(set(distinct(PartKeys.of(parts).shard).tolist()) - set(shards))
     if foreign:
         raise IncompleteStoreError(
             f"{open_folder(root)} has parts of shards {foreign[:8]} that are not among `shards`; "
@@ -363,10 +343,10 @@ def require_all_shards(
 
 def lost_views(wanted: Iterable[PartKey], there: Iterable[PartKey]) -> list[PartKey]:
     """Return the ranges of views in ``wanted`` that no part of ``there`` has, sorted."""
-    known = set(there)
+    asked, known = PartKeys.of(wanted), PartKeys.of(there)
+    gone = sorted(set(asked[~asked.isin(known)]))
     covered: dict[int, set[int]] = {}
-    gone = sorted(set(wanted) - known)
-    for part in known if gone else ():
+    for part in known[np.isin(known.shard, [one.shard for one in gone])]:
         covered.setdefault(part.shard, set()).update(range(part.first_view, part.end_view))
     lost = []
     for part in gone:
@@ -403,7 +383,7 @@ def finish_store(
     fingerprints: Mapping[str, int],
     shards: Sequence[ShardInfo],
     card: Callable[[Manifest], str],
-    planned: Collection[PartKey] = (),
+    planned: Iterable[PartKey] = (),
     *,
     known: Iterable[Committed] = (),
     notes: Mapping[str, Any] | None = None,
@@ -423,17 +403,17 @@ def finish_store(
     """
     folder = open_folder(root)
     by_number = {shard.number: shard for shard in shards}
-    sizes = find_parts(folder)
-    seen = seen_parts(known, sizes)
+    found, wanted = list_parts(folder), PartKeys.of(planned)
+    seen = seen_parts(CommittedParts.of(known), found)
     # Planned ones are opened too: a network file system may list a directory as it was before.
-    unread = {*sizes, *planned}.difference(one.entry.part for one in seen)
-    require_all_shards(folder, sizes, by_number)
-    committed = [*seen, *read_entries(folder, sorted(unread), identity.digest, by_number)]
-    committed.sort(key=lambda one: _IN_ORDER(one.entry.part))
-    there = [one.entry.part for one in committed]
+    unread = PartKeys.joined(found.parts, wanted)
+    unread = PartKeys.of(sorted(set(unread[~unread.isin(seen.parts)])))
+    require_all_shards(folder, found.parts, by_number)
+    read = read_entries(folder, unread, identity.digest, by_number)
+    committed = CommittedParts.joined(seen, CommittedParts.of(read)).in_order()
     before = listed_manifest(folder)
-    listed = () if before is None else [entry.part for entry in before.parts]
-    require_planned(folder, [*planned, *listed], there)
+    listed = PartKeys.of(() if before is None else [entry.part for entry in before.parts])
+    require_planned(folder, PartKeys.joined(wanted, listed), committed.parts)
     images = _agreed_images(folder, committed)
     if before is not None:
         subset_of = before.subset_of if subset_of is None else subset_of
@@ -445,9 +425,9 @@ def finish_store(
         shards=tuple(sorted(shards, key=lambda shard: shard.number)),
         image_hashes={shard: one.hash for shard, one in images.items()},
         formats={shard: one.formats for shard, one in images.items()},
-        rejections=_agreed_rejections(folder, committed),
-        parts=tuple(one.entry for one in committed),
-        agreement=Agreement.total(one.agreement for one in committed),
+        rejections={shard: one.rejections for shard, one in images.items() if one.rejections},
+        parts=committed.entries,
+        agreement=committed.total,
         notes=notes or {},
         omitted={shard: one.omitted for shard, one in images.items() if one.omitted},
         subset_of=subset_of or (),
@@ -462,42 +442,42 @@ def finish_store(
     return manifest
 
 
-def _agreed_images(root: Folder, committed: Sequence[Committed]) -> dict[int, ShardImages]:
-    """Return what was found of each shard; all its parts must come from the same images."""
-    first: dict[int, Committed] = {}
-    for one in committed:
-        known = first.setdefault(one.entry.part.shard, one)
-        if known.images.hash != one.images.hash:
-            raise StoreError(
-                f"{root}: {known.entry.part.path} and {one.entry.part.path} were labelled from "
-                "different image bytes of one shard; delete the part whose shard was damaged, "
-                "mend the shard, and run again"
-            )
-        if known.images.omitted != one.images.omitted:
-            raise StoreError(
-                f"{root}: {known.entry.part.path} and {one.entry.part.path} leave out other "
-                "samples of one shard, so they are not of one subset; delete one of them"
-            )
-    return {shard: one.images for shard, one in first.items()}
+def _agreed_images(root: Folder, committed: CommittedParts) -> dict[int, ShardImages]:
+    """Return what was found of each shard; all its parts must come from the same images.
+
+    Parts are in order, and may not overlap.
+    """
+    shard = committed.parts.shard
+    index = np.flatnonzero(np.diff(shard, prepend=-1))
+    firsts = np.repeat(index, np.diff([*index, len(committed)]))
+    for other in np.flatnonzero(committed.image != committed.image[firsts]).tolist():
+        _require_same_images(root, committed[int(firsts[other])], committed[other])
+    parts = committed.parts
+    overlap = (parts.shard[1:] == parts.shard[:-1]) & (parts.end_view[:-1] > parts.first_view[1:])
+    for number in np.flatnonzero(overlap).tolist():
+        before, after = parts[number].path, parts[number + 1].path
+        raise StoreError(f"{root}: {before} and {after} overlap; delete one of them")
+    images = committed.image[index].tolist()
+    return dict(zip(shard[index].tolist(), map(committed.images.__getitem__, images), strict=True))
 
 
-def _agreed_rejections(
-    root: Folder, committed: Sequence[Committed]
-) -> dict[int, tuple[Rejection, ...]]:
-    first: dict[int, Committed] = {}
-    for one in committed:
-        shard = one.entry.part.shard
-        known = first.setdefault(shard, one)
-        if known.rejections == one.rejections:
-            continue
-        ours, theirs = ({(r.key, r.reason) for r in x.rejections} for x in (one, known))
-        key, _ = min(ours ^ theirs)
-        raise RejectionError(
-            f"{root}: parts of shard {shard} disagree how {key!r} decodes "
-            f"({known.entry.part.path} and {one.entry.part.path}); delete the part made by "
-            "the machine whose decoder is wrong and run again"
+def _require_same_images(root: Folder, known: Committed, one: Committed) -> None:
+    ours, theirs = known.entry.part, one.entry.part
+    if known.images.hash != one.images.hash:
+        raise StoreError(
+            f"{root}: {ours.path} and {theirs.path} were labelled from different image bytes of "
+            "one shard; delete the part whose shard was damaged, mend the shard, and run again"
         )
-    for before, after in pairwise(one.entry.part for one in committed):
-        if before.shard == after.shard and before.end_view > after.first_view:
-            raise StoreError(f"{root}: {before.path} and {after.path} overlap; delete one of them")
-    return {shard: one.rejections for shard, one in first.items() if one.rejections}
+    if known.images.omitted != one.images.omitted:
+        raise StoreError(
+            f"{root}: {ours.path} and {theirs.path} leave out other samples of one shard, so they "
+            "are not of one subset; delete one of them"
+        )
+    if known.rejections != one.rejections:
+        said = ({(r.key, r.reason) for r in x.rejections} for x in (one, known))
+        key, _ = min(set.symmetric_difference(*said))
+        raise RejectionError(
+            f"{root}: parts of shard {ours.shard} disagree how {key!r} decodes ({ours.path} and "
+            f"{theirs.path}); delete the part made by the machine whose decoder is wrong and run "
+            "again"
+        )

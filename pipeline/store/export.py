@@ -32,6 +32,7 @@ from pipeline.store.manifest import IDENTITY_PATH, MANIFEST_PATH, identity_bytes
 from pipeline.store.opening import open_store
 from pipeline.store.parquet import encode_part
 from pipeline.store.single import write_single_file
+from pipeline.telling import told
 
 __all__ = ["export_store", "written_aside"]
 
@@ -203,7 +204,7 @@ def _write_parquet(source: LabelStore, root: Path) -> None:
     """Write a Parquet directory: with the PyArrow that wrote the parts first, the same bytes."""
     folder, manifest = open_folder(root), source.manifest
     entries = []
-    for entry in manifest.parts:
+    for entry in told(manifest.parts, "writing", "parts", len(manifest.parts)):
         data = source.read_file(entry) or encode_part(source.read_part(entry))
         folder.replace(entry.part.path, data)
         entries.append(dataclasses.replace(entry, bytes=len(data), sha256=sha256(data)))
@@ -219,7 +220,8 @@ def _require_same(source: LabelStore, copy: LabelStore) -> None:
     mine, others = _named(source), _named(copy)
     if mine != others or source.companions() != copy.companions():
         raise StoreError(f"{copy.root} reads back with another manifest than {source.root}")
-    for ours, theirs in zip(source.manifest.parts, copy.manifest.parts, strict=True):
+    pairs = zip(source.manifest.parts, copy.manifest.parts, strict=True)
+    for ours, theirs in told(pairs, "comparing", "parts", len(source.manifest.parts)):
         different = _different_field(source.read_part(ours), copy.read_part(theirs))
         if different is not None:
             raise StoreError(

@@ -7,9 +7,11 @@ either has a whole and true manifest or is unfinished.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -34,6 +36,7 @@ from pipeline.records import (
     accepted_mask,
     count_masked,
 )
+from pipeline.store.parts import PartEntries, PartEntry, PartKeys, distinct
 from pipeline.store.subset import SubsetOf
 
 __all__ = [
@@ -57,6 +60,7 @@ __all__ = [
     "listed_manifest",
     "listed_parts",
     "part_of_path",
+    "parts_of_paths",
     "read_manifest",
     "read_values",
     "require_own_files",
@@ -112,7 +116,11 @@ _CURE = "restore the file, or remove it and run the label job again, which write
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 _RUN_PATH = re.compile(RUNS_PATH + _NAME + r"\.json")
 _USER_PATH = re.compile(USER_PATH + _NAME)
-_PART_PATH = re.compile(r"shard=(\d+)/view-(\d{5,})-(\d{5,})\.parquet")
+# Each part has one path: shard=07 would be a second name of shard 7.
+_NUMBER, _VIEW = r"(0|[1-9][0-9]{0,17})", r"([0-9]{5}|[1-9][0-9]{5,17})"
+_PART_PATH = re.compile(rf"shard={_NUMBER}/view-{_VIEW}-{_VIEW}\.parquet")
+
+_NUMBERS = re.compile("[0-9]+")
 
 
 def part_of_path(path: str) -> PartKey | None:
@@ -121,8 +129,17 @@ def part_of_path(path: str) -> PartKey | None:
     if match is None:
         return None
     shard, first, end = (int(number) for number in match.groups())
-    part = PartKey(shard=shard, first_view=first, views=end - first)
-    return part if part.path == path else None  # shard=07 is a second name of shard 7
+    return PartKey(shard=shard, first_view=first, views=end - first)
+
+
+def parts_of_paths(paths: Sequence[str]) -> tuple[PartKeys, NDArray[np.bool_]]:
+    """Return the parts whose files have some of these paths, and which of the paths they are."""
+    known = np.array([_PART_PATH.fullmatch(path) is not None for path in paths], np.bool_)
+    # All numbers of all paths at once: much faster than path by path.
+    found = _NUMBERS.findall("\n".join(compress(paths, known.tolist())))
+    numbers = np.array(found, np.bytes_).astype(np.int64).reshape(-1, 3)
+    numbers[:, 2] -= numbers[:, 1]
+    return PartKeys(numbers.T), known
 
 
 def require_own_files(paths: Iterable[str], known: Callable[[str], bool], store: str) -> None:
@@ -176,16 +193,6 @@ def check_companion_paths(paths: Collection[str], store: str) -> list[str]:
             "them elsewhere"
         )
     return list(paths)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PartEntry:
-    """One committed part file."""
-
-    part: PartKey
-    bytes: int
-    sha256: str
-    rows: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,7 +251,7 @@ class Manifest:
     image_hashes: Mapping[int, str]  # by shard number: SHA-256 of all its encoded images
     formats: Mapping[int, tuple[str, ...]]  # by shard number: of its images, sorted
     rejections: Mapping[int, tuple[Rejection, ...]]  # by shard number, where there are any
-    parts: tuple[PartEntry, ...]
+    parts: Sequence[PartEntry]
     agreement: Agreement  # of all labels with the true classes
     card: str = ""  # SHA-256 of the card
     notes: Mapping[str, Any] = field(default_factory=dict)  # kept, and not needed to read labels
@@ -265,6 +272,12 @@ class Manifest:
     @cached_property
     def view_range(self) -> range:
         """The views that every shard has: from the first on, without a gap."""
+        shard, first, views, *_ = self._numbers[:, np.lexsort(self._numbers[1::-1])]
+        begins = np.flatnonzero(np.diff(shard, prepend=-1))
+        gaps = (shard[1:] == shard[:-1]) & (first[1:] != first[:-1] + views[:-1])
+        if 0 < len(begins) == len(self.shards) and not gaps.any():  # nearly always
+            ends = (first + views)[np.append(begins[1:], len(shard)) - 1]
+            return range(int(first[begins].max()), int(ends.min()))
         common: list[range] | None = None
         for shard in self.shards:
             runs = _runs(entry.part for entry in self._parts_of_shards.get(shard.number, ()))
@@ -309,17 +322,29 @@ class Manifest:
     @property
     def rows(self) -> int:
         """Labels in the store."""
-        return sum(entry.rows for entry in self.parts)
+        return int(self._numbers[3].sum())
 
     @property
     def bytes(self) -> int:
         """Bytes of all parts."""
-        return sum(entry.bytes for entry in self.parts)
+        return int(self._numbers[4].sum())
+
+    @cached_property
+    def _numbers(self) -> NDArray[np.int64]:
+        """Shard, first view, views, rows and bytes of all parts, (5, N)."""
+        parts = self.parts
+        if isinstance(parts, PartEntries):
+            return np.vstack([parts.parts.columns, parts.rows, parts.bytes])
+        numbers = [
+            (one.part.shard, one.part.first_view, one.part.views, one.rows, one.bytes)
+            for one in parts
+        ]
+        return np.array(numbers, np.int64).reshape(-1, 5).T
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 with which a Parquet directory's file of this manifest begins."""
-        return sha256(_body(self.to_json()))
+        return sha256(_body_of(self))
 
     @cached_property
     def counts(self) -> SampleCounts:
@@ -385,7 +410,9 @@ class Manifest:
             "parts": [
                 {
                     "path": entry.part.path,
-                    **to_plain(entry.part),
+                    "shard": entry.part.shard,
+                    "first_view": entry.part.first_view,
+                    "views": entry.part.views,
                     "bytes": entry.bytes,
                     "sha256": entry.sha256,
                     "rows": entry.rows,
@@ -480,7 +507,7 @@ def check_claims(manifest: Manifest) -> None:
     if numbers != sorted(set(numbers)) or any(number < 0 for number in numbers):
         raise StoreError("the manifest's shards are not in order")
     unknown = {
-        *(entry.part.shard for entry in manifest.parts),
+        *distinct(manifest._numbers[0]).tolist(),
         *manifest.rejections,
         *manifest.image_hashes,
         *manifest.formats,
@@ -499,22 +526,33 @@ def check_claims(manifest: Manifest) -> None:
             raise StoreError(f"the manifest omits no sample of shard {number}, in a way of its own")
         manifest.accepted(number)  # raises if it does not fit the shard
     accepted = {number: manifest.accepted_samples(number) for number in numbers}
-    last: PartKey | None = None
-    for entry in manifest.parts:
-        part = entry.part
-        first, end, rows = part.first_view, part.end_view, accepted[part.shard] * part.views
-        if part.views < 1 or not 0 <= first <= end <= MAX_VIEW:
-            raise StoreError(f"the manifest's part {part.path} has impossible views")
-        if entry.rows != rows or rows > MAX_ROWS:
-            raise StoreError(
-                f"the manifest claims {entry.rows} rows for {part.path}; its shard and views give "
-                f"{rows}, and a part has at most {MAX_ROWS}"
-            )
-        if last is not None and (
-            part.shard < last.shard or (part.shard == last.shard and first < last.end_view)
-        ):
-            raise StoreError(f"the manifest's parts {last.path}, {part.path} are not in order")
-        last = part
+    _check_parts(manifest, accepted)
+
+
+def _check_parts(manifest: Manifest, accepted: Mapping[int, int]) -> None:
+    """Raise ``StoreError`` for a part that no shard can have, or that is not in order."""
+    shard, first, views, rows, _ = manifest._numbers
+    impossible = (views < 1) | (first < 0) | (first > MAX_VIEW) | (views > MAX_VIEW - first)
+    if impossible.any():
+        part = manifest.parts[int(impossible.argmax())].part
+        raise StoreError(f"the manifest's part {part.path} has impossible views")
+    numbers = np.array(list(accepted), np.int64)
+    samples = np.array(list(accepted.values()), np.int64)[np.searchsorted(numbers, shard)]
+    wrong = (rows > MAX_ROWS) | (rows % views != 0) | (rows // views != samples)
+    if wrong.any():
+        entry = manifest.parts[int(wrong.argmax())]
+        raise StoreError(
+            f"the manifest claims {entry.rows} rows for {entry.part.path}; its shard and views "
+            f"give {accepted[entry.part.shard] * entry.part.views}, and a part has at most "
+            f"{MAX_ROWS}"
+        )
+    after = (shard[1:] > shard[:-1]) | (
+        (shard[1:] == shard[:-1]) & (first[1:] >= first[:-1] + views[:-1])
+    )
+    if not after.all():
+        index = int(after.argmin())
+        last, part = manifest.parts[index].part, manifest.parts[index + 1].part
+        raise StoreError(f"the manifest's parts {last.path}, {part.path} are not in order")
 
 
 def _by_name(values: Mapping[int, str]) -> dict[str, str]:
@@ -556,6 +594,8 @@ def _part_entry(values: Mapping[str, Any], needs: str) -> PartEntry:
         raise ValueError(f"path {values['path']!r} should be {part.path!r}")
     if not 0 <= size < 1 << 40:
         raise ValueError(f"{part.path} has {size!r} bytes")
+    if max(map(abs, (shard, first_view, views, rows))) >= 1 << 60:
+        raise ValueError(f"{part.path} has impossible views or rows")
     return PartEntry(part=part, bytes=size, sha256=str(values["sha256"]), rows=rows)
 
 
@@ -584,6 +624,28 @@ def _body(values: Mapping[str, Any]) -> bytes:
     return canonical_json(values) + b"\n"
 
 
+def _body_of(manifest: Manifest) -> bytes:
+    """Return ``_body`` of a manifest's values, without a million of them at once."""
+    parts = manifest.parts
+    if not isinstance(parts, PartEntries):
+        return _body(manifest.to_json())
+    values = replace(manifest, parts=()).to_json()
+    # What it says beside its parts is little, and is read back to see that it can be.
+    read_json(_body(values))
+    before = canonical_json({name: one for name, one in values.items() if name < "parts"})
+    after = _body({name: one for name, one in values.items() if name > "parts"})
+    entry = '{"bytes":%d,"first_view":%d,"path":"%s","rows":%d,"sha256":"%s","shard":%d,"views":%d}'
+    texts = (
+        entry
+        % (
+            *(one.bytes, one.part.first_view, one.part.path, one.rows, one.sha256),
+            *(one.part.shard, one.part.views),
+        )
+        for one in parts
+    )
+    return b'%b,"parts":[%b],%b' % (before[:-1], ",".join(texts).encode(), after[1:])
+
+
 _SEAL = re.compile(rb'^\{"sha256":"([0-9a-f]{64})",')
 
 
@@ -594,12 +656,22 @@ def seal(values: Mapping[str, Any]) -> bytes:
     canonical JSON itself, and its line end. Raises ``StoreError`` for what could not be read back.
     """
     body = _body(values)
-    try:
-        if len(body) > MAX_MANIFEST_BYTES - 100:  # the seal's
-            raise ValueError(f"it has {len(body)} bytes, more than {MAX_MANIFEST_BYTES}")
+    with _holding():
         read_json(body)
+        return _seal(body)
+
+
+@contextmanager
+def _holding() -> Iterator[None]:
+    try:
+        yield
     except ValueError as error:
         raise StoreError(f"no manifest can hold this: {error}; no manifest was written") from error
+
+
+def _seal(body: bytes) -> bytes:
+    if len(body) > MAX_MANIFEST_BYTES - 100:  # the seal's
+        raise ValueError(f"it has {len(body)} bytes, more than {MAX_MANIFEST_BYTES}")
     return b'{"sha256":"' + sha256(body).encode() + b'",' + body[1:]
 
 
@@ -620,7 +692,9 @@ def unseal(data: bytes, name: str) -> dict[str, Any]:
 
 def write_manifest(root: Location, manifest: Manifest) -> None:
     """Write the manifest with its own checksum, in one step."""
-    open_folder(root).replace(MANIFEST_PATH, seal(manifest.to_json()))
+    with _holding():
+        data = _seal(_body_of(manifest))
+    open_folder(root).replace(MANIFEST_PATH, data)
 
 
 def read_values(root: Location) -> dict[str, Any]:

@@ -50,6 +50,7 @@ from pipeline.store.sealing import (
     footer_offset,
     seal_footer,
 )
+from pipeline.telling import told
 
 __all__ = ["SingleFileStore", "open_single_file", "write_single_file"]
 
@@ -294,7 +295,7 @@ def write_single_file(source: LabelStore, path: Path) -> None:
         options["use_dictionary"] = ["shard", *options["use_dictionary"]]
         with pq.ParquetWriter(sink, _schema(manifest), **options) as writer:
             sink.take()  # the magic bytes belong to no row group
-            for entry in manifest.parts:
+            for entry in told(manifest.parts, "writing", "parts", len(manifest.parts)):
                 rows = source.read_part(entry)
                 headers.add(rows)
                 table = _with_shard(table_of(rows), entry.part.shard)

@@ -15,10 +15,9 @@ from pipeline.identity import StoreIdentity
 from pipeline.records import PartKey, PartRows, ShardInfo
 from pipeline.store.assemble import write_zarr
 from pipeline.store.commit import (
-    Committed,
     check_root,
     check_store,
-    find_parts,
+    list_parts,
     lost_views,
     named_views,
     read_begun,
@@ -28,9 +27,10 @@ from pipeline.store.commit import (
     require_shard,
     seen_parts,
 )
-from pipeline.store.contract import LabelStore
+from pipeline.store.committed import Committed, CommittedParts, ShardImages
+from pipeline.store.contract import LabelStore, header_of
 from pipeline.store.export import export_store, written_aside
-from pipeline.store.manifest import PartEntry, listed_manifest, listed_parts
+from pipeline.store.manifest import Agreement, PartEntry, listed_manifest
 from pipeline.store.opening import open_store, parts_root
 from pipeline.store.parquet import decode_part
 from pipeline.store.receipts import read_receipts
@@ -106,7 +106,7 @@ def begun_classes(out: str | Path) -> tuple[str, ...] | None:
 
 def committed_parts(
     out: str | Path, identity: StoreIdentity, shards: Mapping[int, ShardInfo]
-) -> list[Committed]:
+) -> CommittedParts:
     """Return what all committed parts say of themselves, by their receipts or by their files.
 
     Raises ``ChecksumError`` if one was damaged after a manifest listed it, ``IdentityError``
@@ -115,27 +115,42 @@ def committed_parts(
     digest = identity.digest
     store = packed_store(out)
     if store is not None:
-        require_all_shards(out, [entry.part for entry in store.manifest.parts], shards)
-        return [
-            _read_packed(store, entry, shards[entry.part.shard]) for entry in store.manifest.parts
-        ]
+        return _packed_parts(store, shards)
     root = parts_root(out)
-    sizes, listed = find_parts(root), listed_parts(root)
-    require_all_shards(root, sizes, shards)
+    sizes, before = list_parts(root), listed_manifest(root)
+    require_all_shards(root, sizes.parts, shards)
     found = seen_parts(read_receipts(root, digest, shards), sizes)
-    unread = sizes.keys() - {one.entry.part for one in found}
-    found += read_entries(root, sorted(unread), digest, shards)
-    found.sort(key=lambda one: (one.entry.part.shard, one.entry.part.first_view))
-    for committed in found:
-        part = committed.entry.part
-        before = listed.get(part, committed.entry)
-        if before.sha256 != committed.entry.sha256:
+    unread = sizes.parts[~sizes.parts.isin(found.parts)]
+    read = CommittedParts.of(read_entries(root, unread, digest, shards))
+    found = CommittedParts.joined(found, read).in_order()
+    listed = {} if before is None else {entry.part: entry for entry in before.parts}
+    for entry in found.entries if listed else ():
+        said = listed.get(entry.part, entry).sha256
+        if said != entry.sha256:
             raise ChecksumError(
-                f"{open_folder(root).at(part.path)}: sha256 is {committed.entry.sha256}, the "
-                f"manifest says {before.sha256}; delete the file and run again, only this "
-                "part will be redone"
+                f"{open_folder(root).at(entry.part.path)}: sha256 is {entry.sha256}, the manifest "
+                f"says {said}; delete the file and run again, only this part will be redone"
             )
     return found
+
+
+def _packed_parts(store: LabelStore, shards: Mapping[int, ShardInfo]) -> CommittedParts:
+    """Return what the manifest of a Zarr store says of its parts; none is read.
+
+    How many labels of each part are right it does not say, nor does anybody ask before the store
+    is taken apart.
+    """
+    manifest, nothing = store.manifest, Agreement(known=0, equal=0)
+    require_all_shards(str(store.root), [entry.part for entry in manifest.parts], shards)
+    images = {}
+    for shard in {entry.part.shard for entry in manifest.parts}:
+        header = header_of(manifest, manifest.parts_of_shard(shard)[0].part)
+        require_shard(header, shards[shard], str(store.root))
+        images[shard] = ShardImages.of(header)
+    return CommittedParts.of(
+        Committed(entry=entry, images=images[entry.part.shard], agreement=nothing)
+        for entry in manifest.parts
+    )
 
 
 def read_committed(out: str | Path, entry: PartEntry) -> PartRows:
@@ -148,14 +163,14 @@ def read_committed(out: str | Path, entry: PartEntry) -> PartRows:
     return decode_part(folder.read_bytes(path), entry.part, folder.at(path))
 
 
-def require_no_subset(out: str | Path, done: Iterable[Committed]) -> None:
+def require_no_subset(out: str | Path, done: CommittedParts) -> None:
     """Raise ``StoreError`` if the store at ``out`` is a subset, to which no job adds.
 
     What is ``done`` there may omit samples although no manifest says so yet.
     """
     packed = packed_store(out)
     listed = packed.manifest if packed else listed_manifest(parts_root(out))
-    if (listed and listed.subset_of) or any(committed.images.omitted for committed in done):
+    if (listed and listed.subset_of) or any(one.omitted for one in done.images):
         raise StoreError(
             f"{out} is a subset of another store, and views that a job adds would not be of it: "
             "extend the store that it was taken from, and thin that again"
@@ -167,7 +182,9 @@ def require_listed(out: str | Path, parts: Iterable[PartKey]) -> None:
 
     A job would else leave them out of the manifest that it writes.
     """
-    lost = lost_views([*listed_parts(parts_root(out)), *_packed_parts(out)], parts)
+    before = listed_manifest(parts_root(out))
+    listed = [] if before is None else [entry.part for entry in before.parts]
+    lost = lost_views([*listed, *_replaced_parts(out)], parts)
     if lost:
         first, end = min(p.first_view for p in lost), max(p.end_view for p in lost)
         raise IncompleteStoreError(
@@ -177,7 +194,7 @@ def require_listed(out: str | Path, parts: Iterable[PartKey]) -> None:
         )
 
 
-def _packed_parts(out: str | Path) -> list[PartKey]:
+def _replaced_parts(out: str | Path) -> list[PartKey]:
     """Return the parts of the Zarr store that a job is about to replace."""
     if not _is_packed(out) or not open_folder(out).exists():
         return []
@@ -185,12 +202,6 @@ def _packed_parts(out: str | Path) -> list[PartKey]:
         return [entry.part for entry in open_store(out).manifest.parts]
     except StoreError:
         return []  # damaged, and written anew
-
-
-def _read_packed(store: LabelStore, entry: PartEntry, shard: ShardInfo) -> Committed:
-    rows = store.read_part(entry)
-    require_shard(rows, shard, str(store.root))
-    return Committed.of_rows(entry, rows)
 
 
 def unpack_store(out: str | Path) -> None:

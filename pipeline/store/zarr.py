@@ -34,6 +34,7 @@ from pipeline.store.layout import (
     first_samples,
 )
 from pipeline.store.manifest import Manifest, PartEntry
+from pipeline.telling import told
 
 __all__ = ["ZarrStore"]
 
@@ -134,7 +135,8 @@ class ZarrStore(LabelStore):
 
     def check_files(self) -> None:
         """Compare every file with its SHA-256, and find files that do not belong here."""
-        for entry in self.layout.files.values():
+        files = self.layout.files.values()
+        for entry in told(files, "checking files", "files", len(files)):
             self._check_size(entry.path)
             self._verified(entry.path, ChunkRange(0, entry.bytes, entry.sha256))
         self.check_names()

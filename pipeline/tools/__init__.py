@@ -7,6 +7,7 @@ from pipeline.tools.diff import Disagreement, MarginFlips, StoreDiff, diff_store
 from pipeline.tools.extend import extend_command, extended_config
 from pipeline.tools.finalize import FinalizeReport, finalize_store
 from pipeline.tools.merge import MergeReport, merge_stores
+from pipeline.tools.rebind import RebindReport, rebind_store
 from pipeline.tools.repair import RepairReport, repair_store
 from pipeline.tools.report import ReportConfig, StoreReport, report_store
 from pipeline.tools.show import DrawnView, ViewChoice, draw_views, save_sheet, show_views
@@ -25,6 +26,7 @@ __all__ = [
     "KeptSamples",
     "MarginFlips",
     "MergeReport",
+    "RebindReport",
     "RepairReport",
     "ReportConfig",
     "StoreDiff",
@@ -43,6 +45,7 @@ __all__ = [
     "extended_config",
     "finalize_store",
     "merge_stores",
+    "rebind_store",
     "relabelled_store",
     "repair_store",
     "report_store",

@@ -16,6 +16,7 @@ from pipeline.identity import StoreIdentity, different_fields
 from pipeline.records import PartRows
 from pipeline.store import LabelStore
 from pipeline.store.card import first_lines, markdown_table, share
+from pipeline.telling import told
 from pipeline.tools.target import agreed_classes
 
 __all__ = ["Disagreement", "MarginFlips", "StoreDiff", "diff_stores"]
@@ -159,7 +160,7 @@ def diff_stores(a: LabelStore, b: LabelStore) -> StoreDiff:
         if key in theirs and theirs[key].content_hash == shard.content_hash
     ]
     counts = _Counts()
-    for number_a, number_b in common:
+    for number_a, number_b in told(common, "comparing", "shards", len(common)):
         counts.samples_of_one += _rejected_by_one(a, number_a, b, number_b)
         for pair in _common_rows(a, number_a, b, number_b):
             _require_same_pixels(a, b, *pair)

@@ -21,7 +21,7 @@ from pipeline.store.provenance import processor
 __all__ = ["Finding", "examine"]
 
 PROJECT = "teacher-labels"
-EXTRAS = ("cloud", "hub", "jobs", "zarr")
+EXTRAS = ("cloud", "export", "hub", "jobs", "zarr")
 """What may be left out by whoever does not need it."""
 
 DISK_GB, SHARED_GB, MEMORY_GB = 5.0, 1.0, 4.0

@@ -26,6 +26,7 @@ from pipeline.labelling.teacher import load_stored_teacher
 from pipeline.records import AugmentedGroup, PartRows, TeacherLabels, accepted_mask, spread
 from pipeline.shards.index import Shard, match_shards, open_known_shard
 from pipeline.store import Manifest, PartEntry, open_store
+from pipeline.telling import told
 from pipeline.tools.verify import check_fingerprints
 from pipeline.views.rng import stream
 
@@ -104,11 +105,13 @@ def relabel_store(
     )
     groups = rows = digests = changed = 0
     flips: list[Mismatch] = []
-    for entry, count in _sampled_parts(store.manifest.of_shards(paths), config.groups):
+    sampled = list(_sampled_parts(store.manifest.of_shards(paths), config.groups))
+    for entry, count in told(sampled, "labelling again", "parts", len(sampled)):
         stored = store.read_part(entry)
         info = store.manifest.by_shard[entry.part.shard]
         shard = open_known_shard(paths[info.number], info)
-        for task in _sampled_groups(store.identity, shard, entry, count):
+        tasks = _sampled_groups(store.identity, shard, entry, count)
+        for task in told(tasks, f"labelling {shard.info.name} again", "groups", len(tasks)):
             group = augment_group(shard, task)
             one = _compare(group, teacher.label_group(group), stored, shard, floats=same_floats)
             groups += 1

@@ -21,6 +21,7 @@ from pipeline.store import (
     parts_root,
 )
 from pipeline.store.manifest import IDENTITY_PATH
+from pipeline.telling import told
 
 __all__ = ["RepairReport", "repair_store"]
 
@@ -97,7 +98,7 @@ def _overlap(ours: PartKey, theirs: PartKey) -> bool:
 def _sound(folder: Folder, parts: Sequence[PartKey], listed: Collection[PartKey]) -> list[PartKey]:
     """Return the parts that are not damaged; raise ``StoreError`` if two of them disagree."""
     rows = {}
-    for part in parts:
+    for part in told(parts, "reading parts that overlap", "parts", len(parts)):
         data = folder.read_bytes(part.path)  # a disk or network that fails shows no damage
         try:
             rows[part] = decode_part(data, part, folder.at(part.path))

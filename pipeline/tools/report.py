@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.classes import class_text
-from pipeline.errors import REJECTION_WORDS
+from pipeline.errors import REJECTION_WORDS, ConfigError
 from pipeline.files.cache import CacheConfig
 from pipeline.files.local import expand_shards
 from pipeline.files.local import replace as replace_file
@@ -25,10 +25,12 @@ from pipeline.reporting.page import (
     Text,
     render,
     require_page_name,
+    shortened,
 )
 from pipeline.shards.index import match_shards
 from pipeline.store import Agreement, LabelStore
 from pipeline.store.card import RUN_HEADER, inspect_store
+from pipeline.tools.against import Student, StudentDiff, compare_student
 from pipeline.tools.diff import MARGIN_STEP, Disagreement, MarginFlips, StoreDiff, diff_stores
 from pipeline.tools.gallery import Chooser, gallery_of, picture_of
 from pipeline.tools.show import Drawing, ViewIndex
@@ -53,7 +55,7 @@ class ReportConfig:
     count: int = 360
     """Pictures at most."""
     megabytes: float = 15.0
-    """Size of the page at most: pictures beyond it are left out."""
+    """Size of the page at most: pictures beyond it are left out, and long tables cut."""
 
     def __post_init__(self) -> None:
         settle(self)
@@ -70,6 +72,7 @@ class StoreReport:
     verification: VerifyReport
     stats: StoreStats
     diff: StoreDiff | None  # against the other store
+    student: StudentDiff | None  # against a student
 
     def save(self, out: str | Path) -> int:
         """Write the page, in one step over the one that may be there; return its bytes.
@@ -88,6 +91,7 @@ def report_store(
     config: ReportConfig = ReportConfig(),
     *,
     against: LabelStore | None = None,
+    student: Student | None = None,
     cache: CacheConfig | None = None,
     show: ShowProgress = lambda done, total: None,
 ) -> StoreReport:
@@ -95,22 +99,29 @@ def report_store(
 
     The store is verified first; with shards, all or some, as ``verify_store`` does with them. Then
     each part is read once more, and with ``against`` those of another store of the same views.
+    A ``student`` is shown some 1,024 views of the shards, as it is trained on them.
     Pictures are redrawn from the shards, unless a digest was not found again: then there are none.
     ``show`` is called with the parts that were counted.
 
-    Raises what ``verify_store``, ``diff_stores`` and ``draw_views`` do.
+    Raises what ``verify_store``, ``diff_stores``, ``compare_student`` and ``draw_views`` do.
 
     >>> report = report_store(open_store("teacher.parquet"), ["digits-{0..1}.tar"])
     >>> report.pictures, report.page[:15]
     (210, '<!doctype html>')
     """
+    if student is not None and not shards:
+        raise ConfigError("`against` is a student, which must see views: give `shards` too")
     verification = verify_store(store, shards, subset=True, cache=cache)
-    drawing = bool(shards) and config.images and not verification.mismatches
-    given = expand_shards(shards, cache) if drawing else ()
-    files = match_shards(store.manifest.shards, given, subset=True) if drawing else {}
-    chooser = Chooser(files, config.count)
+    redrawing = bool(shards) and not verification.mismatches
+    drawing = redrawing and config.images
+    given = expand_shards(shards, cache) if redrawing else ()
+    files = match_shards(store.manifest.shards, given, subset=True) if redrawing else {}
+    chooser = Chooser(files if drawing else {}, config.count)
     stats = store_stats(store, watch=chooser.add, show=show)
     diff = None if against is None else diff_stores(store, against)
+    asked = None
+    if student is not None and redrawing:
+        asked = compare_student(store, files, student)
     pictures: dict[ViewIndex, Picture] = {}
     if drawing:
         chosen, bits = chooser.chosen()
@@ -121,9 +132,16 @@ def report_store(
             for one in sorted(chosen, key=_in_store)
         }
         pictures = {one: drawn[one] for one in chosen}
-    page = _page(store, stats, verification, diff)
+    page = _page(store, stats, verification, diff, asked)
     text, shown = _within(page, pictures, config, why_none=_why_none(shards, config, verification))
-    return StoreReport(page=text, pictures=shown, verification=verification, stats=stats, diff=diff)
+    return StoreReport(
+        page=text,
+        pictures=shown,
+        verification=verification,
+        stats=stats,
+        diff=diff,
+        student=asked,
+    )
 
 
 def _in_store(one: ViewIndex) -> tuple[int, int, int]:
@@ -133,8 +151,11 @@ def _in_store(one: ViewIndex) -> tuple[int, int, int]:
 def _within(
     page: Page, pictures: Mapping[ViewIndex, Picture], config: ReportConfig, why_none: str
 ) -> tuple[str, int]:
-    """Return a page with as many pictures as fit, the most wanted ones, and how many these are."""
-    most, count = int(config.megabytes * 1e6), len(pictures)
+    """Return a page with as many pictures as fit, the most wanted ones, and how many these are.
+
+    Where it is too large without any, tables and texts are cut.
+    """
+    most, count, rows = int(config.megabytes * 1e6), len(pictures), _LISTED
     while True:
         shown = sorted(list(pictures)[:count], key=_in_store)
         text = _about_pictures(count, len(pictures)) if count else why_none
@@ -144,9 +165,13 @@ def _within(
         section = Section(name="pictures", title="Pictures", blocks=blocks)
         html = render(replace(page, sections=(*page.sections, section)))
         size = len(html.encode())
-        if size <= most or not count:
+        if size <= most or not (count or rows):
             return html, count
-        count = min(count - 1, int(count * most / size))
+        if count:
+            count = min(count - 1, int(count * most / size))
+        else:  # names or records of runs that are long, or many
+            rows //= 4
+            page = shortened(page, rows)
 
 
 def _about_pictures(shown: int, drawn: int) -> str:
@@ -171,7 +196,11 @@ def _why_none(shards: Sequence[str], config: ReportConfig, verification: VerifyR
 
 
 def _page(
-    store: LabelStore, stats: StoreStats, verification: VerifyReport, diff: StoreDiff | None
+    store: LabelStore,
+    stats: StoreStats,
+    verification: VerifyReport,
+    diff: StoreDiff | None,
+    student: StudentDiff | None,
 ) -> Page:
     manifest, failed = store.manifest, len(verification.mismatches)
     sections = [
@@ -180,6 +209,7 @@ def _page(
         _classes(stats),
         _spread(stats),
         *([] if diff is None else [_against(diff)]),
+        *([] if student is None else [_student(student)]),
         _card(store),
     ]
     return Page(
@@ -474,6 +504,45 @@ def _against(diff: StoreDiff) -> Section:
         Table(caption="They differ in", header=("",), rows=tuple((one,) for one in lines))
     )
     return Section(name="other", title=f"Against {_short(diff.b)}", blocks=tuple(blocks))
+
+
+def _student(diff: StudentDiff) -> Section:
+    worst = sorted(diff.classes.items(), key=lambda one: (-_different(one[1]), one[0]))
+    text = (
+        f"The student of {diff.student} was shown {diff.views:,} views of {diff.of:,}, spread over "
+        "the store, as it is trained on them: augmented and mixed. Its heads are compared with the "
+        "teacher's labels and the image's own class."
+    )
+    return Section(
+        name="student",
+        title=f"Against the student {diff.student}",
+        blocks=(
+            Text(paragraphs=(text,)),
+            Matrix(
+                name="student-disagreement",
+                caption="Disagreement: share of views that row and column call differently",
+                names=diff.names,
+                shares=diff.disagreement,
+            ),
+            Table(
+                name="student-classes",
+                caption=f"Disagreement of the teacher and the {diff.names[-1]} by true class, the "
+                "highest first",
+                folded=True,
+                header=("true class", "views", "other label", "disagreement"),
+                rows=tuple(
+                    (
+                        class_text(number, diff.class_names),
+                        one.rows,
+                        one.different,
+                        _different_bar(one),
+                    )
+                    for number, one in worst[:_LISTED]
+                ),
+                more=max(0, len(worst) - _LISTED),
+            ),
+        ),
+    )
 
 
 def _different(pair: Disagreement) -> float:

@@ -57,6 +57,10 @@ _SMALLEST = 128  # side of a tile that is not enlarged
 _NARROWEST = 176  # side of a cell, for its text
 _PAPER, _INK = (250, 250, 250), (25, 25, 25)
 _WRONG, _PARTNERS = (176, 0, 32), (140, 90, 0)  # a label of neither image, of the one mixed in
+_LEGEND = {
+    _WRONG: "red: the teacher's class is neither the image's own nor that of the one mixed in",
+    _PARTNERS: "brown: the teacher's class is that of the image mixed in",
+}
 _BOXES = ((0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (240, 228, 66))
 
 
@@ -416,6 +420,7 @@ def _levels(image: NDArray[np.float32], mean: Sequence[float], std: Sequence[flo
 def show_views(views: Sequence[DrawnView], *, original: bool = False) -> Image:
     """Return a contact sheet: a tile for each view, and below it what there is to say.
 
+    Texts have a color where the label is not the image's own class, which is said at the bottom.
     Views of less than 128 pixels are enlarged by a whole number, others have their own size. With
     ``original``, the tile before the views of a sample is its image, with the box of each crop.
     A notebook shows the picture as it is returned.
@@ -435,8 +440,18 @@ def show_views(views: Sequence[DrawnView], *, original: bool = False) -> Image:
     height = side + _GAP + max(map(len, texts)) * _LINE
     columns = min(len(cells), max(1, min(8, math.ceil(math.sqrt(1.5 * len(cells))))))
     rows = -(-len(cells) // columns)
-    size = (_GAP + columns * (side + _GAP), _GAP + rows * (height + _GAP))
+    width, bottom = columns * (side + _GAP), _GAP + rows * (height + _GAP)
+    colors = {cell.color for cell in cells}
+    legend = [
+        (line, color)
+        for color, text in _LEGEND.items()
+        if color in colors
+        for line in _wrapped([text], width - _GAP, font)
+    ]
+    size = (_GAP + width, bottom + len(legend) * _LINE + _GAP * bool(legend))
     sheet = Image.new("RGB", size, _PAPER)
+    for number, (line, color) in enumerate(legend):
+        _write(sheet, (_GAP, bottom + number * _LINE), [line], font, color)
     for number, (cell, text) in enumerate(zip(cells, texts, strict=True)):
         row, column = divmod(number, columns)
         left, top = _GAP + column * (side + _GAP), _GAP + row * (height + _GAP)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from pipeline.classes import ClassNames, agreed_names
@@ -22,14 +22,12 @@ from pipeline.store.card import card_text
 from pipeline.store.manifest import RUNS_PATH, USER_PATH
 from pipeline.store.provenance import record_run
 from pipeline.store.subset import SubsetOf
+from pipeline.telling import ShowProgress
 from pipeline.views.fingerprints import different_fingerprints
 
 __all__ = ["ShowProgress", "check_sources", "check_target", "copy_companions", "finish_target"]
 
 _OF_SOURCES = "of_sources"
-
-ShowProgress = Callable[[int, int], None]
-"""Called with the number of parts that are done, and of all."""
 
 
 def agreed_classes(*stores: LabelStore) -> tuple[str, ...] | None:

@@ -27,7 +27,13 @@ from pipeline.views.fingerprints import BITS, different_fingerprints, what_they_
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Mismatch", "VerifyReport", "check_fingerprints", "verify_store"]
+__all__ = [
+    "Mismatch",
+    "VerifyReport",
+    "check_fingerprints",
+    "other_rejections",
+    "verify_store",
+]
 
 SAMPLED_DIGESTS = 512
 """Digests that are redrawn unless all are asked for, spread over all parts."""
@@ -142,7 +148,7 @@ def verify_store(
         mixed_redrawn += int(mixed[drawn[:, 0], drawn[:, 1]].sum()) if same_floats else 0
         mismatches += redraw(store.identity, shard, rows, drawn, floats=same_floats)
         if every_digest:
-            mismatches += _other_rejections(shard, rows, store.identity.augment.max_pixels)
+            mismatches += other_rejections(shard, rows, store.identity.augment.max_pixels)
     show(done, store.manifest.rows)
     manifest = store.manifest
     if Agreement.total(agreements) != manifest.agreement:
@@ -222,14 +228,14 @@ def _check_digests_are_due(store: LabelStore, rows: PartRows) -> None:
 
 def _check_images(store: LabelStore, shard: Shard) -> None:
     """Compare every byte of a shard's images with those that were labelled."""
-    if shard.image_hash != store.manifest.image_hashes.get(shard.info.number):
+    if shard.contents.image_hash != store.manifest.image_hashes.get(shard.info.number):
         raise ShardError(
             f"{shard.path}: the bytes of its images are not those that were labelled, though "
             "keys, targets and lengths are; fetch the shard again, it is damaged or changed"
         )
 
 
-def _other_rejections(shard: Shard, rows: PartRows, max_pixels: int) -> Iterator[Mismatch]:
+def other_rejections(shard: Shard, rows: PartRows, max_pixels: int) -> Iterator[Mismatch]:
     """Yield the rejected images that decode here, or are rejected for another reason."""
     for rejection in rows.rejections:
         data = shard.image_bytes(rejection.index)

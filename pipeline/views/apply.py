@@ -30,6 +30,7 @@ from pipeline.records import (
 from pipeline.views import kernels
 from pipeline.views.colors import fill_box
 from pipeline.views.ops import OPERATIONS
+from pipeline.views.restarts import PiecesHeader, join_pieces
 from pipeline.views.rng import fixed, noise_bytes
 
 __all__ = [
@@ -250,7 +251,11 @@ def warm_up() -> None:
     pixels = resize(image, Box(top=0, left=0, height=9, width=7), 8, hflip=True)
     for operation in OPERATIONS.values():
         pixels = apply_op(pixels, operation.probed, config)
-    _erase(pixels, Box(top=0, left=0, height=8, width=8), 0, config)
+    box = Box(top=0, left=0, height=8, width=8)
+    _erase(pixels, box, 0, config)
+    size = ImageSize(height=8, width=8)
+    header = PiecesHeader(size=size, size_offset=0, first=0, sampling=(1, 1), blocks=1)
+    join_pieces(bytes(8), header, box, 0)
 
 
 def resize(image: Pixels, crop: Box, size: int, *, hflip: bool = False) -> Pixels:

@@ -21,7 +21,15 @@ from torch import Tensor
 from pipeline.records import FIXED_ONE, Box, MixKind, MixParams, Pixels, ViewMix
 from pipeline.views.tables import mix_by_tables
 
-__all__ = ["MixRows", "mix_images", "mixed_digests", "mixed_views", "normalize", "to_device"]
+__all__ = [
+    "MixRows",
+    "float_digests",
+    "mix_images",
+    "mixed_digests",
+    "mixed_views",
+    "normalize",
+    "to_device",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -227,9 +235,13 @@ def mixed_digests(images: Tensor, rows: NDArray[np.bool_]) -> NDArray[np.uint32]
     chosen = np.flatnonzero(rows)
     if len(chosen):
         floats = images[torch.from_numpy(chosen).to(images.device)].permute(0, 2, 3, 1)
-        found = floats.contiguous().cpu().numpy().astype("<f4", copy=False)
-        digests[chosen] = [binascii.crc32(image) for image in found]
+        digests[chosen] = float_digests(floats.contiguous().cpu())
     return digests
+
+
+def float_digests(images: Tensor) -> list[int]:
+    """Return the CRC-32 of each of (N, S, S, 3) float32 images on the host."""
+    return [binascii.crc32(image) for image in images.numpy().astype("<f4", copy=False)]
 
 
 def _box_masks(box: Tensor, size: int) -> Tensor:

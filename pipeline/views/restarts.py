@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.records import Box, ImageSize
+from pipeline.views.compiled import kernel
 
 __all__ = ["JoinedPieces", "PiecesHeader", "join_pieces", "read_header"]
 
@@ -28,6 +29,7 @@ _SAMPLINGS: Mapping[int, tuple[int, int]] = {  # of luma, down and across; chrom
     0x22: (2, 2),
     0x41: (1, 4),
 }
+_SEARCHED = 64  # bytes at a time: most are no part of a marker
 _LEAST_CHROMA = 3  # samples; of fewer, libjpeg enlarges chroma in another way
 
 
@@ -129,25 +131,19 @@ def join_pieces(
     )
     if size.height * size.width - found.area < spare:
         return None
-    ends = _find_ends(np.frombuffer(data, np.uint8), header.first, rows * columns)
-    if ends is None:
+    joined = np.empty(len(data), np.uint8)
+    bytes_joined = _join(
+        np.frombuffer(data, np.uint8),
+        header.first,
+        (rows, columns),
+        (top, bottom, left, right),
+        joined,
+    )
+    if not bytes_joined:
         return None
-    starts = np.concatenate([[header.first], ends[:-1]]).reshape(rows, columns)
-    starts, ends = (
-        starts[top:bottom, left:right],
-        ends.reshape(rows, columns)[top:bottom, left:right],
-    )
-    runs = zip(starts[:, 0].tolist(), ends[:, -1].tolist(), strict=True)
-    joined = np.frombuffer(
-        bytearray().join([data[: header.first], *(data[start:end] for start, end in runs)]),
-        np.uint8,
-    )
-    markers = header.first + np.cumsum(ends - starts) - 1
-    joined[markers] = _RESTART + np.arange(markers.size) % 8
-    joined[-1] = _END
     says = found.height.to_bytes(2) + found.width.to_bytes(2)
     joined[header.size_offset : header.size_offset + 4] = tuple(says)
-    return JoinedPieces(data=joined, box=found)
+    return JoinedPieces(data=joined[:bytes_joined], box=found)
 
 
 def _pieces_of(start: int, length: int, whole: int, piece: int, sampling: int) -> tuple[int, int]:
@@ -160,18 +156,70 @@ def _pieces_of(start: int, length: int, whole: int, piece: int, sampling: int) -
     return first, end
 
 
-def _find_ends(data: NDArray[np.uint8], first: int, count: int) -> NDArray[np.int64] | None:
-    """Return where each piece and the marker behind it end, (count,).
+@kernel(boundscheck=True)  # what is read is a stranger's; it costs nothing here
+def _join(data, first, pieces, needed, result):
+    """Write header and needed pieces of a JPEG into ``result``, and return how many bytes they are.
 
-    None if there are not just so many, with their markers counted as they should be.
+    ``pieces`` is how many there are, down and across, ``needed`` the first and one past the last of
+    each. Returns 0 if there are not just so many, with their markers counted as they should be.
     """
-    found = first + np.flatnonzero(data[first:-1] == 0xFF)
-    kinds = data[found + 1]
-    markers = (kinds != 0) & (kinds != 0xFF)  # neither a byte of 255 nor one to be passed over
-    kinds = kinds[markers][:count]
-    if len(kinds) < count or kinds[-1] != _END:
-        return None
-    if (kinds[:-1] != _RESTART + np.arange(count - 1) % 8).any():
-        return None
-    ends: NDArray[np.int64] = found[markers][:count] + 2
-    return ends
+    rows, columns = pieces
+    top, bottom, left, right = needed
+    if rows * columns > len(data) // 2:  # a marker has two bytes: so a header asks for no memory
+        return 0
+    ends = np.empty(rows * columns, np.int64)
+    if not _find_ends(data, first, ends):
+        return 0
+    _copy(data, 0, first, result, 0)
+    at, count = first, 0
+    for row in range(top, bottom):
+        begin, end = row * columns + left, row * columns + right
+        start = ends[begin - 1] if begin else first
+        _copy(data, start, ends[end - 1], result, at)
+        for piece in range(begin, end):
+            result[at + ends[piece] - start - 1] = _RESTART + count % 8
+            count += 1
+        at += ends[end - 1] - start
+    result[at - 1] = _END
+    return at
+
+
+@kernel(boundscheck=True)
+def _copy(data, start, end, result, at):
+    # Unsigned, or numba looks for negative indices in each step.
+    source, target = np.uint64(start), np.uint64(at)
+    for i in range(np.uint64(end - start)):
+        result[target + i] = data[source + i]
+
+
+@kernel(boundscheck=True)
+def _find_ends(data, first, ends):
+    """Find where each piece and the marker behind it end; return whether all are as they should be.
+
+    Where a byte is 255, the next tells a marker from a byte of a piece (0), or is 255 once more.
+    """
+    at, last, found = np.uint64(first), np.uint64(len(data) - 1), 0
+    one, many = np.uint64(1), np.uint64(_SEARCHED)
+    while at < last:
+        stop = min(at + many, last)
+        marked = np.uint8(0)
+        for i in range(at, stop):
+            marked |= np.uint8(data[i] == 0xFF)
+        if not marked:
+            at = stop
+            continue
+        while at < stop:
+            kind = data[at + one]
+            if data[at] != 0xFF or kind == 0xFF:
+                at += one
+                continue
+            at += one + one
+            if kind == 0:
+                continue
+            if kind != (_END if found == len(ends) - 1 else _RESTART + found % 8):
+                return False
+            ends[found] = at
+            found += 1
+            if found == len(ends):
+                return True
+    return False

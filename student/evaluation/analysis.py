@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.errors import require_package
+from pipeline.telling import told
 from pipeline.views.mixing import normalize, to_device
 from student.evaluation.evaluate import fuse
 from student.evaluation.validation import NO_LABEL, ValidationDataset
@@ -101,7 +102,8 @@ def analyze(
     called: list[Tensor] = []  # (2, N) of each batch: true class, and what it is called
     worst = _Worst(dataset)
     with two_headed(model), torch.inference_mode(), _watch_tokens(model) as tokens:
-        for batch in load(dataset, range(len(dataset)), options):
+        batches = load(dataset, range(len(dataset)), options)
+        for batch in told(batches, "looking at mistakes", "batches", len(dataset)):
             images = normalize(to_device(batch.pixels, device), views.mean, views.std)
             with precision():
                 output = model(images)

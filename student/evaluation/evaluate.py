@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.telling import told
 from pipeline.views.mixing import normalize, to_device
 from student.distributed import Ranks
 from student.evaluation.validation import NO_LABEL, ValidationDataset
@@ -104,7 +105,8 @@ def evaluate_all(
         stack.enter_context(torch.inference_mode())
         for model in models.values():
             stack.enter_context(two_headed(model))
-        for batch in load(dataset, range(ranks.rank, len(dataset), ranks.ranks), options):
+        mine = range(ranks.rank, len(dataset), ranks.ranks)
+        for batch in told(load(dataset, mine, options), "evaluating", "batches", len(mine)):
             images = normalize(to_device(batch.pixels, device), views.mean, views.std)
             target, teacher = to_device(batch.target, device), to_device(batch.teacher, device)
             for name, model in models.items():

@@ -30,6 +30,7 @@ from pipeline.shards.index import (
     summarize_shard,
 )
 from pipeline.store import open_store
+from pipeline.telling import told
 from pipeline.views.apply import decode
 from student.loading import LoaderOptions, load
 
@@ -240,7 +241,8 @@ def require_decodable(dataset: ValidationDataset, options: LoaderOptions) -> Non
     image that is found after the first epoch costs that epoch.
     """
     batches = load(_Decoding(dataset), range(len(dataset)), options)
-    found = [text for texts in batches for text in texts]
+    shown = told(batches, "decoding validation images", "batches", len(dataset))
+    found = [text for texts in shown for text in texts]
     if found:
         more = f"\n  and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
         raise ShardError(

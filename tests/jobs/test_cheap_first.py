@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 
 from jobs import serial
 from jobs.run import run_label_job
@@ -48,6 +49,8 @@ def nothing_dear(begun: LabelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
         ({"keep": "margin"}, "columns.margin: True / False"),
         ({"shards": ("nowhere-{0..3}.tar",)}, "4 of 4 names match no file"),
         ({"teacher_checkpoint": Path("nowhere.pth")}, "nowhere.pth"),
+        ({"teacher": "regnety_00"}, "'regnety_00' is no model of timm"),
+        ({"teacher": "regnety_00"}, "similar names: regnety_0"),
         ({"out": "labels.txt"}, "must end in .parquet or .zarr"),
     ],
 )
@@ -57,6 +60,11 @@ def test_settings_that_do_not_fit_are_refused_first(
     with pytest.raises(PipelineError) as caught:
         run_label_job(replace(begun, **change))
     assert said in str(caught.value)
+
+
+def test_every_name_of_timms_is_taken_for_one(begun: LabelConfig) -> None:
+    for name in (*timm.list_models()[::40], *timm.list_pretrained()[::200]):
+        replace(begun, teacher=name).check_teacher()
 
 
 def test_settings_that_fit_go_on_to_the_teacher(begun: LabelConfig) -> None:

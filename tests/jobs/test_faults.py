@@ -25,6 +25,7 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
+from jobs import joining
 from jobs.joining import death_of, fault_of, why_not
 from jobs.run import EXIT_AGAIN, EXIT_DRAINED
 from jobs.supervisor import Death
@@ -36,6 +37,7 @@ from tests.jobs.processes import (
     PATIENCE_SECONDS,
     RAY_ENVIRONMENT,
     Node,
+    Process,
     RayHead,
     RayNodes,
     alive,
@@ -53,7 +55,7 @@ from tests.jobs.processes import (
 TEACHER, AUGMENTER = "ray::TeacherActor", "ray::augment_remotely"
 
 
-def found(process: subprocess.Popen[bytes], above: int, title: str, log: Path) -> int:
+def found(process: Process, above: int, title: str, log: Path) -> int:
     """Return a process of the job once there is one."""
     pids: list[int] = []
 
@@ -66,7 +68,7 @@ def found(process: subprocess.Popen[bytes], above: int, title: str, log: Path) -
     return pids[0]
 
 
-def reached(process: subprocess.Popen[bytes], condition: Callable[[], object], log: Path) -> None:
+def reached(process: Process, condition: Callable[[], object], log: Path) -> None:
     wait_for(lambda: process.poll() is not None or condition(), "its progress", log=log)
     assert process.poll() is None, log.read_text()
 
@@ -353,3 +355,25 @@ def test_an_image_that_crashes_its_decoder_is_rejected_with_a_code(
     assert f"rejected: {key}: whatever process decodes it crashes" in log.read_text()
     ((rejection,),) = open_store(out).manifest.rejections.values()
     assert (rejection.key, rejection.reason) == (key, "crashes-decoder")
+
+
+def test_a_head_that_stays_lost_ends_the_job_and_one_that_comes_back_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a cluster `make chaos` tries it, and waits as long as jobs do."""
+    monkeypatch.setattr(joining, "RESOURCES_SECONDS", 0.01)
+    monkeypatch.setattr(joining, "HEAD_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        watch = joining.HeadWatch(address)
+        time.sleep(0.1)
+        assert not watch.is_lost
+    wait_for(lambda: watch.is_lost, "that the head is missed")
+    watch.check()  # not yet
+    time.sleep(0.3)
+    with pytest.raises(TryAgainError, match=f"at {address}, has not answered for .* again"):
+        watch.check()
+    host, port = address.split(":")
+    with socket.create_server((host, int(port))):
+        wait_for(lambda: not watch.is_lost, "that the head is back")
+        watch.check()

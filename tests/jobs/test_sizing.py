@@ -91,6 +91,7 @@ def test_as_many_teachers_as_gpus_or_machines_with_cpus_and_the_head_last() -> N
     assert auto_teachers({"h": head, "a": machine(0, 2)}, on_gpu=False) == 1
     assert auto_teachers({"h": machine(4, 1, head=True), "a": machine(8, 4)}, on_gpu=True) == 5
     assert auto_teachers({"h": head}, on_gpu=True) == 0
+    assert auto_teachers({"a": machine(8, 4), "b": machine(8, 2)}, on_gpu=True, per_gpu=3) == 18
 
 
 def test_cpu_teachers_go_where_most_cpus_are_left_for_them() -> None:

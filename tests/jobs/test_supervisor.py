@@ -18,6 +18,7 @@ from jobs.supervisor import (
     GiveUp,
     HandOut,
     Patience,
+    Question,
     Resource,
     Say,
     State,
@@ -340,3 +341,26 @@ def test_whatever_dies_every_part_is_done_once_or_the_job_ends_with_an_error(
     assert all(count == 1 for count in cluster.done.values())
     if verdict is None:
         assert sorted(map(str, cluster.done)) == sorted(f"part {n}" for n in range(parts))
+
+
+def test_a_question_says_nothing_of_the_pace_of_parts_and_has_the_time_of_loading() -> None:
+    supervisor = supervisor_of(0, 1)
+    supervisor.begin([Question("the trial")])
+    up(supervisor, 1)
+    assert supervisor.decide(0.0) == [HandOut(0, Question("the trial"))]
+    assert supervisor.decide(PATIENCE.loading_seconds - 1) == []
+    supervisor.finished(0, Question("the trial"), 0.1)
+    supervisor.begin(["a part"])
+    supervisor.decide(1.0)
+    assert supervisor.decide(PATIENCE.loading_seconds - 1) == []  # it is the first
+
+
+def test_a_teacher_that_waits_for_augmentation_beside_free_cpus_is_given_the_time_of_loading() -> (
+    None
+):
+    supervisor, late = labelling(), PATIENCE.loading_seconds + 40
+    supervisor.saw({"CPU": Resource(total=2, free=1)})
+    for now in range(42, int(late), 2):
+        supervisor.progressed(0, 0, starved=True, now=float(now))
+        assert supervisor.decide(float(now)) == []
+    assert End(0) in supervisor.decide(late + 1)

@@ -12,7 +12,7 @@ import torch
 from pipeline.columns import COLUMNS, Column, ColumnConfig, Columns, columns_fit
 from pipeline.growth import needed_release, to_plain
 from pipeline.identity import canonical_json
-from pipeline.labelling.teacher import rank_logits
+from pipeline.labelling.ranking import rank_logits
 from pipeline.records import TeacherLabels
 from pipeline.store import bytes_per_label
 from pipeline.store.card import card_text

@@ -69,6 +69,8 @@ def test_the_digest_follows_what_shapes_the_weights_and_nothing_else() -> None:
         "image_size": 32,
         "lengthen": True,
         "report_images": 3,
+        "tracker": "wandb",
+        "tracker_project": "mine",
         "deterministic": True,
         "ema_on_cpu": True,
         "checkpoint_history": 3,

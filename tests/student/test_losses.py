@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pipeline.columns import COLUMNS, ColumnConfig
 from pipeline.errors import StoreError
-from pipeline.labelling.teacher import rank_logits
+from pipeline.labelling.ranking import rank_logits
 from student.losses import LOSSES, MixedTarget, TeacherSignal
 from student.losses.hard import HardLoss
 from student.losses.none import NoDistillation

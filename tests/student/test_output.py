@@ -43,7 +43,10 @@ def run(world: World, output: str, *, stop_after: int | None = None, **changes: 
 
 def logged(lines: bytes) -> list[dict[str, Any]]:
     """Return the lines of a log, without what depends on the clock and the machine."""
-    timings = {"seconds", "rows_per_second", "peak_memory_bytes", "images_per_second"}
+    timings = {
+        *("seconds", "rows_per_second", "peak_memory_bytes", "images_per_second"),
+        "timed_from_step",
+    }
     found = [json.loads(line) for line in lines.splitlines()]
     for line in found:
         for part in (line, line.get("evaluation", {})):

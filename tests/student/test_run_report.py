@@ -233,6 +233,57 @@ def test_an_unfinished_run_has_no_report_of_its_own_and_can_be_looked_at(
     assert "2 of 3" in page.text
 
 
+def test_a_run_shorter_than_its_log_s_lines_has_charts_of_its_epochs(
+    world: World, tmp_path: Path
+) -> None:
+    config = world.config(tmp_path / "run", log_every=50)
+    train(config, open_inputs(config))
+    log = pd.read_json(tmp_path / "run" / "metrics.jsonl", lines=True)
+    epochs = log[log.kind == "epoch"]
+    assert not (log.kind == "train").any()
+    page = read_page((tmp_path / "run" / "report.html").read_text())
+    for caption, columns, slack in (
+        ("Loss", ["loss", "class_loss", "distillation_loss"], 6e-4),
+        ("Learning rate", ["lr"], 6e-7),
+        ("Agreement with the teacher, on training views", ["agreement", "teacher_accuracy"], 6e-5),
+    ):
+        shown = np.array([[number(cell) for cell in row] for row in chart(page, caption)])
+        np.testing.assert_array_equal(shown[:, 0], epochs.step)
+        np.testing.assert_allclose(shown[:, 1:], epochs[columns].astype(float), atol=slack)
+
+
+def test_speed_after_a_resume_is_that_of_the_steps_since(world: World, tmp_path: Path) -> None:
+    config = world.config(tmp_path / "run", batch_size=4)
+    train(config, open_inputs(config), stop_after=8)  # of 6 steps to an epoch
+    resumed = replace(config, resume="auto")
+    outcome = train(resumed, open_inputs(resumed))
+    log = pd.read_json(tmp_path / "run" / "metrics.jsonl", lines=True)
+    first, broken, last = (line for _, line in log[log.kind == "epoch"].iterrows())
+    for line, steps in ((first, 6), (broken, 4), (last, 6)):
+        spent = line.seconds["total"] - line.seconds.get("evaluation", 0.0)
+        assert line.rows_per_second * spent == pytest.approx(4 * steps)
+    assert broken.timed_from_step == 8
+    assert np.isnan(first.timed_from_step)
+    assert len(outcome.epoch_seconds) == 1  # the whole one
+    page = read_page((tmp_path / "run" / "report.html").read_text())
+    rows = chart(page, "Seconds of an epoch, by what they were spent on")
+    assert [number(row[0]) for row in rows] == [1, 3]
+
+
+def test_a_strangers_settings_are_shown_in_part(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    many = {f"setting{n}": "x" for n in range(50_000)}
+    config = {"shards": ["y" * 100] * 50_000, "z" * 500_000: 1, **many}
+    (run / "config.json").write_text(json.dumps({"config": config}))
+    (run / "metrics.jsonl").write_text("")
+    text = compare_runs([run, run])
+    assert len(text) < 1_000_000
+    page = read_page(text)
+    assert len(table_of(page, "settings")) == 1000
+    assert "49,002 more" in page.text
+
+
 def test_runs_of_one_name_are_told_apart_by_their_paths(world: World, tmp_path: Path) -> None:
     shutil.copytree(world.root / "run", tmp_path / "run")
     page = read_page(compare_runs([world.root / "run", tmp_path / "run"]))

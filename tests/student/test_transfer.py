@@ -139,3 +139,16 @@ def test_a_batch_without_mixing_is_packed_too(world, tmp_path: Path) -> None:
     assert torch.equal(
         mixed_images(batch, SMALL_VIEWS, cpu), mixed_images(packed, SMALL_VIEWS, cpu)
     )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_gpu_gets_the_images_of_a_cpu_in_one_copy(world, soft) -> None:
+    batch = soft_batch() if soft else batch_of(world)
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    there = batch.pin_memory().to(cuda, non_blocking=True)
+    assert torch.equal(
+        mixed_images(there, SMALL_VIEWS, cuda).cpu(), mixed_images(batch, SMALL_VIEWS, cpu)
+    )
+    found, expected = (mixed_target(one, where).lam for one, where in ((there, cuda), (batch, cpu)))
+    assert torch.equal(found.cpu(), expected)

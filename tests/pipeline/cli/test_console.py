@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import json
 import logging
 import os
+import pty
 import re
+import struct
 import subprocess
 import sys
+import termios
 from dataclasses import replace
 from importlib.metadata import distribution
 from pathlib import Path
@@ -33,6 +38,7 @@ from pipeline.cli.console import (
 )
 from pipeline.errors import ConfigError, StoreError
 from pipeline.records import PartRows
+from pipeline.telling import told
 from student.config import EvaluateConfig, TrainConfig
 from tests.storing import info_of, write_store
 
@@ -215,6 +221,73 @@ def test_what_takes_less_than_three_seconds_has_no_progress(
         for done in (1, 2):
             progress.show(done, 2)
     assert capsys.readouterr().err == ""
+
+
+WORKING = """
+import sys, time
+from pipeline.cli import console
+from pipeline.cli.console import Progress, note, running
+from pipeline.telling import told
+console._SHORT_SECONDS = 0.2
+with running("a-program", {}), Progress("parts") as progress:
+    for part in range(1, 4):
+        for view in told(range(1, 4), "redrawing x", "views", 3):
+            time.sleep(0.15)
+        progress.show(part, 3)
+        note(f"part {part} is done")
+"""
+
+
+@pytest.mark.parametrize("columns", [0, 40, 120])
+def test_a_terminal_shows_work_and_the_work_inside_of_it(columns: int) -> None:
+    leader, follower = pty.openpty()
+    size = struct.pack("HHHH", 24 * bool(columns), columns, 0, 0)
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, size)
+    process = subprocess.Popen([sys.executable, "-c", WORKING], cwd=ROOT, stderr=follower)
+    os.close(follower)
+    seen = b""
+    with contextlib.suppress(OSError):  # of a terminal that is closed
+        while data := os.read(leader, 1 << 16):
+            seen += data
+    os.close(leader)
+    assert process.wait() == 0
+    text = seen.decode()
+    assert "redrawing x:" in text
+    assert "a-program:" in text
+    assert text.count("part 3 is done") == 1
+    assert re.search(r"redrawing x: +67%.*\| 2/3 \[00:00<00:0", text)
+    assert columns == 40 or re.search(r"a-program: 100%.*\| 3/3 \[.*parts/s\]", text)
+
+
+def test_work_inside_of_other_work_says_what_it_is_in_a_log(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter([0.0, 1.0, 2.0, 3.0, 4.0, 14.0, 15.0, 16.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    with running("verify", {}), Progress("labels") as progress:
+        progress.show(0, 100)
+        for _ in told(range(4), "redrawing x", "views", 4):
+            pass
+        assert len(Progress.shown) == 1
+    assert capsys.readouterr().err == (
+        "verify: redrawing x: 2 of 4 views, 0.2 views/s, about 11 s left\n"
+        "verify: redrawing x: 4 of 4 views, 0.3 views/s\n"
+    )
+
+
+def test_an_error_leaves_no_bar_and_the_end_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loop = told(range(4), "redrawing x", "views", 4)
+    with pytest.raises(SystemExit), running("verify", {}):
+        raise StoreError(f"torn at {next(loop)}")
+    assert Progress.shown == []
+    clock = iter([0.0, 4.0, 5.0, 16.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    with Progress("labels") as progress:
+        for _ in range(3):
+            progress.show(9, 9)
+    assert capsys.readouterr().err.count("9 of 9") == 1
 
 
 PRINTING = """

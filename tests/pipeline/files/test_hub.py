@@ -2,19 +2,26 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from huggingface_hub import constants
 
-from pipeline.errors import ConfigError, PipelineError
-from pipeline.files.hub import HubFolder, HubUrl
+from pipeline.errors import ConfigError, PipelineError, TeacherError
+from pipeline.files.hub import HubFolder, HubUrl, hub_if_reached
 from pipeline.files.local import expand_shards, open_folder
+from pipeline.identity import AugmentConfig, MixConfig
+from pipeline.labelling.teacher import TeacherSpec, load_teacher
 from pipeline.store import export_store, open_store
+from student.model import StudentSpec, create_student
 from tests.hub_server import REPOSITORY, Hub, hub_server
 from tests.storing import ALL_COLUMNS, info_of, ranges, write_store
 
@@ -180,3 +187,37 @@ def test_what_is_cached_is_read_without_a_network(hub: Hub, tmp_path: Path) -> N
     assert offline == online
     assert "the hub cannot be reached; connect (and unset HF_HUB_OFFLINE), or give the" in unknown
     assert "the hub cannot be reached; connect" in absent
+
+
+@pytest.mark.timeout(60)
+def test_a_hub_that_is_not_there_is_one_line_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.delenv("HTTPS_PROXY", raising=False)
+    monkeypatch.delenv("https_proxy", raising=False)
+    with hub_if_reached() as why:
+        assert why.startswith("127.0.0.1 cannot be reached (Connection refused)")
+        assert constants.HF_HUB_OFFLINE
+    assert not constants.HF_HUB_OFFLINE
+    spec, began = TeacherSpec(architecture="resnet18.a1_in1k"), time.monotonic()
+    with pytest.raises(TeacherError, match=r"127\.0\.0\.1 cannot be reached"):
+        load_teacher(spec, AugmentConfig(image_size=32), MixConfig(), torch.device("cpu"))
+    assert time.monotonic() - began < 15
+    student = StudentSpec(
+        name="resnet18", classes=3, image_size=32, heads=1, model_args={"pretrained": True}
+    )
+    with pytest.raises(ConfigError, match=r"127\.0\.0\.1 cannot be reached"):
+        create_student(student)
+
+
+def test_a_hub_that_answers_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+        with hub_if_reached() as why:
+            assert (why, constants.HF_HUB_OFFLINE) == ("", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with hub_if_reached() as why:
+        assert "HF_HUB_OFFLINE is set" in why
+    assert constants.HF_HUB_OFFLINE

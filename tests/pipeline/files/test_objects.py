@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -409,3 +409,45 @@ def test_secrets_are_in_no_log(s3: S3Server, caplog: pytest.LogCaptureFixture) -
             folder.read_bytes("a")
     for text in (caplog.text, str(caught.value), repr(folder.__dict__)):
         assert SECRET not in text
+
+
+@pytest.fixture
+def many(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Objects of a store with 130 shards, and foreign ones whose names are near to theirs."""
+    monkeypatch.setattr(objects, "_AT_ONCE", 10)
+    url = f"{s3.make_bucket()}/s.parquet"
+    names = ["_manifest.json", "a", "shard=1", "shard=10", "shard=45x", "shard=9/z", "zzz"]
+    names += [f"shard={number}/view-00000-00003.parquet" for number in range(130)]
+    for name in names:
+        s3.put(f"{url}/{name}", b"x" * len(name))
+    s3.put(f"{url}-2/shard=5", b"of another store")
+    return url
+
+
+def test_objects_that_are_listed_in_ranges_are_all_there_once_and_in_order(
+    s3: S3Server, many: str
+) -> None:
+    s3.requests.clear()
+    keys = [one.url.key for one in StoredObject.list(ObjectUrl.parse(many))]
+    assert keys == sorted(f"s.parquet/{name}" for name in s3.objects(many))
+    assert len(keys) == 137
+    assert sum(one.method == "GET" and one.path.count("/") < 3 for one in s3.requests) > 50
+    assert open_folder(many).sizes() == {path: len(data) for path, data in s3.objects(many).items()}
+
+
+def test_a_storage_that_does_not_list_by_key_is_listed_at_once(
+    many: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sorted_pages = objects._pages
+
+    def pages(url: ObjectUrl, after: str = "") -> Iterator[list[StoredObject]]:
+        return reversed([page[::-1] for page in sorted_pages(url)])
+
+    monkeypatch.setattr(objects, "_pages", pages)
+    assert len(StoredObject.list(ObjectUrl.parse(many))) == 137
+
+
+def test_a_range_whose_list_breaks_off_is_asked_for_again(s3: S3Server, many: str) -> None:
+    faults = iter(["torn", None, None, "torn", None, "503"])
+    s3.fault = lambda _: next(faults, None)
+    assert len(StoredObject.list(ObjectUrl.parse(many))) == 137

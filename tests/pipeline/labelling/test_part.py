@@ -58,11 +58,11 @@ def test_labels_do_not_depend_on_the_order_of_groups(tmp_path: Path) -> None:
     identity, part = hash_identity(), part_of(3, 20)
     tasks = list(group_tasks(shard.path, shard.info, part, identity))
     random.Random(1).shuffle(tasks)
-    builder = PartBuilder(shard, part, identity)
+    builder = PartBuilder(shard.info, part, identity)
     for task in tasks:
         group = run_task(task)
         builder.add(group, HashTeacher().label_group(group))
-    shuffled, ordered = builder.finish(), label_with_hashes(shard, part, identity)
+    shuffled, ordered = builder.finish(shard.contents), label_with_hashes(shard, part, identity)
     assert (shuffled.label == ordered.label).all()
     assert (shuffled.digest == ordered.digest).all()
 
@@ -165,12 +165,12 @@ def test_a_task_refuses_a_shard_that_is_another_one_now(tmp_path: Path) -> None:
 def test_a_part_with_a_missing_group_is_never_finished(tmp_path: Path) -> None:
     shard = open_shard(digit_shard(tmp_path / "a.tar", 40), 0)
     identity, part = hash_identity(), part_of(0, 3)
-    builder = PartBuilder(shard, part, identity)
+    builder = PartBuilder(shard.info, part, identity)
     for task in list(group_tasks(shard.path, shard.info, part, identity))[1:]:
         group = augment_group(shard, task)
         builder.add(group, HashTeacher().label_group(group))
     with pytest.raises(RuntimeError, match="neither labelled nor rejected"):
-        builder.finish()
+        builder.finish(shard.contents)
 
 
 def _partners_of(index: int, key_hash: str, samples: int, views: int) -> list[int]:

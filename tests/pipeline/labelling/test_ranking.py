@@ -11,7 +11,7 @@ from numpy.testing import assert_array_equal
 from numpy.typing import NDArray
 
 from pipeline.columns import COLUMNS, LOG_STEPS, ColumnConfig
-from pipeline.labelling.teacher import rank_logits
+from pipeline.labelling.ranking import rank_logits
 from tests.labelling import every_column
 
 EVERYTHING = every_column(5)

@@ -14,19 +14,22 @@ from safetensors.torch import load_file
 from pipeline.columns import COLUMNS
 from pipeline.errors import ClassesError, ConfigError, IncompleteStoreError, TeacherError
 from pipeline.identity import AugmentConfig, ColumnConfig, MixConfig
+from pipeline.labelling import part
 from pipeline.labelling.agreement import Preflight
 from pipeline.labelling.config import LabelConfig
 from pipeline.labelling.devices import choose_device
 from pipeline.labelling.job import (
     PartOrder,
+    begin_job,
     index_shards,
+    plan_job,
 )
-from pipeline.labelling.part import augment_group, group_tasks
+from pipeline.labelling.part import augment_group, group_tasks, run_task
 from pipeline.labelling.teacher import Teacher, TeacherSpec, load_teacher
 from pipeline.labelling.weights import state_digest
 from pipeline.labelling.worker import TeacherWorker
-from pipeline.records import AugmentedGroup
-from pipeline.shards.index import open_shard
+from pipeline.records import AugmentedGroup, ShardInfo
+from pipeline.shards.index import Shard, ShardContents, open_known_shard, open_shard
 from pipeline.views.mixing import mix_images, normalize
 from tests.labelling import (
     SMALL,
@@ -51,6 +54,25 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def teacher(checkpoint: Path) -> Teacher:
     return small_teacher(checkpoint, VIEWS)
+
+
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def anywhere(request: pytest.FixtureRequest, checkpoint: Path) -> Teacher:
+    """The teacher on a CPU, and by `make gpu` on a GPU, in a GPU's shape."""
+    mix = MixConfig()
+    spec = TeacherSpec(
+        architecture="regnety_002",
+        checkpoint=checkpoint,
+        precision="fp32" if request.param == "cpu" else "bf16",
+        columns=ColumnConfig(margin=True, topk=3),
+    )
+    return load_teacher(spec, VIEWS, mix, choose_device(request.param))
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_network_is_replayed_as_a_graph(checkpoint: Path) -> None:
+    forward = small_teacher(checkpoint, VIEWS, device="cuda")._forward
+    assert forward._run != forward._run_plainly
 
 
 @pytest.fixture(scope="module")
@@ -88,11 +110,16 @@ def views_of(group: AugmentedGroup, first: int, end: int) -> AugmentedGroup:
 
 
 def test_the_teacher_digests_the_very_floats_that_it_labels(
-    teacher: Teacher, group: AugmentedGroup, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, group: AugmentedGroup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[torch.Tensor] = []
+    teacher, seen = small_teacher(checkpoint, VIEWS), list[torch.Tensor]()
     logits = teacher.logits
-    monkeypatch.setattr(teacher, "logits", lambda batch: (seen.append(batch), logits(batch))[1])
+
+    def watched(batch: torch.Tensor) -> torch.Tensor:
+        seen.append(batch.clone())
+        return logits(batch)
+
+    monkeypatch.setattr(teacher, "logits", watched)
     due = np.random.default_rng(0).random(group.valid.shape) < 0.3
     group = replace(views_of(group, 2, 5), has_mixed_digest=due[:, 2:5])
     found = teacher.label_group(group).mixed_digest
@@ -112,18 +139,19 @@ def test_the_test_teacher_gives_many_labels(teacher: Teacher, group: AugmentedGr
 
 
 def test_a_label_does_not_depend_on_the_views_labelled_with_it(
-    teacher: Teacher, group: AugmentedGroup
+    anywhere: Teacher, group: AugmentedGroup
 ) -> None:
-    samples, views = group.valid.shape
+    teacher, (samples, views) = anywhere, group.valid.shape
     whole = teacher.label_group(group).label.reshape(samples, views)
     for first, end in ((0, 1), (1, 2), (2, 7), (9, 10)):
         part = teacher.label_group(views_of(group, first, end)).label.reshape(samples, -1)
         assert (part == whole[:, first:end])[group.valid[:, first:end]].all()
 
 
-def test_the_loops_labels_are_the_jobs(teacher: Teacher, group: AugmentedGroup) -> None:
-    valid = group.valid.reshape(-1)
-    pixels = torch.from_numpy(group.pixels.reshape(-1, 32, 32, 3))
+def test_the_loops_labels_are_the_jobs(anywhere: Teacher, group: AugmentedGroup) -> None:
+    teacher, valid = anywhere, group.valid.reshape(-1)
+    there = next(teacher.model.parameters()).device
+    pixels = torch.from_numpy(group.pixels.reshape(-1, 32, 32, 3)).to(there)
     images = mix_images(normalize(pixels, VIEWS.mean, VIEWS.std), group.mix)[valid]
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(1))
     expected = teacher.label_group(group).label[valid]
@@ -413,3 +441,33 @@ def test_a_machine_that_does_not_see_the_jobs_store_labels_nothing(
     with pytest.raises(IncompleteStoreError, match="the store that this job began is not seen on"):
         worker.label_part(order, iter(()))
     assert not (tmp_path / "x.parquet").exists()
+
+
+def test_a_shard_is_not_read_beside_the_teacher_and_once_in_a_process_that_does(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = worker_of(tmp_path, checkpoint, views=6, views_per_part=3)
+    config = worker._config
+    plan = plan_job(config, index_shards(config.shards), worker.identity, worker.fingerprints)
+    begin_job(plan)
+    opened: list[str] = []
+
+    def open_it(path: Path, shard: ShardInfo) -> Shard:
+        opened.append(path.name)
+        return open_known_shard(path, shard)
+
+    monkeypatch.setattr(part, "open_known_shard", open_it)
+    first, second = map(plan.order, plan.missing)
+    groups = [run_task(task) for task in first.tasks()]
+    contents, told = first.contents(), list[int]()
+    assert opened == ["a.tar"]  # for all tasks, and what the part keeps
+    monkeypatch.setattr(part, "open_known_shard", None)
+
+    def tell() -> ShardContents:
+        told.append(len(groups))
+        return contents
+
+    committed = worker.label_part(first, (groups.pop() for _ in range(len(groups))), tell)
+    assert committed.entry.rows == 60 * 3
+    assert told == [0]  # once all are labelled
+    assert second.contents() is contents

@@ -9,7 +9,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.reporting.charts import Series, columns_chart, lines_chart, number_text
@@ -168,8 +168,53 @@ def test_ticks_are_few_and_round_and_cover_the_range(low: float, span: float) ->
     assert ticks[-1] >= high - slack
 
 
+@given(
+    st.lists(
+        st.tuples(
+            st.floats(allow_nan=True, allow_infinity=True),
+            st.floats(allow_nan=True, allow_infinity=True),
+        ),
+        max_size=6,
+    ),
+    st.booleans(),
+    st.booleans(),
+)
+@example([(0.0, 5e-324), (1.0, 5e-324)], False, False)
+@example([(5e-324, 0.0), (1e-323, 1.0)], False, True)
+@example([(0.0, -1.7e308), (1.0, 1.7e308)], True, False)
+@example([(1.0, 1.0), (1.0000000000000002, 1.0000000000000002)], False, False)
+@example([(math.inf, 1.0), (1.0, 2.0)], False, False)
+@example([(float(n), 1.7e308) for n in range(500)], False, False)
+def test_any_float_can_be_drawn(
+    points: list[tuple[float, float]], shares: bool, from_zero: bool
+) -> None:
+    points.sort(key=lambda one: one[0])
+    series = [Series(name="a", points=points)]
+    chart = lines_chart("c", series, x_label="x", y_label="y", shares=shares, from_zero=from_zero)
+    page = read_page(chart.svg)
+    numbers = [
+        float(word)
+        for one in page.walk()
+        for name in ("x", "y", "x1", "x2", "y1", "y2", "cx", "cy", "points")
+        for word in one.attributes.get(name, "").replace(",", " ").split()
+    ]
+    assert all(-1 <= one <= 481 for one in numbers)
+    assert sum("tick" in one.attributes.get("class", "") for one in page.walk()) < 40
+    assert all(len(cell) < 24 for row in chart.table.rows for cell in row)
+    assert sum(map(math.isfinite, {x for x, y in points if math.isfinite(y)})) >= len(
+        chart.table.rows
+    )
+
+
 @pytest.mark.parametrize(
-    ("value", "text"), [(1234, "1,234"), (0.5, "0.5"), (1e-5, "1.00e-05"), (12345.678, "12,346")]
+    ("value", "text"),
+    [
+        (1234, "1,234"),
+        (0.5, "0.5"),
+        (1e-5, "1.00e-05"),
+        (12345.678, "12,346"),
+        (1e300, "1.000e+300"),
+    ],
 )
 def test_numbers_are_short(value: float, text: str) -> None:
     assert number_text(value) == text

@@ -39,8 +39,8 @@ def test_formats_are_those_of_the_bytes_whatever_the_names_say(write):
     members = [*images, ("e.jpg", b"GIF89a")]
     targets = [(f"{name[0]}.cls", b"1") for name, _ in members]
     pairs = [one for pair in zip(members, targets, strict=True) for one in pair]
-    assert open_shard(write(*pairs), 0).formats == ("jpeg", "png", "webp")
-    assert open_shard(write(*pairs[2:4], *pairs[-2:]), 0).formats == ("jpeg",)
+    assert open_shard(write(*pairs), 0).contents.formats == ("jpeg", "png", "webp")
+    assert open_shard(write(*pairs[2:4], *pairs[-2:]), 0).contents.formats == ("jpeg",)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,6 +87,26 @@ def test_a_killed_job_on_this_machine_is_no_longer_there(tmp_path: Path) -> None
     tell(tmp_path, word)
     with at_work(tmp_path, PROGRESS) as me:
         assert me.others == ()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"machine": "a\nat work: nobody"},
+        {"machine": "\x1b[2J"},
+        {"machine": ""},
+        {"machine": "a" * 300},
+        {"process": -1},
+        {"seen": -1.0},
+        {"progress": dataclasses.replace(PROGRESS, parts=-1)},
+        {"progress": dataclasses.replace(PROGRESS, seconds=-0.5)},
+    ],
+)
+def test_a_word_that_no_job_leaves_is_none(tmp_path: Path, change: dict[str, Any]) -> None:
+    tell(tmp_path, ME)
+    assert len(read_workers(tmp_path)) == 1
+    tell(tmp_path, dataclasses.replace(ME, **change))
+    assert read_workers(tmp_path) == ()
 
 
 def test_a_word_that_cannot_be_read_is_none(tmp_path: Path) -> None:

@@ -263,7 +263,7 @@ def test_a_teacher_that_gives_other_columns_than_the_stores_is_refused(tmp_path:
     identity, part = hash_identity(columns=EVERYTHING), part_of(0, 3)
     group = run_task(next(group_tasks(shard.path, shard.info, part, identity)))
     with pytest.raises(TeacherError, match=r"columns \[\], the store holds \['confidence'"):
-        PartBuilder(shard, part, identity).add(group, HashTeacher().label_group(group))
+        PartBuilder(shard.info, part, identity).add(group, HashTeacher().label_group(group))
 
 
 def test_labels_and_digests_do_not_depend_on_the_columns(tmp_path: Path) -> None:

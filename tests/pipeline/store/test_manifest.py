@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import ChecksumError, StoreError
 from pipeline.files.local import sha256
+from pipeline.identity import canonical_json
 from pipeline.records import PartKey, Rejection
 from pipeline.store.manifest import (
     Manifest,
@@ -23,6 +24,7 @@ from pipeline.store.manifest import (
     unseal,
     write_manifest,
 )
+from pipeline.store.parts import PartEntries
 from pipeline.store.subset import SubsetOf
 from tests.student.factories import make_manifest
 
@@ -193,3 +195,14 @@ def test_more_names_than_the_teacher_has_classes_are_refused() -> None:
     values["classes"] = ["a"] * 11
     with pytest.raises(StoreError, match="names more classes than the teacher has"):
         Manifest.from_json(values, "it")
+
+
+def test_a_manifest_is_written_from_columns_as_from_records() -> None:
+    manifest = make_manifest([2, 3])
+    parts = tuple(
+        replace(one, sha256=f"{number:064x}") for number, one in enumerate(manifest.parts)
+    )
+    records, columns = (replace(manifest, parts=one) for one in (parts, PartEntries.of(parts)))
+    assert records == columns
+    assert records.digest == columns.digest
+    assert records.digest == sha256(canonical_json(columns.to_json()) + b"\n")

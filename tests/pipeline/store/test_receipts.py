@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from pipeline.errors import ChecksumError, IncompleteStoreError
+from pipeline.errors import ChecksumError, IncompleteStoreError, StoreError
 from pipeline.files.local import LocalFolder
 from pipeline.records import PartKey
 from pipeline.store import (
@@ -22,6 +25,7 @@ from pipeline.store import (
     finish_store,
     read_entries,
     read_receipts,
+    receipts,
 )
 from pipeline.store.card import card_text
 from pipeline.store.manifest import seal, unseal
@@ -31,6 +35,7 @@ from tests.storing import ALL_COLUMNS, OTHER_TEACHER, PRINTS, info_of, rows_of
 DIGEST = ALL_COLUMNS.digest
 SHARDS = [info_of(0), info_of(1)]
 INFOS = {one.number: one for one in SHARDS}
+REJECTED = {"index": 1, "key": "a", "reason": "truncated"}
 PLANNED = [PartKey(shard=s, first_view=v, views=3) for s in (0, 1) for v in (0, 3, 6)]
 
 
@@ -39,11 +44,11 @@ def root(tmp_path: Path) -> Path:
     """A store whose parts all have receipts, and no manifest yet."""
     place = tmp_path / "x.parquet"
     claim_store(place, ALL_COLUMNS, PRINTS)
-    receipts = Receipts(place, DIGEST, SHARDS)
+    noted = Receipts(place, DIGEST, SHARDS)
     for part in PLANNED:
         rows = rows_of(ALL_COLUMNS, INFOS[part.shard], part.first_view, part.views)
-        receipts.add(commit_part(place, rows))
-    receipts.close()
+        noted.add(commit_part(place, rows))
+    noted.close()
     return place
 
 
@@ -61,7 +66,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-def finish(root: Path, known: list[Committed]) -> Manifest:
+def finish(root: Path, known: Sequence[Committed]) -> Manifest:
     return finish_store(root, ALL_COLUMNS, PRINTS, SHARDS, card_text, PLANNED, known=known)
 
 
@@ -112,16 +117,16 @@ def test_a_part_that_is_gone_is_not_believed_to_be_there(root: Path) -> None:
 
 def test_a_part_with_two_receipts_that_differ_is_read(root: Path, read: list[str]) -> None:
     (one, *_) = [one for one in read_receipts(root, DIGEST, INFOS) if one.entry.part == PLANNED[0]]
-    receipts = Receipts(root, DIGEST, SHARDS)
-    receipts.add(replace(one, entry=replace(one.entry, sha256="0" * 64)))
-    receipts.close()
+    noted = Receipts(root, DIGEST, SHARDS)
+    noted.add(replace(one, entry=replace(one.entry, sha256="0" * 64)))
+    noted.close()
     assert finish(root, read_receipts(root, DIGEST, INFOS)) == finish(root, [])
     assert read.count(PLANNED[0].path) == 2  # and the others once, without receipts
 
 
 def test_receipts_of_another_store_or_other_shards_are_not_believed(root: Path) -> None:
     assert len(read_receipts(root, DIGEST, INFOS)) == len(PLANNED)
-    assert read_receipts(root, OTHER_TEACHER.digest, INFOS) == []
+    assert len(read_receipts(root, OTHER_TEACHER.digest, INFOS)) == 0
     packed_again = {**INFOS, 1: replace(SHARDS[1], content_hash="0" * 64)}
     found = read_receipts(root, DIGEST, packed_again)
     assert {one.entry.part.shard for one in found} == {0}
@@ -129,26 +134,47 @@ def test_receipts_of_another_store_or_other_shards_are_not_believed(root: Path) 
     assert {one.entry.part.shard for one in found} == {1}
 
 
+def with_number(row: int, number: int) -> Callable[[dict[str, Any]], None]:
+    """Return a change of one number of the first part: its shard, first view, views, bytes ..."""
+
+    def change_it(values: dict[str, Any]) -> None:
+        numbers = np.frombuffer(b64decode(values["parts"]), "<i8").reshape(7, -1).copy()
+        numbers[row, 0] = number
+        values["parts"] = b64encode(numbers.tobytes()).decode()
+
+    return change_it
+
+
 @pytest.mark.parametrize(
     "how",
     [
-        lambda values: values["parts"][0].__setitem__(0, "0"),
-        lambda values: values["parts"][0].__setitem__(3, 1.0),
-        lambda values: values["parts"][0].__setitem__(6, True),
-        lambda values: values["parts"][0].__setitem__(4, "../" * 21 + "x"),
-        lambda values: values["parts"][0].append(1),
+        with_number(0, 5),  # a shard of which nothing is said
+        with_number(2, 0),
+        with_number(2, -3),
+        with_number(4, 22),  # rows
+        with_number(5, -1),
+        with_number(6, 1 << 40),
+        lambda values: values.update({"parts": values["parts"][4:]}),
+        lambda values: values.update({"parts": [1, 2]}),
         lambda values: values.pop("parts"),
-        lambda values: values["shards"].update({"one": {}}),
-        lambda values: values["shards"]["0"].update({"formats": 5}),
-        lambda values: values["shards"]["0"].update({"omitted": "zzz"}),
-        lambda values: values.update({"shards": [1]}),
+        lambda values: values.update({"sha256": values["sha256"][44:]}),
+        lambda values: values.update({"sha256": "?" + values["sha256"][1:]}),
+        lambda values: values.update({"shards": values["shards"][:12] * 2}),
+        lambda values: values.update({"formats": 5}),
+        lambda values: values.update({"formats": [[5], [5]]}),
+        lambda values: values["formats"].pop(),
+        lambda values: values["omitted"].update({"0": "zzz"}),
+        lambda values: values["rejections"].update({"0": [{"index": 99, "key": "a"}]}),
+        lambda values: values["rejections"].update({"0": [dict(REJECTED, index=99)]}),
+        lambda values: values["rejections"].update({"0": [dict(REJECTED, index=-1)]}),
+        lambda values: values["rejections"].update({"0": [REJECTED, REJECTED]}),
     ],
 )
 def test_receipts_that_are_malformed_are_as_good_as_none(
     root: Path, how: Callable[[dict[str, Any]], Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     change(root, how)
-    assert read_receipts(root, DIGEST, INFOS) == []
+    assert len(read_receipts(root, DIGEST, INFOS)) == 0
     assert "its parts are read instead" in caplog.text
     assert len(committed_parts(root, ALL_COLUMNS, INFOS)) == len(PLANNED)
 
@@ -158,18 +184,47 @@ def test_a_flipped_bit_in_receipts_is_found(root: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    assert read_receipts(root, DIGEST, INFOS) == []
+    assert len(read_receipts(root, DIGEST, INFOS)) == 0
+
+
+def test_receipts_that_are_too_large_are_not_read_and_are_written_in_two(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    known = read_receipts(root, DIGEST, INFOS)
+    size = receipts_file(root).stat().st_size
+    monkeypatch.setattr(receipts, "MAX_RECEIPTS_BYTES", size - 1)
+    assert len(read_receipts(root, DIGEST, INFOS)) == 0
+    assert f"such a file has at most {size - 1}" in caplog.text
+    receipts_file(root).unlink()
+    with closing(Receipts(root, DIGEST, SHARDS)) as again:
+        for one in known:
+            again.add(one)
+    assert len(list((root / "_meta" / ".jobs").glob("receipts-*.json"))) == 2
+    assert read_receipts(root, DIGEST, INFOS).in_order() == known
+
+
+def test_parts_that_contradict_each_other_about_a_shard_are_both_noted(root: Path) -> None:
+    first, second, *_ = read_receipts(root, DIGEST, INFOS)
+    assert first.entry.part.shard == second.entry.part.shard
+    receipts_file(root).unlink()
+    other = replace(second, images=replace(second.images, hash="0" * 64))
+    with closing(Receipts(root, DIGEST, SHARDS)) as again:
+        again.add(first)
+        again.add(other)
+    assert list(read_receipts(root, DIGEST, INFOS).in_order()) == [first, other]
+    with pytest.raises(StoreError, match="were labelled from different image bytes of one shard"):
+        finish(root, read_receipts(root, DIGEST, INFOS))
 
 
 def test_files_of_receipts_grow_with_their_number(tmp_path: Path) -> None:
     place = tmp_path / "x.parquet"
     claim_store(place, ALL_COLUMNS, PRINTS)
     one = commit_part(place, rows_of(ALL_COLUMNS, SHARDS[0], 0, 3))
-    receipts = Receipts(place, DIGEST, SHARDS)
+    noted = Receipts(place, DIGEST, SHARDS)
     for number in range(20_000):
         part = PartKey(shard=0, first_view=3 * number, views=3)
-        receipts.add(replace(one, entry=replace(one.entry, part=part)))
-    receipts.close()
+        noted.add(replace(one, entry=replace(one.entry, part=part)))
+    noted.close()
     assert len(list((place / "_meta" / ".jobs").iterdir())) < 200
     assert len(read_receipts(place, DIGEST, INFOS)) == 20_000
     assert RECEIPTS_PATH.startswith("_meta/.")  # copies leave it out

@@ -165,6 +165,21 @@ def test_an_omitted_and_a_rejected_sample_are_shown_as_such(
     assert show_views(views, original=True).size[0] > 300
 
 
+def test_colors_of_texts_are_said_at_the_bottom(store: LabelStore) -> None:
+    wrong = drawn(store)[0]
+    right = replace(wrong, label=wrong.target)
+    sheets = [np.asarray(show_views([one])) for one in (right, wrong)]
+    found = [
+        [color for color in module._LEGEND if (sheet == color).all(axis=2).any()]
+        for sheet in sheets
+    ]
+    color = module._color(wrong)
+    assert found == [[], [color]]
+    # Below the tile and its lines, which are the same for both but for their number.
+    last = np.flatnonzero((sheets[1] == color).all(axis=2).any(axis=1))[-1]
+    assert last > len(sheets[1]) - 2 * module._GAP
+
+
 def rows_of_shard(store: LabelStore) -> tuple[str, ...]:
     return store.read_part(store.manifest.parts[0]).keys
 

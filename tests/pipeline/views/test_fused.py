@@ -21,12 +21,12 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from pipeline.identity import IMAGENET_MEAN, IMAGENET_STD
+from pipeline.identity import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig, MixConfig
 from pipeline.views import fused, mixing
+from pipeline.views.floats import float_fingerprints
 from pipeline.views.mixing import MixRows, mixed_views
 
 ROOT = Path(__file__).resolve().parents[3]
-CPU = torch.device("cpu")
 
 # The interpreter cuts bf16 off where a GPU rounds, so that type is left to the compiled code.
 INTERPRETED = """
@@ -141,3 +141,24 @@ def test_the_proof_meets_all_kinds_of_mixing_odd_shares_and_the_edges() -> None:
     assert (cut[:, :2] + cut[:, 2:] <= 224).all()
     assert isinstance(rows, MixRows)
     assert (rows.partner[2:] != torch.arange(2, 32)).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_gpu_gives_the_bits_of_a_cpu_in_one_kernel_and_step_by_step(dtype: torch.dtype) -> None:
+    cuda = torch.device("cuda")
+    assert mixing._is_fused(cuda, dtype, 224, IMAGENET_MEAN, IMAGENET_STD)
+    pixels, rows = mixing._proof(224)
+    expected = mixed_views(pixels, rows, IMAGENET_MEAN, IMAGENET_STD).to(dtype)
+    for mix in (mixing._mix_fused, mixing._mix_in_pieces):
+        found = torch.empty(32, 224, 224, 3, dtype=dtype, device=cuda).permute(0, 3, 1, 2)
+        mix(pixels.to(cuda), rows.to(cuda), IMAGENET_MEAN, IMAGENET_STD, found)
+        assert torch.equal(found.cpu(), expected)
+
+
+@pytest.mark.gpu
+def test_the_fingerprints_of_a_gpu_are_those_of_a_cpu() -> None:
+    found, expected = (
+        float_fingerprints(AugmentConfig(), MixConfig(), device) for device in ("cuda", "cpu")
+    )
+    assert found == expected

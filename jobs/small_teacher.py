@@ -1,0 +1,177 @@
+"""Trains a small teacher on augmented views of labelled shards, for want of a published one.
+
+The views are the project's own, drawn from another root seed than a label job's default, so
+the teacher does not see in advance what it will label. They are not mixed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+import tyro
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pipeline.classes import names_beside
+from pipeline.cli.console import say
+from pipeline.files.local import expand_shards
+from pipeline.identity import AugmentConfig
+from pipeline.records import Pixels
+from pipeline.shards.index import open_shard
+from pipeline.views.apply import decode
+from pipeline.views.make import make_view
+from pipeline.views.mixing import normalize
+from pipeline.views.rng import sample_seed
+
+__all__ = ["TeacherTraining", "main", "train_teacher"]
+
+ROOT_SEED = 1_000_003  # a label job's default is 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherTraining:
+    """Train a timm model on shards, and write it as .safetensors."""
+
+    shards: tuple[str, ...]
+    """Shards to learn from: files, brace patterns or globs, in quotes."""
+    val_shards: tuple[str, ...]
+    """Shards to report the accuracy on."""
+    out: Path
+    """File to write, a .safetensors."""
+    model: str = "regnety_002"
+    """timm's name."""
+    image_size: int = 32
+    """Side of the views, in pixels."""
+    crop_scale: tuple[float, float] = (0.5, 1.0)
+    """Smallest and largest share of the image that a crop covers."""
+    hflip: float = 0.0
+    """Probability of a horizontal flip."""
+    epochs: int = 12
+    """Epochs, each on new views."""
+    batch_size: int = 64
+    """Views of a batch."""
+    lr: float = 8e-3
+    """Peak learning rate of AdamW."""
+    threads: int = 1
+    """CPU threads of PyTorch; more do not help with views this small."""
+    seed: int = 0
+    """Seed of weights and order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """N decoded images with their seeds and classes."""
+
+    pixels: tuple[Pixels, ...]
+    seed: tuple[int, ...]
+    target: NDArray[np.int64]  # (N,)
+
+
+def read_images(patterns: tuple[str, ...]) -> Images:
+    """Decode all images of some shards."""
+    pixels, seeds, targets = [], [], []
+    for number, path in enumerate(expand_shards(patterns)):
+        shard = open_shard(path, number)
+        for index, sample in enumerate(shard.samples):
+            data = shard.image_bytes(index)
+            pixels.append(decode(data, sample.image_name, AugmentConfig().max_pixels))
+            seeds.append(sample_seed(ROOT_SEED, sample.key))
+            targets.append(sample.target)
+    return Images(tuple(pixels), tuple(seeds), np.array(targets))
+
+
+def views_of(images: Images, rows: NDArray[np.int64], view: int, config: AugmentConfig) -> Tensor:
+    """Return one view of each of these images, (N, 3, S, S) normalized."""
+    views = []
+    for row in rows:
+        image = images.pixels[row]
+        views.append(make_view(image, images.seed[row], view, config))
+    return normalize(torch.from_numpy(np.stack(views)), config.mean, config.std)
+
+
+def batches(count: int, size: int, order: np.random.Generator) -> Iterator[NDArray[np.int64]]:
+    """Yield the rows of an epoch's full batches."""
+    rows = order.permutation(count)
+    for start in range(0, count - size + 1, size):
+        yield rows[start : start + size]
+
+
+def train(options: TeacherTraining, images: Images, views: AugmentConfig) -> nn.Module:
+    """Return a model trained on an epoch of new views at a time."""
+    torch.manual_seed(options.seed)
+    order = np.random.default_rng(options.seed)
+    model: nn.Module = timm.create_model(options.model, num_classes=int(images.target.max()) + 1)
+    model = model.to(memory_format=torch.channels_last)  # twice as fast on a CPU
+    optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=0.05)
+    steps = options.epochs * (len(images.pixels) // options.batch_size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.lr, total_steps=steps)
+    target = torch.from_numpy(images.target)
+    for epoch in range(options.epochs):
+        model.train()
+        total = 0.0
+        for rows in batches(len(images.pixels), options.batch_size, order):
+            logits = model(views_of(images, rows, epoch, views))
+            loss = F.cross_entropy(logits, target[rows], label_smoothing=0.1)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+            total += loss.item() * len(rows)
+        say(f"epoch {epoch + 1}: loss {total / len(images.pixels):.3f}")
+    return model.eval()
+
+
+@torch.inference_mode()
+def accuracy(model: nn.Module, images: Images, side: int) -> float:
+    """Return the share of plain images that the model gets right."""
+    plain = AugmentConfig(
+        image_size=side,
+        crop="center",
+        center_fraction=1.0,
+        hflip=0.0,
+        policy="none",
+        erase_probability=0.0,
+    )
+    found = model(views_of(images, np.arange(len(images.pixels)), 0, plain)).argmax(1).numpy()
+    return float((found == images.target).mean())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train, report and write."""
+    options = tyro.cli(TeacherTraining, args=arguments)
+    share = train_teacher(options)
+    say(f"{options.out}: {options.model}, {share:.1%} of the validation images right")
+
+
+def train_teacher(options: TeacherTraining) -> float:
+    """Train a teacher and write its file; return the share of validation images that are right."""
+    torch.set_num_threads(options.threads)
+    views = AugmentConfig(
+        image_size=options.image_size,
+        crop_scale=options.crop_scale,
+        hflip=options.hflip,
+        policy="none",
+        erase_probability=0.0,
+    )
+    model = train(options, read_images(options.shards), views)
+    share = accuracy(model, read_images(options.val_shards), options.image_size)
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    said: dict[str, object] = {
+        "image_size": options.image_size,
+        "mean": views.mean,
+        "std": views.std,
+        "accuracy": share,
+    }
+    names = names_beside(expand_shards(options.shards))
+    if names is not None:  # a label job compares them with those of its shards
+        said["class_names"] = names.names
+    save_file(state, options.out, {name: json.dumps(value) for name, value in said.items()})
+    return share

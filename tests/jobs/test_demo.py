@@ -1,0 +1,61 @@
+"""The demo goes the whole way, says what it does, and ends with what to open and to do."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from jobs import demo
+from jobs.teacher_labels import main
+from pipeline.cli import console
+from pipeline.cli.console import quiet_seconds, running, say
+from tests.commands import require_command
+from tests.pages import pictures_of, read_page
+
+
+def status_of(*arguments: str) -> object:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    return ended.value.code
+
+
+def test_the_demo_ends_with_reports_and_the_next_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, small in (("_IMAGES", (8, 4)), ("_EPOCHS", 1), ("VIEWS", 3)):
+        monkeypatch.setattr(demo, name, small)
+    monkeypatch.setattr(demo, "_LABEL", f"{demo._LABEL} --allow-low-agreement")
+    monkeypatch.chdir(tmp_path)
+    main(["demo", "--out", "try"])
+    printed = capsys.readouterr()
+    lines = printed.out.splitlines()
+    assert [line[:2] for line in lines if line[1:2] == "."] == [f"{n}." for n in range(1, 9)]
+    for line in lines:
+        if line.startswith("   $ "):
+            require_command(shlex.split(line[5:]))
+    assert "passed" in lines
+    assert any(line.startswith("   both have sha256 ") for line in lines)
+    ends = [line.partition(": next: ")[2] for line in printed.err.splitlines()][-4:]
+    assert ends[0] == "open try/report.html in a browser"
+    assert ends[1] == "open try/student/report.html in a browser"
+    require_command(shlex.split(ends[3]))
+    assert pictures_of(read_page((tmp_path / "try" / "report.html").read_text()))
+    assert "Accuracy" in read_page((tmp_path / "try" / "student" / "report.html").read_text()).text
+    assert status_of("demo", "--out", "try") == 1
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_it_says_that_it_works_where_nothing_else_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    with running("demo", {}):
+        say("begun")
+        assert quiet_seconds() == 0
+        clock[0] = 109.0
+        assert quiet_seconds() == 9
+        console.note("at work")
+        assert quiet_seconds() == 0

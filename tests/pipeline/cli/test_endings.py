@@ -1,0 +1,80 @@
+"""Every command of label-store ends with what to do next, as it is typed."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from pipeline.cli import commands
+from pipeline.cli.commands import label_store
+from tests.commands import require_command
+from tests.labelling import TEACHER, digit_shard, every_column, hash_identity, write_hash_store
+
+SHARDS = ("--shards", "digits-*.tar")
+WORDS = {
+    "inspect": ("s.parquet",),
+    "verify": ("s.parquet", *SHARDS, "--all"),
+    "stats": ("s.parquet",),
+    "diff": ("s.parquet", "s.parquet"),
+    "merge": ("s.parquet", "s.parquet", "--out", "merged.parquet"),
+    "vote": ("a.parquet", "b.parquet", "c.parquet", "--out", "voted.parquet"),
+    "extend": ("s.parquet", "--views", "3", *SHARDS),
+    "thin": ("s.parquet", "--out", "thin.parquet", "--views", "0:4"),
+    "views": ("s.parquet", *SHARDS, "--out", "views.parquet"),
+    "show": ("s.parquet", *SHARDS, "--out", "x.png"),
+    "report": ("s.parquet", "--out", "x.html"),
+    "export": ("s.parquet", "one.parquet", "--single-file"),
+    "rebind": ("s.parquet", *SHARDS, "--out", "bound.parquet"),
+    "repair": ("s.parquet",),
+    "status": ("s.parquet",),
+    "finalize": ("s.parquet", *SHARDS),
+}
+ENDS = {
+    "views": "pandas.read_parquet('views.parquet')",
+    "report": "open x.html in a browser",
+    "extend": "run this command",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("endings")
+    paths = [digit_shard(root / "digits-0.tar", 9), digit_shard(root / "digits-1.tar", 6, first=9)]
+    for name in ("s", "a", "b", "c"):
+        teacher = replace(TEACHER, weights=f"{ord(name):064x}")
+        identity = replace(hash_identity(columns=every_column(3)), teacher=teacher)
+        write_hash_store(root / f"{name}.parquet", paths, views=6, per_part=4, identity=identity)
+    return root
+
+
+def test_all_commands_are_tried() -> None:
+    names = {one.__name__.lower() for one in get_args(commands.StoreCommand)}
+    assert names == set(WORDS)
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_a_command_ends_with_what_to_do_next(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    label_store([name, *WORDS[name]])
+    last = capsys.readouterr().err.splitlines()[-1]
+    told = last.removeprefix("label-store: next: ")
+    assert told != last
+    if name in ENDS:
+        assert ENDS[name] in told
+    else:
+        require_command(shlex.split(told))
+
+
+def test_what_machines_read_is_the_output_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    label_store(["stats", "s.parquet", "--json"])
+    assert json.loads(capsys.readouterr().out)["labels"] == 90
