@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help setup demo evidence chaos site test browser gpu bench lint types check clean
+.PHONY: help setup demo evidence chaos site test browser gpu bench pin lint types check clean
 
 help:
 	@echo "make demo    images -> shards -> teacher -> label job on Ray -> student, in minutes"
@@ -24,6 +24,7 @@ help:
 	@echo "make check   lint, types and tests"
 	@echo "make setup   the virtual environment in $(VENV), made with PYTHON=$(PYTHON)"
 	@echo "make bench   all speeds; SHARDS='...' names photographs, JSON=FILE takes the ratios"
+	@echo "make pin     the digest of the image's base, written into docker/Dockerfile"
 	@echo "make clean   remove the demo's output, caches and build files, not $(VENV)"
 
 setup: $(INSTALLED)
@@ -56,11 +57,11 @@ site: $(INSTALLED)
 	$(BIN)/python docs/commands.py
 	$(BIN)/zensical build --strict
 
-# Two files at a time, in the order of their names: tests/jobs, the longest, begins early. A file
-# stays in one process, with its fixtures.
+# Three processes for two cores, since the one with the label jobs often waits. A file stays in one
+# process, with its fixtures; tests/conftest.py says which begin first.
 test: $(INSTALLED)
 	@echo "left out here: tests of pages in a browser (make browser), and on a GPU (make gpu)"
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # Without a Chromium it fails, and says what to install.
 browser: $(INSTALLED)
@@ -74,6 +75,9 @@ gpu: $(INSTALLED)
 bench: $(INSTALLED)
 	@test -n "$(SHARDS)" || { echo "give photographs: make bench SHARDS='/data/x-{000..003}.tar'"; exit 1; }
 	$(BIN)/python -m benchmarks --shards '$(SHARDS)' $(if $(JSON),--json '$(JSON)')
+
+pin:
+	$(PYTHON) docker/pin.py $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

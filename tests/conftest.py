@@ -9,9 +9,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadFileScheduling
 
 from pipeline.store import ParquetStore
 from tests.factories import write_shard
@@ -22,6 +24,32 @@ settings.register_profile("laws", max_examples=25, deadline=None, derandomize=Tr
 settings.load_profile("laws")
 
 Samples = Iterable[tuple[str, bytes, int]]
+
+JOBS = "tests/jobs/"
+FIRST = (JOBS, "tests/test_", "tests/crash/", "tests/golden/", "tests/student/")
+"""What takes longest begins first, so that the last minute is one of short files."""
+
+
+class ByFile(LoadFileScheduling):
+    """Gives a process all tests of a file, with its fixtures; and one of them all label jobs.
+
+    They share Ray's head and what a job without Ray gives. They wait for other processes much of
+    the time, in which the other files have the cores.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return JOBS if nodeid.startswith(JOBS) else super()._split_scope(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile | None:
+    return ByFile(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def rank(item: pytest.Item) -> int:
+        return next((n for n, one in enumerate(FIRST) if item.nodeid.startswith(one)), len(FIRST))
+
+    items.sort(key=rank)
 
 
 @pytest.fixture

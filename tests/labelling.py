@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import binascii
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +12,9 @@ import numpy as np
 import timm
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from safetensors.torch import save_file
+from torch.nn.functional import one_hot
 
 from pipeline.columns import COLUMNS, ColumnConfig, Ranked, keep_columns
 from pipeline.identity import (
@@ -23,7 +25,14 @@ from pipeline.identity import (
 )
 from pipeline.labelling.part import augment_group, group_tasks, label_part
 from pipeline.labelling.teacher import Teacher, TeacherSpec, load_teacher
-from pipeline.records import AugmentedGroup, PartKey, PartRows, ShardInfo, TeacherLabels
+from pipeline.records import (
+    AugmentedGroup,
+    PartKey,
+    PartRows,
+    Pixels,
+    ShardInfo,
+    TeacherLabels,
+)
 from pipeline.shards.index import Shard, open_shard
 from pipeline.store import (
     Manifest,
@@ -124,14 +133,13 @@ def write_hash_store(
     return open_store(root)
 
 
-@lru_cache(maxsize=1)
-def _calibrated_state() -> dict[str, torch.Tensor]:
-    """Return a small RegNetY whose labels on digits vary: BatchNorm has seen digits."""
+def _calibrated(
+    architecture: str, images: Sequence[Pixels]
+) -> tuple[torch.nn.Module, torch.Tensor]:
+    """Return a model whose BatchNorm has seen images, and what its classifier gets of them."""
     torch.manual_seed(3)
-    model = timm.create_model("regnety_002", num_classes=CLASSES)
-    images, _ = digits()
-    pixels = np.stack([np.kron(one, np.ones((4, 4, 1), np.uint8)) for one in images[:256]])
-    batch = normalize(torch.from_numpy(pixels), SMALL.mean, SMALL.std)
+    model = timm.create_model(architecture, num_classes=CLASSES)
+    batch = normalize(torch.from_numpy(np.stack(images)), SMALL.mean, SMALL.std)
     model.train()
     with torch.no_grad():
         for module in model.modules():
@@ -140,8 +148,16 @@ def _calibrated_state() -> dict[str, torch.Tensor]:
         for _ in range(3):
             model(batch)
         model.eval()
-        features = model.forward_head(model.forward_features(batch), pre_logits=True)
-        fc = model.get_classifier()
+        return model, model.forward_head(model.forward_features(batch), pre_logits=True)
+
+
+@lru_cache(maxsize=1)
+def _calibrated_state() -> dict[str, torch.Tensor]:
+    """Return a small RegNetY whose labels on digits vary."""
+    images = [np.kron(one, np.ones((4, 4, 1), np.uint8)) for one in digits()[0][:256]]
+    model, features = _calibrated("regnety_002", images)
+    fc = model.get_classifier()
+    with torch.no_grad():
         # Center the features, so that no class always wins.
         fc.weight.normal_(std=1.0)
         fc.bias.copy_(-(fc.weight @ features.mean(dim=0)))
@@ -151,6 +167,39 @@ def _calibrated_state() -> dict[str, torch.Tensor]:
 def write_teacher(path: Path) -> Path:
     """Write a checkpoint of a small teacher whose labels differ from view to view."""
     save_file(_calibrated_state(), path)
+    return path
+
+
+DIGIT_READER = "test_byobnet"
+"""The model of ``write_digit_reader``."""
+
+
+@lru_cache(maxsize=1)
+def _reading_state() -> dict[str, torch.Tensor]:
+    """Return its weights: a classifier by least squares, on features of random weights."""
+    images, targets = digits()
+    box = (0, 0, 7, 7)  # of 8 pixels: what a trial looks at
+    shown = [np.asarray(Image.fromarray(one).crop(box).resize((32, 32))) for one in images[:512]]
+    model, features = _calibrated(DIGIT_READER, shown)
+    mean = features.mean(dim=0)
+    centered = features - mean
+    wanted = one_hot(torch.from_numpy(targets[:512]), CLASSES) - 1 / CLASSES
+    ridge = 0.1 * len(shown) * centered.var() * torch.eye(features.shape[1])
+    weight = torch.linalg.solve(centered.T @ centered + ridge, centered.T @ wanted).T
+    fc = model.get_classifier()
+    with torch.no_grad():
+        fc.weight.copy_(weight)
+        fc.bias.copy_(-(weight @ mean))
+    return {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+
+
+def write_digit_reader(path: Path) -> Path:
+    """Write a checkpoint of a very small teacher that reads digits of 32 pixels.
+
+    It labels ten times as fast as that of ``write_teacher``, and its trial finds nothing to ask
+    further questions about.
+    """
+    save_file(_reading_state(), path)
     return path
 
 

@@ -7,8 +7,10 @@ import re
 import shlex
 import subprocess
 import sys
+import threading
 import tomllib
 from collections.abc import Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -388,3 +390,54 @@ def test_the_batch_script_runs_and_queues_again_what_may_do_better(
     require_command(command.split())
     assert address.endswith(":20007")
     assert ("scontrol requeue 7" in lines) == again
+
+
+class _Registry(BaseHTTPRequestHandler):
+    """Gives a token, and the digest of one tag to who has it."""
+
+    kind = "application/vnd.oci.image.index.v1+json"
+
+    def do_GET(self) -> None:
+        assert "scope=repository:library/python:pull" in self.path
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"token": "t"}')
+
+    def do_HEAD(self) -> None:
+        known = self.path == "/v2/library/python/manifests/3.11-slim-bookworm"
+        self.send_response(200 if known and self.headers["Authorization"] == "Bearer t" else 404)
+        self.send_header("Content-Type", self.kind)
+        self.send_header("Docker-Content-Digest", f"sha256:{'a' * 64}")
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def pin(path: Path, port: int) -> subprocess.CompletedProcess[str]:
+    address = f"http://127.0.0.1:{port}"
+    words = ["--registry", address, "--login", f"{address}/token?service=x", "--file", str(path)]
+    return subprocess.run(
+        [sys.executable, str(DOCKER / "pin.py"), *words], capture_output=True, text=True
+    )
+
+
+def test_the_base_is_pinned_by_the_digest_that_a_registry_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, before = tmp_path / "Dockerfile", (DOCKER / "Dockerfile").read_text()
+    path.write_text(before)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Registry)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    line = "ARG BASE=python:3.11-slim-bookworm"
+    for _ in range(2):  # and again, as when the tag has moved
+        assert pin(path, server.server_port).returncode == 0
+        assert path.read_text() == before.replace(line, f"{line}@sha256:{'a' * 64}")
+    monkeypatch.setattr(_Registry, "kind", "text/html")
+    refused = pin(path, server.server_port)
+    server.shutdown()
+    server.server_close()
+    for answer in (refused, pin(path, server.server_port)):
+        assert answer.returncode == 1
+        assert "python:3.11-slim-bookworm was not found" in answer.stderr
+        assert "Traceback" not in answer.stderr

@@ -32,6 +32,7 @@ from moto.s3.models import s3_backends
 from tests.factories import digit_samples, write_shard
 from tests.jobs.processes import (
     RAY_ENVIRONMENT,
+    Process,
     alive,
     command_of,
     descendants,
@@ -232,7 +233,7 @@ class Job:
     environment: Mapping[str, str]
     starts: int = 0
     statuses: Counter[int] = field(default_factory=Counter)
-    process: subprocess.Popen[bytes] | None = None
+    process: Process | None = None
 
     def run_on(self, cluster: RayCluster) -> None:
         """Start the driver if none runs and the job is not done."""
@@ -642,7 +643,7 @@ def _end_of(log: Path) -> str:
 
 
 _HEAD = """\
-# Label jobs that are killed at random
+# Label jobs that are disturbed at random
 
 Written by `make chaos` (`tests/crash/chaos.py`). Label jobs on a Ray cluster of three nodes on one
 machine are disturbed and run again until they are done, and then their bytes are compared with
@@ -718,17 +719,19 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--pause", type=float, default=12.0, help="longest time between faults")
     parser.add_argument("--report", type=Path, default=Path("chaos-report.md"))
+    parser.add_argument("--samples", type=int, default=60, help="images of a shard")
     parser.add_argument("--views", type=int, default=300, help="of each image")
     parser.add_argument("--kinds", nargs="*", choices=WEIGHTS, help="these, in their order")
     parser.add_argument("--folder", type=Path, help="keep what is written here")
     given = parser.parse_args()
     report = Report()
     with folder_for(given.folder) as folder, s3_serving() as server:
-        work = make_work(folder, samples=60, views=given.views)
+        size = {"samples": given.samples, "views": given.views}
+        work = make_work(folder, **size)
         works = [
             work,
             in_storage(work, folder, server),
-            poisoned(work, folder, samples=60, views=given.views),
+            poisoned(work, folder, **size),
         ]
         end = time.monotonic() + 60 * given.minutes
         kinds = iter(given.kinds) if given.kinds else kinds_at_random(given.seed)

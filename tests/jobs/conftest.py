@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.jobs.processes import RayHead, part_hashes, ray_head, run_job
-from tests.labelling import digit_shard, write_teacher
+from tests.labelling import DIGIT_READER, digit_shard, write_digit_reader
 
 PARTS = 12
 
@@ -43,9 +43,9 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
         "--shards",
         str(folder / "d-{0..2}.tar"),
         "--teacher",
-        "regnety_002",
+        DIGIT_READER,
         "--teacher-checkpoint",
-        str(write_teacher(folder / "teacher.safetensors")),
+        str(write_digit_reader(folder / "teacher.safetensors")),
         "--image-size",
         "32",
         "--views",

@@ -16,12 +16,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO
+from typing import IO, TypeAlias
 
-ROOT = Path(__file__).resolve().parents[2]
-BIN = Path(sys.executable).parent
+from tests.forking import BIN, Forked, Order, Source
+from tests.forking import ROOT as ROOT
+
+Process: TypeAlias = subprocess.Popen[bytes] | Forked
 PATIENCE_SECONDS = 150
 
 RAY_ENVIRONMENT = {
@@ -31,6 +34,8 @@ RAY_ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # so that all listens on 127.0.0.1 alone
     "OMP_WAIT_POLICY": "PASSIVE",
     "PATH": f"{BIN}:{os.environ['PATH']}",  # submitted jobs run the head's `python`
+    # A lost node is noticed after five of these, of which each may take as long as ever.
+    "RAY_health_check_period_ms": "1000",
     "RAY_metrics_report_interval_ms": "1000",
     # `ray job stop` waits this long before it kills.
     "RAY_JOB_STOP_WAIT_TIME_S": "60",
@@ -249,6 +254,24 @@ def kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
+@cache
+def _source() -> Source:
+    """Return what processes of jobs are forked from, in the environment of those on Ray."""
+    loaded = ("jobs.cluster", "jobs.serial", "jobs.train_student", "student.engine", "pandas")
+    return Source((*loaded, "pipeline.views.apply:warm_up"), RAY_ENVIRONMENT)
+
+
+def forked(
+    function: str, words: list[str], variables: Mapping[str, str], log: Path, cwd: Path | None
+) -> Forked:
+    """Run a program, given as ``module:function``, in a process of its own.
+
+    The first word is its path.
+    """
+    where = str(cwd or Path.cwd())
+    return Forked(_source(), Order(function, words, variables, where, str(log)))
+
+
 def start_job(
     arguments: list[str],
     *,
@@ -256,20 +279,19 @@ def start_job(
     log: Path,
     cwd: Path | None = None,
     environment: Mapping[str, str] = MappingProxyType({}),
-) -> subprocess.Popen[bytes]:
+) -> Process:
     """Start ``label-teacher`` in a process of its own; its output goes to ``log``."""
     variables = {**os.environ}
     variables.pop("RAY_ADDRESS", None)
     if address is not None:
         variables |= {**RAY_ENVIRONMENT, "RAY_ADDRESS": address}
+    variables |= environment
+    words = [str(BIN / "label-teacher"), *arguments]
+    if address is not None or "--serial" in arguments:
+        return forked("jobs.entry:label_teacher", words, variables, log, cwd)
+    # A Ray of its own is told by the environment, as Ray loads, where to listen.
     with log.open("ab") as out:
-        return subprocess.Popen(
-            [str(BIN / "label-teacher"), *arguments],
-            env={**variables, **environment},
-            cwd=cwd,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-        )
+        return subprocess.Popen(words, env=variables, cwd=cwd, stdout=out, stderr=subprocess.STDOUT)
 
 
 def run_job(

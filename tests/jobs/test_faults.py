@@ -37,6 +37,7 @@ from tests.jobs.processes import (
     PATIENCE_SECONDS,
     RAY_ENVIRONMENT,
     Node,
+    Process,
     RayHead,
     RayNodes,
     alive,
@@ -54,7 +55,7 @@ from tests.jobs.processes import (
 TEACHER, AUGMENTER = "ray::TeacherActor", "ray::augment_remotely"
 
 
-def found(process: subprocess.Popen[bytes], above: int, title: str, log: Path) -> int:
+def found(process: Process, above: int, title: str, log: Path) -> int:
     """Return a process of the job once there is one."""
     pids: list[int] = []
 
@@ -67,7 +68,7 @@ def found(process: subprocess.Popen[bytes], above: int, title: str, log: Path) -
     return pids[0]
 
 
-def reached(process: subprocess.Popen[bytes], condition: Callable[[], object], log: Path) -> None:
+def reached(process: Process, condition: Callable[[], object], log: Path) -> None:
     wait_for(lambda: process.poll() is not None or condition(), "its progress", log=log)
     assert process.poll() is None, log.read_text()
 

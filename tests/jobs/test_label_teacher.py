@@ -201,7 +201,7 @@ def test_errors_are_one_line_without_a_traceback(head: RayHead, job: Job, tmp_pa
     checkpoint = tmp_path / "none.pth"
     checkpoint.write_bytes(b"no weights at all")  # which only the teacher's process sees
     cases = [
-        (head.address, ["--shards", str(foreign)], "class 10, but the teacher regnety_002 has 10"),
+        (head.address, ["--shards", str(foreign)], "class 10, but the teacher test_byobnet has 10"),
         (
             head.address,
             ["--teacher-checkpoint", str(checkpoint)],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import urllib.error
 import urllib.request
 from dataclasses import fields
 from pathlib import Path
@@ -79,8 +80,11 @@ def test_a_job_on_ray_offers_its_metrics_and_writes_lines_and_a_summary(
     scraped: dict[str, float] = {}
 
     def scrape() -> bool:
-        with urllib.request.urlopen(f"http://{head.metrics}/metrics", timeout=10) as answer:
-            text = answer.read().decode()
+        try:
+            with urllib.request.urlopen(f"http://{head.metrics}/metrics", timeout=10) as answer:
+                text = answer.read().decode()
+        except urllib.error.URLError:  # a head that has just begun does not offer any yet
+            return process.poll() is not None
         pattern = r'^ray_teacher_labels_(\w+)\{.*store="ray\.parquet".*\} (\S+)$'
         scraped.update((one[1], float(one[2])) for one in re.finditer(pattern, text, re.MULTILINE))
         return process.poll() is not None or set(scraped) == set(HELP)

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 from tests.jobs.processes import BIN, PATIENCE_SECONDS, run_job, start_job, wait_for
-from tests.labelling import digit_shard, write_teacher
+from tests.labelling import DIGIT_READER, digit_shard, write_digit_reader
 from tests.object_storage import KEY, SECRET, S3Server
 
 
@@ -24,9 +24,9 @@ def test_a_killed_job_in_object_storage_resumes_to_the_local_bytes_and_trains_a_
         s3.put(f"{bucket}/data/{name}", path.read_bytes())
     cache = ["--cache-dir", str(tmp_path / "cache"), "--cache-gb", "0.01"]
     settings = [
-        *("--teacher", "regnety_002", "--image-size", "32", "--threads", "1", "--serial"),
+        *("--teacher", DIGIT_READER, "--image-size", "32", "--threads", "1", "--serial"),
         *("--precision", "fp32"),
-        *("--teacher-checkpoint", str(write_teacher(tmp_path / "teacher.safetensors"))),
+        *("--teacher-checkpoint", str(write_digit_reader(tmp_path / "teacher.safetensors"))),
         *("--views", "15", "--views-per-part", "3", "--allow-low-agreement"),
     ]
     out, log = f"{bucket}/labels.parquet", tmp_path / "log"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import pytest
 
 from jobs.train_student import main
 from student.checkpoint import open_checkpoint
+from tests.forking import Forked
 from tests.jobs.processes import (
     RAY_ENVIRONMENT,
     ROOT,
@@ -19,6 +18,7 @@ from tests.jobs.processes import (
     alive,
     command_of,
     descendants,
+    forked,
     kill,
     wait_for,
 )
@@ -33,21 +33,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return make_world(tmp_path_factory.mktemp("ray"), (14, 10), views=EPOCHS)
 
 
-def start(
-    world: World, head: RayHead, output: Path, log: Path, *more: str
-) -> subprocess.Popen[bytes]:
+def start(world: World, head: RayHead, output: Path, log: Path, *more: str) -> Forked:
     flags = ("--ranks", "2", "--cpus-per-rank", "0.5", "--epochs", str(EPOCHS))
-    with log.open("wb") as out:
-        return subprocess.Popen(
-            [
-                *(sys.executable, "-m", "jobs.train_student"),
-                *(*arguments_of(world, output, "--workers", "0"), *flags, *more),
-            ],
-            env={**os.environ, **RAY_ENVIRONMENT, "RAY_ADDRESS": head.address},
-            cwd=ROOT,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-        )
+    words = [*arguments_of(world, output, "--workers", "0"), *flags, *more]
+    variables = {**os.environ, **RAY_ENVIRONMENT, "RAY_ADDRESS": head.address}
+    program = str(ROOT / "jobs.train_student")  # as `python -m` does, from there
+    return forked("jobs.train_student:main", [program, *words], variables, log, ROOT)
 
 
 def workers(head: RayHead) -> list[int]:

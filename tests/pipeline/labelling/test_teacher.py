@@ -14,19 +14,22 @@ from safetensors.torch import load_file
 from pipeline.columns import COLUMNS
 from pipeline.errors import ClassesError, ConfigError, IncompleteStoreError, TeacherError
 from pipeline.identity import AugmentConfig, ColumnConfig, MixConfig
+from pipeline.labelling import part
 from pipeline.labelling.agreement import Preflight
 from pipeline.labelling.config import LabelConfig
 from pipeline.labelling.devices import choose_device
 from pipeline.labelling.job import (
     PartOrder,
+    begin_job,
     index_shards,
+    plan_job,
 )
-from pipeline.labelling.part import augment_group, group_tasks
+from pipeline.labelling.part import augment_group, group_tasks, run_task
 from pipeline.labelling.teacher import Teacher, TeacherSpec, load_teacher
 from pipeline.labelling.weights import state_digest
 from pipeline.labelling.worker import TeacherWorker
-from pipeline.records import AugmentedGroup
-from pipeline.shards.index import open_shard
+from pipeline.records import AugmentedGroup, ShardInfo
+from pipeline.shards.index import Shard, ShardContents, open_known_shard, open_shard
 from pipeline.views.mixing import mix_images, normalize
 from tests.labelling import (
     SMALL,
@@ -438,3 +441,33 @@ def test_a_machine_that_does_not_see_the_jobs_store_labels_nothing(
     with pytest.raises(IncompleteStoreError, match="the store that this job began is not seen on"):
         worker.label_part(order, iter(()))
     assert not (tmp_path / "x.parquet").exists()
+
+
+def test_a_shard_is_not_read_beside_the_teacher_and_once_in_a_process_that_does(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = worker_of(tmp_path, checkpoint, views=6, views_per_part=3)
+    config = worker._config
+    plan = plan_job(config, index_shards(config.shards), worker.identity, worker.fingerprints)
+    begin_job(plan)
+    opened: list[str] = []
+
+    def open_it(path: Path, shard: ShardInfo) -> Shard:
+        opened.append(path.name)
+        return open_known_shard(path, shard)
+
+    monkeypatch.setattr(part, "open_known_shard", open_it)
+    first, second = map(plan.order, plan.missing)
+    groups = [run_task(task) for task in first.tasks()]
+    contents, told = first.contents(), list[int]()
+    assert opened == ["a.tar"]  # for all tasks, and what the part keeps
+    monkeypatch.setattr(part, "open_known_shard", None)
+
+    def tell() -> ShardContents:
+        told.append(len(groups))
+        return contents
+
+    committed = worker.label_part(first, (groups.pop() for _ in range(len(groups))), tell)
+    assert committed.entry.rows == 60 * 3
+    assert told == [0]  # once all are labelled
+    assert second.contents() is contents
