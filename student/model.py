@@ -127,9 +127,9 @@ def create_student_of(spec: StudentSpec, state: Mapping[str, Tensor]) -> nn.Modu
     ``ConfigError`` for a model that is larger, and as ``create_student``; ``RuntimeError`` for
     weights that do not fit.
     """
+    if timm.is_model(spec.name):
+        _require_fits(spec, state)
     with _no_larger_than(state, spec):
-        if timm.is_model(spec.name):
-            _require_fits(spec, state)
         model = create_student(spec)
     model.load_state_dict(state)
     return model
@@ -137,7 +137,7 @@ def create_student_of(spec: StudentSpec, state: Mapping[str, Tensor]) -> nn.Modu
 
 def _require_fits(spec: StudentSpec, state: Mapping[str, Tensor]) -> None:
     try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        with _no_larger_than(state, spec), torch.random.fork_rng(devices=[]), torch.device("meta"):
             outline = _build(_timm_builder(spec), spec, lambda _text: None)
     except (OSError, *_CANNOT_BUILD):
         return  # the real one says why, if it cannot be built either

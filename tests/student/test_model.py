@@ -8,8 +8,16 @@ import pytest
 import torch
 
 from pipeline.errors import ConfigError
+from pipeline.labelling.weights import state_digest
 from student.config import parse_model_args
-from student.model import StudentSpec, create_student, reseed, split_heads, two_headed
+from student.model import (
+    StudentSpec,
+    create_student,
+    create_student_of,
+    reseed,
+    split_heads,
+    two_headed,
+)
 from tests.student.factories import TINY
 
 NAME = "deit_tiny_distilled_patch16_224"
@@ -120,3 +128,10 @@ def test_seeds_are_pytorchs_own_and_leave_devices_that_are_not_in_use_alone(monk
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     reseed("step", 3, 3)
     assert seeded == [torch.initial_seed()]
+
+
+def test_a_student_of_many_weights_is_built_of_them() -> None:
+    """Neither the outline that is compared nor loading counts with the model's own weights."""
+    whole = StudentSpec(name="deit_tiny_patch16_224", classes=10, image_size=224, heads=1)
+    state = create_student(whole).state_dict()
+    assert state_digest(create_student_of(whole, state).state_dict()) == state_digest(state)
