@@ -26,7 +26,7 @@ from pipeline.files.local import open_folder
 from pipeline.growth import convert
 from pipeline.identity import canonical_json, read_json
 from pipeline.records import Sample, ShardInfo
-from pipeline.shards.tar import Member, bytes_after, plain_member, regular_members
+from pipeline.shards.tar import Member, bytes_after, first_set, plain_member, regular_members
 from pipeline.telling import told
 
 __all__ = [
@@ -348,6 +348,7 @@ def _read_rows(path: ShardFile, number: int) -> tuple[list[Any], ShardInfo] | No
                 raise ValueError(f"{key!r} has the target {target!r}")
             if not (type(offset) is type(length) is int and min(offset, length) >= 0):
                 raise ValueError(f"{key!r} has an image of {length!r} bytes at {offset!r}")
+            _require_members(key, members, length)
             hashes.add(key, target, members)
         if len({row[0] for row in rows}) != len(rows) or not rows:
             raise ValueError("it has no samples, or a key twice")
@@ -364,6 +365,15 @@ def _require_key(key: Any) -> None:
     found = _KEY.match(f"{key}.x") if isinstance(key, str) else None
     if found is None or found[1] != key or _UNFIT.search(key):
         raise ValueError(f"{key!r} is no key")
+
+
+def _require_members(key: str, members: Any, image_bytes: int) -> None:
+    plain = all(
+        type(extension) is str and type(size) is int and size >= 0 for extension, size in members
+    )
+    images = [size for extension, size in members if extension in IMAGE_EXTENSIONS]
+    if not plain or images != [image_bytes]:
+        raise ValueError(f"{key!r} has the members {members!r}")
 
 
 def open_known_shard(path: ShardFile, known: ShardInfo) -> Shard:
@@ -391,9 +401,10 @@ def open_known_shard(path: ShardFile, known: ShardInfo) -> Shard:
 def open_indexed_shard(path: ShardFile, known: ShardInfo) -> Shard:
     """Open a shard that a store knows without reading it, if an index beside it says what is where.
 
-    A sample is compared with the shard where its image is first asked for. What the index says of
-    keys, targets and sizes is bound by the store's hashes. Raises as ``open_known_shard``, which
-    opens a shard without an index, or one that is fetched whole.
+    A sample is compared with the shard where its image is first asked for. Samples must fill the
+    file, so none is left out or in another order, also where it is the index that ``known`` is of.
+    Raises as ``open_known_shard``, which opens a shard without an index, or one that is fetched
+    whole.
     """
     if not isinstance(path, Path) or not path.is_file() or path.stat().st_size != known.bytes:
         return open_known_shard(path, known)
@@ -402,7 +413,7 @@ def open_indexed_shard(path: ShardFile, known: ShardInfo) -> Shard:
         return open_known_shard(path, known)
     with path.open("rb") as file:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    return _IndexedShard(
+    shard = _IndexedShard(
         path=path,
         info=known,
         samples=tuple(
@@ -418,6 +429,8 @@ def open_indexed_shard(path: ShardFile, known: ShardInfo) -> Shard:
         _data=data,
         _members=tuple(row[-1] for row in found[0]),
     )
+    shard.compare_extent()
+    return shard
 
 
 def _image_of(members: Members) -> int:
@@ -431,6 +444,22 @@ class _IndexedShard(Shard):
 
     _members: tuple[Members, ...] = field(repr=False)
     _compared: set[int] = field(default_factory=set, repr=False)
+
+    def compare_extent(self) -> None:
+        """Raise ``ShardError`` unless the shard has these samples, in their order, and no others.
+
+        Nothing but its end is read, unless it has members besides or extended headers.
+        """
+        at = bytes_after(0, 0)
+        for sample, members in zip(self.samples, self._members, strict=True):
+            image = _image_of(members)
+            for number, (_, size) in enumerate(members):
+                if number == image and at != sample.image_offset:
+                    return self._compare_all()
+                at = bytes_after(at, int(size))
+        if first_set(self._data, at - bytes_after(0, 0)) is not None:
+            self._compare_all()
+        return None
 
     def image_bytes(self, index: int) -> memoryview:
         """Return the encoded image of a sample; raises ``ShardError`` if it is not there."""

@@ -15,7 +15,7 @@ from typing import NamedTuple, NoReturn
 from pipeline.errors import ShardError
 from pipeline.files.cache import ShardFile
 
-__all__ = ["Member", "bytes_after", "plain_member", "regular_members"]
+__all__ = ["Member", "bytes_after", "first_set", "plain_member", "regular_members"]
 
 _BLOCK = 512  # bytes; a tar file ends with empty blocks
 _RELEASED = 1 << 26  # bytes read after which the system may take the pages back
@@ -66,7 +66,7 @@ def regular_members(data: mmap.mmap, path: ShardFile) -> Iterator[Member]:
         if not block.strip(b"\0"):
             if extended:
                 _truncated(path, f"before the member of an extended header (at byte {at})")
-            following = _first_set(data, at)
+            following = first_set(data, at)
             if following is None:
                 if not (marked or len(block) == _BLOCK):
                     _truncated(path, "before the end-of-archive mark")
@@ -194,7 +194,7 @@ def _end(at: int, size: int) -> int:
     return at + -(-size // _BLOCK) * _BLOCK
 
 
-def _first_set(data: mmap.mmap, start: int) -> int | None:
+def first_set(data: mmap.mmap, start: int) -> int | None:
     """Return where the first byte that is not zero lies, from ``start`` on."""
     for at in range(start, len(data), _CHUNK):
         chunk = data[at : at + _CHUNK]

@@ -167,15 +167,47 @@ def beyond(values: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("how", [shift, shorten, exchange, beyond])
-def test_an_index_that_lies_of_an_image_is_refused_where_that_is_used(
+def test_an_index_that_lies_of_an_image_is_refused_where_the_shard_is_opened(
     packed: Path, how: Callable[[dict[str, Any]], Any]
 ) -> None:
     path, known = known_by(packed)
     change(packed, how)
-    shard = open_indexed_shard(path, known)
-    assert shard.image_bytes(0)
+    with pytest.raises(
+        ShardError, match=r"tar\.idx (says of .* what is not so|is no index).*delete"
+    ):
+        open_indexed_shard(path, known)
+
+
+def leave_out(values: dict[str, Any]) -> None:
+    del values["samples"][1]
+
+
+def reverse(values: dict[str, Any]) -> None:
+    values["samples"].reverse()
+
+
+@pytest.mark.parametrize("how", [rename, target, lengths, leave_out, cut, reverse])
+def test_an_index_alone_leaves_no_sample_out_and_in_no_other_order(
+    packed: Path, how: Callable[[dict[str, Any]], Any]
+) -> None:
+    """Validation knows of a shard what its index says: numbers of samples are those of labels."""
+    change(packed, how)
     with pytest.raises(ShardError, match=r"tar\.idx says of .* what is not so.*delete it"):
-        shard.image_bytes(1)
+        images_of(open_indexed_shard(shard_of(packed), info_by_index(packed)))
+
+
+def images_of(shard: Shard) -> list[bytes]:
+    return [bytes(shard.image_bytes(number)) for number in range(len(shard.samples))]
+
+
+@pytest.mark.parametrize("members", [[], [["cls", 1]], [["jpg", -1]], [["jpg", "1"]], 3, ["jpg"]])
+def test_an_index_of_members_that_no_sample_has_is_none(packed: Path, members: Any) -> None:
+    def change_members(values: dict[str, Any]) -> None:
+        values["samples"][1][4] = members
+
+    change(packed, change_members)
+    with pytest.raises(ShardError, match="is no index of a shard"):
+        info_by_index(packed)
 
 
 def test_a_class_that_was_changed_behind_an_index_is_refused(packed: Path) -> None:
@@ -204,8 +236,9 @@ def test_a_shard_with_extended_headers_is_read_whole_once(
     with path.open("rb") as file:
         Path(f"{path}.idx").write_bytes(index_bytes(file, path.name))
     plain = open_shard(path, 0)
-    shard, opened = open_indexed_shard(path, plain.info), []
+    opened: list[Any] = []
     monkeypatch.setattr(index, "open_shard", lambda *given: opened.append(given) or plain)
+    shard = open_indexed_shard(path, plain.info)
     for number in range(4):
         assert shard.image_bytes(number) == plain.image_bytes(number)
     assert len(opened) == 1
