@@ -69,7 +69,7 @@ from pipeline.store import (
     unpack_store,
 )
 from pipeline.store.card import card_text
-from pipeline.store.parts import among, codes, distinct
+from pipeline.store.parts import among, codes, covered_views, distinct
 from pipeline.store.provenance import record_run, version_differences
 from pipeline.telling import told
 from pipeline.views.fingerprints import (
@@ -292,9 +292,7 @@ def _missing_parts(
 
 
 def _missing_views(cells: Sequence[range], shards: Iterable[int], done: PartKeys) -> list[PartKey]:
-    covered: dict[int, set[int]] = {}
-    for part in done:
-        covered.setdefault(part.shard, set()).update(range(part.first_view, part.end_view))
+    covered = covered_views(done, range(cells[0].start, max(one.stop for one in cells)))
     return [
         PartKey(shard=number, first_view=run.start, views=len(run))
         for number in shards

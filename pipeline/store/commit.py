@@ -34,7 +34,7 @@ from pipeline.store.manifest import (
     write_manifest,
 )
 from pipeline.store.parquet import decode_part, encode_part, read_claims
-from pipeline.store.parts import PartEntry, PartKeys, codes, distinct
+from pipeline.store.parts import PartEntry, PartKeys, codes, covered_views, distinct
 from pipeline.store.subset import SubsetOf
 from pipeline.telling import told
 
@@ -345,9 +345,10 @@ def lost_views(wanted: Iterable[PartKey], there: Iterable[PartKey]) -> list[Part
     """Return the ranges of views in ``wanted`` that no part of ``there`` has, sorted."""
     asked, known = PartKeys.of(wanted), PartKeys.of(there)
     gone = sorted(set(asked[~asked.isin(known)]))
-    covered: dict[int, set[int]] = {}
-    for part in known[np.isin(known.shard, [one.shard for one in gone])]:
-        covered.setdefault(part.shard, set()).update(range(part.first_view, part.end_view))
+    if not gone:
+        return []
+    asked_views = range(min(one.first_view for one in gone), max(one.end_view for one in gone))
+    covered = covered_views(known[np.isin(known.shard, [p.shard for p in gone])], asked_views)
     lost = []
     for part in gone:
         there_too = covered.get(part.shard, set())

@@ -96,7 +96,12 @@ def _meet(ours: range, theirs: range) -> bool:
 def cut_views(root: Location, views: range, views_per_part: int) -> Cut:
     """Return how a job that wants ``views`` has to cut them; writes nothing."""
     settled = _read_claims(root)
-    taken = {view for claim in settled for cell in claim.cells for view in cell}
+    taken = {
+        view
+        for claim in settled
+        for cell in claim.cells
+        for view in range(max(cell.start, views.start), min(cell.stop, views.stop))
+    }
     cells = [
         cell
         for start in range(views.start, views.stop, views_per_part)

@@ -17,6 +17,7 @@ __all__ = [
     "PartKeys",
     "among",
     "codes",
+    "covered_views",
     "digests_of",
     "distinct",
 ]
@@ -139,6 +140,18 @@ def codes(*many: PartKeys) -> list[NDArray[np.int64]]:
                 ranks = np.unique(column, return_inverse=True)[1]
                 found = np.unique(found * len(column) + ranks, return_inverse=True)[1]
     return np.split(found, np.cumsum([len(one) for one in many[:-1]]))
+
+
+def covered_views(parts: PartKeys, views: range) -> dict[int, set[int]]:
+    """Return by shard which of some views parts have.
+
+    A part may say that it has any number of views, and no others are counted out.
+    """
+    covered: dict[int, set[int]] = {}
+    for part in parts:
+        shown = range(max(part.first_view, views.start), min(part.end_view, views.stop))
+        covered.setdefault(part.shard, set()).update(shown)
+    return covered
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -116,3 +116,9 @@ def test_lost_views_are_named_once() -> None:
     wanted = [PartKey(shard=1, first_view=first, views=4) for first in (0, 4, 4)]
     there = PartKeys.of([PartKey(shard=1, first_view=0, views=6)])
     assert lost_views(wanted, there) == [PartKey(shard=1, first_view=6, views=2)]
+
+
+def test_a_name_that_says_any_number_of_views_takes_no_memory() -> None:
+    wanted = [PartKey(shard=0, first_view=0, views=4), PartKey(shard=1, first_view=0, views=4)]
+    there, _ = parts_of_paths(["shard=0/view-00002-999999999999999999.parquet"])
+    assert lost_views(wanted, there) == [PartKey(shard=0, first_view=0, views=2), wanted[1]]
