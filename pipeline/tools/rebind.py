@@ -155,7 +155,12 @@ def _with_the_same_keys(
     store: LabelStore, paths: Sequence[ShardFile]
 ) -> dict[int, tuple[ShardFile, ShardInfo]]:
     """Return the new file of each of a store's shards, by number, whatever the files are called."""
-    by_keys = {info.key_hash: (path, info) for path in paths for info in [open_shard(path, 0).info]}
+    by_keys: dict[str, tuple[ShardFile, ShardInfo]] = {}
+    for path in paths:
+        info = open_shard(path, 0).info
+        first, _ = by_keys.setdefault(info.key_hash, (path, info))
+        if first != path:
+            raise ShardError(f"{first} and {path} have the same keys; give `shards` one of them")
     found = {}
     for known in store.manifest.shards:
         if known.key_hash in by_keys:
@@ -180,15 +185,15 @@ def _other_pixels(store: LabelStore, labelled: Shard, shard: Shard) -> Iterator[
     max_pixels, rejections = store.identity.augment.max_pixels, store.manifest.rejections
     rejected = {one.index for one in rejections.get(labelled.info.number, ())}
     for index, (ours, theirs) in enumerate(zip(labelled.samples, shard.samples, strict=True)):
+        if ours.target != theirs.target:
+            yield f"{ours.key!r} has target {theirs.target}, and had {ours.target}"
         if index in rejected:  # looked at part by part, for one may end its decoder
             continue
         outcomes = [
             _decoded(one.image_bytes(index), ours.image_name, max_pixels)
             for one in (labelled, shard)
         ]
-        if ours.target != theirs.target:
-            yield f"{ours.key!r} has target {theirs.target}, and had {ours.target}"
-        elif not np.array_equal(outcomes[0], outcomes[1]):
+        if not np.array_equal(outcomes[0], outcomes[1]):
             yield f"{ours.key!r} decodes to other pixels"
 
 

@@ -211,7 +211,19 @@ def test_other_targets_keys_and_rejections_are_refused(tmp_path, store, marked):
         tmp_path, store, changed("sound", 3, sound)
     )
     assert "none has those of plain-0.tar" in refused(tmp_path, store, [marked[1]])
+    said = refused(tmp_path, store, [*marked, write_shard(directory / "again.tar", first)])
+    assert "have the same keys" in said
     assert len(second) == SIZES[1]
+
+
+def test_the_target_of_a_rejected_image_is_compared_with_the_originals(tmp_path, store, plain):
+    samples = [(f"photo_{n:02d}", encoded(image_of(n), marked=True), n % 5) for n in range(17)]
+    samples[3] = ("photo_03", b"\xff\xd8 no image", 1)
+    shards = [
+        write_shard(tmp_path / "a.tar", samples[:9]),
+        write_shard(tmp_path / "b.tar", samples[9:]),
+    ]
+    assert "'photo_03' has target 1, and had 3" in refused(tmp_path, store, shards, plain)
 
 
 def test_a_subset_needs_the_originals(tmp_path, store, plain, marked):
