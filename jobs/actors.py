@@ -48,6 +48,7 @@ __all__ = [
 CRASHES_PER_TASK = 3  # that may be chance; then its images are looked at
 PROBES_PER_TASK = 3
 TIMES = 64  # of the latest augmentations, from which the usual time of one is taken
+FIRST_GROUP = 4.0  # times ``hang_seconds``, for augmentation whose usual time nobody knows yet
 STARVED_SECONDS = 10.0  # at most; less where a teacher is soon presumed hung
 
 Crashing: TypeAlias = dict[str, frozenset[int]]
@@ -128,6 +129,7 @@ class TeacherActor:
         self._groups = 0
         self._counting = threading.Lock()
         self._crashing: Crashing = {}
+        self._times: deque[float] = deque(maxlen=TIMES)  # of augmentations, of all parts
         self._flows: list[_Augmentation] = []  # of the parts under way
         self._again = 0  # of those that are done
         self._hungry: dict[int, float] = {}  # by thread: since when it waits for augmentation
@@ -191,8 +193,8 @@ class TeacherActor:
 
     def _augmented(self, tasks: Iterator[GroupTask], lean: int) -> Iterator[AugmentedGroup]:
         share = replace(self._share, window=max(1, self._share.window >> lean))
-        patience, crashing = self._settings.patience, self._crashing
-        return self._counted(_Augmentation(tasks, share, patience, crashing))
+        patience = self._settings.patience
+        return self._counted(_Augmentation(tasks, share, patience, self._crashing, self._times))
 
     @property
     def _worker(self) -> TeacherWorker:
@@ -229,7 +231,12 @@ class _Augmentation:
     """Groups that are augmented elsewhere, a bounded number at a time."""
 
     def __init__(
-        self, tasks: Iterator[GroupTask], share: Share, patience: Patience, crashing: Crashing
+        self,
+        tasks: Iterator[GroupTask],
+        share: Share,
+        patience: Patience,
+        crashing: Crashing,
+        times: deque[float],
     ) -> None:
         self._tasks = tasks
         self._share = share
@@ -244,7 +251,7 @@ class _Augmentation:
         self._patience = patience
         self._under_way: dict[Any, GroupTask] = {}  # by the call's reference
         self._started: dict[Any, float] = {}
-        self._times: deque[float] = deque(maxlen=TIMES)
+        self._times = times
         self._limit_factor = 1.0
         self.again = 0  # groups that were submitted once more
         self.labels = 0  # that the teacher has given
@@ -341,9 +348,10 @@ class _Augmentation:
     def _limit(self) -> float:
         """Return after how long without any group those under way are presumed hung."""
         patience = self._patience
-        if not self._times:
-            return patience.loading_seconds * self._limit_factor
-        usual = statistics.median(self._times)
+        times = list(self._times)  # other threads add to it
+        if not times:
+            return FIRST_GROUP * patience.hang_seconds * self._limit_factor
+        usual = statistics.median(times)
         return max(patience.hang_seconds, patience.hang_factor * usual) * self._limit_factor
 
     def _restart(self) -> None:

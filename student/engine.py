@@ -165,7 +165,7 @@ class Trainer:
             if config.teacher.teacher_in_loop
             else stored_signal
         )
-        self._meter = Meter(self.device, ranks)
+        self._meter = Meter(ranks)
         self._watch = Stopwatch()
         self._evaluations: dict[str, Evaluation] = {}
         self._best, self._audited, self.step = -1.0, 0, 0
@@ -383,9 +383,6 @@ class Trainer:
                 self._add_gradients(next(batches), piece)
         self._add_gradients(next(batches), pieces - 1)
         with self._watch.on("student"):
-            if self.device.type == "cpu" and not self.ranks.several:
-                # Elsewhere it would wait for the device, or the others.
-                self._require_finite_losses()
             self.optimization.finish()
         self.step += 1
 
@@ -393,7 +390,8 @@ class Trainer:
         """Add the gradients of one piece of a batch."""
         config, augment = self.config, self.identity.augment
         with self._watch.on("student"):
-            batch = batch.to(self.device, non_blocking=True)  # all that this step needs
+            # All that this step needs, there at once.
+            batch = batch.to(self.device, non_blocking=True).with_rows()
             images = mixed_images(batch, augment, self.device)
         with self._watch.on("teacher" if config.teacher.teacher_in_loop else "student"):
             teacher = self._teacher_labels(batch, images)
@@ -706,4 +704,4 @@ def _counts(logits: Tensor, truth: MixedTarget, teacher: TeacherSignal) -> Tenso
     label = teacher.label
     agreeing = logits.detach().argmax(-1) == label
     right = (label == truth.target) | (label == truth.partner_target)
-    return torch.stack([agreeing.sum(), right.sum()])
+    return torch.stack([agreeing, right]).sum(1)

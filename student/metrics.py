@@ -6,7 +6,7 @@ import json
 import math
 import resource
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -25,49 +25,69 @@ __all__ = ["METRICS", "Meter", "MetricsLog", "Stopwatch", "peak_memory"]
 METRICS = "metrics.jsonl"
 
 _NEVER = 1 << 62
+_UNREAD = 1000  # steps, whose few numbers stay on the device
 
 
 class Meter:
-    """Sums over an epoch's rows that stay on the device, so that no step waits for them.
+    """Sums over an epoch's rows. What a step gives stays on the device until it is asked for.
 
-    With several ranks all must call the methods that read, at the same steps.
-    ``agreement`` is the share of rows where the student's distillation head says what the
+    So no step waits for it. With several ranks all must call the methods that read, at the same
+    steps. ``agreement`` is the share of rows where the student's distillation head says what the
     teacher does, ``teacher_accuracy`` that where the teacher names a class of the mixed image.
     """
 
     NAMES = ("loss", "class_loss", "distillation_loss", "agreement", "teacher_accuracy")
 
-    def __init__(self, device: torch.device, ranks: Ranks = Ranks()) -> None:  # noqa: B008
+    def __init__(self, ranks: Ranks = Ranks()) -> None:  # noqa: B008
         self._ranks = ranks
-        self._sums = torch.zeros(len(self.NAMES) + 1, dtype=torch.float64, device=device)
+        self._sums = [0.0] * (len(self.NAMES) + 1)
         self._reported = torch.zeros(len(self.NAMES) + 1, dtype=torch.float64)
-        self._first_bad = torch.full((), _NEVER, dtype=torch.int64, device=device)
+        self._unread: list[tuple[int, int, Sequence[Tensor], Tensor]] = []
+        self._first_bad = _NEVER
 
     def add(self, step: int, terms: LossTerms, counts: Tensor, rows: int) -> None:
         """Add rows of one step; ``counts`` (2,) are those of agreement and right teachers."""
-        loss = terms.loss.detach()
-        means = torch.stack([loss, terms.class_loss.detach(), terms.distillation_loss.detach()])
-        self._sums[:3] += means.double() * rows
-        self._sums[3:5] += counts
-        self._sums[5] += rows
-        bad = torch.where(loss.isfinite(), _NEVER, step)
-        self._first_bad = torch.minimum(self._first_bad, bad)
+        losses = (terms.loss, terms.class_loss, terms.distillation_loss)
+        self._unread.append((step, rows, [one.detach() for one in losses], counts))
+        if len(self._unread) == _UNREAD:
+            self._read()
+
+    def _read(self) -> None:
+        """Add up what the steps gave, in their order and in float64."""
+        if not self._unread:
+            return
+        steps, rows, losses, counts = zip(*self._unread, strict=True)
+        self._unread.clear()
+        means = torch.stack([one for three in losses for one in three]).view(-1, 3).tolist()
+        for step, count, three, two in zip(
+            steps, rows, means, torch.stack(counts).tolist(), strict=True
+        ):
+            added = [*(one * count for one in three), *two, count]
+            self._sums = [one + other for one, other in zip(self._sums, added, strict=True)]
+            if not math.isfinite(three[0]):
+                self._first_bad = min(self._first_bad, step)
 
     def first_bad_step(self) -> int | None:
         """Return the first step whose loss was not finite."""
-        step = self._ranks.least(int(self._first_bad))
+        self._read()
+        step = self._ranks.least(self._first_bad)
         return None if step == _NEVER else step
+
+    def _summed(self) -> Tensor:
+        """Return the sums of all ranks."""
+        self._read()
+        return self._ranks.sum(torch.tensor(self._sums, dtype=torch.float64))
 
     def take(self) -> dict[str, float]:
         """Return the means over the rows since the last call."""
-        sums = self._ranks.sum(self._sums)
+        sums = self._summed()
         means = self._means(sums - self._reported)
         self._reported = sums
         return means
 
     def epoch(self) -> dict[str, float]:
         """Return the means over the epoch so far."""
-        return self._means(self._ranks.sum(self._sums))
+        return self._means(self._summed())
 
     def _means(self, sums: Tensor) -> dict[str, float]:
         *values, rows = sums.tolist()
@@ -77,12 +97,13 @@ class Meter:
 
     def clear(self) -> None:
         """Begin another epoch."""
-        self._sums.zero_()
+        self._read()
+        self._sums = [0.0] * len(self._sums)
         self._reported = torch.zeros_like(self._reported)
 
     def state(self) -> dict[str, dict[str, float]]:
         """Return the sums over the ``epoch``, and those ``taken`` of them, for a checkpoint."""
-        sums = {"epoch": self._ranks.sum(self._sums), "taken": self._reported}
+        sums = {"epoch": self._summed(), "taken": self._reported}
         names = (*self.NAMES, "rows")
         return {kind: dict(zip(names, one.tolist(), strict=True)) for kind, one in sums.items()}
 
@@ -93,7 +114,7 @@ class Meter:
             for kind in ("epoch", "taken")
         )
         if self._ranks.first:  # the others' rows are in these sums
-            self._sums.copy_(epoch)
+            self._sums = epoch.tolist()
 
 
 def peak_memory(device: torch.device) -> int:

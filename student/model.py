@@ -181,6 +181,8 @@ def heads_of(output: Any) -> tuple[Tensor, ...]:
     It gives a tensor, a tuple, or an object or mapping with ``cls_logits`` and
     ``distillation_logits``, or for one head ``logits``, as Hugging Face's DeiT does.
     """
+    if isinstance(output, Tensor):
+        return (output,)
     for names in (("cls_logits", "distillation_logits"), ("logits",)):
         found = tuple(_named(output, name) for name in names)
         if all(isinstance(one, Tensor) for one in found):

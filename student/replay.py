@@ -76,6 +76,12 @@ class StudentBatch:
     mix_rows: MixRows | None = None  # ``mix`` beside the pixels, once they were packed
     memory: Tensor | None = None  # bytes that all tensors are views of, likewise
 
+    def with_rows(self) -> StudentBatch:
+        """Return the batch with ``mix_rows``, which all that mixes it then shares."""
+        if self.mix_rows is not None:
+            return self
+        return dataclasses.replace(self, mix_rows=MixRows.of(self.mix))
+
     def pin_memory(self) -> StudentBatch:
         """Return the batch with tensors side by side in pinned memory; the loader calls this."""
         return self._packed(pinned_memory)

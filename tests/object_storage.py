@@ -42,6 +42,7 @@ Fault = Callable[[Request], str | None]
 _REFUSALS = {
     "403": ("403 Forbidden", b"AccessDenied"),
     "409": ("409 Conflict", b"ConditionalRequestConflict"),
+    "no upload": ("404 Not Found", b"NoSuchUpload"),
     "expired": ("400 Bad Request", b"ExpiredToken"),
     "region": ("301 Moved Permanently", b"PermanentRedirect"),
     "signed for another region": ("400 Bad Request", b"AuthorizationHeaderMalformed"),

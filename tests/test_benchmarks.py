@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import damage as damage_benchmark
+from benchmarks import engine as engine_benchmark
 from benchmarks import gpu as gpu_benchmark
 from benchmarks import loader as loader_benchmark
 from benchmarks import store as store_benchmark
@@ -118,6 +119,14 @@ def test_the_benchmarks_of_views_and_loader_report_every_ratio_that_has_an_aim(s
     assert sorted(ratios) == sorted(expected)
     for name, value in ratios.items():
         assert (value is None and name.startswith("crop_flip_vs")) or value > 0
+
+
+def test_the_benchmark_of_the_engine_reports_the_ratio_that_has_an_aim(shard, tmp_path):
+    few = ["--rounds", "1", "--image-size", "32", "--batch-size", "4", "--model-args"]
+    small = [*few, "patch_size=8", "embed_dim=48", "depth=1", "num_heads=3"]
+    found = run(engine_benchmark, ["--shards", str(shard), *small], tmp_path / "engine.json")
+    assert found["ratios"]["step_engine_over_bare"] > 0
+    assert "step_engine_over_bare" in AIMS
 
 
 def test_the_benchmark_of_the_store_reports_every_figure_that_has_an_aim(tmp_path):

@@ -76,7 +76,7 @@ class _Command:
     flags: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-_last_said = time.monotonic()
+_last_said = time.perf_counter()
 _command = _Command()  # of this process; log records come from any of its threads
 
 
@@ -228,12 +228,12 @@ def _flag(name: str) -> str | None:
 def quiet_seconds() -> float:
     """Return for how long nothing was said or shown; a bar that is there counts as said."""
     shown = any(one.bar is not None for one in Progress.shown)
-    return 0.0 if shown else time.monotonic() - _last_said
+    return 0.0 if shown else time.perf_counter() - _last_said
 
 
 def _write(text: str, stream: TextIO) -> None:
     global _last_said
-    _last_said = time.monotonic()
+    _last_said = time.perf_counter()
     bars = [one.bar for one in Progress.shown if one.bar is not None]
     if bars:
         bars[0].write(text, file=stream)  # above all of them

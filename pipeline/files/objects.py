@@ -400,22 +400,13 @@ class ObjectFolder(Folder):
             _send(self._url.child(path), opened)
 
     def fetch(self, path: str, file: Path) -> None:
-        """Write an object to a new file of this machine; one that breaks off is asked for again."""
+        """Write an object to a file of this machine; raises ``FileNotFoundError`` for none."""
         url = self._url.child(path)
-
-        def write() -> None:
-            found = StoredObject.look(url)
-            if found is None:
-                raise _MissingObjectError(f"{url}: no such object")
-            with file.open("wb") as opened:
-                opened.writelines(found.stream())
-                if opened.tell() != found.size:
-                    raise _BrokenAnswerError(
-                        f"{url} came with {opened.tell()} bytes and has {found.size}; run again, "
-                        "and check the network"
-                    )
-
-        _asked_again(write)
+        found = StoredObject.look(url)
+        if found is None:
+            raise _MissingObjectError(f"{url}: no such object")
+        with file.open("wb") as opened:
+            opened.writelines(found.stream())
 
     def copy(self, path: str, to: str) -> None:
         """Write an object's bytes over another's, in one step and without fetching them."""

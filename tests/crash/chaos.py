@@ -31,6 +31,7 @@ from moto.s3.models import s3_backends
 
 from tests.factories import digit_samples, write_shard
 from tests.jobs.processes import (
+    BIN,
     RAY_ENVIRONMENT,
     Process,
     alive,
@@ -231,6 +232,7 @@ class Job:
     target: Target
     logs: Path  # what the paths of its logs begin with
     environment: Mapping[str, str]
+    start: Callable[..., Process] = start_job
     starts: int = 0
     statuses: Counter[int] = field(default_factory=Counter)
     process: Process | None = None
@@ -244,7 +246,7 @@ class Job:
         if not self.is_done:
             self.starts += 1
             self.log.unlink(missing_ok=True)
-            self.process = start_job(
+            self.process = self.start(
                 [*self.arguments, "--out", self.target.out],
                 address=cluster.address,
                 log=self.log,
@@ -477,6 +479,20 @@ def kinds_at_random(seed: int) -> Iterator[str]:
         yield random_.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
 
 
+def start_anew(
+    arguments: list[str], *, address: str, log: Path, environment: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
+    """Start ``label-teacher`` as a user does: it loads all, and the faults' code, by itself."""
+    variables = {**os.environ, **RAY_ENVIRONMENT, "RAY_ADDRESS": address, **environment}
+    with log.open("ab") as out:
+        return subprocess.Popen(
+            [str(BIN / "label-teacher"), *arguments],
+            env=variables,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
+
+
 def applies(kind: str, job: Job) -> bool:
     """Whether a fault can disturb a job at all."""
     return not kind.startswith("storage_") or isinstance(job.target, StoredTarget)
@@ -581,6 +597,7 @@ def disturb(
     *,
     server: S3Server,
     seed: int,
+    start: Callable[..., Process] = start_job,
     over: Callable[[], bool],
     pause: float,
 ) -> None:
@@ -599,6 +616,7 @@ def disturb(
                 work.target(folder, number),
                 folder / f"job-{number}",
                 chaos.environment,
+                start,
             )
             job.run_on(chaos.cluster)
             kind = next((one for one in kinds if applies(one, job)), None)
@@ -743,6 +761,7 @@ def main() -> None:
                 report,
                 server=server,
                 seed=given.seed,
+                start=start_anew,
                 over=lambda: time.monotonic() > end,
                 pause=given.pause,
             )

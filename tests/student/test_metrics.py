@@ -12,7 +12,7 @@ def terms(loss: float) -> LossTerms:
 
 
 def test_a_meter_takes_means_since_the_last_time_and_keeps_the_epochs() -> None:
-    meter = Meter(torch.device("cpu"))
+    meter = Meter()
     for step, loss in enumerate((1.0, 2.0, 6.0)):
         meter.add(step, terms(loss), torch.tensor([1, 2]), rows=2)
         if step == 0:
@@ -28,7 +28,7 @@ def test_a_meter_takes_means_since_the_last_time_and_keeps_the_epochs() -> None:
 
 
 def test_a_restored_meter_goes_on_where_it_was() -> None:
-    meter, other = Meter(torch.device("cpu")), Meter(torch.device("cpu"))
+    meter, other = Meter(), Meter()
     meter.add(0, terms(5.0), torch.tensor([0, 4]), rows=4)
     meter.take()
     meter.add(1, terms(1.0), torch.tensor([0, 4]), rows=4)
@@ -42,3 +42,18 @@ def test_a_restored_meter_goes_on_where_it_was() -> None:
         "agreement": 4 / 12,
         "teacher_accuracy": 8 / 12,
     }
+
+
+def test_a_meter_finds_the_first_bad_step_and_adds_up_in_the_order_of_steps(monkeypatch) -> None:
+    monkeypatch.setattr("student.metrics._UNREAD", 4)
+    losses = [0.1 * 3**number for number in range(9)]
+    meter, sums = Meter(), 0.0
+    for step, loss in enumerate(losses):
+        meter.add(step, terms(loss), torch.tensor([1, 0]), rows=3)
+        sums += torch.tensor(loss).item() * 3
+        if step == 2:
+            assert meter.first_bad_step() is None
+    assert meter.epoch()["loss"] == sums / 27
+    for step, loss in ((9, 1.0), (10, float("inf")), (11, float("nan"))):
+        meter.add(step, terms(loss), torch.tensor([1, 0]), rows=3)
+    assert meter.first_bad_step() == 10
