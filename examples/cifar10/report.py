@@ -84,13 +84,17 @@ def differences(evidence: Evidence, one: ArmName, other: ArmName) -> list[float]
     return [top1(ours[seed]) - top1(theirs[seed]) for seed in ours if seed in theirs]
 
 
+_FEWEST = 3  # seeds from which anything is concluded
 _STUDENT_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """The 97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom."""
 
 
 def interval(points: Sequence[float]) -> tuple[float, float]:
-    """Return where the mean of such differences lies with 95 % confidence; anywhere for one."""
-    if len(points) < 2:
+    """Return where the mean of such differences lies with 95 % confidence.
+
+    Of fewer than three it may lie anywhere: two that are equal by chance would leave no doubt.
+    """
+    if len(points) < _FEWEST:
         return -inf, inf
     freedom = min(len(points) - 1, len(_STUDENT_975))
     reach = _STUDENT_975[freedom - 1] * stdev(points) / sqrt(len(points))
@@ -145,7 +149,7 @@ def checks(evidence: Evidence) -> Iterator[Check]:
         points = differences(evidence, one, other)
         if points:
             found = _points(points)
-            if len(points) > 1:
+            if len(points) >= _FEWEST:
                 least, most = interval(points)
                 found += f", {least:+.2f} to {most:+.2f}"
             yield Check(expected=expected, found=found, holds=within(points, low, high))
