@@ -38,9 +38,17 @@ from pipeline.store import (
     parts_root,
 )
 
-__all__ = ["EXIT_AGAIN", "EXIT_DRAINED", "complete_store", "run_label_job"]
+__all__ = [
+    "EXIT_AGAIN",
+    "EXIT_DRAINED",
+    "USUAL_BATCH",
+    "batch_flag",
+    "complete_store",
+    "run_label_job",
+]
 
 EXIT_DRAINED = 143  # as of a process ended by SIGTERM
+USUAL_BATCH = 1024  # the trainer's, unless it is told otherwise
 EXIT_AGAIN = 75  # EX_TEMPFAIL: machines failed or had no room, the same command may do better
 
 
@@ -289,7 +297,15 @@ def describe_store(manifest: Manifest, plan: JobPlan, progress: Progress) -> Non
     shown = ("--disagree", "--out", "disagree.png")
     tell_next("label-store", "show", config.out, "--shards", *given, *shown)
     labels = ("--labels", config.out, "--shards", *given)
-    tell_next("train-student", *labels, "--epochs", str(len(views)), "--output", "runs/first")
+    length = ("--epochs", str(len(views)), *batch_flag(manifest.counts.labelled))
+    tell_next("train-student", *labels, *length, "--output", "runs/first")
+
+
+def batch_flag(samples: int) -> tuple[str, ...]:
+    """Return the flag for a batch of which an epoch of few samples has eight or more."""
+    if samples >= 8 * USUAL_BATCH:
+        return ()
+    return ("--batch-size", str(1 << max(0, (samples // 8).bit_length() - 1)))
 
 
 def size(count: float) -> str:

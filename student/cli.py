@@ -179,7 +179,6 @@ def export_main(arguments: Sequence[str] | None = None, program: str = "export-s
 
 
 def _evaluate(config: EvaluateConfig) -> None:
-    from student.evaluation.analysis import plot_analysis
     from student.evaluation.report import evaluate_checkpoint, evaluate_directory
 
     if config.checkpoint.is_dir():
@@ -188,6 +187,9 @@ def _evaluate(config: EvaluateConfig) -> None:
         if config.json is not None:
             _write_json(config.json, {name: one.to_json() for name, one in reports.items()})
         best = max(reports, key=lambda name: _top1_of(reports[name]))
+        if config.analysis:
+            say(f"{config.checkpoint / best}, the best of them:")
+            _show_analysis(config, reports[best])
         _tell_after_evaluation(config, reports[best], config.checkpoint / best)
         return
     report = evaluate_checkpoint(config)
@@ -208,12 +210,18 @@ def _evaluate(config: EvaluateConfig) -> None:
     )
     if config.json is not None:
         _write_json(config.json, report.to_json())
+    _show_analysis(config, report)
+    _tell_after_evaluation(config, report, config.checkpoint)
+
+
+def _show_analysis(config: EvaluateConfig, report: CheckpointReport) -> None:
+    from student.evaluation.analysis import plot_analysis
+
     if report.analysis is not None:
         _print_analysis(report.analysis)
         _print_classes(report.analysis, report.names)
         if config.plot is not None:
             plot_analysis(report.analysis, config.plot)
-    _tell_after_evaluation(config, report, config.checkpoint)
 
 
 def _top1_of(report: CheckpointReport) -> float:

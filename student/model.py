@@ -127,12 +127,24 @@ def create_student_of(spec: StudentSpec, state: Mapping[str, Tensor]) -> nn.Modu
     ``ConfigError`` for a model that is larger, and as ``create_student``; ``RuntimeError`` for
     weights that do not fit.
     """
+    _require_moderate(spec, state)
     if timm.is_model(spec.name):
         _require_fits(spec, state)
     with _no_larger_than(state, spec):
         model = create_student(spec)
     model.load_state_dict(state)
     return model
+
+
+def _require_moderate(spec: StudentSpec, state: Mapping[str, Tensor]) -> None:
+    """Refuse arguments that make a builder count for minutes before it registers a weight."""
+    most = max(_SPARE_ELEMENTS, sum(one.numel() for one in state.values()))
+    for name, value in spec.model_args.items():
+        if isinstance(value, int | float) and abs(value) > most:
+            raise ConfigError(
+                f"`model_args` {name}={value}: the file has only {most} weights, so it is not of "
+                f"this {spec.name}"
+            )
 
 
 def _require_fits(spec: StudentSpec, state: Mapping[str, Tensor]) -> None:

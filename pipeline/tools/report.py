@@ -203,6 +203,7 @@ def _page(
     student: StudentDiff | None,
 ) -> Page:
     manifest, failed = store.manifest, len(verification.mismatches)
+    shards = f"{len(manifest.shards)} shard{'s' * (len(manifest.shards) != 1)}"
     sections = [
         _verification(verification),
         _agreement(stats),
@@ -214,7 +215,7 @@ def _page(
     ]
     return Page(
         title=f"Labels of {_short(store.root.name)}",
-        subtitle=f"{manifest.identity.teacher.architecture}, {len(manifest.shards)} shards, "
+        subtitle=f"{manifest.identity.teacher.architecture}, {shards}, "
         f"identity {manifest.identity.digest[:12]}",
         figures=(
             ("labels", f"{stats.labels:,}"),

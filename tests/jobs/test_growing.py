@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections import deque
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -83,7 +84,7 @@ def test_a_machines_own_cores_take_groups_before_others_do(
 ) -> None:
     task: Any = SimpleNamespace(shard=SimpleNamespace(key_hash="k"), members=())
     share = Share(threads=1, window=4, local=local)
-    groups = _Augmentation(iter([task] * 8), share, Patience(), {}).groups()
+    groups = _Augmentation(iter([task] * 8), share, Patience(), {}, deque()).groups()
     next(groups)
     sent = first + ["anywhere"] * (4 - len(first))
     assert remote.sent == sent

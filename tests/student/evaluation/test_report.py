@@ -426,6 +426,11 @@ def test_a_directory_is_evaluated_file_by_file(world, tmp_path, capsys) -> None:
     assert values["epoch-0002.pt"]["step"] == 4
     top1 = values["last.pt"]["evaluations"]["raw"]["mean_of_logits"]["top1"]
     assert f"{top1:8.2%}" in lines[4]
+    evaluate_main([*arguments[:-2], "--analysis"])
+    lines = capsys.readouterr().out.splitlines()
+    best = max(names, key=lambda name: values[name]["evaluations"]["raw"]["mean_of_logits"]["top1"])
+    assert lines[6].endswith(f"/{best}, the best of them:")
+    assert lines[7].startswith("disagreement")
     (tmp_path / "none").mkdir()
     with pytest.raises(ConfigError, match=r"holds no \.pt, \.pth, \.safetensors file"):
         evaluate_directory(settings(world, checkpoint=tmp_path / "none"))
