@@ -26,19 +26,22 @@ settings.load_profile("laws")
 Samples = Iterable[tuple[str, bytes, int]]
 
 JOBS = "tests/jobs/"
+FAULTS = "tests/jobs/test_faults.py"  # as long as all others of that room together
 FIRST = (JOBS, "tests/test_", "tests/crash/", "tests/golden/", "tests/student/")
 """What takes longest begins first, so that the last minute is one of short files."""
 
 
 class ByFile(LoadFileScheduling):
-    """Gives a process all tests of a file, with its fixtures; and one of them all label jobs.
+    """Gives a process all tests of a file, with its fixtures; and one of them most label jobs.
 
-    They share Ray's head and what a job without Ray gives. They wait for other processes much of
-    the time, in which the other files have the cores.
+    They share Ray's head and what a job without Ray gives; those in which something fails have a
+    head of their own. They wait for other processes much of the time, in which the other files have
+    the cores.
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        return JOBS if nodeid.startswith(JOBS) else super()._split_scope(nodeid)
+        shared = nodeid.startswith(JOBS) and not nodeid.startswith(FAULTS)
+        return JOBS if shared else super()._split_scope(nodeid)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile | None:
