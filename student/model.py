@@ -138,13 +138,24 @@ def create_student_of(spec: StudentSpec, state: Mapping[str, Tensor]) -> nn.Modu
 
 def _require_moderate(spec: StudentSpec, state: Mapping[str, Tensor]) -> None:
     """Refuse arguments that make a builder count for minutes before it registers a weight."""
-    most = max(_SPARE_ELEMENTS, sum(one.numel() for one in state.values()))
+    weights = sum(one.numel() for one in state.values())
     for name, value in spec.model_args.items():
-        if isinstance(value, int | float) and abs(value) > most:
+        if any(abs(one) > max(_SPARE_ELEMENTS, weights) for one in _numbers_in(value)):
             raise ConfigError(
-                f"`model_args` {name}={value}: the file has only {most} weights, so it is not of "
-                f"this {spec.name}"
+                f"`model_args` {name}={value}: the file has only {weights} weights, so it is not "
+                f"of this {spec.name}"
             )
+
+
+def _numbers_in(value: Any) -> Iterator[float]:
+    """Yield the numbers of a model's argument, as those of its stages are in a tuple."""
+    if isinstance(value, int | float):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _numbers_in(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _numbers_in(one)
 
 
 def _require_fits(spec: StudentSpec, state: Mapping[str, Tensor]) -> None:

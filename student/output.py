@@ -118,6 +118,7 @@ class _RemoteOutput(RunOutput):
 
     def keep_epoch(self, epoch: int, kept: int) -> None:
         if kept:
+            self._require_owned()
             self._folder.copy(LAST, epoch_name(epoch))
             for name in older_epochs(self._folder.list("epoch-"), kept):
                 self._folder.remove(name)

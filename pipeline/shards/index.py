@@ -483,17 +483,17 @@ class _IndexedShard(Shard):
             if (name[1], name[2].lower()) != (sample.key, extension):
                 return False
             parts[str(extension)], at = found, bytes_after(at, found.size)
-        return _same_place(_sample(self.path, self._data, sample.key, parts), sample)
+        return _same_image(_sample(self.path, self._data, sample.key, parts), sample)
 
     def _compare_all(self) -> None:
         """Read the whole shard, which may have extended headers."""
         whole = open_known_shard(self.path, self.info)
-        if not all(map(_same_place, whole.samples, self.samples)):
+        if not all(map(_same_image, whole.samples, self.samples)):
             raise _not_so(self.path)
         self._compared.update(range(len(self.samples)))
 
 
-def _same_place(one: Sample, other: Sample) -> bool:
+def _same_image(one: Sample, other: Sample) -> bool:
     """Return whether two samples are of one class, and have their image at one offset."""
     return (one.target, one.image_offset, one.image_bytes) == (
         *(other.target, other.image_offset, other.image_bytes),

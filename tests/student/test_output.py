@@ -15,6 +15,7 @@ from pipeline.errors import ConfigError, PipelineError
 from student.cli import main as train_student
 from student.engine import Outcome, Trainer, train
 from student.inputs import open_inputs
+from student.output import open_output
 from tests.object_storage import Fault, Request, S3Server
 from tests.student.factories import TINY, write_digit_shards
 from tests.student.worlds import World, make_world
@@ -171,6 +172,19 @@ def test_a_run_in_storage_is_not_written_over_and_has_one_writer(world, s3) -> N
     with pytest.raises(ConfigError, match="another process began to train there"):
         first.run(stop_after=3)
     assert s3.objects(url) == theirs
+
+
+def test_who_lost_the_output_keeps_nothing_there_of_the_one_that_has_it(s3) -> None:
+    url = f"{s3.make_bucket()}/tiny"
+    mine, theirs = open_output(url), open_output(url)
+    with mine.claim():
+        (mine.directory / "last.pt").write_bytes(b"mine")
+        mine.publish()
+        with theirs.claim():
+            there = s3.objects(url)
+            with pytest.raises(ConfigError, match="another process began to train there"):
+                mine.keep_epoch(1, 2)
+    assert s3.objects(url) == there
 
 
 def test_epochs_that_are_kept_are_kept_in_storage_by_whoever_goes_on(world, s3) -> None:

@@ -332,6 +332,7 @@ def test_a_forged_student_is_refused_by_name(student, world, monkeypatch, capsys
         {"model_args": ["patch_size=8", "embed_dim=48", "depth=4000", "num_heads=3"]},
         {"model_args": ["patch_size=8", "embed_dim=48", "depth=100000000", "num_heads=3"]},
         {"model_args": ["patch_size=1", "embed_dim=48", "depth=2"], "image_size": 2048},
+        {"model": "swin_tiny_patch4_window7_224", "model_args": ["depths=(2, 100000000)"]},
         {"model": "vit_giant_patch14_dinov2", "model_args": ["reg_tokens=1"]},
         {"model": "files_own:build", "classes": 65535, "image_size": 4096},
     ],
