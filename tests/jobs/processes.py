@@ -305,6 +305,15 @@ def run_job(
     return text
 
 
+def require_one_line(log: Path, message: str) -> None:
+    """Require that a job said one error of its own, and no traceback; Ray's core may say more."""
+    text = log.read_text()
+    own = [line for line in text.splitlines() if line.startswith("label-teacher: error: ")]
+    assert len(own) == 1, text
+    assert message in own[0], text
+    assert "Traceback" not in text, text
+
+
 def part_paths(store: Path) -> list[Path]:
     return sorted(store.glob("shard=*/*.parquet"))
 

@@ -48,6 +48,7 @@ from tests.jobs.processes import (
     part_hashes,
     part_paths,
     ray_nodes,
+    require_one_line,
     start_job,
     wait_for,
 )
@@ -71,15 +72,6 @@ def found(process: Process, above: int, title: str, log: Path) -> int:
 def reached(process: Process, condition: Callable[[], object], log: Path) -> None:
     wait_for(lambda: process.poll() is not None or condition(), "its progress", log=log)
     assert process.poll() is None, log.read_text()
-
-
-def require_one_line(log: Path, message: str) -> None:
-    text = log.read_text()
-    errors = [line for line in text.splitlines() if "error" in line.lower()]
-    assert len(errors) == 1, text
-    assert errors[0].startswith("label-teacher: error: "), text
-    assert message in errors[0], text
-    assert "Traceback" not in text
 
 
 def test_a_teacher_killed_as_it_loads_one_that_hangs_and_a_hung_augmenter_change_no_byte(
