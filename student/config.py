@@ -76,9 +76,9 @@ class StudentConfig:
     dist_bn: Literal["broadcast", "reduce"] = grown(founding="broadcast", since="0.1.0")
     """What ranks do with the running means of batch norm after each epoch: all take rank 0's, or
     their average."""
-    finetune: Path | None = free(None)
-    """Begin from these weights: a checkpoint of train-student, .safetensors or .pth. Position
-    embeddings are resized; heads of other classes begin anew."""
+    finetune: str | None = free(None)
+    """Begin from these weights: a checkpoint of train-student, .safetensors or .pth; path or URL.
+    Position embeddings are resized; heads of other classes begin anew."""
     finetune_weights: Literal["raw", "ema"] | None = free(None)
     """Which of a checkpoint's weights it begins from; by default those that won the last
     evaluation, if the checkpoint says so, or else the raw ones."""
@@ -441,9 +441,9 @@ def _require_fraction(record: Any) -> None:
 class EvaluateConfig:
     """Evaluate students on validation shards: checkpoints of train-student, timm's or DeiT's."""
 
-    checkpoint: Path
+    checkpoint: str
     """last.pt or best.pt of a run, weights of timm's or DeiT's (with `model`), or a directory, of
-    which all .pt, .pth and .safetensors files are evaluated."""
+    which all .pt, .pth and .safetensors files are evaluated; path or URL."""
     val_shards: tuple[str, ...]
     """Validation shards: their directory, files, or patterns in quotes."""
     model: str | None = None
@@ -498,8 +498,9 @@ class EvaluateConfig:
 class ExportConfig:
     """Write a run's student as a file that timm, Hugging Face's hub or ONNX can load."""
 
-    run: Path
-    """A run's directory, of which best.pt is taken, or else last.pt; or one of its checkpoints."""
+    run: str
+    """A run's directory, of which best.pt is taken, or else last.pt; or one of its checkpoints;
+    path or URL."""
     to: Literal["timm", "safetensors", "hub-folder", "onnx"]
     """timm: a .pth as its train.py writes; safetensors: the weights alone; hub-folder: a directory
     as on Hugging Face's hub, for timm and transformers; onnx: a graph, with the extra 'export'."""
