@@ -55,9 +55,9 @@ from student.evaluation.validation import (
 from student.finetune import Loaded, load_weights, read_weights
 from student.inputs import Inputs
 from student.loading import LoaderOptions
-from student.losses import MixedTarget, TeacherSignal
+from student.losses import TeacherSignal
 from student.metrics import Meter, MetricsLog, Stopwatch, peak_memory
-from student.model import StudentSpec, create_student, reseed, set_mode, split_heads
+from student.model import StudentSpec, create_student, reseed_step, set_mode, split_heads
 from student.optimization import Optimization, schedule_of
 from student.output import RunOutput, open_output
 from student.recipes import to_toml
@@ -394,14 +394,15 @@ class Trainer:
         with self._watch.on("student"):
             images = resize_images(images, self.spec.image_size)
             truth = mixed_target(batch, self.device, **config.distillation.learned)
-            reseed("step", config.plan.seed, self.step, self.ranks.rank, piece)
+            reseed_step(config.plan.seed, self.step, self.ranks.rank, piece)
             with self.optimization.forward_precision():
                 heads = split_heads(self._parallel(images))
             terms = self._loss(heads, truth, teacher)
-            learner = heads[1] if self._loss.taught else heads[0]
-            counts = _counts(learner, truth, teacher)
-            self._meter.add(self.step, terms, counts, len(images))
-            self.optimization.backward(terms.loss / config.run.accumulate)
+            called = heads[self._loss.taught].detach().argmax(-1)
+            classes = torch.stack([called, teacher.label, truth.target, truth.partner_target])
+            self._meter.add(self.step, terms, classes)
+            pieces = config.run.accumulate
+            self.optimization.backward(terms.loss if pieces == 1 else terms.loss / pieces)
         self._audited += batch.audited
 
     def _report(self, log: MetricsLog, seconds: list[dict[str, float]]) -> None:
@@ -694,11 +695,3 @@ def _student_spec(config: TrainConfig, identity: StoreIdentity) -> StudentSpec:
         seed=config.plan.seed,
         model_args=parse_model_args(student.model_args),
     )
-
-
-def _counts(logits: Tensor, truth: MixedTarget, teacher: TeacherSignal) -> Tensor:
-    """Return how many rows agree with the teacher, and how many teachers are right, (2,)."""
-    label = teacher.label
-    agreeing = logits.detach().argmax(-1) == label
-    right = (label == truth.target) | (label == truth.partner_target)
-    return torch.stack([agreeing, right]).sum(1)
