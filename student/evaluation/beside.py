@@ -38,7 +38,7 @@ class RunStudent:
         if not file.is_file():
             raise ConfigError(
                 f"`against` {path} is neither a store, whose name ends in .parquet or .zarr, nor a "
-                "run of train-student"
+                "training run"
             )
         set_threads()
         self._device = choose_device("auto")

@@ -232,7 +232,7 @@ def _own(config: EvaluateConfig) -> _Found:
     if config.image_size is not None:
         raise ConfigError(
             f"`image_size` is {config.image_size}, and {config.checkpoint} is a checkpoint of "
-            "train-student, which says its own; leave it out"
+            "a run here, which says its own; leave it out"
         )
     states: dict[Which, Mapping[str, Tensor]] = {"raw": checkpoint.model}
     if checkpoint.ema is not None:
@@ -249,7 +249,7 @@ def _foreign(config: EvaluateConfig) -> _Found:
     path, name = config.checkpoint, config.model
     if name is None:
         raise ConfigError(
-            f"{path} is no checkpoint of train-student: give `model`, timm's name of what it is "
+            f"{path} is no checkpoint of a run here: give `model`, timm's name of what it is "
             "the weights of"
         )
     try:
