@@ -71,7 +71,7 @@ _POSITIONAL, _UNPREFIXED = (
 )
 _PARAMETER = re.compile(r"`(\w+)`")
 _PROGRAM = re.compile(r"`([a-z]+-[a-z]+)((?: [^`\n]+)?)`")  # and what follows it
-_SLOW = {"numba": "numba", "torch": "PyTorch"}  # to load: seconds, on a busy machine half a minute
+_SLOW = {"ray": "Ray", "torch": "PyTorch"}  # to load: on a busy machine half a minute
 _DEBUG = "TEACHER_LABELS_DEBUG"
 _OTHER_NAMES = {  # of a setting's part, and of the setting that a command has for it
     "architecture": "teacher",
@@ -359,6 +359,7 @@ class _Notes(logging.Handler):
 def _logged() -> Iterator[None]:
     """Print the library's log records, once where commands are nested."""
     loggers = [logging.getLogger(name) for name in ("pipeline", "student", "jobs")]
+    logging.getLogger("pipeline.views.compiled").setLevel(logging.INFO)  # it says what takes long
     handler = _Notes()
     silent = [one for one in loggers if not any(isinstance(x, _Notes) for x in one.handlers)]
     for one in silent:
