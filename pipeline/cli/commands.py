@@ -463,7 +463,7 @@ class Show:
         )
         say(
             f"{path}: {counted(len(views), 'view')}, {sheet.width} x {sheet.height} pixels; "
-            f"{verified} have a digest, which was compared"
+            f"{verified} with a digest, which was compared"
             + f"; in {partners} the teacher names the image mixed in"
             * bool(partners)
         )
