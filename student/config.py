@@ -453,7 +453,8 @@ class EvaluateConfig:
     """Those of the checkpoint's model arguments that may fetch or read something, such as
     pretrained=True: a file alone does not choose that. Of other programs' weights all of them."""
     image_size: int | None = None
-    """Side of the images in pixels, for other programs' weights; by default their model's."""
+    """Side of the images in pixels, for other programs' weights; by default their model's.
+    A checkpoint of train-student says its own, and above 1,024 only if it is given here too."""
     val_labels: str | None = None
     """Label store of these shards (center views, no mixing), for the teacher's part."""
     eval_batch_size: int = 256
@@ -514,6 +515,8 @@ class ExportConfig:
     """The checkpoint's model, if that is code of your own, as evaluation has it."""
     model_args: tuple[str, ...] = ()
     """Those of its model arguments that may fetch or read something, likewise."""
+    image_size: int | None = None
+    """Side of its images in pixels, if it is above 1,024, likewise."""
 
     def __post_init__(self) -> None:
         settle(self)

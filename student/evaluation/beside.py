@@ -42,7 +42,7 @@ class RunStudent:
             )
         set_threads()
         self._device = choose_device("auto")
-        self._saved, model, _ = load_saved(file, None, None, ())
+        self._saved, model, _ = load_saved(file, None, None, (), None)
         self._model = model.to(self._device)
         self._precision = partial(autocast, self._device, self._saved.precision)
         self.name = path.resolve().name if path.is_dir() else file.stem
