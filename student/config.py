@@ -454,7 +454,7 @@ class EvaluateConfig:
     pretrained=True: a file alone does not choose that. Of other programs' weights all of them."""
     image_size: int | None = None
     """Side of the images in pixels, for other programs' weights; by default their model's.
-    A checkpoint of train-student says its own, and above 1,024 only if it is given here too."""
+    A checkpoint of a run says its own, and above 1,024 only if it is given here too."""
     val_labels: str | None = None
     """Label store of these shards (center views, no mixing), for the teacher's part."""
     eval_batch_size: int = 256
