@@ -69,7 +69,7 @@ class JobBenchmark:
     """Shards of photographs: files, brace patterns or globs, in quotes."""
     rounds: int = 3
     """Pairs of jobs: one that gives the rate, one at 80 % of it."""
-    views: int = 30
+    views: int = 150
     """Views of each sample."""
     cluster: bool = False
     """Measure real jobs on clusters of this machine, instead of how busy a teacher is kept."""

@@ -181,9 +181,12 @@ def report(seconds: float) -> None:
     print()
     for name, value in rows.items():
         print(f"  {name:42} {value}")
-    print(f"\nlook at {Path(store()).relative_to(PROJECT)}/_README.md, and at the logs beside it")
     if weights[0] != weights[1]:
         raise StepError("the store and the teacher in the loop gave different students", 1)
+    out = OUT.relative_to(PROJECT)
+    print(f"\nlook at {out / Path(store()).name}/_README.md, and at the logs beside it")
+    print(f"next: open {out / 'student' / 'report.html'} in a browser; with images of your own:")
+    print("next: teacher-labels pack --images YOUR-IMAGES --out shards")
 
 
 def last_epoch(name: str) -> Any:
@@ -261,7 +264,8 @@ def follow(process: subprocess.Popen[bytes], log: Path) -> None:
         time.sleep(0.2)
         if sys.stdout.isatty():
             lines = log.read_text(errors="replace").split("\n")
-            latest = next((line for line in reversed(lines) if line.strip()), "")
+            said = (line for line in reversed(lines) if line.strip() and ": next: " not in line)
+            latest = next(said, "")
             width = shutil.get_terminal_size().columns - 4
             print(f"\r\033[K  {latest[:width]}", end="", flush=True)
     if sys.stdout.isatty():
