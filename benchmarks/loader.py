@@ -7,6 +7,7 @@ import os
 import statistics
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from student.replay import ReplayDataset, replay_loader
 
 EPOCHS = 9
 LOADER, VIEWS = "loader, tar to batch", "its views alone"
+WORKERS, THREADS = ("1 worker", "2 workers"), ("1 thread", "2 threads")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +132,17 @@ def time_workers(dataset: ReplayDataset, workers: int, batches: int) -> Run:
     return Run(first, seconds, private)
 
 
+def time_threads(dataset: ReplayDataset, threads: int, batches: int) -> float:
+    """Return seconds a batch where threads of this process make them, all busy to the end."""
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(dataset.__getitem__, range(threads)):  # opens shards and parts
+            pass
+        started = time.perf_counter()
+        for _ in pool.map(dataset.__getitem__, range(threads, threads + batches)):
+            pass
+        return (time.perf_counter() - started) / batches
+
+
 def _private_megabytes(pid: int | None) -> float:
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     kilobytes = [int(line.split()[1]) for line in lines if line.startswith("Private_")]
@@ -137,18 +150,20 @@ def _private_megabytes(pid: int | None) -> float:
 
 
 def run_benchmark(config: LoaderBenchmark, root: Path) -> tuple[Timings, Timings, list[Run]]:
-    """Measure all cases: in one process, and with workers."""
+    """Measure all cases: in one process, with workers, and with threads instead."""
     dataset = open_dataset(config, root)
     warm_up()
     with on_one_core():
         cases = Sequential(dataset, config.batches, config.batch_size)
         alone = measure({LOADER: cases.load, VIEWS: cases.make_views}, config.rounds)
-    seconds: dict[str, list[float]] = {"1 worker": [], "2 workers": []}
+    seconds: dict[str, list[float]] = {name: [] for name in (*WORKERS, *THREADS)}
     runs = []
     for _ in range(config.rounds):
-        for workers, name in enumerate(seconds, start=1):
-            runs.append(time_workers(dataset, workers, config.worker_batches))
-            seconds[name].append(runs[-1].batch / config.batch_size)
+        for count, (workers, threads) in enumerate(zip(WORKERS, THREADS, strict=True), start=1):
+            runs.append(time_workers(dataset, count, config.worker_batches))
+            seconds[workers].append(runs[-1].batch / config.batch_size)
+            batch = time_threads(dataset, count, config.worker_batches)
+            seconds[threads].append(batch / config.batch_size)
     parallel = Timings(seconds={name: tuple(values) for name, values in seconds.items()})
     return alone, parallel, runs
 
@@ -164,6 +179,7 @@ def main() -> None:
     ratios = {
         "loader_overhead": alone.ratio(LOADER, VIEWS),
         "two_workers": workers.ratio("1 worker", "2 workers"),
+        "two_threads": workers.ratio("1 thread", "2 threads"),
         "first_batch_milliseconds": 1e3 * statistics.median(run.first for run in runs),
         "worker_private_mb": statistics.median(run.private for run in runs),
     }

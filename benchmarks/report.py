@@ -29,6 +29,7 @@ AIMS: Mapping[str, tuple[str, float]] = {
     "crop_flip_vs_albumentations": (">=", 1.0),
     "loader_overhead": ("<=", 1.05),
     "two_workers": (">=", 1.9),
+    "two_threads": (">=", 1.9),
     "first_batch_milliseconds": ("<=", 150),
     "worker_private_mb": ("<=", 200),
     "teacher_bf16": (">=", 4.0),

@@ -33,13 +33,14 @@ class StandInTeacher:
         self._seconds_per_view = seconds_per_view
 
     def label_group(self, group: AugmentedGroup) -> TeacherLabels:
-        """Sleep for the group's views, and label them."""
+        """Label the group's views in the time that they take, and sleep for what is left of it."""
         started = time.perf_counter()
-        if self._seconds_per_view:
-            time.sleep(self._seconds_per_view * int(group.valid.sum()))
-        self.busy_seconds += time.perf_counter() - started
         label = np.zeros(group.valid.size, np.uint16)
-        return TeacherLabels(label=label, mixed_digest=_mixed_digests(group))
+        labels = TeacherLabels(label=label, mixed_digest=_mixed_digests(group))
+        end = started + self._seconds_per_view * int(group.valid.sum())
+        time.sleep(max(0.0, end - time.perf_counter()))
+        self.busy_seconds += time.perf_counter() - started
+        return labels
 
 
 def _mixed_digests(group: AugmentedGroup) -> NDArray[np.uint32]:

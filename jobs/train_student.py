@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from jobs.label_teacher import prepare_environment
-from pipeline.cli.console import flags_of, note, running, say
+from pipeline.cli.console import flags_of, running, say, tell_error
 from pipeline.errors import ConfigError, PipelineError, TryAgainError, require_package
 from pipeline.growth import require, settle
 from student.cli import _parse
@@ -156,7 +156,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "train-student-r
         try:
             found = train_on_ray(config, ranks)
         except TryAgainError as error:
-            note(f"error: {error}")
+            tell_error(error)
             raise SystemExit(EXIT_AGAIN) from None
         from pipeline.labelling.weights import state_digest
 

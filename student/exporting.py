@@ -59,7 +59,9 @@ def export_student(config: ExportConfig) -> Exported:
     source = checkpoint_of(config.run)
     if config.out.exists():
         raise ConfigError(f"`out` {config.out} is there already; give another path, or delete it")
-    saved, model, which = load_saved(source, config.weights, config.model, config.model_args)
+    saved, model, which = load_saved(
+        source, config.weights, config.model, config.model_args, config.image_size
+    )
     student = _Student(
         model=model,
         saved=saved,

@@ -280,7 +280,8 @@ def _accuracy(runs: Sequence[RunRecord]) -> list[Section]:
     charts: list[Block] = []
     if len(runs) == 1:
         charts.append(_epochs_chart("Top-1 by epoch", _fusion_lines(runs[0], "top1")))
-        charts.append(_epochs_chart("Top-5 by epoch", _fusion_lines(runs[0], "top5")))
+        if top5 := _fusion_lines(runs[0], "top5"):
+            charts.append(_epochs_chart("Top-5 by epoch", top5))
         losses = _fusion_lines(runs[0], "loss")
         alike = [
             Series(
@@ -340,6 +341,7 @@ def _fusion_lines(run: RunRecord, what: str) -> list[Series]:
 def _final(runs: Sequence[RunRecord]) -> Table:
     """Return the last evaluation's accuracies: of each head and fusion, raw and averaged."""
     rows = []
+    five = any(_fusion_lines(one, "top5") for one in runs)  # few classes have no top-5
     for run in runs:
         nothing: Mapping[str, Any] = {}
         last = next((one for one in reversed(run.epochs) if "evaluation" in one), nothing)
@@ -348,7 +350,7 @@ def _final(runs: Sequence[RunRecord]) -> Table:
                 top1 = _number(last, kind, name, "top1")
                 if top1 is None:
                     continue
-                top5 = _number(last, kind, name, "top5") or 0.0
+                top5 = _number(last, kind, name, "top5")
                 loss = _number(last, kind, name, "loss")
                 alike = _number(last, kind, "teacher", "agreement", name)
                 rows.append(
@@ -357,7 +359,7 @@ def _final(runs: Sequence[RunRecord]) -> Table:
                         _words(name),
                         weights,
                         Bar(text=share_text(top1), share=top1),
-                        share_text(top5),
+                        *(("-" if top5 is None else share_text(top5),) if five else ()),
                         "-" if loss is None else f"{loss:.4f}",
                         "-" if alike is None else share_text(alike),
                     )
@@ -366,7 +368,7 @@ def _final(runs: Sequence[RunRecord]) -> Table:
     return Table(
         name="final",
         caption="The last evaluation",
-        header=(*head, "top-5", "loss", "agrees with the teacher"),
+        header=(*head, *(("top-5",) if five else ()), "loss", "agrees with the teacher"),
         rows=tuple(rows),
     )
 

@@ -13,7 +13,10 @@ from typing import Any
 from pipeline.errors import ConfigError
 from student.config import parse_model_args
 
-__all__ = ["require_named_arguments", "require_named_model"]
+__all__ = ["require_named_arguments", "require_named_model", "require_named_size"]
+
+_LARGEST_SIDE = 1024
+"""In pixels; above it a few images may take gigabytes, whatever the weights are."""
 
 _REACHING = (
     *("pretrained", "checkpoint", "cache", "cfg", "config", "feature", "pruned", "weights"),
@@ -60,6 +63,22 @@ def require_named_arguments(source: str, arguments: Sequence[str], named: Sequen
         raise ConfigError(
             f"{source} has model_args {texts}, which may fetch or read something, and a file "
             f"alone does not choose that: if you trust it, give `model_args` {texts} yourself"
+        )
+
+
+def require_named_size(source: str, size: int, named: int | None) -> None:
+    """Raise ``ConfigError`` if a file's images are larger than it may choose alone.
+
+    ``named`` is the side that the user gives, in pixels; then it must be the file's.
+    """
+    if named is not None and named != size:
+        raise ConfigError(
+            f"{source} is of a student of {size} pixels, not {named}; leave `image_size` out"
+        )
+    if named is None and size > _LARGEST_SIDE:
+        raise ConfigError(
+            f"{source} asks for images of {size} pixels, and a file alone does not choose more "
+            f"than {_LARGEST_SIDE}, which take gigabytes: if you trust it, give `image_size` {size}"
         )
 
 

@@ -36,11 +36,11 @@ class RunStudent:
         if not file.is_file():
             raise ConfigError(
                 f"`against` {path} is neither a store, whose name ends in .parquet or .zarr, nor a "
-                "run of train-student"
+                "training run"
             )
         set_threads()
         self._device = choose_device("auto")
-        self._saved, model, _ = load_saved(file, None, None, ())
+        self._saved, model, _ = load_saved(file, None, None, (), None)
         self._model = model.to(self._device)
         self._precision = partial(autocast, self._device, self._saved.precision)
         self.name = path.resolve().name if path.is_dir() else file.stem

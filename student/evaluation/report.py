@@ -31,7 +31,7 @@ from student.metrics import peak_memory
 from student.model import StudentSpec, create_student_of
 from student.optimization import autocast
 from student.output import WEIGHTS, file_here
-from student.trust import require_named_arguments, require_named_model
+from student.trust import require_named_arguments, require_named_model, require_named_size
 
 __all__ = [
     "CheckpointReport",
@@ -181,21 +181,26 @@ def load_student(
     *,
     model: str | None = None,
     model_args: Sequence[str] = (),
+    image_size: int | None = None,
 ) -> nn.Module:
     """Return the student of a checkpoint, at a path or URL, in evaluation mode.
 
     ``weights`` are the raw or the averaged (``ema``) ones; by default those that won the last
     evaluation, or the raw ones where there was none.
-    A model that is code, a ``package.module:function``, and arguments that may fetch or read
-    something, are used only if ``model`` and ``model_args`` name them too. Raises
-    ``ConfigError`` if they do not, ``CheckpointError`` if the file cannot be read, holds no
-    averaged weights, or does not fit its model.
+    A model that is code, a ``package.module:function``, arguments that may fetch or read
+    something, and images of more than 1,024 pixels are used only if ``model``, ``model_args`` and
+    ``image_size`` name them too. Raises ``ConfigError`` if they do not, ``CheckpointError`` if the
+    file cannot be read, holds no averaged weights, or does not fit its model.
     """
-    return load_saved(checkpoint, weights, model, model_args)[1]
+    return load_saved(checkpoint, weights, model, model_args, image_size)[1]
 
 
 def load_saved(
-    checkpoint: str | Path, weights: Which | None, model: str | None, model_args: Sequence[str]
+    checkpoint: str | Path,
+    weights: Which | None,
+    model: str | None,
+    model_args: Sequence[str],
+    image_size: int | None,
 ) -> tuple[SavedStudent, nn.Module, Which]:
     """Return what a checkpoint says of its student, the student, and which weights it has.
 
@@ -203,7 +208,7 @@ def load_saved(
     """
     with file_here(checkpoint) as file:
         values = open_checkpoint(file)
-    student = _student_of(checkpoint, values, model, model_args)
+    student = _student_of(checkpoint, values, model, model_args, image_size)
     which: Which = "ema" if (weights or values.winner) == "ema" else "raw"
     state = values.ema if which == "ema" else values.model
     if state is None:
@@ -232,16 +237,13 @@ def _find(config: EvaluateConfig) -> _Found:
 
 def _own(config: EvaluateConfig, file: Path) -> _Found:
     checkpoint = open_checkpoint(file)
-    if config.image_size is not None:
-        raise ConfigError(
-            f"`image_size` is {config.image_size}, and {config.checkpoint} is a checkpoint of "
-            "train-student, which says its own; leave it out"
-        )
     states: dict[Which, Mapping[str, Tensor]] = {"raw": checkpoint.model}
     if checkpoint.ema is not None:
         states["ema"] = checkpoint.ema
     return _Found(
-        student=_student_of(config.checkpoint, checkpoint, config.model, config.model_args),
+        student=_student_of(
+            config.checkpoint, checkpoint, config.model, config.model_args, config.image_size
+        ),
         states=states,
         step=checkpoint.step,
     )
@@ -252,7 +254,7 @@ def _foreign(config: EvaluateConfig, path: Path) -> _Found:
     name = config.model
     if name is None:
         raise ConfigError(
-            f"{path} is no checkpoint of train-student: give `model`, timm's name of what it is "
+            f"{path} is no checkpoint of a run here: give `model`, timm's name of what it is "
             "the weights of"
         )
     try:
@@ -292,12 +294,17 @@ def _classes_of(path: Path, state: Mapping[str, Tensor], classifier: Any) -> int
 
 
 def _student_of(
-    path: str | Path, checkpoint: Checkpoint, model: str | None, model_args: Sequence[str]
+    path: str | Path,
+    checkpoint: Checkpoint,
+    model: str | None,
+    model_args: Sequence[str],
+    image_size: int | None,
 ) -> SavedStudent:
     """Return which student a checkpoint holds, if the user names what it may not choose."""
     student = checkpoint.student
     require_named_model(str(path), student.model, model)
     require_named_arguments(str(path), student.model_args, model_args)
+    require_named_size(str(path), student.image_size, image_size)
     return student
 
 

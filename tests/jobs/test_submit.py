@@ -128,10 +128,11 @@ def test_an_installed_wheel_labels_and_a_job_that_is_stopped_goes_on(
     assert started.returncode == 0, started.stdout + started.stderr
     wait_for(lambda: part_paths(out), "a part")
     ray_job(head, "stop", f"job-{tmp_path.name}", cwd=tmp_path)
-    assert status_of(head, tmp_path) == "stopped"
     logs = ray_job(head, "logs", f"job-{tmp_path.name}", cwd=tmp_path).stdout
-    # It finishes what is under way, which may be all.
-    assert ("stopped by SIGTERM with" in logs) != (out / "_manifest.json").exists()
+    # It finishes what is under way, which may be all, or was done before it was told.
+    finished = (out / "_manifest.json").exists()
+    assert ("stopped by SIGTERM with" in logs) != finished
+    assert status_of(head, tmp_path) in ("stopped", "succeeded")[: 1 + finished]
 
     again = ray_job(head, "submit", *command, cwd=tmp_path)
     assert again.returncode == 0, again.stdout + again.stderr

@@ -331,10 +331,10 @@ def test_a_forged_student_is_refused_by_name(student, world, monkeypatch, capsys
         {"model_args": ["patch_size=8", "embed_dim=1536", "depth=12", "num_heads=3"]},
         {"model_args": ["patch_size=8", "embed_dim=48", "depth=4000", "num_heads=3"]},
         {"model_args": ["patch_size=8", "embed_dim=48", "depth=100000000", "num_heads=3"]},
-        {"model_args": ["patch_size=1", "embed_dim=48", "depth=2"], "image_size": 2048},
+        {"model_args": ["patch_size=1", "embed_dim=48", "depth=2"], "image_size": 1024},
         {"model": "swin_tiny_patch4_window7_224", "model_args": ["depths=(2, 100000000)"]},
         {"model": "vit_giant_patch14_dinov2", "model_args": ["reg_tokens=1"]},
-        {"model": "files_own:build", "classes": 65535, "image_size": 4096},
+        {"model": "files_own:build", "classes": 65535, "image_size": 1024},
     ],
     ids=str,
 )
@@ -358,6 +358,24 @@ def test_a_forged_student_takes_no_more_memory_than_its_file_has_weights(
     assert grown < 100_000  # KB
     assert time.monotonic() - begun < 60
     assert not Path("x.pth").exists()
+
+
+def test_a_file_alone_does_not_choose_images_that_take_gigabytes(
+    world, monkeypatch, capsys
+) -> None:
+    """A convolution takes images of any size, whatever its weights are."""
+    forged = named(world, image_size=2048)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    export = [forged, "--to", "timm", "--out", "x.pth"]
+    for command, given in ((evaluate_main, evaluate(forged)), (export_main, export)):
+        text = error_of(command, given, monkeypatch, capsys)
+        assert "asks for images of 2048 pixels" in text
+        assert "give --image-size 2048" in text
+        text = error_of(command, [*given, "--image-size", "512"], monkeypatch, capsys)
+        assert "is of a student of 2048 pixels, not 512; leave --image-size out" in text
+        text = error_of(command, [*given, "--image-size", "2048"], monkeypatch, capsys)
+        assert "does not fit its model" in text  # looked at, as the user wants it
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KB
 
 
 @pytest.mark.parametrize(
