@@ -2,18 +2,29 @@
 
 The teacher is a stand-in that needs no cores and takes a fixed time for a view, as a GPU
 would: none at first, which gives the rate of augmentation, then as much as makes it ask for
-80 % of that rate.
+80 % of that rate. What all the rest takes is told by the rate at which as many processes
+make the same views for nobody.
+
+With ``--cluster`` it runs real jobs, of a small teacher that was not trained, on clusters on this
+machine: how soon a job begins, what hangs, its memory, and bytes between nodes.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import re
+import signal
 import statistics
+import subprocess
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,12 +37,28 @@ from jobs.label_teacher import prepare_environment
 from pipeline.identity import TeacherIdentity
 from pipeline.labelling.config import LabelConfig
 from pipeline.labelling.devices import choose_device
-from pipeline.labelling.job import begin_job, index_shards, plan_job
+from pipeline.labelling.job import JobPlan, begin_job, index_shards, plan_job
+from pipeline.labelling.part import GroupTask, run_task
 from pipeline.labelling.worker import TeacherWorker
 from pipeline.records import AugmentedGroup, TeacherLabels
 from pipeline.views.floats import float_fingerprints
+from tests.forking import BIN
+from tests.jobs.processes import (
+    RAY_ENVIRONMENT,
+    Node,
+    RayNodes,
+    alive,
+    descendants,
+    named,
+    part_paths,
+    ray_nodes,
+    wait_for,
+)
 
 DEMAND = 0.8
+HANG_SECONDS = 15.0  # given to jobs that are made to hang
+MEMORY_SECONDS = 240.0  # in which a job's memory is looked at
+TEACHER, AUGMENTER = "ray::TeacherActor.label", "ray::augment_remotely"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +71,8 @@ class JobBenchmark:
     """Pairs of jobs: one that gives the rate, one at 80 % of it."""
     views: int = 150
     """Views of each sample."""
+    cluster: bool = False
+    """Measure real jobs on clusters of this machine, instead of how busy a teacher is kept."""
     json: Path | None = None
     """File to write the ratios to."""
 
@@ -97,14 +126,39 @@ def account_of(store: str) -> Path:
     return Path(store).with_suffix(".json")
 
 
+def plan_of(config: JobBenchmark, directory: Path) -> JobPlan:
+    """Plan a job of the stand-in."""
+    job = LabelConfig(shards=config.shards, out=str(directory / "job.parquet"), views=config.views)
+    floats = float_fingerprints(job.augment, job.effective_mixing, "cpu")
+    return plan_job(job, index_shards(job.shards), stand_in_identity(batch_views=15), floats)
+
+
+def count_views(task: GroupTask) -> int:
+    """Make a group's views, and return how many there are."""
+    return int(run_task(task).valid.sum())
+
+
+def rate_alone(config: JobBenchmark) -> float:
+    """Return how many views a second as many processes as there are cores make, without Ray."""
+    with tempfile.TemporaryDirectory() as directory:
+        plan = plan_of(config, Path(directory))
+    tasks = [task for part in plan.missing for task in plan.order(part).tasks()]
+    cores = len(os.sched_getaffinity(0))
+    with ProcessPoolExecutor(cores, multiprocessing.get_context("spawn")) as pool:
+        for _ in pool.map(count_views, tasks[: 4 * cores]):
+            pass  # each has loaded its kernels then
+        started = time.perf_counter()
+        views = sum(pool.map(count_views, tasks))
+    return views / (time.perf_counter() - started)
+
+
 def run_job(config: JobBenchmark, directory: Path, seconds_per_view: float) -> Usage:
     """Label all shards on a Ray of our own."""
     from jobs.cluster import Cluster  # Ray reads the environment when it is imported
     from jobs.draining import Drain
 
-    job = LabelConfig(shards=config.shards, out=str(directory / "job.parquet"), views=config.views)
-    floats = float_fingerprints(job.augment, job.effective_mixing, "cpu")
-    plan = plan_job(job, index_shards(job.shards), stand_in_identity(batch_views=15), floats)
+    plan = plan_of(config, directory)
+    job = plan.config
     begin_job(plan)
     worker: Callable[[LabelConfig, int], StandInWorker]
     worker = partial(StandInWorker, seconds_per_view=seconds_per_view)
@@ -115,27 +169,196 @@ def run_job(config: JobBenchmark, directory: Path, seconds_per_view: float) -> U
     return Usage(*json.loads(account_of(job.out).read_text()))
 
 
+class RealJob:
+    """A label job as people start it, of a small teacher, on a cluster or on a Ray of its own."""
+
+    def __init__(self, config: JobBenchmark, folder: Path, address: str | None, *more: str) -> None:
+        self.out, self.log = folder / "real.parquet", folder / "log"
+        variables = {**os.environ, **RAY_ENVIRONMENT, "RAY_ADDRESS": address or ""}
+        arguments = [
+            *("--shards", *config.shards, "--out", str(self.out), "--views", str(config.views)),
+            *("--teacher", "regnety_002", "--teacher-random-weights", "0", *more),
+        ]
+        self.started = time.monotonic()
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [str(BIN / "label-teacher"), *arguments],
+                env=variables,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        self.pid = self._process.pid
+
+    def wait_for(self, condition: Callable[[], object], what: str) -> float:
+        """Wait, and return how long it took."""
+        began = time.monotonic()
+        wait_for(lambda: self._process.poll() is not None or condition(), what, log=self.log)
+        if self._process.poll() is not None:
+            raise SystemExit(f"the job ended: {self.log.read_text()}")
+        return time.monotonic() - began
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended."""
+        return self._process.poll() is not None
+
+    def close(self) -> None:
+        """End it at once."""
+        self._process.kill()
+        self._process.wait()
+
+
+@contextmanager
+def real_job(config: JobBenchmark, address: str | None, *more: str) -> Iterator[RealJob]:
+    """Run a job for as long as this context lasts."""
+    with (
+        tempfile.TemporaryDirectory() as name,
+        closing(RealJob(config, Path(name), address, *more)) as job,
+    ):
+        yield job
+
+
+def first_task_seconds(config: JobBenchmark, cluster: RayNodes) -> float:
+    """Return the time from a job's start to its first augmentation."""
+    with real_job(config, cluster.address, "--image-size", "64") as job:
+        return job.wait_for(lambda: named(cluster.pid, AUGMENTER), "an augmentation")
+
+
+def hang(config: JobBenchmark, cluster: RayNodes, title: str) -> dict[str, float]:
+    """Stop a process of a job; return when it was gone and another part was there, in deadlines."""
+    flags = ("--image-size", "64", "--views-per-part", "15", "--hang-seconds", str(HANG_SECONDS))
+    with real_job(config, cluster.address, *flags, "--teachers", "1") as job:
+        job.wait_for(lambda: len(part_paths(job.out)) >= 4, "four parts")
+        job.wait_for(lambda: named(cluster.pid, title), title)
+        pid, parts = named(cluster.pid, title)[0], len(part_paths(job.out))
+        os.kill(pid, signal.SIGSTOP)
+        gone = job.wait_for(lambda: not alive([pid]), f"the end of {title}")
+        # Parts that were under way elsewhere do not count.
+        again = gone + job.wait_for(lambda: len(part_paths(job.out)) > parts + 2, "more parts")
+    name = "teacher" if title == TEACHER else "augmenter"
+    return {
+        f"hung_{name}_ended_deadlines": gone / HANG_SECONDS,
+        f"hung_{name}_replaced_deadlines": again / HANG_SECONDS,
+    }
+
+
+def proportional_bytes(pid: int) -> int:
+    """Return a process's memory, of what it shares its share."""
+    with suppress(OSError):
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        if found := re.search(r"^Pss: +(\d+) kB", text, re.MULTILINE):
+            return 1024 * int(found[1])
+    return 0
+
+
+def peak_bytes(config: JobBenchmark) -> int:
+    """Return the most memory that all processes of a job with a Ray of its own have together."""
+    most = 0
+    with real_job(config, None) as job:
+        while not job.is_over and time.monotonic() - job.started < MEMORY_SECONDS:
+            family = [job.pid, *descendants(job.pid)]
+            most = max(most, sum(map(proportional_bytes, family)))
+            time.sleep(0.5)
+    return most
+
+
+def bytes_between_nodes(config: JobBenchmark, cluster: RayNodes) -> float:
+    """Return what nodes have sent each other for a label, of two with a GPU, so to speak."""
+    flags = ("--image-size", "64", "--views-per-part", "15")
+    with real_job(config, cluster.address, *flags) as job:
+        job.wait_for(lambda: len(part_paths(job.out)) >= 2, "two parts")
+        before, first = sent_bytes(cluster), labels_in(job.out)
+        job.wait_for(lambda: len(part_paths(job.out)) >= 8, "eight parts")
+        time.sleep(5.0)  # nodes tell what they count at times
+        return (sent_bytes(cluster) - before) / (labels_in(job.out) - first)
+
+
+def labels_in(out: Path) -> int:
+    """Return the labels of all parts that are there."""
+    import pyarrow.parquet as pq
+
+    return sum(pq.read_metadata(path).num_rows for path in part_paths(out))
+
+
+def sent_bytes(cluster: RayNodes) -> float:
+    """Return how many bytes of objects all nodes have sent to others."""
+    total = 0.0
+    for port in metric_ports(cluster):
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+        pattern = r'^ray_object_manager_bytes\{.*Type="PushedFromLocalPlasma".*\} (\S+)$'
+        total += sum(map(float, re.findall(pattern, text, re.MULTILINE)))
+    return total
+
+
+def metric_ports(cluster: RayNodes) -> list[int]:
+    """Return where nodes tell what they count."""
+    code = (
+        "import ray; ray.init(log_to_driver=False);"
+        "print(*(one['MetricsExportPort'] for one in ray.nodes() if one['Alive']))"
+    )
+    done = subprocess.run(
+        [str(BIN / "python"), "-c", code],
+        env={**os.environ, **RAY_ENVIRONMENT, "RAY_ADDRESS": cluster.address},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [int(one) for one in done.stdout.split()]
+
+
+def on_clusters(config: JobBenchmark) -> dict[str, float]:
+    """Measure real jobs."""
+    here = Path.cwd()
+    figures: dict[str, float] = {"job_peak_gigabytes": peak_bytes(config) / 1e9}
+    with ray_nodes(Node(here, cpus=2)) as cluster:
+        first_task_seconds(config, cluster)  # the first one finds no file in the system's cache
+        figures["first_task_seconds"] = first_task_seconds(config, cluster)
+        figures |= hang(config, cluster, TEACHER) | hang(config, cluster, AUGMENTER)
+    gpus = (Node(here, cpus=0), Node(here, gpus=1), Node(here, gpus=1))
+    for name, nodes in (("gpus", gpus), ("gpus_and_a_cpu_node", (*gpus, Node(here)))):
+        with ray_nodes(*nodes) as cluster:
+            figures[f"bytes_between_nodes_a_label_{name}"] = bytes_between_nodes(config, cluster)
+    return figures
+
+
 def main() -> None:
     """Measure and write JSON if asked to."""
     config = tyro.cli(JobBenchmark, description=JobBenchmark.__doc__)
+    if config.cluster:
+        report = Report(ratios=on_clusters(config), context={"machine": describe_machine()})
+    else:
+        report = busy_teacher(config)
+    report.show()
+    report.write(config.json)
+
+
+def busy_teacher(config: JobBenchmark) -> Report:
+    """Measure how busy a teacher is kept, and what is neither augmented nor labelled meanwhile."""
     prepare_environment()
-    rates, shares = [], []
+    rates, shares, others = [], [], []
     for _ in range(config.rounds):
+        alone = rate_alone(config)
         with tempfile.TemporaryDirectory() as directory:
             free = run_job(config, Path(directory), 0.0)
         rate = free.views / free.seconds
         with tempfile.TemporaryDirectory() as directory:
             usage = run_job(config, Path(directory), 1 / (DEMAND * rate))
         rates.append(rate)
+        others.append(1 - rate / alone)
         shares.append(usage.busy_seconds / usage.seconds)
-        print(f"{rate:.0f} views/s augmented; teacher at {DEMAND:.0%}: busy {shares[-1]:.1%}")
-    context = {"views_per_second": rates, "busy": shares, "demand": DEMAND}
-    report = Report(
-        ratios={"teacher_busy": statistics.median(shares)},
+        print(
+            f"{rate:.0f} views/s augmented, {alone:.0f} without Ray; teacher at {DEMAND:.0%}: "
+            f"busy {shares[-1]:.1%}"
+        )
+    context = {"views_per_second": rates, "busy": shares, "demand": DEMAND, "others": others}
+    return Report(
+        ratios={
+            "teacher_busy": statistics.median(shares),
+            "orchestration_share": statistics.median(others),
+        },
         context={"machine": describe_machine(), "label_job": context},
     )
-    report.show()
-    report.write(config.json)
 
 
 if __name__ == "__main__":

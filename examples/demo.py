@@ -55,6 +55,7 @@ RAY_PORTS = (
     "metrics-export-port",
     "runtime-env-agent-port",
 )
+QUIET_SECONDS = 10.0  # off a terminal
 COMPARED_EPOCHS = 2  # the second one is timed: the first one also loads
 
 
@@ -181,9 +182,12 @@ def report(seconds: float) -> None:
     print()
     for name, value in rows.items():
         print(f"  {name:42} {value}")
-    print(f"\nlook at {Path(store()).relative_to(PROJECT)}/_README.md, and at the logs beside it")
     if weights[0] != weights[1]:
         raise StepError("the store and the teacher in the loop gave different students", 1)
+    out = OUT.relative_to(PROJECT)
+    print(f"\nlook at {out / Path(store()).name}/_README.md, and at the logs beside it")
+    print(f"next: open {out / 'student' / 'report.html'} in a browser; with images of your own:")
+    print("next: teacher-labels pack --images YOUR-IMAGES --out shards")
 
 
 def last_epoch(name: str) -> Any:
@@ -256,15 +260,19 @@ def run(name: str, command: Sequence[str], environment: Mapping[str, str] | None
 
 
 def follow(process: subprocess.Popen[bytes], log: Path) -> None:
-    """Wait for a process; on a terminal, show the latest line of its log meanwhile."""
+    """Wait for a process, and show the latest line of its log: elsewhere each ten seconds."""
+    terminal, shown = sys.stdout.isatty(), time.monotonic()
     while process.poll() is None:
         time.sleep(0.2)
-        if sys.stdout.isatty():
-            lines = log.read_text(errors="replace").split("\n")
-            latest = next((line for line in reversed(lines) if line.strip()), "")
-            width = shutil.get_terminal_size().columns - 4
-            print(f"\r\033[K  {latest[:width]}", end="", flush=True)
-    if sys.stdout.isatty():
+        if not terminal and time.monotonic() - shown < QUIET_SECONDS:
+            continue
+        shown = time.monotonic()
+        lines = log.read_text(errors="replace").split("\n")
+        said = (line for line in reversed(lines) if line.strip() and ": next: " not in line)
+        latest = next(said, "...")[: shutil.get_terminal_size().columns - 4]
+        print(f"\r\033[K  {latest}" if terminal else f"  {latest}", end="\n" * (not terminal))
+        sys.stdout.flush()
+    if terminal:
         print("\r\033[K", end="")
 
 

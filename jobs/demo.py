@@ -21,6 +21,7 @@ from pipeline.cli.console import (
     say,
     tell_next,
     tell_page,
+    within_another,
     words_given,
 )
 from pipeline.errors import ConfigError, PipelineError
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "demo") -> None:
         if out.exists():
             raise ConfigError(f"`out` {out} is there already; give another path, or delete it")
         started = time.monotonic()
-        with _never_silent():
+        with _never_silent(), within_another():
             _make_images(out)
             _make_labels(out)
             _train(out)
@@ -87,7 +88,6 @@ def _make_labels(out: Path) -> None:
     _run(pack_shards, "pack", "--images", str(images / "val"), "--out", val, *classes)
 
     _step("3. A teacher: you have one, most likely. This small network learns the four shapes.")
-    say("   (PyTorch is loaded, which takes a while the first time)")
     from jobs.small_teacher import TeacherTraining, train_teacher
 
     weights = out / "teacher.safetensors"

@@ -389,8 +389,8 @@ def fault_of(error: BaseException, where: str) -> PipelineError:
             "take the node out of the cluster"
         )
     return PipelineError(
-        f"{where} failed: {type(cause).__name__}: {text}; this should not happen, `debug` shows "
-        "where it did"
+        f"{where} failed: {type(cause).__name__}: {text}; this should not happen, and "
+        "TEACHER_LABELS_DEBUG=1 shows where it did"
     )
 
 

@@ -8,10 +8,10 @@ import os
 import secrets
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 if __name__ == "__main__":  # run by path: the directory above holds the packages
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -22,29 +22,68 @@ from pipeline.cli.console import described, flags_of, running, words_given
 from pipeline.errors import ConfigError
 from pipeline.files.kinds import read_toml
 from pipeline.identity import PRESETS, AugmentConfig, MixConfig, Preset, mixing_of_preset
-from pipeline.labelling.config import LabelConfig
+from pipeline.labelling.config import (
+    FirstSettings,
+    LabelConfig,
+    RunSettings,
+    TeacherSettings,
+    TrialSettings,
+    ViewSettings,
+)
 
 __all__ = ["configured", "main", "parse_arguments", "read_settings"]
 
 _AUGMENT = frozenset(one.name for one in fields(AugmentConfig))
 _OWN = frozenset(one.name for one in fields(LabelConfig)) - {"augment"}
 
+Kind = TypeVar("Kind")
+Group = Annotated[Kind, tyro.conf.OmitArgPrefixes]  # a box of the help, whose flags have no prefix
 
-_FIRST = ("--shards", "--out", "--teacher", "--teacher-checkpoint", "--views")
+_FIRST = tuple(f"--{one.name.replace('_', '-')}" for one in fields(FirstSettings))
 _EXAMPLE = (
     *("--shards", "shards/train", "--out", "labels.parquet", "--views", "300"),
     *("--teacher", "regnety_160.deit_in1k"),
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LabelFlags(LabelConfig):
+@dataclass(frozen=True, kw_only=True)
+class LabelFlags(FirstSettings):
     """Label augmented views of WebDataset shards with a teacher, once for all students."""
 
-    augment: Annotated[AugmentConfig, tyro.conf.arg(name="")] = field(default_factory=AugmentConfig)
     config: Path | None = None
     """TOML file of settings by their flags' names, with _ for -, those of mixing in a table
     [mixing]; flags override it."""
+    of_teacher: Annotated[Group[TeacherSettings], tyro.conf.arg(name="teacher")]
+    of_views: Annotated[Group[ViewSettings], tyro.conf.arg(name="view")]
+    augmentation: Group[AugmentConfig]
+    mixing: MixConfig
+    trial: Group[TrialSettings]
+    run: Group[RunSettings]
+
+    @staticmethod
+    def of(config: LabelConfig) -> LabelFlags:
+        """Return settings in their groups."""
+        return LabelFlags(
+            **_values(config, FirstSettings),
+            of_teacher=TeacherSettings(**_values(config, TeacherSettings)),
+            of_views=ViewSettings(**_values(config, ViewSettings)),
+            augmentation=config.augment,
+            mixing=config.mixing,
+            trial=TrialSettings(**_values(config, TrialSettings)),
+            run=RunSettings(**_values(config, RunSettings)),
+        )
+
+    def settings(self) -> LabelConfig:
+        """Return the settings of all groups."""
+        return LabelConfig(
+            **_values(self, FirstSettings),
+            **_values(self.of_teacher, TeacherSettings),
+            **_values(self.of_views, ViewSettings),
+            **_values(self.trial, TrialSettings),
+            **_values(self.run, RunSettings),
+            augment=self.augmentation,
+            mixing=self.mixing,
+        )
 
 
 def parse_arguments(
@@ -80,10 +119,10 @@ def parse_arguments(
         prog=program,
         description=described(str(LabelFlags.__doc__), _FIRST, program, *_EXAMPLE),
         args=arguments,
-        default=LabelFlags(**_values(defaults)),
+        default=LabelFlags.of(defaults),
         config=(tyro.conf.OmitSubcommandPrefixes,),
     )
-    return LabelConfig(**_values(flags))
+    return flags.settings()
 
 
 def _defaults(preset: Preset) -> LabelConfig:
@@ -136,8 +175,9 @@ def _of_told(base: LabelConfig, told: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _values(config: LabelConfig) -> dict[str, Any]:
-    return {one.name: getattr(config, one.name) for one in fields(LabelConfig)}
+def _values(record: Any, kind: type) -> dict[str, Any]:
+    """Return what a record has for the fields of a kind of settings."""
+    return {one.name: getattr(record, one.name) for one in fields(kind)}
 
 
 def prepare_environment() -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import traceback
 
 from jobs.draining import Drain, Stopped
 from jobs.metrics import Metrics, check_path, measuring
 from pipeline.cli.console import Progress as Shown
-from pipeline.cli.console import counted, duration, note, say, some_of, tell_next
-from pipeline.errors import REJECTION_WORDS, PipelineError, TryAgainError, require_package
+from pipeline.cli.console import counted, duration, note, say, some_of, tell_error, tell_next
+from pipeline.errors import REJECTION_WORDS, TryAgainError, require_package
 from pipeline.labelling.agreement import Preflight, in_percent, require_agreement
 from pipeline.labelling.config import LabelConfig
 from pipeline.labelling.estimate import Capacity, estimate_job
@@ -65,12 +64,8 @@ def run_label_job(config: LabelConfig) -> int:
     except Stopped:
         say("stopped by SIGTERM; run the same command again, it will do the rest")
         return EXIT_DRAINED
-    except PipelineError as error:
-        if config.debug:
-            note("\n  ".join(traceback.format_exc().splitlines()))
-        if not isinstance(error, TryAgainError):
-            raise
-        note(f"error: {error}")
+    except TryAgainError as error:
+        tell_error(error)
         return EXIT_AGAIN
 
 
@@ -294,7 +289,7 @@ def describe_store(manifest: Manifest, plan: JobPlan, progress: Progress) -> Non
     )
     config = plan.config
     given = some_of(config.shards)
-    shown = ("--disagree", "--out", "disagree.png")
+    shown = ("--disagree", "--out", "wrong.png")
     tell_next("label-store", "show", config.out, "--shards", *given, *shown)
     labels = ("--labels", config.out, "--shards", *given)
     length = ("--epochs", str(len(views)), *batch_flag(manifest.counts.labelled))

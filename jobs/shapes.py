@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image, ImageColor, ImageDraw, ImageFilter
 
-from pipeline.cli.console import say
+from pipeline.cli.console import say, tell_next
 from pipeline.telling import told
 
 __all__ = ["SIDES", "main", "write_shapes"]
@@ -61,5 +61,7 @@ def write_shapes(out: Path, train: int = 240, val: int = 60) -> None:
 
 def main() -> None:
     """Draw the images into the directory that is the command's argument."""
-    write_shapes(Path(sys.argv[1]))
-    say(f"{sys.argv[1]}: train and val, {len(SIDES)} classes in each: {', '.join(SIDES)}")
+    out = Path(sys.argv[1])
+    write_shapes(out)
+    say(f"{out}: train and val, {len(SIDES)} classes in each: {', '.join(SIDES)}")
+    tell_next("teacher-labels", "pack", "--images", str(out / "train"), "--out", "shards/train")

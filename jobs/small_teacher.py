@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pipeline.classes import names_beside
-from pipeline.cli.console import say
+from pipeline.cli.console import flags_of, running, say, some_of, tell_next, words_given
 from pipeline.files.local import expand_shards
 from pipeline.identity import AugmentConfig
 from pipeline.records import Pixels
@@ -144,11 +144,17 @@ def accuracy(model: nn.Module, images: Images, side: int) -> float:
     return float((found == images.target).mean())
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None, program: str = "train_teacher.py") -> None:
     """Train, report and write."""
-    options = tyro.cli(TeacherTraining, args=arguments)
-    share = train_teacher(options)
-    say(f"{options.out}: {options.model}, {share:.1%} of the validation images right")
+    arguments = words_given(arguments)
+    with running(program, flags_of(TeacherTraining), arguments=arguments):
+        options = tyro.cli(TeacherTraining, prog=program, args=arguments)
+        share = train_teacher(options)
+        say(f"{options.out}: {options.model}, {share:.1%} of the validation images right")
+        given = ("--shards", *some_of(options.shards), "--out", "labels.parquet", "--views", "8")
+        teacher = ("--teacher", options.model, "--teacher-checkpoint", str(options.out))
+        side = ("--image-size", str(options.image_size))
+        tell_next("teacher-labels", "label", *given, *side, *teacher)
 
 
 def train_teacher(options: TeacherTraining) -> float:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from importlib import import_module
 
-from pipeline.cli.console import running, say_lines, words_given
-from pipeline.errors import ConfigError
+from pipeline.cli.console import require_command, running, say_lines, words_given
 
 __all__ = ["COMMANDS", "main"]
 
@@ -36,17 +34,13 @@ COMMANDS: Mapping[str, tuple[str, str, str]] = {
 def main(arguments: Sequence[str] | None = None, program: str = "teacher-labels") -> None:
     """Run the command that the first argument names."""
     arguments = words_given(arguments)
-    with running(program, {}, arguments=arguments):
+    names = {old: f"{program} {name}" for name, (old, *_) in COMMANDS.items() if old}
+    with running(program, {}, arguments=arguments, names=names):
         if not arguments or arguments[0] in ("-h", "--help"):
             say_lines(_help(program))
             raise SystemExit(0 if arguments else 2)
         name, *rest = arguments
-        if name not in COMMANDS:
-            close = get_close_matches(name, COMMANDS, n=1)
-            raise ConfigError(
-                f"there is no command {name!r}; "
-                + (f"did you mean {close[0]}?" if close else f"use {', '.join(COMMANDS)}")
-            )
+        require_command(name, COMMANDS)
         module, _, function = COMMANDS[name][1].partition(":")
         getattr(import_module(module), function)(rest, f"{program} {name}")
 

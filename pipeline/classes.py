@@ -103,7 +103,9 @@ def read_names(location: str | Path) -> ClassNames:
     try:
         data = folder.read_bytes(name, _LARGEST_FILE)
     except FileNotFoundError as error:
-        raise ConfigError(f"`classes` {location}: no such file or directory") from error
+        raise ConfigError(
+            f"`classes` {location}: no such file or directory; check the path"
+        ) from error
     parse = _names_of_json if name.endswith(".json") else _names_of_text
     source = folder.at(name)
     return ClassNames(names=parse(data, source), source=source)

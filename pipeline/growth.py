@@ -13,7 +13,8 @@ import math
 import os
 import re
 import types
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -29,6 +30,7 @@ __all__ = [
     "from_plain",
     "grown",
     "install",
+    "many_from_plain",
     "needed_release",
     "one_line",
     "plain_value",
@@ -45,6 +47,7 @@ Record = TypeVar("Record")
 _IS_RELEASE = re.compile(r"\d{1,4}(\.\d{1,4}){1,3}")  # a stranger wrote what it is asked of
 
 _FOUNDING, _SINCE = "founding", "since"
+_NOTHING = object()  # the founding value of a field that was always there
 
 
 def grown(*, founding: Any, since: str, **default: Any) -> Any:
@@ -103,12 +106,18 @@ def to_plain(record: Any) -> dict[str, Any]:
     A record all of whose fields are left out is left out too, if its own field has grown.
     """
     plain = {}
-    for field in dataclasses.fields(record):
-        value = getattr(record, field.name)
-        if _FOUNDING in field.metadata and value == field.metadata[_FOUNDING]:
-            continue
-        plain[field.name] = plain_value(value)
+    for name, founding in _stored_fields(cast(Hashable, type(record))):
+        value = getattr(record, name)
+        if founding is _NOTHING or value != founding:
+            plain[name] = value if type(value) in (str, int) else plain_value(value)
     return plain
+
+
+@cache
+def _stored_fields(kind: Any) -> Sequence[tuple[str, Any]]:
+    """Return the names of a record's fields, with their founding values."""
+    fields = dataclasses.fields(kind)
+    return [(field.name, field.metadata.get(_FOUNDING, _NOTHING)) for field in fields]
 
 
 def founding_values(kind: Any) -> dict[str, Any]:
@@ -155,6 +164,22 @@ def from_plain(kind: type[Record], values: Any, where: str, needs: str = "") -> 
     except ConfigError as error:
         raise StoreError(f"{where}.{error}; the file is damaged or forged") from error
     return record
+
+
+def many_from_plain(
+    kind: type[Record], values: Any, where: str, needs: str = ""
+) -> tuple[Record, ...]:
+    """Return the records of a list of what ``to_plain`` gave; see ``from_plain``.
+
+    In a tenth of its time where all have all fields, and no others.
+    """
+    names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if isinstance(values, list) and all(
+        type(one) is dict and one.keys() == names for one in values
+    ):
+        with suppress(msgspec.ValidationError):
+            return msgspec.convert(values, tuple[kind, ...])  # type: ignore[valid-type]
+    return tuple(from_plain(kind, one, where, needs) for one in values)
 
 
 def _read(value: Any, hint: Any, where: str, needs: str) -> Any:

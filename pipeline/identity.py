@@ -10,9 +10,11 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
+
+import msgspec
 
 from pipeline.columns import ColumnConfig
 from pipeline.errors import ConfigError, StoreError
@@ -44,6 +46,7 @@ __all__ = [
     "derivation_of",
     "different_fields",
     "mixing_of_preset",
+    "read_fields",
     "read_json",
 ]
 
@@ -321,6 +324,21 @@ def read_json(data: bytes | str) -> Any:
         if not level:
             return values
     raise ValueError(_TOO_DEEP)
+
+
+def read_fields(data: bytes, unread: Collection[str]) -> dict[str, Any]:
+    """Return the values of a JSON object as ``read_json`` does, but for fields that are ``unread``.
+
+    Those stay the JSON that they are, a ``msgspec.Raw``. Raises what ``read_json`` does.
+    """
+    try:
+        fields = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+    except (msgspec.MsgspecError, RecursionError) as error:
+        deep = isinstance(error, RecursionError)
+        raise ValueError(_TOO_DEEP if deep else str(error)) from None
+    return {
+        name: text if name in unread else read_json(bytes(text)) for name, text in fields.items()
+    }
 
 
 _DEEPEST = 32

@@ -307,7 +307,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """
     reason = why_no_data(path)
     if reason is not None:
-        raise TornError(f"{path} {reason}; or give another last.pt or best.pt")
+        raise TornError(f"{path} {reason}")
     try:
         values = load_tensors(path)
     except Exception as error:  # torn files raise a dozen kinds

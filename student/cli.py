@@ -27,6 +27,7 @@ from pipeline.cli.console import (
     say,
     some_of,
     steps_shown,
+    tell,
     tell_next,
     tell_page,
     words_given,
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from student.engine import Outcome
     from student.evaluation.analysis import Analysis
     from student.evaluation.beside import RunStudent
-    from student.evaluation.evaluate import Evaluation
+    from student.evaluation.evaluate import Accuracy, Evaluation
     from student.evaluation.report import CheckpointReport
     from student.inputs import Inputs
 
@@ -74,8 +75,9 @@ _INTERRUPTED = "interrupted; --resume auto goes on from the last checkpoint, if 
 class ExportFlags(ExportConfig):
     """Write a run's student as a file that timm, Hugging Face's hub or ONNX can load."""
 
-    run: tyro.conf.Positional[Path]
-    """A run's directory, of which best.pt is taken, or else last.pt; or one of its checkpoints."""
+    run: tyro.conf.Positional[str]
+    """A run's directory, of which best.pt is taken, or else last.pt; or one of its checkpoints;
+    path or URL."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +93,7 @@ class TrainFlags(TrainConfig):
 def main(arguments: Sequence[str] | None = None, program: str = "train-student") -> None:
     """Run ``train-student``."""
     arguments = words_given(arguments)
-    stop = StopRequest(_stop_before_training)
+    stop = StopRequest(_stop_before_training, program)
     flags = {
         **flags_of(TrainConfig, prefixes=False),
         **{"recipe": "--recipe", "config": "--config"},
@@ -127,13 +129,13 @@ def evaluate_main(
 
 @dataclass(frozen=True, kw_only=True)
 class _ReportFlags:
-    """Write a page that shows runs of train-student beside each other, finished or not.
+    """Write a page that shows training runs beside each other, finished or not.
 
     It is one HTML file that asks for nothing.
     """
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Their output directories."""
+    runs: tyro.conf.Positional[tuple[str, ...]]
+    """Their output directories, paths or URLs."""
     out: Path = Path("runs.html")
     """The page to write; its name ends in .html."""
 
@@ -175,22 +177,24 @@ def export_main(arguments: Sequence[str] | None = None, program: str = "export-s
         done = export_student(config)
         say(f"{done.out} is written, of {done.source}, {done.which} weights; to load it:")
         say(done.loading)
-        note(f"next: load {done.out} with the line above, where it is to be used")
+        tell(f"load {done.out} with the line above, where it is to be used")
 
 
 def _evaluate(config: EvaluateConfig) -> None:
     from student.evaluation.report import evaluate_checkpoint, evaluate_directory
+    from student.output import is_directory
 
-    if config.checkpoint.is_dir():
+    if is_directory(config.checkpoint):
         reports = evaluate_directory(config)
         _print_directory(reports)
         if config.json is not None:
             _write_json(config.json, {name: one.to_json() for name, one in reports.items()})
         best = max(reports, key=lambda name: _top1_of(reports[name]))
+        path = open_folder(config.checkpoint).at(best)
         if config.analysis:
-            say(f"{config.checkpoint / best}, the best of them:")
+            say(f"{path}, the best of them:")
             _show_analysis(config, reports[best])
-        _tell_after_evaluation(config, reports[best], config.checkpoint / best)
+        _tell_after_evaluation(config, reports[best], path)
         return
     report = evaluate_checkpoint(config)
     if report.unnamed:
@@ -229,16 +233,16 @@ def _top1_of(report: CheckpointReport) -> float:
     return max(one.of(fusion).top1 for one in report.evaluations.values())
 
 
-def _tell_after_evaluation(config: EvaluateConfig, report: CheckpointReport, best: Path) -> None:
+def _tell_after_evaluation(config: EvaluateConfig, report: CheckpointReport, best: str) -> None:
     """Say where the numbers are, and what to do with the best weights that were evaluated."""
     for path in (config.json, config.plot):
         if path is not None:
             note(f"{path} is written")
     if not config.analysis:
         given = ("--val-shards", *some_of(config.val_shards, "VALIDATION-SHARDS"))
-        tell_next("evaluate-student", "--checkpoint", str(best), *given, "--analysis")
+        tell_next("evaluate-student", "--checkpoint", best, *given, "--analysis")
     if report.step is not None:  # else they are another program's already
-        tell_next("export-student", str(best), "--to", "timm", "--out", "student.pth")
+        tell_next("export-student", best, "--to", "timm", "--out", "student.pth")
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -253,9 +257,20 @@ def _print_directory(reports: Mapping[str, CheckpointReport]) -> None:
         for which, evaluation in report.evaluations.items()
     ]
     width = max(20, *(len(name) for name, _ in rows))
-    say(f"{'weights':{width}} {'top-1':>8} {'top-5':>8} {'loss':>8}")
+    say(f"{'weights':{width}} {_shares_header([found for _, found in rows])}")
     for name, found in rows:
-        say(f"{name:{width}} {found.top1:8.2%} {found.top5:8.2%} {found.loss:8.4f}")
+        say(f"{name:{width}} {_shares(found)}")
+
+
+def _shares_header(found: Sequence[Accuracy]) -> str:
+    """Return the header of accuracies; of few classes there is no top-5."""
+    top5 = f" {'top-5':>8}" if any(one.top5 is not None for one in found) else ""
+    return f"{'top-1':>8}{top5} {'loss':>8}"
+
+
+def _shares(found: Accuracy) -> str:
+    top5 = "" if found.top5 is None else f" {found.top5:8.2%}"
+    return f"{found.top1:8.2%}{top5} {found.loss:8.4f}"
 
 
 def _print_analysis(analysis: Analysis) -> None:
@@ -433,14 +448,13 @@ def print_evaluation(title: str, evaluation: Evaluation, taught: bool = True) ->
     """Print a table of accuracies on stdout, of a student not ``taught`` its class head's."""
     teacher = evaluation.teacher
     more = f" {'teacher':>8}" if teacher else ""
-    say(f"{title:20} {'top-1':>8} {'top-5':>8} {'loss':>8}{more}")
+    say(f"{title:20} {_shares_header([evaluation.class_head])}{more}")
     for name in ("class_head", "distillation_head", "mean_of_logits", "sum_of_softmaxes"):
         accuracy = getattr(evaluation, name)
         if accuracy is not None and (taught or name == "class_head"):
             alike = f" {teacher.agreement[name]:8.2%}" if teacher else ""
             label = name.replace("_", " ")
-            shares = f"{accuracy.top1:8.2%} {accuracy.top5:8.2%} {accuracy.loss:8.4f}"
-            say(f"{label:20} {shares}{alike}")
+            say(f"{label:20} {_shares(accuracy)}{alike}")
     if teacher:
         say(f"{'the teacher':20} {teacher.accuracy:8.2%}")
     say(f"{'images':20} {evaluation.samples:8}")

@@ -8,7 +8,7 @@ from pipeline.errors import ConfigError
 
 __all__ = ["HABITS", "require_own_flags"]
 
-_VIEWS = "views are drawn once, by the label job: label-teacher "
+_VIEWS = "views are drawn once, by the label job: `label-teacher` "
 
 HABITS: Mapping[str, str] = {
     "-b": "--batch-size",
@@ -34,15 +34,15 @@ HABITS: Mapping[str, str] = {
     "--distillation-alpha": "--alpha",
     "--distillation-tau": "--tau",
     "--teacher-path": "--teacher-checkpoint",
-    "--data-path": "--shards (pack-shards makes them of a folder)",
-    "--data-dir": "--shards (pack-shards makes them of a folder)",
+    "--data-path": "--shards (`pack-shards` makes them of a folder)",
+    "--data-dir": "--shards (`pack-shards` makes them of a folder)",
     "--val-split": "--val-shards",
     "--output-dir": "--output",
     "--validation-batch-size": "--eval-batch-size",
     "--crop-pct": "--eval-fraction",
     "--eval-crop-ratio": "--eval-fraction",
     "--initial-checkpoint": "--finetune",
-    "--eval": "evaluate-student --checkpoint",
+    "--eval": "`evaluate-student --checkpoint`",
     "--log-wandb": "--tracker wandb",
     "--wandb-project": "--tracker-project",
     "--num-classes": "nothing: the store has the teacher's",

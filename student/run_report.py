@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.classes import class_text
 from pipeline.errors import ConfigError
 from pipeline.files.local import open_folder, replace
+from pipeline.files.objects import is_url
 from pipeline.reporting.charts import Series, lines_chart, number_text, share_text
 from pipeline.reporting.page import (
     Bar,
@@ -91,8 +92,8 @@ def _number(line: Mapping[str, Any], *names: str) -> float | None:
     return float(value) if fits and abs(value) < _GREATEST else None
 
 
-def read_run(output: Path) -> RunRecord:
-    """Read what a run left in its directory, finished or not.
+def read_run(output: str | Path) -> RunRecord:
+    """Read what a run left in its directory, a path or URL, finished or not.
 
     Raises ``ConfigError`` for a directory that holds no run, ``PipelineError`` for a file that is a
     pipe, a link out of it, or larger than a run's.
@@ -107,8 +108,9 @@ def read_run(output: Path) -> RunRecord:
             f"{output} holds no run that can be read ({error}); give the output directory of one"
         ) from error
     lines = list(_lines(data))
+    location = str(output)
     return RunRecord(
-        name=output.resolve().name,
+        name=(Path(location.rstrip("/")) if is_url(location) else Path(output).resolve()).name,
         config=config if isinstance(config, dict) else {},
         train=tuple(one for one in lines if one.get("kind") == "train"),
         epochs=tuple(one for one in lines if one.get("kind") == "epoch"),
@@ -153,7 +155,7 @@ def report_run(
     return path
 
 
-def compare_runs(outputs: Sequence[Path]) -> str:
+def compare_runs(outputs: Sequence[str | Path]) -> str:
     """Return a page, as HTML, that shows runs beside each other, finished or not.
 
     Raises ``ConfigError`` for a directory without a run.
@@ -278,7 +280,8 @@ def _accuracy(runs: Sequence[RunRecord]) -> list[Section]:
     charts: list[Block] = []
     if len(runs) == 1:
         charts.append(_epochs_chart("Top-1 by epoch", _fusion_lines(runs[0], "top1")))
-        charts.append(_epochs_chart("Top-5 by epoch", _fusion_lines(runs[0], "top5")))
+        if top5 := _fusion_lines(runs[0], "top5"):
+            charts.append(_epochs_chart("Top-5 by epoch", top5))
         losses = _fusion_lines(runs[0], "loss")
         alike = [
             Series(
@@ -338,6 +341,7 @@ def _fusion_lines(run: RunRecord, what: str) -> list[Series]:
 def _final(runs: Sequence[RunRecord]) -> Table:
     """Return the last evaluation's accuracies: of each head and fusion, raw and averaged."""
     rows = []
+    five = any(_fusion_lines(one, "top5") for one in runs)  # few classes have no top-5
     for run in runs:
         nothing: Mapping[str, Any] = {}
         last = next((one for one in reversed(run.epochs) if "evaluation" in one), nothing)
@@ -346,7 +350,7 @@ def _final(runs: Sequence[RunRecord]) -> Table:
                 top1 = _number(last, kind, name, "top1")
                 if top1 is None:
                     continue
-                top5 = _number(last, kind, name, "top5") or 0.0
+                top5 = _number(last, kind, name, "top5")
                 loss = _number(last, kind, name, "loss")
                 alike = _number(last, kind, "teacher", "agreement", name)
                 rows.append(
@@ -355,7 +359,7 @@ def _final(runs: Sequence[RunRecord]) -> Table:
                         _words(name),
                         weights,
                         Bar(text=share_text(top1), share=top1),
-                        share_text(top5),
+                        *(("-" if top5 is None else share_text(top5),) if five else ()),
                         "-" if loss is None else f"{loss:.4f}",
                         "-" if alike is None else share_text(alike),
                     )
@@ -364,7 +368,7 @@ def _final(runs: Sequence[RunRecord]) -> Table:
     return Table(
         name="final",
         caption="The last evaluation",
-        header=(*head, "top-5", "loss", "agrees with the teacher"),
+        header=(*head, *(("top-5",) if five else ()), "loss", "agrees with the teacher"),
         rows=tuple(rows),
     )
 

@@ -16,7 +16,7 @@ __all__ = ["StopRequest", "outlive_signals", "signal_name"]
 
 _GRACE_SECONDS = 600  # longer than a validation
 _ECHO_SECONDS = 2.0  # within which launchers pass a signal on that all processes had already
-_AGAIN = b"\ntrain-student: ends the step and writes a checkpoint; again in 2 s to stop at once\n"
+_AGAIN = "ends the step and writes a checkpoint; again in 2 s to stop at once"
 
 
 def signal_name(number: int) -> str:
@@ -45,8 +45,9 @@ class StopRequest:
     ``KeyboardInterrupt``; so does a second one later. After it SIGTERM does nothing more.
     """
 
-    def __init__(self, before: Callable[[], None]) -> None:
+    def __init__(self, before: Callable[[], None], program: str = "train-student") -> None:
         self._before = before
+        self._again = f"\n{program}: {_AGAIN}\n".encode()
         self._asked, self._asked_at = 0, 0.0
         self._phase: Literal["before", "training", "after"] = "before"
         self._owner = os.getpid()
@@ -94,4 +95,4 @@ class StopRequest:
         if self._phase == "before":
             self._before()
         elif number == signal.SIGINT and is_first():
-            os.write(2, _AGAIN)
+            os.write(2, self._again)

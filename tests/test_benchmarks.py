@@ -141,6 +141,7 @@ def test_the_benchmark_of_the_label_job_runs_a_whole_job_on_ray(shard, tmp_path)
     arguments = ["--shards", str(shard), "--rounds", "1", "--views", "15"]
     result = run_anew(["-m", "benchmarks.label_job", *arguments], tmp_path / "job.json")
     assert 0 < result["ratios"]["teacher_busy"] <= 1
+    assert result["ratios"]["orchestration_share"] < 1
 
 
 def test_the_benchmark_of_damage_counts_each_damage_once_and_finds_none_silent(tmp_path):

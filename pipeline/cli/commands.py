@@ -5,24 +5,25 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeAlias, get_args
 
 import tyro
 
 from pipeline.cli.console import (
     Progress,
+    as_typed,
     counted,
     described,
     flags_of,
-    note,
+    require_command,
     running,
     say,
     say_lines,
     some_of,
+    tell,
     tell_next,
     tell_page,
     words_given,
@@ -67,26 +68,29 @@ def pack_shards(
         with Progress("images") as progress:
             report = packing.pack_shards(config, progress.show, write)
         for path in report.passed_over[:_LISTED]:
-            say(f"pack-shards: passed over, no image: {path}")
+            say(f"{program}: passed over, no image: {path}")
         if len(report.passed_over) > _LISTED:
-            say(f"pack-shards: and {len(report.passed_over) - _LISTED} more")
+            say(f"{program}: and {len(report.passed_over) - _LISTED} more")
         if report.absent:
             more = len(report.absent) - _LISTED
             say(
-                f"pack-shards: no images of {len(report.absent)} of {len(report.classes)} classes: "
+                f"{program}: no images of {len(report.absent)} of {len(report.classes)} classes: "
                 + ", ".join(report.absent[:_LISTED])
                 + (f" and {more} more" if more > 0 else "")
             )
         say(
-            f"pack-shards: {report.read} files read = {report.packed} packed "
+            f"{program}: {report.read} files read = {report.packed} packed "
             f"+ {len(report.passed_over)} passed over; {len(report.classes)} classes, "
             f"{report.shrunk} images shrunk, {report.reencoded} encoded anew"
             + (f", {report.marked} given restart markers; " if config.lossless else "; ")
             + f"{counted(len(report.shards), 'shard')} of {report.bytes / 1e6:.1f} MB in "
             + config.out
         )
-        if config.classes is None:  # else these are images for validation, most likely
+        if config.classes is None:
             tell_next("label-teacher", "--shards", config.out, "--out", "labels.parquet", *_TEACHER)
+        else:  # these are images for validation, most likely
+            given = ("--shards", "SHARDS", "--val-shards", config.out, "--output", "runs/first")
+            tell_next("train-student", "--labels", "labels.parquet", *given)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,7 +272,7 @@ class Vote:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extend:
-    """Print the label-teacher command that adds views to a store, with its own settings."""
+    """Print the command of a label job that adds views to a store, with its own settings."""
 
     store: tyro.conf.Positional[str]
     """The store."""
@@ -281,8 +285,8 @@ class Extend:
         from pipeline.store import open_store
         from pipeline.tools import extend_command
 
-        say(shlex.join(extend_command(open_store(self.store), self.views, self.shards)))
-        note("next: run this command")
+        say(as_typed(*extend_command(open_store(self.store), self.views, self.shards)))
+        tell("run this command")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -390,7 +394,7 @@ class Views:
                 show=progress.show,
             )
         _show(report, as_json=self.json)
-        note(f"next: pandas.read_parquet({str(self.out)!r}), or any reader of Parquet")
+        tell(f"pandas.read_parquet({str(self.out)!r}), or any reader of Parquet")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -411,7 +415,8 @@ class Show:
     views: str | None = None
     """Views to show, by their numbers: 0-15 or 0,5,7-9; all by default."""
     disagree: bool = False
-    """Show what the teacher calls otherwise than the truth."""
+    """Show what the teacher calls otherwise than the truth; last where it names the image that is
+    mixed in."""
     true_class: Annotated[str | None, tyro.conf.arg(name="class")] = None
     """Show one true class, by its name or number."""
     high_entropy: bool = False
@@ -452,10 +457,15 @@ class Show:
             )
         sheet = show_views(views, original=self.original)
         path = save_sheet(sheet, self.out)
-        verified = sum(bool(one.digests) for one in views)
+        verified, partners = (
+            sum(map(bool, ones))
+            for ones in ([one.digests for one in views], [one.names_partner for one in views])
+        )
         say(
             f"{path}: {counted(len(views), 'view')}, {sheet.width} x {sheet.height} pixels; "
-            f"{verified} have a digest, which was compared"
+            f"{verified} with a digest, which was compared"
+            + f"; in {partners} the teacher names the image mixed in"
+            * bool(partners)
         )
         _report_next(self.store, shards=self.shards)
 
@@ -475,8 +485,8 @@ class Report:
     """Shards that were labelled, all or some, for pictures and to redraw digests: files, URLs,
     brace patterns or globs, in quotes."""
     against: str | None = None
-    """Another store of the same views, or a run of train-student (its directory, or a checkpoint),
-    to compare labels with; a student is shown some 1,024 views of --shards."""
+    """Another store of the same views, or a training run (its directory, or a checkpoint), to
+    compare labels with; a student is shown some 1,024 views of --shards."""
     images: bool = True
     """Leave out pictures, of data that may not be shared. Keys and names of classes stay."""
     count: int = 360
@@ -550,8 +560,8 @@ class Export:
 class Rebind:
     """Write a store with the same labels for shards of other bytes and the same pixels.
 
-    Such as pack-shards --lossless writes. Every digest is redrawn from them, and one pixel that
-    differs refuses them, by name.
+    Such as lossless packing writes. Every digest is redrawn from them, and one pixel that differs
+    refuses them, by name.
     """
 
     store: tyro.conf.Positional[str]
@@ -623,7 +633,7 @@ class Status:
         elif status.state == "labelling":
             tell_next("label-store", "status", self.store)
         else:
-            note("next: run the label job again; or, if all parts are there:")
+            tell("run the label job again; or, if all parts are there:")
             tell_next("label-store", "finalize", self.store, "--shards", "SHARDS")
 
 
@@ -690,6 +700,9 @@ def label_store(
     # ``open_student`` is given by who knows students, for reports against one.
     arguments = words_given(arguments)
     with running(program, {}, arguments=arguments):
+        if arguments and not arguments[0].startswith("-"):
+            names = [one.__name__.lower() for one in get_args(StoreCommand)]
+            require_command(arguments[0], names)
         # A class is its subcommand; its docstring is the help.
         command: StoreCommand = tyro.cli(
             StoreCommand,

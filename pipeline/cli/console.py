@@ -17,9 +17,13 @@ import select
 import shlex
 import stat
 import sys
+import textwrap
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import traceback
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
 from typing import ClassVar, TextIO, get_args, get_type_hints
@@ -27,12 +31,13 @@ from typing import ClassVar, TextIO, get_args, get_type_hints
 import tyro
 from tqdm import tqdm
 
-from pipeline.errors import PipelineError
+from pipeline.errors import ConfigError, PipelineError
 from pipeline.files.kinds import at_home
 from pipeline.telling import ShowProgress, heard_by
 
 __all__ = [
     "Progress",
+    "as_typed",
     "counted",
     "described",
     "duration",
@@ -40,13 +45,17 @@ __all__ = [
     "note",
     "printable",
     "quiet_seconds",
+    "require_command",
     "running",
     "say",
     "say_lines",
     "some_of",
     "steps_shown",
+    "tell",
+    "tell_error",
     "tell_next",
     "tell_page",
+    "within_another",
     "words_given",
 ]
 
@@ -57,9 +66,15 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _SHORT_SECONDS = 3.0  # what takes less has no progress to tell
 _LINE_SECONDS = 10.0  # between the lines of progress in a log
 _TOLD = 3  # shards or patterns; more would be told for pages
+_WIDTH = 78  # of a help
 _SCALED = 10_000  # from here on a bar counts in thousands
-_POSITIONAL = get_args(tyro.conf.Positional[str])[1]
+_POSITIONAL, _UNPREFIXED = (
+    get_args(one)[1] for one in (tyro.conf.Positional[str], tyro.conf.OmitArgPrefixes[str])
+)
 _PARAMETER = re.compile(r"`(\w+)`")
+_PROGRAM = re.compile(r"`([a-z]+-[a-z]+)((?: [^`\n]+)?)`")  # and what follows it
+_SLOW = {"ray": "Ray", "torch": "PyTorch"}  # to load: on a busy machine half a minute
+_DEBUG = "TEACHER_LABELS_DEBUG"
 _OTHER_NAMES = {  # of a setting's part, and of the setting that a command has for it
     "architecture": "teacher",
     "checkpoint": "teacher_checkpoint",
@@ -74,6 +89,8 @@ _OTHER_NAMES = {  # of a setting's part, and of the setting that a command has f
 class _Command:
     program: str = ""
     flags: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    is_step: bool = False  # of a command that says itself what comes next
 
 
 _last_said = time.perf_counter()
@@ -91,8 +108,7 @@ def flags_of(settings: type, *, prefixes: bool = True) -> dict[str, str]:
     for field in dataclasses.fields(settings):
         kind, *marks = get_args(hints[field.name]) or (hints[field.name],)
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-            unnamed = any(getattr(mark, "name", None) == "" for mark in marks) or not prefixes
-            prefix = "--" if unnamed else f"--{field.name}."
+            prefix = f"--{field.name}." if prefixes and _UNPREFIXED not in marks else "--"
             flags = flags_of(kind, prefixes=prefixes).items()
             inner |= {name: flag.replace("--", prefix, 1) for name, flag in flags}
         else:
@@ -103,8 +119,15 @@ def flags_of(settings: type, *, prefixes: bool = True) -> dict[str, str]:
 
 def described(text: str, first: Sequence[str], *example: str) -> str:
     """Return a command's description: what it does, the flags that matter first, an example."""
-    shown = " ".join(example)
-    return f"{text}\n\nFirst of all: {', '.join(first)}.\n\nFor example: {shown}"
+    parts = [*text.split("\n\n"), f"First of all: {', '.join(first)}."]
+    # tyro joins lines, but for those that begin with a space.
+    whole = [_wrapped(" ".join(one.split()), _WIDTH, "\n  ") for one in parts]
+    shown = _wrapped(" ".join(example), _WIDTH - 8, " \\\n      ")
+    return "\n\n".join([*whole, f"For example:\n  {shown}"])
+
+
+def _wrapped(text: str, width: int, between: str) -> str:
+    return between.join(textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False))
 
 
 def words_given(arguments: Sequence[str] | None) -> list[str]:
@@ -129,20 +152,23 @@ def running(
     flags: Mapping[str, str],
     interrupted: str = "interrupted",
     arguments: Sequence[str] = (),
+    names: Mapping[str, str] | None = None,
 ) -> Iterator[None]:
     """Run a command: what goes wrong is said on stderr, and becomes the exit status.
 
     ``flags`` shows the command's parameters, as ``flags_of`` returns them. A ``PipelineError``
     exits with 1, Ctrl-C with 130 and the words ``interrupted``, a closed pipe with 141 and
     without a word. Log records of the library are printed too. If the command's ``arguments`` begin
-    with ``--version``, the release is printed, and that is all.
+    with ``--version``, the release is printed, and that is all. ``names`` are what the user calls
+    programs, by their own names, here and in commands that run inside this one.
     """
     global _command
     # Read when PyTorch loads: threads that spin while they wait slow a shared machine down.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    before, _command = _command, _Command(program, flags)
+    before = _command
+    _command = _Command(program, flags, before.names if names is None else names, before.is_step)
     try:
-        with _logged(), heard_by(steps_shown), _ending_with_the_reader():
+        with _logged(), heard_by(steps_shown), _loading_told(), _ending_with_the_reader():
             try:
                 if list(arguments[:1]) == ["--version"]:
                     say(f"{program} {version('teacher-labels')}")
@@ -150,7 +176,7 @@ def running(
                 with _no_bar_left():
                     yield
             except PipelineError as error:
-                note(f"error: {error}")
+                tell_error(error)
                 raise SystemExit(1) from None
             except KeyboardInterrupt:
                 note(interrupted)
@@ -162,8 +188,19 @@ def running(
                     raise SystemExit(INTERRUPTED) from None
                 if not isinstance(error, OSError) or not error.filename or not error.errno:
                     raise  # a fault of ours, with its traceback
-                note(f"error: {error.filename}: {os.strerror(error.errno)}")
+                tell_error(error, f"{error.filename}: {os.strerror(error.errno)}")
                 raise SystemExit(1) from None
+    finally:
+        _command = before
+
+
+@contextmanager
+def within_another() -> Iterator[None]:
+    """Let the commands in this context be steps of one, which says itself what comes next."""
+    global _command
+    before, _command = _command, dataclasses.replace(_command, is_step=True)
+    try:
+        yield
     finally:
         _command = before
 
@@ -191,23 +228,55 @@ def say_lines(text: str) -> None:
 
 
 def note(text: str) -> None:
-    """Print on stderr what the program has to say, parameters shown as the command's flags.
+    """Print on stderr what the program has to say, in the user's words.
 
-    A list's lines begin with two spaces; all else is one line, whatever the names in it hold.
+    Parameters in backticks are shown as the command's flags, programs by the names that the user
+    has for them. A list's lines begin with two spaces; all else is one line, whatever the names in
+    it hold.
     """
     text = _PARAMETER.sub(lambda match: _flag(match[1]) or match[0], text)
+    text = _PROGRAM.sub(lambda match: f"{_command.names.get(match[1], match[1])}{match[2]}", text)
     lines = f"{_command.program}: {text}".removeprefix(": ").split("\n  ")
     _write("\n  ".join(map(printable, lines)), sys.stderr)
 
 
+def tell_error(error: Exception, text: str = "") -> None:
+    """Say on stderr what went wrong: the error or ``text``, in one line.
+
+    With ``TEACHER_LABELS_DEBUG`` in the environment it says where in the code too.
+    """
+    if os.environ.get(_DEBUG, "") not in ("", "0"):
+        note("\n  ".join("".join(traceback.format_exception(error)).splitlines()))
+    note(f"error: {text or error}")
+
+
+def tell(text: str) -> None:
+    """Say on stderr what comes next, unless this command is a step of another."""
+    if not _command.is_step:
+        note(f"next: {text}")
+
+
 def tell_next(*command: str) -> None:
-    """Say on stderr which command comes next, as it is typed; words in capitals are the user's."""
-    note(f"next: {shlex.join(command)}")
+    """Say which command comes next, as the user types it; words in capitals are the user's."""
+    tell(as_typed(*command))
 
 
 def tell_page(page: Path) -> None:
-    """Say on stderr what to do with a page that was written."""
-    note(f"next: open {page} in a browser")
+    """Say what to do with a page that was written."""
+    tell(f"open {page} in a browser")
+
+
+def as_typed(program: str, *arguments: str) -> str:
+    """Return a command as the user types it, who may call the program by another name."""
+    return " ".join([_command.names.get(program, program), shlex.join(arguments)]).rstrip()
+
+
+def require_command(name: str, names: Collection[str]) -> None:
+    """Raise ``ConfigError`` if there is no such subcommand."""
+    if name not in names:
+        close = get_close_matches(name, names, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"use {', '.join(names)}"
+        raise ConfigError(f"there is no command {name!r}; {hint}")
 
 
 def some_of(shards: Sequence[str], word: str = "SHARDS") -> tuple[str, ...]:
@@ -242,6 +311,51 @@ def _write(text: str, stream: TextIO) -> None:
     stream.flush()
 
 
+class _Loading:
+    """Says that a library is loaded that takes long: on a terminal at once, else after 3 s.
+
+    Python asks it for each module first, and it never knows where one is.
+    """
+
+    def __init__(self) -> None:
+        self._waiting = {name for name in _SLOW if name not in sys.modules}
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        """Look whether a module is one of those."""
+        if name not in self._waiting:
+            return
+        self._waiting.discard(name)
+        if sys.stderr.isatty():
+            self._tell(name)
+        else:
+            later = threading.Timer(_SHORT_SECONDS, self._tell_still, [name])
+            later.daemon = True
+            later.start()
+
+    def _tell_still(self, name: str) -> None:
+        spec = getattr(sys.modules.get(name), "__spec__", None)
+        if getattr(spec, "_initializing", False):
+            self._tell(name)
+
+    def _tell(self, name: str) -> None:
+        with contextlib.suppress(OSError):
+            note(f"loading {_SLOW[name]} ...")
+
+
+@contextmanager
+def _loading_told() -> Iterator[None]:
+    """Say that libraries are loaded, once where commands are nested."""
+    if any(isinstance(one, _Loading) for one in sys.meta_path):
+        yield
+        return
+    one = _Loading()
+    sys.meta_path.insert(0, one)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(one)
+
+
 class _Notes(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(OSError):  # nobody reads them any more
@@ -254,6 +368,7 @@ class _Notes(logging.Handler):
 def _logged() -> Iterator[None]:
     """Print the library's log records, once where commands are nested."""
     loggers = [logging.getLogger(name) for name in ("pipeline", "student", "jobs")]
+    logging.getLogger("pipeline.views.compiled").setLevel(logging.INFO)  # it says what takes long
     handler = _Notes()
     silent = [one for one in loggers if not any(isinstance(x, _Notes) for x in one.handlers)]
     for one in silent:

@@ -34,7 +34,7 @@ def why_no_data(path: Path) -> str | None:
     except FileNotFoundError:
         if path.is_symlink():
             return "is a link to a file that is not there (git-annex and DVC keep such); fetch it"
-        return "does not exist"
+        return "does not exist; check the path, or give another"
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     if stat.S_ISDIR(mode):

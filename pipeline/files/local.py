@@ -244,10 +244,11 @@ class LocalFolder(Folder):
                 if entry.name.startswith("."):
                     continue
                 # A link to a directory is not entered, so it is listed, for nothing to go unseen.
+                name = path + entry.name
                 if entry.is_dir(follow_symlinks=False):
-                    folders.append((entry.path, f"{path}{entry.name}/"))
-                elif f"{path}{entry.name}".startswith(prefix):
-                    found[f"{path}{entry.name}"] = _bytes_of(entry)
+                    folders.append((entry.path, f"{name}/"))
+                elif name.startswith(prefix):
+                    found[name] = _bytes_of(entry)
         return found
 
     def commit_new(self, path: str, data: bytes) -> bool:

@@ -149,8 +149,8 @@ class StoredObject:
         in_order = sorted(first, key=_key_of)
         if len(first) < _AT_ONCE:
             return in_order
-        rest = _list_ranges(url, first[-1].url.key) if in_order == first else None
-        if rest is None:  # the storage does not list by key
+        rest = _list_ranges(url, *map(_key_of, first[-2:])) if in_order == first else None
+        if rest is None:  # the storage does not list by key, or not from a key on
             return sorted(_asked_again(lambda: _listed(url)), key=_key_of)
         return [*first, *rest]
 
@@ -211,15 +211,15 @@ class _UnsortedError(Exception):
     """The storage does not list by key."""
 
 
-def _list_ranges(url: ObjectUrl, after: str) -> list[StoredObject] | None:
+def _list_ranges(url: ObjectUrl, before: str, after: str) -> list[StoredObject] | None:
     """Return the objects behind a key, listed in ranges at a time; None if that cannot be.
 
     The ranges are good for a store's parts: those of shards 10 and 100 to 109 are in one.
     """
-    if url.scheme == "az":
-        return None  # it would be asked for all of them for each range
     names = [f"{url.key}/shard={number}".lstrip("/") for number in range(10, 100)]
-    cuts = [after, *(name for name in names if name > after)]
+    # The first range begins before the last key that is known: OneLake has listed nothing from a
+    # key on, and said that it was all.
+    cuts = [before, *(name for name in names if name > after)]
 
     def read(start: str, end: str | None) -> list[StoredObject]:
         found: list[StoredObject] = []
@@ -239,9 +239,11 @@ def _list_ranges(url: ObjectUrl, after: str) -> list[StoredObject] | None:
 
     try:
         with ThreadPoolExecutor(_LOOKS) as pool:
-            return [one for many in pool.map(read_again, cuts, [*cuts[1:], None]) for one in many]
+            ranges = pool.map(read_again, cuts, [*cuts[1:], None])
+            found = [one for many in ranges for one in many]
     except _UnsortedError:
         return None
+    return found[1:] if found and found[0].url.key == after else None
 
 
 def _pages(url: ObjectUrl, after: str = "") -> Iterator[list[StoredObject]]:

@@ -28,17 +28,19 @@ from pipeline.identity import (
 if TYPE_CHECKING:
     from pipeline.labelling.teacher import TeacherSpec
 
-__all__ = ["LabelConfig"]
+__all__ = [
+    "FirstSettings",
+    "LabelConfig",
+    "RunSettings",
+    "TeacherSettings",
+    "TrialSettings",
+    "ViewSettings",
+]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LabelConfig:
-    """Label augmented views of WebDataset shards with a teacher, once for all students.
-
-    >>> config = LabelConfig(shards=("digits-{0..1}.tar",), out="soft.parquet", keep="topk=5")
-    >>> config.columns.topk
-    5
-    """
+@dataclass(frozen=True, kw_only=True)
+class FirstSettings:
+    """What a label job is told first."""
 
     shards: tuple[str, ...]
     """The directory of the shards, files, a .txt that lists them, or patterns in quotes
@@ -52,17 +54,36 @@ class LabelConfig:
     teacher_checkpoint: Path | None = None
     """Local weights: .safetensors, or a .pth that holds tensors alone, such as a checkpoint of
     timm's train.py."""
+    views: int = 300
+    """Views per sample: one per epoch of a student's run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherSettings:
+    """The teacher: its weights, and how it computes."""
+
     teacher_weights: Literal["raw", "ema"] = "raw"
     """Which of the weights in a checkpoint label, if it holds averaged ones too."""
     teacher_random_weights: int | None = None
     """Seed of untrained weights, for trials of speed."""
     num_classes: int | None = None
     """The number of the teacher's classes, if not that of its weights."""
+    precision: Precision = "bf16"
+    """Number format of the teacher. bf16 and fp16 change some labels against fp32, in bf16 about
+    1 % of a small teacher's; the job measures how many before it begins."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the teacher runs."""
+    batch_views: int | None = None
+    """Views of a group in one teacher batch: a triple on a CPU, a block on a GPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewSettings:
+    """Which views are labelled, and what is kept of the labels."""
+
     classes: str | None = None
     """Names of the classes in the order of their indices: packed shards, a classes.json, or a file
     with a name a line. Unset: the classes.json beside the shards, if there is one."""
-    views: int = 300
-    """Views per sample: one per epoch of a student's run."""
     first_view: int = 0
     """First view."""
     extend_to: int | None = None
@@ -72,22 +93,36 @@ class LabelConfig:
     """Views per part file: the unit of retry and commit."""
     seed: int = 0
     """Root of all seeds."""
-    preset: Preset = "deit"
-    """Augmentation to start from on the command line; what is given beside it overrides it."""
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    mix: bool = True
-    """Mix pairs by mixup and CutMix (off by default with the preset center)."""
-    mixing: MixConfig = field(default_factory=MixConfig)
     keep: str = ""
     """What to keep of the teacher's probabilities beside its labels: words of confidence,
     margin and topk=K with commas between them, such as 'confidence,topk=5'."""
-    precision: Precision = "bf16"
-    """Number format of the teacher. bf16 and fp16 change some labels against fp32, in bf16 about
-    1 % of a small teacher's; the job measures how many before it begins."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the teacher runs."""
-    batch_views: int | None = None
-    """Views of a group in one teacher batch: a triple on a CPU, a block on a GPU."""
+    preset: Preset = "deit"
+    """Augmentation to start from on the command line; what is given beside it overrides it."""
+    mix: bool = True
+    """Mix pairs by mixup and CutMix (off by default with the preset center)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialSettings:
+    """What is tried out before the job, and what it must not go beyond."""
+
+    estimate: bool = False
+    """Try the teacher out, say what the job will take, and end; writes nothing."""
+    hour_price: float | None = None
+    """What an hour of a GPU costs, or of a machine without, for `estimate`."""
+    allow_low_agreement: bool = False
+    """Go on although the teacher hardly agrees with the shards' targets, or would with other
+    settings."""
+    max_rejected: float = 0.01
+    """Share of undecodable images above which the job fails."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """How the job runs; labels do not depend on it."""
+
+    serial: bool = False
+    """Run in this process, without Ray; writes the same bytes."""
     teachers: int | Literal["auto"] = "auto"
     """Teacher processes: one per GPU of the cluster, also of those that join while the job runs;
     without GPUs one per machine."""
@@ -100,10 +135,6 @@ class LabelConfig:
     window_gb: float = 1.0
     """Most memory for the augmented views that wait for a teacher, each; of a machine's shared
     memory all of its teachers together take at most half."""
-    serial: bool = False
-    """Run in this process, without Ray; writes the same bytes."""
-    max_rejected: float = 0.01
-    """Share of undecodable images above which the job fails."""
     cache_dir: Path | None = None
     """Where shards from object storage are kept, shared by all runs of a machine; by default
     teacher-labels/shards in $XDG_CACHE_HOME or ~/.cache."""
@@ -116,17 +147,21 @@ class LabelConfig:
     presumed hung and replaced; for loading and for the first part it has 30 times as long."""
     wait_seconds: float = 600.0
     """How long to wait for the cluster to have a GPU or CPU free before giving up."""
-    allow_low_agreement: bool = False
-    """Go on although the teacher hardly agrees with the shards' targets, or would with other
-    settings."""
-    estimate: bool = False
-    """Try the teacher out, say what the job will take, and end; writes nothing."""
-    hour_price: float | None = None
-    """What an hour of a GPU costs, or of a machine without, for `estimate`."""
     metrics_file: Path | None = None
     """File to which a line of JSON is added every 5 seconds: speed, busy teachers, retries."""
-    debug: bool = False
-    """Show where in the code an error came from, too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelConfig(RunSettings, TrialSettings, ViewSettings, TeacherSettings, FirstSettings):
+    """Label augmented views of WebDataset shards with a teacher, once for all students.
+
+    >>> config = LabelConfig(shards=("digits-{0..1}.tar",), out="soft.parquet", keep="topk=5")
+    >>> config.columns.topk
+    5
+    """
+
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    mixing: MixConfig = field(default_factory=MixConfig)
 
     def __post_init__(self) -> None:
         settle(self)

@@ -496,7 +496,7 @@ def finish_job(plan: JobPlan, run: Mapping[str, Any]) -> Manifest:
     out = plan.config.out
     packed = packed_store(out)
     if packed is not None:  # a Zarr store to which nothing was to be added
-        require_planned(out, plan.parts, [entry.part for entry in packed.manifest.parts])
+        require_planned(out, plan.parts, packed.manifest.part_keys)
         return packed.manifest
     write_run(plan, run)
     root, infos = parts_root(out), {info.number: info for info in plan.shards.infos}

@@ -393,7 +393,7 @@ def open_known_shard(path: ShardFile, known: ShardInfo) -> Shard:
         raise ShardError(
             f"{path} has the keys of {known.name}, but its images were encoded again or its "
             f"targets changed since they were labelled; {cure}; to shards with the same pixels, as "
-            "lossless packing makes them, label-store rebind binds the store"
+            "lossless packing makes them, `label-store rebind` binds the store"
         )
     return shard
 
@@ -577,7 +577,7 @@ def _missing_shards(
         + (", or set `subset` to use those that are here alone" if choice else "")
         + "; shards that were packed, encoded or labelled again do not fit: use the very shards "
         "that were labelled, or label these; those with the same pixels, as lossless packing makes "
-        "them, label-store rebind binds a store to"
+        "them, `label-store rebind` binds a store to"
     )
 
 

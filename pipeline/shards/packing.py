@@ -276,7 +276,7 @@ def write_shard(
 
 def _check_directories(config: PackConfig) -> None:
     if not config.images.is_dir():
-        raise ConfigError(f"`images` {config.images}: no such directory")
+        raise ConfigError(f"`images` {config.images}: no such directory; check the path")
     folder = open_folder(config.out)
     local = folder.path.resolve() if isinstance(folder, LocalFolder) else None
     if local is not None and local.is_relative_to(config.images.resolve()):

@@ -413,8 +413,8 @@ def finish_store(
     read = read_entries(folder, unread, identity.digest, by_number)
     committed = CommittedParts.joined(seen, CommittedParts.of(read)).in_order()
     before = listed_manifest(folder)
-    listed = PartKeys.of(() if before is None else [entry.part for entry in before.parts])
-    require_planned(folder, PartKeys.joined(wanted, listed), committed.parts)
+    listed = wanted if before is None else PartKeys.joined(wanted, before.part_keys)
+    require_planned(folder, listed, committed.parts)
     images = _agreed_images(folder, committed)
     if before is not None:
         subset_of = before.subset_of if subset_of is None else subset_of

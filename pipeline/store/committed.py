@@ -93,12 +93,7 @@ class CommittedParts(Sequence[Committed]):
         if not many:
             return CommittedParts.of(())
         return CommittedParts(
-            PartEntries(
-                PartKeys.joined(*(one.parts for one in many)),
-                np.concatenate([one.entries.bytes for one in many]),
-                np.concatenate([one.entries.sha256 for one in many]),
-                np.concatenate([one.entries.rows for one in many]),
-            ),
+            PartEntries.joined(*(one.entries for one in many)),
             np.concatenate([one.agreement for one in many], axis=1),
             np.concatenate(image),
             list(known),

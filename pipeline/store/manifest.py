@@ -11,21 +11,24 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from hashlib import sha256 as new_sha256
 from itertools import compress
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.classes import check_names
 from pipeline.errors import ChecksumError, IncompleteStoreError, PipelineError, StoreError
-from pipeline.files.local import Location, open_folder, sha256
-from pipeline.growth import convert, from_plain, install, one_line, to_plain
+from pipeline.files.local import Location, open_folder
+from pipeline.growth import convert, from_plain, install, many_from_plain, one_line, to_plain
 from pipeline.identity import (
     FORMAT_VERSION,
     StoreIdentity,
     canonical_json,
     check_version,
+    read_fields,
     read_json,
 )
 from pipeline.records import (
@@ -36,7 +39,7 @@ from pipeline.records import (
     accepted_mask,
     count_masked,
 )
-from pipeline.store.parts import PartEntries, PartEntry, PartKeys, distinct
+from pipeline.store.parts import PartEntries, PartEntry, PartKeys, digests_of, distinct
 from pipeline.store.subset import SubsetOf
 
 __all__ = [
@@ -48,6 +51,7 @@ __all__ = [
     "MAX_ROWS",
     "META_PREFIX",
     "RUNS_PATH",
+    "UNREAD_FIELDS",
     "USER_PATH",
     "Agreement",
     "Manifest",
@@ -105,12 +109,20 @@ _FIELDS = frozenset(
 )
 _PART_NUMBERS = ("shard", "first_view", "views", "bytes", "rows")
 _PART_FIELDS = frozenset({"path", "sha256", *_PART_NUMBERS})
+_AT_A_TIME = 4096  # parts that are written at once
+_PIECE_BYTES = 1 << 20  # of JSON, in which parts are read at once
+UNREAD_FIELDS = frozenset({"parts"})
+"""What ``unseal`` leaves to ``Manifest.from_json``: a million records would take gigabytes."""
 MAX_MANIFEST_BYTES = 1 << 30
 MAX_USER_BYTES = 1 << 20
 MAX_USER_FILES = 64
 MAX_COMPANION_BYTES = 1 << 26
 """Of the card, the identity, a run's record, and the metadata of an array."""
 _CURE = "restore the file, or remove it and run the label job again, which writes it anew"
+_MALFORMED = (
+    *(KeyError, TypeError, ValueError, AttributeError, RecursionError),
+    msgspec.MsgspecError,
+)
 
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
@@ -280,7 +292,7 @@ class Manifest:
             return range(int(first[begins].max()), int(ends.min()))
         common: list[range] | None = None
         for shard in self.shards:
-            runs = _runs(entry.part for entry in self._parts_of_shards.get(shard.number, ()))
+            runs = _runs(entry.part for entry in self.parts_of_shard(shard.number))
             common = runs if common is None else _intersection(common, runs)
         return common[0] if common else range(0)
 
@@ -303,7 +315,7 @@ class Manifest:
             formats=some(self.formats),
             rejections=some(self.rejections),
             omitted=some(self.omitted),
-            parts=tuple(one for one in self.parts if one.part.shard in kept),
+            parts=self._some_parts(np.isin(self._numbers[0], list(kept))),
         )
 
     def left_out(self, used: Collection[int]) -> str:
@@ -341,19 +353,33 @@ class Manifest:
         ]
         return np.array(numbers, np.int64).reshape(-1, 5).T
 
+    @property
+    def part_keys(self) -> PartKeys:
+        """Which parts there are."""
+        return PartKeys(self._numbers[:3])
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 with which a Parquet directory's file of this manifest begins."""
-        return sha256(_body_of(self))
+        return _sha256_of(_body_of(self))
 
     @cached_property
     def counts(self) -> SampleCounts:
         """How many samples there are of each kind, in all shards."""
         return SampleCounts(
             indexed=sum(shard.samples for shard in self.shards),
-            labelled=sum(self.accepted_samples(shard.number) for shard in self.shards),
+            labelled=int(self._accepted_samples[1].sum()),
             rejected=sum(map(len, self.rejections.values())),
         )
+
+    @cached_property
+    def _accepted_samples(self) -> NDArray[np.int64]:
+        """Each shard's number, and how many of its samples have labels, (2, shards)."""
+        found = np.array([(one.number, one.samples) for one in self.shards], np.int64)
+        for index, shard in enumerate(self.shards):
+            if shard.number in self.rejections or shard.number in self.omitted:
+                found[index, 1] = self.accepted_samples(shard.number)
+        return found.reshape(-1, 2).T
 
     def accepted_samples(self, shard: int) -> int:
         """Return how many samples of a shard have labels."""
@@ -371,9 +397,10 @@ class Manifest:
 
     def find_part(self, shard: int, view: int) -> PartEntry:
         """Return the part that holds a view of a shard."""
-        for entry in self.parts_of_shard(shard):
-            if entry.part.first_view <= view < entry.part.end_view:
-                return entry
+        indices = self._indices_of_shard(shard)
+        _, first, views, *_ = self._numbers[:, indices]
+        for index in indices[(first <= view) & (view < first + views)]:
+            return self.parts[int(index)]
         raise IncompleteStoreError(
             f"the store has no labels for shard {shard} at view {view}; run the label job "
             f"again with `first_view` and `views` that include {view}"
@@ -381,14 +408,23 @@ class Manifest:
 
     def parts_of_shard(self, shard: int) -> tuple[PartEntry, ...]:
         """Return the parts of a shard, by view."""
-        return tuple(self._parts_of_shards.get(shard, ()))
+        return tuple(self.parts[index] for index in self._indices_of_shard(shard).tolist())
+
+    def _indices_of_shard(self, shard: int) -> NDArray[np.int64]:
+        numbers, order = self._shards_of_parts
+        first, end = np.searchsorted(numbers, [shard, shard + 1])
+        return order[first:end]
 
     @cached_property
-    def _parts_of_shards(self) -> Mapping[int, list[PartEntry]]:
-        parts: dict[int, list[PartEntry]] = {}
-        for entry in self.parts:
-            parts.setdefault(entry.part.shard, []).append(entry)
-        return parts
+    def _shards_of_parts(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The parts' shards in order, and the index of each one's part, (N,) and (N,)."""
+        order = np.argsort(self._numbers[0], kind="stable")
+        return self._numbers[0][order], order
+
+    def _some_parts(self, wanted: NDArray[np.bool_]) -> Sequence[PartEntry]:
+        if isinstance(self.parts, PartEntries):
+            return self.parts[wanted]
+        return tuple(compress(self.parts, wanted.tolist()))
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; ``from_json`` is the inverse."""
@@ -435,7 +471,7 @@ class Manifest:
         try:
             manifest = Manifest._read(values)
             check_claims(manifest)
-        except (KeyError, TypeError, ValueError, AttributeError, PipelineError) as error:
+        except (*_MALFORMED, PipelineError) as error:
             what = (
                 str(error) if isinstance(error, PipelineError) else f"it is malformed ({error!r})"
             )
@@ -459,14 +495,14 @@ class Manifest:
         return Manifest(
             identity=identity,
             fingerprints=convert(values["fingerprints"], dict[str, int], "fingerprints"),
-            shards=tuple(_shard_info(shard, needs) for shard in values["shards"]),
+            shards=_shard_infos(values["shards"], needs),
             image_hashes=_of_shards(values, "image_hashes", str),
             formats=_of_shards(values, "formats", tuple[str, ...]),
             rejections={
                 shard: tuple(from_plain(Rejection, one, "rejections", needs) for one in rejections)
                 for shard, rejections in _of_shards(values, "rejections", list[Any]).items()
             },
-            parts=tuple(_part_entry(entry, needs) for entry in values["parts"]),
+            parts=_part_entries(values["parts"], needs),
             agreement=_agreement(values["agreement"], needs),
             card=convert(values["card"], str, "card"),
             notes=convert(values["notes"], dict[str, Any], "notes"),
@@ -515,36 +551,32 @@ def check_claims(manifest: Manifest) -> None:
     } - set(numbers)
     if unknown:
         raise StoreError(f"the manifest has parts of unknown shards {sorted(unknown)}")
-    for shard in manifest.shards:
-        rejected = [one.index for one in manifest.rejections.get(shard.number, ())]
-        if rejected != sorted(set(rejected)) or not all(
-            0 <= one < shard.samples for one in rejected
-        ):
-            raise StoreError(f"the manifest's rejections of shard {shard.number} are not in order")
+    for number, rejections in manifest.rejections.items():
+        rejected, samples = [one.index for one in rejections], manifest.by_shard[number].samples
+        if rejected != sorted(set(rejected)) or not all(0 <= one < samples for one in rejected):
+            raise StoreError(f"the manifest's rejections of shard {number} are not in order")
     for number, text in manifest.omitted.items():
         if not text:
             raise StoreError(f"the manifest omits no sample of shard {number}, in a way of its own")
         manifest.accepted(number)  # raises if it does not fit the shard
-    accepted = {number: manifest.accepted_samples(number) for number in numbers}
-    _check_parts(manifest, accepted)
+    _check_parts(manifest)
 
 
-def _check_parts(manifest: Manifest, accepted: Mapping[int, int]) -> None:
+def _check_parts(manifest: Manifest) -> None:
     """Raise ``StoreError`` for a part that no shard can have, or that is not in order."""
     shard, first, views, rows, _ = manifest._numbers
     impossible = (views < 1) | (first < 0) | (first > MAX_VIEW) | (views > MAX_VIEW - first)
     if impossible.any():
         part = manifest.parts[int(impossible.argmax())].part
         raise StoreError(f"the manifest's part {part.path} has impossible views")
-    numbers = np.array(list(accepted), np.int64)
-    samples = np.array(list(accepted.values()), np.int64)[np.searchsorted(numbers, shard)]
+    numbers, accepted = manifest._accepted_samples
+    samples = accepted[np.searchsorted(numbers, shard)]
     wrong = (rows > MAX_ROWS) | (rows % views != 0) | (rows // views != samples)
-    if wrong.any():
-        entry = manifest.parts[int(wrong.argmax())]
+    for index in np.flatnonzero(wrong)[:1].tolist():
+        entry = manifest.parts[index]
         raise StoreError(
             f"the manifest claims {entry.rows} rows for {entry.part.path}; its shard and views "
-            f"give {accepted[entry.part.shard] * entry.part.views}, and a part has at most "
-            f"{MAX_ROWS}"
+            f"give {int(samples[index]) * entry.part.views}, and a part has at most {MAX_ROWS}"
         )
     after = (shard[1:] > shard[:-1]) | (
         (shard[1:] == shard[:-1]) & (first[1:] >= first[:-1] + views[:-1])
@@ -567,13 +599,16 @@ def _of_shards(values: Mapping[str, Any], name: str, kind: Any) -> dict[int, Any
     return found
 
 
-def _shard_info(values: Mapping[str, Any], needs: str) -> ShardInfo:
-    shard = from_plain(ShardInfo, values, "shards", needs)
-    if not all(0 <= one < 1 << 40 for one in (shard.number, shard.samples, shard.bytes)):
-        raise ValueError(f"shard {shard.number} has {shard.samples} samples")
-    if shard.name in ("", ".", "..") or any(mark in shard.name for mark in "/\0"):
-        raise ValueError(f"shard {shard.number} is called {shard.name!r}, which is no file's name")
-    return shard
+def _shard_infos(values: Any, needs: str) -> tuple[ShardInfo, ...]:
+    shards = many_from_plain(ShardInfo, values, "shards", needs)
+    for shard in shards:
+        low, high = sorted((shard.number, shard.samples, shard.bytes))[::2]
+        if low < 0 or high >= 1 << 40:
+            raise ValueError(f"shard {shard.number} has {shard.samples} samples")
+        name = shard.name
+        if name in ("", ".", "..") or "/" in name or "\0" in name:
+            raise ValueError(f"shard {shard.number} is called {name!r}, which is no file's name")
+    return shards
 
 
 def _agreement(values: Mapping[str, Any], needs: str) -> Agreement:
@@ -583,20 +618,57 @@ def _agreement(values: Mapping[str, Any], needs: str) -> Agreement:
     return one
 
 
-def _part_entry(values: Mapping[str, Any], needs: str) -> PartEntry:
+def _part_entries(values: Any, needs: str) -> PartEntries:
+    """Return the parts that a manifest lists, given as JSON that is not read yet or as values."""
+    if not isinstance(values, msgspec.Raw):
+        return _checked_entries(convert(values, list[Any], "parts"), needs)
+    pieces = map(msgspec.json.decode, _pieces(bytes(values)))
+    return PartEntries.joined(*(_checked_entries(piece, needs) for piece in pieces))
+
+
+def _pieces(text: bytes) -> Iterator[bytes]:
+    """Cut JSON's text of a list of objects into lists of some of them.
+
+    Text between two objects is taken for what it is wherever it stands: no path has it, and a piece
+    that is cut in a string is no JSON.
+    """
+    if not text.startswith(b"["):
+        raise ValueError("its parts are no list")
+    start = 1
+    while start < len(text):
+        cut = text.find(b"},{", start + _PIECE_BYTES)
+        end = len(text) - 1 if cut < 0 else cut + 1
+        yield b"[%b]" % text[start:end]
+        start = end + 1
+
+
+def _checked_entries(values: Sequence[Any], needs: str) -> PartEntries:
+    for one in values:
+        if one.keys() != _PART_FIELDS:
+            raise _unlike_a_part(one, needs)
+    numbers = np.array([_whole_numbers(values, name) for name in _PART_NUMBERS])
+    parts, (size, rows) = PartKeys(numbers[:3]), numbers[3:]
+    for one, path in zip(values, parts.paths(), strict=True):
+        if one["path"] != path:
+            raise ValueError(f"path {one['path']!r} should be {path!r}")
+    if ((size < 0) | (size >= 1 << 40)).any():
+        raise ValueError("a part has impossible bytes")
+    return PartEntries(parts, size, digests_of([one["sha256"] for one in values]), rows)
+
+
+def _whole_numbers(values: Sequence[Any], name: str) -> NDArray[np.int64]:
+    column = [one[name] for one in values]
+    if not set(map(type, column)) <= {int}:
+        raise ValueError(f"the parts' {name} has numbers that are not whole")
+    if column and max(-min(column), max(column)) >= 1 << 60:
+        raise ValueError(f"the parts' {name} has impossible numbers")
+    return np.array(column, np.int64)
+
+
+def _unlike_a_part(values: Mapping[str, Any], needs: str) -> Exception:
     for name in sorted(values.keys() - _PART_FIELDS):
-        raise StoreError(f"parts.{one_line(name)} is not known to this release; {install(needs)}")
-    shard, first_view, views, size, rows = (values[name] for name in _PART_NUMBERS)
-    if {type(one) for one in (shard, first_view, views, size, rows)} != {int}:
-        raise ValueError(f"{values['path']!r} has numbers that are not whole")
-    part = PartKey(shard=shard, first_view=first_view, views=views)
-    if values["path"] != part.path:
-        raise ValueError(f"path {values['path']!r} should be {part.path!r}")
-    if not 0 <= size < 1 << 40:
-        raise ValueError(f"{part.path} has {size!r} bytes")
-    if max(map(abs, (shard, first_view, views, rows))) >= 1 << 60:
-        raise ValueError(f"{part.path} has impossible views or rows")
-    return PartEntry(part=part, bytes=size, sha256=str(values["sha256"]), rows=rows)
+        return StoreError(f"parts.{one_line(name)} is not known to this release; {install(needs)}")
+    return KeyError(min(_PART_FIELDS - values.keys()))
 
 
 def listed_manifest(root: Location) -> Manifest | None:
@@ -624,26 +696,27 @@ def _body(values: Mapping[str, Any]) -> bytes:
     return canonical_json(values) + b"\n"
 
 
-def _body_of(manifest: Manifest) -> bytes:
-    """Return ``_body`` of a manifest's values, without a million of them at once."""
+def _body_of(manifest: Manifest) -> Iterator[bytes]:
+    """Yield ``_body`` of a manifest's values in pieces, without a million of them at once."""
     parts = manifest.parts
     if not isinstance(parts, PartEntries):
-        return _body(manifest.to_json())
+        yield _body(manifest.to_json())
+        return
     values = replace(manifest, parts=()).to_json()
-    # What it says beside its parts is little, and is read back to see that it can be.
-    read_json(_body(values))
     before = canonical_json({name: one for name, one in values.items() if name < "parts"})
     after = _body({name: one for name, one in values.items() if name > "parts"})
+    for text in (before, after):
+        read_json(text)  # what a manifest says beside its parts is read back to see that it can be
+    yield before[:-1] + b',"parts":['
     entry = '{"bytes":%d,"first_view":%d,"path":"%s","rows":%d,"sha256":"%s","shard":%d,"views":%d}'
-    texts = (
-        entry
-        % (
-            *(one.bytes, one.part.first_view, one.part.path, one.rows, one.sha256),
-            *(one.part.shard, one.part.views),
-        )
-        for one in parts
-    )
-    return b'%b,"parts":[%b],%b' % (before[:-1], ",".join(texts).encode(), after[1:])
+    for start in range(0, len(parts), _AT_A_TIME):
+        some = parts[start : start + _AT_A_TIME]
+        shard, first, views = some.parts.columns.tolist()
+        paths, digests = some.parts.paths(), some.digests()
+        columns = (some.bytes.tolist(), first, paths, some.rows.tolist(), digests, shard, views)
+        texts = ",".join(map(entry.__mod__, zip(*columns, strict=True)))
+        yield (b"," if start else b"") + texts.encode()
+    yield b"]," + after[1:]
 
 
 _SEAL = re.compile(rb'^\{"sha256":"([0-9a-f]{64})",')
@@ -658,7 +731,7 @@ def seal(values: Mapping[str, Any]) -> bytes:
     body = _body(values)
     with _holding():
         read_json(body)
-        return _seal(body)
+        return _seal([body])
 
 
 @contextmanager
@@ -669,23 +742,36 @@ def _holding() -> Iterator[None]:
         raise StoreError(f"no manifest can hold this: {error}; no manifest was written") from error
 
 
-def _seal(body: bytes) -> bytes:
-    if len(body) > MAX_MANIFEST_BYTES - 100:  # the seal's
-        raise ValueError(f"it has {len(body)} bytes, more than {MAX_MANIFEST_BYTES}")
-    return b'{"sha256":"' + sha256(body).encode() + b'",' + body[1:]
+def _sha256_of(pieces: Iterable[bytes]) -> str:
+    found = new_sha256()
+    for piece in pieces:
+        found.update(piece)
+    return found.hexdigest()
 
 
-def unseal(data: bytes, name: str) -> dict[str, Any]:
-    """Return the values of ``seal``; raises ``ChecksumError`` if a byte was changed."""
+def _seal(body: Iterable[bytes]) -> bytes:
+    first, *more = body
+    size = len(first) + sum(map(len, more))
+    if size > MAX_MANIFEST_BYTES - 100:  # the seal's
+        raise ValueError(f"it has {size} bytes, more than {MAX_MANIFEST_BYTES}")
+    seal = b'{"sha256":"%b",' % _sha256_of([first, *more]).encode()
+    return b"".join([seal, first[1:], *more])
+
+
+def unseal(data: bytes, name: str, unread: Collection[str] = ()) -> dict[str, Any]:
+    """Return the values of ``seal``; raises ``ChecksumError`` if a byte was changed.
+
+    Fields that are ``unread`` stay the JSON that they are, a ``msgspec.Raw``.
+    """
     found = _SEAL.match(data)
     if found is None:
         raise ChecksumError(f"{name} is no manifest, it does not begin with a sha256; {_CURE}")
     body = b"{" + data[found.end() :]
-    actual, expected = sha256(body), found[1].decode()
+    actual, expected = _sha256_of([body]), found[1].decode()
     if actual != expected:
         raise ChecksumError(f"{name}: sha256 is {actual}, it says {expected}; {_CURE}")
     try:
-        return dict(read_json(body))
+        return read_fields(body, unread) if unread else dict(read_json(body))
     except (ValueError, TypeError) as error:
         raise ChecksumError(f"{name} is no manifest ({error!r}); {_CURE}") from error
 
@@ -698,7 +784,7 @@ def write_manifest(root: Location, manifest: Manifest) -> None:
 
 
 def read_values(root: Location) -> dict[str, Any]:
-    """Read the manifest of a store in a directory and check its checksum.
+    """Read the manifest of a store in a directory and check its checksum; its parts stay JSON.
 
     Raises ``IncompleteStoreError`` if there is none, ``ChecksumError`` if it was changed.
     """
@@ -711,7 +797,7 @@ def read_values(root: Location) -> dict[str, Any]:
             f"{folder} is {what}: it has no {MANIFEST_PATH}; give the path of a finished store, "
             "or run the command that was writing it again (the label job does only what is missing)"
         ) from error
-    return unseal(data, folder.at(MANIFEST_PATH))
+    return unseal(data, folder.at(MANIFEST_PATH), UNREAD_FIELDS)
 
 
 def read_manifest(root: Location) -> Manifest:

@@ -78,6 +78,11 @@ class PartKeys(Sequence[PartKey]):
         """One past the last view, (N,)."""
         return self.first_view + self.views
 
+    def paths(self) -> list[str]:
+        """Return what ``PartKey.path`` is of each."""
+        rows = zip(*np.array([self.shard, self.first_view, self.end_view]).tolist(), strict=True)
+        return [f"shard={one}/view-{first:05d}-{end:05d}.parquet" for one, first, end in rows]
+
     def __len__(self) -> int:
         return int(self.columns.shape[1])
 
@@ -177,6 +182,21 @@ class PartEntries(Sequence[PartEntry]):
             np.array([one.rows for one in entries], np.int64),
         )
 
+    @staticmethod
+    def joined(*many: PartEntries) -> PartEntries:
+        """Return all entries of some, one after the other."""
+        return PartEntries(
+            PartKeys.joined(*(one.parts for one in many)),
+            np.concatenate([one.bytes for one in many]),
+            np.concatenate([one.sha256 for one in many]),
+            np.concatenate([one.rows for one in many]),
+        )
+
+    def digests(self) -> list[str]:
+        """Return each one's SHA-256 in hexadecimal."""
+        text = self.sha256.tobytes().hex()
+        return [text[start : start + 64] for start in range(0, len(text), 64)]
+
     def __len__(self) -> int:
         return len(self.parts)
 
@@ -196,10 +216,8 @@ class PartEntries(Sequence[PartEntry]):
     def __iter__(self) -> Iterator[PartEntry]:
         for start in range(0, len(self), _AT_A_TIME):
             some = self[start : start + _AT_A_TIME]
-            text = some.sha256.tobytes().hex()
-            numbers = zip(some.parts, some.bytes.tolist(), some.rows.tolist(), strict=True)
-            for number, (part, size, rows) in enumerate(numbers):
-                digest = text[64 * number : 64 * (number + 1)]
+            columns = (some.parts, some.bytes.tolist(), some.digests(), some.rows.tolist())
+            for part, size, digest, rows in zip(*columns, strict=True):
                 yield PartEntry(part=part, bytes=size, sha256=digest, rows=rows)
 
     def __eq__(self, other: object) -> bool:
@@ -210,4 +228,7 @@ def digests_of(texts: Sequence[str]) -> NDArray[np.uint8]:
     """Return SHA-256 in hexadecimal as bytes, (N, 32); raises ``ValueError`` for another text."""
     if any(len(one) != 64 for one in texts):
         raise ValueError("a SHA-256 does not have 64 digits")
-    return np.frombuffer(bytes.fromhex("".join(texts)), np.uint8).reshape(-1, 32)
+    data = bytes.fromhex("".join(texts))
+    if len(data) != 32 * len(texts):
+        raise ValueError("a SHA-256 has spaces")
+    return np.frombuffer(data, np.uint8).reshape(-1, 32)

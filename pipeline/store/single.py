@@ -27,6 +27,7 @@ from pipeline.records import PartRows
 from pipeline.store.contract import HeaderCheck, LabelStore, header_of, require_classes
 from pipeline.store.manifest import (
     MAX_MANIFEST_BYTES,
+    UNREAD_FIELDS,
     Manifest,
     PartEntry,
     check_companion_paths,
@@ -101,7 +102,7 @@ def _opened(root: Folder, data: bytes) -> SingleFileStore:
         raise ChecksumError(f"{root}: {error}; {_CURE}") from error
     try:
         metadata = pq.read_metadata(pa.BufferReader(_MAGIC + footer))
-        values = unseal(metadata.metadata[_MANIFEST], str(root))
+        values = unseal(metadata.metadata[_MANIFEST], str(root), UNREAD_FIELDS)
         manifest = Manifest.from_json(values, str(root))
         read = _Footer(manifest, metadata, values["file"], data)
         check_companion_paths(read.companions, str(root))

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import numpy as np
+
 from pipeline.errors import ChecksumError, IncompleteStoreError, StoreError, require_package
 from pipeline.files.local import open_folder, publish
 from pipeline.identity import StoreIdentity
@@ -33,6 +35,7 @@ from pipeline.store.export import export_store, written_aside
 from pipeline.store.manifest import Agreement, PartEntry, listed_manifest
 from pipeline.store.opening import open_store, parts_root
 from pipeline.store.parquet import decode_part
+from pipeline.store.parts import PartEntries, PartKeys, codes, distinct
 from pipeline.store.receipts import read_receipts
 
 __all__ = [
@@ -123,15 +126,22 @@ def committed_parts(
     unread = sizes.parts[~sizes.parts.isin(found.parts)]
     read = CommittedParts.of(read_entries(root, unread, digest, shards))
     found = CommittedParts.joined(found, read).in_order()
-    listed = {} if before is None else {entry.part: entry for entry in before.parts}
-    for entry in found.entries if listed else ():
-        said = listed.get(entry.part, entry).sha256
-        if said != entry.sha256:
-            raise ChecksumError(
-                f"{open_folder(root).at(entry.part.path)}: sha256 is {entry.sha256}, the manifest "
-                f"says {said}; delete the file and run again, only this part will be redone"
-            )
+    if before is not None:
+        _require_listed_bytes(root, found.entries, PartEntries.of(before.parts))
     return found
+
+
+def _require_listed_bytes(root: str, found: PartEntries, listed: PartEntries) -> None:
+    """Raise ``ChecksumError`` for a part that has other bytes than a manifest lists."""
+    ours, theirs = codes(found.parts, listed.parts)  # both are in order
+    _, here, there = np.intersect1d(ours, theirs, assume_unique=True, return_indices=True)
+    different = (found.sha256[here] != listed.sha256[there]).any(axis=1)
+    for index in np.flatnonzero(different).tolist():
+        entry, said = found[int(here[index])], listed[int(there[index])].sha256
+        raise ChecksumError(
+            f"{open_folder(root).at(entry.part.path)}: sha256 is {entry.sha256}, the manifest "
+            f"says {said}; delete the file and run again, only this part will be redone"
+        )
 
 
 def _packed_parts(store: LabelStore, shards: Mapping[int, ShardInfo]) -> CommittedParts:
@@ -141,9 +151,9 @@ def _packed_parts(store: LabelStore, shards: Mapping[int, ShardInfo]) -> Committ
     is taken apart.
     """
     manifest, nothing = store.manifest, Agreement(known=0, equal=0)
-    require_all_shards(str(store.root), [entry.part for entry in manifest.parts], shards)
+    require_all_shards(str(store.root), manifest.part_keys, shards)
     images = {}
-    for shard in {entry.part.shard for entry in manifest.parts}:
+    for shard in distinct(manifest.part_keys.shard).tolist():
         header = header_of(manifest, manifest.parts_of_shard(shard)[0].part)
         require_shard(header, shards[shard], str(store.root))
         images[shard] = ShardImages.of(header)
@@ -182,9 +192,9 @@ def require_listed(out: str | Path, parts: Iterable[PartKey]) -> None:
 
     A job would else leave them out of the manifest that it writes.
     """
-    before = listed_manifest(parts_root(out))
-    listed = [] if before is None else [entry.part for entry in before.parts]
-    lost = lost_views([*listed, *_replaced_parts(out)], parts)
+    before, replaced = listed_manifest(parts_root(out)), _replaced_parts(out)
+    listed = replaced if before is None else PartKeys.joined(replaced, before.part_keys)
+    lost = lost_views(listed, parts)
     if lost:
         first, end = min(p.first_view for p in lost), max(p.end_view for p in lost)
         raise IncompleteStoreError(
@@ -194,14 +204,14 @@ def require_listed(out: str | Path, parts: Iterable[PartKey]) -> None:
         )
 
 
-def _replaced_parts(out: str | Path) -> list[PartKey]:
+def _replaced_parts(out: str | Path) -> PartKeys:
     """Return the parts of the Zarr store that a job is about to replace."""
     if not _is_packed(out) or not open_folder(out).exists():
-        return []
+        return PartKeys.of(())
     try:
-        return [entry.part for entry in open_store(out).manifest.parts]
+        return open_store(out).manifest.part_keys
     except StoreError:
-        return []  # damaged, and written anew
+        return PartKeys.of(())  # damaged, and written anew
 
 
 def unpack_store(out: str | Path) -> None:

@@ -178,8 +178,7 @@ def _agrees(view: DrawnView) -> str:
         return "names a class, the truth is unknown"
     if view.label == view.target:
         return "agrees with the truth"
-    mixed_in = view.label == view.partner_target
-    return f"disagrees: names {'the image mixed in' if mixed_in else 'neither image'}"
+    return f"disagrees: names {'the image mixed in' if view.names_partner else 'neither image'}"
 
 
 def _context(original: Pixels, crop: Box) -> str:

@@ -234,8 +234,9 @@ def _page(
 
 def _verification(report: VerifyReport) -> Section:
     redrawn = (
-        f"Files are whole, and {report.redrawn} of {report.digests} digests were redrawn and found "
-        "again: the labels belong to the pixels of these shards."
+        f"Files are whole. Of {report.digests} views the store has a digest, a checksum of the "
+        f"pixels that the teacher saw; {report.redrawn} of them were drawn again from the shards "
+        "and have the same. So the labels belong to the pixels of these shards."
         if report.redrawn
         else "Files are whole. Nothing was redrawn, so nothing here shows that the labels belong "
         "to the pixels of any shards."

@@ -34,6 +34,7 @@ from pipeline.tools.verify import check_fingerprints
 from pipeline.views.apply import image_size
 from pipeline.views.draw import draw_view
 from pipeline.views.ops import OPERATIONS
+from pipeline.views.pairing import Pairing
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -51,6 +52,7 @@ __all__ = [
 
 _MOST = 1024  # views on a sheet
 _COUNT = 16  # where no number of views is given
+_ASKED = 32  # disagreements that are looked at for each that is shown
 
 _GAP, _LINE, _LETTERS = 12, 15, 12  # pixels: between tiles, from line to line, of letters
 _SMALLEST = 128  # side of a tile that is not enlarged
@@ -58,6 +60,7 @@ _NARROWEST = 176  # side of a cell, for its text
 _PAPER, _INK = (250, 250, 250), (25, 25, 25)
 _WRONG, _PARTNERS = (176, 0, 32), (140, 90, 0)  # a label of neither image, of the one mixed in
 _LEGEND = {
+    _INK: "black: the teacher's class is the image's own",
     _WRONG: "red: the teacher's class is neither the image's own nor that of the one mixed in",
     _PARTNERS: "brown: the teacher's class is that of the image mixed in",
 }
@@ -77,7 +80,8 @@ class ViewChoice:
     views: tuple[int, ...] | None = None
     """Views by their numbers; all by default."""
     disagree: bool = False
-    """Those that the teacher calls otherwise than the truth, which is known."""
+    """Those that the teacher calls otherwise than the truth, which is known; last those in which
+    it names the image that is mixed in, which is often the larger part."""
     target: int | None = None
     """Those of one true class."""
     high_entropy: bool = False
@@ -94,6 +98,11 @@ class ViewChoice:
     def most(self) -> int:
         """How many views to show at most."""
         return self.count or (_MOST if self.keys else _COUNT)
+
+    @property
+    def asked(self) -> int:
+        """How many views to choose those from."""
+        return self.most * (_ASKED if self.disagree and not self.high_entropy else 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +136,12 @@ class DrawnView:
             return float(self.columns["confidence"])
         found = self.columns.get("topk_logprob")
         return None if found is None else math.exp(float(found[0]))
+
+    @property
+    def names_partner(self) -> bool:
+        """Whether the teacher's class is not the image's own, but that of the image mixed in."""
+        wrong = self.label is not None and 0 <= self.target != self.label
+        return wrong and self.label == self.partner_target
 
     def caption(self) -> tuple[str, ...]:
         """Return what there is to say of the view, in lines."""
@@ -176,8 +191,9 @@ def draw_views(
 ) -> tuple[DrawnView, ...]:
     """Redraw views of a store as teacher and student see them, with their labels.
 
-    Views come in the order of the store, or with ``high_entropy`` the least sure first. Those of
-    shards that are not given are left out. ``show`` is called with the parts that were looked at.
+    Views come in the order of the store, or with ``high_entropy`` the least sure first; with
+    ``disagree`` those in which the teacher names the image mixed in come last. Those of shards that
+    are not given are left out. ``show`` is called with the parts that were looked at.
 
     Raises ``ConfigError`` for keys and views that are not there, and if none is as asked for;
     ``ReplayError`` for a view that has another digest than is stored, ``IdentityError`` if this
@@ -238,7 +254,8 @@ def _choose(
             f"`keys` has {min(missing)!r}{more}, which none of the given shards has at these "
             "views; check keys and views"
         )
-    return _some(sorted(found, key=lambda one: (one.shard, one.sample, one.view)), choice)
+    found = _some(sorted(found, key=lambda one: (one.shard, one.sample, one.view)), choice)
+    return _neither_first(store, found, choice.most) if choice.asked > choice.most else found
 
 
 def _views_of(choice: ViewChoice, entry: PartEntry) -> list[int]:
@@ -323,9 +340,55 @@ def _some(found: list[ViewIndex], choice: ViewChoice) -> list[ViewIndex]:
 def _kept_of(doubt: NDArray[np.float64], choice: ViewChoice) -> NDArray[np.int64]:
     """Return which of N views to keep: the most doubtful first, or some from all over."""
     if choice.high_entropy:
-        return np.argsort(-doubt, kind="stable")[: choice.most]
-    count = len(doubt)
-    return np.linspace(0, count - 1, min(count, choice.most)).astype(np.int64)
+        return np.argsort(-doubt, kind="stable")[: choice.asked]
+    return _spread(len(doubt), choice.asked)
+
+
+def _spread(count: int, most: int) -> NDArray[np.int64]:
+    return np.linspace(0, count - 1, min(count, most)).astype(np.int64)
+
+
+def _neither_first(store: LabelStore, found: Sequence[ViewIndex], most: int) -> list[ViewIndex]:
+    """Return some views, those last in which the teacher names the image mixed in."""
+    partners = _Partners(store)
+    named = np.array([partners.are_named(one) for one in found], np.bool_)
+    neither, partner = np.flatnonzero(~named), np.flatnonzero(named)
+    first = neither[_spread(len(neither), most)]
+    last = partner[_spread(len(partner), most - len(first))]
+    return [found[number] for number in (*first.tolist(), *last.tolist())]
+
+
+class _Partners:
+    """Who is mixed into whom, by the store alone: no shard is opened."""
+
+    def __init__(self, store: LabelStore) -> None:
+        self._store = store
+        self._rows = lru_cache(maxsize=4)(store.read_part)
+        self._of_view = lru_cache(maxsize=512)(self._drawn)
+
+    def are_named(self, one: ViewIndex) -> bool:
+        """Return whether a view's label is the true class of the image mixed in."""
+        rows, pairing = self._part(one.shard, one.view)
+        partner = self._of_view(one.shard, one.view)[one.sample]
+        side = self._store.identity.augment.image_size
+        mix = pairing.draw_mix(one.view, (one.sample, partner), side)
+        if mix.kind is MixKind.NONE or not rows.accepted[partner]:
+            return False
+        row, other = (int(rows.accepted[:sample].sum()) for sample in (one.sample, partner))
+        return bool(rows.label[row, one.view - rows.part.first_view] == rows.target[other])
+
+    def _part(self, shard: int, view: int) -> tuple[PartRows, Pairing]:
+        manifest, identity = self._store.manifest, self._store.identity
+        rows = self._rows(manifest.find_part(shard, view))
+        return rows, Pairing(
+            root_seed=identity.root_seed,
+            shard=manifest.by_shard[shard],
+            rejected=frozenset(one.index for one in rows.rejections),
+            config=identity.mix,
+        )
+
+    def _drawn(self, shard: int, view: int) -> dict[int, int]:
+        return self._part(shard, view)[1].of_shard(view)
 
 
 class Drawing:
@@ -420,7 +483,7 @@ def _levels(image: NDArray[np.float32], mean: Sequence[float], std: Sequence[flo
 def show_views(views: Sequence[DrawnView], *, original: bool = False) -> Image:
     """Return a contact sheet: a tile for each view, and below it what there is to say.
 
-    Texts have a color where the label is not the image's own class, which is said at the bottom.
+    Texts have a color where the label is not the image's own class; the bottom says what it means.
     Views of less than 128 pixels are enlarged by a whole number, others have their own size. With
     ``original``, the tile before the views of a sample is its image, with the box of each crop.
     A notebook shows the picture as it is returned.
@@ -437,7 +500,8 @@ def show_views(views: Sequence[DrawnView], *, original: bool = False) -> Image:
     side = max(cell.side for cell in cells)
     font = _font()
     texts = [_wrapped(cell.lines, side, font) for cell in cells]
-    height = side + _GAP + max(map(len, texts)) * _LINE
+    tall = max(cell.image.height for cell in cells)
+    height = tall + _GAP + max(map(len, texts)) * _LINE
     columns = min(len(cells), max(1, min(8, math.ceil(math.sqrt(1.5 * len(cells))))))
     rows = -(-len(cells) // columns)
     width, bottom = columns * (side + _GAP), _GAP + rows * (height + _GAP)
@@ -456,7 +520,7 @@ def show_views(views: Sequence[DrawnView], *, original: bool = False) -> Image:
         row, column = divmod(number, columns)
         left, top = _GAP + column * (side + _GAP), _GAP + row * (height + _GAP)
         sheet.paste(cell.image, (left, top))
-        _write(sheet, (left, top + side + _GAP // 2), text, font, cell.color)
+        _write(sheet, (left, top + tall + _GAP // 2), text, font, cell.color)
     return sheet
 
 
@@ -507,7 +571,7 @@ def _cells(views: Sequence[DrawnView], *, original: bool) -> Iterator[_Cell]:
 def _color(view: DrawnView) -> tuple[int, int, int]:
     if view.label in (None, view.target) or view.target < 0:
         return _INK
-    return _PARTNERS if view.label == view.partner_target else _WRONG
+    return _PARTNERS if view.names_partner else _WRONG
 
 
 def _tile(view: DrawnView, size: int, scale: int) -> Image:

@@ -67,7 +67,7 @@ class VerifyReport:
             f"{self.parts} part{'s' * (self.parts != 1)}, {self.labels} labels, {self.bytes} "
             "bytes: all checksums are right",
             f"{self.samples} samples = {labelled} labelled + {self.rejected} rejected{omitted}",
-            f"{self.digests} views have a digest, {self.redrawn} were redrawn from the shards",
+            f"{self.digests} views have a digest of their pixels: {self._redrawn()}",
             f"{self.mixed_digests} of them have one of the mixed image too, "
             + (
                 f"{self.mixed_redrawn} were redone"
@@ -82,6 +82,14 @@ class VerifyReport:
             )
         lines += [f"{path} is watched by nothing: no checksum knows it" for path in self.unwatched]
         return tuple(lines)
+
+    def _redrawn(self) -> str:
+        if not self.redrawn:
+            return "none was compared, for which shards are needed"
+        how = "redrawn from the shards and compared"
+        if self.redrawn == self.digests:
+            return f"all were {how}"
+        return f"a sample of {self.redrawn}, spread over the parts, was {how}"
 
 
 def verify_store(

@@ -7,11 +7,32 @@ from collections.abc import Callable
 from typing import Any
 
 from numba import njit
+from numba.core import event
 
 __all__ = ["kept_in", "kernel"]
 
 _log = logging.getLogger(__name__)
 _kept: dict[str, str] = {}  # where each kernel is kept, by name; empty where it cannot be
+
+
+class _Compiling(event.Listener):  # type: ignore[misc]
+    """Says once that kernels are compiled, which they are not where they are kept already."""
+
+    said = False
+
+    def on_start(self, event: Any) -> None:
+        """Look at a function of which numba has nothing, and begins to compile."""
+        ours = event.data["dispatcher"].py_func.__module__.startswith("pipeline.")
+        if ours and not self.said:
+            self.said = True
+            _log.info("compiling kernels, for the first time here: that takes some 20 s")
+
+    def on_end(self, event: Any) -> None:
+        """Take no interest in its end."""
+
+
+_compiling = _Compiling()
+event.register("numba:compile", _compiling)
 
 
 def kernel(function: Callable[..., Any] | None = None, **options: Any) -> Any:

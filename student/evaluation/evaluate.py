@@ -32,7 +32,7 @@ class Accuracy:
     """Shares of samples whose class is the first, or among the first five."""
 
     top1: float
-    top5: float
+    top5: float | None  # None of five classes or fewer, among which it always is
     loss: float  # mean cross-entropy against the class, not smoothed
 
 
@@ -205,7 +205,7 @@ class _Tally:
         accuracies: dict[str, Any] = {
             name: Accuracy(
                 top1=hits[name][0] / count,
-                top5=hits[name][1] / count,
+                top5=hits[name][1] / count if self._classes > 5 else None,
                 loss=losses[name] / count,
             )
             if name in losses

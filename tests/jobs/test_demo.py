@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import demo
+from jobs import demo, shapes, small_teacher
 from jobs.teacher_labels import main
 from pipeline.cli import console
 from pipeline.cli.console import quiet_seconds, running, say
@@ -41,10 +41,23 @@ def test_the_demo_ends_with_reports_and_the_next_command(
     assert ends[0] == "open try/report.html in a browser"
     assert ends[1] == "open try/student/report.html in a browser"
     require_command(shlex.split(ends[3]))
+    assert printed.err.count(": next: ") == 3  # none of the steps'
     assert pictures_of(read_page((tmp_path / "try" / "report.html").read_text()))
     assert "Accuracy" in read_page((tmp_path / "try" / "student" / "report.html").read_text()).text
     assert status_of("demo", "--out", "try") == 1
     assert "is there already" in capsys.readouterr().err
+
+
+def test_what_the_demo_is_made_of_ends_with_what_comes_next_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(small_teacher, "train_teacher", lambda options: 0.5)
+    monkeypatch.setattr(shapes, "write_shapes", lambda out: None)
+    monkeypatch.setattr("sys.argv", ["shapes.py", str(tmp_path)])
+    given = ["--shards", "a", "--val-shards", "b", "--out", "t.safetensors", "--image-size", "64"]
+    for run in (lambda: small_teacher.main(given), shapes.main):
+        run()
+        require_command(shlex.split(capsys.readouterr().err.partition("next: ")[2]))
 
 
 def test_it_says_that_it_works_where_nothing_else_is_said(

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from jobs.label_teacher import parse_arguments
+from jobs.label_teacher import LabelFlags, parse_arguments
+from pipeline.cli.console import flags_of
 from pipeline.errors import ConfigError
+from pipeline.labelling.config import FirstSettings, LabelConfig
+
+FIRST = fields(FirstSettings)
 
 SETTINGS = """
 shards = ["x-{00..09}.tar"]
@@ -74,3 +80,27 @@ def test_a_setting_that_there_is_not_is_named(file: Path, text: str, error: str)
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"x\.toml cannot be read"):
         parse_arguments(["--config", str(tmp_path / "x.toml")])
+
+
+def test_help_begins_with_the_flags_that_matter_and_has_the_others_in_groups(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        parse_arguments(["--help"])
+    printed = capsys.readouterr().out
+    _, *parts = re.split(r"^ ((?:\w+ )?options) +$", printed, flags=re.MULTILINE)
+    named, boxes = parts[::2], parts[1::2]
+    kinds = ("teacher", "view", "augmentation", "mixing", "trial", "run")
+    assert named == ["options", *(f"{one} options" for one in kinds)]
+    flags = [re.findall(r"^  (--[a-z][\w.-]*)", box, re.MULTILINE) for box in boxes]
+    assert flags[0] == [*(f"--{one.name.replace('_', '-')}" for one in FIRST), "--config"]
+    shown = [one for box in flags for one in box]
+    assert sorted(shown) == sorted(set(shown))
+    assert len(shown) > 50
+
+
+def test_every_setting_is_in_a_group() -> None:
+    config = parse_arguments(["--shards", "x", "--out", "y.parquet"])
+    assert LabelFlags.of(config).settings() == config
+    flags = flags_of(LabelFlags)
+    assert {one.name for one in fields(LabelConfig)} - flags.keys() == {"augment", "mixing"}

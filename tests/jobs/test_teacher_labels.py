@@ -9,11 +9,14 @@ import sys
 from importlib import import_module
 from importlib.metadata import distribution, version
 from pathlib import Path
+from typing import get_args
 
 import pytest
+from PIL import Image
 
 from jobs import doctor, entry
 from jobs.teacher_labels import COMMANDS, main
+from pipeline.cli.commands import StoreCommand
 from pipeline.identity import AugmentConfig, MixConfig
 from pipeline.tools import doctor as machine
 from pipeline.tools.doctor import Finding, examine
@@ -21,6 +24,7 @@ from pipeline.views.floats import fingerprints_on
 from pipeline.views.reference import REFERENCE
 
 BIN = Path(sys.executable).parent
+STORE = [one.__name__.lower() for one in get_args(StoreCommand)]
 PROGRAMS = {one.name: one.value for one in distribution("teacher-labels").entry_points}
 
 
@@ -102,6 +106,33 @@ def test_a_slip_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert "usage: teacher-labels" in capsys.readouterr().out
     assert status_of("store", "inspect", "no.parquet") == 1
     assert "teacher-labels store: error: no.parquet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_help_names_another_command(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """So it is right under both names; what it says of itself has the name that was typed."""
+    names = [[name], *([name, one] for one in STORE if name == "store")]
+    for words in names:
+        assert status_of(*words, "--help") == 0
+        printed = capsys.readouterr().out
+        assert [old for old, *_ in COMMANDS.values() if old and old in printed] == []
+
+
+def test_one_output_has_one_name_of_each_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("cat", "dog"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "images" / name / "1.png")
+    main(["pack", "--images", "images", "--out", "shards"])
+    printed = "".join(capsys.readouterr())
+    assert "teacher-labels pack: 2 files read" in printed
+    assert "next: teacher-labels label --shards shards" in printed
+    assert status_of("train", "--data-path", "x") == 1
+    printed += capsys.readouterr().err
+    assert "--shards (teacher-labels pack makes them" in printed
+    assert [old for old, *_ in COMMANDS.values() if old and old in printed] == []
 
 
 def test_this_machine_has_the_pixels_of_all_others() -> None:

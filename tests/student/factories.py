@@ -90,7 +90,7 @@ def make_manifest(
         PartEntry(
             part=PartKey(shard=shard.number, first_view=first_view, views=views),
             bytes=1,
-            sha256="0",
+            sha256="0" * 64,
             rows=shard.samples * views,
         )
         for shard in shards

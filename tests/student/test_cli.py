@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from student.cli import evaluate_main, main
-from student.evaluation.evaluate import Evaluation
+from student.cli import evaluate_main, main, print_evaluation
+from student.evaluation.evaluate import Accuracy, Evaluation
 from tests.student.factories import TINY, make_store, write_digit_shards
 
 
@@ -35,6 +35,31 @@ def test_a_run_ends_with_a_table_of_four_fusions(root: Path, tmp_path: Path, cap
     for name in ("class head", "distillation head", "mean of logits", "sum of softmaxes"):
         assert name in table
     assert "sha256 " in table
+
+
+@pytest.mark.parametrize(("top5", "header"), [(0.5, "top-1    top-5"), (None, "top-1     loss")])
+def test_few_classes_have_no_top_5_in_a_table(
+    top5: float | None, header: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    accuracy = Accuracy(top1=0.25, top5=top5, loss=1.5)
+    print_evaluation("raw weights", evaluation_of(accuracy), taught=False)
+    title, line, *_ = capsys.readouterr().out.splitlines()
+    assert header in title
+    assert len(title) == len(line)
+    assert ("50.00%" in line) == (top5 is not None)
+
+
+def evaluation_of(accuracy: Accuracy) -> Evaluation:
+    return Evaluation(
+        samples=4,
+        class_head=accuracy,
+        distillation_head=None,
+        mean_of_logits=None,
+        sum_of_softmaxes=None,
+        teacher=None,
+        permuted_top1=0.0,
+        images_per_second=1.0,
+    )
 
 
 def test_what_the_user_can_cure_is_one_error_and_exit_status_1(root, tmp_path, capsys) -> None:

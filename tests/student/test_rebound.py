@@ -85,5 +85,5 @@ def test_weights_are_equal_whichever_shards_a_student_reads(tmp_path, monkeypatc
     assert one.keys() == other.keys()
     for name, values in one.items():
         assert torch.equal(values, other[name]), name
-    with pytest.raises(ShardError, match=r"encoded again .* label-store rebind"):
+    with pytest.raises(ShardError, match=r"encoded again .* `label-store rebind`"):
         train_on(tmp_path / "labels.parquet", marked, tmp_path / "third")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 from base64 import b64decode
 from collections import Counter
@@ -130,6 +131,16 @@ def test_accuracies_of_all_heads_raw_and_averaged_are_the_logs(
         numbers = [*(found[name][one] for one in ("top1", "top5", "loss"))]
         numbers.append(found["teacher"]["agreement"][name])
         assert [number(cell) for cell in row[2:]] == pytest.approx(numbers, abs=6e-5)
+
+
+def test_a_run_of_few_classes_has_no_top_5(world: World, tmp_path: Path) -> None:
+    shutil.copytree(world.root / "run", tmp_path / "run")
+    log = tmp_path / "run" / "metrics.jsonl"
+    log.write_text(re.sub(r'"top5": [\d.]+', '"top5": null', log.read_text()))
+    page = read_page(compare_runs([tmp_path / "run"]))
+    assert "Top-1 by epoch" in page.text
+    assert "op-5" not in page.text
+    assert len(table_of(page, "final")[0]) == 5
 
 
 def test_throughput_and_the_wait_for_data_are_the_logs(page: Element, log: pd.DataFrame) -> None:

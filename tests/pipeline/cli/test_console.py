@@ -10,11 +10,14 @@ import logging
 import os
 import pty
 import re
+import shlex
 import struct
 import subprocess
 import sys
 import termios
+import time
 from dataclasses import replace
+from importlib import import_module
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -23,7 +26,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.label_teacher import LabelFlags, parse_arguments
-from pipeline.cli import commands
+from jobs.teacher_labels import COMMANDS
+from pipeline.cli import commands, console
 from pipeline.cli.console import (
     Progress,
     counted,
@@ -33,13 +37,16 @@ from pipeline.cli.console import (
     running,
     say,
     say_lines,
+    tell,
     tell_next,
+    within_another,
     words_given,
 )
 from pipeline.errors import ConfigError, StoreError
 from pipeline.records import PartRows
 from pipeline.telling import told
 from student.config import EvaluateConfig, TrainConfig
+from tests.commands import require_command
 from tests.storing import info_of, write_store
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -210,6 +217,88 @@ def test_the_next_command_is_said_as_it_is_typed(capsys: pytest.CaptureFixture[s
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err == "pack-shards: next: label-teacher --shards 'my shards' 'x-*.tar'\n"
+
+
+def test_programs_have_the_names_that_the_user_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    def ends() -> str:
+        with running("a-program", {}):
+            tell_next("label-store", "show", "my store")
+            note("bind it by `label-store rebind`, or pack with `pack-shards`; not `x y`")
+        return capsys.readouterr().err
+
+    assert ends() == (
+        "a-program: next: label-store show 'my store'\n"
+        "a-program: bind it by label-store rebind, or pack with pack-shards; not `x y`\n"
+    )
+    with running("a", {}, names={"label-store": "all store", "pack-shards": "all pack"}):
+        assert ends() == (
+            "a-program: next: all store show 'my store'\n"
+            "a-program: bind it by all store rebind, or pack with all pack; not `x y`\n"
+        )
+    assert "next: label-store" in ends()
+
+
+def test_a_step_of_another_command_leaves_what_comes_next_to_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with running("all", {}):
+        with within_another(), running("step", {}):
+            tell_next("label-store", "stats", "x")
+            tell("rest")
+            note("done")
+        tell("open it")
+    assert capsys.readouterr().err == "step: done\nall: next: open it\n"
+
+
+def test_where_an_error_came_from_is_shown_if_the_environment_asks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for asked in ("", "0"):
+        monkeypatch.setenv("TEACHER_LABELS_DEBUG", asked)
+        assert status_of(StoreError("torn")) == 1
+        assert capsys.readouterr().err == "a-program: error: torn\n"
+    monkeypatch.setenv("TEACHER_LABELS_DEBUG", "1")
+    for error in (StoreError("torn"), OSError(errno.ENOENT, "", "x")):
+        assert status_of(error) == 1
+        lines = capsys.readouterr().err.splitlines()
+        assert "Traceback (most recent call last):" in lines[0]
+        assert any("in status_of" in line for line in lines)
+        assert lines[-1].startswith("a-program: error: ")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "terminal", "said"), [(0.5, False, 1), (0.0, False, 0), (0.0, True, 1)]
+)
+def test_a_library_that_takes_long_to_load_is_named_meanwhile(
+    seconds: float,
+    terminal: bool,
+    said: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    name = f"slow_{said}_{terminal}"
+    (tmp_path / f"{name}.py").write_text(f"import time; time.sleep({seconds})")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(console, "_SLOW", {name: "a slow one"})
+    monkeypatch.setattr(console, "_SHORT_SECONDS", 0.1)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    with running("a-program", {}), running("inside", {}):
+        import_module(name)
+        import_module(name)
+        time.sleep(0.2)
+    assert capsys.readouterr().err == "inside: loading a slow one ...\n" * said
+    assert not [one for one in sys.meta_path if isinstance(one, console._Loading)]
+
+
+def test_a_slip_in_a_store_s_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    for word, hint in (("verfy", "did you mean verify?"), ("qq", "use inspect, verify, stats")):
+        with pytest.raises(SystemExit) as ended:
+            commands.label_store([word, "s.parquet"])
+        assert ended.value.code == 1
+        assert f"label-store: error: there is no command '{word}'; {hint}" in (
+            capsys.readouterr().err
+        )
 
 
 def test_what_takes_less_than_three_seconds_has_no_progress(
@@ -408,6 +497,20 @@ def test_help_loads_nothing_that_only_the_work_needs(command: list[str]) -> None
     assert "tyro" in loaded.split()
     heavy = {"numba", "pyarrow", "ray", "timm", "torch", "webdataset", "zarr"}
     assert heavy.isdisjoint(loaded.split())
+
+
+@pytest.mark.parametrize("name", ["label-teacher", "train-student", "pack-shards"])
+def test_a_help_fits_a_terminal_and_its_example_can_be_copied(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = next(one for old, one, _ in COMMANDS.values() if old == name)
+    module, _, function = target.partition(":")
+    with pytest.raises(SystemExit):
+        getattr(import_module(module), function)(["--help"])
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 80
+    example = printed.partition("For example:\n")[2].partition("\n\n")[0]
+    require_command(shlex.split(example.replace("\\\n", "")))
 
 
 @pytest.mark.parametrize("command", HELPS, ids=" ".join)

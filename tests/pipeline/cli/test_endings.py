@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from PIL import Image
 
 from pipeline.cli import commands
-from pipeline.cli.commands import label_store
+from pipeline.cli.commands import label_store, pack_shards
 from tests.commands import require_command
 from tests.labelling import TEACHER, digit_shard, every_column, hash_identity, write_hash_store
 
@@ -70,6 +71,24 @@ def test_a_command_ends_with_what_to_do_next(
         assert ENDS[name] in told
     else:
         require_command(shlex.split(told))
+
+
+def test_packing_ends_with_what_to_do_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "val"):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / split / name / "1.png")
+    for words, told in (
+        (["--images", "train", "--out", "a"], "label-teacher --shards a "),
+        (["--images", "val", "--out", "b", "--classes", "a"], "train-student --labels "),
+    ):
+        pack_shards(words)
+        last = capsys.readouterr().err.splitlines()[-1].removeprefix("pack-shards: next: ")
+        assert last.startswith(told)
+        require_command(shlex.split(last))
 
 
 def test_what_machines_read_is_the_output_alone(

@@ -6,9 +6,13 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -445,6 +449,62 @@ def test_a_storage_that_does_not_list_by_key_is_listed_at_once(
 
     monkeypatch.setattr(objects, "_pages", pages)
     assert len(StoredObject.list(ObjectUrl.parse(many))) == 137
+
+
+class _Azure(BaseHTTPRequestHandler):
+    """Lists blobs as Azure does, where ``way`` is "from" a name on."""
+
+    names: ClassVar[list[str]]
+    way: ClassVar[str]
+    asked: ClassVar[list[tuple[str, str]]]  # from which name on, and which marker
+
+    def do_GET(self) -> None:
+        query = {name: one[0] for name, one in parse_qs(urlsplit(self.path).query).items()}
+        start, marker = query.get("startFrom", ""), query.get("marker", "")
+        self.asked.append((start, marker))
+        found = [one for one in self.names if one.startswith(query.get("prefix", ""))]
+        if start and self.way == "nothing":
+            found = []
+        elif self.way == "from":
+            found = [one for one in found if one >= start]
+        found = [one for one in found if one >= marker]
+        blobs = "".join(
+            f"<Blob><Name>{one}</Name><Properties><Content-Length>{len(one)}</Content-Length>"
+            "<Last-Modified>Mon, 30 Nov 2026 00:00:00 GMT</Last-Modified><Etag>e</Etag>"
+            "<Content-Type>x</Content-Type>"
+            "</Properties></Blob>"
+            for one in found[:10]
+        )
+        more = f"<NextMarker>{found[10]}</NextMarker>" if found[10:] else "<NextMarker />"
+        body = f"<EnumerationResults><Blobs>{blobs}</Blobs>{more}</EnumerationResults>".encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        return
+
+
+@pytest.mark.parametrize("way", ["from", "all", "nothing"])
+def test_azure_is_listed_in_ranges_where_it_lists_from_a_name_on(
+    monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    names = sorted(f"s.parquet/shard={n}/view-00000-00003.parquet" for n in range(130))
+    _Azure.names, _Azure.way, _Azure.asked = names, way, []
+    options = objects._options
+    monkeypatch.setattr(objects, "_AT_ONCE", 10)
+    monkeypatch.setattr(objects, "_options", lambda allow_http: options(allow_http=True))
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "name")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", base64.b64encode(b"key").decode())
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Azure) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        keys = [one.url.key for one in StoredObject.list(ObjectUrl.parse("az://c/s.parquet"))]
+        server.shutdown()
+    assert keys == names
+    assert len({start for start, _ in _Azure.asked}) > 16  # in each case it was tried
+    assert _Azure.asked.count(("", "")) == (1 if way == "from" else 2)
 
 
 def test_a_range_whose_list_breaks_off_is_asked_for_again(s3: S3Server, many: str) -> None:

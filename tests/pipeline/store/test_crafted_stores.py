@@ -24,7 +24,7 @@ from pipeline.identity import canonical_json
 from pipeline.records import PartRows
 from pipeline.store import LabelStore, export_store, open_store, parquet, single
 from pipeline.store.layout import array_specs
-from pipeline.store.manifest import read_values, seal
+from pipeline.store.manifest import MANIFEST_PATH, seal, unseal
 from pipeline.store.pages import check_pages
 from pipeline.store.sealing import SEAL_BYTES, sealed
 from tests.storing import ALL_COLUMNS, info_of, write_store
@@ -72,9 +72,10 @@ def read_all(root: Path) -> None:
 
 def rewrite(root: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Change a manifest and seal it again."""
-    values = read_values(root)
+    path = root / MANIFEST_PATH
+    values = unseal(path.read_bytes(), "the manifest")
     change(values)
-    (root / "_manifest.json").write_bytes(seal(values))
+    path.write_bytes(seal(values))
 
 
 def file_of(values: dict[str, Any], path: str) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def _omitting_a_rejected_one(manifest: Manifest) -> Manifest:
 
 def _of_an_unknown_shard(manifest: Manifest) -> Manifest:
     part = PartKey(shard=9, first_view=0, views=1)
-    stray = PartEntry(part=part, bytes=1, sha256="0", rows=1)
+    stray = PartEntry(part=part, bytes=1, sha256="0" * 64, rows=1)
     return replace(manifest, parts=(*manifest.parts, stray))
 
 
@@ -206,3 +206,26 @@ def test_a_manifest_is_written_from_columns_as_from_records() -> None:
     assert records == columns
     assert records.digest == columns.digest
     assert records.digest == sha256(canonical_json(columns.to_json()) + b"\n")
+
+
+def test_a_manifest_is_written_and_read_in_pieces_as_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = make_manifest([2, 3, 4, 5, 6])
+    manifest = replace(manifest, parts=PartEntries.of(manifest.parts), card="c" * 64)
+    digest = replace(manifest).digest
+    for name in ("_AT_A_TIME", "_PIECE_BYTES"):
+        monkeypatch.setattr(f"pipeline.store.manifest.{name}", 2)
+    write_manifest(tmp_path, manifest)
+    found = read_manifest(tmp_path)
+    assert (found, found.digest) == (manifest, digest)
+    assert [found.find_part(shard, 5).part.shard for shard in range(5)] == list(range(5))
+    assert found.of_shards([1, 3]).parts == (manifest.parts[1], manifest.parts[3])
+
+
+@pytest.mark.parametrize("text", ["0" * 63, "x" * 64, 62 * "0" + "  "])
+def test_what_is_no_sha256_of_a_part_is_refused(text: str) -> None:
+    values = make_manifest([5, 3]).to_json()
+    values["parts"][1]["sha256"] = text
+    with pytest.raises(StoreError, match="malformed"):
+        Manifest.from_json(values, "it")

@@ -245,8 +245,9 @@ def test_the_card_and_what_was_checked_are_in_the_page(folder: Path, plain: Labe
     found = report.verification
     (verdict,) = page.all("p", **{"class": "verdict"})
     assert verdict.text == (
-        f"Passed. Files are whole, and {found.redrawn} of {found.digests} digests were redrawn and "
-        "found again: the labels belong to the pixels of these shards."
+        f"Passed. Files are whole. Of {found.digests} views the store has a digest, a checksum of "
+        f"the pixels that the teacher saw; {found.redrawn} of them were drawn again from the "
+        "shards and have the same. So the labels belong to the pixels of these shards."
     )
     assert found.redrawn > 10
     for line in found.in_words():

@@ -14,8 +14,8 @@ from PIL import Image
 
 from pipeline.errors import ConfigError, ReplayError
 from pipeline.identity import MixConfig
-from pipeline.records import FIXED_ONE, MixKind
-from pipeline.store import LabelStore, open_store
+from pipeline.records import FIXED_ONE, MixKind, PartRows
+from pipeline.store import LabelStore, PartEntry, open_store
 from pipeline.tools import (
     DrawnView,
     KeptSamples,
@@ -165,19 +165,56 @@ def test_an_omitted_and_a_rejected_sample_are_shown_as_such(
     assert show_views(views, original=True).size[0] > 300
 
 
+def test_true_disagreements_come_before_those_that_name_the_partner(
+    store: LabelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partner = {(one.key, one.view): one.partner_target for one in drawn(store) if one.view % 2}
+    read = type(store).read_part
+
+    def read_part(self: LabelStore, entry: PartEntry) -> PartRows:
+        rows = read(self, entry)
+        label = rows.label.copy()
+        for row, column in np.ndindex(label.shape):
+            named = partner.get((rows.keys[row], rows.part.first_view + column))
+            label[row, column] = label[row, column] if named is None else named
+        return replace(rows, label=label)
+
+    monkeypatch.setattr(type(store), "read_part", read_part)
+    views = drawn(store, ViewChoice(disagree=True, count=1024))
+    named = [one.names_partner for one in views]
+    assert 10 < sum(named) < len(named) / 2
+    assert named == sorted(named)
+    few = drawn(store, ViewChoice(disagree=True, count=16))
+    assert not any(one.names_partner for one in few)
+    assert {(one.key, one.view) for one in few} <= {(one.key, one.view) for one in views}
+    assert len({one.shard for one in few}) == 2  # from all over
+    doubtful = drawn(store, ViewChoice(disagree=True, high_entropy=True, count=1024))
+    assert {one.names_partner for one in doubtful} == {True, False}
+
+
+def test_disagreements_of_a_subset_are_all_found(
+    tmp_path: Path, store: LabelStore, folder: Path
+) -> None:
+    thin_store(store, tmp_path / "thin.parquet", kept=KeptSamples(sample_share=0.5))
+    thin = open_store(tmp_path / "thin.parquet")
+    shards, wrong = [str(folder / "digits-*.tar")], ViewChoice(disagree=True, count=1024)
+    every = draw_views(thin, shards, ALL)
+    assert len(draw_views(thin, shards, wrong)) == sum(one.label != one.target for one in every)
+
+
 def test_colors_of_texts_are_said_at_the_bottom(store: LabelStore) -> None:
-    wrong = drawn(store)[0]
+    wrong = next(one for one in drawn(store) if one.label != one.target)
     right = replace(wrong, label=wrong.target)
-    sheets = [np.asarray(show_views([one])) for one in (right, wrong)]
+    sheets = [np.asarray(show_views([one]))[12 + 128 :] for one in (right, wrong)]  # no tile
     found = [
         [color for color in module._LEGEND if (sheet == color).all(axis=2).any()]
         for sheet in sheets
     ]
     color = module._color(wrong)
-    assert found == [[], [color]]
-    # Below the tile and its lines, which are the same for both but for their number.
-    last = np.flatnonzero((sheets[1] == color).all(axis=2).any(axis=1))[-1]
-    assert last > len(sheets[1]) - 2 * module._GAP
+    assert found == [[module._INK], [color]]
+    for sheet, one in zip(sheets, (module._INK, color), strict=True):
+        last = np.flatnonzero((sheet == one).all(axis=2).any(axis=1))[-1]
+        assert last > len(sheet) - 2 * module._GAP  # below the tile and its lines
 
 
 def rows_of_shard(store: LabelStore) -> tuple[str, ...]:

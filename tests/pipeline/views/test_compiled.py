@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
 
+import numba
 import pytest
 
+from pipeline.views import compiled
 from pipeline.views.compiled import kept_in
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -56,11 +59,25 @@ def test_a_read_only_installation_and_home_give_the_same_pixels() -> None:
 
 
 def test_another_fault_of_a_kernel_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.views import compiled
-
     def fail(**_: object) -> None:
         raise RuntimeError("something else")
 
     monkeypatch.setattr(compiled, "njit", fail)
     with pytest.raises(RuntimeError, match="something else"):
         compiled.kernel(lambda x: x)
+
+
+def test_that_kernels_are_compiled_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def doubled(number: float) -> float:
+        return 2 * number
+
+    monkeypatch.setattr(compiled._compiling, "said", False)
+    with caplog.at_level(logging.INFO, "pipeline.views.compiled"):
+        numba.njit(doubled)(1)
+        assert caplog.messages == []  # another's function
+        doubled.__module__ = "pipeline.trial"
+        numba.njit(doubled)(1)
+        numba.njit(doubled)(1.0)
+    assert caplog.messages == ["compiling kernels, for the first time here: that takes some 20 s"]

@@ -379,13 +379,11 @@ def test_weights_of_deit_and_timm_are_evaluated_as_their_own(world, tmp_path, na
 def test_weights_of_another_program_need_the_name_of_their_model(world, tmp_path) -> None:
     torch.save({"model": {"head.weight": torch.zeros(10, 3)}}, tmp_path / "x.pth")
     foreign = {"checkpoint": tmp_path / "x.pth"}
-    with pytest.raises(
-        ConfigError, match=r"x\.pth is no checkpoint of train-student: give `model`"
-    ):
+    with pytest.raises(ConfigError, match=r"x\.pth is no checkpoint of a run here: give `model`"):
         evaluate_checkpoint(settings(world, **foreign))
     with pytest.raises(CheckpointError, match="does not fit its model test_resnet"):
         evaluate_checkpoint(settings(world, **foreign, model="test_resnet", image_size=32))
-    with pytest.raises(ConfigError, match=r"`image_size` is 64, and .* says its own"):
+    with pytest.raises(ConfigError, match="is of a student of 32 pixels, not 64; leave"):
         evaluate_checkpoint(settings(world, image_size=64))
 
 
