@@ -55,6 +55,7 @@ RAY_PORTS = (
     "metrics-export-port",
     "runtime-env-agent-port",
 )
+QUIET_SECONDS = 10.0  # off a terminal
 COMPARED_EPOCHS = 2  # the second one is timed: the first one also loads
 
 
@@ -259,16 +260,19 @@ def run(name: str, command: Sequence[str], environment: Mapping[str, str] | None
 
 
 def follow(process: subprocess.Popen[bytes], log: Path) -> None:
-    """Wait for a process; on a terminal, show the latest line of its log meanwhile."""
+    """Wait for a process, and show the latest line of its log: elsewhere each ten seconds."""
+    terminal, shown = sys.stdout.isatty(), time.monotonic()
     while process.poll() is None:
         time.sleep(0.2)
-        if sys.stdout.isatty():
-            lines = log.read_text(errors="replace").split("\n")
-            said = (line for line in reversed(lines) if line.strip() and ": next: " not in line)
-            latest = next(said, "")
-            width = shutil.get_terminal_size().columns - 4
-            print(f"\r\033[K  {latest[:width]}", end="", flush=True)
-    if sys.stdout.isatty():
+        if not terminal and time.monotonic() - shown < QUIET_SECONDS:
+            continue
+        shown = time.monotonic()
+        lines = log.read_text(errors="replace").split("\n")
+        said = (line for line in reversed(lines) if line.strip() and ": next: " not in line)
+        latest = next(said, "...")[: shutil.get_terminal_size().columns - 4]
+        print(f"\r\033[K  {latest}" if terminal else f"  {latest}", end="\n" * (not terminal))
+        sys.stdout.flush()
+    if terminal:
         print("\r\033[K", end="")
 
 

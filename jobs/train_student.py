@@ -10,16 +10,15 @@ import argparse
 import contextlib
 import os
 import sys
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from jobs.label_teacher import prepare_environment
 from pipeline.cli.console import flags_of, running, say, tell_error
 from pipeline.errors import ConfigError, PipelineError, TryAgainError, require_package
-from pipeline.files.objects import is_url
 from pipeline.growth import require, settle
 from student.cli import _parse
 from student.config import TrainConfig
@@ -66,19 +65,14 @@ def train_on_ray(config: TrainConfig, ranks: RayTrainConfig) -> Checkpoint:
     from student.checkpoint import LAST, open_checkpoint
     from student.engine import checkpoint_to_resume
     from student.inputs import open_inputs
+    from student.output import file_here, open_output
 
-    if is_url(config.output):
-        raise ConfigError(
-            f"`output` is {config.output}; Ray keeps files of its own beside it: give a path on a "
-            "disk that all machines share"
-        )
     if config.resume not in (None, "auto"):
         raise ConfigError(f"`resume` is {config.resume}; on Ray it is auto, or nothing")
-    checkpoint_to_resume(config)  # or another run's files are there
+    checkpoint_to_resume(config, open_output(config.output))  # or another run's files are there
     open_inputs(config)  # what does not fit together is said here, not by every rank
     gpus = config.run.device == "cuda"
-    output = Path(config.output).absolute()
-    with contextlib.closing(RayConnection.open()):
+    with contextlib.closing(RayConnection.open()), TemporaryDirectory() as files:
         trainer = TorchTrainer(
             _train_rank,
             train_loop_config={"config": config, "directory": str(Path.cwd())},
@@ -89,9 +83,9 @@ def train_on_ray(config: TrainConfig, ranks: RayTrainConfig) -> Checkpoint:
                 resources_per_worker={"CPU": ranks.cpus_per_rank, **({"GPU": 1} if gpus else {})},
             ),
             run_config=RunConfig(
-                # Else Ray would take a run of the same name for one to go on with.
-                name=uuid.uuid4().hex,
-                storage_path=str(output / "ray"),
+                # For its own files. It is given no checkpoint, so only its controller sees them,
+                # which is where this process is.
+                storage_path=files,
                 failure_config=FailureConfig(max_failures=ranks.max_failures),
             ),
         )
@@ -99,7 +93,8 @@ def train_on_ray(config: TrainConfig, ranks: RayTrainConfig) -> Checkpoint:
             trainer.fit()
         except (RayError, RuntimeError) as error:
             raise _cause_of(error, ranks) from error
-    return open_checkpoint(output / LAST)
+    with file_here(config.output_file(LAST)) as last:
+        return open_checkpoint(last)
 
 
 def _cause_of(error: Exception, ranks: RayTrainConfig) -> PipelineError:
@@ -120,15 +115,13 @@ def _train_rank(given: Mapping[str, Any]) -> None:
     """Be one rank of a run, from its last checkpoint if there is one."""
     from ray import train as ray_train
 
-    from student.checkpoint import LAST
     from student.distributed import Ranks
     from student.engine import train
     from student.inputs import open_inputs
 
     os.chdir(given["directory"])  # Ray gives its workers another, and paths may be relative
-    config: TrainConfig = given["config"]
-    if Path(config.output, LAST).exists():
-        config = replace(config, resume="auto")
+    # Whatever is there is this run's: the driver has seen to it.
+    config: TrainConfig = replace(given["config"], resume="auto")
     context = ray_train.get_context()
     ranks = Ranks(
         rank=context.get_world_rank(),

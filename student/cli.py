@@ -75,8 +75,9 @@ _INTERRUPTED = "interrupted; --resume auto goes on from the last checkpoint, if 
 class ExportFlags(ExportConfig):
     """Write a run's student as a file that timm, Hugging Face's hub or ONNX can load."""
 
-    run: tyro.conf.Positional[Path]
-    """A run's directory, of which best.pt is taken, or else last.pt; or one of its checkpoints."""
+    run: tyro.conf.Positional[str]
+    """A run's directory, of which best.pt is taken, or else last.pt; or one of its checkpoints;
+    path or URL."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,8 +134,8 @@ class _ReportFlags:
     It is one HTML file that asks for nothing.
     """
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Their output directories."""
+    runs: tyro.conf.Positional[tuple[str, ...]]
+    """Their output directories, paths or URLs."""
     out: Path = Path("runs.html")
     """The page to write; its name ends in .html."""
 
@@ -181,17 +182,19 @@ def export_main(arguments: Sequence[str] | None = None, program: str = "export-s
 
 def _evaluate(config: EvaluateConfig) -> None:
     from student.evaluation.report import evaluate_checkpoint, evaluate_directory
+    from student.output import is_directory
 
-    if config.checkpoint.is_dir():
+    if is_directory(config.checkpoint):
         reports = evaluate_directory(config)
         _print_directory(reports)
         if config.json is not None:
             _write_json(config.json, {name: one.to_json() for name, one in reports.items()})
         best = max(reports, key=lambda name: _top1_of(reports[name]))
+        path = open_folder(config.checkpoint).at(best)
         if config.analysis:
-            say(f"{config.checkpoint / best}, the best of them:")
+            say(f"{path}, the best of them:")
             _show_analysis(config, reports[best])
-        _tell_after_evaluation(config, reports[best], config.checkpoint / best)
+        _tell_after_evaluation(config, reports[best], path)
         return
     report = evaluate_checkpoint(config)
     if report.unnamed:
@@ -230,16 +233,16 @@ def _top1_of(report: CheckpointReport) -> float:
     return max(one.of(fusion).top1 for one in report.evaluations.values())
 
 
-def _tell_after_evaluation(config: EvaluateConfig, report: CheckpointReport, best: Path) -> None:
+def _tell_after_evaluation(config: EvaluateConfig, report: CheckpointReport, best: str) -> None:
     """Say where the numbers are, and what to do with the best weights that were evaluated."""
     for path in (config.json, config.plot):
         if path is not None:
             note(f"{path} is written")
     if not config.analysis:
         given = ("--val-shards", *some_of(config.val_shards, "VALIDATION-SHARDS"))
-        tell_next("evaluate-student", "--checkpoint", str(best), *given, "--analysis")
+        tell_next("evaluate-student", "--checkpoint", best, *given, "--analysis")
     if report.step is not None:  # else they are another program's already
-        tell_next("export-student", str(best), "--to", "timm", "--out", "student.pth")
+        tell_next("export-student", best, "--to", "timm", "--out", "student.pth")
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -76,8 +76,8 @@ class StudentConfig:
     dist_bn: Literal["broadcast", "reduce"] = grown(founding="broadcast", since="0.1.0")
     """What ranks do with the running means of batch norm after each epoch: all take rank 0's, or
     their average."""
-    finetune: Path | None = free(None)
-    """Begin from these weights: a checkpoint of a run, .safetensors or .pth. Position
+    finetune: str | None = free(None)
+    """Begin from these weights: a checkpoint of a run, .safetensors or .pth; path or URL. Position
     embeddings are resized; heads of other classes begin anew."""
     finetune_weights: Literal["raw", "ema"] | None = free(None)
     """Which of a checkpoint's weights it begins from; by default those that won the last
@@ -441,9 +441,9 @@ def _require_fraction(record: Any) -> None:
 class EvaluateConfig:
     """Evaluate students on validation shards: checkpoints of runs here, timm's or DeiT's."""
 
-    checkpoint: Path
+    checkpoint: str
     """last.pt or best.pt of a run, weights of timm's or DeiT's (with `model`), or a directory, of
-    which all .pt, .pth and .safetensors files are evaluated."""
+    which all .pt, .pth and .safetensors files are evaluated; path or URL."""
     val_shards: tuple[str, ...]
     """Validation shards: their directory, files, or patterns in quotes."""
     model: str | None = None
@@ -454,7 +454,7 @@ class EvaluateConfig:
     pretrained=True: a file alone does not choose that. Of other programs' weights all of them."""
     image_size: int | None = None
     """Side of the images in pixels, for other programs' weights; by default their model's.
-    A checkpoint of train-student says its own, and above 1,024 only if it is given here too."""
+    A checkpoint of a run says its own, and above 1,024 only if it is given here too."""
     val_labels: str | None = None
     """Label store of these shards (center views, no mixing), for the teacher's part."""
     eval_batch_size: int = 256
@@ -499,8 +499,9 @@ class EvaluateConfig:
 class ExportConfig:
     """Write a run's student as a file that timm, Hugging Face's hub or ONNX can load."""
 
-    run: Path
-    """A run's directory, of which best.pt is taken, or else last.pt; or one of its checkpoints."""
+    run: str
+    """A run's directory, of which best.pt is taken, or else last.pt; or one of its checkpoints;
+    path or URL."""
     to: Literal["timm", "safetensors", "hub-folder", "onnx"]
     """timm: a .pth as its train.py writes; safetensors: the weights alone; hub-folder: a directory
     as on Hugging Face's hub, for timm and transformers; onnx: a graph, with the extra 'export'."""

@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, TypeAlias
 
@@ -55,11 +55,11 @@ from student.evaluation.validation import (
 from student.finetune import Loaded, load_weights, read_weights
 from student.inputs import Inputs
 from student.loading import LoaderOptions
-from student.losses import MixedTarget, TeacherSignal
+from student.losses import TeacherSignal
 from student.metrics import Meter, MetricsLog, Stopwatch, peak_memory
-from student.model import StudentSpec, create_student, reseed, set_mode, split_heads
+from student.model import StudentSpec, create_student, reseed_step, set_mode, split_heads
 from student.optimization import Optimization, schedule_of
-from student.output import open_output
+from student.output import RunOutput, open_output
 from student.recipes import to_toml
 from student.replay import ReplayDataset, StudentBatch, replay_loader
 from student.run_report import report_run
@@ -130,7 +130,7 @@ class Trainer:
         config = inputs.pinned(config)
         require_tracker(config.run.tracker)
         self.output = open_output(config.output)
-        resume_from = ranks.decide(lambda: self._checkpoint_to_resume(config))
+        resume_from = ranks.decide(lambda: checkpoint_to_resume(config, self.output))
         self.config, self.inputs, self.ranks, self.plan = config, inputs, ranks, inputs.plan
         set_threads(config.run.threads or _threads_of(ranks))
         if _is_fast(config):
@@ -156,7 +156,7 @@ class Trainer:
             path, which = config.student.finetune, config.student.finetune_weights
             found = ranks.decide(lambda: read_weights(path, which))
             names = None if inputs.classes is None else inputs.classes.names
-            self.loaded = load_weights(self.model, found, str(config.student.finetune), names)
+            self.loaded = load_weights(self.model, found, path, names)
         self.model = adapt(self.model.to(self.device), config.student, self.device)
         self.optimization = Optimization(self.model, config, self.device)
         self.schedule = schedule_of(config, self.plan)
@@ -188,10 +188,6 @@ class Trainer:
         if self._fell_back and ranks.first:
             self.output.set_aside()
         self._write_config()
-
-    def _checkpoint_to_resume(self, config: TrainConfig) -> Path | None:
-        here = replace(config, resume=self.output.fetch(config.resume))
-        return checkpoint_to_resume(here, self.output.directory)
 
     def _require_finite_losses(self) -> None:
         """Raise ``PipelineError`` naming the first step whose loss was not finite."""
@@ -398,14 +394,15 @@ class Trainer:
         with self._watch.on("student"):
             images = resize_images(images, self.spec.image_size)
             truth = mixed_target(batch, self.device, **config.distillation.learned)
-            reseed("step", config.plan.seed, self.step, self.ranks.rank, piece)
+            reseed_step(config.plan.seed, self.step, self.ranks.rank, piece)
             with self.optimization.forward_precision():
                 heads = split_heads(self._parallel(images))
             terms = self._loss(heads, truth, teacher)
-            learner = heads[1] if self._loss.taught else heads[0]
-            counts = _counts(learner, truth, teacher)
-            self._meter.add(self.step, terms, counts, len(images))
-            self.optimization.backward(terms.loss / config.run.accumulate)
+            called = heads[self._loss.taught].detach().argmax(-1)
+            classes = torch.stack([called, teacher.label, truth.target, truth.partner_target])
+            self._meter.add(self.step, terms, classes)
+            pieces = config.run.accumulate
+            self.optimization.backward(terms.loss if pieces == 1 else terms.loss / pieces)
         self._audited += batch.audited
 
     def _report(self, log: MetricsLog, seconds: list[dict[str, float]]) -> None:
@@ -548,9 +545,10 @@ class Trainer:
     def _resume(self, path: Path) -> None:
         identity = self.inputs.run_identity(self.config)
         # Rank 0 reads for all: the others may be on machines that do not have the file.
-        found = self.ranks.decide(
-            lambda: find_checkpoint(path, identity, lengthen=self.config.lengthen)
-        )
+        with self.output.naming():
+            found = self.ranks.decide(
+                lambda: find_checkpoint(path, identity, lengthen=self.config.lengthen)
+            )
         checkpoint = found.checkpoint
         saved = ClassNames.of(checkpoint.student.class_names, found.path)
         self._classes = agreed_names(saved, self._classes)
@@ -639,21 +637,21 @@ def _segment(config: TrainConfig, ranks: Ranks, device: torch.device, step: int)
     )
 
 
-def checkpoint_to_resume(config: TrainConfig, output: Path | None = None) -> Path | None:
+def checkpoint_to_resume(config: TrainConfig, run_output: RunOutput) -> Path | None:
     """Return the checkpoint to continue from, None to begin; never overwrites a run.
 
-    ``output`` is where the files of the run's output are, if not there.
+    It is brought to this machine, as long as there is ``run_output``, that of the settings.
     """
-    output = output or Path(config.output)
+    resume, output = run_output.fetch(config.resume), run_output.directory
     last = output / LAST
-    if config.resume == "auto":
+    if resume == "auto":
         # Only a file system without links could leave the one before alone.
         if last.exists() or last.with_name(PREVIOUS).exists():
             return last
         # An evaluation came before the first of ``checkpoint_epochs``.
         best = output / BEST
         return best if best.exists() else None
-    path = Path(config.resume) if config.resume is not None else None
+    path = Path(resume) if resume is not None else None
     if output.exists() and not output.is_dir():
         raise ConfigError(f"`output` {config.output} is a file; give a directory")
     own = path is not None and path.resolve().parent == output.resolve()
@@ -697,11 +695,3 @@ def _student_spec(config: TrainConfig, identity: StoreIdentity) -> StudentSpec:
         seed=config.plan.seed,
         model_args=parse_model_args(student.model_args),
     )
-
-
-def _counts(logits: Tensor, truth: MixedTarget, teacher: TeacherSignal) -> Tensor:
-    """Return how many rows agree with the teacher, and how many teachers are right, (2,)."""
-    label = teacher.label
-    agreeing = logits.detach().argmax(-1) == label
-    right = (label == truth.target) | (label == truth.partner_target)
-    return torch.stack([agreeing, right]).sum(1)

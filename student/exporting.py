@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.files.local import writing
-from student.checkpoint import BEST, LAST, SavedStudent
+from student.checkpoint import SavedStudent
 from student.config import ExportConfig, parse_model_args
 from student.evaluation.report import load_saved
 from student.model import heads_of, set_mode, two_headed
+from student.output import checkpoint_of
 
 __all__ = ["Exported", "export_student"]
 
@@ -32,7 +33,7 @@ _DISTILLED, _IMAGES = "_distilled", 2
 class Exported:
     """What was written, and how it is loaded."""
 
-    source: Path
+    source: str
     which: str  # of the checkpoint's weights: raw, or ema for averaged ones
     out: Path
     loading: str  # a line of Python
@@ -55,7 +56,7 @@ def export_student(config: ExportConfig) -> Exported:
     own logits. Raises ``ConfigError`` for what the format or the model cannot do, or if ``out`` is
     there, ``CheckpointError`` as ``load_student``.
     """
-    source = _checkpoint_of(config.run)
+    source = checkpoint_of(config.run)
     if config.out.exists():
         raise ConfigError(f"`out` {config.out} is there already; give another path, or delete it")
     saved, model, which = load_saved(
@@ -72,14 +73,6 @@ def export_student(config: ExportConfig) -> Exported:
     with _aside(config.out) as path:
         loading = _WRITERS[config.to](student, path, config)
     return Exported(source=source, which=which, out=config.out, loading=loading)
-
-
-def _checkpoint_of(run: Path) -> Path:
-    """Return the checkpoint that a run's directory is taken for: its best, or else its last."""
-    if not run.is_dir():
-        return run
-    best = run / BEST
-    return best if best.exists() else run / LAST
 
 
 def _arguments_of(saved: SavedStudent) -> Mapping[str, Any]:

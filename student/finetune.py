@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import CheckpointError
 from pipeline.labelling.weights import FoundWeights, WeightsError, Which, read_state
+from student.output import file_here
 
 __all__ = ["Loaded", "load_weights", "read_weights", "resize_position_embedding"]
 
@@ -83,14 +84,16 @@ def resize_position_embedding(embedding: Tensor, grid: tuple[int, int], prefix: 
     return torch.cat([tokens, new], dim=1).to(embedding.dtype)
 
 
-def read_weights(path: Path, which: Which | None = None) -> FoundWeights:
+def read_weights(path: str | Path, which: Which | None = None) -> FoundWeights:
     """Return the weights in a checkpoint of the trainer or of timm's, a .safetensors or .pth file.
 
+    It is at a path or URL.
     ``which`` chooses the raw or the averaged (``ema``) ones; None takes those that won the last
     evaluation of train-student, else the raw ones. Raises ``CheckpointError`` naming the file.
     """
     try:
-        return read_state(path, which, "finetune_weights")
+        with file_here(path) as file:
+            return read_state(file, which, "finetune_weights")
     except WeightsError as error:
         raise CheckpointError(f"`finetune` {path} {error}") from error
 

@@ -42,13 +42,16 @@ class Meter:
         self._ranks = ranks
         self._sums = [0.0] * (len(self.NAMES) + 1)
         self._reported = torch.zeros(len(self.NAMES) + 1, dtype=torch.float64)
-        self._unread: list[tuple[int, int, Sequence[Tensor], Tensor]] = []
+        self._unread: list[tuple[int, Sequence[Tensor], Tensor]] = []
         self._first_bad = _NEVER
 
-    def add(self, step: int, terms: LossTerms, counts: Tensor, rows: int) -> None:
-        """Add rows of one step; ``counts`` (2,) are those of agreement and right teachers."""
+    def add(self, step: int, terms: LossTerms, classes: Tensor) -> None:
+        """Add B rows of one step.
+
+        ``classes`` (4, B) are the student's, the teacher's, the truth and the partner's truth.
+        """
         losses = (terms.loss, terms.class_loss, terms.distillation_loss)
-        self._unread.append((step, rows, [one.detach() for one in losses], counts))
+        self._unread.append((step, [one.detach() for one in losses], classes))
         if len(self._unread) == _UNREAD:
             self._read()
 
@@ -56,16 +59,20 @@ class Meter:
         """Add up what the steps gave, in their order and in float64."""
         if not self._unread:
             return
-        steps, rows, losses, counts = zip(*self._unread, strict=True)
+        steps, losses, classes = zip(*self._unread, strict=True)
         self._unread.clear()
         means = torch.stack([one for three in losses for one in three]).view(-1, 3).tolist()
-        for step, count, three, two in zip(
-            steps, rows, means, torch.stack(counts).tolist(), strict=True
-        ):
-            added = [*(one * count for one in three), *two, count]
-            self._sums = [one + other for one, other in zip(self._sums, added, strict=True)]
+        for step, three, four in zip(steps, means, classes, strict=True):
+            rows = four.shape[1]
+            self._add([*(one * rows for one in three), 0, 0, rows])
             if not math.isfinite(three[0]):
                 self._first_bad = min(self._first_bad, step)
+        called, teacher, own, partner = torch.cat(classes, dim=1)
+        right = (teacher == own) | (teacher == partner)
+        self._add([0, 0, 0, *torch.stack([called == teacher, right]).sum(1).tolist(), 0])
+
+    def _add(self, values: Sequence[float]) -> None:
+        self._sums = [one + other for one, other in zip(self._sums, values, strict=True)]
 
     def first_bad_step(self) -> int | None:
         """Return the first step whose loss was not finite."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -235,7 +235,7 @@ class Optimization:
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
     """Return a context in which models run in ``precision``: fp32, bf16 or fp16."""
     dtype = _AUTOCAST[precision]
-    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
 def _create_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -248,8 +248,13 @@ def _create_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Opti
         if name in more:
             raise ConfigError(f"`optimizer_args` has {name}, which is a setting of its own")
     for name in arguments:
-        if not _takes(settings.optimizer, name):
+        if not _takes(settings.optimizer, f"has_{name}"):
             raise ConfigError(f"`optimizer_{name}`: {settings.optimizer} has none; leave it out")
+    if _takes(settings.optimizer, "second_order", unknown=False):
+        raise ConfigError(
+            f"`optimizer` {settings.optimizer!r} draws random numbers of its own, which no "
+            "checkpoint has, so no run could go on as if it had never stopped; use another"
+        )
     try:
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
             model,
@@ -282,12 +287,12 @@ def _parameter_groups(model: nn.Module, settings: OptimizationConfig) -> list[di
     return found
 
 
-def _takes(optimizer: str, name: str) -> bool:
-    """Return whether an optimizer has such a setting; true for one that timm does not know."""
+def _takes(optimizer: str, trait: str, *, unknown: bool = True) -> bool:
+    """Return whether timm says this of an optimizer; ``unknown`` for one that it does not know."""
     try:
-        return bool(getattr(get_optimizer_info(optimizer), f"has_{name}"))
+        return bool(getattr(get_optimizer_info(optimizer), trait))
     except ValueError:
-        return True
+        return unknown
 
 
 def _without_decay(model: nn.Module) -> set[str]:

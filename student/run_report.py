@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.classes import class_text
 from pipeline.errors import ConfigError
 from pipeline.files.local import open_folder, replace
+from pipeline.files.objects import is_url
 from pipeline.reporting.charts import Series, lines_chart, number_text, share_text
 from pipeline.reporting.page import (
     Bar,
@@ -91,8 +92,8 @@ def _number(line: Mapping[str, Any], *names: str) -> float | None:
     return float(value) if fits and abs(value) < _GREATEST else None
 
 
-def read_run(output: Path) -> RunRecord:
-    """Read what a run left in its directory, finished or not.
+def read_run(output: str | Path) -> RunRecord:
+    """Read what a run left in its directory, a path or URL, finished or not.
 
     Raises ``ConfigError`` for a directory that holds no run, ``PipelineError`` for a file that is a
     pipe, a link out of it, or larger than a run's.
@@ -107,8 +108,9 @@ def read_run(output: Path) -> RunRecord:
             f"{output} holds no run that can be read ({error}); give the output directory of one"
         ) from error
     lines = list(_lines(data))
+    location = str(output)
     return RunRecord(
-        name=output.resolve().name,
+        name=(Path(location.rstrip("/")) if is_url(location) else Path(output).resolve()).name,
         config=config if isinstance(config, dict) else {},
         train=tuple(one for one in lines if one.get("kind") == "train"),
         epochs=tuple(one for one in lines if one.get("kind") == "epoch"),
@@ -153,7 +155,7 @@ def report_run(
     return path
 
 
-def compare_runs(outputs: Sequence[Path]) -> str:
+def compare_runs(outputs: Sequence[str | Path]) -> str:
     """Return a page, as HTML, that shows runs beside each other, finished or not.
 
     Raises ``ConfigError`` for a directory without a run.

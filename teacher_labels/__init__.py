@@ -112,7 +112,7 @@ def evaluate(checkpoint: str | Path, val_shards: Shards, **settings: Any) -> Che
     """
     from student import EvaluateConfig, evaluate_checkpoint
 
-    given = {"checkpoint": Path(checkpoint), "val_shards": _texts(val_shards), **settings}
+    given = {"checkpoint": checkpoint, "val_shards": _texts(val_shards), **settings}
     return evaluate_checkpoint(_built(EvaluateConfig, given))
 
 

@@ -168,4 +168,6 @@ def test_the_site_is_whole_and_asks_nobody(tmp_path: Path) -> None:
             r"<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)=\"?(https?://[^\s\">]+)", text
         )
         assert not asked, page
-    assert "open_store" in (tmp_path / "site" / "reference" / "python.html").read_text()
+    names = (tmp_path / "site" / "reference" / "python.html").read_text()
+    assert "open_store" in names
+    assert "pipeline.LabelConfig.views_per_part" in names  # a field of its base

@@ -17,6 +17,7 @@ import select
 import shlex
 import stat
 import sys
+import textwrap
 import threading
 import time
 import traceback
@@ -65,6 +66,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _SHORT_SECONDS = 3.0  # what takes less has no progress to tell
 _LINE_SECONDS = 10.0  # between the lines of progress in a log
 _TOLD = 3  # shards or patterns; more would be told for pages
+_WIDTH = 78  # of a help
 _SCALED = 10_000  # from here on a bar counts in thousands
 _POSITIONAL, _UNPREFIXED = (
     get_args(one)[1] for one in (tyro.conf.Positional[str], tyro.conf.OmitArgPrefixes[str])
@@ -117,8 +119,15 @@ def flags_of(settings: type, *, prefixes: bool = True) -> dict[str, str]:
 
 def described(text: str, first: Sequence[str], *example: str) -> str:
     """Return a command's description: what it does, the flags that matter first, an example."""
-    shown = " ".join(example)
-    return f"{text}\n\nFirst of all: {', '.join(first)}.\n\nFor example: {shown}"
+    parts = [*text.split("\n\n"), f"First of all: {', '.join(first)}."]
+    # tyro joins lines, but for those that begin with a space.
+    whole = [_wrapped(" ".join(one.split()), _WIDTH, "\n  ") for one in parts]
+    shown = _wrapped(" ".join(example), _WIDTH - 8, " \\\n      ")
+    return "\n\n".join([*whole, f"For example:\n  {shown}"])
+
+
+def _wrapped(text: str, width: int, between: str) -> str:
+    return between.join(textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False))
 
 
 def words_given(arguments: Sequence[str] | None) -> list[str]:

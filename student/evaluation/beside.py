@@ -15,11 +15,11 @@ from pipeline.classes import ClassNames
 from pipeline.errors import ConfigError
 from pipeline.labelling.devices import choose_device, set_threads
 from student.batches import resize_images
-from student.checkpoint import BEST, LAST
 from student.evaluation.evaluate import fuse
 from student.evaluation.report import load_saved
 from student.model import two_headed
 from student.optimization import autocast
+from student.output import checkpoint_of
 
 __all__ = ["RunStudent"]
 
@@ -32,9 +32,7 @@ class RunStudent:
     """
 
     def __init__(self, path: Path) -> None:
-        file = path
-        if path.is_dir():
-            file = path / BEST if (path / BEST).exists() else path / LAST
+        file = Path(checkpoint_of(str(path)))
         if not file.is_file():
             raise ConfigError(
                 f"`against` {path} is neither a store, whose name ends in .parquet or .zarr, nor a "

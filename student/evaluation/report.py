@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pipeline.classes import ClassNames, agreed_names, names_beside
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.files.local import expand_shards
+from pipeline.files.local import expand_shards, open_folder
 from pipeline.identity import AugmentConfig
 from pipeline.labelling.devices import choose_device, set_threads
 from pipeline.labelling.weights import WeightsError, Which, read_state
@@ -30,6 +30,7 @@ from student.loading import LoaderOptions
 from student.metrics import peak_memory
 from student.model import StudentSpec, create_student_of
 from student.optimization import autocast
+from student.output import WEIGHTS, file_here
 from student.trust import require_named_arguments, require_named_model, require_named_size
 
 __all__ = [
@@ -45,8 +46,6 @@ _WARM, _TIMED = 10, 40
 """Steps that timm's benchmark.py takes before it measures, and those that it measures."""
 _SECONDS_OF_SPEED = 10.0
 """For either; a CPU may have done fewer of them by then, one at least."""
-
-_WEIGHTS = (".pt", ".pth", ".safetensors")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,13 +164,15 @@ def evaluate_directory(config: EvaluateConfig) -> dict[str, CheckpointReport]:
 
     Raises as ``evaluate_checkpoint``, and ``ConfigError`` if there are none.
     """
-    paths = [one for one in config.checkpoint.iterdir() if one.suffix in _WEIGHTS]
-    paths = sorted(one for one in paths if one.name != TORN and not one.name.startswith("."))
-    if not paths:
+    folder = open_folder(config.checkpoint)
+    names = [one for one in folder.list() if one.endswith(WEIGHTS) and "/" not in one]
+    if TORN in names:
+        names.remove(TORN)
+    if not names:
         raise ConfigError(
-            f"`checkpoint` {config.checkpoint} holds no {', '.join(_WEIGHTS)} file to evaluate"
+            f"`checkpoint` {config.checkpoint} holds no {', '.join(WEIGHTS)} file to evaluate"
         )
-    return {one.name: evaluate_checkpoint(replace(config, checkpoint=one)) for one in paths}
+    return {one: evaluate_checkpoint(replace(config, checkpoint=folder.at(one))) for one in names}
 
 
 def load_student(
@@ -182,7 +183,7 @@ def load_student(
     model_args: Sequence[str] = (),
     image_size: int | None = None,
 ) -> nn.Module:
-    """Return the student of a checkpoint, in evaluation mode.
+    """Return the student of a checkpoint, at a path or URL, in evaluation mode.
 
     ``weights`` are the raw or the averaged (``ema``) ones; by default those that won the last
     evaluation, or the raw ones where there was none.
@@ -191,11 +192,11 @@ def load_student(
     ``image_size`` name them too. Raises ``ConfigError`` if they do not, ``CheckpointError`` if the
     file cannot be read, holds no averaged weights, or does not fit its model.
     """
-    return load_saved(Path(checkpoint), weights, model, model_args, image_size)[1]
+    return load_saved(checkpoint, weights, model, model_args, image_size)[1]
 
 
 def load_saved(
-    checkpoint: Path,
+    checkpoint: str | Path,
     weights: Which | None,
     model: str | None,
     model_args: Sequence[str],
@@ -205,7 +206,8 @@ def load_saved(
 
     Takes and raises what ``load_student`` does.
     """
-    values = open_checkpoint(checkpoint)
+    with file_here(checkpoint) as file:
+        values = open_checkpoint(file)
     student = _student_of(checkpoint, values, model, model_args, image_size)
     which: Which = "ema" if (weights or values.winner) == "ema" else "raw"
     state = values.ema if which == "ema" else values.model
@@ -224,16 +226,17 @@ class _Found:
 
 
 def _find(config: EvaluateConfig) -> _Found:
-    if config.checkpoint.suffix == ".safetensors":
-        return _foreign(config)
-    try:
-        return _own(config)
-    except ForeignError:
-        return _foreign(config)
+    with file_here(config.checkpoint) as file:
+        if file.suffix == ".safetensors":
+            return _foreign(config, file)
+        try:
+            return _own(config, file)
+        except ForeignError:
+            return _foreign(config, file)
 
 
-def _own(config: EvaluateConfig) -> _Found:
-    checkpoint = open_checkpoint(config.checkpoint)
+def _own(config: EvaluateConfig, file: Path) -> _Found:
+    checkpoint = open_checkpoint(file)
     states: dict[Which, Mapping[str, Tensor]] = {"raw": checkpoint.model}
     if checkpoint.ema is not None:
         states["ema"] = checkpoint.ema
@@ -246,9 +249,9 @@ def _own(config: EvaluateConfig) -> _Found:
     )
 
 
-def _foreign(config: EvaluateConfig) -> _Found:
+def _foreign(config: EvaluateConfig, path: Path) -> _Found:
     """Return the weights in a file of timm's or DeiT's, whose model the settings name."""
-    path, name = config.checkpoint, config.model
+    name = config.model
     if name is None:
         raise ConfigError(
             f"{path} is no checkpoint of a run here: give `model`, timm's name of what it is "
@@ -291,7 +294,7 @@ def _classes_of(path: Path, state: Mapping[str, Tensor], classifier: Any) -> int
 
 
 def _student_of(
-    path: Path,
+    path: str | Path,
     checkpoint: Checkpoint,
     model: str | None,
     model_args: Sequence[str],
@@ -305,7 +308,7 @@ def _student_of(
     return student
 
 
-def _build(checkpoint: Path, student: SavedStudent, state: Mapping[str, Tensor]) -> nn.Module:
+def _build(checkpoint: str | Path, student: SavedStudent, state: Mapping[str, Tensor]) -> nn.Module:
     spec = StudentSpec(
         name=student.model,
         classes=student.classes,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from jobs.train_student import main
 from student.checkpoint import open_checkpoint
+from student.output import file_here
 from tests.forking import Forked
 from tests.jobs.processes import (
     RAY_ENVIRONMENT,
@@ -20,6 +22,7 @@ from tests.jobs.processes import (
     descendants,
     forked,
     kill,
+    ray_head,
     wait_for,
 )
 from tests.student.test_distributed import arguments_of
@@ -33,7 +36,23 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return make_world(tmp_path_factory.mktemp("ray"), (14, 10), views=EPOCHS)
 
 
-def start(world: World, head: RayHead, output: Path, log: Path, *more: str) -> Forked:
+@pytest.fixture(params=["disk", "storage"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[RayHead, str]]:
+    """A cluster, and the output of a run on it."""
+    if request.param == "disk":
+        yield request.getfixturevalue("head"), str(tmp_path / "run")
+    else:
+        bucket = request.getfixturevalue("s3").make_bucket()
+        with ray_head() as head:  # whose machines have the credentials
+            yield head, f"{bucket}/run"
+
+
+def is_there(path: str) -> bool:
+    with file_here(path) as file:
+        return file.exists()
+
+
+def start(world: World, head: RayHead, output: str, log: Path, *more: str) -> Forked:
     flags = ("--ranks", "2", "--cpus-per-rank", "0.5", "--epochs", str(EPOCHS))
     words = [*arguments_of(world, output, "--workers", "0"), *flags, *more]
     variables = {**os.environ, **RAY_ENVIRONMENT, "RAY_ADDRESS": head.address}
@@ -48,11 +67,12 @@ def workers(head: RayHead) -> list[int]:
 
 @pytest.mark.timeout(400)
 def test_a_killed_worker_is_replaced_and_the_weights_are_those_of_two_ranks(
-    world: World, head: RayHead, tmp_path: Path
+    world: World, place: tuple[RayHead, str], tmp_path: Path
 ) -> None:
-    output, log = tmp_path / "run", tmp_path / "log"
+    (head, output), log = place, tmp_path / "log"
+    last = f"{output}/last.pt"
     process = start(world, head, output, log, "--checkpoint-steps", "3")
-    wait_for(lambda: process.poll() is not None or (output / "last.pt").exists(), "it", log=log)
+    wait_for(lambda: process.poll() is not None or is_there(last), "it", log=log)
     assert process.poll() is None, log.read_text()
     first = workers(head)
     assert len(first) == 2
@@ -62,7 +82,8 @@ def test_a_killed_worker_is_replaced_and_the_weights_are_those_of_two_ranks(
     assert process.returncode == 0, text
     straight = run_ranks(world.config(tmp_path / "straight", epochs=EPOCHS), 2)
     assert f"sha256 {straight[0].outcome.weights}" in text
-    saved = open_checkpoint(output / "last.pt")
+    with file_here(last) as file:
+        saved = open_checkpoint(file)
     assert saved.step == straight[0].outcome.steps
     # Nothing of it goes on.
     end = time.monotonic() + 30

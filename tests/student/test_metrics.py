@@ -11,10 +11,19 @@ def terms(loss: float) -> LossTerms:
     return LossTerms(one, 2 * one, 3 * one)
 
 
+def classes(agreeing: int, right: int, rows: int) -> torch.Tensor:
+    """Return rows of which so many agree with the teacher, which is right in so many."""
+    teacher = torch.full((rows,), 5)
+    called = torch.where(torch.arange(rows) < agreeing, 5, 4)
+    of_own, of_partner = torch.arange(rows) < right // 2, torch.arange(rows) < right
+    own = torch.where(of_own, 5, 3)
+    return torch.stack([called, teacher, own, torch.where(of_partner & ~of_own, 5, own)])
+
+
 def test_a_meter_takes_means_since_the_last_time_and_keeps_the_epochs() -> None:
     meter = Meter()
     for step, loss in enumerate((1.0, 2.0, 6.0)):
-        meter.add(step, terms(loss), torch.tensor([1, 2]), rows=2)
+        meter.add(step, terms(loss), classes(1, 2, rows=2))
         if step == 0:
             assert meter.take()["loss"] == 1.0
     assert meter.take() == {
@@ -29,11 +38,11 @@ def test_a_meter_takes_means_since_the_last_time_and_keeps_the_epochs() -> None:
 
 def test_a_restored_meter_goes_on_where_it_was() -> None:
     meter, other = Meter(), Meter()
-    meter.add(0, terms(5.0), torch.tensor([0, 4]), rows=4)
+    meter.add(0, terms(5.0), classes(0, 4, rows=4))
     meter.take()
-    meter.add(1, terms(1.0), torch.tensor([0, 4]), rows=4)
+    meter.add(1, terms(1.0), classes(0, 4, rows=4))
     other.restore(meter.state())
-    other.add(2, terms(3.0), torch.tensor([4, 0]), rows=4)
+    other.add(2, terms(3.0), classes(4, 0, rows=4))
     assert other.take()["loss"] == 2.0
     assert other.epoch() == {
         "loss": 3.0,
@@ -49,11 +58,11 @@ def test_a_meter_finds_the_first_bad_step_and_adds_up_in_the_order_of_steps(monk
     losses = [0.1 * 3**number for number in range(9)]
     meter, sums = Meter(), 0.0
     for step, loss in enumerate(losses):
-        meter.add(step, terms(loss), torch.tensor([1, 0]), rows=3)
+        meter.add(step, terms(loss), classes(1, 0, rows=3))
         sums += torch.tensor(loss).item() * 3
         if step == 2:
             assert meter.first_bad_step() is None
     assert meter.epoch()["loss"] == sums / 27
     for step, loss in ((9, 1.0), (10, float("inf")), (11, float("nan"))):
-        meter.add(step, terms(loss), torch.tensor([1, 0]), rows=3)
+        meter.add(step, terms(loss), classes(1, 0, rows=3))
     assert meter.first_bad_step() == 10

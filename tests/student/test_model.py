@@ -15,6 +15,7 @@ from student.model import (
     create_student,
     create_student_of,
     reseed,
+    reseed_step,
     split_heads,
     two_headed,
 )
@@ -128,6 +129,16 @@ def test_seeds_are_pytorchs_own_and_leave_devices_that_are_not_in_use_alone(monk
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     reseed("step", 3, 3)
     assert seeded == [torch.initial_seed()]
+
+
+def test_steps_in_a_row_have_the_seeds_that_they_have_alone() -> None:
+    for step in (0, 1, 63, 64, 200, 65):
+        for identity in ((3, step, 0, 0), (3, step, 1, 0), (3, step, 0, 1), (4, step, 0, 0)):
+            reseed("step", *identity)
+            alone = torch.initial_seed()
+            torch.manual_seed(0)
+            reseed_step(*identity)
+            assert torch.initial_seed() == alone
 
 
 def test_a_student_of_many_weights_is_built_of_them() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import timm
 import torch
 from timm.models import load_state_dict
+from timm.optim import list_optimizers
 from timm.scheduler import CosineLRScheduler, create_scheduler_v2
 from timm.utils import ModelEmaV3, dispatch_clip_grad
 
@@ -190,6 +192,46 @@ def test_an_unknown_optimizer_is_refused_by_its_name(world, tmp_path) -> None:
     with pytest.raises(ConfigError, match="`optimizer` 'adamv'"):
         run(world, tmp_path / "run", optimizer="adamv")
     assert run(world, tmp_path / "sgd", optimizer="sgd").steps == 9
+
+
+@pytest.mark.filterwarnings("ignore:It is highly recommended to have 'opt_einsum'")
+def test_every_optimizer_of_timms_goes_on_bit_for_bit_or_is_refused_in_one_line(world) -> None:
+    refused: dict[str, str] = {}
+    for name in [*list_optimizers(), "lookahead_adamw"]:
+        try:
+            with torch.compiler.set_stance("force_eager"):  # else one of them compiles for a minute
+                weights = [steps_of(world, name, stop) for stop in (None, 2)]
+        except ConfigError as error:
+            refused[name] = str(error)
+        else:
+            assert torch.equal(*weights), name
+            assert not torch.equal(weights[0], linear().weight), name
+    on_gpus = {name for name in list_optimizers() if name.startswith(("bnb", "fused"))}
+    assert refused.keys() == {*on_gpus, "adahessian"}
+    assert all(text.startswith(f"`optimizer` '{name}' ") for name, text in refused.items())
+
+
+def linear() -> torch.nn.Linear:
+    torch.manual_seed(1)
+    return torch.nn.Linear(4, 3)
+
+
+def steps_of(world: World, optimizer: str, stop: int | None) -> torch.Tensor:
+    """Return weights after four steps, after ``stop`` of which a run was saved and went on."""
+    model = linear()
+    optimization = optimization_of(world, model, optimizer=optimizer, lr=0.1)
+    for step in range(4):
+        if step == stop:
+            file = io.BytesIO()
+            torch.save(optimization.state(), file)
+            file.seek(0)
+            optimization = optimization_of(world, model, optimizer=optimizer, lr=0.1)
+            optimization.restore(**torch.load(file))
+        torch.manual_seed(step)
+        optimization.begin(0.1, step)
+        optimization.backward(model(torch.randn(8, 4)).square().mean())
+        optimization.finish()
+    return model.weight.detach()
 
 
 SCHEDULE = Schedule(steps=100, warmup_steps=20, peak=1e-3, warmup_from=1e-6, end=1e-5)

@@ -10,12 +10,18 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import CheckpointError, ConfigError, PipelineError
+from pipeline.labelling.weights import state_digest
+from student.cli import evaluate_main, export_main, report_main
 from student.cli import main as train_student
 from student.engine import Outcome, Trainer, train
+from student.evaluation.report import load_student
+from student.finetune import read_weights
 from student.inputs import open_inputs
 from student.output import open_output
+from student.run_report import read_run
 from tests.object_storage import Fault, Request, S3Server
 from tests.student.factories import TINY, write_digit_shards
 from tests.student.worlds import World, make_world
@@ -64,10 +70,10 @@ def require_same(objects: dict[str, bytes], world: World, outcome: Outcome) -> N
         if path.is_file() and path.name != ".lock"
     }
     boards = {name for name in objects if name.startswith("tensorboard/")}
+    (owner,) = (name for name in objects if name.startswith("owner-"))
     assert boards
-    assert objects.keys() - boards == {
-        *(name for name in local if not name.startswith("tensorboard/")),
-        ".owner",
+    assert objects.keys() - boards - {owner} == {
+        name for name in local if not name.startswith("tensorboard/")
     }
     assert logged(objects["metrics.jsonl"]) == logged(local["metrics.jsonl"].read_bytes())
     assert b"</html>" in objects["report.html"]
@@ -78,8 +84,6 @@ def require_same(objects: dict[str, bytes], world: World, outcome: Outcome) -> N
 
 def weights(data: bytes, world: World) -> str:
     """Return the digest of a checkpoint's weights."""
-    from pipeline.labelling.weights import state_digest
-
     path = world.root / "looked-at.pt"
     path.write_bytes(data)
     return state_digest(torch.load(path, weights_only=True)["model"])
@@ -111,6 +115,12 @@ def test_a_run_in_object_storage_goes_on_elsewhere_to_the_same_files(
     require_same(s3.objects(url), world, outcome)
     named = run(world, url, resume=f"{url}/best.pt")
     assert named.weights == undisturbed.weights
+    elsewhere = run(world, f"{url}-2", resume=f"{url}/last.pt")
+    assert elsewhere.weights == undisturbed.weights
+    assert f"continues at step {STEPS}/{STEPS}, from {url}/last.pt" in caplog.text
+    s3.put(f"{url}/last.pt", b"torn")
+    with pytest.raises(CheckpointError, match=f"{url}/last.pt cannot be read"):
+        run(world, f"{url}-3", resume=f"{url}/last.pt")
 
 
 @pytest.mark.parametrize(
@@ -160,6 +170,19 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(world, undisturbed
     require_same(objects, world, outcome)
 
 
+def test_torn_checkpoints_name_the_best_one_in_storage(world, undisturbed, s3) -> None:
+    url = f"{s3.make_bucket()}/tiny"
+    run(world, url, stop_after=5)
+    for name in ("last.pt", "previous.pt"):
+        s3.put(f"{url}/{name}", s3.objects(url)[name][:-100])
+    with pytest.raises(CheckpointError) as caught:
+        run(world, url, resume="auto")
+    assert f"{url}/last.pt cannot be read, it is torn" in str(caught.value)
+    assert f"is sound: `resume` {url}/best.pt goes on from it" in str(caught.value)
+    assert "train-student-" not in str(caught.value)  # the directory of this process
+    assert run(world, url, resume=f"{url}/best.pt").weights == undisturbed.weights
+
+
 def test_a_run_in_storage_is_not_written_over_and_has_one_writer(world, s3) -> None:
     url = f"{s3.make_bucket()}/tiny"
     config = world.config(url)
@@ -177,14 +200,91 @@ def test_a_run_in_storage_is_not_written_over_and_has_one_writer(world, s3) -> N
 def test_who_lost_the_output_keeps_nothing_there_of_the_one_that_has_it(s3) -> None:
     url = f"{s3.make_bucket()}/tiny"
     mine, theirs = open_output(url), open_output(url)
+    mine.fetch(None)
     with mine.claim():
         (mine.directory / "last.pt").write_bytes(b"mine")
         mine.publish()
+        theirs.fetch("auto")
         with theirs.claim():
             there = s3.objects(url)
             with pytest.raises(ConfigError, match="another process began to train there"):
                 mine.keep_epoch(1, 2)
     assert s3.objects(url) == there
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_of_processes_that_begin_at_once_one_is_let_in(s3, begun) -> None:
+    url = f"{s3.make_bucket()}/tiny"
+    s3.put(f"{url}/owner-of-this.txt", b"a note")
+    if begun:
+        before = open_output(url)
+        before.fetch(None)
+        before.claim().close()
+    outputs = [open_output(url) for _ in range(3)]
+    for one in outputs:
+        one.fetch("auto")
+    first, second, third = outputs
+    with second.claim():
+        there = s3.objects(url)
+        for late in (first, third):
+            with pytest.raises(ConfigError, match="another process began to train there"):
+                late.claim()
+        (second.directory / "run.toml").write_bytes(b"second")
+        second.publish()
+    assert s3.objects(url) == {**there, "run.toml": b"second"}
+    # Whoever reads what it left goes on, once.
+    first.fetch("auto")
+    first.claim().close()
+    with pytest.raises(ConfigError, match="another process began to train there"):
+        second.keep_epoch(1, 2)
+
+
+def test_a_claim_whose_answer_is_lost_holds(s3) -> None:
+    url = f"{s3.make_bucket()}/tiny"
+    s3.fault = every(2, is_put, "lost")
+    output = open_output(url)
+    output.fetch(None)
+    with output.claim():
+        (output.directory / "run.toml").write_bytes(b"mine")
+        output.publish()
+    assert s3.objects(url)["run.toml"] == b"mine"
+
+
+def test_what_reads_runs_reads_those_in_storage(
+    world, undisturbed, s3, tmp_path, capsys, monkeypatch
+) -> None:
+    monkeypatch.setattr("student.evaluation.report._SECONDS_OF_SPEED", 0.0)
+    url = f"{s3.make_bucket()}/runs/run"
+    run(world, url)
+    flags = ("--val-shards", str(world.root / "validation" / "*.tar"), "--workers", "0")
+    found = {}
+    for output in (str(world.root / "run"), url):
+        files = tmp_path / f"of-{len(found)}"
+        report_main([output, "--out", str(files / "run.html")])
+        evaluate_main(["--checkpoint", output, *flags, "--json", str(files / "all.json")])
+        export_main([output, "--to", "safetensors", "--out", str(files / "best.safetensors")])
+        begun = world.config(files / "begun", finetune=f"{output}/best.pt", seed=5)
+        evaluated = json.loads((files / "all.json").read_text())
+        assert evaluated.keys() == {"best.pt", "last.pt", "previous.pt"}
+        found[output] = (
+            {name: one["evaluations"]["raw"]["mean_of_logits"] for name, one in evaluated.items()},
+            state_digest(load_file(files / "best.safetensors")),
+            train(begun, open_inputs(begun)).weights,
+        )
+        assert "Run run" in (files / "run.html").read_text()
+        said = capsys.readouterr()
+        assert f"--checkpoint {output}/" in said.err  # what comes next
+        assert f", of {output}/best.pt, raw weights" in said.out
+    here, there = found.values()
+    assert here == there
+    s3.put(f"{url}/bad.pt", b"nothing")
+    for name, why in (("bad.pt", "cannot be read"), ("none.pt", "does not exist")):
+        for read in (load_student, read_weights):
+            with pytest.raises(CheckpointError, match=f"{url}/{name} .*{why}") as caught:
+                read(f"{url}/{name}")
+            assert str(tmp_path.parent) not in str(caught.value)
+    with pytest.raises(ConfigError, match=f"{url}/none holds no run"):
+        read_run(f"{url}/none")
 
 
 def test_epochs_that_are_kept_are_kept_in_storage_by_whoever_goes_on(world, s3) -> None:

@@ -10,6 +10,7 @@ import logging
 import os
 import pty
 import re
+import shlex
 import struct
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.label_teacher import LabelFlags, parse_arguments
+from jobs.teacher_labels import COMMANDS
 from pipeline.cli import commands, console
 from pipeline.cli.console import (
     Progress,
@@ -44,6 +46,7 @@ from pipeline.errors import ConfigError, StoreError
 from pipeline.records import PartRows
 from pipeline.telling import told
 from student.config import EvaluateConfig, TrainConfig
+from tests.commands import require_command
 from tests.storing import info_of, write_store
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -494,6 +497,20 @@ def test_help_loads_nothing_that_only_the_work_needs(command: list[str]) -> None
     assert "tyro" in loaded.split()
     heavy = {"numba", "pyarrow", "ray", "timm", "torch", "webdataset", "zarr"}
     assert heavy.isdisjoint(loaded.split())
+
+
+@pytest.mark.parametrize("name", ["label-teacher", "train-student", "pack-shards"])
+def test_a_help_fits_a_terminal_and_its_example_can_be_copied(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = next(one for old, one, _ in COMMANDS.values() if old == name)
+    module, _, function = target.partition(":")
+    with pytest.raises(SystemExit):
+        getattr(import_module(module), function)(["--help"])
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 80
+    example = printed.partition("For example:\n")[2].partition("\n\n")[0]
+    require_command(shlex.split(example.replace("\\\n", "")))
 
 
 @pytest.mark.parametrize("command", HELPS, ids=" ".join)
