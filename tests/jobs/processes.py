@@ -61,17 +61,30 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+_RAY = """
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+from tests.jobs.ray_workers import fork_workers
+from ray.scripts.scripts import main
+
+fork_workers()
+sys.argv[0] = "ray"
+main()
+"""
+
+
 @contextmanager
 def ray_head() -> Iterator[RayHead]:
     """Run a Ray head on 127.0.0.1, and end its own processes alone afterwards."""
     port, dashboard, client, agent, agent_grpc, env_agent, metrics = free_ports(7)
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: sockets' paths are limited
     command = [
-        str(BIN / "ray"),
+        *(sys.executable, "-c", _RAY, str(ROOT)),
         "start",
         "--head",
         "--block",
         "--disable-usage-stats",
+        "--no-monitor",  # of a cloud's machines, of which there are none
         "--node-ip-address=127.0.0.1",
         f"--port={port}",
         "--include-dashboard=true",
@@ -115,7 +128,9 @@ def ray_head() -> Iterator[RayHead]:
 _CLUSTER = """
 import json, os, sys
 from ray.cluster_utils import Cluster
+from tests.jobs.ray_workers import fork_workers
 
+fork_workers()
 cluster = Cluster()
 
 def add(node):
@@ -123,7 +138,7 @@ def add(node):
     os.environ.update(node["environment"])
     cluster.add_node(
         num_cpus=node["cpus"], num_gpus=node["gpus"], node_ip_address="127.0.0.1",
-        object_store_memory=100_000_000, include_dashboard=False,
+        object_store_memory=100_000_000, include_dashboard=False, no_monitor=True,
     )
     for name in node["environment"]:
         del os.environ[name]
@@ -171,6 +186,7 @@ def ray_nodes(*nodes: Node) -> Iterator[RayNodes]:
     process = subprocess.Popen(
         [sys.executable, "-c", _CLUSTER, json.dumps([asdict(one) for one in nodes], default=str)],
         env={**os.environ, **RAY_ENVIRONMENT},
+        cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -190,6 +206,10 @@ def command_of(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
     except OSError:
         return ""
+
+
+def cwd_of(pid: int) -> Path:
+    return Path(f"/proc/{pid}/cwd").readlink()
 
 
 def _end_family(process: subprocess.Popen[bytes]) -> None:

@@ -42,6 +42,7 @@ from tests.jobs.processes import (
     RayNodes,
     alive,
     command_of,
+    cwd_of,
     descendants,
     kill,
     named,
@@ -96,9 +97,9 @@ def test_a_teacher_killed_as_it_loads_one_that_hangs_and_a_hung_augmenter_change
 @pytest.fixture(scope="module")
 def gpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayNodes]:
     """A head with two CPUs for augmentation, and two nodes with a made-up GPU each."""
-    folder = tmp_path_factory.mktemp("nodes")
+    head, *others = (tmp_path_factory.mktemp("node") for _ in range(3))
     with ray_nodes(
-        Node(folder, cpus=2), Node(folder, cpus=0, gpus=1), Node(folder, cpus=0, gpus=1)
+        Node(head, cpus=2), *(Node(other, cpus=0, gpus=1) for other in others)
     ) as cluster:
         yield cluster
 
@@ -172,7 +173,8 @@ def test_a_lost_node_leaves_its_parts_to_the_other_and_the_drivers_own_ends_the_
     out, log = tmp_path / "l.parquet", tmp_path / "log"
     process = start_job(job.to(out), address=gpus.address, log=log)
     teacher = found(process, gpus.pid, f"{TEACHER}.label", log)
-    kill(next(one for one in map(gpus.raylet, (1, 2)) if teacher in descendants(one)))
+    # Workers are forked elsewhere, but each is where its node is.
+    kill(next(one for one in map(gpus.raylet, (1, 2)) if cwd_of(one) == cwd_of(teacher)))
     killed = time.monotonic()
     assert process.wait(PATIENCE_SECONDS) == 0, log.read_text()
     print(f"lost node: ended after {time.monotonic() - killed:.1f} s")

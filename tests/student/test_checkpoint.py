@@ -148,8 +148,9 @@ def test_a_file_that_would_run_code_is_refused_and_runs_none(tmp_path: Path) -> 
     harm = tmp_path / "harm"
     torch.save({"format_version": 1, "model": Harm(harm)}, tmp_path / "last.pt")
     for read in (lambda path: read_checkpoint(path, RUN), read_weights):  # of --finetune
-        with pytest.raises(CheckpointError, match=r"holds .*pathlib\.Path") as caught:
+        with pytest.raises(CheckpointError, match="holds ") as caught:
             read(tmp_path / "last.pt")
+        assert f"{Path.__module__}.Path" in str(caught.value)
         assert "code that is not run" in str(caught.value)
         assert "weights_only" not in str(caught.value)  # PyTorch says how to run it
     assert not harm.exists()

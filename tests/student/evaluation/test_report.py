@@ -383,7 +383,7 @@ def test_weights_of_another_program_need_the_name_of_their_model(world, tmp_path
         evaluate_checkpoint(settings(world, **foreign))
     with pytest.raises(CheckpointError, match="does not fit its model test_resnet"):
         evaluate_checkpoint(settings(world, **foreign, model="test_resnet", image_size=32))
-    with pytest.raises(ConfigError, match="of a student of 32 pixels, not 64; leave `image_size`"):
+    with pytest.raises(ConfigError, match="is of a student of 32 pixels, not 64; leave"):
         evaluate_checkpoint(settings(world, image_size=64))
 
 
