@@ -220,6 +220,7 @@ def real_job(config: JobBenchmark, address: str | None, *more: str) -> Iterator[
 
 def first_task_seconds(config: JobBenchmark, cluster: RayNodes) -> float:
     """Return the time from a job's start to its first augmentation."""
+    wait_for(lambda: not named(cluster.pid, AUGMENTER), "the end of the job before")
     with real_job(config, cluster.address, "--image-size", "64") as job:
         return job.wait_for(lambda: named(cluster.pid, AUGMENTER), "an augmentation")
 
@@ -228,7 +229,9 @@ def hang(config: JobBenchmark, cluster: RayNodes, title: str) -> dict[str, float
     """Stop a process of a job; return when it was gone and another part was there, in deadlines."""
     flags = ("--image-size", "64", "--views-per-part", "15", "--hang-seconds", str(HANG_SECONDS))
     with real_job(config, cluster.address, *flags, "--teachers", "1") as job:
-        job.wait_for(lambda: len(part_paths(job.out)) >= 4, "four parts")
+        job.wait_for(lambda: part_paths(job.out), "a part")
+        of_three = job.wait_for(lambda: len(part_paths(job.out)) >= 4, "three more parts")
+        deadline = max(HANG_SECONDS, 20 * of_three / 3)
         job.wait_for(lambda: named(cluster.pid, title), title)
         pid, parts = named(cluster.pid, title)[0], len(part_paths(job.out))
         os.kill(pid, signal.SIGSTOP)
@@ -237,8 +240,9 @@ def hang(config: JobBenchmark, cluster: RayNodes, title: str) -> dict[str, float
         again = gone + job.wait_for(lambda: len(part_paths(job.out)) > parts + 2, "more parts")
     name = "teacher" if title == TEACHER else "augmenter"
     return {
-        f"hung_{name}_ended_deadlines": gone / HANG_SECONDS,
-        f"hung_{name}_replaced_deadlines": again / HANG_SECONDS,
+        f"hung_{name}_deadline_seconds": deadline,
+        f"hung_{name}_ended_deadlines": gone / deadline,
+        f"hung_{name}_replaced_deadlines": again / deadline,
     }
 
 
