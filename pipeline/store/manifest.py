@@ -48,6 +48,7 @@ __all__ = [
     "MANIFEST_PATH",
     "MAX_COMPANION_BYTES",
     "MAX_MANIFEST_BYTES",
+    "MAX_PART_VIEWS",
     "MAX_ROWS",
     "META_PREFIX",
     "RUNS_PATH",
@@ -83,6 +84,8 @@ USER_PATH = "_meta/user/"
 
 MAX_ROWS = 1 << 26
 """Rows of a part: more are refused, since a part is decoded whole (about 2 GB at this size)."""
+MAX_PART_VIEWS = 1 << 20
+"""Views of a part, which costs time and memory by them even if it has no rows."""
 MAX_VIEW = 1 << 31
 _NAMED = 8  # shards in a sentence
 _FIELDS = frozenset(
@@ -551,6 +554,10 @@ def check_claims(manifest: Manifest) -> None:
     } - set(numbers)
     if unknown:
         raise StoreError(f"the manifest has parts of unknown shards {sorted(unknown)}")
+    # What a part lists, its file must have; without one a shard may say any number of samples.
+    bare = set(numbers) - set(distinct(manifest._numbers[0]).tolist())
+    if bare and len(manifest.parts):
+        raise StoreError(f"the manifest has no parts of shards {sorted(bare)[:_NAMED]}")
     for number, rejections in manifest.rejections.items():
         rejected, samples = [one.index for one in rejections], manifest.by_shard[number].samples
         if rejected != sorted(set(rejected)) or not all(0 <= one < samples for one in rejected):
@@ -571,12 +578,14 @@ def _check_parts(manifest: Manifest) -> None:
         raise StoreError(f"the manifest's part {part.path} has impossible views")
     numbers, accepted = manifest._accepted_samples
     samples = accepted[np.searchsorted(numbers, shard)]
-    wrong = (rows > MAX_ROWS) | (rows % views != 0) | (rows // views != samples)
+    wrong = (rows > MAX_ROWS) | (views > MAX_PART_VIEWS)
+    wrong |= (rows % views != 0) | (rows // views != samples)
     for index in np.flatnonzero(wrong)[:1].tolist():
         entry = manifest.parts[index]
         raise StoreError(
             f"the manifest claims {entry.rows} rows for {entry.part.path}; its shard and views "
-            f"give {int(samples[index]) * entry.part.views}, and a part has at most {MAX_ROWS}"
+            f"give {int(samples[index]) * entry.part.views}, and a part has at most {MAX_ROWS}, of "
+            f"{MAX_PART_VIEWS} views at most"
         )
     after = (shard[1:] > shard[:-1]) | (
         (shard[1:] == shard[:-1]) & (first[1:] >= first[:-1] + views[:-1])

@@ -27,7 +27,7 @@ from pipeline.store.layout import array_specs
 from pipeline.store.manifest import MANIFEST_PATH, seal, unseal
 from pipeline.store.pages import check_pages
 from pipeline.store.sealing import SEAL_BYTES, sealed
-from tests.storing import ALL_COLUMNS, info_of, write_store
+from tests.storing import ALL_COLUMNS, IDENTITY, info_of, rows_of, write_store
 
 MEMORY = 8 << 20  # bytes: far less than any claim below, far more than an honest read needs
 VIEWS = 5
@@ -254,6 +254,20 @@ def test_a_chunk_that_decodes_to_another_size_is_refused(crafted: Path, zeros: i
         (lambda v: v["parts"][0].update(bytes=1 << 70), "malformed"),
         (lambda v: v["parts"][0].update(bytes=-1), "malformed"),
         (lambda v: v["parts"][0].update(path="shard=0\\view-00000-00005.parquet"), "should be"),
+        (
+            lambda v: v["shards"].append({**v["shards"][1], "number": 2, "samples": 1 << 39}),
+            r"no parts of shards \[2\]",
+        ),
+        (
+            lambda v: (
+                v["shards"][1].update(samples=1),
+                v["rejections"].update({"1": [{**v["rejections"]["0"][0], "index": 0}]}),
+                v["parts"][1].update(
+                    views=1048577, rows=0, path="shard=1/view-00000-1048577.parquet"
+                ),
+            ),
+            "of 1048576 views at most",
+        ),
         (lambda v: v["shards"].reverse(), "not in order"),
         (lambda v: v["parts"].reverse(), "not in order"),
         (lambda v: v["parts"].append(v["parts"][1]), "not in order"),
@@ -389,6 +403,23 @@ def test_a_part_that_claims_a_billion_rows_is_refused(tmp_path: Path) -> None:
         read_all(root)
     with little_memory(), pytest.raises(StoreError, match="1000000000 rows"):
         parquet.decode_part(data, store.manifest.parts[0].part, "a part")
+
+
+def test_a_part_without_rows_claims_no_more_views_than_any(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = rows_of(IDENTITY, info_of(0), 0, VIEWS)
+    rejected = tuple(dataclasses.replace(rows.rejections[0], index=one) for one in range(7))
+    none = np.zeros(len(rows.keys), np.bool_)
+    rows = dataclasses.replace(rows.cut(rows.part, none), rejections=rejected)
+    data = parquet.encode_part(rows)
+    assert not parquet.decode_part(data, rows.part, "a part").keys
+    monkeypatch.setattr(parquet, "MAX_PART_VIEWS", VIEWS - 1)
+    for read in (parquet.decode_part, parquet.read_claims):
+        with pytest.raises(StoreError, match="has 5 views, and may have 4"):
+            read(data, rows.part, "a part")
+    with pytest.raises(StoreError, match="of 4 views at most"):
+        parquet.encode_part(rows)
 
 
 def test_row_groups_outside_of_their_file_are_refused(folder: Path, tmp_path: Path) -> None:
