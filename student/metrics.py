@@ -20,9 +20,9 @@ from pipeline.files.local import replace
 from student.distributed import Ranks
 from student.losses import LossTerms
 
-__all__ = ["METRICS", "Meter", "MetricsLog", "Stopwatch", "peak_memory"]
+__all__ = ["BOARD", "METRICS", "Meter", "MetricsLog", "Stopwatch", "peak_memory"]
 
-METRICS = "metrics.jsonl"
+METRICS, BOARD = "metrics.jsonl", "tensorboard"
 
 _NEVER = 1 << 62
 _UNREAD = 1000  # steps, whose few numbers stay on the device
@@ -181,7 +181,7 @@ class MetricsLog:
         self._file = path.open("ab")
         # TensorBoard drops the points at this step too, and that of ``start`` is a line already.
         purged = start + 1 if start else None
-        self._board = SummaryWriter(str(output / "tensorboard"), purge_step=purged)
+        self._board = SummaryWriter(str(output / BOARD), purge_step=purged)
 
     def __enter__(self) -> Self:
         return self

@@ -18,6 +18,7 @@ from student.checkpoint import (
     BEST,
     CONFIG,
     LAST,
+    LOCK,
     PREVIOUS,
     TORN,
     claim_output,
@@ -26,7 +27,7 @@ from student.checkpoint import (
     older_epochs,
     set_aside,
 )
-from student.metrics import METRICS
+from student.metrics import BOARD, METRICS
 from student.trackers import TRACKER
 
 __all__ = ["WEIGHTS", "RunOutput", "checkpoint_of", "file_here", "is_directory", "open_output"]
@@ -59,8 +60,16 @@ class RunOutput:
     def claim(self) -> IO[bytes]:
         """Keep others from writing to the output while the returned file is open.
 
-        Raises ``ConfigError`` if another process of this machine does.
+        Raises ``ConfigError`` if another process of this machine does, or if what is opened there,
+        and not replaced, would lead out of the directory or never end.
         """
+        for name in (LOCK, METRICS, TRACKER, BOARD):
+            path = self.directory / name
+            if path.is_symlink() or (path.exists() and not (path.is_file() or path.is_dir())):
+                raise ConfigError(
+                    f"`output` {self.directory}: {name} is a link, a pipe or a device, and a run "
+                    "writes into its own directory alone; remove it, or give another `output`"
+                )
         return claim_output(self.directory)
 
     def set_aside(self) -> None:

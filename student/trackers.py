@@ -203,7 +203,7 @@ def _number(path: Path) -> str:
     try:
         found = json.loads(path.read_bytes())["run"]
         return str(uuid.UUID(found).hex)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         number = uuid.uuid4().hex
         replace(path, json.dumps({"run": number}).encode() + b"\n")
         return number

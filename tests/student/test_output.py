@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -315,3 +317,22 @@ def test_the_command_trains_into_storage_and_says_where(world, s3: S3Server, cap
     with pytest.raises(SystemExit):
         train_student([*flags[:2], "--output", "s3://key@bucket/run", *flags[4:]])
     assert "carries credentials" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["link to nothing", "link to a file", "pipe"])
+@pytest.mark.parametrize("name", [".lock", "metrics.jsonl", "tracker.json", "tensorboard"])
+def test_an_output_of_others_leads_nowhere(tmp_path: Path, name: str, kind: str) -> None:
+    """A received directory may be resumed in: its links would be written through."""
+    output, victim = tmp_path / "run", tmp_path / "victim"
+    output.mkdir()
+    victim.mkdir()
+    (victim / "file").write_text("mine")
+    if kind == "pipe":
+        os.mkfifo(output / name)
+    else:
+        (output / name).symlink_to(victim / ("file" if kind == "link to a file" else "new"))
+    with pytest.raises(ConfigError, match=rf"{name} is a link, a pipe or a device"):
+        open_output(str(output)).claim()
+    assert [path.read_text() for path in victim.iterdir()] == ["mine"]
+    (output / name).unlink()
+    open_output(str(output)).claim().close()

@@ -99,9 +99,10 @@ def test_a_run_that_goes_on_is_the_same_run(
     run(world, tmp_path / "other", tracker="trackio", stop_after=2)
     numbers = [number for _, _, number, _ in listening.made]
     assert numbers[0] == numbers[1] != numbers[2]
-    (tmp_path / "other" / "tracker.json").write_text('{"run": "../../x"}')
-    run(world, tmp_path / "other", tracker="trackio", resume="auto")
-    assert listening.made[-1][2] not in (numbers[2], "../../x")
+    for stranger in ('{"run": "../../x"}', "[" * 100_000):
+        (tmp_path / "other" / "tracker.json").write_text(stranger)
+        run(world, tmp_path / "other", tracker="trackio", resume="auto")
+        assert listening.made[-1][2] not in (numbers[2], "../../x")
 
 
 @pytest.mark.parametrize("where", ["init", "log", "finish"])
