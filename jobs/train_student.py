@@ -53,8 +53,9 @@ def train_on_ray(config: TrainConfig, ranks: RayTrainConfig) -> Checkpoint:
     """Train on the cluster of ``RAY_ADDRESS``, or on a Ray of our own, to the end.
 
     Returns the last checkpoint. Ranks that are started again resume from it, so the output is on a
-    disk that all machines share, as store and shards are. Raises ``PipelineError`` for whatever the
-    user can cure, and ``TryAgainError`` if ranks were lost too often.
+    disk that all machines share or in object storage, as store and shards are. Raises
+    ``PipelineError`` for whatever the user can cure, and ``TryAgainError`` if ranks were lost too
+    often.
     """
     require_package("ray", "jobs", "training on Ray")
     from ray.exceptions import RayError

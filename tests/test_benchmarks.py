@@ -7,9 +7,10 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from benchmarks import store as store_benchmark
 from benchmarks import views as views_benchmark
 from benchmarks.report import AIMS
 from tests.factories import encode, photographs, write_shard
+from tests.jobs.processes import RAY_ENVIRONMENT, ray_head
 from tests.student.worlds import FORKS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,12 +57,21 @@ def main_of(program: str, arguments: list[str]) -> None:
     import_module(program).main()
 
 
-def run_anew(command: list[str], json_path: Path) -> dict[str, object]:
+@pytest.fixture(scope="module")
+def ray_there() -> Iterator[dict[str, str]]:
+    """The environment of who joins a Ray that runs; to start one for each job takes long."""
+    with ray_head() as head:
+        yield {**RAY_ENVIRONMENT, "RAY_ADDRESS": head.address}
+
+
+def run_anew(
+    command: list[str], json_path: Path, environment: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, object]:
     """Run a benchmark in a new process, in which nothing is loaded."""
     done = subprocess.run(
         [sys.executable, *command, "--json", str(json_path)],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE"},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE", **environment},
         capture_output=True,
         text=True,
     )
@@ -88,9 +99,9 @@ def test_the_gpu_benchmark_needs_no_data_nor_ray_webdataset_zarr_or_tyro(tmp_pat
     assert result["minutes"] < 9
 
 
-def test_the_gpu_benchmark_runs_a_whole_job_on_ray(shard, tmp_path):
+def test_the_gpu_benchmark_runs_a_whole_job_on_ray(shard, tmp_path, ray_there):
     smoke = ["--shards", str(shard), "--device", "cpu", "--smoke", "--only", "ray"]
-    result = run_anew(["-m", "benchmarks.gpu", *smoke], tmp_path / "gpu.json")
+    result = run_anew(["-m", "benchmarks.gpu", *smoke], tmp_path / "gpu.json", ray_there)
     told = result["label_job_on_ray"]
     assert told["labels"] == 18 * 15
     assert 0 <= told["teacher_busy_share"] <= 1  # it is asked for now and then
@@ -137,9 +148,9 @@ def test_the_benchmark_of_the_store_reports_every_figure_that_has_an_aim(tmp_pat
     assert figures["store_bytes_mixed_300"] < figures["store_bytes_mixed_300_soft"]
 
 
-def test_the_benchmark_of_the_label_job_runs_a_whole_job_on_ray(shard, tmp_path):
+def test_the_benchmark_of_the_label_job_runs_a_whole_job_on_ray(shard, tmp_path, ray_there):
     arguments = ["--shards", str(shard), "--rounds", "1", "--views", "15"]
-    result = run_anew(["-m", "benchmarks.label_job", *arguments], tmp_path / "job.json")
+    result = run_anew(["-m", "benchmarks.label_job", *arguments], tmp_path / "job.json", ray_there)
     assert 0 < result["ratios"]["teacher_busy"] <= 1
     assert result["ratios"]["orchestration_share"] < 1
 

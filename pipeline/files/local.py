@@ -8,7 +8,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
@@ -30,6 +30,7 @@ __all__ = [
     "open_folder",
     "pinned",
     "publish",
+    "real_path",
     "replace",
     "sha256",
     "writing",
@@ -134,6 +135,20 @@ def _files_of(names: Sequence[str], cache: CacheConfig) -> Iterator[Sequence[Sha
             yield [Path(name)] if Path(name).is_file() else []
 
 
+def real_path(path: Path) -> Path:
+    """Return where a path leads, which need not be there.
+
+    Raises ``OSError`` for links in a circle, with which Python's releases do one thing or another.
+    """
+    try:
+        real = path.resolve()
+    except RuntimeError as error:  # before Python 3.13
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from error
+    with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+        path.stat()  # later ones say nothing
+    return real
+
+
 class LocalFolder(Folder):
     """A directory of a file system; it need not exist until something is written."""
 
@@ -160,8 +175,11 @@ class LocalFolder(Folder):
     def _is_cached(self, path: str) -> bool:
         """Return whether a link leads into the cache that the whole folder is linked from."""
         # Without links on its way, so a cache that is a link itself vouches for nothing.
-        real = (self.path / path).resolve()
-        return any(map(real.is_relative_to, _caches_above(self.path.resolve())))
+        try:
+            real, above = real_path(self.path / path), _caches_above(real_path(self.path))
+        except OSError:  # links in a circle
+            return False
+        return any(map(real.is_relative_to, above))
 
     def read_range(self, path: str, offset: int, size: int) -> bytes:
         """Return a part of a file; see ``Folder``."""
@@ -205,9 +223,9 @@ class LocalFolder(Folder):
             return location  # a folder may be a link itself: whoever runs this named it
         check_path(path, self.name)
         try:
-            real = location.resolve()
-            inside = real.is_relative_to(self.path.resolve())
-        except (OSError, RuntimeError) as error:  # links in a circle
+            real = real_path(location)
+            inside = real.is_relative_to(real_path(self.path))
+        except OSError as error:  # links in a circle
             raise PipelineError(
                 f"{self.at(path)} cannot be found ({error}); put the file itself there, not a link"
             ) from error

@@ -27,7 +27,7 @@ from pipeline.classes import (
     require_known,
 )
 from pipeline.errors import ConfigError, DecodeError, PipelineError, ShardError
-from pipeline.files.local import LocalFolder, open_folder
+from pipeline.files.local import LocalFolder, open_folder, real_path
 from pipeline.growth import settle
 from pipeline.identity import canonical_json
 from pipeline.shards.encoding import (
@@ -278,8 +278,8 @@ def _check_directories(config: PackConfig) -> None:
     if not config.images.is_dir():
         raise ConfigError(f"`images` {config.images}: no such directory; check the path")
     folder = open_folder(config.out)
-    local = folder.path.resolve() if isinstance(folder, LocalFolder) else None
-    if local is not None and local.is_relative_to(config.images.resolve()):
+    local = real_path(folder.path) if isinstance(folder, LocalFolder) else None
+    if local is not None and local.is_relative_to(real_path(config.images)):
         raise ConfigError(
             f"`out` {config.out} lies in `images` {config.images} and would become a class; "
             "choose a directory outside"

@@ -20,6 +20,7 @@ from pipeline.files.local import (
     Location,
     open_folder,
     publish,
+    real_path,
     sha256,
     writing,
 )
@@ -70,7 +71,7 @@ def export_store(
     store.check_names()
     if not isinstance(folder, ObjectFolder):
         path, root = Path(folder.name), store.root
-        if isinstance(root, LocalFolder) and path.resolve().is_relative_to(root.path.resolve()):
+        if isinstance(root, LocalFolder) and real_path(path).is_relative_to(real_path(root.path)):
             raise StoreError(f"{target} lies in the store {source}; give a path outside of it")
         with written_aside(store, path, write) as aside:
             publish(aside, path)

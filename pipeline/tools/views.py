@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.errors import ConfigError, StoreError
 from pipeline.files.cache import CacheConfig
-from pipeline.files.local import LocalFolder, expand_shards
+from pipeline.files.local import LocalFolder, expand_shards, real_path
 from pipeline.identity import StoreIdentity
 from pipeline.records import (
     FIXED_ONE,
@@ -82,7 +82,7 @@ def write_views(
     """
     path = Path(out).expanduser()
     root = store.root
-    if isinstance(root, LocalFolder) and path.resolve().is_relative_to(root.path.resolve()):
+    if isinstance(root, LocalFolder) and real_path(path).is_relative_to(real_path(root.path)):
         raise StoreError(f"`out` {path} lies in the store; give a path outside of it")
     files = match_shards(store.manifest.shards, expand_shards(shards, cache), subset=subset)
     parts = [

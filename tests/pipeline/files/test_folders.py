@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import PipelineError
-from pipeline.files.local import Folder, LocalFolder, open_folder
+from pipeline.files.local import Folder, LocalFolder, open_folder, real_path
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -201,6 +201,11 @@ def test_links_in_a_circle_are_refused(tmp_path: Path) -> None:
         folder.read_bytes("a")
     with pytest.raises(PipelineError, match=r"a cannot be found .*not a link"):
         folder.exists("a/b")
+    with pytest.raises(PipelineError, match=r"a cannot be found .*not a link"):
+        folder.read_unwatched("a")
+    with pytest.raises(OSError, match="Too many levels"):
+        real_path(tmp_path / "a")
+    assert real_path(tmp_path / "absent") == tmp_path.resolve() / "absent"
 
 
 def test_a_link_whose_file_is_missing_says_so(tmp_path: Path) -> None:
