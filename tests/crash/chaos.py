@@ -76,7 +76,10 @@ def jumped(real=time.time):
 
 if "label-teacher" in " ".join(sys.orig_argv):
     time.time = jumped
-if any(one.endswith("default_worker.py") for one in sys.orig_argv):
+worker = any(one.endswith("default_worker.py") for one in sys.orig_argv)
+if worker:
+    os.fsync, time.time = fsync, jumped
+if worker or "pipeline.labelling.probe" in sys.orig_argv:  # which decodes for a worker
     import simplejpeg
 
     def poisoned(data, *arguments, of=simplejpeg.decode_jpeg_header, **more):
@@ -85,7 +88,6 @@ if any(one.endswith("default_worker.py") for one in sys.orig_argv):
         return of(data, *arguments, **more)
 
     simplejpeg.decode_jpeg_header = poisoned
-    os.fsync, time.time = fsync, jumped
 """
 
 # Ray's control store is kept on the disk, so that it can be started again without a Redis.

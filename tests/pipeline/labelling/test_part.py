@@ -7,10 +7,17 @@ import numpy as np
 import pytest
 
 from pipeline.errors import RejectionError, ShardError
+from pipeline.files.cache import ShardFile
 from pipeline.identity import AugmentConfig, MixConfig
-from pipeline.labelling.part import PartBuilder, augment_group, group_tasks, run_task
-from pipeline.records import NO_PARTNER, MixParams
-from pipeline.shards.index import open_shard
+from pipeline.labelling.part import (
+    PartBuilder,
+    augment_group,
+    group_tasks,
+    read_contents,
+    run_task,
+)
+from pipeline.records import NO_PARTNER, MixParams, ShardInfo
+from pipeline.shards.index import Shard, open_known_shard, open_shard
 from pipeline.store import claim_store, commit_part, finish_store
 from pipeline.views.apply import apply_view, decode, image_size, view_digest
 from pipeline.views.draw import draw_view, has_digest
@@ -186,3 +193,20 @@ def _partners_of(index: int, key_hash: str, samples: int, views: int) -> list[in
                 position = positions[members.index(index)]
                 found.append(NO_PARTNER if position == NO_PARTNER else members[position])
     return found
+
+
+def test_a_process_keeps_open_the_shards_of_sixteen_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = [open_shard(digit_shard(tmp_path / f"{n}.tar", 2, first=2 * n), n) for n in range(16)]
+    opened: list[int] = []
+
+    def counted(path: ShardFile, info: ShardInfo) -> Shard:
+        opened.append(info.number)
+        return open_known_shard(path, info)
+
+    monkeypatch.setattr("pipeline.labelling.part.open_known_shard", counted)
+    for _ in range(3):
+        for shard in shards:
+            assert read_contents(shard.path, shard.info).info == shard.info
+    assert opened == list(range(16))
