@@ -21,7 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pipeline.classes import names_beside
-from pipeline.cli.console import flags_of, running, say, some_of, tell_next, words_given
+from pipeline.cli.console import first_of, flags_of, running, say, some_of, tell_next, words_given
+from pipeline.errors import DecodeError, ShardError
 from pipeline.files.local import expand_shards
 from pipeline.identity import AugmentConfig
 from pipeline.records import Pixels
@@ -34,6 +35,7 @@ from pipeline.views.rng import sample_seed
 __all__ = ["TeacherTraining", "main", "train_teacher"]
 
 ROOT_SEED = 1_000_003  # a label job's default is 0
+_LISTED = 5  # names printed before "and N more"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,19 +75,33 @@ class Images:
     pixels: tuple[Pixels, ...]
     seed: tuple[int, ...]
     target: NDArray[np.int64]  # (N,)
+    classes: int  # one more than the highest, those of images that do not decode included
 
 
 def read_images(patterns: tuple[str, ...]) -> Images:
-    """Decode all images of some shards."""
-    pixels, seeds, targets = [], [], []
+    """Decode all images of some shards; those that do not decode are left out, which is said."""
+    pixels, seeds, targets, broken, classes = [], [], [], [], 0
     for number, path in enumerate(expand_shards(patterns)):
         shard = open_shard(path, number)
         for index, sample in enumerate(shard.samples):
+            classes = max(classes, sample.target + 1)
             data = shard.image_bytes(index)
-            pixels.append(decode(data, sample.image_name, AugmentConfig().max_pixels))
+            try:
+                pixels.append(decode(data, sample.image_name, AugmentConfig().max_pixels))
+            except DecodeError:
+                broken.append(sample.image_name)
+                continue
             seeds.append(sample_seed(ROOT_SEED, sample.key))
             targets.append(sample.target)
-    return Images(tuple(pixels), tuple(seeds), np.array(targets))
+    count = len(pixels) + len(broken)
+    if not pixels:
+        raise ShardError(
+            f"{' '.join(patterns)}: none of the {count} images decodes; are these the right shards?"
+        )
+    if broken:
+        names = first_of(broken, _LISTED)
+        say(f"left out {len(broken)} of {count} images, which do not decode: {names}")
+    return Images(tuple(pixels), tuple(seeds), np.array(targets), classes)
 
 
 def views_of(images: Images, rows: NDArray[np.int64], view: int, config: AugmentConfig) -> Tensor:
@@ -108,7 +124,7 @@ def train(options: TeacherTraining, images: Images, views: AugmentConfig) -> nn.
     """Return a model trained on an epoch of new views at a time."""
     torch.manual_seed(options.seed)
     order = np.random.default_rng(options.seed)
-    model: nn.Module = timm.create_model(options.model, num_classes=int(images.target.max()) + 1)
+    model: nn.Module = timm.create_model(options.model, num_classes=images.classes)
     model = model.to(memory_format=torch.channels_last)  # twice as fast on a CPU
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=0.05)
     steps = options.epochs * (len(images.pixels) // options.batch_size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeAlias, get_args
@@ -17,6 +17,7 @@ from pipeline.cli.console import (
     as_typed,
     counted,
     described,
+    first_of,
     flags_of,
     require_command,
     running,
@@ -48,7 +49,7 @@ _TEACHER = ("--teacher", "NAME", "--teacher-checkpoint", "WEIGHTS.safetensors")
 _FIRST = ("--images", "--out", "--classes", "--max-side")
 _EXAMPLE = ("--images", "images/train", "--out", "shards/train", "--max-side", "500")
 _STORES = (".parquet", ".zarr", ".parquet/", ".zarr/")
-_LISTED = 20  # names printed before "and N more"
+_LISTED, _LISTED_FILES = 20, 5  # names printed before "and N more"; those of files are long
 
 
 def pack_shards(
@@ -67,16 +68,19 @@ def pack_shards(
         )
         with Progress("images") as progress:
             report = packing.pack_shards(config, progress.show, write)
-        for path in report.passed_over[:_LISTED]:
-            say(f"{program}: passed over, no image: {path}")
-        if len(report.passed_over) > _LISTED:
-            say(f"{program}: and {len(report.passed_over) - _LISTED} more")
+        for line in _passed_over(report):
+            say(f"{program}: {line}")
+        if report.turned:
+            say(
+                f"{program}: EXIF orientation, which is ignored, is other than 1 in "
+                f"{report.turned} of the packed JPEGs: views show them as they are stored, on "
+                "their side or mirrored. To turn them, before packing: exiftran -ai FILES (no "
+                "loss), or mogrify -auto-orient FILES"
+            )
         if report.absent:
-            more = len(report.absent) - _LISTED
             say(
                 f"{program}: no images of {len(report.absent)} of {len(report.classes)} classes: "
-                + ", ".join(report.absent[:_LISTED])
-                + (f" and {more} more" if more > 0 else "")
+                + first_of(report.absent, _LISTED)
             )
         say(
             f"{program}: {report.read} files read = {report.packed} packed "
@@ -91,6 +95,24 @@ def pack_shards(
         else:  # these are images for validation, most likely
             given = ("--shards", "SHARDS", "--val-shards", config.out, "--output", "runs/first")
             tell_next("train-student", "--labels", "labels.parquet", *given)
+
+
+def _passed_over(report: packing.PackReport) -> Iterator[str]:
+    """Yield a line for each reason, with how many files it met and the first of them."""
+    others = {*report.untaken, *report.broken}
+    for files, why in (
+        ([path for path in report.passed_over if path not in others], "no images"),
+        (
+            report.untaken,
+            "images of kinds that are not taken; convert them to JPEG, PNG or WebP",
+        ),
+        (
+            report.broken,
+            "named as images, but with other first bytes (empty, cut off, or of another kind)",
+        ),
+    ):
+        if files:
+            yield f"passed over {len(files)}, {why}: {first_of(files, _LISTED_FILES)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,6 +41,7 @@ __all__ = [
     "counted",
     "described",
     "duration",
+    "first_of",
     "flags_of",
     "note",
     "printable",
@@ -521,6 +522,12 @@ def steps_shown(what: str, unit: str) -> Iterator[ShowProgress]:
 def counted(count: int, noun: str) -> str:
     """Return a count with its noun: 1 shard, 2 shards."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def first_of(names: Sequence[object], count: int) -> str:
+    """Return the first names, and how many more there are."""
+    more = len(names) - count
+    return ", ".join(map(str, names[:count])) + (f" and {more} more" if more > 0 else "")
 
 
 def duration(seconds: float) -> str:

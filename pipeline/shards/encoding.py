@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import io
 import shutil
+import struct
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,14 @@ from pipeline.identity import PILLOWS_LIMIT
 if TYPE_CHECKING:
     from pipeline.records import Pixels
 
-__all__ = ["EXTENSIONS", "EncodedFile", "Encoding", "encode_image", "find_jpegtran"]
+__all__ = [
+    "EXTENSIONS",
+    "EncodedFile",
+    "Encoding",
+    "encode_image",
+    "find_jpegtran",
+    "jpeg_orientation",
+]
 
 EXTENSIONS = {".jpg": "jpg", ".jpeg": "jpg", ".png": "png", ".webp": "webp"}
 """Of files that are images, and those of members in shards."""
@@ -27,6 +35,8 @@ EXTENSIONS = {".jpg": "jpg", ".jpeg": "jpg", ".png": "png", ".webp": "webp"}
 _SHRUNK_QUALITY = 90  # where ``quality`` says nothing
 _HALF = 16  # pixels of a block whose color has half the resolution
 _BLOCKS = {"444": 8, "440": 8, "Gray": 8, "422": 16, "420": 16, "411": 32}  # their widths
+_APP1, _ORIENTATION = 0xE1, 0x0112  # the marker and the tag of EXIF
+_SCAN = b"\xda"  # the marker before the pixels
 _SECONDS = 60.0  # for one image, where tens of milliseconds are usual
 
 
@@ -49,6 +59,7 @@ class EncodedFile:
     shrunk: bool = False
     reencoded: bool = False
     marked: bool = False  # a JPEG of the same pixels, with restart markers
+    turned: bool = False  # its file asks viewers to turn it (EXIF), which is not done
 
 
 def find_jpegtran() -> str:
@@ -76,7 +87,33 @@ def encode_image(path: Path, data: bytes, encoding: Encoding) -> EncodedFile:
         marked = _mark(path, data, encoding.restart) if encoding.lossless else None
         if marked is not None:
             made = EncodedFile(extension=made.extension, data=marked, marked=True)
-    return made
+    return replace(made, turned=jpeg_orientation(data) != 1)
+
+
+def jpeg_orientation(data: bytes) -> int:
+    """Return a JPEG's EXIF orientation, 1 to 8: 1, as it is stored, where nothing else is said."""
+    start = 2 if data[:2] == b"\xff\xd8" else len(data)
+    while data[start : start + 1] == b"\xff" and data[start + 1 : start + 2] not in (b"", _SCAN):
+        size = int.from_bytes(data[start + 2 : start + 4], "big")
+        if data[start + 1] == _APP1 and data[start + 4 : start + 10] == b"Exif\0\0":
+            return _orientation_of(data[start + 10 : start + 2 + size])
+        start += 2 + size
+    return 1
+
+
+def _orientation_of(tiff: bytes) -> int:
+    """Return what the first directory of an EXIF segment says, 1 where it is damaged."""
+    order = ">" if tiff[:2] == b"MM" else "<"
+    try:
+        (start,) = struct.unpack_from(f"{order}I", tiff, 4)
+        (count,) = struct.unpack_from(f"{order}H", tiff, start)
+        for entry in range(count):
+            tag, _, _, value = struct.unpack_from(f"{order}HHIH", tiff, start + 2 + 12 * entry)
+            if tag == _ORIENTATION:
+                return int(value) if 1 <= value <= 8 else 1
+    except struct.error:  # it ends before
+        pass
+    return 1
 
 
 def _encode_anew(path: Path, data: bytes, encoding: Encoding) -> EncodedFile | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from pipeline.classes import (
     read_names,
     require_known,
 )
-from pipeline.errors import ConfigError, DecodeError, PipelineError, ShardError
+from pipeline.errors import ConfigError, PipelineError, ShardError
 from pipeline.files.local import LocalFolder, open_folder, real_path
 from pipeline.growth import settle
 from pipeline.identity import canonical_json
@@ -38,6 +38,7 @@ from pipeline.shards.encoding import (
     find_jpegtran,
 )
 from pipeline.shards.index import INDEX_SUFFIX, index_bytes
+from pipeline.telling import told
 from pipeline.views.rng import stream
 
 __all__ = [
@@ -57,6 +58,16 @@ WriteShards: TypeAlias = (
 
 _LARGEST_RESTART = 4096  # pixels; a row is a piece long before
 _WINDOW = 64  # images in memory at once
+_HEAD = 4096  # bytes of a file that are looked at
+_SCAN = b"\xff\xda"  # the marker before a JPEG's pixels
+_SMALLEST = 26  # bytes of a WebP of one pixel; no image has fewer
+_READERS = 16  # threads; storage far away takes a while to answer each
+_UNTAKEN = frozenset(
+    {".avif", ".bmp", ".gif", ".heic", ".heif", ".ico", ".jfif", ".jp2", ".jpe", ".jxl", ".svg"}
+    | {".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"}  # of cameras
+    | {".pbm", ".pgm", ".pnm", ".ppm", ".psd", ".tga", ".tif", ".tiff"}
+)
+"""Extensions of images of other kinds."""
 _PREFIX = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _SPLITS = frozenset(
     {"train", "training", "trainval", "val", "valid", "validation"}
@@ -139,7 +150,10 @@ class PackReport:
     shrunk: int  # of the packed ones
     reencoded: int  # of the packed ones, the shrunk ones included
     marked: int  # of the packed ones: other bytes, the same pixels
-    passed_over: tuple[Path, ...]  # not images by their extension, or hidden
+    turned: int  # of the packed ones: JPEGs that are stored on their side or mirrored (EXIF)
+    passed_over: tuple[Path, ...]  # those of the next two lines, others, and hidden ones
+    untaken: tuple[Path, ...]  # images of kinds that are not taken, by their extension
+    broken: tuple[Path, ...]  # images by their extension, and not by their first bytes
     bytes: int  # of all shards
 
 
@@ -168,6 +182,7 @@ class PackedShard:
     shrunk: int
     reencoded: int
     marked: int
+    turned: int
     bytes: int
 
 
@@ -182,7 +197,7 @@ def pack_shards(
     final name only when it is whole. ``write`` writes the shards, here one after the other; in any
     order and anywhere they have the same bytes. Raises ``ConfigError`` for directories that do not
     fit, ``ShardError`` for two images of one key, and ``DecodeError`` for an image that
-    is empty or cannot be encoded anew; an unreadable file or a full disk raises ``PipelineError``.
+    cannot be encoded anew; an unreadable file or a full disk raises ``PipelineError``.
 
     >>> pack_shards(PackConfig(images=Path("images"), out="packed", max_side=500)).classes
     ('cat', 'dog')
@@ -191,7 +206,9 @@ def pack_shards(
     if config.lossless:
         find_jpegtran()
     files = _files_below(config.images)
-    images = [path for path in files if _is_image(path.relative_to(config.images))]
+    named = [path for path in files if _has_extension(path, config.images, EXTENSIONS)]
+    _classes_of(config, named)  # what is cheap first: a layout is refused before files are read
+    images = _images_among(named)
     packed = set(images)
     passed_over = tuple(path for path in files if path not in packed)
     classes, absent = _classes_of(config, images)
@@ -227,7 +244,10 @@ def pack_shards(
         shrunk=sum(one.shrunk for one in done),
         reencoded=sum(one.reencoded for one in done),
         marked=sum(one.marked for one in done),
+        turned=sum(one.turned for one in done),
         passed_over=passed_over,
+        untaken=tuple(path for path in files if _has_extension(path, config.images, _UNTAKEN)),
+        broken=tuple(path for path in named if path not in packed),
         bytes=sum(one.bytes for one in done),
     )
 
@@ -261,17 +281,25 @@ def write_shard(
 
     ``show`` is called with the images that are written since the last call.
     """
-    packed = shrunk = reencoded = marked = 0
+    packed = shrunk = reencoded = marked = turned = 0
     folder = open_folder(config.out)
     with folder.write_file(planned.name) as file:
         for encoded in _write_samples(file, planned.sources, config, threads):
             packed, shrunk = packed + 1, shrunk + encoded.shrunk
             reencoded, marked = reencoded + encoded.reencoded, marked + encoded.marked
+            turned += encoded.turned
             show(1)
         size = file.tell()
         index = index_bytes(file, planned.name)
     folder.replace(f"{planned.name}{INDEX_SUFFIX}", index)
-    return PackedShard(packed=packed, shrunk=shrunk, reencoded=reencoded, marked=marked, bytes=size)
+    return PackedShard(
+        packed=packed,
+        shrunk=shrunk,
+        reencoded=reencoded,
+        marked=marked,
+        turned=turned,
+        bytes=size,
+    )
 
 
 def _check_directories(config: PackConfig) -> None:
@@ -318,10 +346,34 @@ def _files_below(root: Path) -> list[Path]:
     return sorted(files, key=lambda path: path.relative_to(root).as_posix())
 
 
-def _is_image(relative: Path) -> bool:
+def _has_extension(path: Path, root: Path, extensions: Container[str]) -> bool:
     # Hidden files are not images, whatever they are called: ._cat.jpg is a Mac's metadata.
-    hidden = any(part.startswith(".") for part in relative.parts)
-    return not hidden and relative.suffix.lower() in EXTENSIONS
+    hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+    return not hidden and path.suffix.lower() in extensions
+
+
+def _images_among(files: Sequence[Path]) -> list[Path]:
+    """Return the files that begin as images; what comes after is not looked at."""
+
+    def look() -> Iterator[bool]:
+        with ThreadPoolExecutor(_READERS) as pool:
+            for start in range(0, len(files), _WINDOW):
+                yield from pool.map(_begins_as_image, files[start : start + _WINDOW])
+
+    looks = told(look(), "looking at first bytes", "images", len(files))
+    return [path for path, is_image in zip(files, looks, strict=True) if is_image]
+
+
+def _begins_as_image(path: Path) -> bool:
+    """Tell whether a label job would try to decode a file; what ends in its header is none."""
+    from pipeline.views.apply import image_format
+
+    with _saying_where(path), path.open("rb", buffering=0) as file:
+        head = file.read(_HEAD)
+    whole = len(head) < _HEAD
+    if image_format(head) == "jpeg" and whole:
+        return _SCAN in head
+    return len(head) >= _SMALLEST and image_format(head) != ""
 
 
 def _classes_of(
@@ -367,8 +419,8 @@ def _read_classes(root: Path, images: Sequence[Path], known: ClassNames | None) 
         raise ConfigError(
             f"{root / empty[0]}: the class holds no images"
             + (f", nor do {len(empty) - 1} more" if len(empty) > 1 else "")
-            + f" ({', '.join(EXTENSIONS)}); fill or delete the directory, because it would "
-            "take a class index"
+            + f" ({', '.join(EXTENSIONS)}, by name and first bytes); fill or delete the "
+            "directory, because it would take a class index"
         )
     return tuple(classes)
 
@@ -460,6 +512,4 @@ def _members(source: _Source, encoded: EncodedFile) -> Mapping[str, str | bytes]
 def _encode(path: Path, config: PackConfig) -> EncodedFile:
     with _saying_where(path):
         data = path.read_bytes()
-    if not data:
-        raise DecodeError(f"{path}: the file is empty; restore or remove it")
     return encode_image(path, data, config.encoding)

@@ -86,7 +86,7 @@ def test_what_cannot_be_packed_is_said_in_one_line(
     bad, out, log = tmp_path / "bad", tmp_path / "out", tmp_path / "log"
     (bad / "cat").mkdir(parents=True)
     for number in range(3):
-        (bad / "cat" / f"{number}.png").write_bytes(b"no image")
+        (bad / "cat" / f"{number}.png").write_bytes((images / "cat" / "0.png").read_bytes()[:9999])
     process = start(bad, out, log, head)
     assert process.wait(PATIENCE_SECONDS) == 1
     text = log.read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
+from PIL import Image
 
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.shards import encoding
@@ -20,12 +22,30 @@ from pipeline.views.restarts import read_header
 from tests.factories import encode, install_jpegtran, photographs, synthetic_image
 from tests.odd_images import odd_files
 
+JPEG, PNG = (encode(synthetic_image(6, 9), kind) for kind in ("JPEG", "PNG"))
 LOSSLESS = Encoding(lossless=True)
 PHOTOGRAPH = photographs()[0][:90, :256]
 
 
 def marked(pixels: np.ndarray, blocks: int = 4, **options: object) -> bytes:
     return encode(pixels, optimize=True, restart_marker_blocks=blocks, **options)
+
+
+@given(st.integers(1, 8), st.sampled_from("<>"), st.integers(0, 400))
+def test_an_orientation_is_read_as_pillow_reads_it_and_damage_is_none(value, order, end):
+    exif = Image.Exif()
+    exif.endian = order
+    exif[0x010F], exif[0x0112], exif[0x0131] = "maker", value, "program"
+    data = encode(synthetic_image(6, 9), exif=exif.tobytes(), comment=b"before")
+    assert encoding.jpeg_orientation(data) == value
+    assert Image.open(io.BytesIO(data)).getexif()[0x0112] == value
+    assert encoding.jpeg_orientation(data[:end]) in (1, value)
+    assert encoding.jpeg_orientation(data.replace(b"II*\0", b"IX*\0")) in (1, value)
+
+
+@pytest.mark.parametrize("data", [b"", JPEG[:2], JPEG, b"\xff\xd8" + b"\xff\xe1\0\0" * 9, PNG])
+def test_what_says_no_orientation_has_the_first(data):
+    assert encoding.jpeg_orientation(data) == 1
 
 
 @given(st.integers(1, 5000), st.sampled_from([8, 16, 32]), st.integers(1, 300))
@@ -152,7 +172,7 @@ def test_lossless_packing_counts_what_it_marked_and_keeps_all_else(tmp_path, mon
     files = {
         "a.jpg": encode(PHOTOGRAPH, quality=85),
         "b.png": encode(PHOTOGRAPH, "PNG"),
-        "c.jpg": b"no image",
+        "c.jpg": encode(PHOTOGRAPH)[:-99],
     }
     for name, data in files.items():
         (folder / name).write_bytes(data)

@@ -23,6 +23,17 @@ from pipeline.shards.packing import PackConfig, pack_shards
 from pipeline.views.apply import decode
 from tests.factories import encode, photographs, synthetic_image
 
+TORN = encode(synthetic_image(99, 99))[:-300]  # its header is whole
+NO_IMAGES = (
+    (".jpg", b""),
+    (".JPG", b"<!DOCTYPE html><html><body>404</body></html>"),
+    (".jpeg", b"\xff\xd8"),
+    (".jpg", TORN[:100]),
+    (".jpg", encode(synthetic_image(6, 9), "GIF")),
+    (".png", b"\x89PNG\r\n\x1a\n" + bytes(9)),
+    (".webp", encode(synthetic_image(6, 9), "WEBP")[:25]),
+)
+
 
 def write_folder(root: Path, names: dict[str, list[str]]) -> Path:
     """Write a small image, different for each, under every name of every class."""
@@ -286,34 +297,83 @@ def test_a_shrunk_image_is_stored_shrunk_even_if_its_file_grows(tmp_path):
     assert decode(stored, "a", 1 << 20).shape == (90, 90, 3)
 
 
-@pytest.mark.parametrize("data", [b"no image", encode(synthetic_image(40, 40))[:-300]])
 @pytest.mark.parametrize("settings", [{"max_side": 10}, {"max_side": 1000}, {"quality": 90}])
-def test_an_undecodable_image_that_may_be_encoded_anew_is_named(folder, tmp_path, data, settings):
+def test_an_undecodable_image_that_may_be_encoded_anew_is_named(folder, tmp_path, settings):
     bad = folder / "cat" / "bad.jpg"
-    bad.write_bytes(data)
+    bad.write_bytes(TORN)
     with pytest.raises(DecodeError, match=r"cat/bad\.jpg: .*repair or remove") as error:
         pack(folder, tmp_path / "shards", **settings)
     assert "object at" not in str(error.value)
     assert list((tmp_path / "shards").iterdir()) == []
 
 
-def test_an_empty_image_is_never_packed_and_finished_shards_are_named(folder, tmp_path):
-    (folder / "cat" / "bad.jpg").write_bytes(b"")
+@pytest.mark.parametrize("settings", [{}, {"quality": 90}])
+def test_files_that_begin_as_no_image_change_no_shard_and_are_counted(folder, tmp_path, settings):
+    good = pack(folder, tmp_path / "good", per_shard=5, **settings)
+    bad = {f"cat/bad-{number}{end}": data for number, (end, data) in enumerate(NO_IMAGES)}
+    for name, data in bad.items():
+        (folder / name).write_bytes(data)
+    report = pack(folder, tmp_path / "shards", per_shard=5, **settings)
+    assert report.broken == report.passed_over == tuple(folder / name for name in sorted(bad))
+    assert report.read == report.packed + len(report.passed_over) == 18 + len(bad)
+    assert [path.read_bytes() for path in report.shards] == [
+        path.read_bytes() for path in good.shards
+    ]
+
+
+def test_a_layout_that_is_refused_is_refused_before_any_file_is_read(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(packing, "_images_among", lambda files: pytest.fail("a file was read"))
+    (folder / "emu").mkdir()
+    with pytest.raises(ConfigError, match="emu: the class holds no images"):
+        pack(folder, tmp_path / "shards")
+
+
+def test_images_whose_pixels_begin_late_are_packed(folder, tmp_path):
+    late = encode(synthetic_image(6, 9), exif=b"Exif\0\0" + bytes(60_000))
+    small = encode(synthetic_image(1, 1), "WEBP", lossless=True)
+    (folder / "cat" / "late.jpg").write_bytes(late)
+    (folder / "cat" / "small.webp").write_bytes(small)
+    report = pack(folder, tmp_path / "shards")
+    assert (report.packed, report.passed_over) == (20, ())
+
+
+def test_a_class_of_files_that_begin_as_no_image_is_refused(folder, tmp_path):
+    (folder / "emu").mkdir()
+    (folder / "emu" / "0.jpg").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"emu: the class holds no images \(.*first bytes"):
+        pack(folder, tmp_path / "shards")
+
+
+@pytest.mark.parametrize("settings", [{}, {"quality": 80}, {"max_side": 5}])
+def test_jpegs_that_are_stored_on_their_side_are_counted(tmp_path, settings):
+    (tmp_path / "images" / "c").mkdir(parents=True)
+    for orientation in range(9):  # 0 is none
+        for end, kind in ((".jpg", "JPEG"), (".png", "PNG")):
+            path = tmp_path / "images" / "c" / f"{orientation}-{kind}{end}"
+            exif = Image.Exif()
+            exif[0x0112] = orientation
+            path.write_bytes(encode(synthetic_image(6, 9), kind, exif=exif))
+    report = pack(tmp_path / "images", tmp_path / "shards", **settings)
+    assert (report.packed, report.turned) == (18, 7)
+
+
+def test_finished_shards_are_named_where_packing_ends(folder, tmp_path):
+    (folder / "cat" / "bad.jpg").write_bytes(TORN)
     out = tmp_path / "shards"
-    with pytest.raises(DecodeError, match=r"cat/bad\.jpg: the file is empty") as error:
-        pack(folder, out, per_shard=2)
+    with pytest.raises(DecodeError, match=r"cat/bad\.jpg: ") as error:
+        pack(folder, out, per_shard=2, quality=90)
     left = list(out.glob("*.tar"))
     assert left
     assert f"{len(left)} finished shards are in {out}: delete them" in str(error.value)
 
 
-def test_without_max_side_bytes_are_not_looked_at(folder, tmp_path):
-    (folder / "cat" / "bad.jpg").write_bytes(b"no image")
-    assert samples_of(pack(folder, tmp_path / "shards"))["cat_bad"] == (1, b"no image")
+def test_without_max_side_nothing_is_decoded(folder, tmp_path):
+    (folder / "cat" / "bad.jpg").write_bytes(TORN)
+    assert samples_of(pack(folder, tmp_path / "shards"))["cat_bad"] == (1, TORN)
 
 
 def test_an_image_in_no_class_is_refused(folder, tmp_path):
-    (folder / "stray.jpg").write_bytes(b"x")
+    (folder / "stray.jpg").write_bytes(TORN)
     with pytest.raises(ConfigError, match=r"stray\.jpg: .*one directory"):
         pack(folder, tmp_path / "shards")
 
@@ -427,6 +487,42 @@ def test_the_command_packs_and_sums_up(folder, tmp_path, monkeypatch, capsys):
     assert "19 files read = 18 packed + 1 passed over; 3 classes" in printed.out
     assert str(folder / "README") in printed.out
     assert "next: label-teacher --shards" in printed.err
+
+
+def test_the_command_says_what_it_passed_over_and_what_lies_on_its_side(
+    folder, tmp_path, monkeypatch, capsys
+):
+    untaken = ["IMG_1.HEIC", "old.gif", "scan.tiff", "x.bmp"]
+    for name in ("Thumbs.db", "._IMG_1.HEIC", "empty.jpg", *untaken):
+        (folder / "dog" / name).write_bytes(b"")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (folder / "dog" / "side.jpg").write_bytes(encode(synthetic_image(6, 9), exif=exif))
+    dog = folder / "dog"
+    assert run_command(monkeypatch, "--images", folder, "--out", tmp_path / "shards") == 0
+    lines = capsys.readouterr().out.splitlines()
+    start = "pack-shards: passed over"
+    cure = "convert them to JPEG, PNG or WebP"
+    named = ", ".join(str(dog / name) for name in untaken)
+    assert lines[0] == f"{start} 2, no images: {dog / '._IMG_1.HEIC'}, {dog / 'Thumbs.db'}"
+    assert lines[1] == f"{start} 4, images of kinds that are not taken; {cure}: {named}"
+    assert lines[2].startswith(f"{start} 1, named as images, but with other first bytes (")
+    assert lines[2].endswith(f": {dog / 'empty.jpg'}")
+    assert (
+        "EXIF orientation, which is ignored, is other than 1 in 1 of the packed JPEGs" in lines[3]
+    )
+    assert "exiftran -ai" in lines[3]
+    assert "26 files read = 19 packed + 7 passed over; 3 classes" in lines[4]
+
+
+def test_of_many_files_that_are_passed_over_the_first_are_named(
+    folder, tmp_path, monkeypatch, capsys
+):
+    for number in range(9):
+        (folder / "dog" / f"{number}.gif").write_bytes(b"GIF8")
+    assert run_command(monkeypatch, "--images", folder, "--out", tmp_path / "shards") == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.endswith(f"{folder / 'dog' / '4.gif'} and 4 more")
 
 
 def test_the_command_prints_errors_without_a_traceback(folder, tmp_path, monkeypatch, capsys):

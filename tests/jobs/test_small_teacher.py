@@ -1,0 +1,47 @@
+"""A small teacher is trained on what decodes, and says what does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from jobs.small_teacher import main
+from tests.factories import digit_samples, write_shard
+from tests.odd_images import odd_files
+
+BROKEN = [key for key in odd_files() if not key.startswith("good")]
+
+
+def run(folder: Path, shard: Path) -> Path:
+    out = folder / "teacher.safetensors"
+    given = ["--shards", str(shard), "--val-shards", str(shard), "--out", str(out)]
+    small = ["--model", "test_resnet", "--epochs", "1", "--batch-size", "8"]
+    main([*given, *small, "--image-size", "32"])
+    return out
+
+
+def test_images_that_do_not_decode_are_left_out_counted_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    digits = digit_samples(10)
+    odd = [(key, data, 11 if key in BROKEN else 3) for key, data in odd_files().items()]
+    out = run(tmp_path, write_shard(tmp_path / "odd.tar", [*digits, *odd]))
+    printed = capsys.readouterr()
+    count = f"left out {len(BROKEN)} of {len(digits) + len(odd)} images, which do not decode: "
+    told = [line for line in printed.out.splitlines() if count in line]
+    assert len(told) == 2  # those to learn from, and those of the accuracy
+    assert f"{count}{BROKEN[0]}.jpg, {BROKEN[1]}.jpg, " in told[0]
+    assert "validation images right" in printed.out
+    assert "next: " in printed.err
+    assert load_file(out)["fc.bias"].shape == (12,)  # classes of which nothing decodes, too
+
+
+def test_shards_in_which_nothing_decodes_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shard = write_shard(tmp_path / "odd.tar", [(key, b"", 0) for key in ("a", "b")])
+    with pytest.raises(SystemExit):
+        run(tmp_path, shard)
+    assert "none of the 2 images decodes" in capsys.readouterr().err
