@@ -262,8 +262,17 @@ def _described(student: _Student) -> dict[str, Any]:
 
 
 def _loaded_by_timm(student: _Student, path: Path, out: Path) -> str:
-    """Load a file by timm, compare its logits, and return the line that does it."""
-    arguments = {"num_classes": student.saved.classes, **student.arguments}
+    """Load a file by timm, compare its logits, and return the line that does it.
+
+    A file of weights tells timm nothing of the images that they want, so the line does.
+    """
+    about, side = _described(student), student.saved.image_size
+    prepared = {name: about[name] for name in ("mean", "std", "crop_pct", "interpolation")}
+    arguments = {
+        "num_classes": student.saved.classes,
+        **student.arguments,
+        "pretrained_cfg_overlay": {"input_size": (3, side, side), **prepared},
+    }
     loaded = timm.create_model(student.architecture, checkpoint_path=str(path), **arguments)
     _require_alike(student, loaded)
     texts = "".join(f", {name}={value!r}" for name, value in arguments.items())

@@ -62,11 +62,16 @@ def what_it_is_instead(head: bytes) -> str | None:
     return None
 
 
+_SETTINGS_BYTES = 1 << 20
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """Return the settings in a TOML file; raises ``ConfigError`` if it cannot be read."""
     try:
         if path.exists() and not path.is_file():  # a pipe would be waited for
             raise OSError(0, "it is a directory, a pipe or a device")
+        if path.exists() and path.stat().st_size > _SETTINGS_BYTES:
+            raise ValueError(f"it has more than {_SETTINGS_BYTES} bytes")
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:  # the last of lists in lists
         why = error.strerror if isinstance(error, OSError) else error

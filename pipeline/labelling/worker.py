@@ -137,7 +137,7 @@ class TeacherWorker:
             flip_rows=flip_rows,
             flips=flips,
             augment_seconds=augment_seconds,
-            warnings=(*shards.warnings, *self._warnings()),
+            warnings=(*shards.warnings, *self._warnings(shards)),
             cause=trial.cause() if looked_into else None,
         )
 
@@ -215,8 +215,14 @@ class TeacherWorker:
             tasks = [*group_tasks(shards.paths[shard], shards.infos[shard], part, identity)]
             yield tasks[words.integer(len(tasks))]
 
-    def _warnings(self) -> Iterator[str]:
+    def _warnings(self, shards: IndexedShards) -> Iterator[str]:
         config, augment = self._config, self._config.augment
+        names, classes = shards.classes, self.identity.classes
+        if names is not None and len(names.names) != classes:
+            yield (
+                f"the teacher tells {classes} classes apart, and the shards name "
+                f"{len(names.names)}: a student of its labels has {classes} outputs too"
+            )
         other = self._teacher.other_weights
         if other is not None:
             yield (

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -498,7 +499,7 @@ def show_views(views: Sequence[DrawnView], *, original: bool = False) -> Image:
         raise ConfigError("`views` is empty; choose one at least")
     cells = list(_cells(views, original=original))
     side = max(cell.side for cell in cells)
-    font = _font()
+    font = _font("".join(line for cell in cells for line in cell.lines))
     texts = [_wrapped(cell.lines, side, font) for cell in cells]
     tall = max(cell.image.height for cell in cells)
     height = tall + _GAP + max(map(len, texts)) * _LINE
@@ -610,17 +611,39 @@ def _original_cell(original: Pixels, views: Sequence[DrawnView], side: int) -> _
     return _Cell(image=image, side=side, lines=lines, color=_INK)
 
 
-def _font() -> Any:
+def _font(text: str = "") -> Any:
+    """Return Pillow's own letters, or DejaVu's where those lack one of the text's."""
     from PIL import ImageFont
 
-    return ImageFont.load_default(_LETTERS)
+    own = ImageFont.load_default(_LETTERS)
+    if all(_has(own, letter) for letter in set(text)):
+        return own
+    try:
+        return ImageFont.truetype("DejaVuSans.ttf", _LETTERS)  # where the system keeps letters
+    except OSError:
+        return own
+
+
+def _has(font: Any, letter: str) -> bool:
+    """Return whether a letter is drawn otherwise than one that no font has."""
+    return letter.isascii() or bytes(font.getmask(letter)) != bytes(font.getmask("\uffff"))
+
+
+def _in_letters_of(font: Any, text: str) -> str:
+    """Return a text without the letters that a font lacks: a for ä, ss for ß, or else ?."""
+
+    def instead(letter: str) -> str:
+        bare = normalize("NFKD", letter).casefold().encode("ascii", "ignore").decode()
+        return (bare.upper() if letter.isupper() else bare) or "?"
+
+    return "".join(one if _has(font, one) else instead(one) for one in text)
 
 
 def _wrapped(lines: Sequence[str], width: int, font: Any) -> list[str]:
     """Return lines that fit; what a stranger chose is escaped first."""
     fitting = []
     for line in lines:
-        left = printable(line.replace("\n", " "))
+        left = _in_letters_of(font, printable(line.replace("\n", " ")))
         while left:
             end = len(left)
             while end > 1 and font.getlength(left[:end]) > width:

@@ -47,6 +47,9 @@ __all__ = [
 
 _SPARE = 1 << 24  # bytes that decoders need for themselves
 _DECODING = 32  # bytes for a pixel, while it is decoded: libwebp takes the most
+_MEGA = 1 << 20
+_SCAN = b"\xff\xda"  # begins a scan of a JPEG
+_MOST_WORK = 1 << 33  # pixels times scans: a minute
 _JPEG_SPACES = ("YCbCr", "Gray", "RGB")  # that simplejpeg turns into RGB
 
 
@@ -121,10 +124,20 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
         raise _TooManyPixelsError
 
 
+def _check_scans(data: bytes | memoryview, pixels: int) -> None:
+    """Raise ``ValueError`` for a JPEG that goes over its pixels for minutes, by thousands of scans.
+
+    Photographs have one, or ten if they are progressive. Small ones are not looked at.
+    """
+    if (len(data) > _MEGA or pixels > _MEGA) and bytes(data).count(_SCAN) * pixels > _MOST_WORK:
+        raise ValueError("the image has too many scans")
+
+
 def _decode_jpeg(data: bytes | memoryview, max_pixels: int) -> Pixels:
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
         _check_size(width, height, max_pixels)
+        _check_scans(data, width * height)
         if space in _JPEG_SPACES:
             rgb: Pixels = simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False)
             return rgb
@@ -165,6 +178,8 @@ def _decode_by_pillow(data: bytes | memoryview, kind: str, max_pixels: int) -> P
         warnings.simplefilter("ignore")  # of decompression bombs: the limit here is `max_pixels`
         with Image.open(io.BytesIO(data), formats=(kind,)) as image:
             _check_size(*image.size, max_pixels)
+            if kind == "JPEG":
+                _check_scans(data, math.prod(image.size))
             pixels = _to_rgb(image)
     if not pixels.size:
         raise ValueError("the image has no pixels")

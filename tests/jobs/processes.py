@@ -37,6 +37,8 @@ RAY_ENVIRONMENT = {
     # A lost node is noticed after five of these, of which each may take as long as ever.
     "RAY_health_check_period_ms": "1000",
     "RAY_metrics_report_interval_ms": "1000",
+    # Processes that a node keeps though they are idle for a second: two jobs need as many.
+    "RAY_num_workers_soft_limit": "8",
     # `ray job stop` waits this long before it kills.
     "RAY_JOB_STOP_WAIT_TIME_S": "60",
 }

@@ -20,7 +20,7 @@ from pipeline.errors import CheckpointError, ConfigError
 from student.cli import export_main
 from student.config import ExportConfig
 from student.engine import train
-from student.evaluation.report import load_student
+from student.evaluation.report import load_saved, load_student
 from student.exporting import export_student
 from student.inputs import open_inputs
 from student.model import heads_of, two_headed
@@ -83,6 +83,13 @@ def test_timm_loads_a_student_and_gives_its_logits(world, tmp_path, to, run, kin
     # Of another number of rows than the export compared: sums in another order.
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert list(tmp_path.iterdir()) == [out]
+    saved = load_saved(world.root / run / "last.pt", None, None, (), None)[0]
+    prepared = timm.data.resolve_data_config({}, model=model)
+    assert prepared["input_size"] == (3, saved.image_size, saved.image_size)
+    assert tuple(prepared["mean"]) == saved.views.mean
+    assert tuple(prepared["std"]) == saved.views.std
+    assert prepared["crop_pct"] == saved.views.center_fraction
+    assert prepared["interpolation"] == "bicubic"
 
 
 def test_the_averaged_weights_are_exported_if_asked_for(world, tmp_path) -> None:

@@ -177,6 +177,17 @@ def test_what_a_file_says_of_its_model_is_compared(
         trial_of(config_of(told, named))
 
 
+def test_a_teacher_of_more_classes_than_the_shards_name_is_said(
+    weights: Path, tmp_path: Path
+) -> None:
+    named = shard_of(tmp_path / "a.tar", lambda target: target % 6)
+    for count, said in ((6, 1), (CLASSES, 0)):
+        (tmp_path / "classes.json").write_text(json.dumps([f"{n}" for n in range(count)]))
+        warnings = trial_of(config_of(weights, named)).warnings
+        text = "the teacher tells 10 classes apart, and the shards name 6: a student"
+        assert sum(text in one for one in warnings) == said
+
+
 @pytest.mark.parametrize("value", ["[1, 2]", "nonsense", "[[0], 1, 2]", "true", "1e999", "-5"])
 def test_a_header_that_means_something_else_says_nothing(
     weights: Path, shard: Path, tmp_path: Path, value: str

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFont
 
 from pipeline.errors import ConfigError, ReplayError
 from pipeline.identity import MixConfig
@@ -281,6 +281,31 @@ def test_operations_are_shown_with_what_their_arguments_mean() -> None:
         )
     ]
     assert words == ["rotate -29", "color 0.25", "posterize 3", "solarize 128", "invert"]
+
+
+def test_letters_that_a_font_lacks_are_drawn_by_another_or_written_without_their_marks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name = "G\u00e4nsebl\u00fcmchen, Gr\u00f6\u00dfe \u00c9, \u4e2d"
+    own = ImageFont.load_default(12)
+    assert bytes(own.getmask("\u00e4")) == bytes(own.getmask("\u00fc"))  # the same empty box
+    assert module._in_letters_of(own, name) == "Ganseblumchen, Grosse E, ?"
+    assert module._in_letters_of(own, "plain (1)") == "plain (1)"
+
+    real, there = ImageFont.truetype, True
+
+    def truetype(path: object, *rest: object, **more: object) -> object:
+        if path != "DejaVuSans.ttf":
+            return real(path, *rest, **more)  # Pillow's own
+        if not there:
+            raise OSError("cannot open resource")
+        return path
+
+    monkeypatch.setattr(ImageFont, "truetype", truetype)
+    assert module._font("plain").getname() == own.getname()
+    assert module._font(name) == "DejaVuSans.ttf"
+    there = False
+    assert module._font(name).getname() == own.getname()
 
 
 def test_captions_name_classes_mixing_and_draws_escaped(store: LabelStore) -> None:

@@ -562,3 +562,24 @@ def test_warm_up_changes_nothing():
     before = crc(apply_op(image, rotation, DEIT))
     augment.warm_up()
     assert crc(apply_op(image, rotation, DEIT)) == before
+
+
+def test_a_jpeg_of_thousands_of_scans_is_refused_before_it_is_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_: object) -> None:
+        raise ValueError
+
+    file = io.BytesIO()
+    Image.new("RGB", (1100, 1000), (200, 30, 90)).save(file, "JPEG", progressive=True)
+    data = file.getvalue()
+    last = data.rfind(b"\xff\xda")
+    augment.decode(data[:-2] + data[last:-2] * 50 + data[-2:], "some", 1 << 26)
+    bad = data[:-2] + data[last:-2] * 8000 + data[-2:]
+    monkeypatch.setattr(augment.simplejpeg, "decode_jpeg", lambda *_, **__: pytest.fail("decodes"))
+    for decoder in (augment.simplejpeg.decode_jpeg_header, None):  # and where Pillow is left
+        if decoder is None:
+            monkeypatch.setattr(augment.simplejpeg, "decode_jpeg_header", refuse)
+        with pytest.raises(DecodeError, match="undecodable") as caught:
+            augment.decode(bad, "bad", 1 << 26)
+        assert "too many scans" in str(caught.value.__cause__)
