@@ -26,22 +26,23 @@ settings.load_profile("laws")
 Samples = Iterable[tuple[str, bytes, int]]
 
 JOBS = "tests/jobs/"
-FAULTS = "tests/jobs/test_faults.py"  # as long as all others of that room together
+FAULTS = "tests/jobs/test_faults.py"
+LATER = "tests/jobs/test_m"  # metrics and all that follow: as long as those before them
 FIRST = (JOBS, "tests/test_", "tests/crash/", "tests/golden/", "tests/student/")
 """What takes longest begins first, so that the last minute is one of short files."""
 
 
 class ByFile(LoadFileScheduling):
-    """Gives a process all tests of a file, with its fixtures; and one of them most label jobs.
+    """Gives a process all tests of a file, with its fixtures; and two of them most label jobs.
 
-    They share Ray's head and what a job without Ray gives; those in which something fails have a
-    head of their own. They wait for other processes much of the time, in which the other files have
-    the cores.
+    These share Ray's head and what a job without Ray gives; those in which something fails have a
+    head of their own. Together they take as long as half of the suite, so they begin at once.
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        shared = nodeid.startswith(JOBS) and not nodeid.startswith(FAULTS)
-        return JOBS if shared else super()._split_scope(nodeid)
+        if not nodeid.startswith(JOBS) or nodeid.startswith(FAULTS):
+            return super()._split_scope(nodeid)
+        return JOBS if nodeid < LATER else LATER
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile | None:
