@@ -20,7 +20,7 @@ OTHERS = ("teacher", "store", "damage")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AllBenchmarks:
-    """Measure everything but the GPU; takes eight minutes on an idle machine."""
+    """Measure everything but the GPU; takes about eight minutes on an idle machine."""
 
     shards: tuple[str, ...]
     """Shards of photographs: files, brace patterns or globs, in quotes."""

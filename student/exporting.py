@@ -27,6 +27,7 @@ from student.output import checkpoint_of
 __all__ = ["Exported", "export_student"]
 
 _DISTILLED, _IMAGES = "_distilled", 2
+_PREPARED = ("mean", "std", "crop_pct", "interpolation")  # what timm calls how images are made
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,7 +175,7 @@ def _write_hub_folder(student: _Student, path: Path, config: ExportConfig) -> st
     _require_timms(student, config.to)
     about = _described(student)
     side = student.saved.image_size
-    settings = {name: about[name] for name in ("mean", "std", "crop_pct", "interpolation")}
+    settings = {name: about[name] for name in _PREPARED}
     timm.models.save_for_hf(
         student.model,
         str(path),
@@ -267,7 +268,7 @@ def _loaded_by_timm(student: _Student, path: Path, out: Path) -> str:
     A file of weights tells timm nothing of the images that they want, so the line does.
     """
     about, side = _described(student), student.saved.image_size
-    prepared = {name: about[name] for name in ("mean", "std", "crop_pct", "interpolation")}
+    prepared = {name: about[name] for name in _PREPARED}
     arguments = {
         "num_classes": student.saved.classes,
         **student.arguments,

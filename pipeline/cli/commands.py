@@ -479,15 +479,12 @@ class Show:
             )
         sheet = show_views(views, original=self.original)
         path = save_sheet(sheet, self.out)
-        verified, partners = (
-            sum(map(bool, ones))
-            for ones in ([one.digests for one in views], [one.names_partner for one in views])
-        )
+        verified = sum(bool(one.digests) for one in views)
+        partners = sum(one.names_partner for one in views)
         say(
             f"{path}: {counted(len(views), 'view')}, {sheet.width} x {sheet.height} pixels; "
             f"{verified} with a digest, which was compared"
-            + f"; in {partners} the teacher names the image mixed in"
-            * bool(partners)
+            + (f"; in {partners} the teacher names the image mixed in" if partners else "")
         )
         _report_next(self.store, shards=self.shards)
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import io
 import shutil
-import struct
 import subprocess
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,8 +35,6 @@ EXTENSIONS = {".jpg": "jpg", ".jpeg": "jpg", ".png": "png", ".webp": "webp"}
 _SHRUNK_QUALITY = 90  # where ``quality`` says nothing
 _HALF = 16  # pixels of a block whose color has half the resolution
 _BLOCKS = {"444": 8, "440": 8, "Gray": 8, "422": 16, "420": 16, "411": 32}  # their widths
-_APP1, _ORIENTATION = 0xE1, 0x0112  # the marker and the tag of EXIF
-_SCAN = b"\xda"  # the marker before the pixels
 _SECONDS = 60.0  # for one image, where tens of milliseconds are usual
 
 
@@ -92,28 +90,16 @@ def encode_image(path: Path, data: bytes, encoding: Encoding) -> EncodedFile:
 
 def jpeg_orientation(data: bytes) -> int:
     """Return a JPEG's EXIF orientation, 1 to 8: 1, as it is stored, where nothing else is said."""
-    start = 2 if data[:2] == b"\xff\xd8" else len(data)
-    while data[start : start + 1] == b"\xff" and data[start + 1 : start + 2] not in (b"", _SCAN):
-        size = int.from_bytes(data[start + 2 : start + 4], "big")
-        if data[start + 1] == _APP1 and data[start + 4 : start + 10] == b"Exif\0\0":
-            return _orientation_of(data[start + 10 : start + 2 + size])
-        start += 2 + size
-    return 1
+    from PIL import ExifTags, Image
 
-
-def _orientation_of(tiff: bytes) -> int:
-    """Return what the first directory of an EXIF segment says, 1 where it is damaged."""
-    order = ">" if tiff[:2] == b"MM" else "<"
-    try:
-        (start,) = struct.unpack_from(f"{order}I", tiff, 4)
-        (count,) = struct.unpack_from(f"{order}H", tiff, start)
-        for entry in range(count):
-            tag, _, _, value = struct.unpack_from(f"{order}HHIH", tiff, start + 2 + 12 * entry)
-            if tag == _ORIENTATION:
-                return int(value) if 1 <= value <= 8 else 1
-    except struct.error:  # it ends before
-        pass
-    return 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of damaged EXIF, and of many pixels
+        try:
+            with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+                found = image.getexif().get(ExifTags.Base.Orientation)
+        except Exception:  # another kind of image, or damaged: Pillow raises a dozen kinds
+            return 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
 def _encode_anew(path: Path, data: bytes, encoding: Encoding) -> EncodedFile | None:

@@ -65,11 +65,12 @@ def free_ports(count: int) -> list[int]:
 
 _RAY = """
 import sys
+folder = sys.argv.pop(2)
 sys.path.insert(0, sys.argv.pop(1))
 from tests.jobs.ray_workers import fork_workers
 from ray.scripts.scripts import main
 
-fork_workers()
+fork_workers(folder)
 sys.argv[0] = "ray"
 main()
 """
@@ -81,7 +82,7 @@ def ray_head() -> Iterator[RayHead]:
     port, dashboard, client, agent, agent_grpc, env_agent, metrics = free_ports(7)
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: sockets' paths are limited
     command = [
-        *(sys.executable, "-c", _RAY, str(ROOT)),
+        *(sys.executable, "-c", _RAY, str(ROOT), str(folder)),
         "start",
         "--head",
         "--block",
@@ -132,7 +133,7 @@ import json, os, sys
 from ray.cluster_utils import Cluster
 from tests.jobs.ray_workers import fork_workers
 
-fork_workers()
+fork_workers(sys.argv[2])
 cluster = Cluster()
 
 def add(node):
@@ -185,8 +186,10 @@ class RayNodes:
 @contextmanager
 def ray_nodes(*nodes: Node) -> Iterator[RayNodes]:
     """Run a cluster with a node started in each directory."""
+    folder = tempfile.mkdtemp(prefix="ray-")
+    given = json.dumps([asdict(one) for one in nodes], default=str)
     process = subprocess.Popen(
-        [sys.executable, "-c", _CLUSTER, json.dumps([asdict(one) for one in nodes], default=str)],
+        [sys.executable, "-c", _CLUSTER, given, folder],
         env={**os.environ, **RAY_ENVIRONMENT},
         cwd=ROOT,
         stdin=subprocess.PIPE,
@@ -200,6 +203,7 @@ def ray_nodes(*nodes: Node) -> Iterator[RayNodes]:
         yield RayNodes(address, process.pid, process.stdin)
     finally:
         _end_family(process)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def command_of(pid: int) -> str:

@@ -17,7 +17,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -48,10 +47,12 @@ if refused:
 """
 
 
-def fork_workers() -> None:
-    """Let the workers of all nodes that this process starts be forked."""
-    folder = Path(tempfile.mkdtemp(prefix="fork-"))
-    path, script = folder / "socket", folder / "python"
+def fork_workers(folder: str) -> None:
+    """Let the workers of all nodes that this process starts be forked.
+
+    A socket and a script are written to the directory, whose path is short.
+    """
+    path, script = Path(folder, "socket"), Path(folder, "python")
     script.write_text(
         _PYTHON.format(python=sys.executable, path=path, client=_CLIENT.replace("'", '"'))
     )

@@ -25,7 +25,7 @@ from pipeline.identity import MixConfig
 from pipeline.labelling.teacher import load_teacher
 from pipeline.labelling.weights import state_digest
 from pipeline.store import open_store
-from pipeline.store.manifest import PartEntry, read_manifest, write_manifest
+from pipeline.store.manifest import read_manifest, write_manifest
 from student.config import TrainConfig
 from student.engine import Outcome, Trainer, train
 from student.inputs import open_inputs
@@ -379,7 +379,12 @@ def test_a_store_without_a_view_is_refused(run: Run, world: World, tmp_path: Pat
     copy = tmp_path / "short.parquet"
     shutil.copytree(world.root / "labels.parquet", copy)
     manifest = read_manifest(copy)
-    parts: tuple[PartEntry, ...] = manifest.parts[:1]
-    write_manifest(copy, replace(manifest, parts=parts))
-    with pytest.raises(PipelineError, match=r"no parts of shards \[1\]"):
-        run(labels=str(copy))
+    first, second = manifest.parts
+    later = replace(second, part=replace(second.part, first_view=second.part.end_view))
+    for parts, words in (
+        ((first,), r"no parts of shards \[1\]"),
+        ((first, later), "the store has 0"),  # views that both shards have
+    ):
+        write_manifest(copy, replace(manifest, parts=parts))
+        with pytest.raises(PipelineError, match=words):
+            run(labels=str(copy))
