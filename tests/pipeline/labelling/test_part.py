@@ -233,5 +233,5 @@ def test_a_shard_that_is_gone_or_another_one_is_refused_also_where_it_is_open(
     run_task(task)
     assert isinstance(shard.path, Path)
     spoil(shard.path)
-    with pytest.raises(ShardError, match="a.tar"):
+    with pytest.raises(ShardError, match=r"a\.tar"):
         run_task(last)
