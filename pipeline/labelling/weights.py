@@ -55,7 +55,7 @@ _BELOW: Mapping[Which, tuple[str, ...]] = {
 _ZIP = b"PK\x03\x04"
 _LEGACY_PICKLES = 5  # of torch.save before it wrote archives: magic, version, sizes, values, keys
 _PLAIN_CLASSES = re.compile(
-    r"""(__builtin__|builtins)\.set | argparse\.Namespace | collections\.(OrderedDict|Counter)
+    r"""(__builtin__|builtins)\.(set|complex) | argparse\.Namespace | collections\.(OrderedDict|Counter)
     | torch\.(Size|device|\w+Storage|storage\.UntypedStorage|nn\.parameter\.Parameter)
     | torch\._utils\._rebuild_(tensor|tensor_v2|tensor_v3|parameter|parameter_with_state)
     | torch\._tensor\._rebuild_from_type_v2""",
