@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import IO, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -55,7 +55,8 @@ _BELOW: Mapping[Which, tuple[str, ...]] = {
 _ZIP = b"PK\x03\x04"
 _LEGACY_PICKLES = 5  # of torch.save before it wrote archives: magic, version, sizes, values, keys
 _PLAIN_CLASSES = re.compile(
-    r"""(__builtin__|builtins)\.(set|complex) | argparse\.Namespace | collections\.(OrderedDict|Counter)
+    r"""(__builtin__|builtins)\.(set|complex) | collections\.(OrderedDict|Counter)
+    | argparse\.Namespace
     | torch\.(Size|device|\w+Storage|storage\.UntypedStorage|nn\.parameter\.Parameter)
     | torch\._utils\._rebuild_(tensor|tensor_v2|tensor_v3|parameter|parameter_with_state)
     | torch\._tensor\._rebuild_from_type_v2""",
@@ -64,6 +65,7 @@ _PLAIN_CLASSES = re.compile(
 """What files of weights are made of. PyTorch allows more, with which a few bytes take any memory:
 codecs that double a text, or a tensor of one value that is enlarged and then converted."""
 
+_LARGEST_SIDE = 512  # in pixels: the trial tries the size that a file says, and holds its images
 _HEADER_BYTES = 100_000_000  # the most that safetensors itself reads
 
 
@@ -160,7 +162,7 @@ class Described:
             size = size[-1]
         return Described(
             source=source,
-            size=size if type(size) is int and 0 < size <= 4096 else None,
+            size=size if type(size) is int and 0 < size <= _LARGEST_SIDE else None,
             mean=_triple(values.get("mean")),
             std=_triple(values.get("std")),
             accuracy=_share(values.get("accuracy")),
@@ -358,7 +360,9 @@ def _named_in(path: Path) -> Iterator[str]:
     with path.open("rb") as file:
         if file.read(4) == _ZIP:
             # By PyTorch's own reader, so that it is what PyTorch unpickles.
-            pickles = [io.BytesIO(torch._C.PyTorchFileReader(str(path)).get_record("data.pkl"))]
+            pickles: list[IO[bytes]] = [
+                io.BytesIO(torch._C.PyTorchFileReader(str(path)).get_record("data.pkl"))
+            ]
         else:
             file.seek(0)
             pickles = [file] * _LEGACY_PICKLES
