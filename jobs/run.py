@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
 
 from jobs.draining import Drain, Stopped
 from jobs.metrics import Metrics, check_path, measuring
 from pipeline.cli.console import Progress as Shown
 from pipeline.cli.console import counted, duration, note, say, some_of, tell_error, tell_next
 from pipeline.errors import REJECTION_WORDS, TryAgainError, require_package
+from pipeline.files.objects import is_url
 from pipeline.labelling.agreement import Preflight, in_percent, require_agreement
 from pipeline.labelling.config import LabelConfig
 from pipeline.labelling.estimate import Capacity, estimate_job
@@ -44,9 +47,11 @@ __all__ = [
     "batch_flag",
     "complete_store",
     "run_label_job",
+    "validation_beside",
 ]
 
 EXIT_DRAINED = 143  # as of a process ended by SIGTERM
+_VALIDATION = ("val", "valid", "validation", "test")  # what directories of such shards are called
 USUAL_BATCH = 1024  # the trainer's, unless it is told otherwise
 EXIT_AGAIN = 75  # EX_TEMPFAIL: machines failed or had no room, the same command may do better
 
@@ -293,7 +298,19 @@ def describe_store(manifest: Manifest, plan: JobPlan, progress: Progress) -> Non
     tell_next("label-store", "show", config.out, "--shards", *given, *shown)
     labels = ("--labels", config.out, "--shards", *given)
     length = ("--epochs", str(len(views)), *batch_flag(manifest.counts.labelled))
-    tell_next("train-student", *labels, *length, "--output", "runs/first")
+    side = validation_beside(config.shards)
+    tell_next("train-student", *labels, *side, *length, "--output", "runs/first")
+
+
+def validation_beside(shards: Sequence[str]) -> tuple[str, ...]:
+    """Return the flag for validation shards, if a directory beside these is one by its name."""
+    if any(map(is_url, shards)):
+        return ()
+    named = map(Path, shards)
+    training = {one if one.is_dir() else one.parent for one in named}
+    beside = [one.with_name(name) for name in _VALIDATION for one in training if one.name]
+    there = [one for one in beside if one not in training and any(one.glob("*.tar"))]
+    return ("--val-shards", str(there[0])) if there else ()
 
 
 def batch_flag(samples: int) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from jobs.supervisor import PARTS_IN_FLIGHT
 __all__ = ["Machine", "Share", "ShareRule", "auto_teachers", "machine_for_cpu_teacher"]
 
 GROUPS_PER_CPU = 2  # of a part: one is made, and as many wait
+LABELLED = 2  # of a part: what its teacher labels has left the window, but not the object store
 STORE_SHARE = 0.5  # of a machine's object store; what is left keeps Ray from spilling to its disk
 
 
@@ -55,7 +56,7 @@ class ShareRule:
         all_cpus = sum(one.cpus for one in machines.values()) / teachers
         wanted = GROUPS_PER_CPU * max(own_cpus, all_cpus)
         room = min(self.window_bytes, STORE_SHARE * own.store_bytes / here)
-        fitting = int(room / self.parts / self.group_bytes)
+        fitting = int(room / self.parts / self.group_bytes) - LABELLED
         window = max(1, min(math.ceil(wanted), fitting))
         # A quarter more than its cores, so that none waits for the next task.
         local = math.ceil(1.25 * own_cpus / self.parts) if len(machines) > 1 else 0

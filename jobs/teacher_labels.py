@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout, suppress
 from importlib import import_module
+from pathlib import Path
 
-from pipeline.cli.console import require_command, running, say_lines, words_given
+from pipeline.cli.console import require_command, running, say, say_lines, words_given
+from pipeline.errors import ConfigError
+from pipeline.files.local import replace
 
 __all__ = ["COMMANDS", "main"]
 
+_COMPLETION = ("--tyro-print-completion", "--tyro-write-completion")
 COMMANDS: Mapping[str, tuple[str, str, str]] = {
     "pack": ("pack-shards", "pipeline.cli.commands:pack_shards", "images to shuffled shards"),
     "label": ("label-teacher", "jobs.label_teacher:main", "shards to a store of teacher labels"),
@@ -39,10 +45,55 @@ def main(arguments: Sequence[str] | None = None, program: str = "teacher-labels"
         if not arguments or arguments[0] in ("-h", "--help"):
             say_lines(_help(program))
             raise SystemExit(0 if arguments else 2)
+        if arguments[0] in _COMPLETION:
+            _complete(program, *arguments)
+            raise SystemExit(0)
         name, *rest = arguments
         require_command(name, COMMANDS)
         module, _, function = COMMANDS[name][1].partition(":")
         getattr(import_module(module), function)(rest, f"{program} {name}")
+
+
+def _complete(program: str, flag: str, shell: str = "", path: str = "") -> None:
+    """Print or write completion for bash, as tyro's flags of these names do for one command."""
+    if shell != "bash" or bool(path) != (flag == _COMPLETION[1]):
+        raise ConfigError(f"use {_COMPLETION[0]} bash, or {_COMPLETION[1]} bash FILE")
+    script = _completion(program)
+    if path:
+        replace(Path(path), script.encode())
+        say(f"{path}: read by shells that start from now on")
+    else:
+        say_lines(script)
+
+
+def _completion(program: str) -> str:
+    """Return a script for bash: commands' names, and then what each command's own completes."""
+    scripts, cases = [], []
+    for name, (_, target, _) in COMMANDS.items():
+        module, _, function = target.partition(":")
+        alone = f"{program}-{name}"  # one word, for which tyro makes a function
+        printed = io.StringIO()
+        with redirect_stdout(printed), suppress(SystemExit):
+            getattr(import_module(module), function)([_COMPLETION[0], "bash"], alone)
+        scripts.append(printed.getvalue())
+        cases.append(f"    {name}) _tyro_{alone.replace('-', '_')} ;;")
+    own = f"_{program.replace('-', '_')}"
+    lines = (
+        f"{own}() {{",
+        '  if [ "$COMP_CWORD" -eq 1 ]; then',
+        f"""    COMPREPLY=($(compgen -W "{" ".join(COMMANDS)}" -- "${{COMP_WORDS[1]}}"))""",
+        "    return",
+        "  fi",
+        '  local name="${COMP_WORDS[1]}"',
+        f'  local -a COMP_WORDS=("{program}-$name" "${{COMP_WORDS[@]:2}}")',
+        "  local COMP_CWORD=$((COMP_CWORD - 1))",
+        '  case "$name" in',
+        *cases,
+        "  esac",
+        "}",
+        f"complete -F {own} {program}",
+    )
+    return "".join(scripts) + "\n".join(lines) + "\n"
 
 
 def _help(program: str) -> str:
@@ -57,7 +108,8 @@ def _help(program: str) -> str:
             for name, (old, _, what) in COMMANDS.items()
         ),
         "",
-        f"{program} COMMAND --help explains a command; --version says which release this is.",
+        f"{program} COMMAND --help explains a command; --version says which release this is;",
+        f"{_COMPLETION[0]} bash prints what completes all of them in a shell.",
         "",
         "From a folder of images, one directory per class, to pictures of its labels:",
         "",

@@ -86,8 +86,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             image.resize((40, 40)).save(folder / f"{index}.png")
     (root / "imagenet").symlink_to("images")
     (root / "weights").mkdir()
-    model = timm.create_model("resnet18", num_classes=6)
-    save_file(model.state_dict(), root / "weights" / "teacher.safetensors")
+    # The guide's own, and the small one that the first page has its reader train.
+    for name, path in (("resnet18", "weights/teacher"), ("test_resnet", "teacher")):
+        model = timm.create_model(name, num_classes=6)
+        save_file(model.state_dict(), root / f"{path}.safetensors")
     return root
 
 
@@ -128,6 +130,8 @@ def follow(page: Path) -> None:
     for words in commands_of(page):
         if words[0] in ELSEWHERE or words[:2] == ["teacher-labels", "demo"]:
             continue
+        if words[0] == "teacher-labels":
+            words = [COMMANDS[words[1]][0], *words[2:]]
         command = made_small(words)
         if "--out" in command and "--extend-to" not in command:
             out = Path(command[command.index("--out") + 1])

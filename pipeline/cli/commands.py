@@ -30,6 +30,8 @@ from pipeline.cli.console import (
     words_given,
 )
 from pipeline.errors import ConfigError
+from pipeline.files.kinds import read_list
+from pipeline.files.objects import is_url
 from pipeline.shards import packing
 
 if TYPE_CHECKING:
@@ -90,16 +92,21 @@ def pack_shards(
             + f"{counted(len(report.shards), 'shard')} of {report.bytes / 1e6:.1f} MB in "
             + config.out
         )
-        if config.classes is None:
-            tell_next("label-teacher", "--shards", config.out, "--out", "labels.parquet", *_TEACHER)
-        else:  # these are images for validation, most likely
-            given = ("--shards", "SHARDS", "--val-shards", config.out, "--output", "runs/first")
-            tell_next("train-student", "--labels", "labels.parquet", *given)
+        # With classes of other shards these are images for validation, which nobody labels.
+        shards = config.out if config.classes is None else config.classes
+        if not _holds_shards(shards):
+            shards = "SHARDS"
+        given = ("--shards", shards, "--out", "labels.parquet", "--views", "8")
+        tell_next("label-teacher", *given, *_TEACHER)
+
+
+def _holds_shards(location: str) -> bool:
+    return is_url(location) or any(Path(location).glob("*.tar"))
 
 
 def _passed_over(report: packing.PackReport) -> Iterator[str]:
     """Yield a line for each reason, with how many files it met and the first of them."""
-    others = {*report.untaken, *report.broken}
+    others = {*report.untaken, *report.broken, *report.undecodable}
     for files, why in (
         ([path for path in report.passed_over if path not in others], "no images"),
         (
@@ -110,6 +117,7 @@ def _passed_over(report: packing.PackReport) -> Iterator[str]:
             report.broken,
             "named as images, but with other first bytes (empty, cut off, or of another kind)",
         ),
+        (report.undecodable, "which do not decode (damaged, cut off, or too large)"),
     ):
         if files:
             yield f"passed over {len(files)}, {why}: {first_of(files, _LISTED_FILES)}"
@@ -761,10 +769,10 @@ def _view_range(text: str | None) -> range | None:
 def _lines_of(path: Path) -> list[str]:
     """Return the lines of a text file that are not empty."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-        return [line.removesuffix("\r") for line in lines if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}); give a text file") from error
+        return [line.removesuffix("\r") for line in read_list(path) if line.strip()]
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"{path} cannot be read ({why}); give a text file") from error
 
 
 def _words_of(path: Path) -> list[str]:

@@ -15,13 +15,14 @@ import os
 import re
 import select
 import shlex
+import signal
 import stat
 import sys
 import textwrap
 import threading
 import time
 import traceback
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib.metadata import version
@@ -68,6 +69,7 @@ _SHORT_SECONDS = 3.0  # what takes less has no progress to tell
 _LINE_SECONDS = 10.0  # between the lines of progress in a log
 _TOLD = 3  # shards or patterns; more would be told for pages
 _WIDTH = 78  # of a help
+_AGAIN_SECONDS = 0.02  # until an interrupt that was lost is sent again
 _SCALED = 10_000  # from here on a bar counts in thousands
 _POSITIONAL, _UNPREFIXED = (
     get_args(one)[1] for one in (tyro.conf.Positional[str], tyro.conf.OmitArgPrefixes[str])
@@ -169,7 +171,13 @@ def running(
     before = _command
     _command = _Command(program, flags, before.names if names is None else names, before.is_step)
     try:
-        with _logged(), heard_by(steps_shown), _loading_told(), _ending_with_the_reader():
+        with (
+            _logged(),
+            heard_by(steps_shown),
+            _loading_told(),
+            _ending_with_the_reader(),
+            _interrupts_kept() as kept,
+        ):
             try:
                 if list(arguments[:1]) == ["--version"]:
                     say(f"{program} {version('teacher-labels')}")
@@ -184,7 +192,7 @@ def running(
                 raise SystemExit(INTERRUPTED) from None
             except Exception as error:
                 # Compiled code may wrap it, or raise its own error over it.
-                if any(isinstance(one, KeyboardInterrupt) for one in _causes(error)):
+                if kept.lost or any(isinstance(one, KeyboardInterrupt) for one in _causes(error)):
                     note(interrupted)
                     raise SystemExit(INTERRUPTED) from None
                 if not isinstance(error, OSError) or not error.filename or not error.errno:
@@ -355,6 +363,54 @@ def _loading_told() -> Iterator[None]:
         yield
     finally:
         sys.meta_path.remove(one)
+
+
+class _Interrupts:
+    """Sends Ctrl-C again that came while C called back, out of which no exception gets.
+
+    numba is called back when LLVM has compiled a kernel, and finalizers run anywhere. Python hands
+    such an exception to its hook, and goes on: what the callback was to do is not done.
+    """
+
+    def __init__(self, before: Callable[[sys.UnraisableHookArgs], object]) -> None:
+        self.lost = False
+        self.before = before
+        self._again: threading.Timer | None = None
+
+    def __call__(self, unraisable: sys.UnraisableHookArgs) -> None:
+        """Take an exception that nobody can be told of."""
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            self.before(unraisable)
+            return
+        self.lost = True
+        # Not at once: raised in here it would be lost again.
+        self._again = threading.Timer(_AGAIN_SECONDS, self._send)
+        self._again.daemon = True
+        self._again.start()
+
+    def end(self) -> None:
+        """Send nothing any more."""
+        if self._again is not None:
+            self._again.cancel()
+
+    def _send(self) -> None:
+        # To the main thread itself, so that it wakes up from whatever it waits for.
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+
+@contextmanager
+def _interrupts_kept() -> Iterator[_Interrupts]:
+    """Let no Ctrl-C be lost in this context; its value tells whether one was."""
+    if isinstance(sys.unraisablehook, _Interrupts):
+        yield sys.unraisablehook
+        return
+    one = _Interrupts(sys.unraisablehook)
+    sys.unraisablehook = one
+    try:
+        yield one
+    finally:
+        sys.unraisablehook = one.before
+        one.end()
 
 
 class _Notes(logging.Handler):

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from operator import itemgetter
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -117,11 +118,29 @@ def probe_task(task: GroupTask) -> dict[int, Fate]:
     return {members[index]: fate for index, fate in found.items()}
 
 
+def _opened(path: ShardFile, shard: ShardInfo) -> Shard:
+    return _opened_once(path, shard, _file_of(path))
+
+
 # Tasks come from all teachers of a machine: eight GPUs' have sixteen parts under way. To open a
 # shard takes a quarter as long as to augment a group.
 @lru_cache(maxsize=16)
-def _opened(path: ShardFile, shard: ShardInfo) -> Shard:
+def _opened_once(path: ShardFile, shard: ShardInfo, file: tuple[int, ...]) -> Shard:
     return open_known_shard(path, shard)
+
+
+def _file_of(path: ShardFile) -> tuple[int, ...]:
+    """Return what tells a file from one that is deleted, cut or replaced.
+
+    A mapped one would be read on: what was cut off it kills the process, or reads as zeros.
+    """
+    try:
+        found = path.stat() if isinstance(path, Path) else None
+    except OSError:
+        return (-1,)  # whoever opens it says why
+    if found is None:
+        return ()  # the cache keeps a shard of object storage as it was when the run began
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def augment_group(shard: Shard, task: GroupTask) -> AugmentedGroup:

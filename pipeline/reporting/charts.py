@@ -16,7 +16,9 @@ from pipeline.reporting.page import Chart, Legend, Table
 __all__ = ["Series", "columns_chart", "lines_chart", "number_text", "share_text"]
 
 _WIDTH, _HEIGHT = 480, 262  # units of the view box
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 28, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 72, 14, 28, 46
+_LETTER = 9.6  # units that one takes, on a narrow screen at most
+_LONGEST = 14  # letters of a column's label
 _POINTS = 240  # of a line; longer series are drawn as means of equal pieces
 _ROWS = 120  # of a line chart's table
 _DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 2", "1 3")
@@ -60,14 +62,16 @@ def columns_chart(
     scale = _Scale(0, ticks[-1], _HEIGHT - _BOTTOM, _TOP)
     _y_axis(plot, scale, ticks, _tick_text)
     step = (_WIDTH - _LEFT - _RIGHT) / max(1, len(columns))
-    every = max(1, math.ceil(len(columns) * 46 / (_WIDTH - _LEFT - _RIGHT)))
+    labels = [_shortened(label.split(" to ")[0]) for label, _ in columns]
+    # As many as have room beside each other.
+    every = max(1, math.ceil((_LETTER * max(map(len, labels), default=0) + 8) / step))
     for number, (label, count) in enumerate(columns):
         left, height = _LEFT + number * step, scale(0) - scale(count)
         size = {"x": left + step * 0.08, "y": scale(count), "width": step * 0.84, "height": height}
         column = SubElement(plot, "rect", {"class": "column", **_numbers(size)})
         SubElement(column, "title").text = f"{label}: {count:,}"
         if number % every == 0:
-            _text(plot, left + step / 2, _HEIGHT - _BOTTOM + 16, label.split(" to ")[0], "middle")
+            _x_text(plot, left + step / 2, labels[number])
     table = table or Table(header=(x_label, y_label), rows=tuple(columns))
     return Chart(caption=caption, svg=tostring(svg, "unicode"), table=table)
 
@@ -99,7 +103,7 @@ def lines_chart(
     text = _share_tick if shares else _tick_text
     _y_axis(plot, y_scale, y_ticks, text)
     for tick in _ticks(min(xs), max(xs), inside=True):
-        _text(plot, x_scale(tick), _HEIGHT - _BOTTOM + 16, _tick_text(tick), "middle")
+        _x_text(plot, x_scale(tick), _tick_text(tick))
     for number, one in enumerate(drawn):
         _line(plot, one, number, x_scale, y_scale)
     value = share_text if shares else number_text
@@ -153,6 +157,17 @@ def _y_axis(
         ends = {"x1": _LEFT, "x2": _WIDTH - _RIGHT, "y1": y, "y2": y}
         SubElement(plot, "line", {"class": "grid", **_numbers(ends)})
         _text(plot, _LEFT - 6, y + 4, text(tick), "end")
+
+
+def _x_text(plot: Element, x: float, text: str) -> None:
+    """Write below the plot: at ``x``, or beside it where the picture or the other axis ends."""
+    half = _LETTER * len(text) / 2
+    x = min(max(x, _LEFT - 4 + half), _WIDTH - half)
+    _text(plot, x, _HEIGHT - _BOTTOM + 18, text, "middle")
+
+
+def _shortened(label: str) -> str:
+    return label if len(label) <= _LONGEST else f"{label[: _LONGEST - 3]}..."
 
 
 def _line(plot: Element, one: Series, number: int, x_scale: _Scale, y_scale: _Scale) -> None:

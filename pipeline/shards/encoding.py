@@ -108,14 +108,7 @@ def _encode_anew(path: Path, data: bytes, encoding: Encoding) -> EncodedFile | N
 
     from pipeline.views.apply import decode, image_format
 
-    try:
-        rgb = Image.fromarray(decode(data, str(path), PILLOWS_LIMIT))
-    except DecodeError as error:
-        raise DecodeError(
-            f"{error}: it cannot be encoded anew; repair or remove the file, or pack without "
-            "`max_side` and `quality`",
-            error.reason,
-        ) from error
+    rgb = Image.fromarray(decode(data, str(path), PILLOWS_LIMIT))
     shrunk = encoding.max_side is not None and max(rgb.size) > encoding.max_side
     if encoding.max_side is not None and shrunk:
         scale = encoding.max_side / max(rgb.size)

@@ -9,12 +9,14 @@ restart markers (``lossless``) on jpegtran's.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+import tarfile
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
@@ -26,7 +28,7 @@ from pipeline.classes import (
     read_names,
     require_known,
 )
-from pipeline.errors import ConfigError, PipelineError, ShardError
+from pipeline.errors import ConfigError, DecodeError, PipelineError, ShardError
 from pipeline.files.local import LocalFolder, open_folder, real_path
 from pipeline.growth import settle
 from pipeline.identity import canonical_json
@@ -58,6 +60,7 @@ WriteShards: TypeAlias = (
 
 _LARGEST_RESTART = 4096  # pixels; a row is a piece long before
 _WINDOW = 64  # images in memory at once
+_FEWEST = 2  # images in a shard: pairs are drawn from it
 _HEAD = 4096  # bytes of a file that are looked at
 _SCAN = b"\xff\xda"  # the marker before a JPEG's pixels
 _SMALLEST = 26  # bytes of a WebP of one pixel; no image has fewer
@@ -109,7 +112,7 @@ class PackConfig:
 
     def __post_init__(self) -> None:
         settle(self)
-        if self.per_shard < 2:
+        if self.per_shard < _FEWEST:
             raise ConfigError(
                 f"`per_shard` is {self.per_shard}; use 2 or more, pairs need two samples"
             )
@@ -151,9 +154,10 @@ class PackReport:
     reencoded: int  # of the packed ones, the shrunk ones included
     marked: int  # of the packed ones: other bytes, the same pixels
     turned: int  # of the packed ones: JPEGs that are stored on their side or mirrored (EXIF)
-    passed_over: tuple[Path, ...]  # those of the next two lines, others, and hidden ones
+    passed_over: tuple[Path, ...]  # those of the next three lines, others, and hidden ones
     untaken: tuple[Path, ...]  # images of kinds that are not taken, by their extension
     broken: tuple[Path, ...]  # images by their extension, and not by their first bytes
+    undecodable: tuple[Path, ...]  # those that had to be decoded, and do not; sorted
     bytes: int  # of all shards
 
 
@@ -183,6 +187,7 @@ class PackedShard:
     reencoded: int
     marked: int
     turned: int
+    undecodable: tuple[Path, ...]  # images that are left out
     bytes: int
 
 
@@ -196,8 +201,8 @@ def pack_shards(
     ``on_progress`` is called with the images packed so far and their total. A shard has its
     final name only when it is whole. ``write`` writes the shards, here one after the other; in any
     order and anywhere they have the same bytes. Raises ``ConfigError`` for directories that do not
-    fit, ``ShardError`` for two images of one key, and ``DecodeError`` for an image that
-    cannot be encoded anew; an unreadable file or a full disk raises ``PipelineError``.
+    fit, and ``ShardError`` for two images of one key, or for a shard of which fewer than two images
+    decode, if they have to; an unreadable file or a full disk raises ``PipelineError``.
 
     >>> pack_shards(PackConfig(images=Path("images"), out="packed", max_side=500)).classes
     ('cat', 'dog')
@@ -209,9 +214,7 @@ def pack_shards(
     named = [path for path in files if _has_extension(path, config.images, EXTENSIONS)]
     _classes_of(config, named)  # what is cheap first: a layout is refused before files are read
     images = _images_among(named)
-    packed = set(images)
-    passed_over = tuple(path for path in files if path not in packed)
-    classes, absent = _classes_of(config, images)
+    classes, _ = _classes_of(config, images)
     planned = _plan(config, _name_sources(config.images, images, classes))
 
     shown = 0
@@ -235,19 +238,24 @@ def pack_shards(
     folder = open_folder(config.out)
     folder.replace(CLASSES_FILE, canonical_json(list(classes)) + b"\n")
     paths = [folder.at(shard.name) for shard in planned]
+    undecodable = {path for one in done for path in one.undecodable}
+    taken = set(images)
+    packed = taken - undecodable
+    filled = {path.relative_to(config.images).parts[0] for path in packed}
     return PackReport(
         shards=tuple(map(Path, paths) if isinstance(folder, LocalFolder) else paths),
         classes=classes,
-        absent=absent,
+        absent=tuple(name for name in classes if name not in filled),
         read=len(files),
         packed=sum(one.packed for one in done),
         shrunk=sum(one.shrunk for one in done),
         reencoded=sum(one.reencoded for one in done),
         marked=sum(one.marked for one in done),
         turned=sum(one.turned for one in done),
-        passed_over=passed_over,
+        passed_over=tuple(path for path in files if path not in packed),
         untaken=tuple(path for path in files if _has_extension(path, config.images, _UNTAKEN)),
-        broken=tuple(path for path in named if path not in packed),
+        broken=tuple(path for path in named if path not in taken),
+        undecodable=tuple(path for path in named if path in undecodable),
         bytes=sum(one.bytes for one in done),
     )
 
@@ -281,23 +289,32 @@ def write_shard(
 
     ``show`` is called with the images that are written since the last call.
     """
-    packed = shrunk = reencoded = marked = turned = 0
+    packed: list[EncodedFile] = []
+    undecodable: list[Path] = []
     folder = open_folder(config.out)
     with folder.write_file(planned.name) as file:
-        for encoded in _write_samples(file, planned.sources, config, threads):
-            packed, shrunk = packed + 1, shrunk + encoded.shrunk
-            reencoded, marked = reencoded + encoded.reencoded, marked + encoded.marked
-            turned += encoded.turned
+        for source, encoded in _write_samples(file, planned.sources, config, threads):
+            if encoded is None:
+                undecodable.append(source.path)
+            else:
+                packed.append(replace(encoded, data=b""))
             show(1)
+        if undecodable and len(packed) < _FEWEST:
+            raise ShardError(
+                f"{planned.name}: of its {len(planned.sources)} images {len(packed)} decode, and "
+                f"pairs need {_FEWEST}; {undecodable[0]} and the like are damaged, cut off or too "
+                "large: repair or remove them, or pack without `max_side` and `quality`"
+            )
         size = file.tell()
         index = index_bytes(file, planned.name)
     folder.replace(f"{planned.name}{INDEX_SUFFIX}", index)
     return PackedShard(
-        packed=packed,
-        shrunk=shrunk,
-        reencoded=reencoded,
-        marked=marked,
-        turned=turned,
+        packed=len(packed),
+        shrunk=sum(one.shrunk for one in packed),
+        reencoded=sum(one.reencoded for one in packed),
+        marked=sum(one.marked for one in packed),
+        turned=sum(one.turned for one in packed),
+        undecodable=tuple(undecodable),
         bytes=size,
     )
 
@@ -484,32 +501,38 @@ def _saying_where(path: Path) -> Iterator[None]:
 
 def _write_samples(
     file: BinaryIO, sources: Sequence[_Source], config: PackConfig, threads: int | None
-) -> Iterator[EncodedFile]:
-    """Write one shard's samples in order, and give each once it is written."""
-    from webdataset import TarWriter  # which loads PyTorch: not before there is work
-
-    tar = TarWriter(
-        file, encoder=False, mtime=0, mode=0o444, user="root", group="root", format="PAX_FORMAT"
-    )
-    with tar, ThreadPoolExecutor(threads) as pool:
+) -> Iterator[tuple[_Source, EncodedFile | None]]:
+    """Write one shard's samples in order, and give each once it is through; None is left out."""
+    # As webdataset's writer does it, byte for byte; that one loads PyTorch.
+    with (
+        tarfile.open(fileobj=file, mode="w|", format=tarfile.PAX_FORMAT) as tar,
+        ThreadPoolExecutor(threads) as pool,
+    ):
         for start in range(0, len(sources), _WINDOW):
             window = sources[start : start + _WINDOW]
             # Results come in the order of the window, so threads do not change the bytes.
             encoded_window = pool.map(lambda source: _encode(source.path, config), window)
             for source, encoded in zip(window, encoded_window, strict=True):
-                tar.write(_members(source, encoded))
-                yield encoded
+                if encoded is not None:
+                    members = {"cls": str(source.target).encode(), encoded.extension: encoded.data}
+                    for extension, data in sorted(members.items()):
+                        tar.addfile(_header(f"{source.key}.{extension}", data), io.BytesIO(data))
+                yield source, encoded
 
 
-def _members(source: _Source, encoded: EncodedFile) -> Mapping[str, str | bytes]:
-    return {
-        "__key__": source.key,
-        encoded.extension: encoded.data,
-        "cls": str(source.target).encode(),
-    }
+def _header(name: str, data: bytes) -> tarfile.TarInfo:
+    """Return what a shard says of a file: nothing of when, where and by whom it was packed."""
+    header = tarfile.TarInfo(name)
+    header.size, header.mode = len(data), 0o444
+    header.uname = header.gname = "root"
+    return header
 
 
-def _encode(path: Path, config: PackConfig) -> EncodedFile:
+def _encode(path: Path, config: PackConfig) -> EncodedFile | None:
+    """Return an image as it goes into a shard, None if it had to be decoded and does not."""
     with _saying_where(path):
         data = path.read_bytes()
-    return encode_image(path, data, config.encoding)
+    try:
+        return encode_image(path, data, config.encoding)
+    except DecodeError:
+        return None

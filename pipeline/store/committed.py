@@ -85,6 +85,9 @@ class CommittedParts(Sequence[Committed]):
     @staticmethod
     def joined(*many: CommittedParts) -> CommittedParts:
         """Return all parts of some, one after the other."""
+        many = tuple(one for one in many if len(one))
+        if len(many) == 1:
+            return many[0]
         known = dict[ShardImages, int]()
         image = [np.empty(0, np.int64)]
         for one in many:

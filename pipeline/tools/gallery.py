@@ -150,15 +150,16 @@ def picture_of(view: DrawnView, bits: float) -> Picture:
         raise ValueError(f"{view.key} has no picture: it is rejected or omitted")
     title, truth, teacher, *drawn = view.caption()
     agrees = _agrees(view)
-    disagrees = agrees.startswith("disagrees")
+    # The class of the image mixed in is no mistake: that image is in the view too.
+    wrong = agrees.startswith("disagrees") and not view.names_partner
     mixing = {MixKind.NONE: "not mixed", MixKind.MIXUP: "mixup", MixKind.CUTMIX: "CutMix"}
     varies = f"labels of its views: entropy {bits:.2f} bits"
-    lines = (truth, *drawn, varies) if disagrees else (truth, teacher, *drawn, varies)
+    lines = (truth, *drawn, varies) if wrong else (truth, teacher, *drawn, varies)
     return Picture(
         source=image_url(view.pixels),
         alt=f"{title}, {truth}, {teacher}",
         title=title,
-        stressed=teacher if disagrees else "",
+        stressed=teacher if wrong else "",
         lines=lines,
         context=_context(view.original, view.params.crop),
         context_alt="the whole image, with the crop's box",

@@ -421,7 +421,8 @@ def _classes(stats: StoreStats) -> Section:
             Table(
                 name="confused",
                 half=True,
-                caption="Classes that are mistaken most often",
+                caption="Labels other than the true class, most frequent first; of a mixed view "
+                "maybe the partner's",
                 header=("true class", "the teacher's", "views"),
                 rows=tuple(
                     (

@@ -144,7 +144,7 @@ class StoreStats:
                     ],
                 )
             )
-            + "\n## Classes that are mistaken most often\n\n"
+            + "\n## Labels other than the true class (of a mixed view, maybe the partner's)\n\n"
             + _cut(
                 markdown_table(
                     ("true class", "the teacher's", "views"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,23 +14,47 @@ from numba.core import event
 __all__ = ["kept_in", "kernel"]
 
 _log = logging.getLogger(__name__)
+_SHORT_SECONDS = 3.0  # of compiling, of which nothing is said
 _kept: dict[str, str] = {}  # where each kernel is kept, by name; empty where it cannot be
 
 
 class _Compiling(event.Listener):  # type: ignore[misc]
-    """Says once that kernels are compiled, which they are not where they are kept already."""
+    """Says once that kernels are compiled, if that takes long: each command has some of its own.
 
-    said = False
+    numba compiles one at a time, and one inside another where it calls it.
+    """
+
+    def __init__(self) -> None:
+        self._depth, self._spent, self._began = 0, 0.0, 0.0
+        self._later: threading.Timer | None = None
 
     def on_start(self, event: Any) -> None:
         """Look at a function of which numba has nothing, and begins to compile."""
-        ours = event.data["dispatcher"].py_func.__module__.startswith("pipeline.")
-        if ours and not self.said:
-            self.said = True
-            _log.info("compiling kernels, for the first time here: that takes some 20 s")
+        if not _is_ours(event):
+            return
+        self._depth += 1
+        if self._depth == 1 and self._spent < _SHORT_SECONDS:
+            self._began = time.monotonic()
+            self._later = threading.Timer(_SHORT_SECONDS - self._spent, self._tell)
+            self._later.daemon = True
+            self._later.start()
 
     def on_end(self, event: Any) -> None:
-        """Take no interest in its end."""
+        """Add up how long it took."""
+        if not _is_ours(event):
+            return
+        self._depth -= 1
+        if self._depth == 0 and self._later is not None:
+            self._later.cancel()
+            self._later = None
+            self._spent += time.monotonic() - self._began
+
+    def _tell(self) -> None:
+        _log.info("compiling kernels, which are kept for the next time: that takes some 20 s")
+
+
+def _is_ours(event: Any) -> bool:
+    return str(event.data["dispatcher"].py_func.__module__).startswith("pipeline.")
 
 
 _compiling = _Compiling()

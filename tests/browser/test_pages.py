@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from pipeline.reporting.charts import Series, columns_chart, lines_chart
+from pipeline.reporting.page import Page, Section, render
 from pipeline.store import open_store
 from pipeline.tools import ReportConfig, report_store
 from student.run_report import compare_runs
@@ -208,3 +210,63 @@ def test_a_page_is_whole_without_scripts_and_on_paper(chromium: Any, report: Pat
     background = "getComputedStyle(document.body).backgroundColor"
     assert paper.page.evaluate(background) == "rgb(255, 255, 255)"
     paper.page.context.close()
+
+
+CROWDED = """[...document.querySelectorAll('svg.chart')].flatMap(chart => {
+  const outer = chart.getBoundingClientRect(), found = [];
+  const texts = [...chart.querySelectorAll('text')]
+    .map(one => [one.textContent, one.getBoundingClientRect()]);
+  texts.forEach(([text, a], n) => {
+    if (a.right > outer.right + 1 || a.left < outer.left - 1) found.push('cut: ' + text);
+    for (const [other, b] of texts.slice(n + 1))
+      if (a.left < b.right && b.left < a.right && a.top < b.bottom - 2 && b.top < a.bottom - 2)
+        found.push(text + ' over ' + other);
+  });
+  return found;
+})"""
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_labels_of_axes_have_room(chromium: Any, tmp_path: Path, width: int) -> None:
+    lines = [
+        ([0, 250, 187_500], [0.1, 0.2, 1e-5], False),
+        ([1, 2], [0.98123, 0.98125], True),
+        ([0, 120_000], [1e-9, 2e-9], False),
+        ([1_234_000, 1_240_000], [1, 2], False),
+        ([0, 100_000], [12345, 12349], False),
+    ]
+    columns = [
+        [f"{n / 10:.2f} to {(n + 1) / 10:.2f}" for n in range(10)],
+        [f"{n} a class of a long name" for n in range(10)],
+        [str(1000 * n) for n in range(50)],
+    ]
+    charts = [
+        lines_chart(
+            "lines",
+            [Series(name="a", points=list(zip(xs, ys, strict=True)))],
+            x_label="step",
+            y_label="share of views",
+            shares=shares,
+        )
+        for xs, ys, shares in lines
+    ] + [
+        columns_chart("columns", [(name, 9) for name in names], x_label="class", y_label="views")
+        for names in columns
+    ]
+    section = Section(name="charts", title="Charts", blocks=tuple(charts))
+    path = tmp_path / "charts.html"
+    path.write_text(render(Page(title="t", subtitle="", figures=(), sections=(section,))))
+    tab = opened(chromium, path, viewport={"width": width, "height": 900})
+    assert tab.page.evaluate(CROWDED) == []
+
+
+def test_tables_fit_a_narrow_screen(chromium: Any, report: Path, run_page: Path) -> None:
+    wide = """[...document.querySelectorAll('.scroll')]
+        .filter(one => one.scrollWidth > one.clientWidth + 1)
+        .map(one => [one.querySelector('table').id, getComputedStyle(one).overflowX])"""
+    for path in (report, run_page):
+        tab = opened(chromium, path, viewport={"width": 390, "height": 900})
+        found = tab.page.evaluate(wide)
+        assert not {"classes", "confused"} & {name for name, _ in found}
+        assert {how for _, how in found} <= {"auto"}
+        assert tab.page.evaluate("document.documentElement.scrollWidth") <= 390

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -309,6 +310,31 @@ def test_two_jobs_on_one_store_share_its_parts(head: RayHead, job: Job, tmp_path
     for process, log in zip((first, second), logs, strict=True):
         assert process.wait(PATIENCE_SECONDS) == 0, log.read_text()
     assert "adds to" not in logs[0].read_text()
+    assert part_hashes(out) == job.hashes
+
+
+def cut(shard: Path) -> None:
+    os.truncate(shard, shard.stat().st_size // 2)
+
+
+@pytest.mark.parametrize("spoil", [Path.unlink, cut], ids=["deleted", "cut"])
+def test_a_shard_deleted_or_cut_in_mid_run_ends_the_job_and_a_run_with_it_back_ends_well(
+    spoil: Callable[[Path], None], head: RayHead, job: Job, tmp_path: Path
+) -> None:
+    out, log, shards = tmp_path / "l.parquet", tmp_path / "log", tmp_path / "shards"
+    shutil.copytree(job.shard.parent, shards, ignore=lambda *_: ["serial.parquet"])
+    shard, arguments = shards / "d-2.tar", job.to(out, "--shards", str(shards / "d-{0..2}.tar"))
+    whole = shard.read_bytes()
+    process = start_job(arguments, address=head.address, log=log)
+    reached(process, lambda: part_paths(out), log)
+    spoil(shard)  # of which nothing was read but its index
+    assert process.wait(PATIENCE_SECONDS) == 1, log.read_text()
+    require_one_line(log, str(shard))
+    assert not (out / "_manifest.json").exists()
+    assert not any(path.is_relative_to(out / "shard=2") for path in part_paths(out))
+    shard.write_bytes(whole)
+    again = start_job(arguments, address=head.address, log=log)
+    assert again.wait(PATIENCE_SECONDS) == 0, log.read_text()
     assert part_hashes(out) == job.hashes
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import urllib.error
 import urllib.request
 from dataclasses import fields
@@ -18,7 +20,9 @@ from tests.jobs.processes import (
     PATIENCE_SECONDS,
     ROOT,
     RayHead,
+    named,
     part_hashes,
+    part_paths,
     run_job,
     start_job,
     wait_for,
@@ -71,6 +75,52 @@ def test_a_full_disk_ends_no_job(tmp_path: Path) -> None:
         pass
 
 
+def offered(head: RayHead, pattern: str) -> dict[str, float]:
+    """Return what the head offers to Prometheus, by what a pattern takes of its names."""
+    try:
+        with urllib.request.urlopen(f"http://{head.metrics}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+    except urllib.error.URLError:  # a head that has just begun does not offer any yet
+        return {}
+    found = re.finditer(rf"^{pattern} (\S+)$", text, re.MULTILINE)
+    return {one[1]: float(one[2]) for one in found}
+
+
+def test_views_stay_within_their_window_of_shared_memory_and_none_is_spilled(
+    head: RayHead, job: Job, tmp_path: Path
+) -> None:
+    """With groups of 18 MB, of which a teacher that is stopped for a while finds no room for more.
+
+    What Ray counts of shared memory it tells once a second.
+    """
+    out, log = tmp_path / "l.parquet", tmp_path / "log"
+    size, window = 160, 120_000_000
+    group = 16 * 15 * size * size * 3
+    large = ("--image-size", str(size), "--views", "30", "--views-per-part", "30")
+    arguments = job.to(out, *large, "--window-gb", str(window / 1e9))
+    process = start_job(arguments, address=head.address, log=log)
+    most: dict[str, float] = {}
+
+    def is_over() -> bool:
+        used = offered(head, r'ray_object_store_memory\{.*Location="(\w+)".*\}')
+        most.update({one: max(used[one], most.get(one, 0.0)) for one in used})
+        return process.poll() is not None
+
+    def fills() -> bool:
+        return is_over() or most.get("MMAP_SHM", 0.0) > group
+
+    wait_for(lambda: is_over() or part_paths(out), "a part", log=log)
+    (teacher,) = named(head.pid, "ray::TeacherActor")
+    os.kill(teacher, signal.SIGSTOP)
+    wait_for(fills, "views that wait for the teacher", log=log)
+    os.kill(teacher, signal.SIGCONT)
+    wait_for(is_over, "the job's end", log=log)
+    assert process.poll() == 0, log.read_text()
+    print(f"bytes by location, at most: {most}")
+    assert group < most["MMAP_SHM"] <= window
+    assert most["SPILLED"] == 0
+
+
 def test_a_job_on_ray_offers_its_metrics_and_writes_lines_and_a_summary(
     head: RayHead, job: Job, tmp_path: Path
 ) -> None:
@@ -80,13 +130,8 @@ def test_a_job_on_ray_offers_its_metrics_and_writes_lines_and_a_summary(
     scraped: dict[str, float] = {}
 
     def scrape() -> bool:
-        try:
-            with urllib.request.urlopen(f"http://{head.metrics}/metrics", timeout=10) as answer:
-                text = answer.read().decode()
-        except urllib.error.URLError:  # a head that has just begun does not offer any yet
-            return process.poll() is not None
-        pattern = r'^ray_teacher_labels_(\w+)\{.*store="ray\.parquet".*\} (\S+)$'
-        scraped.update((one[1], float(one[2])) for one in re.finditer(pattern, text, re.MULTILINE))
+        pattern = r'ray_teacher_labels_(\w+)\{.*store="ray\.parquet".*\}'
+        scraped.update(offered(head, pattern))
         return process.poll() is not None or set(scraped) == set(HELP)
 
     wait_for(scrape, "the metrics", log=log)

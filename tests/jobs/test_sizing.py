@@ -10,12 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.sizing import (
+    LABELLED,
     STORE_SHARE,
     Machine,
     ShareRule,
     auto_teachers,
     machine_for_cpu_teacher,
 )
+from pipeline.labelling.forward import UNDER_WAY
 
 GROUP = 16 * 15 * 224 * 224 * 3  # DeiT's: 36 MB
 RULE = ShareRule(group_bytes=GROUP, window_bytes=1e9)
@@ -27,15 +29,15 @@ def machine(cpus: int, gpus: int = 0, *, store: float = 100e9, head: bool = Fals
 
 def test_one_gpu_with_16_cpus_has_a_gigabyte_of_groups_in_all() -> None:
     share = RULE.share({"a": machine(16, 1)}, "a", 1, 1)
-    assert share.window == 13
-    assert 0.9e9 < 2 * share.window * GROUP <= 1e9
+    assert share.window == 11
+    assert 0.9e9 < 2 * (share.window + LABELLED) * GROUP <= 1e9
     assert (share.threads, share.local) == (16, 0)
 
 
 def test_a_thousand_cpus_do_not_make_a_window_larger() -> None:
     machines = {"gpu": machine(16, 1), **{f"cpu-{n}": machine(64) for n in range(16)}}
     share = RULE.share(machines, "gpu", 1, 1)
-    assert 2 * share.window * GROUP <= 1e9
+    assert 2 * (share.window + LABELLED) * GROUP <= 1e9
     assert share.threads == 16
     assert share.local == 10  # of each of two parts: 20 tasks for 16 cores
 
@@ -58,7 +60,7 @@ def test_threads_are_those_of_the_teachers_own_machine() -> None:
 def test_teachers_of_one_machine_share_half_of_its_object_store() -> None:
     eight = {"a": machine(128, 8, store=4e9)}
     share = RULE.share(eight, "a", 8, 8)
-    assert 8 * 2 * share.window * GROUP <= 4e9 * STORE_SHARE
+    assert 8 * 2 * (share.window + LABELLED) * GROUP <= 4e9 * STORE_SHARE
 
 
 @given(
@@ -79,9 +81,13 @@ def test_windows_never_exceed_their_bytes_and_are_never_empty(
     assert share.window >= 1
     assert 0 <= share.local <= share.window
     if share.window > 1:
-        used = share.window * rule.parts * rule.group_bytes
+        used = (share.window + LABELLED) * rule.parts * rule.group_bytes
         assert used <= 1e9
         assert used * here <= store * STORE_SHARE
+
+
+def test_a_teacher_has_as_many_groups_of_a_part_as_are_counted() -> None:
+    assert LABELLED == UNDER_WAY
 
 
 def test_as_many_teachers_as_gpus_or_machines_with_cpus_and_the_head_last() -> None:

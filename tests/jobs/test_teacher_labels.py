@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -204,3 +205,46 @@ def test_the_doctor_starts_ray_if_it_is_told_to() -> None:
     found = {one["name"]: one for one in json.loads(done.stdout)}
     assert found["Ray"]["found"].startswith("runs, with "), done
     assert doctor.DoctorFlags().ray is False
+
+
+def completed(script: Path, *words: str) -> set[str]:
+    """Return what a bash that read the script offers for the last of some words."""
+    array = " ".join(map(shlex.quote, words))
+    code = (
+        f"source {script}\nCOMP_WORDS=({array})\nCOMP_CWORD={len(words) - 1}\n"
+        f"$(complete -p {words[0]} | sed 's/.*-F \\([^ ]*\\).*/\\1/')\n"
+        "printf '%s\\n' \"${COMPREPLY[@]}\""
+    )
+    # Off a terminal, as tyro's script calls python3 from the path.
+    env = {"PATH": f"{BIN}:/usr/bin:/bin"}
+    done = subprocess.run(
+        ["bash", "--norc", "-c", code], capture_output=True, text=True, check=True, env=env
+    )
+    return set(done.stdout.split())
+
+
+def test_a_shell_completes_commands_and_their_flags(tmp_path: Path) -> None:
+    script = tmp_path / "completions" / "teacher-labels"
+    script.parent.mkdir()
+    assert status_of("--tyro-write-completion", "bash", str(script)) == 0
+    assert completed(script, "teacher-labels", "") == set(COMMANDS)
+    assert completed(script, "teacher-labels", "st") == {"store"}
+    assert completed(script, "teacher-labels", "store", "") >= set(STORE)
+    assert completed(script, "teacher-labels", "store", "ver") == {"verify"}
+    assert "--shards" in completed(script, "teacher-labels", "store", "verify", "--")
+    flags = {"pack": "--max-side", "label": "--views", "train": "--labels", "runs": "--out"}
+    flags |= {"evaluate": "--analysis", "export": "--to", "demo": "--out"}
+    for name, flag in flags.items():
+        assert flag in completed(script, "teacher-labels", name, flag[:3]), name
+
+
+@pytest.mark.parametrize("name", sorted(set(PROGRAMS) - {"teacher-labels"}))
+def test_a_shell_completes_the_older_names(name: str, tmp_path: Path) -> None:
+    script = tmp_path / name
+    subprocess.run([BIN / name, "--tyro-write-completion", "bash", script], check=True)
+    assert completed(script, name, "--h") >= {"--help"}
+
+
+def test_completion_for_another_shell_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of("--tyro-print-completion", "fish") == 1
+    assert "use --tyro-print-completion bash" in capsys.readouterr().err

@@ -551,3 +551,36 @@ def test_no_message_breaks_its_lines_but_for_a_list() -> None:
     for path in sorted([*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("student/**/*.py")]):
         found = [line for line in path.read_text().splitlines() if broken.search(line)]
         assert found == [], f"{path}: {found}"
+
+
+CALLED_BACK = """
+import ctypes, os, signal, time
+from pipeline.cli.console import running
+signal.signal(signal.SIGINT, signal.default_int_handler)
+called_back = ctypes.CFUNCTYPE(None)(lambda: os.kill(os.getpid(), signal.SIGINT))
+class Finalized:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+with running("demo", {}), running("inner", {}):
+"""
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "called_back(); raise RuntimeError('no compiled object yet')",  # as numba does
+        "called_back(); time.sleep(60)",
+        "Finalized(); time.sleep(60)",
+    ],
+)
+def test_ctrl_c_is_not_lost_while_c_calls_back(body: str) -> None:
+    code = f"{CALLED_BACK}    {body}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "inner: interrupted\n")
+
+
+def test_another_fault_in_a_callback_is_told_as_ever() -> None:
+    code = f"{CALLED_BACK}    ctypes.CFUNCTYPE(None)(lambda: 1 / 0)()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0
+    assert "ZeroDivisionError" in done.stderr

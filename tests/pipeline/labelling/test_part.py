@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -210,3 +212,26 @@ def test_a_process_keeps_open_the_shards_of_sixteen_parts(
         for shard in shards:
             assert read_contents(shard.path, shard.info).info == shard.info
     assert opened == list(range(16))
+
+
+def cut(shard: Path) -> None:
+    """Leave the last image's page, whose rest reads as zeros where it is mapped already."""
+    last = open_shard(shard, 0).samples[-1]
+    os.truncate(shard, last.image_offset + last.image_bytes // 2)
+
+
+def pack_again(shard: Path) -> None:
+    digit_shard(shard.with_name("b.tar"), 17, first=30).rename(shard)
+
+
+@pytest.mark.parametrize("spoil", [Path.unlink, cut, pack_again])
+def test_a_shard_that_is_gone_or_another_one_is_refused_also_where_it_is_open(
+    tmp_path: Path, spoil: Callable[[Path], object]
+) -> None:
+    shard = open_shard(digit_shard(tmp_path / "a.tar", 17), 0)
+    task, *_, last = group_tasks(shard.path, shard.info, part_of(0, 20), hash_identity())
+    run_task(task)
+    assert isinstance(shard.path, Path)
+    spoil(shard.path)
+    with pytest.raises(ShardError, match=r"a\.tar"):
+        run_task(last)

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tarfile
 from dataclasses import replace
@@ -15,7 +16,7 @@ import pytest
 from PIL import Image
 
 from pipeline.cli import commands as cli
-from pipeline.errors import ConfigError, DecodeError, PipelineError, ShardError
+from pipeline.errors import ConfigError, PipelineError, ShardError
 from pipeline.records import Pixels
 from pipeline.shards import packing
 from pipeline.shards.index import Shard, open_shard
@@ -298,13 +299,54 @@ def test_a_shrunk_image_is_stored_shrunk_even_if_its_file_grows(tmp_path):
 
 
 @pytest.mark.parametrize("settings", [{"max_side": 10}, {"max_side": 1000}, {"quality": 90}])
-def test_an_undecodable_image_that_may_be_encoded_anew_is_named(folder, tmp_path, settings):
+def test_an_image_that_has_to_be_decoded_and_does_not_is_passed_over(folder, tmp_path, settings):
+    good = pack(folder, tmp_path / "good", **settings)
     bad = folder / "cat" / "bad.jpg"
     bad.write_bytes(TORN)
-    with pytest.raises(DecodeError, match=r"cat/bad\.jpg: .*repair or remove") as error:
-        pack(folder, tmp_path / "shards", **settings)
-    assert "object at" not in str(error.value)
-    assert list((tmp_path / "shards").iterdir()) == []
+    report = pack(folder, tmp_path / "shards", **settings)
+    assert report.undecodable == report.passed_over == (bad,)
+    assert report.broken == ()
+    assert (report.read, report.packed) == (19, 18)
+    assert samples_of(report) == samples_of(good)
+
+
+def test_a_class_of_which_no_image_decodes_keeps_its_number_and_is_named(folder, tmp_path):
+    (folder / "bee").mkdir()
+    (folder / "bee" / "bad.jpg").write_bytes(TORN)
+    report = pack(folder, tmp_path / "shards", quality=90)
+    assert report.absent == ("bee",)
+    assert "bee" in report.classes
+
+
+def test_shards_have_the_bytes_that_webdataset_writes(folder, tmp_path):
+    from webdataset import TarWriter
+
+    long = folder / "cat" / f"{'ä' * 120}.jpg"  # its name needs a header of its own
+    long.write_bytes(encode(synthetic_image(6, 9)))
+    report = pack(folder, tmp_path / "shards", per_shard=100)
+    twin = tmp_path / "twin.tar"
+    found = samples_of(report)
+    with (
+        twin.open("wb") as file,
+        TarWriter(
+            file, encoder=False, mtime=0, mode=0o444, user="root", group="root", format="PAX_FORMAT"
+        ) as tar,
+    ):
+        for key, (target, data) in found.items():
+            extension = "png" if data.startswith(b"\x89PNG") else "jpg"
+            tar.write({"__key__": key, extension: data, "cls": str(target).encode()})
+    assert report.shards[0].read_bytes() == twin.read_bytes()
+
+
+def test_packing_loads_no_pytorch(folder, tmp_path):
+    code = (
+        "import sys\nfrom pathlib import Path\n"
+        "from pipeline.shards.packing import PackConfig, pack_shards\n"
+        f"pack_shards(PackConfig(images=Path({str(folder)!r}), out={str(tmp_path / 'out')!r}, "
+        "max_side=9))\n"
+        "assert not {'torch', 'webdataset'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("settings", [{}, {"quality": 90}])
@@ -358,13 +400,15 @@ def test_jpegs_that_are_stored_on_their_side_are_counted(tmp_path, settings):
 
 
 def test_finished_shards_are_named_where_packing_ends(folder, tmp_path):
-    (folder / "cat" / "bad.jpg").write_bytes(TORN)
+    for number in range(20):
+        (folder / "cat" / f"bad-{number}.jpg").write_bytes(TORN)
     out = tmp_path / "shards"
-    with pytest.raises(DecodeError, match=r"cat/bad\.jpg: ") as error:
+    with pytest.raises(ShardError, match=r"of its 2 images [01] decode.*bad-\d+\.jpg") as error:
         pack(folder, out, per_shard=2, quality=90)
     left = list(out.glob("*.tar"))
-    assert left
-    assert f"{len(left)} finished shards are in {out}: delete them" in str(error.value)
+    assert not list(out.glob(".*"))
+    if left:
+        assert f"{len(left)} finished shards are in {out}: delete them" in str(error.value)
 
 
 def test_without_max_side_nothing_is_decoded(folder, tmp_path):
@@ -486,7 +530,12 @@ def test_the_command_packs_and_sums_up(folder, tmp_path, monkeypatch, capsys):
     assert code == 0
     assert "19 files read = 18 packed + 1 passed over; 3 classes" in printed.out
     assert str(folder / "README") in printed.out
-    assert "next: label-teacher --shards" in printed.err
+    following = f"--shards {out} --out labels.parquet --views 8 --teacher NAME"
+    assert f"next: label-teacher {following}" in printed.err
+    for classes, shards in ((out, out), (folder, "SHARDS")):
+        val = tmp_path / f"val-{classes.name}"
+        assert not run_command(monkeypatch, "--images", folder, "--out", val, "--classes", classes)
+        assert f"next: label-teacher --shards {shards} " in capsys.readouterr().err
 
 
 def test_the_command_says_what_it_passed_over_and_what_lies_on_its_side(

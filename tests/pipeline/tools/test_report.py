@@ -287,6 +287,8 @@ def test_pictures_are_the_views_with_what_is_known_of_them(folder: Path) -> None
         assert kind.startswith("disagrees") == (view.label != view.target)
         if kind.endswith("mixed in"):
             assert view.label == view.partner_target
+        warned = [one for one in item.all("span") if one.attributes.get("class") == "warns"]
+        assert bool(warned) == kind.endswith("neither image")
         assert facets["data-truth"] == str(view.target)
         assert facets["data-label"] == str(view.label)
         assert facets["data-mixing"].lower().replace("not mixed", "none") == view.mix.kind

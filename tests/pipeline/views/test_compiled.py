@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numba
 import pytest
+from numba.core import event
 
 from pipeline.views import compiled
 from pipeline.views.compiled import kept_in
@@ -67,17 +69,37 @@ def test_another_fault_of_a_kernel_stays_one(monkeypatch: pytest.MonkeyPatch) ->
         compiled.kernel(lambda x: x)
 
 
-def test_that_kernels_are_compiled_is_said_once(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def doubled(number: float) -> float:
-        return 2 * number
+def compiled_for(seconds: float, module: str, caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return what is said while numba compiles functions one inside the other, and then another."""
 
-    monkeypatch.setattr(compiled._compiling, "said", False)
+    def function() -> None: ...
+
+    function.__module__ = module
+    kind = compiled._Compiling()
+    heard = event.Event(
+        "numba:compile", event.EventStatus.START, {"dispatcher": numba.njit(function)}
+    )
     with caplog.at_level(logging.INFO, "pipeline.views.compiled"):
-        numba.njit(doubled)(1)
-        assert caplog.messages == []  # another's function
-        doubled.__module__ = "pipeline.trial"
-        numba.njit(doubled)(1)
-        numba.njit(doubled)(1.0)
-    assert caplog.messages == ["compiling kernels, for the first time here: that takes some 20 s"]
+        for depth in (2, 1):
+            for _ in range(depth):
+                kind.on_start(heard)
+            time.sleep(seconds)
+            for _ in range(depth):
+                kind.on_end(heard)
+    return caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("seconds", "module", "said"),
+    [(0.0, "pipeline.x", 0), (0.3, "pipeline.x", 1), (0.6, "pipeline.x", 1), (0.6, "another", 0)],
+)
+def test_that_kernels_are_compiled_is_said_once_where_it_takes_long(
+    seconds: float,
+    module: str,
+    said: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(compiled, "_SHORT_SECONDS", 0.45)
+    line = "compiling kernels, which are kept for the next time: that takes some 20 s"
+    assert compiled_for(seconds, module, caplog) == [line] * said
