@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 
 # Before PyTorch loads: waiting threads that spin make shared cores many times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Until all is loaded there is no garbage, and to look for it takes a third of loading.
+gc.disable()
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -54,6 +58,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((n for n, one in enumerate(FIRST) if item.nodeid.startswith(one)), len(FIRST))
 
     items.sort(key=rank)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was loaded out of all searches for garbage."""
+    gc.freeze()
+    atexit.register(gc.unfreeze)  # modules that count what they leave behind would complain
+    gc.enable()
 
 
 @pytest.fixture

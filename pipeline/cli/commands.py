@@ -30,6 +30,7 @@ from pipeline.cli.console import (
     words_given,
 )
 from pipeline.errors import ConfigError
+from pipeline.files.kinds import read_list
 from pipeline.files.objects import is_url
 from pipeline.shards import packing
 
@@ -768,10 +769,10 @@ def _view_range(text: str | None) -> range | None:
 def _lines_of(path: Path) -> list[str]:
     """Return the lines of a text file that are not empty."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-        return [line.removesuffix("\r") for line in lines if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}); give a text file") from error
+        return [line.removesuffix("\r") for line in read_list(path) if line.strip()]
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"{path} cannot be read ({why}); give a text file") from error
 
 
 def _words_of(path: Path) -> list[str]:

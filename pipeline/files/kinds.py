@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import select
 import stat
 import tomllib
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 
 from pipeline.errors import ConfigError
 
-__all__ = ["HEAD_BYTES", "at_home", "read_toml", "what_it_is_instead", "why_no_data"]
+__all__ = ["HEAD_BYTES", "at_home", "read_list", "read_toml", "what_it_is_instead", "why_no_data"]
 
 HEAD_BYTES = 512  # that show what a file is instead
 
@@ -63,6 +65,16 @@ def what_it_is_instead(head: bytes) -> str | None:
 
 
 _SETTINGS_BYTES = 1 << 20
+_SETTINGS_DOTS = 500
+"""Outside of texts and comments; a key of n parts takes the parser n**3 steps."""
+
+_TEXTS = re.compile(
+    r"""\#[^\n]*
+    | \"{3}(?:[^\\]|\\.)*?(?:\"{3,5}|\Z) | '{3}.*?(?:'{3,5}|\Z)
+    | "(?:[^"\\\n]|\\.)*" | '[^'\n]*'""",
+    re.DOTALL | re.VERBOSE,
+)
+"""Comments and texts of TOML, in which dots divide no key."""
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -72,9 +84,50 @@ def read_toml(path: Path) -> dict[str, Any]:
             raise OSError(0, "it is a directory, a pipe or a device")
         if path.exists() and path.stat().st_size > _SETTINGS_BYTES:
             raise ValueError(f"it has more than {_SETTINGS_BYTES} bytes")
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if _TEXTS.sub("", text).count(".") > _SETTINGS_DOTS:
+            raise ValueError(f"its keys and numbers have more than {_SETTINGS_DOTS} dots")
+        return tomllib.loads(text)
     except (OSError, ValueError, RecursionError) as error:  # the last of lists in lists
         why = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(
             f"`config` {path} cannot be read ({why}); give the path of a TOML file of settings"
         ) from error
+
+
+_LIST_BYTES = 64 << 20  # two million keys
+_SILENT_SECONDS = 600  # a query behind a pipe may take long
+
+
+def read_list(path: Path) -> list[str]:
+    """Return the lines of a text file, or of a pipe that a program writes and ends.
+
+    Raises ``ValueError`` for what is no text, has more than 64 MiB, or is a pipe that gives
+    nothing for ten minutes, ``OSError`` for what cannot be read: a directory, a device.
+    """
+    data = bytearray()
+    with open(path, "rb", buffering=0, opener=_without_waiting) as file:
+        mode = os.fstat(file.fileno()).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
+            raise OSError(0, "it is a directory or a device")
+        while chunk := _read_some(file.fileno()):
+            data += chunk
+            if b"\0" in chunk:
+                raise ValueError("it is no text")
+            if len(data) > _LIST_BYTES:
+                raise ValueError(f"it has more than {_LIST_BYTES} bytes")
+    return data.decode().split("\n")
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file; opening a pipe that nobody writes to would wait for ever."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _read_some(file: int) -> bytes:
+    """Return the next bytes of a file or pipe, none at its end."""
+    poll = select.poll()
+    poll.register(file, select.POLLIN)
+    if not poll.poll(1000 * _SILENT_SECONDS):
+        raise ValueError(f"a pipe that gave nothing for {_SILENT_SECONDS} seconds")
+    return os.read(file, 1 << 20)

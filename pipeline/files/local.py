@@ -18,7 +18,7 @@ from pipeline.errors import ConfigError, PipelineError, ShardError
 from pipeline.files.cache import CacheConfig, RemoteShard, ShardFile
 from pipeline.files.folder import MAX_FILE_BYTES, Folder, check_path, check_size
 from pipeline.files.hub import HubFolder, HubUrl, is_hub_url
-from pipeline.files.kinds import at_home
+from pipeline.files.kinds import at_home, read_list
 from pipeline.files.objects import ObjectFolder, ObjectUrl, find_objects, is_url
 
 __all__ = [
@@ -101,8 +101,8 @@ def _listed_in(pattern: str, name: str) -> list[str]:
     if not pattern.endswith(".txt") or is_url(pattern) or not path.is_file():
         return [pattern]
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").split("\n")]
-    except (OSError, UnicodeDecodeError) as error:
+        lines = [line.strip() for line in read_list(path)]
+    except (OSError, ValueError) as error:
         raise ShardError(f"`{name}` {pattern!r} is no list of shards: {error}") from error
     # Relative names begin where the list is, so that it holds wherever a command is run.
     return [

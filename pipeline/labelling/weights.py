@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import json
 import math
+import pickletools
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import IO, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -50,6 +53,19 @@ _BELOW: Mapping[Which, tuple[str, ...]] = {
 """The names below which timm, DeiT and train-student keep a state dict in a file."""
 
 _ZIP = b"PK\x03\x04"
+_LEGACY_PICKLES = 5  # of torch.save before it wrote archives: magic, version, sizes, values, keys
+_PLAIN_CLASSES = re.compile(
+    r"""(__builtin__|builtins)\.(set|complex) | collections\.(OrderedDict|Counter)
+    | argparse\.Namespace
+    | torch\.(Size|device|\w+Storage|storage\.UntypedStorage|nn\.parameter\.Parameter)
+    | torch\._utils\._rebuild_(tensor|tensor_v2|tensor_v3|parameter|parameter_with_state)
+    | torch\._tensor\._rebuild_from_type_v2""",
+    re.VERBOSE,
+)
+"""What files of weights are made of. PyTorch allows more, with which a few bytes take any memory:
+codecs that double a text, or a tensor of one value that is enlarged and then converted."""
+
+_LARGEST_SIDE = 512  # in pixels: the trial tries the size that a file says, and holds its images
 _HEADER_BYTES = 100_000_000  # the most that safetensors itself reads
 
 
@@ -80,6 +96,8 @@ def load_tensors(path: Path) -> Any:
             with zipfile.ZipFile(file) as archive:
                 if sum(one.file_size for one in archive.infolist()) > size:
                     raise ValueError(f"it unpacks to more than its {size} bytes")
+    if any(not _is_plain_class(name) for name in _named_in(path)):
+        raise ValueError("it holds code that is not run")
     # Training scripts keep their settings beside the weights, timm's among them: a class that
     # holds attributes and runs nothing.
     with torch.serialization.safe_globals([argparse.Namespace]):
@@ -144,7 +162,7 @@ class Described:
             size = size[-1]
         return Described(
             source=source,
-            size=size if type(size) is int and 0 < size <= 4096 else None,
+            size=size if type(size) is int and 0 < size <= _LARGEST_SIDE else None,
             mean=_triple(values.get("mean")),
             std=_triple(values.get("std")),
             accuracy=_share(values.get("accuracy")),
@@ -320,12 +338,37 @@ def _cut_short(path: Path) -> str | None:
 def code_in(path: Path) -> str | None:
     """Return which functions and classes a file of ``torch.save`` names, None if it names none.
 
-    PyTorch says so too, and in the same breath how to run them: its words are never repeated.
+    Those that hold tensors and plain values are not counted. PyTorch says so too, and in the same
+    breath how to run them: its words are never repeated.
     """
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        names = {one for one in _named_in(path) if not _is_plain_class(one)}
     except Exception:  # torn files raise a dozen kinds
         return None
     shown = ", ".join(sorted(names)[:3])
     return (shown if shown.isprintable() else repr(shown)) if names else None
+
+
+def _is_plain_class(name: str) -> bool:
+    module, _, last = name.rpartition(".")
+    of_torch = module == "torch" and isinstance(getattr(torch, last, None), torch.dtype)
+    return of_torch or _PLAIN_CLASSES.fullmatch(name) is not None
+
+
+def _named_in(path: Path) -> Iterator[str]:
+    """Yield the functions and classes that the pickles of a file of ``torch.save`` name."""
+    with path.open("rb") as file:
+        if file.read(4) == _ZIP:
+            # By PyTorch's own reader, so that it is what PyTorch unpickles.
+            pickles: list[IO[bytes]] = [
+                io.BytesIO(torch._C.PyTorchFileReader(str(path)).get_record("data.pkl"))
+            ]
+        else:
+            file.seek(0)
+            pickles = [file] * _LEGACY_PICKLES
+        for one in pickles:
+            for opcode, argument, _ in pickletools.genops(one):
+                if opcode.name in ("GLOBAL", "INST"):
+                    yield str(argument).replace(" ", ".")
+                elif opcode.name == "STACK_GLOBAL":
+                    yield "a computed name"

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tests.forking import ROOT, called
+from tests.forking import ROOT, load
 
 LOADED = ("pipeline.labelling.worker", "pipeline.labelling.job", "pipeline.views.apply:warm_up")
 """Not Ray: as it loads it reads for which job this worker is."""
@@ -120,8 +120,7 @@ def main() -> None:
     """Fork workers for who asks at a socket of this number."""
     ctypes.CDLL(None).prctl(_END_WITH_PARENT, signal.SIGKILL)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for workers
-    for name in LOADED:
-        called(name)
+    load(LOADED)
     program = serve(socket.socket(fileno=int(sys.argv[1])))
     sys.argv[:] = program
     sys.path[0] = str(Path(program[0]).parent)

@@ -77,6 +77,18 @@ def test_a_program_that_is_told_to_ignore_ctrl_c_does() -> None:
     assert (done.returncode, done.stdout) == (0, "on\n")
 
 
+def test_what_a_program_loaded_is_left_out_of_searches_for_garbage_until_its_end() -> None:
+    code = (
+        "import atexit, gc\n"
+        "from jobs import entry\n"
+        "atexit.register(lambda: print(gc.isenabled(), gc.get_freeze_count()))\n"
+        "entry._run('os', 'getpid')\n"
+        "print(gc.isenabled(), gc.get_freeze_count() > 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("True True\nTrue 0\n", "")
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_and_errors_say_what_was_typed(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of(name, "--help") == 0

@@ -423,6 +423,38 @@ def test_a_file_that_unpacks_to_more_than_it_has_is_refused(tmp_path: Path) -> N
             read(Path("small.pt"))
 
 
+HEX = b"c_codecs\nencode\n", b"X\x03\x00\x00\x00hex\x86R"
+TEXT = b"c_codecs\nencode\nX\x01\x00\x00\x00aX\x06\x00\x00\x00latin1\x86R"
+BOMBS = {
+    "a text that codecs double": HEX[0] * 20 + TEXT + HEX[1] * 20,
+    "bytes": b"cbuiltins\nbytearray\nJ\x00\x00\x00\x40\x85R",
+    "a tensor of a size": b"ctorch\nTensor\nJ\x00\x00\x00\x40\x85R",
+    "a tensor that is converted": b"ctorch._utils\n_rebuild_device_tensor_from_cpu_tensor\n)R",
+}
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_file_of_bytes_that_asks_for_memory_is_refused_unread(
+    name: str, legacy: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pickled = b"\x80\x02}X\x01\x00\x00\x00a" + BOMBS[name] + b"s."
+    if legacy:
+        torch.save({}, "empty.pt", _use_new_zipfile_serialization=False)
+        Path("bomb.pt").write_bytes(
+            Path("empty.pt").read_bytes().replace(b"\x80\x02}q\x00.", pickled)
+        )
+        assert pickled in Path("bomb.pt").read_bytes()
+    else:
+        writer = torch._C.PyTorchFileWriter("bomb.pt")
+        writer.write_record("data.pkl", pickled, len(pickled))
+        writer.write_end_of_file()
+    monkeypatch.setattr(torch, "load", None)
+    for read in (checkpoints.open_checkpoint, read_weights, teacher_of):
+        with pytest.raises(Exception, match=r"bomb\.pt .*it holds .*, code that is not run"):
+            read(Path("bomb.pt"))
+
+
 @pytest.mark.parametrize("kind", ["fifo", "directory"])
 def test_what_is_no_file_is_refused_and_not_waited_for(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
@@ -452,7 +484,6 @@ def test_the_packages_have_one_place_that_unpickles_and_it_runs_no_code() -> Non
     assert loads == [
         allowed,
         ("weights.py", "torch.load(path, map_location='cpu', weights_only=True)"),
-        allowed,  # to name what is not allowed
     ]
 
 

@@ -35,7 +35,7 @@ FORKS = multiprocessing.get_context("forkserver")
 A fork of the tests' own process has the locks of all its threads as they were, and may wait for
 one for ever.
 """
-FORKS.set_forkserver_preload(["tests.student.worlds"])
+FORKS.set_forkserver_preload(["tests.student.worlds", "tests.student.frozen"])
 
 
 @dataclass(frozen=True)

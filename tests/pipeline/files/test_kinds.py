@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import threading
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.files.kinds import read_toml, why_no_data
+from pipeline.files import kinds
+from pipeline.files.kinds import read_list, read_toml, why_no_data
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 335000000\n"
 
@@ -58,3 +61,83 @@ def test_a_pipe_for_a_file_of_settings_is_refused_at_once(tmp_path: Path) -> Non
             read_toml(path)
     (tmp_path / "none.toml").touch()
     assert read_toml(tmp_path / "none.toml") == {}
+
+
+_LONG = ".".join(["a"] * 20_000)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{_LONG} = 1",
+        f"[{_LONG}]",
+        f"[[{_LONG}]]",
+        "x = {" + _LONG + " = 1}",
+        _LONG.replace("a", '"a.\\""') + " = 1",
+        _LONG.replace("a", "''") + " = 1",
+        f'# """\n{_LONG} = 1\n# """',
+        f'x = {{y = """a\n\' """, {_LONG} = \'\'}}',
+        f'x = {{y = """"a"""", {_LONG} = """"a""""}}',
+        "\n".join(f"{'.'.join(['a'] * 250)}.b{line} = 1" for line in range(1000)),
+    ],
+)
+def test_a_key_of_thousands_of_parts_is_refused_at_once(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.toml").write_text(text)
+    with pytest.raises(ConfigError, match="keys and numbers have more than 500 dots"):
+        read_toml(tmp_path / "run.toml")
+
+
+def test_dots_in_texts_and_comments_are_not_counted(tmp_path: Path) -> None:
+    shards = [f"s3://bucket/x.{number}.tar" for number in range(2000)]
+    text = f'shards = {shards}\n# {"." * 1000}\nnotes = """{"." * 1000}"""\nlr = 0.5'
+    (tmp_path / "run.toml").write_text(text)
+    assert read_toml(tmp_path / "run.toml") == {"shards": shards, "notes": "." * 1000, "lr": 0.5}
+
+
+def _written_to(pipe: Path, *, data: bytes, times: int) -> threading.Thread:
+    def write() -> None:
+        with pipe.open("wb", buffering=0) as file:
+            try:
+                for _ in range(times):
+                    file.write(data)
+            except BrokenPipeError:
+                pass
+
+    os.mkfifo(pipe)
+    thread = threading.Thread(target=write)
+    thread.start()
+    return thread
+
+
+def test_a_list_is_read_from_a_file_and_from_the_pipe_of_a_program(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("a\nb")
+    assert read_list(tmp_path / "list.txt") == ["a", "b"]
+    slow = "(sleep 0.3; echo a; sleep 0.3; echo b)"
+    with subprocess.Popen(slow, shell=True, stdout=subprocess.PIPE) as program:
+        assert program.stdout is not None
+        assert read_list(Path(f"/dev/fd/{program.stdout.fileno()}")) == ["a", "b", ""]
+
+
+@pytest.mark.timeout(20)
+def test_a_list_that_never_ends_or_begins_or_is_no_text_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kinds, "_LIST_BYTES", 1 << 20)
+    monkeypatch.setattr(kinds, "_SILENT_SECONDS", 0.1)
+    endless = _written_to(tmp_path / "endless", data=b"key\n" * 1000, times=10**9)
+    os.mkfifo(tmp_path / "silent")
+    (tmp_path / "zeros").write_bytes(b"key\n\0")
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(1 << 40)
+    for name, reason in (
+        ("endless", "has more than 1048576 bytes"),
+        ("silent", "gave nothing for 0.1 seconds"),
+        ("zeros", "is no text"),
+        ("large", "is no text"),
+        ("/dev/zero", "is a directory or a device"),
+        (".", "directory"),
+    ):
+        with pytest.raises((ValueError, OSError), match=reason):
+            read_list(tmp_path / name)
+    endless.join()

@@ -22,6 +22,7 @@ from pipeline.labelling.agreement import Cause, Preflight, is_better, require_ag
 from pipeline.labelling.config import LabelConfig
 from pipeline.labelling.job import index_shards
 from pipeline.labelling.trial import _even, matching
+from pipeline.labelling.weights import Described
 from pipeline.labelling.worker import TeacherWorker
 from pipeline.shards import index
 from tests.factories import digits, encode, write_shard
@@ -197,6 +198,13 @@ def test_a_header_that_means_something_else_says_nothing(
     report = trial_of(config_of(odd, shard))
     assert report.warnings[1:] == ()  # the first is of the shard
     assert report.cause is None
+
+
+@pytest.mark.parametrize(("size", "said"), [(512, 512), (513, None), (4096, None)])
+def test_a_file_alone_chooses_no_size_of_which_the_trials_images_take_gigabytes(
+    size: int, said: int | None
+) -> None:
+    assert Described.of({"image_size": size}, "a file").size == said
 
 
 def test_untrained_weights_are_not_looked_into(shard: Path, tmp_path: Path) -> None:
