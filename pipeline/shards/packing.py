@@ -9,11 +9,9 @@ restart markers (``lossless``) on jpegtran's.
 from __future__ import annotations
 
 import errno
-import io
 import os
 import re
-import tarfile
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -503,29 +501,28 @@ def _write_samples(
     file: BinaryIO, sources: Sequence[_Source], config: PackConfig, threads: int | None
 ) -> Iterator[tuple[_Source, EncodedFile | None]]:
     """Write one shard's samples in order, and give each once it is through; None is left out."""
-    # As webdataset's writer does it, byte for byte; that one loads PyTorch.
-    with (
-        tarfile.open(fileobj=file, mode="w|", format=tarfile.PAX_FORMAT) as tar,
-        ThreadPoolExecutor(threads) as pool,
-    ):
+    from webdataset import TarWriter  # which loads PyTorch: not before there is work
+
+    tar = TarWriter(
+        file, encoder=False, mtime=0, mode=0o444, user="root", group="root", format="PAX_FORMAT"
+    )
+    with tar, ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(sources), _WINDOW):
             window = sources[start : start + _WINDOW]
             # Results come in the order of the window, so threads do not change the bytes.
             encoded_window = pool.map(lambda source: _encode(source.path, config), window)
             for source, encoded in zip(window, encoded_window, strict=True):
                 if encoded is not None:
-                    members = {"cls": str(source.target).encode(), encoded.extension: encoded.data}
-                    for extension, data in sorted(members.items()):
-                        tar.addfile(_header(f"{source.key}.{extension}", data), io.BytesIO(data))
+                    tar.write(_members(source, encoded))
                 yield source, encoded
 
 
-def _header(name: str, data: bytes) -> tarfile.TarInfo:
-    """Return what a shard says of a file: nothing of when, where and by whom it was packed."""
-    header = tarfile.TarInfo(name)
-    header.size, header.mode = len(data), 0o444
-    header.uname = header.gname = "root"
-    return header
+def _members(source: _Source, encoded: EncodedFile) -> Mapping[str, str | bytes]:
+    return {
+        "__key__": source.key,
+        encoded.extension: encoded.data,
+        "cls": str(source.target).encode(),
+    }
 
 
 def _encode(path: Path, config: PackConfig) -> EncodedFile | None:
