@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import math
+import pickle
 import pickletools
 import re
 import zipfile
@@ -96,7 +97,11 @@ def load_tensors(path: Path) -> Any:
             with zipfile.ZipFile(file) as archive:
                 if sum(one.file_size for one in archive.infolist()) > size:
                     raise ValueError(f"it unpacks to more than its {size} bytes")
-    if any(not _is_plain_class(name) for name in _named_in(path)):
+    try:
+        names = set(_named_in(path))
+    except ValueError as error:  # no pickle at all
+        raise pickle.UnpicklingError(str(error)) from error
+    if not all(map(_is_plain_class, names)):
         raise ValueError("it holds code that is not run")
     # Training scripts keep their settings beside the weights, timm's among them: a class that
     # holds attributes and runs nothing.

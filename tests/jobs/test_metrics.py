@@ -22,7 +22,6 @@ from tests.jobs.processes import (
     RayHead,
     named,
     part_hashes,
-    part_paths,
     run_job,
     start_job,
     wait_for,
@@ -109,8 +108,8 @@ def test_views_stay_within_their_window_of_shared_memory_and_none_is_spilled(
     def fills() -> bool:
         return is_over() or most.get("MMAP_SHM", 0.0) > group
 
-    wait_for(lambda: is_over() or part_paths(out), "a part", log=log)
-    (teacher,) = named(head.pid, "ray::TeacherActor")
+    wait_for(lambda: named(head.pid, "ray::TeacherActor.label"), "a teacher at work", log=log)
+    (teacher,) = named(head.pid, "ray::TeacherActor.label")
     os.kill(teacher, signal.SIGSTOP)
     wait_for(fills, "views that wait for the teacher", log=log)
     os.kill(teacher, signal.SIGCONT)
