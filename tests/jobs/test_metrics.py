@@ -22,6 +22,7 @@ from tests.jobs.processes import (
     RayHead,
     named,
     part_hashes,
+    part_paths,
     run_job,
     start_job,
     wait_for,
@@ -95,7 +96,7 @@ def test_views_stay_within_their_window_of_shared_memory_and_none_is_spilled(
     out, log = tmp_path / "l.parquet", tmp_path / "log"
     size, window = 160, 120_000_000
     group = 16 * 15 * size * size * 3
-    large = ("--image-size", str(size), "--views", "30", "--views-per-part", "30")
+    large = ("--image-size", str(size), "--views", "90", "--views-per-part", "30")
     arguments = job.to(out, *large, "--window-gb", str(window / 1e9))
     process = start_job(arguments, address=head.address, log=log)
     most: dict[str, float] = {}
@@ -108,8 +109,8 @@ def test_views_stay_within_their_window_of_shared_memory_and_none_is_spilled(
     def fills() -> bool:
         return is_over() or most.get("MMAP_SHM", 0.0) > group
 
-    wait_for(lambda: named(head.pid, "ray::TeacherActor.label"), "a teacher at work", log=log)
-    (teacher,) = named(head.pid, "ray::TeacherActor.label")
+    wait_for(lambda: is_over() or part_paths(out), "a part", log=log)
+    (teacher,) = named(head.pid, "ray::TeacherActor")
     os.kill(teacher, signal.SIGSTOP)
     wait_for(fills, "views that wait for the teacher", log=log)
     os.kill(teacher, signal.SIGCONT)

@@ -83,7 +83,7 @@ def test_packing_ends_with_what_to_do_next(
             Image.new("RGB", (8, 8)).save(tmp_path / split / name / "1.png")
     for words, told in (
         (["--images", "train", "--out", "a"], "label-teacher --shards a "),
-        (["--images", "val", "--out", "b", "--classes", "a"], "train-student --labels "),
+        (["--images", "val", "--out", "b", "--classes", "a"], "label-teacher --shards a "),
     ):
         pack_shards(words)
         last = capsys.readouterr().err.splitlines()[-1].removeprefix("pack-shards: next: ")
