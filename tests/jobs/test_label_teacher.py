@@ -206,7 +206,7 @@ def test_errors_are_one_line_without_a_traceback(head: RayHead, job: Job, tmp_pa
         (
             head.address,
             ["--teacher-checkpoint", str(checkpoint)],
-            "cannot be read (UnpicklingError)",
+            "cannot be read (ValueError)",
         ),
         (None, ["--shards", str(tmp_path / "none-{0..3}.tar")], "4 of 4 names match no file"),
         (None, ["--serial", "--num-classes", "7"], "have 10 classes, not 7; give --num-classes 10"),
