@@ -401,6 +401,9 @@ def _translated(
     filter. They are returned as they are unless that renames them and no more: some architectures
     leave what they do not find at random values.
     """
+    # Told by sizes first: a file of another model may be large, and its values are not read then.
+    if _sizes(state) != _sizes(model.state_dict()):
+        return state
     classes = getattr(model, "num_classes", None)
     weights = {"state_dict": dict(state), "num_classes": classes, "label_offset": 0, "source": ""}
     image = getattr(getattr(model, "patch_embed", None), "img_size", None)
@@ -424,6 +427,10 @@ def _translated(
 def _contents(state: Mapping[str, Tensor]) -> Counter[bytes]:
     """Return how often each content occurs among weights, whatever their names and shapes."""
     return Counter(hashlib.sha256(tensor_bytes(one)).digest() for one in state.values())
+
+
+def _sizes(state: Mapping[str, Tensor]) -> Counter[int]:
+    return Counter(one.nbytes for one in state.values())
 
 
 def _difference(model: nn.Module, state: Mapping[str, Tensor]) -> str | None:
