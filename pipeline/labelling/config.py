@@ -144,7 +144,7 @@ class RunSettings:
     drain_seconds: float = 20.0
     """After SIGTERM, time to finish parts under way before they are abandoned."""
     hang_seconds: float = 60.0
-    """A teacher that labels no group of views for so long, and for 20 times a group's usual time, is
+    """A teacher that labels no group of views for so long, and for 20 times its usual time, is
     presumed hung and replaced; for loading and for the first group it has 30 times as long."""
     wait_seconds: float = 600.0
     """How long to wait for the cluster to have a GPU or CPU free before giving up."""
