@@ -149,6 +149,14 @@ class Gallery:
     facets: tuple[Facet, ...]
     pictures: tuple[Picture, ...]
 
+    @property
+    def choices(self) -> list[Facet]:
+        """The facets of which there is more than one value, so that there is a choice."""
+        values = {
+            one: {picture.facets[one.name] for picture in self.pictures} for one in self.facets
+        }
+        return [one for one in self.facets if len(values[one]) > 1]
+
     def values(self, facet: Facet) -> list[tuple[str, int]]:
         """Return the values that pictures have of a facet, with how many have each."""
         found: dict[str, int] = {}

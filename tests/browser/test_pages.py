@@ -239,6 +239,8 @@ def test_labels_of_axes_have_room(chromium: Any, tmp_path: Path, width: int) -> 
         [f"{n / 10:.2f} to {(n + 1) / 10:.2f}" for n in range(10)],
         [f"{n} a class of a long name" for n in range(10)],
         [str(1000 * n) for n in range(50)],
+        ["0 bird", "1 dog", "2 musical instrument"],
+        [f"{n} {'a class of a very long name ' * 4}" for n in range(2)],
     ]
     charts = [
         lines_chart(
@@ -258,6 +260,7 @@ def test_labels_of_axes_have_room(chromium: Any, tmp_path: Path, width: int) -> 
     path.write_text(render(Page(title="t", subtitle="", figures=(), sections=(section,))))
     tab = opened(chromium, path, viewport={"width": width, "height": 900})
     assert tab.page.evaluate(CROWDED) == []
+    tab.page.context.close()
 
 
 def test_tables_fit_a_narrow_screen(chromium: Any, report: Path, run_page: Path) -> None:
