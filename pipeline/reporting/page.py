@@ -20,6 +20,7 @@ from pipeline.errors import ConfigError
 from pipeline.store.card import printable
 
 _LARGE_SVG = 50_000  # letters; others have some thousands
+_LONGEST_NUMBER = 24  # letters, of those that there are
 _NUMERIC = re.compile(r"[-\d.,e+]+( %)?")
 
 if TYPE_CHECKING:
@@ -292,7 +293,8 @@ def _template() -> Template:
 
 
 def _is_numeric(value: object) -> bool:
-    return bool(_NUMERIC.fullmatch(str(value)))
+    text = str(value)  # a digest may have digits alone, and must not keep to one line
+    return len(text) <= _LONGEST_NUMBER and bool(_NUMERIC.fullmatch(text))
 
 
 def _has_numbers(table: Table, column: int) -> bool:

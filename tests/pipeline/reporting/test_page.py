@@ -153,6 +153,15 @@ def test_a_chart_has_its_numbers_beside_it() -> None:
     assert chart.table.rows == (("0 to 1", 30), ("1 to 2", 1200))
 
 
+def test_only_what_can_be_a_number_keeps_to_one_line() -> None:
+    cells = ("1,234,567", "-1.5e-300", "98.45 %", "7" * 64, "2026-01-01 12", "")
+    table = Table(header=(), rows=(("x", *cells),))
+    section = Section(name="one", title="t", blocks=(table,))
+    page = read_page(render(Page(title="t", subtitle="", figures=(), sections=(section,))))
+    found = [one.text for one in page.all("td", **{"class": "number"})]
+    assert found == ["1,234,567", "-1.5e-300", "98.45 %"]
+
+
 def texts_of(chart: Chart, **attributes: str) -> list[str]:
     return [one.text for one in read_page(chart.svg).all("text", **attributes)]
 
