@@ -245,8 +245,8 @@ def hang(config: JobBenchmark, cluster: RayNodes, title: str) -> dict[str, float
         # The second one was not under way elsewhere.
         enough = len(part_paths(job.out)) + (1 if title == TEACHER else 2)
         again = gone + job.wait_for(lambda: len(part_paths(job.out)) >= enough, "another part")
-        said = re.search(r"made no progress in (\d+) s of labelling", job.log.read_text())
-    # By the pace of its parts a job may wait longer than it is told; of augmenters it says nothing.
+        said = re.search(r", of the (\S+) s that it has", job.log.read_text())
+    # By its own pace a job may wait longer than it is told.
     deadline = float(said[1]) if said else config.hang_seconds
     name = "teacher" if title == TEACHER else "augmenter"
     return {

@@ -393,7 +393,11 @@ class Cluster:
         elif kind == "progress":
             assert isinstance(answer, Progress)
             self._told[number] = answer
-            supervisor.progressed(number, answer.groups, starved=answer.starved, now=now)
+            for text in answer.said:
+                _log.warning(text)
+            supervisor.progressed(
+                number, answer.groups, starved=answer.starved, closing=answer.closing, now=now
+            )
         return kind == "work" and supervisor.finished(number, work, now)
 
     def _lose(self, number: int, error: Exception) -> None:

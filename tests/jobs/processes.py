@@ -178,9 +178,9 @@ class RayNodes:
         self.orders.flush()
 
     def raylet(self, number: int) -> int:
-        """Return the process of a node."""
+        """Return the process of a node, in the order in which they were started."""
         found = [one for one in descendants(self.pid) if "/raylet/raylet" in command_of(one)]
-        return sorted(found)[number]
+        return sorted(found, key=started)[number]
 
 
 @contextmanager
@@ -212,6 +212,11 @@ def command_of(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
     except OSError:
         return ""
+
+
+def started(pid: int) -> int:
+    """Return when a process was started, in ticks since the machine was; numbers begin anew."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
 
 
 def cwd_of(pid: int) -> Path:
