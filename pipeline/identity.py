@@ -334,8 +334,13 @@ def read_json(data: bytes | str) -> Any:
     """Return the values of JSON that others may have made.
 
     Raises ``ValueError`` for what no release writes, and what would break who works with it:
-    numbers that are not finite or have more than 40 digits, and values nested more than 32 deep.
+    numbers that are not finite or have more than 40 digits, values nested more than 32 deep, and
+    more than 32 million values.
     """
+    # An empty list has three bytes, and takes sixty.
+    marks = ",[{" if isinstance(data, str) else (b",", b"[", b"{")
+    if sum(map(data.count, marks)) > _MOST_VALUES:  # type: ignore[arg-type]
+        raise ValueError(f"it has more than {_MOST_VALUES} values")
     try:
         values = json.loads(
             data, parse_constant=_refuse_number, parse_int=_integer, parse_float=_finite
@@ -365,6 +370,7 @@ def read_fields(data: bytes, unread: Collection[str]) -> dict[str, Any]:
     }
 
 
+_MOST_VALUES = 1 << 25
 _DEEPEST = 32
 _TOO_DEEP = f"values are nested more than {_DEEPEST} deep"
 
