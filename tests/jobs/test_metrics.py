@@ -34,7 +34,7 @@ def test_speeds_are_those_since_the_line_before(
     path = tmp_path / "m.jsonl"
     metrics = Metrics(lambda: done[0], 8, lambda: flow[0], told.append, path)
     now[0], done[0] = 110.0, (2, 500, 1)
-    flow[0] = Flow(teachers=2, busy_seconds=15.0, window=7, again=2, lost=1)
+    flow[0] = Flow(teachers=2, busy_seconds=15.0, window=7, again=2, lost=1, parts_again=2)
     metrics.publish()
     now[0], done[0] = 120.0, (3, 600, 1)
     metrics.publish()
@@ -48,6 +48,7 @@ def test_speeds_are_those_since_the_line_before(
         "teacher_busy_share": 0.375,
         "groups_augmented_again": 2,
         "teachers_lost": 1,
+        "parts_labelled_again": 2,
     }
 
 
