@@ -170,7 +170,16 @@ class Actor:
     def __init__(self, clock: Clock, machine: str, random_: random.Random) -> None:
         from jobs.actors import Progress as Told
 
-        told = Told(groups=0, starved=False, busy_seconds=0.0, window=0, again=0, labels=0)
+        told = Told(
+            groups=0,
+            starved=False,
+            busy_seconds=0.0,
+            window=0,
+            again=0,
+            labels=0,
+            closing=False,
+            said=(),
+        )
         self._clock, self._random = clock, random_
         self.killed = False
         self._groups = itertools.count(1)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -84,6 +86,8 @@ class Progress:
     window: int  # groups under way
     again: int  # groups that were augmented again
     labels: int  # of the parts under way
+    closing: bool  # what is under way has no group left to label: it is read for, or written
+    said: tuple[str, ...]  # since it was asked last: for the user
 
 
 @ray.remote(num_cpus=0, max_retries=CRASHES_PER_TASK)
@@ -133,6 +137,7 @@ class TeacherActor:
         self._flows: list[_Augmentation] = []  # of the parts under way
         self._again = 0  # of those that are done
         self._hungry: dict[int, float] = {}  # by thread: since when it waits for augmentation
+        self._words: deque[str] = deque()  # that the driver has not asked for
 
     @ray.method(concurrency_group="word")
     def node(self) -> str:
@@ -152,6 +157,8 @@ class TeacherActor:
                 window=sum(one.window for one in self._flows),
                 again=self._again + sum(one.again for one in self._flows),
                 labels=sum(one.labels for one in self._flows),
+                closing=not self._flows,
+                said=tuple(self._words.popleft() for _ in range(len(self._words))),
             )
 
     @ray.method(concurrency_group="work")
@@ -182,11 +189,24 @@ class TeacherActor:
         return self._worker.label_part(order, groups, partial(self._contents, ref))
 
     def _contents(self, ref: Any) -> ShardContents:
-        try:
-            found: ShardContents = ray.get(ref, timeout=self._settings.patience.loading_seconds)
-        except RayTaskError as error:
-            raise _as_raised(error) from error
+        with self._waiting():
+            try:
+                found: ShardContents = ray.get(ref, timeout=self._settings.patience.loading_seconds)
+            except RayTaskError as error:
+                raise _as_raised(error) from error
         return found
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """Note that this thread waits for a CPU to do something for it."""
+        me = threading.get_ident()
+        with self._counting:
+            self._hungry[me] = time.monotonic()
+        try:
+            yield
+        finally:
+            with self._counting:
+                del self._hungry[me]
 
     def _augment_one(self, task: GroupTask) -> AugmentedGroup:
         return next(self._augmented(iter([task]), 0))
@@ -194,7 +214,8 @@ class TeacherActor:
     def _augmented(self, tasks: Iterator[GroupTask], lean: int) -> Iterator[AugmentedGroup]:
         share = replace(self._share, window=max(1, self._share.window >> lean))
         patience = self._settings.patience
-        return self._counted(_Augmentation(tasks, share, patience, self._crashing, self._times))
+        flow = _Augmentation(tasks, share, patience, self._crashing, self._times, self._words)
+        return self._counted(flow)
 
     @property
     def _worker(self) -> TeacherWorker:
@@ -203,16 +224,13 @@ class TeacherActor:
 
     def _counted(self, flow: _Augmentation) -> Iterator[AugmentedGroup]:
         """Pass groups through, and note when one is waited for and when it is labelled."""
-        me, groups = threading.get_ident(), flow.groups()
+        groups = flow.groups()
         with self._counting:
             self._flows.append(flow)
         try:
             while True:
-                with self._counting:
-                    self._hungry[me] = time.monotonic()
-                group = next(groups, None)
-                with self._counting:
-                    del self._hungry[me]
+                with self._waiting():
+                    group = next(groups, None)
                 if group is None:
                     return
                 yield group
@@ -222,7 +240,6 @@ class TeacherActor:
         finally:
             groups.close()
             with self._counting:
-                self._hungry.pop(me, None)
                 self._flows.remove(flow)
                 self._again += flow.again
 
@@ -237,6 +254,7 @@ class _Augmentation:
         patience: Patience,
         crashing: Crashing,
         times: deque[float],
+        words: deque[str],
     ) -> None:
         self._tasks = tasks
         self._share = share
@@ -250,8 +268,12 @@ class _Augmentation:
         self._probed: Counter[tuple[int, int]] = Counter()  # by group and first view
         self._patience = patience
         self._under_way: dict[Any, GroupTask] = {}  # by the call's reference
-        self._started: dict[Any, float] = {}
+        self._submitted: dict[Any, float] = {}
+        self._overtaken: Counter[Any] = Counter()  # by how many that were submitted later
+        self._last = -math.inf  # when one was taken
+        self._hung: dict[tuple[int, int], float] = {}  # since when; by group and first view
         self._times = times
+        self.words = words  # for the user
         self._limit_factor = 1.0
         self.again = 0  # groups that were submitted once more
         self.labels = 0  # that the teacher has given
@@ -276,7 +298,7 @@ class _Augmentation:
                 if group is not None:
                     yield group
         finally:
-            self._cancel()
+            self._cancel(self._under_way)
 
     def _submit(self, task: GroupTask) -> None:
         known = self._crashing.get(task.shard.key_hash, frozenset())
@@ -287,7 +309,7 @@ class _Augmentation:
         if here:
             self._here.add(ref)
         self._under_way[ref] = task
-        self._started[ref] = time.monotonic()
+        self._submitted[ref] = time.monotonic()
 
     def _submit_again(self, task: GroupTask) -> None:
         self.again += 1
@@ -297,13 +319,16 @@ class _Augmentation:
         """Return a group that is ready; None if there is none yet, or it must be done again."""
         ready, _ = ray.wait(list(self._under_way), num_returns=1, timeout=1.0)
         now = time.monotonic()
-        if not ready:
-            if now - max(self._started.values()) > self._limit():
-                self._restart()
+        self._end_hung(now)
+        if not ready or ready[0] not in self._under_way:
             return None
         ref = ready[0]
-        self._here.discard(ref)
-        task, started = self._under_way.pop(ref), self._started.pop(ref)
+        for other in self._under_way:
+            if other is ref:
+                break
+            self._overtaken[other] += 1
+        task, submitted = self._under_way[ref], self._submitted[ref]
+        self._forget(ref)
         try:
             group: AugmentedGroup = ray.get(ref, timeout=self._patience.loading_seconds)
         except TaskCancelledError:
@@ -315,9 +340,12 @@ class _Augmentation:
             return None
         except RayTaskError as error:
             raise _as_raised(error) from error
-        self._times.append(now - started)
-        # All that wait now have waited for this one too.
-        self._started = dict.fromkeys(self._started, now)
+        # Those that wait for a CPU wait for one another.
+        self._times.append(now - max(submitted, self._last))
+        self._last = now
+        since = self._hung.pop((task.group, task.first_view), None)
+        if since is not None:
+            self.words.append(f"what hung was augmented elsewhere, {now - since:.1f} s after that")
         return group
 
     def _find_crashing(self, task: GroupTask, error: Exception) -> None:
@@ -354,20 +382,45 @@ class _Augmentation:
         usual = statistics.median(times)
         return max(patience.hang_seconds, patience.hang_factor * usual) * self._limit_factor
 
-    def _restart(self) -> None:
-        """End the processes that augment, and have their groups done again."""
-        tasks = list(self._under_way.values())
-        self._cancel()
+    def _end_hung(self, now: float) -> None:
+        """End processes that augment and are presumed hung, and have their groups done again.
+
+        All of them, if none has given anything for too long; or one by one, if as many groups as
+        are under way at a time were asked for later and are there.
+        """
+        limit, newest = self._limit(), max(self._submitted.values())
+        since = dict.fromkeys(self._under_way, max(newest, self._last))
+        if now - max(newest, self._last) <= limit:
+            since = {
+                ref: submitted
+                for ref, submitted in self._submitted.items()
+                if now - submitted > limit and self._overtaken[ref] >= self._share.window
+            }
+        if not since:
+            return
+        self.words.append(
+            f"an augmentation gave nothing in {now - min(since.values()):.1f} s, of the "
+            f"{limit:.1f} s that it has; it is presumed hung, and done again"
+        )
         self._limit_factor *= 2  # where they only wait for a CPU, ending them helps nobody
+        tasks = [self._under_way[ref] for ref in since]
+        self._hung |= {
+            (task.group, task.first_view): one
+            for task, one in zip(tasks, since.values(), strict=True)
+        }
+        self._cancel(since)
         for task in tasks:
             self._submit_again(task)
 
-    def _cancel(self) -> None:
-        for ref in self._under_way:
+    def _forget(self, ref: Any) -> None:
+        del self._under_way[ref], self._submitted[ref]
+        self._overtaken.pop(ref, None)
+        self._here.discard(ref)
+
+    def _cancel(self, refs: Iterable[Any]) -> None:
+        for ref in list(refs):
             ray.cancel(ref, force=True)
-        self._under_way.clear()
-        self._started.clear()
-        self._here.clear()
+            self._forget(ref)
 
 
 def _as_raised(error: RayTaskError) -> BaseException:

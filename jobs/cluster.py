@@ -278,6 +278,7 @@ class Cluster:
             labels=sum(told[one].labels for one in labelling if one in told),
             again=sum(one.again for one in told.values()),
             lost=sum(state is State.LOST for state in states.values()),
+            parts_again=self._supervisor.taken_back,
         )
 
     def export(self, values: dict[str, float]) -> None:
@@ -393,7 +394,11 @@ class Cluster:
         elif kind == "progress":
             assert isinstance(answer, Progress)
             self._told[number] = answer
-            supervisor.progressed(number, answer.groups, starved=answer.starved, now=now)
+            for text in answer.said:
+                _log.warning(text)
+            supervisor.progressed(
+                number, answer.groups, starved=answer.starved, closing=answer.closing, now=now
+            )
         return kind == "work" and supervisor.finished(number, work, now)
 
     def _lose(self, number: int, error: Exception) -> None:

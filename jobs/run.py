@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -86,6 +87,8 @@ def _run(config: LabelConfig, drain: Drain) -> int:
     check_path(config.metrics_file)
     paths = find_shards(config.shards, config.cache)
     check_begun(config, len(paths))
+    if config.serial or os.environ.get("RAY_ADDRESS", "") in ("", "local"):
+        config.check_fetched()  # else other machines fetch the teacher, which may have a network
     if config.serial:
         from jobs.serial import SerialTeacher as Teachers
     else:

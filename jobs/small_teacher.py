@@ -21,10 +21,21 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pipeline.classes import names_beside
-from pipeline.cli.console import first_of, flags_of, running, say, some_of, tell_next, words_given
+from pipeline.cli.console import (
+    counted,
+    first_of,
+    flags_of,
+    note,
+    running,
+    say,
+    some_of,
+    tell_next,
+    words_given,
+)
 from pipeline.errors import DecodeError, ShardError
 from pipeline.files.local import expand_shards
 from pipeline.identity import AugmentConfig
+from pipeline.labelling.agreement import least_share
 from pipeline.records import Pixels
 from pipeline.shards.index import open_shard
 from pipeline.views.apply import decode
@@ -183,8 +194,16 @@ def train_teacher(options: TeacherTraining) -> float:
         policy="none",
         erase_probability=0.0,
     )
-    model = train(options, read_images(options.shards), views)
+    images = read_images(options.shards)
+    model = train(options, images, views)
     share = accuracy(model, read_images(options.val_shards), options.image_size)
+    if share < least_share(images.classes):
+        steps = options.epochs * -(-len(images.target) // options.batch_size)
+        note(
+            f"warning: {share:.1%} of the validation images right is little, where chance is "
+            f"{1 / images.classes:.1%}, and a label job may refuse this teacher. It learned in "
+            f"{counted(steps, 'step')}: give more `epochs`, a smaller `batch_size`, or more images"
+        )
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     said: dict[str, object] = {
         "image_size": options.image_size,

@@ -45,7 +45,7 @@ class Question:
 
 
 PARTS_IN_FLIGHT = 2  # of a teacher: one's first groups are augmented beside the other
-_TIMES = 64  # of the latest parts, from which the usual time of one is taken
+_TIMES = 64  # of the latest groups or parts, from which the usual time of one is taken
 _LONGEST_PAUSE = 60.0  # between teachers that die while they load
 
 
@@ -54,8 +54,8 @@ class Patience:
     """How long each thing may take. Times are in seconds."""
 
     hang_seconds: float = 60.0  # without progress, at least
-    hang_factor: float = 20.0  # times a part's usual time
-    loading_seconds: float = 1800.0  # also for the first part, whose time nobody knows
+    hang_factor: float = 20.0  # times the usual time of a group, or of a part around its groups
+    loading_seconds: float = 1800.0  # also for the first group, whose time nobody knows
     wait_seconds: float = 600.0  # for the cluster to have room
     say_seconds: float = 10.0  # between two words about it
     in_flight: int = PARTS_IN_FLIGHT
@@ -139,14 +139,30 @@ Decision: TypeAlias = Ask | HandOut | End | Say | GiveUp
 
 
 @dataclass(slots=True)
+class _Pace:
+    """What usual times are taken from."""
+
+    parts: deque[float] = field(default_factory=lambda: deque(maxlen=_TIMES))
+    groups: deque[float] = field(default_factory=lambda: deque(maxlen=_TIMES))
+
+    def usual(self, *, closing: bool) -> float | None:
+        """Return the usual time to the next progress: a group, or before and after all of them."""
+        known = [self.parts] if closing else [self.parts, self.groups]
+        return min((statistics.median(times) for times in known if times), default=None)
+
+
+@dataclass(slots=True)
 class _Teacher:
     state: State
     since: float  # in this state, or since it last showed progress
     work: dict[Work, float] = field(default_factory=dict)  # with the time it was handed out
-    times: deque[float] = field(default_factory=lambda: deque(maxlen=_TIMES))
+    pace: _Pace = field(default_factory=_Pace)
     last_part: float = 0.0
     groups: int = 0
+    grew: float | None = None  # when it last told of more groups
+    replaces: float | None = None  # when one that was lost had last shown progress
     starved: bool = False  # waits for augmentation
+    closing: bool = False  # has labelled all groups of what it has
     heard: float = 0.0  # when it last told how far it is
 
     @property
@@ -175,9 +191,12 @@ class Supervisor:
         self._failed_loads = 0
         self._pause_until = 0.0
         self._last_death = (Death.PROCESS, "")
-        self._times: deque[float] = deque(maxlen=_TIMES)
+        self._pace = _Pace()  # of all teachers
         self._resources: Mapping[str, Resource] = {}
         self._said: dict[str, float] = {}
+        self._gaps: deque[float] = deque()  # of teachers lost at work: their last progress
+        self._news: deque[Say] = deque()
+        self._taken_back = 0
         self._verdict: GiveUp | None = None
         self._draining = False
 
@@ -197,6 +216,11 @@ class Supervisor:
     def under_way(self) -> int:
         """Works that teachers have."""
         return self._under_way
+
+    @property
+    def taken_back(self) -> int:
+        """Parts that teachers had when they were lost: what was done of them is done again."""
+        return self._taken_back
 
     @property
     def is_over(self) -> bool:
@@ -227,12 +251,22 @@ class Supervisor:
             one.state, one.since = State.IDLE, now
             self._failed_loads = 0
 
-    def progressed(self, teacher: int, groups: int, *, starved: bool, now: float) -> None:
-        """Note how many groups a teacher has labelled in all, and if it waits for more."""
+    def progressed(
+        self, teacher: int, groups: int, *, starved: bool, now: float, closing: bool = False
+    ) -> None:
+        """Note how many groups a teacher has labelled in all, and if it waits for more.
+
+        Or if it is ``closing``: no group is left of what it has, which it reads for or writes.
+        """
         one = self._teachers[teacher]
         if groups > one.groups:
-            one.since, one.groups = now, groups
-        one.starved, one.heard = starved, now
+            # Not since a part was done: what is told a moment after that was labelled before.
+            before = one.since if one.grew is None else one.grew
+            for pace in (one.pace, self._pace):
+                pace.groups.append((now - before) / (groups - one.groups))
+            one.since, one.grew, one.groups = now, now, groups
+            self._note_replaced(one, now)
+        one.starved, one.closing, one.heard = starved, closing, now
 
     def finished(self, teacher: int, work: Work, now: float) -> bool:
         """Note that a teacher has done a work; return False if it is no longer this one's."""
@@ -242,12 +276,23 @@ class Supervisor:
         seconds = now - max(one.work.pop(work), one.last_part)
         self._under_way -= 1
         if not isinstance(work, Question):
-            one.times.append(seconds)
-            self._times.append(seconds)
+            one.pace.parts.append(seconds)
+            self._pace.parts.append(seconds)
         one.since = one.last_part = now
+        self._note_replaced(one, now)
         if not one.work:
             one.state = State.IDLE
         return True
+
+    def _note_replaced(self, one: _Teacher, now: float) -> None:
+        if one.replaces is not None:
+            self._news.append(
+                Say(
+                    f"a teacher labels in the place of a lost one, {now - one.replaces:.1f} s "
+                    "after the last progress of that"
+                )
+            )
+            one.replaces = None
 
     def died(self, teacher: int, how: Death, why: str, now: float) -> int:
         """Note that a teacher is gone, and take its works back; return how many."""
@@ -255,11 +300,16 @@ class Supervisor:
         if one.state is State.LOST:
             return 0
         works = list(one.work)
+        at_work = one.since if one.state is State.LABELLING else None
+        gap = at_work if one.replaces is None else one.replaces
+        if gap is not None:
+            self._gaps.append(gap)
         if not one.is_up:
             self._failed_loads += 1
             if self._failed_loads > 1:  # one may be chance; a row of them must not spin
                 self._pause_until = now + min(_LONGEST_PAUSE, 2.0 ** (self._failed_loads - 2))
         self._deaths.update(works)
+        self._taken_back += sum(not isinstance(work, Question) for work in works)
         self._queue.extendleft(reversed(works))
         self._under_way -= len(works)
         one.work.clear()
@@ -296,7 +346,8 @@ class Supervisor:
 
     def decide(self, now: float) -> list[Decision]:
         """Return what to do now. Ends once with ``GiveUp`` if the job cannot go on."""
-        decisions: list[Decision] = list(self._presumed_hung(now))
+        decisions: list[Decision] = [*self._news, *self._presumed_hung(now)]
+        self._news.clear()
         if self._verdict is None:
             decisions += self._waited_for(now)
         if self._verdict is not None:
@@ -324,17 +375,19 @@ class Supervisor:
             if limit is not None and quiet > limit:
                 doing = "loading" if one.state is State.LOADING else "labelling"
                 yield Say(
-                    f"a teacher made no progress in {quiet:.0f} s of {doing}; it is "
-                    "presumed hung, and another one takes its place"
+                    f"a teacher made no progress in {quiet:.1f} s of {doing}, of the "
+                    f"{limit:.1f} s that it has; it is presumed hung, and another one takes its "
+                    "place"
                 )
                 self.died(number, Death.HUNG, f"for {limit:.0f} s", now)
                 yield End(number)
 
     def _part_limit(self, one: _Teacher) -> float:
-        times = one.times or self._times
-        if not times or any(isinstance(work, Question) for work in one.work):
+        usual = one.pace.usual(closing=one.closing)
+        if usual is None:
+            usual = self._pace.usual(closing=one.closing)
+        if usual is None or any(isinstance(work, Question) for work in one.work):
             return self._patience.loading_seconds
-        usual = statistics.median(times)
         return max(self._patience.hang_seconds, self._patience.hang_factor * usual)
 
     def _waited_for(self, now: float) -> Iterable[Decision]:
@@ -391,7 +444,8 @@ class Supervisor:
             return
         for _ in range(there, self._needed()):
             number = len(self._teachers)
-            self._teachers[number] = _Teacher(State.ASKED, now)
+            lost = self._gaps.popleft() if self._gaps else None
+            self._teachers[number] = _Teacher(State.ASKED, now, replaces=lost)
             yield Ask(number)
 
     def _handed_out(self, now: float) -> Iterable[Decision]:

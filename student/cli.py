@@ -274,10 +274,11 @@ def _shares(found: Accuracy) -> str:
 
 
 def _print_analysis(analysis: Analysis) -> None:
-    say(f"{'disagreement':20} " + " ".join(f"{name[:12]:>12}" for name in analysis.names))
-    for name, shares in zip(analysis.names, analysis.disagreement, strict=True):
-        label = name.replace("_", " ")
-        say(f"{label:20} " + " ".join(f"{share:12.4f}" for share in shares))
+    names = [name.replace("_", " ") for name in analysis.names]
+    say(f"{'disagreement':20} " + " ".join(f"{name:>8}" for name in names))
+    for label, shares in zip(names, analysis.disagreement, strict=True):
+        cells = zip(names, shares, strict=True)
+        say(f"{label:20} " + " ".join(f"{share:{max(8, len(name))}.4f}" for name, share in cells))
     if analysis.token_cosine is not None:
         layers = " ".join(f"{value:.3f}" for value in analysis.token_cosine)
         say(f"cosine of class and distillation token, input and layers: {layers}")
@@ -413,9 +414,9 @@ def _announce(config: TrainConfig, inputs: Inputs) -> None:
         f"{identity.teacher.classes} classes, {labels} ({identity.teacher.architecture})"
     )
     note(
-        f"{counted(config.plan.epochs, 'epoch')} of views {plan.first_view}.., "
-        f"{counted(plan.steps, 'step')} of "
-        f"{config.plan.batch_size} rows; {plan.dropped_rows} rows at the end fill no batch"
+        f"{counted(config.plan.epochs, 'epoch')} from view {plan.first_view} on, "
+        f"{counted(plan.steps, 'step')} of {config.plan.batch_size} rows"
+        + (f"; {counted(plan.dropped_rows, 'row')} left over" if plan.dropped_rows else "")
     )
     if inputs.unnamed:
         note(f"{' and '.join(inputs.unnamed)} have no names of classes: {_NOT_COMPARED}")

@@ -506,7 +506,8 @@ class ExportConfig:
     """timm: a .pth as its train.py writes; safetensors: the weights alone; hub-folder: a directory
     as on Hugging Face's hub, for timm and transformers; onnx: a graph, with the extra 'export'."""
     out: Path
-    """The file, or for hub-folder the directory, to write."""
+    """The file, or for hub-folder the directory, to write. timm knows safetensors by their names'
+    end, so they alone end in .safetensors."""
     heads: Literal["both", "fused", "class"] = "both"
     """Of a student of two heads. both: as it is, and in a graph two outputs; fused: the mean of
     both, which timm's models give in evaluation by themselves; class: the class head alone."""
@@ -522,6 +523,10 @@ class ExportConfig:
     def __post_init__(self) -> None:
         settle(self)
         parse_model_args(self.model_args)
+        ending = ".safetensors"
+        fits = (self.to == "safetensors") == (self.out.suffix == ending) or self.to == "onnx"
+        end = "end" if self.to == "safetensors" else "not end"
+        require(self, "out", fits, f"let it {end} in {ending}, by which timm knows that format")
 
 
 def parse_model_args(arguments: tuple[str, ...]) -> Mapping[str, Any]:

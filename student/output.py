@@ -22,7 +22,6 @@ from student.checkpoint import (
     PREVIOUS,
     TORN,
     claim_output,
-    epoch_name,
     keep_epoch,
     older_epochs,
     set_aside,
@@ -88,7 +87,9 @@ class _RemoteOutput(RunOutput):
     """Object storage that is made like a directory of this process, file by file.
 
     An object is replaced in one step. last.pt comes after all others, so the log beside it reaches
-    as far as it does.
+    as far as it does. What a former owner sends late replaces nothing of a later one's: a write
+    names the object that it replaces, and nothing that both may write is deleted. A copy that is
+    late makes previous.pt or torn.pt of what is last.pt then.
     """
 
     def __init__(self, url: str) -> None:
@@ -146,13 +147,12 @@ class _RemoteOutput(RunOutput):
         super().set_aside()
         if self._last_there:
             self._folder.copy(LAST, TORN)
-            self._folder.remove(LAST)
-            self._last_there = False
+            self._last_there = False  # so it never takes the place of the one before
 
     def keep_epoch(self, epoch: int, kept: int) -> None:
+        super().keep_epoch(epoch, kept)
         if kept:
-            self._require_owned()
-            self._folder.copy(LAST, epoch_name(epoch))
+            self.publish()
             for name in older_epochs(self._folder.list("epoch-"), kept):
                 self._folder.remove(name)
 
@@ -168,11 +168,11 @@ class _RemoteOutput(RunOutput):
             if name not in (PREVIOUS, TORN) and self._sent.get(name) != _state(path)
         ]
         for name in sorted(changed, key=lambda name: (name == LAST, name)):
-            self._require_owned()
             state = _state(files[name])
             if name == LAST and self._last_there:
+                self._require_owned()
                 self._folder.copy(LAST, PREVIOUS)
-            self._folder.send(name, files[name])
+            self._folder.send(name, files[name], self._require_owned)
             self._sent[name] = state
             self._last_there = self._last_there or name == LAST
 

@@ -85,6 +85,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             image = Image.fromarray((digits.images[index] * 15).astype("uint8")).convert("RGB")
             image.resize((40, 40)).save(folder / f"{index}.png")
     (root / "imagenet").symlink_to("images")
+    (root / "photos").symlink_to("images/train")
     (root / "weights").mkdir()
     # The guide's own, and the small one that the first page has its reader train.
     for name, path in (("resnet18", "weights/teacher"), ("test_resnet", "teacher")):

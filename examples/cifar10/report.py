@@ -156,17 +156,23 @@ def checks(evidence: Evidence) -> Iterator[Check]:
 
 
 def evidence_text(
-    evidence: Evidence, plots: Sequence[tuple[str, str]] = (), notes: str = ""
+    evidence: Evidence,
+    plots: Sequence[tuple[str, str]] = (),
+    notes: str = "",
+    also: Sequence[Evidence] = (),
 ) -> str:
     """Return the report as Markdown; ``plots`` are (title, path) of images.
 
-    ``notes``, Markdown too, are what a person has to say about the numbers.
+    ``notes``, Markdown too, are what a person has to say about the numbers; ``also`` are
+    comparisons with other settings, of which the differences and accuracies are shown.
     """
     sections = [
         _OPENING,
         _found(evidence),
         _arms(evidence),
+        "".join(f"- {name}: {ARMS[name].about}.\n" for name in evidence.results),
         "".join(f"![{title}]({path})\n\n" for title, path in plots).rstrip("\n") + "\n",
+        *(_differing(one, evidence) for one in also),
         _seconds(evidence),
         _weights(evidence),
         _teacher(evidence),
@@ -187,6 +193,17 @@ by hand. Accuracies are top-1 on the validation images, means over seeds with th
 deviation. The arm without a teacher is scored by its class head, the others by the mean of both
 heads' logits.
 """
+
+
+def _differing(evidence: Evidence, first: Evidence) -> str:
+    """Return what was found with other settings than those of a first comparison."""
+    changed = [
+        f"{name} {json.dumps(value)}"
+        for name, value in evidence.settings.items()
+        if first.settings.get(name) != value
+    ]
+    tables = f"{_found(evidence)}\n{_arms(evidence)}".replace("## ", "### ").strip()
+    return f"## The same with {', '.join(changed) or 'other runs'}\n\n{tables}\n"
 
 
 def _found(evidence: Evidence) -> str:
@@ -213,8 +230,7 @@ def _arms(evidence: Evidence) -> str:
         gain = differences(evidence, name, "none") if name != "none" else []
         rows.append((name, len(results), *heads, _points(gain) if gain else _NOTHING))
     header = ("arm", "seeds", "class head", "distillation head", "mean of logits", "above none")
-    about = "".join(f"- {name}: {ARMS[name].about}.\n" for name in evidence.results)
-    return "## Accuracy, per cent\n\n" + markdown_table(header, rows) + "\n" + about
+    return "## Accuracy, per cent\n\n" + markdown_table(header, rows)
 
 
 def _seconds(evidence: Evidence) -> str:
@@ -324,11 +340,13 @@ def _points(values: Sequence[float]) -> str:
     return f"{mean(values):+.2f}" + (f" ({each})" if len(values) > 1 else "")
 
 
-def write_report(out: Path, report: Path, notes: Path | None = None) -> Path:
+def write_report(
+    out: Path, report: Path, notes: Path | None = None, also: Sequence[Path] = ()
+) -> Path:
     """Write the report of the results in ``out``, with its plots beside it if matplotlib is there.
 
-    ``notes`` is a Markdown file that ends it. Raises ``ConfigError`` if there are no results, or
-    no such file.
+    ``notes`` is a Markdown file that ends it; ``also`` are directories of results with other
+    settings. Raises ``ConfigError`` if there are no results, or no such file.
     """
     evidence = read_evidence(out)
     if notes is not None and not notes.is_file():
@@ -349,7 +367,8 @@ def write_report(out: Path, report: Path, notes: Path | None = None) -> Path:
     links = [(title, f"{folder.name}/{path.name}") for title, path in drawn]
     report.parent.mkdir(parents=True, exist_ok=True)
     text = "" if notes is None else notes.read_text(encoding="utf-8")
-    replace(report, evidence_text(evidence, links, text).encode())
+    others = [read_evidence(one) for one in also]
+    replace(report, evidence_text(evidence, links, text, others).encode())
     return report
 
 
@@ -372,13 +391,16 @@ class _ReportConfig:
     """File to write."""
     notes: Path | None = None
     """Markdown file that ends it: what you have to say about the numbers."""
+    also: tuple[Path, ...] = ()
+    """Directories of results with other settings, to be shown beside these."""
 
 
 def main() -> None:
     """Write the report."""
     config = tyro.cli(_ReportConfig, prog="examples/cifar10/report.py")
     try:
-        print(f"evidence: {write_report(config.out, config.report, config.notes)}")
+        report = write_report(config.out, config.report, config.notes, config.also)
+        print(f"evidence: {report}")
     except ConfigError as error:
         print(f"evidence: error: {error}", file=sys.stderr, flush=True)
         sys.exit(1)

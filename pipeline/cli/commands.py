@@ -48,7 +48,7 @@ __all__ = ["label_store", "pack_shards"]
 OpenStudent: TypeAlias = "Callable[[Path], Student]"
 
 _TEACHER = ("--teacher", "NAME", "--teacher-checkpoint", "WEIGHTS.safetensors")
-_FIRST = ("--images", "--out", "--classes", "--max-side")
+_FIRST = ("--images", "--out", "--classes", "--part", "--max-side")
 _EXAMPLE = ("--images", "images/train", "--out", "shards/train", "--max-side", "500")
 _STORES = (".parquet", ".zarr", ".parquet/", ".zarr/")
 _LISTED, _LISTED_FILES = 20, 5  # names printed before "and N more"; those of files are long

@@ -277,7 +277,13 @@ def tell_page(page: Path) -> None:
 
 def as_typed(program: str, *arguments: str) -> str:
     """Return a command as the user types it, who may call the program by another name."""
-    return " ".join([_command.names.get(program, program), shlex.join(arguments)]).rstrip()
+    words = shlex.join(_from_here(word) for word in arguments)
+    return f"{_command.names.get(program, program)} {words}".rstrip()
+
+
+def _from_here(word: str) -> str:
+    """Return a path below the current directory as it is called from there."""
+    return word.removeprefix(f"{Path.cwd()}/")
 
 
 def require_command(name: str, names: Collection[str]) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from glob import escape
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
@@ -23,7 +24,7 @@ from tqdm import tqdm
 from pipeline.errors import ConfigError, PipelineError, require_package
 from pipeline.files.folder import MAX_FILE_BYTES, Folder, check_path, check_size
 
-__all__ = ["HubFolder", "HubUrl", "hub_if_reached", "is_hub_url"]
+__all__ = ["HubFolder", "HubUrl", "has_model", "hub_if_reached", "is_hub_url", "why_unreached"]
 
 _URL = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@([\w.-]+))?/(.+)")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -35,23 +36,48 @@ _REACH_SECONDS = 5.0
 def hub_if_reached() -> Iterator[str]:
     """Have huggingface_hub ask its cache alone in this context if the hub cannot be reached.
 
-    Else it tries each file again and again, for more than a minute. Gives why not, in words, or
-    nothing where it can be reached, or nobody knows: behind a proxy, or without the package.
+    Else it tries each file again and again, for more than a minute. Gives what ``why_unreached``
+    says.
     """
+    why = why_unreached()
     try:
         from huggingface_hub import constants
     except ImportError:
-        yield ""
+        yield why
         return
-    if constants.HF_HUB_OFFLINE:
-        yield "HF_HUB_OFFLINE is set, and the cache has no such file"
-        return
-    why = "" if getproxies().get("https") else _unreached(constants.ENDPOINT)
+    before = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = bool(why)
     try:
         yield why
     finally:
-        constants.HF_HUB_OFFLINE = False
+        constants.HF_HUB_OFFLINE = before
+
+
+def why_unreached() -> str:
+    """Return in words why what the hub's cache lacks cannot be had, in a few seconds.
+
+    Nothing where the hub can be reached, or nobody knows: behind a proxy, or without the package.
+    """
+    try:
+        from huggingface_hub import constants
+    except ImportError:
+        return ""
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set, and the cache has no such file"
+    return "" if getproxies().get("https") else _unreached(constants.ENDPOINT)
+
+
+def has_model(repository: str) -> bool:
+    """Return whether the hub's cache has files of a model, or of one whose name goes on.
+
+    Which files a model needs its library knows.
+    """
+    try:
+        from huggingface_hub import constants
+    except ImportError:
+        return False
+    folder = escape(f"models--{repository.partition('@')[0].replace('/', '--')}")
+    return any(Path(constants.HF_HUB_CACHE).glob(f"{folder}*/snapshots/*/*"))
 
 
 def _unreached(endpoint: str) -> str:

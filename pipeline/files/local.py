@@ -5,10 +5,13 @@ from __future__ import annotations
 import errno
 import glob
 import hashlib
+import math
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
@@ -37,6 +40,8 @@ __all__ = [
 ]
 
 _LISTED = 20  # names in an error
+_MOST_NAMES = 1_000_000  # of shards: a hundred times the largest data sets'
+_RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?\}")
 
 Location: TypeAlias = str | Path | Folder
 """Where a store is: a path, or a folder that is open already."""
@@ -66,9 +71,14 @@ def expand_shards(
                 "hf download, and give their path"
             )
         try:
-            names = list(braceexpand(pattern))
+            names = _in_braces(pattern)
         except ValueError as error:
             raise ShardError(f"`{name}` {pattern!r}: braces do not match") from error
+        if names is None:
+            raise ShardError(
+                f"`{name}` {pattern!r} names more than {_MOST_NAMES:,} files; check the numbers in "
+                "its braces"
+            )
         missing = []
         for wanted, found in zip(names, _files_of(names, cache or CacheConfig()), strict=True):
             if not found and not is_url(wanted) and Path(wanted).is_dir():
@@ -93,6 +103,19 @@ def expand_shards(
             raise ShardError(f"{path} is named twice by `{name}`; name each shard once")
         seen.add(identity)
     return tuple(paths)
+
+
+def _in_braces(pattern: str) -> list[str] | None:
+    """Return the names that a pattern stands for, None if they are too many."""
+    # Counted first: ranges are held whole before the first name comes.
+    sizes = (
+        1 + abs(int(last) - int(first)) // max(1, abs(int(step or 1)))
+        for first, last, step in _RANGE.findall(pattern)
+    )
+    if math.prod(sizes) > _MOST_NAMES:
+        return None
+    names = list(islice(braceexpand(pattern), _MOST_NAMES + 1))
+    return None if len(names) > _MOST_NAMES else names
 
 
 def _listed_in(pattern: str, name: str) -> list[str]:

@@ -22,12 +22,13 @@ from datetime import timedelta
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
 from pipeline.errors import ConfigError, PipelineError, require_package
 from pipeline.files.folder import MAX_FILE_BYTES, Folder, check_path, check_size
 
 if TYPE_CHECKING:
+    from obstore import PutMode
     from obstore.store import ClientConfig, RetryConfig
 
 __all__ = [
@@ -64,6 +65,9 @@ _STATUS = re.compile(r"status code: (\d{3})")
 
 _ATTEMPTS = 7  # of a request, as AWS_MAX_ATTEMPTS says
 _RETRY_SECONDS = 60.0
+_READ_SECONDS = 30  # without an answer
+_SLOWEST = 4 << 20  # bytes that a write in one request is given a second for
+_MOST = 5 << 30  # bytes of such a write: S3 takes no more
 _ANSWERS = 3  # of which all but the last may break off
 _CONFLICTS = 5  # S3 answers 409 while another writer of the same object is at work
 
@@ -130,6 +134,7 @@ class StoredObject:
     url: ObjectUrl
     size: int  # in bytes
     etag: str  # changes with the contents
+    version: str | None  # a number that Google has beside it
 
     @staticmethod
     def look(url: ObjectUrl) -> StoredObject | None:
@@ -259,7 +264,9 @@ def _pages(url: ObjectUrl, after: str = "") -> Iterator[list[StoredObject]]:
 
 def _stored(url: ObjectUrl, meta: Mapping[str, Any]) -> StoredObject:
     etag = meta.get("e_tag") or meta["last_modified"].isoformat()
-    return StoredObject(url=url, size=int(meta["size"]), etag=str(etag))
+    return StoredObject(
+        url=url, size=int(meta["size"]), etag=str(etag), version=meta.get("version")
+    )
 
 
 def find_objects(urls: Sequence[ObjectUrl]) -> list[list[StoredObject]]:
@@ -396,10 +403,30 @@ class ObjectFolder(Folder):
             yield file
             _send(url, file)
 
-    def send(self, path: str, file: Path) -> None:
-        """Write a file of this machine over the object that may be there, in one step."""
-        with file.open("rb") as opened:
-            _send(self._url.child(path), opened)
+    def send(self, path: str, file: Path, require_owned: Callable[[], None]) -> None:
+        """Write a file of this machine over the object that may be there, in one step.
+
+        ``require_owned`` raises if others may write there by now. It is asked after the look at
+        what is to be replaced, and nothing else is: a write that was begun by a former owner, and
+        comes late, does not land on what a later one wrote.
+        """
+        url, size = self._url.child(path), file.stat().st_size
+        if size > _MOST:
+            raise PipelineError(
+                f"{url} would have {size:,} bytes, and storage takes {_MOST:,} at most in one "
+                "request; write to a file system"
+            )
+        for attempt in range(_CONFLICTS):
+            found = StoredObject.look(url)
+            require_owned()
+            if _replaced(url, found, file, size):
+                return
+            _log.info("%s: no answer, or another object was there; trying again", url)
+            time.sleep(0.1 * 2**attempt)
+        raise PipelineError(
+            f"{url}: {_CONFLICTS} writes failed, without an answer or since others write there "
+            "too; check the network and run again"
+        )
 
     def fetch(self, path: str, file: Path) -> None:
         """Write an object to a file of this machine; raises ``FileNotFoundError`` for none."""
@@ -425,6 +452,32 @@ class ObjectFolder(Folder):
             import obstore
 
             obstore.put(_client(url), url.key, data, use_multipart=False)
+
+
+def _replaced(url: ObjectUrl, found: StoredObject | None, file: Path, size: int) -> bool:
+    """Write a file over an object as it was found; return whether it is there now."""
+    mode: PutMode = "create"
+    if found is not None:
+        version = {"version": found.version} if found.version is not None else {}
+        mode = cast("PutMode", {"e_tag": found.etag, **version})
+    with _errors_named(url):
+        import obstore
+        from obstore.exceptions import AlreadyExistsError, GenericError, PreconditionError
+
+        try:
+            obstore.put(_client(url, _READ_SECONDS + size // _SLOWEST), url.key, file, mode=mode)
+            return True
+        except (AlreadyExistsError, PreconditionError):
+            pass
+        except GenericError as error:  # which obstore repeats only of writes without a condition
+            if _STATUS.search(str(error)):
+                raise
+    # The answer to the write may have been lost.
+    there = StoredObject.look(url)
+    if there is None or there.size != size:
+        return False
+    with file.open("rb") as opened:
+        return all(chunk == opened.read(len(chunk)) for chunk in there.stream())
 
 
 def _send(url: ObjectUrl, file: BinaryIO) -> None:
@@ -536,7 +589,7 @@ def _code_of(error: BaseException) -> str:
     return match[1] if match else ""
 
 
-def _client(url: ObjectUrl) -> Any:
+def _client(url: ObjectUrl, read_seconds: int = _READ_SECONDS) -> Any:
     """Return this process's client of a bucket; connects to nothing."""
     global _started_in
     if _started_in is not None and _started_in != os.getpid():
@@ -545,7 +598,7 @@ def _client(url: ObjectUrl) -> Any:
     settings = tuple(
         sorted((name, value) for name, value in os.environ.items() if name.startswith(_PREFIXES))
     )
-    client = _make_client(url.scheme, url.bucket, settings)
+    client = _make_client(url.scheme, url.bucket, settings, read_seconds)
     _started_in = os.getpid()
     return client
 
@@ -565,14 +618,16 @@ _PREFIXES = ("AWS_", "GOOGLE_", "AZURE_")
 
 
 @lru_cache(maxsize=16)
-def _make_client(scheme: str, bucket: str, settings: tuple[tuple[str, str], ...]) -> Any:
+def _make_client(
+    scheme: str, bucket: str, settings: tuple[tuple[str, str], ...], read_seconds: int
+) -> Any:
     environment = dict(settings)
     if scheme == "s3":
-        return _s3_client(bucket, environment)
+        return _s3_client(bucket, environment, read_seconds)
     from obstore.exceptions import BaseError
     from obstore.store import AzureStore, GCSStore
 
-    options, retry = _options(allow_http=False), _retry(environment)
+    options, retry = _options(read_seconds, allow_http=False), _retry(environment)
     try:
         if scheme == "gs":
             return GCSStore(bucket, client_options=options, retry_config=retry)
@@ -588,7 +643,7 @@ def _make_client(scheme: str, bucket: str, settings: tuple[tuple[str, str], ...]
         ) from None
 
 
-def _s3_client(bucket: str, environment: Mapping[str, str]) -> Any:
+def _s3_client(bucket: str, environment: Mapping[str, str], read_seconds: int) -> Any:
     from obstore.exceptions import BaseError
     from obstore.store import S3Store
 
@@ -621,7 +676,9 @@ def _s3_client(bucket: str, environment: Mapping[str, str]) -> Any:
             region=region or "us-east-1",
             conditional_put="etag",
             credential_provider=provider,
-            client_options=_options(allow_http=(endpoint or "").startswith("http://")),
+            client_options=_options(
+                read_seconds, allow_http=(endpoint or "").startswith("http://")
+            ),
             retry_config=_retry(environment),
         )
     except (BaseError, ValueError):
@@ -655,11 +712,11 @@ def _profile(environment: Mapping[str, str]) -> tuple[Any, str | None]:
         ) from None
 
 
-def _options(*, allow_http: bool) -> ClientConfig:
+def _options(read_seconds: int, *, allow_http: bool) -> ClientConfig:
     return {
         "allow_http": allow_http,
         "connect_timeout": timedelta(seconds=10),
-        "read_timeout": timedelta(seconds=30),
+        "read_timeout": timedelta(seconds=read_seconds),
         "timeout": timedelta(hours=2),  # of a whole shard
     }
 

@@ -17,6 +17,7 @@ __all__ = [
     "in_percent",
     "is_better",
     "is_poor",
+    "least_share",
     "require_agreement",
     "wilson",
 ]
@@ -105,6 +106,15 @@ def is_poor(correct: int, images: int, claimed: float | None) -> bool:
     return high < POOR or (claimed is not None and high < claimed - GAIN)
 
 
+def least_share(classes: int) -> float:
+    """Return the share of images with which a teacher agrees at least that is worth asking.
+
+    >>> least_share(3)
+    0.5
+    """
+    return 1 / classes + LEAST * (1 - 1 / classes)
+
+
 def require_agreement(config: LabelConfig, report: Preflight, classes: int) -> None:
     """Refuse a teacher whose labels are hardly those of the shards' classes.
 
@@ -117,7 +127,7 @@ def require_agreement(config: LabelConfig, report: Preflight, classes: int) -> N
     (low, high), chance, cause = report.interval, 1 / classes, report.cause
     # Of 32 images or more a fitting teacher beats chance by far; fewer may not show it.
     by_chance = low <= chance and report.images >= JUDGED_FROM
-    unfit = by_chance or high < chance + LEAST * (1 - chance)
+    unfit = by_chance or high < least_share(classes)
     if not unfit and (cause is None or cause.otherwise < MUCH * cause.correct):
         return
     likely = (

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pipeline.errors import ConfigError, TeacherError
 from pipeline.files.cache import CacheConfig
+from pipeline.files.hub import has_model, why_unreached
 from pipeline.files.kinds import at_home, why_no_data
 from pipeline.files.objects import is_url
 from pipeline.growth import settle
@@ -143,8 +144,8 @@ class RunSettings:
     drain_seconds: float = 20.0
     """After SIGTERM, time to finish parts under way before they are abandoned."""
     hang_seconds: float = 60.0
-    """A teacher that shows no progress for so long, and for 20 times a part's usual time, is
-    presumed hung and replaced; for loading and for the first part it has 30 times as long."""
+    """A teacher that labels no group of views for so long, and for 20 times its usual time, is
+    presumed hung and replaced; for loading and for the first group it has 30 times as long."""
     wait_seconds: float = 600.0
     """How long to wait for the cluster to have a GPU or CPU free before giving up."""
     metrics_file: Path | None = None
@@ -216,6 +217,18 @@ class LabelConfig(RunSettings, TrialSettings, ViewSettings, TeacherSettings, Fir
             reason = why_no_data(self.teacher_checkpoint)
             if reason is not None:
                 raise TeacherError(f"`teacher_checkpoint` {self.teacher_checkpoint} {reason}")
+
+    def check_fetched(self) -> None:
+        """Raise ``TeacherError`` for weights to fetch that neither the hub nor its cache have here.
+
+        The cache is asked first, under the name that timm gives to almost all; timm itself, which
+        takes seconds to load, only where that is not there and the hub cannot be reached.
+        """
+        local = self.teacher_checkpoint is not None or self.teacher_random_weights is not None
+        if not (local or has_model(f"timm/{self.teacher}")) and (why := why_unreached()):
+            from pipeline.labelling.teacher import require_cached
+
+            require_cached(self.teacher, why)
 
     @property
     def view_range(self) -> range:

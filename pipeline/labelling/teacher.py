@@ -20,12 +20,13 @@ import timm
 import torch
 from numpy.typing import NDArray
 from timm.layers import ConvNormAct
+from timm.models import PretrainedCfg
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from pipeline.columns import ColumnConfig
 from pipeline.errors import TeacherError
-from pipeline.files.hub import hub_if_reached
+from pipeline.files.hub import has_model, hub_if_reached
 from pipeline.growth import settle
 from pipeline.identity import (
     TRIPLE_VIEWS,
@@ -52,7 +53,7 @@ from pipeline.labelling.weights import (
 from pipeline.records import AugmentedGroup, TeacherLabels
 from pipeline.views.mixing import float_digests
 
-__all__ = ["Teacher", "TeacherSpec", "load_stored_teacher", "load_teacher"]
+__all__ = ["Teacher", "TeacherSpec", "load_stored_teacher", "load_teacher", "require_cached"]
 
 DTYPES: Mapping[Precision, torch.dtype] = {
     "fp32": torch.float32,
@@ -293,26 +294,52 @@ def _read_checkpoint(spec: TeacherSpec) -> FoundWeights | None:
         raise TeacherError(f"{spec.checkpoint} {error}") from error
 
 
-def _create_model(spec: TeacherSpec, state: Mapping[str, Tensor] | None, size: int) -> nn.Module:
-    if not timm.is_model(spec.architecture):
-        close = get_close_matches(spec.architecture, timm.list_models(), n=5)
+def require_cached(architecture: str, why: str) -> None:
+    """Raise ``TeacherError`` unless the hub's cache has a teacher, for a hub that is not reached.
+
+    What timm fetches from elsewhere is left to timm. ``why`` is what ``why_unreached`` said.
+    """
+    repository = _config_of(architecture).hf_hub_id
+    if repository and not has_model(repository):
+        raise _no_teacher(architecture, why, _FETCH_CURE)
+
+
+def _no_teacher(architecture: str, why: str, cure: str) -> TeacherError:
+    return TeacherError(f"cannot create the teacher {architecture!r}: {why}; {cure}")
+
+
+_FETCH_CURE = (
+    "give a local file as `checkpoint`, the seed of untrained weights as `random_weights`, or "
+    "connect to the model hub"
+)
+
+
+def _config_of(architecture: str) -> PretrainedCfg:
+    """Return what timm knows of a teacher's weights; raises ``TeacherError`` if it knows none."""
+    if not timm.is_model(architecture):
+        close = get_close_matches(architecture, timm.list_models(), n=5)
         raise TeacherError(
-            f"`architecture` {spec.architecture!r} is no model of timm {timm.__version__}"
+            f"`architecture` {architecture!r} is no model of timm {timm.__version__}"
             + (f"; similar names: {', '.join(close)}" if close else "")
         )
     try:
-        config = timm.models.get_pretrained_cfg(spec.architecture)
+        config: PretrainedCfg | None = timm.models.get_pretrained_cfg(architecture)
     except RuntimeError as error:
-        known = timm.list_pretrained(f"{spec.architecture.split('.')[0]}.*")
+        known = timm.list_pretrained(f"{architecture.split('.')[0]}.*")
         raise TeacherError(
-            f"`architecture` {spec.architecture!r}: timm {timm.__version__} knows no such weights; "
+            f"`architecture` {architecture!r}: timm {timm.__version__} knows no such weights; "
             f"it knows {', '.join(known) or 'none of this model'}"
         ) from error
     if config is None:  # one of its old names
         raise TeacherError(
-            f"`architecture` {spec.architecture!r} is an old name; give the one that timm "
+            f"`architecture` {architecture!r} is an old name; give the one that timm "
             f"{timm.__version__} has for it"
         )
+    return config
+
+
+def _create_model(spec: TeacherSpec, state: Mapping[str, Tensor] | None, size: int) -> nn.Module:
+    config = _config_of(spec.architecture)
     options: dict[str, Any] = {}
     classes = spec.num_classes
     if classes is None and state is not None:
@@ -331,17 +358,10 @@ def _create_model(spec: TeacherSpec, state: Mapping[str, Tensor] | None, size: i
                     spec.architecture, pretrained=pretrained, **options
                 )
         except (OSError, RuntimeError, TypeError, AssertionError) as error:
-            cure = (
-                "give a local file as `checkpoint`, the seed of untrained weights as "
-                "`random_weights`, or connect to the model hub"
-                if pretrained
-                else "check `num_classes` and `image_size`"
-            )
             if not (why and isinstance(error, OSError)):
                 why = str(error).rstrip(".")
-            raise TeacherError(
-                f"cannot create the teacher {spec.architecture!r}: {why}; {cure}"
-            ) from error
+            cure = _FETCH_CURE if pretrained else "check `num_classes` and `image_size`"
+            raise _no_teacher(spec.architecture, why, cure) from error
     return model
 
 
@@ -381,6 +401,9 @@ def _translated(
     filter. They are returned as they are unless that renames them and no more: some architectures
     leave what they do not find at random values.
     """
+    # Told by sizes first: a file of another model may be large, and its values are not read then.
+    if _sizes(state) != _sizes(model.state_dict()):
+        return state
     classes = getattr(model, "num_classes", None)
     weights = {"state_dict": dict(state), "num_classes": classes, "label_offset": 0, "source": ""}
     image = getattr(getattr(model, "patch_embed", None), "img_size", None)
@@ -404,6 +427,10 @@ def _translated(
 def _contents(state: Mapping[str, Tensor]) -> Counter[bytes]:
     """Return how often each content occurs among weights, whatever their names and shapes."""
     return Counter(hashlib.sha256(tensor_bytes(one)).digest() for one in state.values())
+
+
+def _sizes(state: Mapping[str, Tensor]) -> Counter[int]:
+    return Counter(one.nbytes for one in state.values())
 
 
 def _difference(model: nn.Module, state: Mapping[str, Tensor]) -> str | None:

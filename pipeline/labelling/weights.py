@@ -65,6 +65,8 @@ _PLAIN_CLASSES = re.compile(
 """What files of weights are made of. PyTorch allows more, with which a few bytes take any memory:
 codecs that double a text, or a tensor of one value that is enlarged and then converted."""
 
+_LETTERS_PER_BYTE = 100  # of paths: an optimizer's numbers are two bytes below some 30 letters
+
 _LARGEST_SIDE = 512  # in pixels: the trial tries the size that a file says, and holds its images
 _HEADER_BYTES = 100_000_000  # the most that safetensors itself reads
 
@@ -103,25 +105,33 @@ def load_tensors(path: Path) -> Any:
     # holds attributes and runs nothing.
     with torch.serialization.safe_globals([argparse.Namespace]):
         values = torch.load(path, map_location="cpu", weights_only=True)
-    # A list of one list twice, and so on, is a few bytes and would take for ever to walk.
-    if any(index > size for index, _ in enumerate(_nodes(values))):
-        raise ValueError(f"it unfolds to more values than its {size} bytes can hold")
+    _check_unfolded(values, size)
     for name, one in leaves(values):
         if isinstance(one, Tensor) and not _is_stored(one, size):
             raise ValueError(f"{name.strip('/')} is no tensor that is stored in full")
     return values
 
 
-def _nodes(values: Any) -> Iterator[Any]:
-    """Yield a value and all that it holds, as often as it holds them."""
-    pending = [values]
+def _check_unfolded(values: Any, size: int) -> None:
+    """Raise ``ValueError`` for values that are more, or have longer paths, than a file can hold.
+
+    A list of one list twice, and so on, is a few bytes and would take for ever to walk; a long name
+    within itself is one text in the file, and one at each depth in paths.
+    """
+    count = letters = 0
+    pending = [(values, 0)]
     while pending:
-        one = pending.pop()
-        yield one
+        one, length = pending.pop()
+        count += 1
+        letters += length
+        if count > size or letters > _LETTERS_PER_BYTE * size:
+            raise ValueError(f"it unfolds to more values than its {size} bytes can hold")
         if isinstance(one, Mapping):
-            pending += one.values()
+            if not all(isinstance(name, str | int | float | None) for name in one):
+                raise ValueError("it has names that are no texts")
+            pending += [(value, length + 1 + len(str(name))) for name, value in one.items()]
         elif isinstance(one, list | tuple):
-            pending += one
+            pending += [(value, length + 4) for value in one]
 
 
 def leaves(values: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -357,7 +367,11 @@ def _is_plain_class(name: str) -> bool:
 
 
 def _named_in(path: Path) -> Iterator[str]:
-    """Yield the functions and classes that the pickles of a file of ``torch.save`` name."""
+    """Yield the functions and classes that the pickles of a file of ``torch.save`` name.
+
+    Raises ``ValueError`` where they use tuples so often that their hashes would take for ever.
+    """
+    size = path.stat().st_size
     with path.open("rb") as file:
         if file.read(4) == _ZIP:
             # By PyTorch's own reader, so that it is what PyTorch unpickles.
@@ -368,8 +382,54 @@ def _named_in(path: Path) -> Iterator[str]:
             file.seek(0)
             pickles = [file] * _LEGACY_PICKLES
         for one in pickles:
+            tuples = _Tuples(size)
             for opcode, argument, _ in pickletools.genops(one):
+                tuples.follow(opcode, argument)
                 if opcode.name in ("GLOBAL", "INST"):
                     yield str(argument).replace(" ", ".")
                 elif opcode.name == "STACK_GLOBAL":
                     yield "a computed name"
+
+
+class _Tuples:
+    """Follows a pickle's stack, to count the values in tuples that it uses again.
+
+    A tuple of one tuple twice, and so on, is a few bytes; its hash, which a dictionary asks for
+    while the file is read, walks all that it unfolds to.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._stack: list[int] = []  # how many values each one is; 0 stands for a mark
+        self._memo: dict[Any, int] = {}
+        self._left = size  # no file of weights uses more values again than it has bytes
+
+    def follow(self, opcode: pickletools.OpcodeInfo, argument: Any) -> None:
+        """Do to the stack what an opcode does. Raises ``IndexError`` where a pickle has none."""
+        name = opcode.name
+        if name in ("MARK", "DUP"):
+            self._push(0 if name == "MARK" else self._stack[-1])
+        elif name.endswith("GET"):
+            self._push(self._memo.get(argument, 1))
+        elif name.endswith("PUT"):
+            self._memo[argument] = self._stack[-1]
+        elif name == "MEMOIZE":
+            self._memo[len(self._memo)] = self._stack[-1]
+        else:
+            before = [one.name for one in opcode.stack_before]
+            taken = self._to_mark() if "stackslice" in before else 0
+            rest = before.index("mark") if "mark" in before else len(before)
+            taken += sum(self._stack.pop() for _ in range(rest))
+            is_tuple = "TUPLE" in name
+            self._stack += [1 + taken if is_tuple else 1 for _ in opcode.stack_after]
+
+    def _push(self, values: int) -> None:
+        self._left -= values
+        if self._left < 0:
+            raise ValueError("it uses more values again than its bytes can hold")
+        self._stack.append(values)
+
+    def _to_mark(self) -> int:
+        taken = 0
+        while values := self._stack.pop():
+            taken += values
+        return taken

@@ -18,7 +18,8 @@ __all__ = ["Series", "columns_chart", "lines_chart", "number_text", "share_text"
 _WIDTH, _HEIGHT = 480, 262  # units of the view box
 _LEFT, _RIGHT, _TOP, _BOTTOM = 72, 14, 28, 46
 _LETTER = 9.6  # units that one takes, on a narrow screen at most
-_LONGEST = 14  # letters of a column's label
+_BETWEEN = 8  # units between two labels
+_LONGEST, _SHORTEST = 14, 8  # letters of a column's label; shorter ones say too little
 _POINTS = 240  # of a line; longer series are drawn as means of equal pieces
 _ROWS = 120  # of a line chart's table
 _DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 2", "1 3")
@@ -62,9 +63,11 @@ def columns_chart(
     scale = _Scale(0, ticks[-1], _HEIGHT - _BOTTOM, _TOP)
     _y_axis(plot, scale, ticks, _tick_text)
     step = (_WIDTH - _LEFT - _RIGHT) / max(1, len(columns))
-    labels = [_shortened(label.split(" to ")[0]) for label, _ in columns]
+    room = int((step - _BETWEEN) / _LETTER)
+    letters = min(room, _LONGEST) if room >= _SHORTEST else _LONGEST
+    labels = [_shortened(label.split(" to ")[0], letters) for label, _ in columns]
     # As many as have room beside each other.
-    every = max(1, math.ceil((_LETTER * max(map(len, labels), default=0) + 8) / step))
+    every = max(1, math.ceil((_LETTER * max(map(len, labels), default=0) + _BETWEEN) / step))
     for number, (label, count) in enumerate(columns):
         left, height = _LEFT + number * step, scale(0) - scale(count)
         size = {"x": left + step * 0.08, "y": scale(count), "width": step * 0.84, "height": height}
@@ -166,8 +169,8 @@ def _x_text(plot: Element, x: float, text: str) -> None:
     _text(plot, x, _HEIGHT - _BOTTOM + 18, text, "middle")
 
 
-def _shortened(label: str) -> str:
-    return label if len(label) <= _LONGEST else f"{label[: _LONGEST - 3]}..."
+def _shortened(label: str, letters: int) -> str:
+    return label if len(label) <= letters else f"{label[: letters - 3]}..."
 
 
 def _line(plot: Element, one: Series, number: int, x_scale: _Scale, y_scale: _Scale) -> None:

@@ -20,6 +20,7 @@ from pipeline.errors import ConfigError
 from pipeline.store.card import printable
 
 _LARGE_SVG = 50_000  # letters; others have some thousands
+_LONGEST_NUMBER = 24  # letters, of those that there are
 _NUMERIC = re.compile(r"[-\d.,e+]+( %)?")
 
 if TYPE_CHECKING:
@@ -148,6 +149,14 @@ class Gallery:
     caption: str
     facets: tuple[Facet, ...]
     pictures: tuple[Picture, ...]
+
+    @property
+    def choices(self) -> list[Facet]:
+        """The facets of which there is more than one value, so that there is a choice."""
+        values = {
+            one: {picture.facets[one.name] for picture in self.pictures} for one in self.facets
+        }
+        return [one for one in self.facets if len(values[one]) > 1]
 
     def values(self, facet: Facet) -> list[tuple[str, int]]:
         """Return the values that pictures have of a facet, with how many have each."""
@@ -284,7 +293,8 @@ def _template() -> Template:
 
 
 def _is_numeric(value: object) -> bool:
-    return bool(_NUMERIC.fullmatch(str(value)))
+    text = str(value)  # a digest may have digits alone, and must not keep to one line
+    return len(text) <= _LONGEST_NUMBER and bool(_NUMERIC.fullmatch(text))
 
 
 def _has_numbers(table: Table, column: int) -> bool:

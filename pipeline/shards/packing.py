@@ -39,7 +39,7 @@ from pipeline.shards.encoding import (
 )
 from pipeline.shards.index import INDEX_SUFFIX, index_bytes
 from pipeline.telling import told
-from pipeline.views.rng import stream
+from pipeline.views.rng import sample_share, stream
 
 __all__ = [
     "PackConfig",
@@ -89,6 +89,9 @@ class PackConfig:
     """All classes in the order of their indices, where `images` has some of them or another order:
     the shards or image folder of the training set, a classes.json, or a file with a name a line,
     such as ImageNet's synsets. Unset: the directories of images, sorted by name."""
+    part: tuple[float, float] = (0.0, 1.0)
+    """Of a folder that is not split into training and validation, a part of its files: 0 0.8 for
+    the one, 0.8 1 for the other. A file's part goes by a hash of its path below `images`."""
     per_shard: int = 1000
     """Images in a shard. A single one left over joins the shard before it."""
     prefix: str = "shard"
@@ -113,6 +116,10 @@ class PackConfig:
         if self.per_shard < _FEWEST:
             raise ConfigError(
                 f"`per_shard` is {self.per_shard}; use 2 or more, pairs need two samples"
+            )
+        if not 0 <= self.part[0] < self.part[1] <= 1:
+            raise ConfigError(
+                f"`part` is {self.part[0]:g} {self.part[1]:g}; use two rising numbers in 0..1"
             )
         if not _PREFIX.fullmatch(self.prefix):
             raise ConfigError(
@@ -208,7 +215,7 @@ def pack_shards(
     _check_directories(config)
     if config.lossless:
         find_jpegtran()
-    files = _files_below(config.images)
+    files = [path for path in _files_below(config.images) if _is_in_part(path, config)]
     named = [path for path in files if _has_extension(path, config.images, EXTENSIONS)]
     _classes_of(config, named)  # what is cheap first: a layout is refused before files are read
     images = _images_among(named)
@@ -359,6 +366,11 @@ def _files_below(root: Path) -> list[Path]:
                 f"{str(path)!r}: the name is not UTF-8, so it cannot be a key; rename the file"
             ) from None
     return sorted(files, key=lambda path: path.relative_to(root).as_posix())
+
+
+def _is_in_part(path: Path, config: PackConfig) -> bool:
+    low, high = config.part
+    return low <= sample_share(0, path.relative_to(config.images).as_posix()) < high
 
 
 def _has_extension(path: Path, root: Path, extensions: Container[str]) -> bool:

@@ -77,14 +77,14 @@ def compare_student(
     manifest, classes = store.manifest, store.identity.teacher.classes
     if student.classes != classes:
         raise ClassesError(
-            f"`against` {student.name} has {student.classes} classes, {store.root} has {classes}; "
-            "give a student of this store's classes"
+            f"`against` the student of {student.name} has {student.classes} classes, "
+            f"{store.root} has {classes}; give a student of this store's classes"
         )
     agreed = agreed_names(ClassNames.of(manifest.classes, store.root), student.class_names)
     parts = manifest.of_shards(files).parts
     chosen = [parts[n] for n in _spread(len(parts), most)]
     said: list[Mapping[str, NDArray[np.int64]]] = []
-    for entry in told(chosen, f"asking {student.name}", "parts", len(chosen)):
+    for entry in told(chosen, f"asking the student of {student.name}", "parts", len(chosen)):
         rows = store.read_part(entry)
         cells = _cells(rows, -(-most // len(chosen)))
         said += _of_part(store, files, student, entry, rows, cells)

@@ -518,7 +518,7 @@ def _student(diff: StudentDiff) -> Section:
     )
     return Section(
         name="student",
-        title=f"Against the student {diff.student}",
+        title=f"Against the student of {diff.student}",
         blocks=(
             Text(paragraphs=(text,)),
             Matrix(

@@ -43,7 +43,7 @@ class RunStudent:
         self._saved, model, _ = load_saved(file, None, None, (), None)
         self._model = model.to(self._device)
         self._precision = partial(autocast, self._device, self._saved.precision)
-        self.name = path.resolve().name if path.is_dir() else file.stem
+        self.name = f"run {path.resolve().name}" if path.is_dir() else file.name
         self.classes = self._saved.classes
         self.class_names = ClassNames.of(self._saved.class_names, file)
 

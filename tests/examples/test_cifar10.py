@@ -323,6 +323,21 @@ def test_what_was_expected_and_not_found_is_said_so(done: EvidenceConfig) -> Non
     assert "| **different** |" in evidence_text(changed)
 
 
+def test_a_comparison_with_other_settings_stands_beside_with_what_differs(
+    done: EvidenceConfig,
+) -> None:
+    first = evidence_of(done, {"none": [0.50, 0.52, 0.54], "hard-store": [0.53, 0.54, 0.58]})
+    longer = evidence_of(done, {"none": [0.60, 0.62, 0.64], "hard-store": [0.63, 0.64, 0.68]})
+    longer = replace(longer, settings={**longer.settings, "epochs": 9, "lr": 0.5})
+    text = evidence_text(first, also=[longer])
+    begun, ended = text.split("\n## The same with epochs 9, lr 0.5\n")
+    assert begun + "\n## " + ended.split("\n## ", 1)[1] == evidence_text(first)
+    added = ended.split("\n## ")[0]
+    assert "\n### Expected and found\n" in added
+    assert "\n### Accuracy, per cent\n" in added
+    assert "| none | 3 | 62.00 ± 2.00 | - | - | - |" in added
+
+
 def test_the_report_is_made_of_what_there_is(done: EvidenceConfig, tmp_path: Path) -> None:
     report = write_report(out_of(done), tmp_path / "docs" / "EVIDENCE.md")
     text = report.read_text()
@@ -337,6 +352,10 @@ def test_the_report_is_made_of_what_there_is(done: EvidenceConfig, tmp_path: Pat
     (tmp_path / "notes.md").write_text("Seven.\n")
     write_report(out_of(done), report, tmp_path / "notes.md")
     assert report.read_text() == f"{text}\n## Notes, written by hand\n\nSeven.\n"
+    write_report(out_of(done), report, also=[out_of(done)])
+    assert "\n## The same with other runs\n" in report.read_text()
+    with pytest.raises(ConfigError, match="holds no results"):
+        write_report(out_of(done), tmp_path / "x.md", also=[tmp_path])
     for out, notes, message in (
         (tmp_path, None, "holds no results"),
         (out_of(done), tmp_path / "none.md", r"none\.md: no such file"),

@@ -77,7 +77,7 @@ main()
 
 
 @contextmanager
-def ray_head() -> Iterator[RayHead]:
+def ray_head(environment: Mapping[str, str] = MappingProxyType({})) -> Iterator[RayHead]:
     """Run a Ray head on 127.0.0.1, and end its own processes alone afterwards."""
     port, dashboard, client, agent, agent_grpc, env_agent, metrics = free_ports(7)
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: sockets' paths are limited
@@ -107,14 +107,17 @@ def ray_head() -> Iterator[RayHead]:
     with log.open("wb") as out:
         process = subprocess.Popen(
             command,
-            env={**os.environ, **RAY_ENVIRONMENT},
+            env={**os.environ, **RAY_ENVIRONMENT, **environment},
             cwd=cwd,
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
     try:
-        wait_for(lambda: process.poll() is not None or _listens(dashboard), "Ray's head", log=log)
+        # Its dashboard listens before the head knows whether all of it runs.
+        started = "Ray runtime started"
+        is_up = lambda: started in log.read_text() and _listens(dashboard)  # noqa: E731
+        wait_for(lambda: process.poll() is not None or is_up(), "Ray's head", log=log)
         assert process.poll() is None, log.read_text()
         yield RayHead(
             f"127.0.0.1:{port}",
@@ -178,9 +181,9 @@ class RayNodes:
         self.orders.flush()
 
     def raylet(self, number: int) -> int:
-        """Return the process of a node."""
+        """Return the process of a node, in the order in which they were started."""
         found = [one for one in descendants(self.pid) if "/raylet/raylet" in command_of(one)]
-        return sorted(found)[number]
+        return sorted(found, key=started)[number]
 
 
 @contextmanager
@@ -212,6 +215,11 @@ def command_of(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
     except OSError:
         return ""
+
+
+def started(pid: int) -> int:
+    """Return when a process was started, in ticks since the machine was; numbers begin anew."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
 
 
 def cwd_of(pid: int) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from jobs import small_teacher
 from jobs.small_teacher import main
 from tests.factories import digit_samples, write_shard
 from tests.odd_images import odd_files
@@ -36,6 +37,23 @@ def test_images_that_do_not_decode_are_left_out_counted_and_named(
     assert "validation images right" in printed.out
     assert "next: " in printed.err
     assert load_file(out)["fc.bias"].shape == (12,)  # classes of which nothing decodes, too
+
+
+def test_a_teacher_that_learned_little_is_not_passed_on_without_a_word(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = write_shard(tmp_path / "digits.tar", digit_samples(18))
+    told = {}
+    for right in (0.32, 0.33):  # a quarter of the way from one in ten to all
+        monkeypatch.setattr(small_teacher, "accuracy", lambda *_, right=right: right)
+        run(tmp_path, shard)
+        told[right] = capsys.readouterr().err
+    assert (
+        "warning: 32.0% of the validation images right is little, where chance is 10.0%, and a "
+        "label job may refuse this teacher. It learned in 3 steps: give more --epochs, a smaller "
+        "--batch-size, or more images"
+    ) in told[0.32]
+    assert "warning" not in told[0.33]
 
 
 def test_shards_in_which_nothing_decodes_are_refused(

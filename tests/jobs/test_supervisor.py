@@ -126,11 +126,54 @@ def test_a_teacher_that_shows_no_progress_for_20_usual_times_is_replaced() -> No
     supervisor.progressed(0, 1, starved=False, now=438.0)  # no more than before
     said, ended, asked = supervisor.decide(440.0)
     assert isinstance(said, Say)
-    assert "no progress in 201 s of labelling" in said.text
+    assert "no progress in 201.0 s of labelling, of the 200.0 s that it has" in said.text
     assert (ended, asked) == (End(0), Ask(1))
     assert not supervisor.finished(0, "part 4", 441.0)  # late, and another one's now
     supervisor.loaded(1, 450.0)
     assert handed_out(supervisor.decide(450.0)) == [(1, "part 4")]
+    supervisor.progressed(1, 1, starved=False, now=460.0)
+    replaced = "labels in the place of a lost one, 221.0 s after the last progress of that"
+    assert texts(supervisor.decide(460.0)) == [f"a teacher {replaced}"]
+    supervisor.finished(1, "part 4", 470.0)
+    assert texts(supervisor.decide(470.0)) == []
+
+
+@pytest.mark.parametrize(("closing", "seconds"), [(False, 80), (True, 1800)])
+def test_a_first_part_is_paced_by_its_groups_and_its_end_by_nothing_yet(
+    closing: bool, seconds: int
+) -> None:
+    supervisor = supervisor_of(2, 1)
+    up(supervisor, 1)
+    supervisor.decide(0.0)
+    for groups in range(1, 11):  # 4 s each
+        supervisor.progressed(0, groups, starved=False, closing=closing, now=4.0 * groups)
+    assert supervisor.decide(39.0 + seconds) == []
+    assert End(0) in supervisor.decide(41.0 + seconds)
+
+
+def test_parts_of_one_group_each_are_as_slow_as_their_groups() -> None:
+    """A teacher tells of a group a moment after the part was done."""
+    supervisor = supervisor_of(20, 1)
+    up(supervisor, 1)
+    for part in range(8):
+        supervisor.decide(100.0 * part)
+        supervisor.finished(0, f"part {part}", 100.0 * (part + 1))
+        supervisor.progressed(0, part + 1, starved=False, now=100.0 * (part + 1) + 1)
+    assert supervisor.decide(2799.0)[1:] == []
+    assert End(0) in supervisor.decide(2802.0)
+
+
+def test_a_replacement_that_is_lost_too_leaves_the_same_gap() -> None:
+    supervisor = labelling()
+    for loss in range(2):
+        supervisor.died(loss, Death.PROCESS, "killed", 50.0 + loss)
+        supervisor.decide(50.0 + loss)
+        supervisor.placed(loss + 1, 50.0 + loss)
+    supervisor.loaded(2, 60.0)
+    (work,) = [work for _, work in handed_out(supervisor.decide(60.0))]
+    supervisor.finished(2, work, 61.0)
+    (said,) = texts(supervisor.decide(61.0))
+    assert "21.0 s after the last progress" in said
 
 
 def test_short_parts_give_a_minute_and_the_first_one_half_an_hour() -> None:
@@ -198,7 +241,8 @@ def test_waiting_for_cpus_is_told_from_slow_work() -> None:
     assert said == "waiting for 1 CPU to augment: the cluster has 2, 2 are taken"
     supervisor.progressed(0, 1, starved=False, now=13.0)
     assert supervisor.decide(100.0) == []
-    supervisor.progressed(0, 1, starved=True, now=101.0)
+    for now in (101.0, 612.0):
+        supervisor.progressed(0, 1, starved=True, now=now)
     assert isinstance(supervisor.decide(613.0)[-1], GiveUp)
 
 
@@ -339,6 +383,8 @@ def test_whatever_dies_every_part_is_done_once_or_the_job_ends_with_an_error(
         cluster.happen()
     assert supervisor.is_over or verdict is not None, "it hangs"
     assert all(count == 1 for count in cluster.done.values())
+    lost = sum(state is State.LOST for state in supervisor.states.values())
+    assert supervisor.taken_back <= 2 * lost
     if verdict is None:
         assert sorted(map(str, cluster.done)) == sorted(f"part {n}" for n in range(parts))
 

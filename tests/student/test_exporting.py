@@ -172,6 +172,23 @@ def test_what_cannot_be_exported_is_one_error_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("to", "name", "message"),
+    [
+        ("timm", "x.safetensors", "not end in .safetensors, by which timm knows that format"),
+        ("hub-folder", "x.safetensors", "let it not end in .safetensors"),
+        ("safetensors", "x.pth", "let it end in .safetensors"),
+        ("safetensors", "x", "let it end in .safetensors"),
+    ],
+)
+def test_a_name_that_says_another_format_is_refused_before_anything_is_read(
+    tmp_path, to, name, message
+) -> None:
+    """timm reads a file by its name's end."""
+    with pytest.raises(ConfigError, match=rf"`out` is .*{name}; .*{message}"):
+        ExportConfig(run=str(tmp_path / "none"), to=to, out=tmp_path / name)
+
+
 def test_the_command_exports_the_best_weights_and_writes_over_nothing(
     world, tmp_path, capsys
 ) -> None:

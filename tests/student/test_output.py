@@ -7,7 +7,9 @@ import json
 import logging
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -86,9 +88,13 @@ def require_same(objects: dict[str, bytes], world: World, outcome: Outcome) -> N
 
 def weights(data: bytes, world: World) -> str:
     """Return the digest of a checkpoint's weights."""
+    return state_digest(checkpoint(data, world)["model"])
+
+
+def checkpoint(data: bytes, world: World) -> dict[str, Any]:
     path = world.root / "looked-at.pt"
     path.write_bytes(data)
-    return state_digest(torch.load(path, weights_only=True)["model"])
+    return torch.load(path, weights_only=True)
 
 
 def every(number: int, of: Callable[[Request], bool], fault: str) -> Fault:
@@ -214,6 +220,59 @@ def test_who_lost_the_output_keeps_nothing_there_of_the_one_that_has_it(s3) -> N
     assert s3.objects(url) == there
 
 
+@pytest.mark.parametrize(
+    ("name", "begun"),
+    [
+        ("last.pt", False),
+        ("last.pt", True),
+        ("previous.pt", True),
+        ("best.pt", True),
+        ("epoch-0002.pt", True),
+        ("metrics.jsonl", True),
+    ],
+)
+def test_a_write_that_comes_late_replaces_nothing_of_who_took_over(
+    world, undisturbed, s3, name, begun
+) -> None:
+    """The storage holds back a write of a process that owned the output when it began."""
+    url = f"{s3.make_bucket()}/tiny"
+    settings = {"checkpoint_steps": 1, "checkpoint_history": 9}
+    if begun:
+        run(world, url, stop_after=1, **settings)
+    resume = "auto" if begun else None
+    held, let_go = Event(), Event()
+
+    def hold(request: Request) -> None:
+        if is_put(request) and request.path.endswith(f"/{name}") and not held.is_set():
+            held.set()
+            assert let_go.wait(60)
+
+    s3.fault = hold
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(run, world, url, resume=resume, **settings)
+        try:
+            assert held.wait(60)
+            run(world, url, resume="auto", stop_after=5, **settings)
+            theirs, last = s3.objects(url), s3.objects(url)["last.pt"]
+        finally:
+            let_go.set()
+        with pytest.raises(ConfigError, match="another process began to train there"):
+            first.result()
+    s3.fault = None
+    after = s3.objects(url)
+    if name == "previous.pt":  # a copy that the storage makes of what is there at that time
+        assert after[name] == last
+    elif name == "epoch-0002.pt":  # of which there was none
+        assert checkpoint(after[name], world)["step"] == 4
+    else:
+        assert after[name] == theirs[name]
+    assert {**after, name: b""} == {**theirs, name: b""}
+    outcome = run(world, url, resume="auto", **settings)
+    assert outcome.weights == undisturbed.weights
+    steps = [json.loads(line)["step"] for line in s3.objects(url)["metrics.jsonl"].splitlines()]
+    assert steps == sorted(steps)
+
+
 @pytest.mark.parametrize("begun", [False, True])
 def test_of_processes_that_begin_at_once_one_is_let_in(s3, begun) -> None:
     url = f"{s3.make_bucket()}/tiny"
@@ -237,8 +296,9 @@ def test_of_processes_that_begin_at_once_one_is_let_in(s3, begun) -> None:
     # Whoever reads what it left goes on, once.
     first.fetch("auto")
     first.claim().close()
+    (second.directory / "run.toml").write_bytes(b"again")
     with pytest.raises(ConfigError, match="another process began to train there"):
-        second.keep_epoch(1, 2)
+        second.publish()
 
 
 def test_a_claim_whose_answer_is_lost_holds(s3) -> None:
@@ -287,6 +347,20 @@ def test_what_reads_runs_reads_those_in_storage(
             assert str(tmp_path.parent) not in str(caught.value)
     with pytest.raises(ConfigError, match=f"{url}/none holds no run"):
         read_run(f"{url}/none")
+
+
+def test_a_torn_checkpoint_that_was_set_aside_late_leaves_those_of_who_took_over(
+    world, undisturbed, s3
+) -> None:
+    """Nothing is deleted that both may write: a request to delete cannot say which object."""
+    url = f"{s3.make_bucket()}/tiny"
+    run(world, url, stop_after=5)
+    s3.put(f"{url}/last.pt", s3.objects(url)["last.pt"][:-100])
+    run(world, url, resume="auto", stop_after=5)
+    assert s3.asked("DELETE", "/last.pt") == 0
+    objects = s3.objects(url)
+    assert checkpoint(objects["last.pt"], world)["step"] == 5
+    assert checkpoint(objects["previous.pt"], world)["step"] == 4
 
 
 def test_epochs_that_are_kept_are_kept_in_storage_by_whoever_goes_on(world, s3) -> None:

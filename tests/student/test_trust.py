@@ -433,12 +433,8 @@ BOMBS = {
 }
 
 
-@pytest.mark.parametrize("legacy", [False, True])
-@pytest.mark.parametrize("name", BOMBS)
-def test_a_file_of_bytes_that_asks_for_memory_is_refused_unread(
-    name: str, legacy: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pickled = b"\x80\x02}X\x01\x00\x00\x00a" + BOMBS[name] + b"s."
+def write_pickled(pickled: bytes, legacy: bool) -> None:
+    """Write bomb.pt, a file of torch.save in its newer or its older form."""
     if legacy:
         torch.save({}, "empty.pt", _use_new_zipfile_serialization=False)
         Path("bomb.pt").write_bytes(
@@ -449,10 +445,62 @@ def test_a_file_of_bytes_that_asks_for_memory_is_refused_unread(
         writer = torch._C.PyTorchFileWriter("bomb.pt")
         writer.write_record("data.pkl", pickled, len(pickled))
         writer.write_end_of_file()
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_file_of_bytes_that_asks_for_memory_is_refused_unread(
+    name: str, legacy: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pickled(b"\x80\x02}X\x01\x00\x00\x00a" + BOMBS[name] + b"s.", legacy)
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was unpickled"))
     for read in (checkpoints.open_checkpoint, read_weights, teacher_of):
         with pytest.raises(Exception, match=r"bomb\.pt .*it holds .*, code that is not run"):
             read(Path("bomb.pt"))
+
+
+def keyed(tuples: bytes) -> bytes:
+    """A pickled dictionary whose keys are tuples, to be unpickled in no time that one can wait."""
+    return b"\x80\x02}(" + tuples + b"u."
+
+
+PAIR = b"K\x01\x85q\x00N"  # (1,), remembered as 0, and its value, None
+TUPLES = {
+    "pairs of pairs": keyed(
+        PAIR + b"".join(b"h%ch%c\x86q%cN" % (one, one, one + 1) for one in range(60))
+    ),
+    "one by one": keyed(
+        PAIR + b"".join(b"(" + b"h%c" % one * 9 + b"tq%cN" % (one + 1) for one in range(60))
+    ),
+    "a long one, often": keyed(b"(" + b"K\x01" * 9000 + b"tq\x00N" + b"h\x00N" * 9000),
+}
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("name", TUPLES)
+def test_a_file_whose_names_take_for_ever_to_hash_is_refused_unread(
+    name: str, legacy: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pickled(TUPLES[name], legacy)
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was unpickled"))
+    with pytest.raises(checkpoints.TornError, match="uses more values again than its bytes"):
+        checkpoints.open_checkpoint(Path("bomb.pt"))
+    for read in (read_weights, teacher_of):
+        with pytest.raises(Exception, match=r"bomb\.pt cannot be read"):
+            read(Path("bomb.pt"))
+
+
+def test_a_long_name_within_itself_is_refused_before_paths_are_made_of_it(tmp_path: Path) -> None:
+    name, values = "a" * 20_000, {}
+    for _ in range(200):
+        values = {name: values}
+    torch.save(values, "deep.pt")
+    assert Path("deep.pt").stat().st_size < 30_000
+    with pytest.raises(checkpoints.TornError, match="it unfolds to more values than"):
+        checkpoints.open_checkpoint(Path("deep.pt"))
+    torch.save({(1, 2): 3}, "pair.pt")
+    with pytest.raises(checkpoints.TornError, match="it has names that are no texts"):
+        checkpoints.open_checkpoint(Path("pair.pt"))
 
 
 @pytest.mark.parametrize("kind", ["fifo", "directory"])

@@ -219,6 +219,18 @@ def test_the_next_command_is_said_as_it_is_typed(capsys: pytest.CaptureFixture[s
     assert printed.err == "pack-shards: next: label-teacher --shards 'my shards' 'x-*.tar'\n"
 
 
+def test_paths_below_this_directory_are_said_from_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    monkeypatch.chdir(tmp_path / "in")
+    with running("a", {}):
+        tell_next("label-store", "show", f"{tmp_path}/in/x.parquet", f"{tmp_path}/inner", "--all")
+    assert capsys.readouterr().err == (
+        f"a: next: label-store show x.parquet {tmp_path}/inner --all\n"
+    )
+
+
 def test_programs_have_the_names_that_the_user_typed(capsys: pytest.CaptureFixture[str]) -> None:
     def ends() -> str:
         with running("a-program", {}):

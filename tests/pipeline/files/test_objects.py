@@ -345,7 +345,7 @@ def test_files_are_sent_and_fetched_whole_whatever_answers_are_lost(
         return faults[count - 1] or None if count <= len(faults) else None
 
     s3.fault = once
-    folder.send("a", tmp_path / "sent")
+    folder.send("a", tmp_path / "sent", lambda: None)
     with folder.write_file("b") as file:
         file.write(data)
     for name in "ab":
@@ -357,6 +357,51 @@ def test_files_are_sent_and_fetched_whole_whatever_answers_are_lost(
     assert sorted(folder.sizes()) == ["a", "b", "c"]
     with pytest.raises(FileNotFoundError, match="no such object"):
         folder.fetch("none", tmp_path / "none")
+
+
+@pytest.mark.parametrize("first", [None, b"old"])
+def test_a_file_replaces_only_what_was_there_before_its_sender_was_allowed(
+    s3: S3Server, tmp_path: Path, first: bytes | None
+) -> None:
+    folder = open_folder(s3.make_bucket())
+    assert isinstance(folder, ObjectFolder)
+    (tmp_path / "mine").write_bytes(b"mine")
+    if first is not None:
+        folder.replace("a", first)
+    asked = []
+
+    def allow_once() -> None:
+        if asked:
+            raise ConfigError("another owner")
+        asked.append(1)
+        folder.replace("a", b"theirs")
+
+    with pytest.raises(ConfigError, match="another owner"):
+        folder.send("a", tmp_path / "mine", allow_once)
+    assert folder.read_bytes("a") == b"theirs"
+    with pytest.raises(PipelineError, match=r"5 writes failed, .* others write there"):
+        folder.send("a", tmp_path / "mine", lambda: folder.replace("a", os.urandom(8)))
+    assert folder.read_bytes("a") != b"mine"
+
+
+@pytest.mark.parametrize(("slowest", "requests"), [(1 << 20, 2), (2, 1)])
+def test_a_file_has_the_time_that_its_bytes_may_take_and_is_sent_again(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slowest: int, requests: int
+) -> None:
+    """obstore does not repeat a write with a condition that has no answer in time."""
+    monkeypatch.setattr(objects, "_READ_SECONDS", 1)
+    monkeypatch.setattr(objects, "_SLOWEST", slowest)
+    folder = open_folder(s3.make_bucket())
+    assert isinstance(folder, ObjectFolder)
+    (tmp_path / "mine").write_bytes(b"a few bytes")
+    slow = iter(["slow"])
+    s3.fault = lambda one: next(slow, None) if one.method == "PUT" else None
+    folder.send("a", tmp_path / "mine", lambda: None)
+    assert s3.asked("PUT", "/a") == requests
+    assert folder.read_bytes("a") == b"a few bytes"
+    monkeypatch.setattr(objects, "_MOST", 3)
+    with pytest.raises(PipelineError, match="would have 11 bytes, and storage takes 3 at most"):
+        folder.send("a", tmp_path / "mine", lambda: None)
 
 
 def test_globs_and_names_are_looked_at_together(s3: S3Server) -> None:
@@ -494,7 +539,7 @@ def test_azure_is_listed_in_ranges_where_it_lists_from_a_name_on(
     _Azure.names, _Azure.way, _Azure.asked = names, way, []
     options = objects._options
     monkeypatch.setattr(objects, "_AT_ONCE", 10)
-    monkeypatch.setattr(objects, "_options", lambda allow_http: options(allow_http=True))
+    monkeypatch.setattr(objects, "_options", lambda seconds, **_: options(seconds, allow_http=True))
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "name")
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", base64.b64encode(b"key").decode())
     with ThreadingHTTPServer(("127.0.0.1", 0), _Azure) as server:

@@ -188,6 +188,15 @@ def test_patterns_without_a_file_are_named(tmp_path: Path) -> None:
         index_shards([str(tmp_path / "x-0.tar"), str(tmp_path / "*.tar")])
 
 
+@pytest.mark.parametrize(
+    "braces",
+    ["{0..9999999999}", "{0..999999}{0..9}", "{9999999999..0..3}", "{a,b}" * 20, "{0..1000000}"],
+)
+def test_braces_with_too_many_names_are_refused_before_they_are_held(braces: str) -> None:
+    with pytest.raises(ShardError, match=r"names more than 1,000,000 files"):
+        index_shards([f"x-{braces}.tar"])
+
+
 def test_too_many_rejections_stop_the_job_without_a_manifest(tmp_path: Path) -> None:
     path = digit_shard(tmp_path / "torn.tar", 20, broken=(3, 4))
     with pytest.raises(RejectionError, match=r"2 of 20 images do not decode.*`max_rejected` 0.05"):

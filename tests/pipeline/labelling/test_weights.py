@@ -227,3 +227,22 @@ def test_a_small_file_that_unfolds_without_an_end_is_refused_at_once(
     assert path.stat().st_size < 4000
     with pytest.raises(WeightsError, match=r"cannot be read"):
         read_state(path, None, "teacher_weights")
+
+
+def test_weights_of_another_model_are_refused_before_their_values_are_read(
+    state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sparse file of a few bytes may say that it holds many gigabytes."""
+    create = timm.create_model
+
+    def built(name: str, **options: Any) -> torch.nn.Module:
+        if "pretrained_cfg_overlay" in options:
+            pytest.fail("timm copied all values")
+        return create(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", built)
+    path = tmp_path / "w.safetensors"
+    for content in ({"x": torch.zeros(9)}, {**state, "x": torch.zeros(9)}):
+        save_file(content, path)
+        with pytest.raises(TeacherError, match="is no regnety_002 as it would be built"):
+            teacher_of(path)

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from pipeline.reporting.charts import Series, columns_chart, lines_chart, number
 from pipeline.reporting.images import SMALL, image_url
 from pipeline.reporting.page import (
     Bar,
+    Chart,
     Facet,
     Gallery,
     Matrix,
@@ -54,6 +56,7 @@ def page_of(text: str) -> Page:
         context="data:image/png;base64,",
         context_alt=text,
     )
+    other = replace(picture, facets={"kind": f"{text} b", "bits": 0.5})
     facets = (Facet(name="kind", title=text), Facet(name="bits", title=text, least=True))
     table = Table(caption=text, header=(text,), rows=((text, Bar(text=text, share=0.5)),))
     blocks = (
@@ -63,7 +66,7 @@ def page_of(text: str) -> Page:
         columns_chart(text, [(text, 3)], x_label=text, y_label=text),
         lines_chart(text, series, x_label=text, y_label=text),
         Matrix(caption=text, names=(text, "b"), shares=((0, 1), (1, 0))),
-        Gallery(caption=text, facets=facets, pictures=(picture,)),
+        Gallery(caption=text, facets=facets, pictures=(picture, other)),
     )
     return Page(
         title=text,
@@ -95,6 +98,24 @@ def test_no_text_changes_the_elements_of_a_page(text: str) -> None:
     assert elements(read_page(render(page_of(text)))) == elements(
         read_page(render(page_of("plain")))
     )
+
+
+def test_a_filter_has_a_choice() -> None:
+    def filters(*facets: dict[str, str | float]) -> list[str]:
+        page = page_of("x")
+        gallery = page.sections[0].blocks[-1]
+        assert isinstance(gallery, Gallery)
+        pictures = tuple(replace(gallery.pictures[0], facets=one) for one in facets)
+        section = replace(page.sections[0], blocks=(replace(gallery, pictures=pictures),))
+        shown = read_page(render(replace(page, sections=(section,))))
+        return [
+            one.attributes["data-facet"] for one in shown.walk() if "data-facet" in one.attributes
+        ]
+
+    one = {"kind": "a", "bits": 1.0}
+    assert filters(one, one) == []
+    assert filters(one, one | {"kind": "b"}) == ["kind"]
+    assert filters(one, one | {"bits": 0.5}) == ["bits"]
 
 
 def test_marks_that_would_reverse_or_hide_text_are_spelled_out() -> None:
@@ -130,6 +151,47 @@ def test_a_chart_has_its_numbers_beside_it() -> None:
     assert heights[1] / heights[0] == pytest.approx(40, rel=0.01)
     assert [one.text for one in columns] == ["0 to 1: 30", "1 to 2: 1,200"]
     assert chart.table.rows == (("0 to 1", 30), ("1 to 2", 1200))
+
+
+def test_only_what_can_be_a_number_keeps_to_one_line() -> None:
+    cells = ("1,234,567", "-1.5e-300", "98.45 %", "7" * 64, "2026-01-01 12", "")
+    table = Table(header=(), rows=(("x", *cells),))
+    section = Section(name="one", title="t", blocks=(table,))
+    page = read_page(render(Page(title="t", subtitle="", figures=(), sections=(section,))))
+    found = [one.text for one in page.all("td", **{"class": "number"})]
+    assert found == ["1,234,567", "-1.5e-300", "98.45 %"]
+
+
+def texts_of(chart: Chart, **attributes: str) -> list[str]:
+    return [one.text for one in read_page(chart.svg).all("text", **attributes)]
+
+
+def test_axes_are_named_and_their_numbers_have_the_unit() -> None:
+    points = [(3, 0.1), (17, 0.28)]
+    chart = lines_chart(
+        "c", [Series(name="a", points=points)], x_label="step", y_label="share", shares=True
+    )
+    assert texts_of(chart, **{"text-anchor": "end"}) == ["10 %", "15 %", "20 %", "25 %", "30 %"]
+    ticks = {"class": "tick", "text-anchor": "middle"}
+    assert texts_of(chart, **ticks) == ["5", "10", "15"]
+    columns = columns_chart("c", [("0 cat", 1), ("1 dog", 2)], x_label="step", y_label="share")
+    assert texts_of(columns, **{"text-anchor": "end"}) == ["0", "1", "2"]
+    assert texts_of(columns, **ticks) == ["0 cat", "1 dog"]
+    for one in (chart, columns):
+        across, up = read_page(one.svg).all("text", **{"class": "axis"})
+        assert (across.text, up.text) == ("step", "share")
+        assert float(across.attributes["y"]) > 240  # below the plot, and the other above it
+        assert float(up.attributes["y"]) < 20
+
+
+def test_a_few_columns_all_have_a_label_that_is_cut_where_it_must_be() -> None:
+    names = ["0 bird", "1 dog", "2 musical instrument"]
+    ticks = {"class": "tick", "text-anchor": "middle"}
+    few = columns_chart("c", [(one, 1) for one in names], x_label="x", y_label="y")
+    assert texts_of(few, **ticks) == ["0 bird", "1 dog", "2 musical..."]
+    many = columns_chart("c", [(one, 1) for one in names * 20], x_label="x", y_label="y")
+    assert len(texts_of(many, **ticks)) == 3
+    assert set(texts_of(many, **ticks)) <= {"0 bird", "1 dog", "2 musical i..."}
 
 
 def test_a_line_goes_through_its_points() -> None:

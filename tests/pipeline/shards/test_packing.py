@@ -8,6 +8,7 @@ import shutil
 import sys
 import tarfile
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,25 @@ def test_a_folder_with_a_part_of_the_classes_is_packed_in_the_order_of_all(folde
     assert targets == {"ape_8": 0, "dog_7": 2}
     names = [(tmp_path / one / "classes.json").read_bytes() for one in ("train", "val")]
     assert names[0] == names[1]
+
+
+def test_parts_of_a_folder_have_each_image_once_whatever_else_there_is(folder, tmp_path):
+    whole = samples_of(pack(folder, tmp_path / "whole"))
+    bounds = (0.0, 0.3, 0.8, 1.0)
+    reports = [
+        pack(folder, tmp_path / str(low), part=(low, high), classes=str(folder))
+        for low, high in pairwise(bounds)
+    ]
+    parts = [samples_of(report) for report in reports]
+    assert sum(map(len, parts)) == len(whole)
+    assert {key: one for part in parts for key, one in part.items()} == whole
+    assert [report.read for report in reports] == [len(part) for part in parts]
+    assert len({len(part) for part in parts}) > 1
+    for path in sorted(folder.glob("*/*"))[::3]:
+        path.unlink()
+    shutil.copytree(folder, tmp_path / "elsewhere")
+    left = samples_of(pack(tmp_path / "elsewhere", tmp_path / "left", part=(0.3, 0.8)))
+    assert set(left) < set(parts[1])
 
 
 def test_a_class_that_the_list_does_not_have_is_refused(folder, tmp_path):
@@ -422,6 +442,9 @@ def test_shards_are_not_written_among_the_images(folder):
     "options",
     [
         {"per_shard": 1},
+        {"part": (0.5, 0.5)},
+        {"part": (-0.1, 0.5)},
+        {"part": (0.5, 1.1)},
         {"prefix": ""},
         {"prefix": "a/b"},
         {"prefix": ".hidden"},

@@ -68,7 +68,7 @@ def test_the_matrix_is_that_of_the_views_that_are_replayed(world: World, tmp_pat
         ]
     )
     page, said = read_page(out.read_text()), replayed(world)
-    assert "was shown 72 views of 72" in page.text
+    assert "The student of run run was shown 72 views of 72" in page.text
     rows = table_of(page, "student-disagreement")
     assert [row[0] for row in rows] == NAMES
     for row in rows:

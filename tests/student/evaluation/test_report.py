@@ -260,6 +260,9 @@ def test_a_missing_matplotlib_is_named(world, tmp_path, monkeypatch) -> None:
         plot_analysis(analysis, tmp_path / "plot.png")
 
 
+CALLED = ["class head", "distillation head", "mean of logits"]
+
+
 def test_the_command_prints_tables_and_writes_json(world, tmp_path, capsys) -> None:
     flags = (
         *("--checkpoint", str(world.root / "run" / "best.pt"), "--val-shards"),
@@ -271,6 +274,12 @@ def test_the_command_prints_tables_and_writes_json(world, tmp_path, capsys) -> N
     text = capsys.readouterr().out
     for words in ("sum of softmaxes", "averaged weights", "the teacher", "disagreement", "cosine"):
         assert words in text
+    lines = text.splitlines()
+    at = next(n for n, line in enumerate(lines) if line.startswith("disagreement"))
+    assert lines[at].endswith(" class head distillation head mean of logits")  # whole words
+    rows = lines[at + 1 : at + 6]
+    assert [row[:20].rstrip() for row in rows][2:] == CALLED
+    assert {len(row) for row in rows} == {len(lines[at])}
     values = json.loads((tmp_path / "report.json").read_text())
     assert values["evaluations"]["ema"]["samples"] == sum(VALIDATION)
     assert values["analysis"]["names"][0] == "truth"
