@@ -77,7 +77,7 @@ main()
 
 
 @contextmanager
-def ray_head() -> Iterator[RayHead]:
+def ray_head(environment: Mapping[str, str] = MappingProxyType({})) -> Iterator[RayHead]:
     """Run a Ray head on 127.0.0.1, and end its own processes alone afterwards."""
     port, dashboard, client, agent, agent_grpc, env_agent, metrics = free_ports(7)
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: sockets' paths are limited
@@ -107,14 +107,17 @@ def ray_head() -> Iterator[RayHead]:
     with log.open("wb") as out:
         process = subprocess.Popen(
             command,
-            env={**os.environ, **RAY_ENVIRONMENT},
+            env={**os.environ, **RAY_ENVIRONMENT, **environment},
             cwd=cwd,
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
     try:
-        wait_for(lambda: process.poll() is not None or _listens(dashboard), "Ray's head", log=log)
+        # Its dashboard listens before the head knows whether all of it runs.
+        started = "Ray runtime started"
+        is_up = lambda: started in log.read_text() and _listens(dashboard)  # noqa: E731
+        wait_for(lambda: process.poll() is not None or is_up(), "Ray's head", log=log)
         assert process.poll() is None, log.read_text()
         yield RayHead(
             f"127.0.0.1:{port}",

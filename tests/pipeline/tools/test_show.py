@@ -202,6 +202,36 @@ def test_disagreements_of_a_subset_are_all_found(
     assert len(draw_views(thin, shards, wrong)) == sum(one.label != one.target for one in every)
 
 
+COLORS = {"black": (25, 25, 25), "red": (176, 0, 32), "brown": (140, 90, 0)}
+
+
+@pytest.mark.parametrize(
+    ("target", "label", "partner", "color"),
+    [
+        (3, 3, None, "black"),
+        (3, 3, 4, "black"),
+        (3, 5, None, "red"),
+        (3, 5, 4, "red"),
+        (3, 4, 4, "brown"),
+        (-1, 5, 4, "black"),  # who knows
+        (-1, 4, 4, "black"),
+        (3, None, 4, "black"),  # a subset omits it
+    ],
+)
+def test_a_mistake_is_red_and_the_partners_class_brown(
+    target: int, label: int | None, partner: int | None, color: str
+) -> None:
+    view = DrawnView(
+        shard="s", key="k", view=0, names=None, target=target, label=label, partner_target=partner
+    )
+    sheet = np.asarray(show_views([view]))
+    inks = {word: (sheet == ink).all(axis=2) for word, ink in COLORS.items()}
+    assert [word for word, where in inks.items() if where.any()] == [color]
+    rows = np.flatnonzero(inks[color].any(axis=1))
+    assert rows[0] < 12 + 128 + 40  # the lines below the tile, and not what they mean alone
+    assert module._LEGEND[COLORS[color]].startswith(f"{color}: ")
+
+
 def test_colors_of_texts_are_said_at_the_bottom(store: LabelStore) -> None:
     wrong = next(one for one in drawn(store) if one.label != one.target)
     right = replace(wrong, label=wrong.target)
