@@ -48,6 +48,7 @@ from tests.jobs.processes import (
     Node,
     RayNodes,
     alive,
+    command_of,
     descendants,
     named,
     part_paths,
@@ -74,6 +75,8 @@ class JobBenchmark:
     hang_seconds: float = 15.0
     """With ``--cluster``: given to jobs in which a process is made to hang. They have to last
     for two of the deadlines that follow from it."""
+    cpu_parts: int = 8
+    """With ``--cluster``: parts over which CPU time is counted, on Ray and without it."""
     memory_seconds: float = 240.0
     """With ``--cluster``: in which a job's memory is looked at."""
     json: Path | None = None
@@ -321,6 +324,61 @@ def metric_ports(cluster: RayNodes) -> list[int]:
     return [int(one) for one in done.stdout.split()]
 
 
+def cpu_by_kind(family: Iterable[int], driver: int) -> dict[str, float]:
+    """Return the CPU seconds of processes: augmenters, teachers, the driver, and Ray's own."""
+    found = dict.fromkeys(("augmenters", "teacher", "driver", "ray"), 0.0)
+    for pid in family:
+        title = command_of(pid)
+        kind = "driver" if pid == driver else "ray"
+        for name in ("TeacherActor", "augment_remotely", "read_remotely", "IDLE"):
+            if title.startswith(f"ray::{name}"):
+                kind = "teacher" if name == "TeacherActor" else "augmenters"
+        with suppress(OSError):
+            stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            found[kind] += (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
+    return found
+
+
+def cpu_a_label(
+    config: JobBenchmark, cluster: RayNodes | None, parts: int, *more: str
+) -> dict[str, float]:
+    """Return the CPU milliseconds of a label by kind of process, between two parts of a job.
+
+    And how many labels there were in a second: what Ray and the driver do by the clock is spread
+    over these.
+    """
+    flags = ("--views-per-part", "15", "--teachers", "1", "--threads", "1")
+    with real_job(config, cluster and cluster.address, *flags, *more) as job:
+
+        def used() -> tuple[dict[str, float], int]:
+            parents = [job.pid, *([cluster.pid] if cluster else [])]
+            family = {job.pid, *(pid for one in parents for pid in descendants(one))}
+            return cpu_by_kind(family, job.pid), labels_in(job.out)
+
+        job.wait_for(lambda: len(part_paths(job.out)) >= 2, "two parts")
+        (before, first), began = used(), time.monotonic()
+        job.wait_for(lambda: len(part_paths(job.out)) >= 2 + parts, f"{parts} parts")
+        (after, last), seconds = used(), time.monotonic() - began
+    found = {kind: 1000 * (after[kind] - before[kind]) / (last - first) for kind in after}
+    return {**found, "labels_per_second": (last - first) / seconds}
+
+
+def orchestration(config: JobBenchmark, cluster: RayNodes, size: int) -> dict[str, float]:
+    """Return the CPU time of a label on Ray, and which share of it a job without Ray needs not."""
+    flags = ("--image-size", str(size))
+    on_ray = cpu_a_label(config, cluster, config.cpu_parts, *flags)
+    alone = cpu_a_label(config, None, config.cpu_parts, *flags, "--serial")
+    rates = on_ray.pop("labels_per_second"), alone.pop("labels_per_second")
+    name = f"cpu_ms_a_label_{size}px"
+    return {
+        **{f"{name}_{kind}": value for kind, value in on_ray.items()},
+        f"{name}_serial": sum(alone.values()),
+        f"orchestration_cpu_share_{size}px": 1 - sum(alone.values()) / sum(on_ray.values()),
+        "labels_per_second_on_ray": rates[0],
+        "labels_per_second_serial": rates[1],
+    }
+
+
 def on_clusters(config: JobBenchmark) -> dict[str, float]:
     """Measure real jobs."""
     here = Path.cwd()
@@ -335,6 +393,7 @@ def on_clusters(config: JobBenchmark) -> dict[str, float]:
         note({"first_task_seconds": first_task_seconds(config, cluster)})
         note(hang(config, cluster, TEACHER))
         note(hang(config, cluster, AUGMENTER))
+        note(orchestration(config, cluster, 224))
     note({"job_peak_gigabytes": peak_bytes(config) / 1e9})
     gpus = (Node(here, cpus=0), Node(here, gpus=1), Node(here, gpus=1))
     for name, nodes in (("gpus", gpus), ("gpus_and_a_cpu_node", (*gpus, Node(here)))):

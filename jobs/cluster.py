@@ -278,6 +278,7 @@ class Cluster:
             labels=sum(told[one].labels for one in labelling if one in told),
             again=sum(one.again for one in told.values()),
             lost=sum(state is State.LOST for state in states.values()),
+            parts_again=self._supervisor.taken_back,
         )
 
     def export(self, values: dict[str, float]) -> None:

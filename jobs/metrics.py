@@ -28,6 +28,7 @@ class Flow:
     window: int = 0  # groups that are augmented, or wait for a teacher
     again: int = 0  # groups that were augmented again, as a process died or hung
     lost: int = 0  # teachers that died or hung
+    parts_again: int = 0  # that they had: two each, at most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +130,7 @@ class Metrics:
             "teacher_busy_share": round(flow.busy_seconds / max(1e-9, self._teacher_seconds), 4),
             "groups_augmented_again": flow.again,
             "teachers_lost": flow.lost,
+            "parts_labelled_again": flow.parts_again,
         }
 
 

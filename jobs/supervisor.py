@@ -196,6 +196,7 @@ class Supervisor:
         self._said: dict[str, float] = {}
         self._gaps: deque[float] = deque()  # of teachers lost at work: their last progress
         self._news: deque[Say] = deque()
+        self._taken_back = 0
         self._verdict: GiveUp | None = None
         self._draining = False
 
@@ -215,6 +216,11 @@ class Supervisor:
     def under_way(self) -> int:
         """Works that teachers have."""
         return self._under_way
+
+    @property
+    def taken_back(self) -> int:
+        """Parts that teachers had when they were lost: what was done of them is done again."""
+        return self._taken_back
 
     @property
     def is_over(self) -> bool:
@@ -303,6 +309,7 @@ class Supervisor:
             if self._failed_loads > 1:  # one may be chance; a row of them must not spin
                 self._pause_until = now + min(_LONGEST_PAUSE, 2.0 ** (self._failed_loads - 2))
         self._deaths.update(works)
+        self._taken_back += sum(not isinstance(work, Question) for work in works)
         self._queue.extendleft(reversed(works))
         self._under_way -= len(works)
         one.work.clear()

@@ -13,13 +13,22 @@ KINDS = ("driver_killed", "teacher_killed", "augmenter_killed", "node_lost")
 def test_a_job_that_loses_each_of_its_processes_in_turn_ends_with_the_same_bytes(
     tmp_path: Path, s3_server: S3Server
 ) -> None:
-    work, report = make_work(tmp_path, samples=24, views=120), Report()
+    work, report = make_work(tmp_path, samples=12, views=120), Report()
 
     def done() -> bool:
         return report.same + report.other > 0
 
-    kinds = iter(KINDS)
-    disturb(tmp_path, [work], kinds, report, server=s3_server, seed=1, over=done, pause=0.5)
+    disturb(
+        tmp_path,
+        [work],
+        iter(KINDS),
+        report,
+        server=s3_server,
+        seed=1,
+        forked=True,
+        over=done,
+        pause=0.5,
+    )
     assert (report.same, report.other) == (1, 0)
     assert [fault.kind for fault in report.faults] == list(KINDS)
     assert "| jobs with the bytes of a run that nobody disturbed | 1 |" in markdown_of(report, 1)

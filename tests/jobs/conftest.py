@@ -10,6 +10,7 @@ import pytest
 
 from tests.jobs.processes import RayHead, part_hashes, ray_head, run_job
 from tests.labelling import DIGIT_READER, digit_shard, write_digit_reader
+from tests.object_storage import S3Server, storage_environment
 
 PARTS = 12
 
@@ -26,9 +27,31 @@ class Job:
         return [*self.arguments, "--out", str(out), *more]
 
 
+# In what workers are forked from, and what decodes for one of them: others need not load it.
+_POISON = """
+import os, signal, sys
+
+if {"tests.jobs.ray_workers", "pipeline.labelling.probe"}.intersection(sys.orig_argv):
+    import simplejpeg
+
+    def poisoned(data, *arguments, of=simplejpeg.decode_jpeg_header, **more):
+        if b"POISON" in bytes(data):
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return of(data, *arguments, **more)
+
+    simplejpeg.decode_jpeg_header = poisoned
+"""
+
+
 @pytest.fixture(scope="session")
-def head() -> Iterator[RayHead]:
-    with ray_head() as running:
+def head(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server) -> Iterator[RayHead]:
+    """A Ray whose processes have the credentials of object storage.
+
+    And whatever decodes an image with the word POISON in it crashes there.
+    """
+    code = tmp_path_factory.mktemp("code")
+    (code / "sitecustomize.py").write_text(_POISON)
+    with ray_head({**storage_environment(s3_server), "PYTHONPATH": str(code)}) as running:
         yield running
 
 

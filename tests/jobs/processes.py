@@ -80,7 +80,7 @@ _RUNS = "Ray runtime started"
 
 
 @contextmanager
-def ray_head() -> Iterator[RayHead]:
+def ray_head(environment: Mapping[str, str] = MappingProxyType({})) -> Iterator[RayHead]:
     """Run a Ray head on 127.0.0.1, and end its own processes alone afterwards."""
     port, dashboard, client, agent, agent_grpc, env_agent, metrics = free_ports(7)
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: sockets' paths are limited
@@ -112,7 +112,7 @@ def ray_head() -> Iterator[RayHead]:
         with log.open("wb") as out:
             begun = subprocess.Popen(
                 command,
-                env={**os.environ, **RAY_ENVIRONMENT},
+                env={**os.environ, **RAY_ENVIRONMENT, **environment},
                 cwd=cwd,
                 stdout=out,
                 stderr=subprocess.STDOUT,

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import gc
 import math
+import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pytest
 
 from jobs import actors
-from jobs.actors import _Augmentation
-from jobs.sizing import Share
+from jobs.actors import ActorSettings, _Augmentation
+from jobs.sizing import Machine, Share, ShareRule
 from jobs.supervisor import Patience
+from pipeline.labelling.forward import ahead
 
 PATIENCE = Patience(hang_seconds=10.0)
 SECONDS = 0.25  # of an augmentation
@@ -89,16 +93,24 @@ def processes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Processes]:
     monkeypatch.setattr(actors.ray, "wait", found.wait)
     monkeypatch.setattr(actors.ray, "get", lambda ref, timeout: ref)
     monkeypatch.setattr(actors.ray, "cancel", found.cancel)
-    monkeypatch.setattr(actors, "replace", lambda task, crashing: task)
     monkeypatch.setattr(actors, "time", SimpleNamespace(monotonic=lambda: found.now))
     yield found
     gc.collect()  # generators of a test that failed cancel their tasks, which Ray would start for
 
 
+@dataclass(frozen=True)
+class Task:
+    """As much of a task as is looked at."""
+
+    group: int
+    shard: Any = field(default_factory=lambda: SimpleNamespace(key_hash="k"))
+    members: tuple[int, ...] = ()
+    first_view: int = 0
+    crashing: frozenset[int] = frozenset()
+
+
 def tasks(number: int) -> Iterator[Any]:
-    shard = SimpleNamespace(key_hash="k")
-    for group in range(number):
-        yield SimpleNamespace(shard=shard, members=(), group=group, first_view=0)
+    return map(Task, range(number))
 
 
 def augmentation(number: int, *, window: int = 4, local: int = 0) -> _Augmentation:
@@ -151,3 +163,58 @@ def test_a_group_that_is_slow_by_itself_has_more_time_each_time(processes: Proce
     flow = augmentation(200)
     assert len(list(flow.groups())) == 200
     assert processes.ended == [3, 3]  # after 10 s and after 20 s
+
+
+class Group:
+    """Stands for an augmented group, which is in shared memory while anybody has it."""
+
+    valid = np.ones((1, 1), np.bool_)
+
+
+class Labeller:
+    """Stands for a teacher's process, which labels as the real one does."""
+
+    busy_seconds = 0.0
+
+    def label_part(self, order: Any, groups: Iterator[Any], contents: Callable[[], Any]) -> int:
+        labelled = 0
+        for group, labels in ahead(groups, lambda group: lambda: group.valid.sum()):
+            labelled += int(labels) * len(group.valid)
+        return labelled
+
+
+@pytest.mark.parametrize("room", [3, 5, 12])
+def test_a_part_never_has_more_groups_than_its_teachers_share_of_memory_holds(
+    processes: Processes, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    """Of two parts each may have half: those asked for, those that wait, and those labelled."""
+    rule = ShareRule(group_bytes=10, window_bytes=2 * 10 * room)
+    machines = {"a": Machine(cpus=64, gpus=0, store_bytes=math.inf)}
+    share = rule.share(machines, "a", 1, 1)
+    made: weakref.WeakSet[Group] = weakref.WeakSet()
+    most = 0
+
+    def get(ref: int, timeout: float) -> Group:
+        group = Group()
+        made.add(group)
+        return group
+
+    def wait(*arguments: Any, **more: Any) -> Any:
+        nonlocal most
+        most = max(most, len(made) + len(arguments[0]))
+        return processes.wait(*arguments, **more)
+
+    monkeypatch.setattr(actors.ray, "get", get)
+    monkeypatch.setattr(actors.ray, "wait", wait)
+    monkeypatch.setattr(actors, "read_remotely", Remote(processes))
+    process: Any = actors.TeacherActor.__ray_metadata__.modified_class
+    config: Any = SimpleNamespace(threads=1)
+    teacher = process(
+        ActorSettings(
+            config=config, patience=PATIENCE, make_worker=lambda *_: cast("Any", Labeller())
+        )
+    )
+    teacher.load(share)
+    order = SimpleNamespace(group=-1, tasks=lambda: tasks(50))
+    assert teacher.label(order, lean=0) == 50
+    assert most == room

@@ -383,6 +383,8 @@ def test_whatever_dies_every_part_is_done_once_or_the_job_ends_with_an_error(
         cluster.happen()
     assert supervisor.is_over or verdict is not None, "it hangs"
     assert all(count == 1 for count in cluster.done.values())
+    lost = sum(state is State.LOST for state in supervisor.states.values())
+    assert supervisor.taken_back <= 2 * lost
     if verdict is None:
         assert sorted(map(str, cluster.done)) == sorted(f"part {n}" for n in range(parts))
 

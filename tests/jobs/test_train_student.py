@@ -11,6 +11,7 @@ import pytest
 
 from jobs.train_student import main
 from student.checkpoint import open_checkpoint
+from student.engine import Outcome
 from student.output import file_here
 from tests.forking import Forked
 from tests.jobs.processes import (
@@ -22,18 +23,24 @@ from tests.jobs.processes import (
     descendants,
     forked,
     kill,
-    ray_head,
     wait_for,
 )
 from tests.student.test_distributed import arguments_of
 from tests.student.worlds import World, make_world, run_ranks
 
-EPOCHS = 40
+EPOCHS = 24
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return make_world(tmp_path_factory.mktemp("ray"), (14, 10), views=EPOCHS)
+
+
+@pytest.fixture(scope="module")
+def straight(world: World, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """What two ranks come to that nobody disturbs."""
+    output = tmp_path_factory.mktemp("straight") / "run"
+    return run_ranks(world.config(output, epochs=EPOCHS), 2)[0].outcome
 
 
 @pytest.fixture(params=["disk", "storage"])
@@ -43,8 +50,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[RayH
         yield request.getfixturevalue("head"), str(tmp_path / "run")
     else:
         bucket = request.getfixturevalue("s3").make_bucket()
-        with ray_head() as head:  # whose machines have the credentials
-            yield head, f"{bucket}/run"
+        yield request.getfixturevalue("head"), f"{bucket}/run"
 
 
 def is_there(path: str) -> bool:
@@ -67,7 +73,7 @@ def workers(head: RayHead) -> list[int]:
 
 @pytest.mark.timeout(400)
 def test_a_killed_worker_is_replaced_and_the_weights_are_those_of_two_ranks(
-    world: World, place: tuple[RayHead, str], tmp_path: Path
+    world: World, straight: Outcome, place: tuple[RayHead, str], tmp_path: Path
 ) -> None:
     (head, output), log = place, tmp_path / "log"
     last = f"{output}/last.pt"
@@ -80,11 +86,10 @@ def test_a_killed_worker_is_replaced_and_the_weights_are_those_of_two_ranks(
     process.wait(300)
     text = log.read_text()
     assert process.returncode == 0, text
-    straight = run_ranks(world.config(tmp_path / "straight", epochs=EPOCHS), 2)
-    assert f"sha256 {straight[0].outcome.weights}" in text
+    assert f"sha256 {straight.weights}" in text
     with file_here(last) as file:
         saved = open_checkpoint(file)
-    assert saved.step == straight[0].outcome.steps
+    assert saved.step == straight.steps
     # Nothing of it goes on.
     end = time.monotonic() + 30
     while alive(first) and time.monotonic() < end:
