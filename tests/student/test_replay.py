@@ -279,3 +279,18 @@ def test_a_store_whose_targets_are_not_the_shards_is_refused(labelled: Labelled)
     dataset.store = Relabelled(labelled.store.root, labelled.store.manifest)
     with pytest.raises(ShardError, match="has target"):
         dataset[0]
+
+
+def test_the_pieces_of_a_rank_are_its_own_slice_of_the_batch(labelled) -> None:
+    """With shares dealt out to machines, another rank's rows would be read from other shards."""
+    plan = TrainingPlan(labelled.store.manifest, PlanConfig(batch_size=12, epochs=3))
+    for rank in range(2):
+        data = ReplayDataset(
+            labelled.store, labelled.shards, plan, rank=rank, ranks=2, accumulate=3
+        )
+        rows = plan.slice(1, rank, 2)
+        pieces = [data[item] for item in range(3, 6)]
+        for name in ("shard", "sample", "view"):
+            assert_array_equal(
+                np.concatenate([getattr(one, name) for one in pieces]), getattr(rows, name)
+            )
