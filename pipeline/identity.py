@@ -59,6 +59,13 @@ TRIPLE_VIEWS = 3
 PILLOWS_LIMIT = 178_956_970
 """Pixels beyond which Pillow takes an image for a decompression bomb."""
 
+_FACTORS = (0.001, 1000.0)
+"""Ratios and deviations beyond them round to nothing or overflow where a view is drawn."""
+_LEAST_ALPHA = 0.01
+"""Below it, draws from Beta(alpha, alpha) are tried again and again, and in the end for ever."""
+_MAX_BATCH_PIXELS = 1 << 28
+"""Of a teacher's batch, 3 GB of float32: a received store chooses no more memory than this."""
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -134,16 +141,22 @@ class AugmentConfig:
         for name in ("crop_scale", "erase_area"):
             low, high = getattr(self, name)
             _require(0 < low <= high <= 1, f"`{name}` is {low}..{high}; use 0 < low <= high <= 1")
+        least, most = _FACTORS
         for name in ("crop_ratio", "erase_ratio"):
             low, high = getattr(self, name)
-            _require(0 < low <= high, f"`{name}` is {low}..{high}; use 0 < low <= high")
+            _require(
+                least <= low <= high <= most,
+                f"`{name}` is {low}..{high}; use {least} <= low <= high <= {most:g}",
+            )
         _require(0 < self.center_fraction <= 1, "`center_fraction` must be in (0, 1]")
         _require(0 <= self.rand_ops <= 16, f"`rand_ops` is {self.rand_ops}; use 0..16")
         _require(0 <= self.rand_magnitude <= 10, "`rand_magnitude` must be in 0..10")
-        _require(self.rand_magnitude_std >= 0, "`rand_magnitude_std` must not be negative")
+        _require(0 <= self.rand_magnitude_std <= 10, "`rand_magnitude_std` must be in 0..10")
         _require(0 <= self.color_jitter <= 1, "`color_jitter` must be in 0..1")
         _require(all(0 <= value <= 1 for value in self.mean), "`mean` must be in 0..1")
-        _require(all(value > 0 for value in self.std), "`std` must be positive")
+        _require(
+            all(least <= value <= most for value in self.std), f"`std` must be in {least}..{most:g}"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,9 +166,9 @@ class MixConfig:
     probability: float = 1.0
     """Probability that a pair is mixed at a view; 0 switches mixing off."""
     mixup_alpha: float = 0.8
-    """Mixup's share is drawn from Beta(alpha, alpha), alpha in (0, 1]; 0 for CutMix only."""
+    """Mixup's share is drawn from Beta(alpha, alpha), alpha in [.01, 1]; 0 for CutMix only."""
     cutmix_alpha: float = 1.0
-    """CutMix's area is drawn from Beta(alpha, alpha), alpha in (0, 1]; 0 for mixup only."""
+    """CutMix's area is drawn from Beta(alpha, alpha), alpha in [.01, 1]; 0 for mixup only."""
     switch_probability: float = 0.5
     """Probability of CutMix where both are on."""
     group_size: int = 16
@@ -169,7 +182,11 @@ class MixConfig:
             value = getattr(self, name)
             _require(0 <= value <= 1, f"`{name}` is {value}; a probability is in 0..1")
         for name in ("mixup_alpha", "cutmix_alpha"):
-            _require(0 <= getattr(self, name) <= 1, f"`{name}` must be in 0..1")
+            alpha = getattr(self, name)
+            _require(
+                alpha == 0 or _LEAST_ALPHA <= alpha <= 1,
+                f"`{name}` is {alpha}; use 0, or {_LEAST_ALPHA}..1",
+            )
         _require(
             self.probability == 0 or self.mixup_alpha > 0 or self.cutmix_alpha > 0,
             "`mixup_alpha` and `cutmix_alpha` are both 0; set `probability` to 0 for no mixing",
@@ -179,8 +196,8 @@ class MixConfig:
             f"`group_size` is {self.group_size}; use an even number in 4..256",
         )
         _require(
-            self.block_views > 0 and self.block_views % TRIPLE_VIEWS == 0,
-            f"`block_views` is {self.block_views}; use a multiple of {TRIPLE_VIEWS}",
+            0 < self.block_views < 1 << 20 and self.block_views % TRIPLE_VIEWS == 0,
+            f"`block_views` is {self.block_views}; use a multiple of {TRIPLE_VIEWS}, to 1048575",
         )
 
 
@@ -257,6 +274,13 @@ class StoreIdentity:
         settle(self)
         topk, classes = self.columns.topk, self.teacher.classes
         _require(topk <= classes, f"`topk` is {topk}, but the teacher has {classes} classes")
+        views, size = self.mix.group_size * self.teacher.batch_views, self.augment.image_size
+        _require(
+            views * size**2 <= _MAX_BATCH_PIXELS,
+            f"`batch_views` is {self.teacher.batch_views}: with `group_size` {self.mix.group_size} "
+            f"and `image_size` {size} a batch of the teacher has {views * size**2} pixels, and may "
+            f"have {_MAX_BATCH_PIXELS}; make one of them smaller",
+        )
 
     @property
     def digest(self) -> str:
@@ -310,8 +334,13 @@ def read_json(data: bytes | str) -> Any:
     """Return the values of JSON that others may have made.
 
     Raises ``ValueError`` for what no release writes, and what would break who works with it:
-    numbers that are not finite or have more than 40 digits, and values nested more than 32 deep.
+    numbers that are not finite or have more than 40 digits, values nested more than 32 deep, and
+    more than 32 million values.
     """
+    # An empty list has three bytes, and takes sixty.
+    marks = ",[{" if isinstance(data, str) else (b",", b"[", b"{")
+    if sum(map(data.count, marks)) > _MOST_VALUES:  # type: ignore[arg-type]
+        raise ValueError(f"it has more than {_MOST_VALUES} values")
     try:
         values = json.loads(
             data, parse_constant=_refuse_number, parse_int=_integer, parse_float=_finite
@@ -341,6 +370,7 @@ def read_fields(data: bytes, unread: Collection[str]) -> dict[str, Any]:
     }
 
 
+_MOST_VALUES = 1 << 25
 _DEEPEST = 32
 _TOO_DEEP = f"values are nested more than {_DEEPEST} deep"
 

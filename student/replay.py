@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pipeline.columns import COLUMNS
-from pipeline.errors import DecodeError, ReplayError, ShardError
+from pipeline.errors import DecodeError, ReplayError
 from pipeline.files.cache import ShardFile
 from pipeline.identity import TRIPLE_VIEWS
 from pipeline.records import NO_PARTNER, MixKind, MixParams, Pixels, ShardView, ViewMix
@@ -266,14 +266,9 @@ class ReplayDataset(Dataset[StudentBatch]):
     def _read_view(self, number: int, view: int) -> ShardView:
         """Return a shard's labels at a view, checked against the shard's own targets."""
         labels, shard = self.store.read_view(number, view), self._shard(number)
-        for index in np.flatnonzero(labels.accepted):
-            sample, stored = shard.samples[index], int(labels.target[index])
-            if sample.key != labels.keys[index] or sample.target != stored:
-                raise ShardError(
-                    f"{shard.path}: sample {sample.key!r} has target {sample.target}, the store "
-                    f"says {labels.keys[index]!r} has {stored}; use the very shards that were "
-                    "labelled, or label these"
-                )
+        indices = np.flatnonzero(labels.accepted).tolist()
+        keys = [labels.keys[index] for index in indices]
+        shard.require_labelled(indices, keys, labels.target[indices].tolist())
         return labels
 
     def _make_views(

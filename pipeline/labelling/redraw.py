@@ -102,13 +102,16 @@ def redraw(
 
 
 class PartViews:
-    """The views of one part's rows, and of samples of its shard that have none."""
+    """The views of one part's rows, and of samples of its shard that have none.
+
+    Raises ``ShardError`` if a row's key or true class is not the shard's.
+    """
 
     def __init__(self, identity: StoreIdentity, shard: Shard, rows: PartRows) -> None:
         self._augment, self._root_seed = identity.augment, identity.root_seed
         self._shard, self._first_view = shard, rows.part.first_view
-        index_of_key = {sample.key: index for index, sample in enumerate(shard.samples)}
-        self._index = [index_of_key[key] for key in rows.keys]
+        self._index = np.flatnonzero(rows.accepted).tolist()
+        shard.require_labelled(self._index, rows.keys, rows.target.tolist())
         self._seed = dict(zip(self._index, rows.seed.tolist(), strict=True))
         pairing = Pairing(
             root_seed=identity.root_seed,

@@ -93,6 +93,22 @@ class Shard:
         start = sample.image_offset
         return memoryview(self._data)[start : start + sample.image_bytes]
 
+    def require_labelled(
+        self, indices: Sequence[int], keys: Sequence[str], target: Sequence[int]
+    ) -> None:
+        """Raise ``ShardError`` unless the samples at ``indices`` are those that a store says.
+
+        Its keys and true classes stand in its rows, which hashes of the shard say nothing of.
+        """
+        for index, key, stored in zip(indices, keys, target, strict=True):
+            sample = self.samples[index]
+            if sample.key != key or sample.target != stored:
+                raise ShardError(
+                    f"{self.path}: sample {sample.key!r} has target {sample.target}, the store "
+                    f"says {key!r:.200} has {stored}; use the very shards that were labelled, or "
+                    "label these"
+                )
+
     @property
     def summary(self) -> ShardSummary:
         """What a job has to know of it."""

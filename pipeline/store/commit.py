@@ -143,6 +143,8 @@ def read_begun(root: Location) -> Begun | None:
         return Begun(identity=identity, fingerprints=prints)
     except FileNotFoundError:
         return None
+    except StoreError as error:
+        raise StoreError(f"{folder.at(IDENTITY_PATH)}: {error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(
             f"{folder.at(IDENTITY_PATH)} is damaged ({error!r}); give another path"

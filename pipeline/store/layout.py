@@ -38,6 +38,7 @@ FILL_LABEL = 65535
 """No teacher has this class: labels go to 65534. A label that reads as this is missing."""
 GROUP_METADATA = "zarr.json"
 MAX_KEY_BYTES = 4096
+_KEYS_BYTES = 1 << 30  # of a shard's keys, which are read together
 
 _ROWS = 1000  # samples of a chunk
 _VIEWS = 50  # views of a chunk
@@ -237,6 +238,9 @@ class Layout:
     def _check(self, manifest: Manifest) -> None:
         if not 1 <= self.key_bytes <= MAX_KEY_BYTES:
             raise ValueError(f"keys of {self.key_bytes} bytes")
+        samples = max((shard.samples for shard in manifest.shards), default=0)
+        if samples * self.key_bytes > _KEYS_BYTES:
+            raise ValueError(f"a shard of {samples} keys, each in {self.key_bytes} bytes")
         specs = array_specs(manifest, self.key_bytes)
         metadata = {GROUP_METADATA, *(spec.metadata_path for spec in specs.values())}
         if missing := metadata - set(self.files):

@@ -6,6 +6,7 @@ either has a whole and true manifest or is unfinished.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.classes import check_names
+from pipeline.columns import COLUMNS, ColumnConfig
 from pipeline.errors import ChecksumError, IncompleteStoreError, PipelineError, StoreError
+from pipeline.files.folder import MAX_FILE_BYTES
 from pipeline.files.local import Location, open_folder
 from pipeline.growth import convert, from_plain, install, many_from_plain, one_line, to_plain
 from pipeline.identity import (
@@ -64,6 +67,7 @@ __all__ = [
     "identity_bytes",
     "listed_manifest",
     "listed_parts",
+    "most_bytes",
     "part_of_path",
     "parts_of_paths",
     "read_manifest",
@@ -87,6 +91,9 @@ MAX_ROWS = 1 << 26
 MAX_PART_VIEWS = 1 << 20
 """Views of a part, which costs time and memory by them even if it has no rows."""
 MAX_VIEW = 1 << 31
+_ROW_BYTES, _PART_BYTES = 300, 1 << 26
+"""What rows take at most before they are packed, beside optional columns, and a part without any:
+a file may be of nothing but zeros that take no disk."""
 _NAMED = 8  # shards in a sentence
 _FIELDS = frozenset(
     {
@@ -571,7 +578,7 @@ def check_claims(manifest: Manifest) -> None:
 
 def _check_parts(manifest: Manifest) -> None:
     """Raise ``StoreError`` for a part that no shard can have, or that is not in order."""
-    shard, first, views, rows, _ = manifest._numbers
+    shard, first, views, rows, size = manifest._numbers
     impossible = (views < 1) | (first < 0) | (first > MAX_VIEW) | (views > MAX_VIEW - first)
     if impossible.any():
         part = manifest.parts[int(impossible.argmax())].part
@@ -587,6 +594,12 @@ def _check_parts(manifest: Manifest) -> None:
             f"give {int(samples[index]) * entry.part.views}, and a part has at most {MAX_ROWS}, of "
             f"{MAX_PART_VIEWS} views at most"
         )
+    most = most_bytes(rows, manifest.identity.columns)
+    for index in np.flatnonzero(size > most)[:1].tolist():
+        raise StoreError(
+            f"the manifest claims {size[index]} bytes for {manifest.parts[index].part.path}, and "
+            f"{rows[index]} rows take at most {most[index]}"
+        )
     after = (shard[1:] > shard[:-1]) | (
         (shard[1:] == shard[:-1]) & (first[1:] >= first[:-1] + views[:-1])
     )
@@ -594,6 +607,15 @@ def _check_parts(manifest: Manifest) -> None:
         index = int(after.argmin())
         last, part = manifest.parts[index].part, manifest.parts[index + 1].part
         raise StoreError(f"the manifest's parts {last.path}, {part.path} are not in order")
+
+
+def most_bytes(rows: NDArray[np.int64], columns: ColumnConfig) -> NDArray[np.int64]:
+    """Return the bytes that parts of so many rows have at most, (N,), in whatever format."""
+    width = _ROW_BYTES + sum(
+        np.dtype(COLUMNS[name].dtype).itemsize * math.prod(shape)
+        for name, shape in columns.shapes().items()
+    )
+    return np.minimum(rows * width + _PART_BYTES, MAX_FILE_BYTES)
 
 
 def _by_name(values: Mapping[int, str]) -> dict[str, str]:

@@ -32,6 +32,7 @@ from pipeline.store.manifest import (
     PartEntry,
     check_companion_paths,
     companion_limit,
+    most_bytes,
     seal,
     unseal,
 )
@@ -128,9 +129,11 @@ class _Footer:
             for path, text in read_json(metadata.metadata[_COMPANIONS]).items()
         }
         self.start = len(_MAGIC)
-        for group in named:
+        rows = np.array([entry.rows for entry in manifest.parts], np.int64)
+        most = most_bytes(rows, manifest.identity.columns).tolist()
+        for group, limit in zip(named, most, strict=True):
             whole = type(group.offset) is type(group.bytes) is int
-            if not whole or group.offset != self.start or not 0 <= group.bytes < 1 << 48:
+            if not whole or group.offset != self.start or not 0 <= group.bytes <= limit:
                 raise ValueError(f"a row group of {group.bytes} bytes at {group.offset}")
             self.start += group.bytes
         if metadata.num_row_groups != len(named):

@@ -206,13 +206,10 @@ def _decoded(data: memoryview, name: str, max_pixels: int) -> Pixels | str:
 
 
 def _other_views(store: LabelStore, shard: Shard, rows: PartRows, *, floats: bool) -> Iterator[str]:
-    """Yield the samples of a part whose target, views or rejection the shard does not give."""
-    targets = [sample.target for sample in shard.samples]
-    for key, stored, here in zip(
-        rows.keys, rows.target.tolist(), np.array(targets)[rows.accepted].tolist(), strict=True
-    ):
-        if stored != here:
-            yield f"{key!r} has target {here}, and had {stored}"
+    """Yield the samples of a part whose views or rejection the shard does not give.
+
+    Raises ``ShardError`` for other targets.
+    """
     cells = np.argwhere(rows.has_digest)
     found = redraw(store.identity, shard, rows, cells, floats=floats)
     for one in (*found, *other_rejections(shard, rows, store.identity.augment.max_pixels)):

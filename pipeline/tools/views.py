@@ -8,6 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline.errors import ConfigError, StoreError
 from pipeline.files.cache import CacheConfig
 from pipeline.files.local import LocalFolder, expand_shards, real_path
@@ -123,11 +125,11 @@ def _drawn(
         config=identity.mix,
     )
     partners_at = lru_cache(maxsize=None)(pairing.of_shard)  # of the part's views
-    index_of = {sample.key: index for index, sample in enumerate(shard.samples)}
+    indices = np.flatnonzero(rows.accepted).tolist()
+    shard.require_labelled(indices, rows.keys, rows.target.tolist())
     there = range(rows.part.first_view, rows.part.end_view)
     columns: dict[str, list[Any]] = {name: [] for name in VIEW_COLUMNS}
-    for row, key in enumerate(rows.keys):
-        index = index_of[key]
+    for row, (index, key) in enumerate(zip(indices, rows.keys, strict=True)):
         size = read_size(shard.image_bytes(index), shard.samples[index].image_name)
         for view in there if views is None else _common(there, views):
             partner = partners_at(view).get(index, NO_PARTNER)

@@ -252,6 +252,10 @@ def test_a_chunk_that_decodes_to_another_size_is_refused(crafted: Path, zeros: i
         (lambda v: v["agreement"].update(equal="7"), r"agreement\.equal is '7'; use a whole"),
         (lambda v: v["agreement"].update(known=-1), "malformed"),
         (lambda v: v["parts"][0].update(bytes=1 << 70), "malformed"),
+        (
+            lambda v: v["parts"][0].update(bytes=(1 << 26) + 30 * 300 + 1),
+            r"claims 67117865 bytes for shard=0/view-00000-00005.parquet, and 30 rows take at most",
+        ),
         (lambda v: v["parts"][0].update(bytes=-1), "malformed"),
         (lambda v: v["parts"][0].update(path="shard=0\\view-00000-00005.parquet"), "should be"),
         (
@@ -422,6 +426,33 @@ def test_a_part_without_rows_claims_no_more_views_than_any(
         parquet.encode_part(rows)
 
 
+def test_files_of_zeros_that_take_no_disk_are_not_read(folder: Path, tmp_path: Path) -> None:
+    """Nothing else would bound what is read before its SHA-256 is known."""
+    root = Path(shutil.copytree(folder / "directory.parquet", tmp_path / "s.parquet"))
+    part = open_store(root).manifest.parts[0].part
+    with (root / part.path).open("r+b") as file:
+        file.truncate((1 << 40) - 1)
+    with little_memory(), pytest.raises(StoreError, match="has more than the manifest's"):
+        read_all(root)
+    rewrite(root, lambda v: v["parts"][0].update(bytes=(1 << 40) - 1))
+    with little_memory(), pytest.raises(StoreError, match="claims 1099511627775 bytes"):
+        open_store(root)
+
+
+def test_keys_of_a_shard_take_no_more_than_a_gigabyte(crafted: Path) -> None:
+    """Chunks that are missing read as zeros, so a few bytes could claim terabytes."""
+
+    def claim(values: dict[str, Any]) -> None:
+        shard, part = values["shards"][1], values["parts"][1]
+        shard.update(samples=1 << 20)
+        part.update(rows=VIEWS * ((1 << 20) - 1))
+        values["zarr"].update(key_bytes=4096)
+
+    rewrite(crafted, claim)
+    with little_memory(), pytest.raises(StoreError, match="of 1048576 keys, each in 4096 bytes"):
+        open_store(crafted)
+
+
 def test_row_groups_outside_of_their_file_are_refused(folder: Path, tmp_path: Path) -> None:
     store = open_store(folder / "one.parquet")
     plain = single.asdict
@@ -429,6 +460,7 @@ def test_row_groups_outside_of_their_file_are_refused(folder: Path, tmp_path: Pa
     for change in (
         {"offset": 5},
         {"bytes": 1 << 50},
+        {"bytes": 1 << 27},
         {"bytes": -1},
         {"offset": "4"},
         {"more": 1},

@@ -14,6 +14,7 @@ import pytest
 
 from pipeline.errors import PipelineError, StoreError
 from pipeline.files.local import sha256
+from pipeline.identity import read_json
 from pipeline.store import (
     claim_store,
     commit_part,
@@ -313,6 +314,25 @@ def test_json_that_no_release_writes_is_refused_by_name(
     (store / "_manifest.json").write_bytes(sealed)
     with pytest.raises(StoreError, match="is no manifest"):
         open_store(store)
+
+
+def test_json_of_very_many_values_is_refused_before_it_takes_memory(
+    honest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.identity._MOST_VALUES", 1 << 14)
+    read_json("[" + "[]," * 8000 + "1]")
+    store = copy_of(honest, "directory", tmp_path)
+    for text in ("[]," * 9000, "{}," * 9000, "1," * 17000, '"",' * 17000):
+        record = f'{{"notes":[{text}1]}}\n'.encode()
+        (store / "_meta/runs/20260101.json").write_bytes(record)
+        with little_memory():
+            (run,) = read_runs(open_store(store).root)
+        assert "more than 16384 values" in run.error
+        sealed = b'{"sha256":"' + sha256(record).encode() + b'",' + record[1:]
+        (store / "_manifest.json").write_bytes(sealed)
+        with pytest.raises(StoreError, match=r"is no manifest .*more than 16384 values"):
+            open_store(store)
+        shutil.copy(honest / "s.parquet" / "_manifest.json", store)
 
 
 def test_values_of_the_wrong_kind_in_a_footers_files_are_refused(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from pipeline.errors import IncompleteStoreError, RejectionError, StoreError
 from pipeline.store import claim_cut, cut_views, export_store, parts_root
 from pipeline.store.card import card_text
+from pipeline.store.manifest import IDENTITY_PATH
 from pipeline.tools import finalize_store
 from tests.labelling import digit_shard, write_hash_store
 from tests.storing import bytes_of
@@ -75,3 +77,11 @@ def test_where_no_job_began_there_is_nothing_to_finish(made: Path, tmp_path: Pat
     (tmp_path / "s.parquet").mkdir()
     with pytest.raises(StoreError, match="no label job has begun a store there"):
         finalize_store(str(tmp_path / "s.parquet"), [str(made / "a-*.tar")])
+
+
+def test_an_identity_that_is_refused_is_named_by_its_file(made: Path, tmp_path: Path) -> None:
+    root = unfinished(made, tmp_path)
+    path = root / IDENTITY_PATH
+    path.write_bytes(re.sub(rb'"batch_views":\d+', b'"batch_views":99999999', path.read_bytes()))
+    with pytest.raises(StoreError, match=f"{path}: identity.`batch_views` is 99999999"):
+        finalize_store(str(root), [str(made / "a-*.tar")])

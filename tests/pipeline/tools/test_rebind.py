@@ -200,7 +200,7 @@ def test_other_targets_keys_and_rejections_are_refused(tmp_path, store, marked):
         return [write_shard(directory / f"{name}.tar", mine), marked[1]]
 
     key, data, _ = first[2]
-    assert "'photo_02' has target 4, and had 2" in refused(
+    assert "'photo_02' has target 4, the store says 'photo_02' has 2" in refused(
         tmp_path, store, changed("target", 2, (key, data, 4))
     )
     said = refused(tmp_path, store, changed("key", 2, ("photo_x", data, 2)))

@@ -13,7 +13,9 @@ from pipeline.identity import MixConfig
 from pipeline.shards.index import open_shard
 from pipeline.store import ParquetStore, claim_store, commit_part, finish_store, open_store
 from pipeline.store.manifest import MANIFEST_PATH, seal, unseal, write_manifest
+from pipeline.tools.show import ViewChoice, draw_views
 from pipeline.tools.verify import verify_store
+from pipeline.tools.views import write_views
 from pipeline.views.fingerprints import fingerprints
 from tests.factories import digit_samples, digits, encode, write_shard
 from tests.labelling import digit_shard, hash_identity, label_with_hashes, part_of, write_hash_store
@@ -70,6 +72,35 @@ def test_a_digest_of_another_view_is_reported(tmp_path: Path, what: str) -> None
 
 
 OTHER_MIX = MixConfig(mixup_alpha=0.3)
+
+
+@pytest.mark.parametrize("use", ["verify", "views", "show"])
+@pytest.mark.parametrize("field", ["another key", "a key twice", "an escape", "target"])
+def test_rows_with_other_keys_or_targets_than_the_shards_are_refused(
+    tmp_path: Path, field: str, use: str
+) -> None:
+    """No hash of the shard says anything of them, and digests nothing of targets."""
+    shard = open_shard(digit_shard(tmp_path / "a.tar", 8), 0)
+    identity, root = hash_identity(), tmp_path / "s.parquet"
+    rows = label_with_hashes(shard, part_of(0, 64), identity)
+    other = {
+        "another key": {"keys": (*rows.keys[:-1], "../x")},
+        "a key twice": {"keys": (rows.keys[1], *rows.keys[1:])},
+        "an escape": {"keys": (rows.keys[0] + "\x1b[31m", *rows.keys[1:])},
+        "target": {"target": (rows.target + 1) % 10},
+    }[field]
+    claim_store(root, identity, fingerprints(identity))
+    commit_part(root, replace(rows, **other))
+    finish_store(root, identity, fingerprints(identity), [shard.info], lambda _: "")
+    store, shards = open_store(root), [str(shard.path)]
+    uses = {
+        "verify": lambda: verify_store(root, shards),
+        "views": lambda: write_views(store, shards, tmp_path / "views.parquet"),
+        "show": lambda: draw_views(store, shards, ViewChoice(count=8)),
+    }
+    with pytest.raises(ShardError, match=r"a.tar: sample .* has target \d, the store says"):
+        uses[use]()
+    assert not (tmp_path / "views.parquet").exists()
 
 
 def test_other_shards_are_refused(hash_store: ParquetStore, tmp_path: Path) -> None:
