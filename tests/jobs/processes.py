@@ -76,6 +76,9 @@ main()
 """
 
 
+_RUNS = "Ray runtime started"
+
+
 @contextmanager
 def ray_head(environment: Mapping[str, str] = MappingProxyType({})) -> Iterator[RayHead]:
     """Run a Ray head on 127.0.0.1, and end its own processes alone afterwards."""
@@ -104,20 +107,29 @@ def ray_head(environment: Mapping[str, str] = MappingProxyType({})) -> Iterator[
     ]
     log, cwd = folder / "head.log", folder / "cwd"
     cwd.mkdir()  # a cluster is seldom started from where its jobs are
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            command,
-            env={**os.environ, **RAY_ENVIRONMENT, **environment},
-            cwd=cwd,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
+
+    def begin() -> subprocess.Popen[bytes]:
+        with log.open("wb") as out:
+            begun = subprocess.Popen(
+                command,
+                env={**os.environ, **RAY_ENVIRONMENT, **environment},
+                cwd=cwd,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        # Its dashboard listens before the node is there, for which it waits, and then says so.
+        wait_for(
+            lambda: begun.poll() is not None or (_RUNS in log.read_text() and _listens(dashboard)),
+            "Ray's head",
+            log=log,
         )
+        return begun
+
+    process = begin()
     try:
-        # Its dashboard listens before the head knows whether all of it runs.
-        started = "Ray runtime started"
-        is_up = lambda: started in log.read_text() and _listens(dashboard)  # noqa: E731
-        wait_for(lambda: process.poll() is not None or is_up(), "Ray's head", log=log)
+        if process.poll() is not None:  # it waits 30 s, which a busy machine may not have
+            process = begin()
         assert process.poll() is None, log.read_text()
         yield RayHead(
             f"127.0.0.1:{port}",

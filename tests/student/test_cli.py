@@ -31,7 +31,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_ends_with_a_table_of_four_fusions(root: Path, tmp_path: Path, capsys) -> None:
     output = str(tmp_path / "run")
     main(arguments(root, "--output", output, "--val-shards", str(root / "digits-0.tar")))
-    table = capsys.readouterr().out
+    table, said = capsys.readouterr()
+    shards = root / "digits-0.tar"
+    assert said.splitlines()[-1] == (
+        f"train-student: next: evaluate-student --checkpoint {output}/best.pt "
+        f"--val-shards {shards} --analysis"
+    )
     for name in ("class head", "distillation head", "mean of logits", "sum of softmaxes"):
         assert name in table
     assert "sha256 " in table
@@ -84,7 +89,9 @@ def test_an_output_that_cannot_be_written_is_one_error(root, capsys) -> None:
 
 def test_a_run_without_validation_shards_is_warned_about(root, tmp_path, capsys) -> None:
     main(arguments(root, "--output", str(tmp_path / "run")))
-    assert "no --val-shards" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "no --val-shards" in said
+    assert said.endswith("/last.pt --val-shards VALIDATION-SHARDS --analysis\n")  # the user's
 
 
 def test_training_without_the_audit_is_warned_about(root, tmp_path, capsys) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -251,6 +252,28 @@ def test_the_learning_rate_is_timms_cosine_with_warm_up() -> None:
         scheduler.step_update(step)
         # The same formula in another order of operations.
         assert SCHEDULE.lr(step) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "step"])
+def test_each_step_is_taken_at_its_own_rate_and_the_log_says_which(
+    world, tmp_path, schedule
+) -> None:
+    """Of a run that went on, too: weights move at these rates, whatever else asks for them."""
+    taken: list[float] = []
+    for stop_after in (3, None):
+        resume = None if stop_after else "auto"
+        settings = {"warmup_epochs": 1, "schedule": schedule, "resume": resume, "log_every": 1}
+        config = world.config(tmp_path / "run", batch_size=8, **settings)
+        trainer = Trainer(config, open_inputs(config))
+        trainer.optimization.optimizer.register_step_pre_hook(
+            lambda optimizer, *_: taken.append(optimizer.param_groups[0]["lr"])
+        )
+        trainer.run(stop_after)
+    rates = [trainer.schedule.lr(step) for step in range(trainer.plan.steps)]
+    assert taken == rates
+    assert len(set(rates)) > 3
+    lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    assert [line["lr"] for line in lines if line["kind"] == "train"] == rates
 
 
 def test_a_peak_below_the_end_is_kept() -> None:

@@ -22,6 +22,7 @@ from student import checkpoint as checkpoints
 from student.checkpoint import Segment, open_checkpoint
 from student.config import SETTINGS, OptimizationConfig, TrainConfig
 from student.engine import Outcome, Trainer, train
+from student.evaluation.evaluate import Accuracy, Evaluation, evaluate_all
 from student.inputs import open_inputs
 from student.metrics import MetricsLog
 from student.optimization import Schedule
@@ -100,6 +101,24 @@ def test_a_best_checkpoint_alone_is_gone_on_from(world, tmp_path, caplog) -> Non
     assert f"continues at step {best}/{straight.steps}, from {output / 'best.pt'}" in caplog.text
     assert resumed.weights == straight.weights
     assert open_checkpoint(output / "last.pt").step == straight.steps
+
+
+def test_a_resumed_run_keeps_weights_that_were_better_than_its_own(
+    world, tmp_path, monkeypatch
+) -> None:
+    def falling(*arguments: Any, **options: Any) -> dict[str, Evaluation]:
+        accuracy = Accuracy(top1=next(scores), top5=1.0, loss=1.0)
+        found = evaluate_all(*arguments, **options)
+        return {name: replace(one, mean_of_logits=accuracy) for name, one in found.items()}
+
+    monkeypatch.setattr("student.engine.evaluate_all", falling)
+    scores = iter([0.9, 0.5, 0.6])
+    run(world, tmp_path / "run", stop_after=5, **validated(world))
+    kept = (tmp_path / "run" / "best.pt").read_bytes()
+    run(world, tmp_path / "run", resume="auto", **validated(world))
+    assert next(scores, None) is None  # it was evaluated twice more in all
+    assert (tmp_path / "run" / "best.pt").read_bytes() == kept
+    assert open_checkpoint(tmp_path / "run" / "last.pt").best == 0.9
 
 
 def test_a_run_that_goes_on_elsewhere_finds_its_best_weights_there(world, tmp_path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
@@ -35,6 +36,7 @@ from student.evaluation.validation import ValidationDataset, center_views, read_
 from student.inputs import open_inputs
 from student.loading import LoaderOptions
 from student.model import split_heads, two_headed
+from tests.commands import require_command
 from tests.student.factories import (
     SMALL_VIEWS,
     TINY,
@@ -271,7 +273,12 @@ def test_the_command_prints_tables_and_writes_json(world, tmp_path, capsys) -> N
         *("--json", str(tmp_path / "report.json"), "--device", "cpu"),
     )
     evaluate_main(flags)
-    text = capsys.readouterr().out
+    text, said = capsys.readouterr()
+    checkpoint = world.root / "run" / "best.pt"
+    assert said.splitlines()[-2:] == [  # no analysis is next, which was made
+        f"evaluate-student: {tmp_path / 'report.json'} is written",
+        f"evaluate-student: next: export-student {checkpoint} --to timm --out student.pth",
+    ]
     for words in ("sum of softmaxes", "averaged weights", "the teacher", "disagreement", "cosine"):
         assert words in text
     lines = text.splitlines()
@@ -424,7 +431,8 @@ def test_a_directory_is_evaluated_file_by_file(world, tmp_path, capsys) -> None:
         *("--workers", "0", "--threads", "1", "--json", str(tmp_path / "all.json")),
     ]
     evaluate_main(arguments)
-    lines = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr()
+    lines = printed.out.splitlines()
     names = ["best.pt", "epoch-0002.pt", "epoch-0003.pt", "last.pt", "previous.pt"]
     assert [line.split()[0] for line in lines[1:]] == names
     values = json.loads((tmp_path / "all.json").read_text())
@@ -437,6 +445,10 @@ def test_a_directory_is_evaluated_file_by_file(world, tmp_path, capsys) -> None:
     lines = capsys.readouterr().out.splitlines()
     best = max(names, key=lambda name: values[name]["evaluations"]["raw"]["mean_of_logits"]["top1"])
     assert lines[6].endswith(f"/{best}, the best of them:")
+    analyzed = next(line for line in printed.err.splitlines() if "next: evaluate-student" in line)
+    require_command(shlex.split(analyzed.partition("next: ")[2]))
+    assert f"/{best} --val-shards " in analyzed
+    assert analyzed.endswith(" --analysis")
     assert lines[7].startswith("disagreement")
     (tmp_path / "none").mkdir()
     with pytest.raises(ConfigError, match=r"holds no \.pt, \.pth, \.safetensors file"):
