@@ -534,12 +534,23 @@ def _is_hidden(path: str) -> bool:
 def _errors_named(url: ObjectUrl) -> Iterator[None]:
     """Turn the network's and the server's refusals into errors that name URL and cure."""
     require_package("obstore", "cloud", f"{url}: object storage")
-    from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
+    from obstore.exceptions import (
+        BaseError,
+        InvalidPathError,
+        PermissionDeniedError,
+        UnauthenticatedError,
+    )
 
     try:
         yield
     except _MissingObjectError:
         raise
+    except InvalidPathError as error:  # in a listing; what is asked for was checked before
+        raise PipelineError(
+            f"{url}: an object there has a name that is no path of a file "
+            f"({str(error).splitlines()[0]!r:.300}); remove it, or if what is there came from "
+            "others, trust none of it and get it anew"
+        ) from None
     except (BaseError, FileNotFoundError, ValueError, OSError) as error:
         code, text = _code_of(error), str(error)
         status = found[1] if (found := _STATUS.search(text)) else ""

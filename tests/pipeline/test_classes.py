@@ -90,6 +90,16 @@ def test_what_is_no_json_or_text_is_refused(tmp_path: Path, name: str, data: byt
         read_names(tmp_path / name)
 
 
+def test_a_list_of_names_has_a_size_at_most(tmp_path: Path) -> None:
+    for name in ("names.txt", "classes.json"):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate((1 << 25) + 1)
+        with pytest.raises(PipelineError, match="33554433 bytes, and such a file has at most"):
+            read_names(tmp_path / name)
+    with pytest.raises(PipelineError, match="33554433 bytes, and such a file has at most"):
+        names_beside([tmp_path / "a.tar"])
+
+
 def test_names_that_are_not_there_are_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
         read_names(tmp_path / "absent.txt")

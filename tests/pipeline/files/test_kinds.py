@@ -141,3 +141,15 @@ def test_a_list_that_never_ends_or_begins_or_is_no_text_is_refused(
         with pytest.raises((ValueError, OSError), match=reason):
             read_list(tmp_path / name)
     endless.join()
+
+
+def test_settings_and_lists_have_a_size_at_most(tmp_path: Path) -> None:
+    settings, keys = tmp_path / "run.toml", tmp_path / "keys.txt"
+    settings.write_bytes(b"#" * (1 << 20))
+    assert read_toml(settings) == {}
+    settings.write_bytes(b"#" * ((1 << 20) + 1))
+    with pytest.raises(ConfigError, match="it has more than 1048576 bytes"):
+        read_toml(settings)
+    keys.write_bytes(b"k" * ((64 << 20) + 1))
+    with pytest.raises(ValueError, match="it has more than 67108864 bytes"):
+        read_list(keys)

@@ -556,3 +556,16 @@ def test_a_range_whose_list_breaks_off_is_asked_for_again(s3: S3Server, many: st
     faults = iter(["torn", None, None, "torn", None, "503"])
     s3.fault = lambda _: next(faults, None)
     assert len(StoredObject.list(ObjectUrl.parse(many))) == 137
+
+
+@pytest.mark.parametrize("name", ["_meta/../../x", "./x", "a//b", "\x1b[31m"])
+def test_an_object_whose_name_is_no_path_is_named_where_it_is_listed(
+    s3: S3Server, name: str
+) -> None:
+    """Whoever may write to a bucket may put such there, and the storage is not to blame."""
+    folder = open_folder(f"{s3.make_bucket()}/s.parquet")
+    s3.put(f"{folder}/{name}", b"{}")
+    with pytest.raises(PipelineError, match="has a name that is no path of a file") as error:
+        folder.list()
+    assert repr(name)[1:-1].split("/")[-1] in str(error.value)
+    assert str(error.value).isprintable()

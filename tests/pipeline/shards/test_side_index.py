@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -294,6 +295,13 @@ def test_a_malformed_index_is_refused_by_name(
 def test_another_file_of_that_name_is_refused(packed: Path, data: bytes) -> None:
     side_of(packed).write_bytes(data)
     with pytest.raises(ShardError, match=r"tar\.idx is no index of a shard"):
+        index_shards([str(packed / "*.tar")])
+
+
+def test_an_index_has_a_size_at_most(packed: Path) -> None:
+    os.truncate(shard_of(packed), 1 << 40)
+    os.truncate(side_of(packed), (1 << 28) + 1)
+    with pytest.raises(PipelineError, match="268435457 bytes, and such a file has at most"):
         index_shards([str(packed / "*.tar")])
 
 

@@ -293,6 +293,27 @@ def test_a_file_of_terabytes_is_refused_unread(
         export_store(store, tmp_path / "x.parquet")
 
 
+BOUNDS = {
+    "_manifest.json": 1 << 30,
+    "_README.md": 1 << 26,
+    IDENTITY_PATH: 1 << 26,
+    "_meta/runs/20260101.json": 1 << 26,
+    "_meta/user/NOTES.md": 1 << 20,
+}
+
+
+@pytest.mark.parametrize("path", BOUNDS)
+def test_a_file_of_a_byte_more_than_its_kind_has_is_refused_unread(
+    honest: Path, tmp_path: Path, path: str
+) -> None:
+    store = copy_of(honest, "directory", tmp_path)
+    (store / "_meta/user").mkdir()
+    (store / path).touch()
+    os.truncate(store / path, BOUNDS[path] + 1)
+    with little_memory(), pytest.raises(PipelineError, match=f"has at most {BOUNDS[path]};"):
+        export_store(store, tmp_path / "x.parquet")
+
+
 NUMBERS = ["Infinity", "-Infinity", "NaN", "1e999", "1" * 41, "9" * 5000]
 
 
