@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help setup demo evidence chaos site test browser gpu bench pin lint types check clean
+.PHONY: help setup demo evidence chaos site test oldest browser gpu bench pin lint types check clean
 
 help:
 	@echo "make demo    images -> shards -> teacher -> label job on Ray -> student, in minutes"
@@ -19,6 +19,7 @@ help:
 	@echo "make site    the documentation as a web site, in site/index.html"
 	@echo "make chaos   label jobs on Ray, killed at random for MINUTES=30; their bytes stay the same"
 	@echo "make test    the whole test suite"
+	@echo "make oldest  the same with the oldest versions that pyproject.toml allows, in .oldest"
 	@echo "make browser  the tests that open reports in a headless Chromium"
 	@echo "make gpu     the tests that run on a GPU, which CUDA must see"
 	@echo "make check   lint, types and tests"
@@ -64,6 +65,15 @@ site: $(INSTALLED)
 test: $(INSTALLED)
 	@echo "left out here: tests of pages in a browser (make browser), and on a GPU (make gpu)"
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+
+# What only tests need is as new as it can be.
+oldest:
+	$(PYTHON) -m venv .oldest
+	.oldest/bin/python -m pip install --quiet uv
+	.oldest/bin/uv pip install --quiet --python .oldest/bin/python \
+		--resolution lowest-direct -e '.[all]'
+	.oldest/bin/uv pip install --quiet --python .oldest/bin/python -e '.[dev]'
+	PATH="$$PWD/.oldest/bin:$$PATH" .oldest/bin/python -m pytest -n 3 --dist loadfile $(ARGS)
 
 # Without a Chromium it fails, and says what to install.
 browser: $(INSTALLED)

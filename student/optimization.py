@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import timm
 import torch
 from timm.optim import (
     create_optimizer_v2,
@@ -72,7 +73,8 @@ class Schedule:
 class TimmSchedule:
     """One of timm's schedules, asked for the rate of any step; nothing of it is kept in a run.
 
-    Raises ``ConfigError`` for arguments that timm does not take.
+    Raises ``ConfigError`` for arguments that timm does not take, and for a schedule that its
+    version has not.
     """
 
     def __init__(self, config: TrainConfig, plan: TrainingPlan) -> None:
@@ -80,7 +82,7 @@ class TimmSchedule:
         self._probe = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=config.peak_lr)
         arguments = parse_arguments("schedule_args", settings.schedule_args)
         try:
-            self._scheduler, _ = create_scheduler_v2(
+            scheduler, _ = create_scheduler_v2(
                 self._probe,
                 settings.schedule.removeprefix("timm-"),
                 num_epochs=config.plan.epochs,
@@ -97,6 +99,12 @@ class TimmSchedule:
                 f"`schedule` {settings.schedule} cannot be made with `schedule_args` "
                 f"{list(settings.schedule_args)}: {error}"
             ) from error
+        if scheduler is None:
+            raise ConfigError(
+                f"`schedule` {settings.schedule}: timm {timm.__version__} has none of that name; "
+                "update timm, or choose another"
+            )
+        self._scheduler = scheduler
 
     def lr(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0."""

@@ -228,7 +228,9 @@ class UniqueKeys:
         twice = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
         seen: dict[str, int] = {}
         for number, path in enumerate(self._paths):
-            indices = np.flatnonzero(np.isin(self._hashes[number], twice)).tolist()
+            # By sorting: the table that NumPy 2.0 would choose overflows on hashes.
+            known = np.isin(self._hashes[number], twice, kind="sort")
+            indices = np.flatnonzero(known).tolist()
             samples = open_shard(path, number).samples if indices else ()
             if indices and len(samples) != len(self._hashes[number]):
                 raise ShardError(

@@ -10,10 +10,12 @@ from functools import partial
 from statistics import NormalDist
 
 import numpy as np
+import PIL
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
+from packaging.version import Version
 from PIL import Image
 
 from pipeline.errors import REJECTION_WORDS, DecodeError, PipelineError
@@ -353,9 +355,13 @@ def test_images_are_rejected_for_what_their_bytes_are():
 # ------------------------------------------------------------------------- resizing
 
 
+# Before Pillow 13 it rounded otherwise there.
+LARGER = 0.01 if Version(PIL.__version__) >= Version("13") else 0.19
+
+
 @pytest.mark.parametrize(
     ("height", "width", "differing"),
-    [(427, 640, 0.16), (400, 301, 0.01), (100, 90, 0.04), (30, 20, 0.04), (224, 224, 0.0)],
+    [(427, 640, 0.16), (400, 301, LARGER), (100, 90, 0.04), (30, 20, 0.04), (224, 224, 0.0)],
 )
 def test_resizing_is_pillows_bicubic(photograph, height, width, differing):
     crop = Box(top=7, left=0, height=min(height, 420), width=width)
