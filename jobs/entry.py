@@ -10,13 +10,20 @@ from __future__ import annotations
 import _signal as signal  # type: ignore[import-not-found]
 import atexit
 import gc
+import os
+import sys
 from importlib import import_module
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # typing takes time to load
+    from typing import NoReturn
 
 __all__ = [
     "evaluate_student",
     "export_student",
     "label_store",
     "label_teacher",
+    "leave",
     "pack_shards",
     "student_report",
     "teacher_labels",
@@ -74,8 +81,33 @@ def _run(module: str, function: str) -> None:
     atexit.register(gc.unfreeze)  # modules that count what they leave behind would complain
     gc.enable()
     signal.signal(signal.SIGINT, answered)
+    status: object = 0
     try:
         main()
+    except SystemExit as ended:
+        status = ended.code
     finally:
         if answered is signal.default_int_handler:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
+    leave(status)
+
+
+def leave(status: object) -> NoReturn:
+    """End this process as ``sys.exit`` would, but do not take apart what was loaded.
+
+    Of PyTorch, timm and Ray that takes a second or two, in which nothing is done for anybody.
+    """
+    if not isinstance(status, int | None):  # a message, for the interpreter to print
+        sys.exit(status)  # type: ignore[arg-type]
+    import threading
+
+    try:
+        threading._shutdown()  # type: ignore[attr-defined]  # as the interpreter waits for threads
+        atexit.unregister(gc.unfreeze)
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+    except (OSError, ValueError):  # a closed pipe, which the interpreter knows how to tell
+        sys.exit(status)
+    os._exit(status or 0)

@@ -22,6 +22,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO
 
+from jobs.entry import leave
+
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 
@@ -144,7 +146,12 @@ def main() -> None:
     load(sys.argv[1:])
     order = serve(sys.stdin, sys.stdout)
     become(order)
-    called(order.function)
+    status: object = 0
+    try:
+        called(order.function)
+    except SystemExit as ended:
+        status = ended.code
+    leave(status)
 
 
 if __name__ == "__main__":

@@ -69,6 +69,7 @@ def test_a_program_that_is_told_to_ignore_ctrl_c_does() -> None:
         "import os, signal\n"
         "from jobs import entry\n"
         "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "entry.leave = lambda status: None\n"
         "entry._run('os', 'getpid')\n"
         "os.kill(os.getpid(), signal.SIGINT)\n"
         "print('on')"
@@ -77,16 +78,46 @@ def test_a_program_that_is_told_to_ignore_ctrl_c_does() -> None:
     assert (done.returncode, done.stdout) == (0, "on\n")
 
 
-def test_what_a_program_loaded_is_left_out_of_searches_for_garbage_until_its_end() -> None:
+@pytest.mark.parametrize(("status", "frozen"), [("0", True), ("'why'", False)])
+def test_what_a_program_loaded_is_left_out_of_searches_for_garbage_until_its_end(
+    status: str, frozen: bool
+) -> None:
     code = (
-        "import atexit, gc\n"
+        "import atexit, gc, sys\n"
         "from jobs import entry\n"
-        "atexit.register(lambda: print(gc.isenabled(), gc.get_freeze_count()))\n"
-        "entry._run('os', 'getpid')\n"
-        "print(gc.isenabled(), gc.get_freeze_count() > 0)\n"
+        "atexit.register(lambda: print(gc.isenabled(), gc.get_freeze_count() > 0))\n"
+        "def work():\n"
+        "    print(gc.isenabled(), gc.get_freeze_count() > 0)\n"
+        f"    sys.exit({status})\n"
+        "entry._run('__main__', 'work')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("True True\nTrue 0\n", "")
+    assert done.stdout == f"True True\nTrue {frozen}\n"
+
+
+@pytest.mark.parametrize("status", ["None", "0", "3", "'why'"])
+def test_a_program_ends_as_python_does_but_takes_nothing_apart(status: str) -> None:
+    code = (
+        "import atexit, sys, threading, time\n"
+        "from jobs import entry\n"
+        "class Kept:\n"
+        "    def __del__(self): print('taken apart')\n"
+        "kept = Kept()\n"
+        "atexit.register(print, 'at exit')\n"
+        "def work():\n"
+        "    threading.Thread(target=lambda: (time.sleep(0.3), print('done'))).start()\n"
+        "    print('begun', end=' ')\n"
+        f"    sys.exit({status})\n"
+    )
+    ends = {way: f"{code}{way}\n" for way in ("entry._run('__main__', 'work')", "work()")}
+    quick, usual = (
+        subprocess.run([sys.executable, "-c", one], capture_output=True, text=True)
+        for one in ends.values()
+    )
+    apart = "" if status != "'why'" else "taken apart\n"
+    assert quick.stdout == f"begun done\nat exit\n{apart}"
+    assert usual.stdout == "begun done\nat exit\ntaken apart\n"
+    assert (quick.returncode, quick.stderr) == (usual.returncode, usual.stderr)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -85,7 +85,7 @@ def test_timm_loads_a_student_and_gives_its_logits(world, tmp_path, to, run, kin
     assert list(tmp_path.iterdir()) == [out]
     saved = load_saved(world.root / run / "last.pt", None, None, (), None)[0]
     prepared = timm.data.resolve_data_config({}, model=model)
-    assert prepared["input_size"] == (3, saved.image_size, saved.image_size)
+    assert tuple(prepared["input_size"]) == (3, saved.image_size, saved.image_size)
     assert tuple(prepared["mean"]) == saved.views.mean
     assert tuple(prepared["std"]) == saved.views.std
     assert prepared["crop_pct"] == saved.views.center_fraction

@@ -498,9 +498,9 @@ HELPS = [*([name] for name in PROGRAMS), ["label-store", "stats"]]
 def test_help_loads_nothing_that_only_the_work_needs(command: list[str]) -> None:
     program, _, function = PROGRAMS[command[0]].value.partition(":")
     code = (
-        f"import sys; sys.argv = {[*command, '--help']}\n"
-        f"try:\n    from {program} import {function} as main; main()\n"
-        "finally: print('loaded:', *{name.partition('.')[0] for name in sys.modules})"
+        f"import atexit, sys; sys.argv = {[*command, '--help']}\n"
+        "def loaded(): print('loaded:', *{name.partition('.')[0] for name in sys.modules})\n"
+        f"atexit.register(loaded)\nfrom {program} import {function} as main; main()"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     shown, _, loaded = done.stdout.rpartition("loaded:")
