@@ -183,7 +183,8 @@ def test_a_later_release_opens_redraws_replays_and_resumes_what_this_one_left(
 def test_a_field_that_is_added_without_a_founding_value_is_noticed(
     tmp_path: Path, world: World, record: str
 ) -> None:
-    tree = with_more(later_release(tmp_path / "later", {record: PLAIN}))
+    records = {"ColumnConfig": GROWN, record: PLAIN}  # a column comes with its setting
+    tree = with_more(later_release(tmp_path / "later", records))
     if FIELDS[record][0].startswith("student"):
         stopped = world.config(tmp_path / "stopped")
         train(stopped, open_inputs(stopped), stop_after=2)
