@@ -86,10 +86,14 @@ def offered(head: RayHead, pattern: str) -> dict[str, float]:
 def test_a_job_on_ray_offers_its_metrics_writes_lines_and_a_summary_and_keeps_to_its_window(
     head: RayHead, job: Job, tmp_path: Path
 ) -> None:
-    """Groups take 737 kB each. What Ray counts of shared memory it tells once a second."""
+    """Ray tells what it counts once a second, so the job takes several.
+
+    Of shared memory it may then count none: this sees spilling and gross excess. That a window is
+    kept exactly is for test_sizing.py and test_actors.py.
+    """
     out, log, lines = tmp_path / "ray.parquet", tmp_path / "log", tmp_path / "m.jsonl"
     teachers, window = 2, 5_000_000
-    flags = ("--metrics-file", str(lines), "--teachers", str(teachers))
+    flags = ("--metrics-file", str(lines), "--teachers", str(teachers), "--views", "960")
     arguments = job.to(out, *flags, "--window-gb", str(window / 1e9))
     process = start_job(arguments, address=head.address, log=log)
     scraped: dict[str, float] = {}
@@ -105,12 +109,14 @@ def test_a_job_on_ray_offers_its_metrics_writes_lines_and_a_summary_and_keeps_to
     wait_for(is_over, "the job's end", log=log)
     assert process.poll() == 0, log.read_text()
     assert set(scraped) == set(HELP)
-    assert scraped["parts_to_do"] == PARTS
-    assert 0 < most["MMAP_SHM"] <= teachers * window
+    assert scraped["parts_to_do"] == 16 * PARTS
+    assert most["MMAP_SHM"] <= teachers * window
     assert most["SPILLED"] == 0
-    assert part_hashes(out) == job.hashes
+    short = {one for one in job.hashes.items() if one[0].startswith("shard=")}
+    assert len(short) == PARTS
+    assert part_hashes(out).items() > short
     last = json.loads(lines.read_text().splitlines()[-1])
-    assert (last["parts"], last["labels"], last["rejected"]) == (PARTS, 97 * 60, 1)
+    assert (last["parts"], last["labels"], last["rejected"]) == (16 * PARTS, 97 * 960, 1)
     (record,) = (out / "_meta" / "runs").iterdir()
     run = json.loads(record.read_bytes())
     assert 0 <= run["teacher_busy_share"] <= 1
