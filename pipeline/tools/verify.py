@@ -89,6 +89,8 @@ class VerifyReport:
         how = "redrawn from the shards and compared"
         if self.redrawn == self.digests:
             return f"all were {how}"
+        if self.left_out:
+            return f"of the shards given, {self.redrawn} were {how}"
         return f"a sample of {self.redrawn}, spread over the parts, was {how}"
 
 

@@ -137,7 +137,9 @@ def test_a_store_is_verified_as_far_as_its_shards_are_there(
     command = ["label-store", "verify", str(store), "--shards", *files, "--all", "--subset"]
     monkeypatch.setattr("sys.argv", command)
     label_store()
-    assert "warning: the shards given are a subset: 2 of 3 shards" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "warning: the shards given are a subset: 2 of 3 shards" in printed
+    assert f": of the shards given, {report.redrawn} were redrawn" in printed
     monkeypatch.setattr("sys.argv", command[:-1])
     with pytest.raises(SystemExit):
         label_store()
