@@ -319,7 +319,7 @@ class _Augmentation:
         """Return a group that is ready; None if there is none yet, or it must be done again."""
         ready, _ = ray.wait(list(self._under_way), num_returns=1, timeout=1.0)
         now = time.monotonic()
-        self._end_hung(now, any_ready=bool(ready))
+        self._end_hung(now)
         if not ready or ready[0] not in self._under_way:
             return None
         ref = ready[0]
@@ -382,16 +382,15 @@ class _Augmentation:
         usual = statistics.median(times)
         return max(patience.hang_seconds, patience.hang_factor * usual) * self._limit_factor
 
-    def _end_hung(self, now: float, *, any_ready: bool) -> None:
+    def _end_hung(self, now: float) -> None:
         """End processes that augment and are presumed hung, and have their groups done again.
 
-        All of them, if none has given anything for too long: one that is ready may have waited for
-        a slow teacher. Or one by one, if as many groups as are under way at a time were asked for
-        later and are there.
+        All of them, if none has given anything for too long; or one by one, if as many groups as
+        are under way at a time were asked for later and are there.
         """
         limit, newest = self._limit(), max(self._submitted.values())
         since = dict.fromkeys(self._under_way, max(newest, self._last))
-        if any_ready or now - max(newest, self._last) <= limit:
+        if now - max(newest, self._last) <= limit:
             since = {
                 ref: submitted
                 for ref, submitted in self._submitted.items()

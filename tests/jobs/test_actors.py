@@ -158,15 +158,6 @@ def test_groups_that_only_wait_for_their_turn_are_not_ended(processes: Processes
     assert (processes.ended, flow.again, list(flow.words)) == ([], 0, [])
 
 
-def test_groups_that_wait_for_a_slow_teacher_are_not_ended(processes: Processes) -> None:
-    flow = augmentation(2, window=2)
-    found = 0
-    for _ in flow.groups():
-        processes.now += 3 * PATIENCE.hang_seconds
-        found += 1
-    assert (found, processes.ended, flow.again, list(flow.words)) == (2, [], 0, [])
-
-
 def test_a_group_that_is_slow_by_itself_has_more_time_each_time(processes: Processes) -> None:
     processes.seconds[3] = [25.0] * 4
     flow = augmentation(200)
