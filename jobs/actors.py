@@ -156,6 +156,9 @@ class TeacherActor:
     @ray.method(concurrency_group="word")
     def progress(self) -> Progress:
         """Return how far this is."""
+        return self._progress()
+
+    def _progress(self) -> Progress:
         now, longest = time.monotonic(), self._settings.patience.hang_seconds / 4
         with self._counting:
             waits = [now - since for since in self._hungry.values()]
@@ -196,7 +199,7 @@ class TeacherActor:
         ref = read_remotely.remote(order)
         groups = self._augmented(order.tasks(), lean)
         committed = self._worker.label_part(order, groups, partial(self._contents, ref))
-        return Labelled(committed=committed, progress=self.progress())
+        return Labelled(committed=committed, progress=self._progress())
 
     def _contents(self, ref: Any) -> ShardContents:
         with self._waiting():
