@@ -17,7 +17,7 @@ from pipeline.cli.commands import StoreCommand
 from pipeline.errors import IncompleteStoreError
 from student.config import EvaluateConfig
 
-OURS = ("evaluate-student", "label-store", "label-teacher", "pack-shards", "train-student")
+OURS = tuple(old for old, *_ in COMMANDS.values() if old)
 
 
 def require_command(words: list[str]) -> None:
@@ -45,6 +45,10 @@ def require_command(words: list[str]) -> None:
             tyro.cli(StoreCommand, args=arguments, config=config)
         case ["evaluate-student", *arguments]:
             tyro.cli(EvaluateConfig, args=arguments, config=(tyro.conf.OmitArgPrefixes,))
+        case ["export-student", *arguments]:
+            tyro.cli(student.cli.ExportFlags, args=arguments)
+        case ["student-report", *arguments]:
+            tyro.cli(student.cli.ReportFlags, args=arguments)
         case ["torchrun", *arguments]:
             given = torch.distributed.run.get_args_parser().parse_args(arguments)
             assert given.module
