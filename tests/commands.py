@@ -11,6 +11,7 @@ from ray.scripts.scripts import cli as ray_commands
 
 import student.cli
 from jobs.label_teacher import parse_arguments
+from jobs.small_teacher import TeacherTraining
 from jobs.teacher_labels import COMMANDS
 from pipeline import PackConfig
 from pipeline.cli.commands import StoreCommand
@@ -62,6 +63,8 @@ def require_command(words: list[str]) -> None:
             ray_commands.commands[name].make_context(name, arguments)
         case ["python", "jobs/label_teacher.py", *arguments]:
             require_command(["label-teacher", *arguments])
+        case ["python", "examples/train_teacher.py", *arguments]:
+            tyro.cli(TeacherTraining, args=arguments)
         case ["python", "-c", code]:
             compile(code, "the command", "exec")
         case _:
