@@ -22,7 +22,7 @@ from pipeline.records import PartHeader, PartKey, PartRows, ShardView
 from pipeline.store.columns import column_fields, from_arrow, storage_options, to_arrow
 from pipeline.store.contract import LabelStore, require_classes
 from pipeline.store.manifest import MAX_PART_VIEWS, MAX_ROWS, Agreement, Manifest, PartEntry
-from pipeline.store.pages import check_pages
+from pipeline.store.pages import MOST_OF_A_LIST, check_pages
 from pipeline.store.part_views import PartViews
 from pipeline.store.sealing import read_sealed, sealed
 from pipeline.views.draw import has_mixed_digest
@@ -258,6 +258,7 @@ def _open_part(
             pa.BufferReader(data),
             page_checksum_verification=not trusted,
             read_dictionary=["key"],
+            thrift_container_size_limit=MOST_OF_A_LIST,
         )
         header = read_json((file.metadata.metadata or {})[_METADATA])
         version, views = header["format_version"], (header["first_view"], header["views"])

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import ChecksumError, StoreError
 from pipeline.files.folder import MAX_FILE_BYTES, check_size
 from pipeline.files.local import Folder, sha256
-from pipeline.identity import canonical_json, read_json
+from pipeline.identity import MUCH_JSON, canonical_json, read_json
 from pipeline.records import PartRows
 from pipeline.store.contract import HeaderCheck, LabelStore, header_of, require_classes
 from pipeline.store.manifest import (
@@ -36,7 +36,7 @@ from pipeline.store.manifest import (
     seal,
     unseal,
 )
-from pipeline.store.pages import check_pages
+from pipeline.store.pages import check_footer_records, check_pages
 from pipeline.store.parquet import (
     ParquetStore,
     part_schema,
@@ -102,6 +102,7 @@ def _opened(root: Folder, data: bytes) -> SingleFileStore:
     except ValueError as error:
         raise ChecksumError(f"{root}: {error}; {_CURE}") from error
     try:
+        check_footer_records(footer)
         metadata = pq.read_metadata(pa.BufferReader(_MAGIC + footer))
         values = unseal(metadata.metadata[_MANIFEST], str(root), UNREAD_FIELDS)
         manifest = Manifest.from_json(values, str(root))
@@ -126,7 +127,7 @@ class _Footer:
         }
         self.companions = {
             path: _companion(path, text)
-            for path, text in read_json(metadata.metadata[_COMPANIONS]).items()
+            for path, text in read_json(metadata.metadata[_COMPANIONS], MUCH_JSON).items()
         }
         self.start = len(_MAGIC)
         rows = np.array([entry.rows for entry in manifest.parts], np.int64)

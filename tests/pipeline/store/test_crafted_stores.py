@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 import struct
@@ -25,8 +26,8 @@ from pipeline.records import PartRows
 from pipeline.store import LabelStore, export_store, open_store, parquet, single
 from pipeline.store.layout import array_specs
 from pipeline.store.manifest import MANIFEST_PATH, seal, unseal
-from pipeline.store.pages import check_pages
-from pipeline.store.sealing import SEAL_BYTES, sealed
+from pipeline.store.pages import check_footer_records, check_pages
+from pipeline.store.sealing import FOOTER_MARK, SEAL_BYTES, sealed
 from tests.storing import ALL_COLUMNS, IDENTITY, info_of, rows_of, write_store
 
 MEMORY = 8 << 20  # bytes: far less than any claim below, far more than an honest read needs
@@ -491,6 +492,80 @@ def test_a_footer_longer_than_its_file_is_refused(
     path.write_bytes(data[:-8] + length.to_bytes(4, "little") + b"PAR1")
     with little_memory(), pytest.raises(StoreError):
         open_store(path)
+
+
+def list_of(size: int, kind: int = 12) -> bytes:
+    """Return how Thrift's compact protocol begins a list, of structs by default."""
+    return bytes([0xF0 | kind]) + varint(size)
+
+
+def footer_of(groups: int, columns: int, *, there: bool = True) -> bytes:
+    """Return a footer of row groups with columns that are of three bytes, or only claimed."""
+    names = b"\x48\x01s\x15\x02\0" + b"\x15\0\x25\0\x18\x01x\0"
+    group = b"\x19" + list_of(columns) + b"\x26\0\0" * columns * there + b"\x16\0\x16\0\0"
+    schema = b"\x15\x04\x19" + list_of(2) + names + b"\x16\0"
+    footer = schema + b"\x19" + list_of(groups) + group * groups + b"\0"
+    return footer + len(footer).to_bytes(4, "little") + b"PAR1"
+
+
+@pytest.mark.parametrize(
+    ("footer", "message"),
+    [
+        (footer_of(4, 5000), "its footer has more than 16384 records"),
+        (footer_of(100, 200), "its footer has more than 16384 records"),
+        (footer_of(1, 9_999, there=False), "its footer is cut short"),
+        (b"\x19" + list_of(1 << 40) + b"\0", "its footer has more than 16384 records"),
+        (b"\x19" + list_of(1 << 60, 5) + b"\0" * 99, "its footer is cut short"),
+        (b"\x1c" * 100_000, "nested without an end"),
+        (b"\x1b\x01\x55\0\0\0", "its footer has a value of kind 11"),
+    ],
+)
+def test_a_footer_of_records_without_an_end_is_refused(
+    footer: bytes, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Arrow gives 700 bytes for each column of a row group, which has three."""
+    monkeypatch.setattr("pipeline.store.pages._MOST_RECORDS", 1 << 14)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=message):
+            check_footer_records(footer)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_store_in_one_file_with_such_a_footer_is_not_opened(folder: Path, tmp_path: Path) -> None:
+    store, footer = tmp_path / "one.parquet", footer_of(4, 300_000)
+    seal = FOOTER_MARK + hashlib.sha256(FOOTER_MARK + footer).digest()
+    store.write_bytes(
+        (folder / "one.parquet").read_bytes().partition(FOOTER_MARK)[0] + seal + footer
+    )
+    with pytest.raises(StoreError, match="its footer has more than 1048576 records"):
+        open_store(store)
+
+
+def test_a_footer_has_so_many_values_at_most(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = (folder / "one.parquet").read_bytes()
+    footer = data[data.index(FOOTER_MARK) + SEAL_BYTES :]
+    check_footer_records(footer)
+    monkeypatch.setattr("pipeline.store.pages._MOST_VALUES", 300)
+    with pytest.raises(ValueError, match="its footer has more than 300 values"):
+        check_footer_records(footer)
+    with pytest.raises(ValueError, match="its footer has more than 300 values"):
+        check_footer_records(b"\x19" + list_of(301, 5) + b"\0" * 400)
+
+
+def test_a_parts_footer_lists_few_records(folder: Path) -> None:
+    path = next((folder / "directory.parquet").glob("shard=0/*.parquet"))
+    part = open_store(folder / "directory.parquet").manifest.parts[0].part
+    for groups, columns, there in ((257, 1, True), (1, 257, True), (1, 999_999, False)):
+        data = sealed(path.read_bytes()[:4] + footer_of(groups, columns, there=there))
+        for read in (parquet.decode_part, parquet.read_claims):
+            with little_memory(), pytest.raises(StoreError, match="Exceeded size limit"):
+                read(data, part, "a part")
+    data = sealed(path.read_bytes()[:4] + footer_of(256, 256))
+    with pytest.raises(StoreError, match="is not a part of a label store"):
+        parquet.decode_part(data, part, "a part")
 
 
 def test_pages_are_walked_to_their_ends(folder: Path) -> None:
