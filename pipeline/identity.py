@@ -362,21 +362,27 @@ def read_fields(data: bytes, known: Collection[str], unread: Collection[str]) ->
     Those that are ``unread`` stay the JSON that they are, a ``msgspec.Raw``. Of fields that are not
     ``known`` the first alone is there, as None. Raises what ``read_json`` does.
     """
-    names = tuple(sorted(known))
+    names, values = tuple(sorted(known)), {}
     try:
-        found = msgspec.json.decode(data, type=_fields(names, strict=True))
-        values = {}
-    except (msgspec.MsgspecError, RecursionError) as error:
+        found = _decoded(data, _fields(names, strict=True))
+    except ValueError as error:
         other = _OTHER_FIELD.match(str(error))
         if other is None:
-            raise ValueError(_TOO_DEEP if isinstance(error, RecursionError) else error) from None
-        found = msgspec.json.decode(data, type=_fields(names, strict=False))
-        values = {other[1][:_SHOWN]: None}
+            raise
+        found, values = _decoded(data, _fields(names, strict=False)), {other[1][:_SHOWN]: None}
     for name in names:
         text = getattr(found, name)
         if text is not msgspec.UNSET:
             values[name] = text if name in unread else read_json(bytes(text), MUCH_JSON)
     return values
+
+
+def _decoded(data: bytes, kind: type[Any]) -> Any:
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        deep = isinstance(error, RecursionError)
+        raise ValueError(_TOO_DEEP if deep else str(error)) from None
 
 
 @cache
@@ -393,7 +399,7 @@ def _memory_of(data: bytes | str) -> int:
     """
     text = isinstance(data, str)
     marks = sum(
-        data.count(mark if text else mark.encode()) * size  # type: ignore[arg-type]
+        size * data.count(mark if text else mark.encode())  # type: ignore[arg-type]
         for mark, size in _MEMORY_OF.items()
     )
     # One character beyond Latin makes a text four times as wide.
