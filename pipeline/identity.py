@@ -397,19 +397,17 @@ def _memory_of(data: bytes | str) -> int:
 
     An empty list has three bytes of text, an object of one value six.
     """
-    text = isinstance(data, str)
-    marks = sum(
-        size * data.count(mark if text else mark.encode())  # type: ignore[arg-type]
-        for mark, size in _MEMORY_OF.items()
-    )
+    if isinstance(data, str):
+        data = data.encode(errors="surrogatepass")
+    marks = sum(size * data.count(mark) for mark, size in _MEMORY_OF.items())
     # One character beyond Latin makes a text four times as wide.
-    narrow = data.isascii() and ("\\u" if text else b"\\u") not in data  # type: ignore[operator]
+    narrow = data.isascii() and b"\\u" not in data
     return marks + len(data) * (3 if narrow else 9)
 
 
 MUCH_JSON = 5 << 28
 """Bytes of memory that a manifest or an index may take as JSON: that of 500,000 shards."""
-_MEMORY_OF = {",": 72, "[": 96, "{": 104, ":": 100}  # of CPython 3.11, measured
+_MEMORY_OF = {b",": 72, b"[": 96, b"{": 104, b":": 100}  # of CPython 3.11, measured
 _DEEPEST = 32
 _TOO_DEEP = f"values are nested more than {_DEEPEST} deep"
 _OTHER_FIELD = re.compile("Object contains unknown field `(.*)`", re.DOTALL)

@@ -63,6 +63,10 @@ class Footer:
         """Return the number of row groups."""
         return len(self._groups)
 
+    def __iter__(self) -> Iterator[RowGroupPages]:
+        """Yield what is said of each row group."""
+        return map(self.__getitem__, range(len(self)))
+
     def __getitem__(self, number: int) -> RowGroupPages:
         """Return what is said of a row group; raises ``IndexError`` for one that is not there."""
         self._records = self._values = 0
