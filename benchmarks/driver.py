@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -167,36 +167,42 @@ class Answer:
 class Actor:
     """The stand-in for a teacher's actor: parts take about five seconds."""
 
-    def __init__(self, clock: Clock, machine: str, random_: random.Random) -> None:
-        from jobs.actors import Progress as Told
+    said: tuple[str, ...] = ()  # with each part that is done
 
-        told = Told(
-            groups=0,
-            starved=False,
-            busy_seconds=0.0,
-            window=0,
-            again=0,
-            labels=0,
-            closing=False,
-            said=(),
-        )
+    def __init__(self, clock: Clock, machine: str, random_: random.Random) -> None:
         self._clock, self._random = clock, random_
         self.killed = False
         self._groups = itertools.count(1)
         self.node = _Method(lambda: clock.answer(1.0, machine, self))
         self.load = _Method(lambda share: clock.answer(20.0, None, self))
-        self.progress = _Method(
-            lambda: clock.answer(0.1, replace(told, groups=next(self._groups)), self)
-        )
+        self.progress = _Method(lambda: clock.answer(0.1, self._progress(), self))
         self.label = _Method(self._label)
+
+    def _progress(self, said: tuple[str, ...] = ()) -> Any:
+        from jobs.actors import Progress as Told
+
+        return Told(
+            groups=next(self._groups),
+            starved=False,
+            busy_seconds=0.0,
+            window=0,
+            again=len(said),
+            labels=0,
+            closing=False,
+            said=said,
+        )
 
     def _label(self, order: PartOrder, lean: int) -> Answer:
         from ray.exceptions import ActorDiedError
 
+        from jobs.actors import Labelled
+
         seconds = self._random.uniform(4.0, 6.0)
         if self._random.random() < DEATHS:
             return self._clock.answer(seconds, ActorDiedError(), self)
-        return self._clock.answer(seconds, committed(order.part, order.shard), self)
+        done = committed(order.part, order.shard)
+        answer = Labelled(committed=done, progress=self._progress(self.said))
+        return self._clock.answer(seconds, answer, self)
 
 
 class _Method:

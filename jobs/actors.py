@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ActorSettings",
+    "Labelled",
     "MakeWorker",
     "Progress",
     "TeacherActor",
@@ -87,7 +88,15 @@ class Progress:
     again: int  # groups that were augmented again
     labels: int  # of the parts under way
     closing: bool  # what is under way has no group left to label: it is read for, or written
-    said: tuple[str, ...]  # since it was asked last: for the user
+    said: tuple[str, ...]  # since it told last: for the user
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labelled:
+    """A part that is done, and what its teacher has to tell by then: it may be asked no more."""
+
+    committed: Committed
+    progress: Progress
 
 
 @ray.remote(num_cpus=0, max_retries=CRASHES_PER_TASK)
@@ -147,6 +156,9 @@ class TeacherActor:
     @ray.method(concurrency_group="word")
     def progress(self) -> Progress:
         """Return how far this is."""
+        return self._progress()
+
+    def _progress(self) -> Progress:
         now, longest = time.monotonic(), self._settings.patience.hang_seconds / 4
         with self._counting:
             waits = [now - since for since in self._hungry.values()]
@@ -181,12 +193,13 @@ class TeacherActor:
         return self._worker.preflight(shards, self._augment_one)
 
     @ray.method(concurrency_group="work")
-    def label(self, order: PartOrder, lean: int) -> Committed:
+    def label(self, order: PartOrder, lean: int) -> Labelled:
         """Label and commit one part; each step of ``lean`` halves what is augmented at a time."""
         # Elsewhere, for here Python's lock would be held beside the teacher.
         ref = read_remotely.remote(order)
         groups = self._augmented(order.tasks(), lean)
-        return self._worker.label_part(order, groups, partial(self._contents, ref))
+        committed = self._worker.label_part(order, groups, partial(self._contents, ref))
+        return Labelled(committed=committed, progress=self._progress())
 
     def _contents(self, ref: Any) -> ShardContents:
         with self._waiting():
@@ -319,7 +332,7 @@ class _Augmentation:
         """Return a group that is ready; None if there is none yet, or it must be done again."""
         ready, _ = ray.wait(list(self._under_way), num_returns=1, timeout=1.0)
         now = time.monotonic()
-        self._end_hung(now)
+        self._end_hung(now, any_ready=bool(ready))
         if not ready or ready[0] not in self._under_way:
             return None
         ref = ready[0]
@@ -382,15 +395,16 @@ class _Augmentation:
         usual = statistics.median(times)
         return max(patience.hang_seconds, patience.hang_factor * usual) * self._limit_factor
 
-    def _end_hung(self, now: float) -> None:
+    def _end_hung(self, now: float, *, any_ready: bool) -> None:
         """End processes that augment and are presumed hung, and have their groups done again.
 
-        All of them, if none has given anything for too long; or one by one, if as many groups as
-        are under way at a time were asked for later and are there.
+        All of them, if none has given anything for too long: one that is ready may have waited for
+        a slow teacher. Or one by one, if as many groups as are under way at a time were asked for
+        later and are there.
         """
         limit, newest = self._limit(), max(self._submitted.values())
         since = dict.fromkeys(self._under_way, max(newest, self._last))
-        if now - max(newest, self._last) <= limit:
+        if any_ready or now - max(newest, self._last) <= limit:
             since = {
                 ref: submitted
                 for ref, submitted in self._submitted.items()

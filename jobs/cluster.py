@@ -25,6 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from jobs import joining
 from jobs.actors import (
     ActorSettings,
+    Labelled,
     MakeWorker,
     Progress,
     TeacherActor,
@@ -307,8 +308,9 @@ class Cluster:
             if deadline is not None:
                 supervisor.drain()
                 if supervisor.is_over or time.monotonic() > deadline:
-                    return
+                    break
             yield from self._step(submit)
+        self._flow = self._flow_of(supervisor.states)
 
     def _step(self, submit: Callable[[Any, HandOut], Any]) -> Generator[Any, None, None]:
         """Do what is decided now, wait a moment, and yield the results that came."""
@@ -377,6 +379,9 @@ class Cluster:
             except (RayError, OSError) as error:
                 self._lose(number, error)
                 continue
+            if isinstance(answer, Labelled):
+                self._note(number, answer.progress)
+                answer = answer.committed
             if self._tell(number, kind, work, answer):
                 yield answer
 
@@ -392,14 +397,21 @@ class Cluster:
         elif kind == "load":
             supervisor.loaded(number, now)
         elif kind == "progress":
-            assert isinstance(answer, Progress)
-            self._told[number] = answer
-            for text in answer.said:
-                _log.warning(text)
-            supervisor.progressed(
-                number, answer.groups, starved=answer.starved, closing=answer.closing, now=now
-            )
+            self._note(number, answer)
         return kind == "work" and supervisor.finished(number, work, now)
+
+    def _note(self, number: int, progress: Progress) -> None:
+        """Note how far a teacher is, and say what it has to say."""
+        self._told[number] = progress
+        for text in progress.said:
+            _log.warning(text)
+        self._supervisor.progressed(
+            number,
+            progress.groups,
+            starved=progress.starved,
+            closing=progress.closing,
+            now=time.monotonic(),
+        )
 
     def _lose(self, number: int, error: Exception) -> None:
         """Take a teacher's works back if it is lost; raise what would happen again."""
@@ -442,10 +454,13 @@ class Cluster:
         strategy: Any = "DEFAULT"
         if home is not None:
             strategy = NodeAffinitySchedulingStrategy(home, soft=True)
+        # Processes of a Ray of our own have this from the driver, and one that waits for work can
+        # be any task's: what a teacher asks for runs in its environment.
+        env_vars = {"OMP_WAIT_POLICY": "PASSIVE"} if self._connection.joined else {}
         return TeacherActor.options(  # type: ignore[attr-defined]
             num_gpus=1 / self._per_gpu if self._on_gpu else 0,
             scheduling_strategy=strategy,
-            runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}},
+            runtime_env={"env_vars": env_vars} if env_vars else None,
         ).remote(self._settings)
 
 

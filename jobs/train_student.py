@@ -58,20 +58,26 @@ def train_on_ray(config: TrainConfig, ranks: RayTrainConfig) -> Checkpoint:
     often.
     """
     require_package("ray", "jobs", "training on Ray")
+    here = os.environ.get("RAY_ADDRESS", "") in ("", "local")  # others may have a network
+    if here:
+        config.student.check_fetched()  # before what takes seconds to load
     from ray.exceptions import RayError
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from jobs.joining import RayConnection
     from student.checkpoint import LAST, open_checkpoint
-    from student.engine import checkpoint_to_resume
     from student.inputs import open_inputs
     from student.output import file_here, open_output
 
     if config.resume not in (None, "auto"):
         raise ConfigError(f"`resume` is {config.resume}; on Ray it is auto, or nothing")
+    inputs = open_inputs(config)  # what does not fit together is said here, not by every rank
+    if here:
+        config.teacher.check_fetched(inputs.store.identity.teacher.architecture)
+    from student.engine import checkpoint_to_resume  # loads timm
+
     checkpoint_to_resume(config, open_output(config.output))  # or another run's files are there
-    open_inputs(config)  # what does not fit together is said here, not by every rank
     gpus = config.run.device == "cuda"
     with contextlib.closing(RayConnection.open()), TemporaryDirectory() as files:
         trainer = TorchTrainer(

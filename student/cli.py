@@ -360,6 +360,7 @@ def _stop_before_training() -> None:
 
 
 def _run(config: TrainConfig, recipe_name: str | None, stop: StopRequest) -> None:
+    config.student.check_fetched()
     # Imported here, so that --help does not wait for PyTorch.
     from student.distributed import read_ranks
 
@@ -369,10 +370,12 @@ def _run(config: TrainConfig, recipe_name: str | None, stop: StopRequest) -> Non
 
 
 def _train(config: TrainConfig, recipe_name: str | None, stop: StopRequest, ranks: Ranks) -> None:
-    from student.engine import train
     from student.inputs import open_inputs
 
     inputs = open_inputs(config)
+    config.teacher.check_fetched(inputs.store.identity.teacher.architecture)
+    from student.engine import train  # takes seconds, since timm loads with it
+
     if ranks.first:
         _announce(config, inputs)
         if recipe_name is not None:

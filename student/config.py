@@ -16,6 +16,7 @@ from pipeline.files.kinds import at_home
 from pipeline.files.objects import ObjectUrl, is_url
 from pipeline.growth import founding_values, grown, plain_value, require, settle
 from pipeline.identity import Precision, canonical_json
+from pipeline.labelling.timm_files import require_fetched, why_not_fetched
 from student.losses import LOSSES, DistillationConfig
 from student.order import PlanConfig
 
@@ -30,13 +31,18 @@ __all__ = [
     "StudentConfig",
     "TeacherConfig",
     "TrainConfig",
+    "not_fetched",
     "parse_arguments",
     "parse_model_args",
+    "require_own_name",
 ]
 
 Schedules: TypeAlias = Literal[
     "cosine", "timm-cosine", "tanh", "step", "multistep", "poly", "wsd", "rsqrt", "constant"
 ]
+
+_SOURCES = ("hf-hub:", "hf_hub:", "local-dir:")
+"""What timm's names begin with where weights are fetched from or read."""
 
 _POSITIVE, _SHARE = "use a positive number", "use 0 or more, less than 1"
 
@@ -88,6 +94,17 @@ class StudentConfig:
         _require_one(self, "student_size")
         require(self, "drop_path", 0 <= self.drop_path < 1, _SHARE)
         parse_arguments("model_args", self.model_args)
+
+    def check_fetched(self) -> None:
+        """Raise ``ConfigError`` for a student that is a source to fetch from, or one whose weights
+        are asked for and neither the hub nor its cache have.
+
+        PyTorch, which takes seconds to load, is not needed for that.
+        """
+        require_own_name(self.model)
+        pretrained = parse_model_args(self.model_args).get("pretrained")
+        if pretrained and (why := why_not_fetched(self.model)):
+            raise not_fetched(self.model, why)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,6 +208,14 @@ class TeacherConfig:
         settle(self)
         if self.teacher_checkpoint is not None and self.teacher_random_weights is not None:
             raise ConfigError("give `teacher_checkpoint` or `teacher_random_weights`, not both")
+
+    def check_fetched(self, architecture: str) -> None:
+        """Raise ``TeacherError`` if the store's teacher shall be in the loop, and neither the hub
+        nor its cache have its weights.
+        """
+        local = self.teacher_checkpoint is not None or self.teacher_random_weights is not None
+        if self.teacher_in_loop and not local:
+            require_fetched(architecture)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -527,6 +552,23 @@ class ExportConfig:
         fits = (self.to == "safetensors") == (self.out.suffix == ending) or self.to == "onnx"
         end = "end" if self.to == "safetensors" else "not end"
         require(self, "out", fits, f"let it {end} in {ending}, by which timm knows that format")
+
+
+def require_own_name(model: str) -> None:
+    """Raise ``ConfigError`` for a student that is a source to fetch from."""
+    if model.startswith(_SOURCES) or "/" in model:
+        raise ConfigError(
+            f"`model` {model!r} is a source to fetch from, and a model begins untrained: give "
+            "its own name, such as vit_tiny_patch16_224, and the file of weights with `finetune`"
+        )
+
+
+def not_fetched(model: str, why: str) -> ConfigError:
+    """Return that a student's weights cannot be had, and why."""
+    return ConfigError(
+        f"`model` {model} cannot fetch or read what `model_args` ask for ({why}); fetch weights "
+        "where there is a network, and give their file with `finetune`"
+    )
 
 
 def parse_model_args(arguments: tuple[str, ...]) -> Mapping[str, Any]:

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from timm.utils import distribute_bn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -151,6 +150,8 @@ class Ranks(Launch):
     def average_means(self, model: nn.Module) -> None:
         """Give all ranks the average of their running means and variances of batch norm."""
         if self.several:
+            from timm.utils import distribute_bn  # here, since timm takes seconds to load
+
             distribute_bn(model, self.ranks, reduce=True)
 
     def wait(self) -> None:

@@ -7,7 +7,7 @@ import sys
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import lru_cache
 from importlib import import_module
@@ -27,6 +27,7 @@ from pipeline.errors import ConfigError
 from pipeline.files.hub import hub_if_reached
 from pipeline.growth import settle
 from pipeline.views.rng import stream
+from student.config import not_fetched, require_own_name
 
 __all__ = [
     "StudentSpec",
@@ -45,9 +46,6 @@ _CANNOT_BUILD = (
     *(ArithmeticError, LookupError, AttributeError, MemoryError),
 )
 """What arguments that do not fit a model make it raise."""
-
-_SOURCES = ("hf-hub:", "hf_hub:", "local-dir:")
-"""What timm's names begin with where weights are fetched from or read."""
 
 _SPARE_ELEMENTS = 1 << 20
 """Of buffers that are not stored, and of weights that are given up while a model is built."""
@@ -115,11 +113,7 @@ def create_student(spec: StudentSpec, warn: Callable[[str], None] = _log.warning
     Raises ``ConfigError`` for a name that is not known, another number of heads, or a model
     that cannot be built for these images.
     """
-    if spec.name.startswith(_SOURCES) or "/" in spec.name:
-        raise ConfigError(
-            f"`model` {spec.name!r} is a source to fetch from, and a model begins untrained: give "
-            "its own name, such as vit_tiny_patch16_224, and the file of weights with `finetune`"
-        )
+    require_own_name(spec.name)
     build = _function(spec.name) if ":" in spec.name else _timm_builder(spec)
     fetching, why = bool(spec.model_args.get("pretrained")), ""
     with torch.random.fork_rng(devices=[]):
@@ -127,11 +121,7 @@ def create_student(spec: StudentSpec, warn: Callable[[str], None] = _log.warning
             with hub_if_reached() if fetching else nullcontext("") as why:
                 model = _build(build, spec, warn)
         except OSError as error:
-            raise ConfigError(
-                f"`model` {spec.name} cannot fetch or read what `model_args` ask for "
-                f"({why or _first_line(error)}); fetch weights where there is a network, and give "
-                "their file with `finetune`"
-            ) from error
+            raise not_fetched(spec.name, why or _first_line(error)) from error
         except _CANNOT_BUILD as error:
             raise _misfit(spec, error) from error
     if not isinstance(model, nn.Module):
@@ -153,6 +143,9 @@ def create_student_of(spec: StudentSpec, state: Mapping[str, Tensor]) -> nn.Modu
     """
     _require_moderate(spec, state)
     if timm.is_model(spec.name):
+        # Weights that it began with would be fetched, and give way to these.
+        kept = {name: value for name, value in spec.model_args.items() if name != "pretrained"}
+        spec = replace(spec, model_args=kept)
         _require_fits(spec, state)
     with _no_larger_than(state, spec):
         model = create_student(spec)

@@ -30,6 +30,7 @@ _URL = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@([\w.-]+))?/(.+)")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _KIND = "dataset"
 _REACH_SECONDS = 5.0
+_ANSWER_SECONDS = 60.0
 
 
 @contextmanager
@@ -37,7 +38,7 @@ def hub_if_reached() -> Iterator[str]:
     """Have huggingface_hub ask its cache alone in this context if the hub cannot be reached.
 
     Else it tries each file again and again, for more than a minute. Gives what ``why_unreached``
-    says.
+    says. Raises ``OSError`` too where a connection that was there breaks off.
     """
     why = why_unreached()
     try:
@@ -49,6 +50,10 @@ def hub_if_reached() -> Iterator[str]:
     constants.HF_HUB_OFFLINE = bool(why)
     try:
         yield why
+    except _refusals() as error:
+        if isinstance(error, OSError):
+            raise
+        raise OSError(f"{type(error).__name__}: {error}") from error
     finally:
         constants.HF_HUB_OFFLINE = before
 
@@ -65,6 +70,16 @@ def why_unreached() -> str:
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set, and the cache has no such file"
     return "" if getproxies().get("https") else _unreached(constants.ENDPOINT)
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """Return what huggingface_hub raises where the network or a server fails.
+
+    Its own errors inherit from that of its HTTP client, which is no ``OSError`` and which some of
+    its calls let through: not the same client in all its releases.
+    """
+    kinds: tuple[type[Exception], ...] = _hub().errors.HfHubHTTPError.__bases__
+    return kinds
 
 
 def has_model(repository: str) -> bool:
@@ -136,13 +151,21 @@ class HubFolder(Folder):
     def __init__(self, url: HubUrl) -> None:
         super().__init__(str(url))
         self._url = url
+        self._unreached: str | None = None  # why the hub is not, once that is known
 
     def pin(self) -> None:
         """Resolve the revision to a commit, which the folder keeps from then on."""
         if _COMMIT.fullmatch(self._url.revision):
             return
+        self._require_reached("")
         with self._errors_named(""):
-            found = _hub().HfApi().dataset_info(self._url.repository, revision=self._url.revision)
+            found = (
+                _hub()
+                .HfApi()
+                .dataset_info(
+                    self._url.repository, revision=self._url.revision, timeout=_ANSWER_SECONDS
+                )
+            )
         commit = str(found.sha)  # which names directories of the cache
         if not _COMMIT.fullmatch(commit):
             raise PipelineError(f"{self.name}: the hub calls its commit {commit!r}; run again")
@@ -185,6 +208,7 @@ class HubFolder(Folder):
     def sizes(self, prefix: str = "") -> Mapping[str, int]:
         """Return the paths that begin with ``prefix``, with their bytes; see ``Folder``."""
         self.pin()
+        self._require_reached(prefix)
         above = self._path(prefix.rpartition("/")[0])
         try:
             with self._errors_named(above):
@@ -240,6 +264,7 @@ class HubFolder(Folder):
                 self._path(path),
                 repo_type=_KIND,
                 revision=self._url.revision,
+                local_files_only=bool(self._why_unreached()),
                 tqdm_class=partial(tqdm, disable=True),  # a store is many small files
             )
         file = Path(found)
@@ -247,10 +272,28 @@ class HubFolder(Folder):
             raise FileNotFoundError(f"{self.at(path)}: no such file")
         return file
 
+    def _why_unreached(self) -> str:
+        """Return why the hub cannot be reached, which is found out once."""
+        if self._unreached is None:
+            self._unreached = why_unreached()
+        return self._unreached
+
+    def _require_reached(self, path: str) -> None:
+        if self._why_unreached():
+            raise self._not_here(self.at(path) if path else self.name)
+
+    @staticmethod
+    def _not_here(name: str) -> PipelineError:
+        return PipelineError(
+            f"{name} is not in the hub's cache, and the hub cannot be reached; connect (and "
+            "unset HF_HUB_OFFLINE), or give the commit that the cache has: USER/NAME@COMMIT"
+        )
+
     @contextmanager
     def _errors_named(self, path: str) -> Iterator[None]:
         """Turn the hub's refusals into errors that name URL and cure."""
         errors, name = _hub().errors, self.at(path) if path else self.name
+        others: tuple[type[Exception], ...] = (*_refusals(), ValueError)
         try:
             yield
         except errors.RevisionNotFoundError:
@@ -264,13 +307,10 @@ class HubFolder(Folder):
                 "and log in (hf auth login) if you may read it"
             ) from None
         except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
-            raise PipelineError(
-                f"{name} is not in the hub's cache, and the hub cannot be reached; connect (and "
-                "unset HF_HUB_OFFLINE), or give the commit that the cache has: USER/NAME@COMMIT"
-            ) from None
+            raise self._not_here(name) from None
         except errors.EntryNotFoundError:
             raise FileNotFoundError(f"{name}: no such file") from None
-        except (errors.HfHubHTTPError, OSError, ValueError) as error:
+        except others as error:
             raise PipelineError(
                 f"{name}: the hub cannot be reached or answers with an error "
                 f"({type(error).__name__}); check the network and run again"

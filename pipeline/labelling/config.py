@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pipeline.errors import ConfigError, TeacherError
 from pipeline.files.cache import CacheConfig
-from pipeline.files.hub import has_model, why_unreached
 from pipeline.files.kinds import at_home, why_no_data
 from pipeline.files.objects import is_url
 from pipeline.growth import settle
@@ -25,6 +20,7 @@ from pipeline.identity import (
     StoreIdentity,
     TeacherIdentity,
 )
+from pipeline.labelling.timm_files import hub_repositories, require_fetched, require_model
 
 if TYPE_CHECKING:
     from pipeline.labelling.teacher import TeacherSpec
@@ -212,7 +208,11 @@ class LabelConfig(RunSettings, TrialSettings, ViewSettings, TeacherSettings, Fir
 
     def check_teacher(self) -> None:
         """Raise ``TeacherError`` for a name or a checkpoint that can be no teacher's."""
-        _require_known(self.teacher)
+        require_model(self.teacher)
+        if "." in self.teacher and hub_repositories(self.teacher) is None:
+            from pipeline.labelling.teacher import pretrained_config
+
+            pretrained_config(self.teacher)
         if self.teacher_checkpoint is not None:
             reason = why_no_data(self.teacher_checkpoint)
             if reason is not None:
@@ -221,14 +221,10 @@ class LabelConfig(RunSettings, TrialSettings, ViewSettings, TeacherSettings, Fir
     def check_fetched(self) -> None:
         """Raise ``TeacherError`` for weights to fetch that neither the hub nor its cache have here.
 
-        The cache is asked first, under the name that timm gives to almost all; timm itself, which
-        takes seconds to load, only where that is not there and the hub cannot be reached.
+        timm itself is loaded only where its files do not tell.
         """
-        local = self.teacher_checkpoint is not None or self.teacher_random_weights is not None
-        if not (local or has_model(f"timm/{self.teacher}")) and (why := why_unreached()):
-            from pipeline.labelling.teacher import require_cached
-
-            require_cached(self.teacher, why)
+        if self.teacher_checkpoint is None and self.teacher_random_weights is None:
+            require_fetched(self.teacher)
 
     @property
     def view_range(self) -> range:
@@ -278,23 +274,4 @@ class LabelConfig(RunSettings, TrialSettings, ViewSettings, TeacherSettings, Fir
             precision=self.precision,
             batch_views=self.batch_views,
             columns=self.columns,
-        )
-
-
-def _require_known(name: str) -> None:
-    """Raise ``TeacherError`` for the name of an architecture that timm's files do not have.
-
-    They are searched for the word, since timm takes seconds to load, with PyTorch.
-    """
-    base, found = name.partition(".")[0], find_spec("timm")
-    if found is None or not base.isidentifier():
-        return  # said by whoever loads it
-    folder = Path(found.submodule_search_locations[0]) / "models"  # type: ignore[index]
-    text = "\n".join(path.read_text(encoding="utf-8") for path in folder.rglob("*.py"))
-    if re.search(rf"\b{base}\b", text) is None:
-        models = re.findall(r"@register_model\s+def (\w+)", text)
-        close = get_close_matches(base, models, n=5)
-        raise TeacherError(
-            f"`teacher` {name!r} is no model of timm {version('timm')}"
-            + (f"; similar names: {', '.join(close)}" if close else "")
         )

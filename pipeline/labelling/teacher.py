@@ -26,7 +26,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from pipeline.columns import ColumnConfig
 from pipeline.errors import TeacherError
-from pipeline.files.hub import has_model, hub_if_reached
+from pipeline.files.hub import hub_if_reached
 from pipeline.growth import settle
 from pipeline.identity import (
     TRIPLE_VIEWS,
@@ -41,6 +41,7 @@ from pipeline.identity import (
 from pipeline.labelling.forward import BatchShape, Forward, Pending, ahead
 from pipeline.labelling.ranking import Answers, answers_of, labels_of
 from pipeline.labelling.streams import device_of
+from pipeline.labelling.timm_files import FETCH_CURE, no_teacher
 from pipeline.labelling.weights import (
     Described,
     FoundWeights,
@@ -53,7 +54,13 @@ from pipeline.labelling.weights import (
 from pipeline.records import AugmentedGroup, TeacherLabels
 from pipeline.views.mixing import float_digests
 
-__all__ = ["Teacher", "TeacherSpec", "load_stored_teacher", "load_teacher", "require_cached"]
+__all__ = [
+    "Teacher",
+    "TeacherSpec",
+    "load_stored_teacher",
+    "load_teacher",
+    "pretrained_config",
+]
 
 DTYPES: Mapping[Precision, torch.dtype] = {
     "fp32": torch.float32,
@@ -294,27 +301,7 @@ def _read_checkpoint(spec: TeacherSpec) -> FoundWeights | None:
         raise TeacherError(f"{spec.checkpoint} {error}") from error
 
 
-def require_cached(architecture: str, why: str) -> None:
-    """Raise ``TeacherError`` unless the hub's cache has a teacher, for a hub that is not reached.
-
-    What timm fetches from elsewhere is left to timm. ``why`` is what ``why_unreached`` said.
-    """
-    repository = _config_of(architecture).hf_hub_id
-    if repository and not has_model(repository):
-        raise _no_teacher(architecture, why, _FETCH_CURE)
-
-
-def _no_teacher(architecture: str, why: str, cure: str) -> TeacherError:
-    return TeacherError(f"cannot create the teacher {architecture!r}: {why}; {cure}")
-
-
-_FETCH_CURE = (
-    "give a local file as `checkpoint`, the seed of untrained weights as `random_weights`, or "
-    "connect to the model hub"
-)
-
-
-def _config_of(architecture: str) -> PretrainedCfg:
+def pretrained_config(architecture: str) -> PretrainedCfg:
     """Return what timm knows of a teacher's weights; raises ``TeacherError`` if it knows none."""
     if not timm.is_model(architecture):
         close = get_close_matches(architecture, timm.list_models(), n=5)
@@ -339,7 +326,7 @@ def _config_of(architecture: str) -> PretrainedCfg:
 
 
 def _create_model(spec: TeacherSpec, state: Mapping[str, Tensor] | None, size: int) -> nn.Module:
-    config = _config_of(spec.architecture)
+    config = pretrained_config(spec.architecture)
     options: dict[str, Any] = {}
     classes = spec.num_classes
     if classes is None and state is not None:
@@ -360,8 +347,8 @@ def _create_model(spec: TeacherSpec, state: Mapping[str, Tensor] | None, size: i
         except (OSError, RuntimeError, TypeError, AssertionError) as error:
             if not (why and isinstance(error, OSError)):
                 why = str(error).rstrip(".")
-            cure = _FETCH_CURE if pretrained else "check `num_classes` and `image_size`"
-            raise _no_teacher(spec.architecture, why, cure) from error
+            cure = FETCH_CURE if pretrained else "check `num_classes` and `image_size`"
+            raise no_teacher(spec.architecture, why, cure) from error
     return model
 
 

@@ -37,6 +37,8 @@ RAY_ENVIRONMENT = {
     # A lost node is noticed after five of these, of which each may take as long as ever.
     "RAY_health_check_period_ms": "1000",
     "RAY_metrics_report_interval_ms": "1000",
+    # What nobody holds any more leaves shared memory at once, not a hundred objects at a time.
+    "RAY_free_objects_batch_size": "1",
     # Processes that a node keeps though they are idle for a second: two jobs need as many.
     "RAY_num_workers_soft_limit": "8",
     # `ray job stop` waits this long before it kills.
@@ -199,13 +201,15 @@ class RayNodes:
 
 
 @contextmanager
-def ray_nodes(*nodes: Node) -> Iterator[RayNodes]:
+def ray_nodes(
+    *nodes: Node, environment: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[RayNodes]:
     """Run a cluster with a node started in each directory."""
     folder = tempfile.mkdtemp(prefix="ray-")
     given = json.dumps([asdict(one) for one in nodes], default=str)
     process = subprocess.Popen(
         [sys.executable, "-c", _CLUSTER, given, folder],
-        env={**os.environ, **RAY_ENVIRONMENT},
+        env={**os.environ, **RAY_ENVIRONMENT, **environment},
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

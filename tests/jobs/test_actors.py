@@ -158,6 +158,15 @@ def test_groups_that_only_wait_for_their_turn_are_not_ended(processes: Processes
     assert (processes.ended, flow.again, list(flow.words)) == ([], 0, [])
 
 
+def test_groups_that_wait_for_a_slow_teacher_are_not_ended(processes: Processes) -> None:
+    flow = augmentation(2, window=2)
+    found = 0
+    for _ in flow.groups():
+        processes.now += 3 * PATIENCE.hang_seconds
+        found += 1
+    assert (found, processes.ended, flow.again, list(flow.words)) == (2, [], 0, [])
+
+
 def test_a_group_that_is_slow_by_itself_has_more_time_each_time(processes: Processes) -> None:
     processes.seconds[3] = [25.0] * 4
     flow = augmentation(200)
@@ -216,5 +225,5 @@ def test_a_part_never_has_more_groups_than_its_teachers_share_of_memory_holds(
     )
     teacher.load(share)
     order = SimpleNamespace(group=-1, tasks=lambda: tasks(50))
-    assert teacher.label(order, lean=0) == 50
+    assert teacher.label(order, lean=0).committed == 50
     assert most == room

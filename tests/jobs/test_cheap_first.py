@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +17,10 @@ from jobs import serial
 from jobs.joining import RayConnection
 from jobs.run import run_label_job
 from pipeline.errors import PipelineError, TeacherError
-from pipeline.labelling import config as config_module
+from pipeline.labelling import timm_files
 from pipeline.labelling.config import LabelConfig
 from pipeline.shards import index
+from tests.jobs.processes import ROOT
 from tests.labelling import SMALL, digit_shard
 from tests.pipeline.labelling.test_job import config_of, plan_of, run
 
@@ -59,6 +63,8 @@ def nothing_dear(begun: LabelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         ({"teacher": "regnety_00"}, "'regnety_00' is no model of timm"),
         ({"teacher": "regnety_00"}, "similar names: regnety_0"),
+        ({"teacher": "timm/resnet18.a1_in1k"}, "similar names: resnet18"),
+        ({"teacher": "resnet18.nobody"}, "it knows resnet18.a1_in1k"),
         ({"out": "labels.txt"}, "must end in .parquet or .zarr"),
     ],
 )
@@ -139,7 +145,7 @@ def test_the_hub_is_not_asked_for_a_teacher_in_its_cache(
     folder = tmp_path / "hub" / "models--timm--resnet18.a1_in1k" / "snapshots" / "1"
     folder.mkdir(parents=True)
     (folder / "model.safetensors").touch()
-    monkeypatch.setattr(config_module, "why_unreached", lambda: pytest.fail("it was asked"))
+    monkeypatch.setattr(timm_files, "why_unreached", lambda: pytest.fail("it was asked"))
     without_hub.check_fetched()
 
 
@@ -167,3 +173,47 @@ def test_what_other_machines_can_fetch_they_are_asked_for(
 def test_weights_that_timm_fetches_from_elsewhere_are_left_to_it(without_hub: LabelConfig) -> None:
     with pytest.raises(DearError):
         run_label_job(replace(without_hub, teacher="legacy_seresnet18.in1k"))
+
+
+NO_NETWORK = """
+import sys
+from importlib import import_module
+module, function, *arguments = sys.argv[1:]
+try:
+    getattr(import_module(module), function)(arguments)
+finally:
+    print(*{"torch", "timm", "ray"} & set(sys.modules))
+"""
+LABEL = ("jobs.label_teacher", "main", "--shards", "s-*.tar", "--out", "o.parquet", "--views", "2")
+TRAIN = ("--labels", "labels.parquet", "--shards", "s-*.tar", "--output", "run", "--epochs", "1")
+WITH_WEIGHTS = ("--model", "resnet18", "--model-args", "pretrained=True")
+CONNECT = "127.0.0.1 cannot be reached (Connection refused)"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((*LABEL, "--teacher", NEAR), f"cannot create the teacher '{NEAR}': {CONNECT}"),
+        ((*LABEL, "--teacher", "resnet18", "--serial"), CONNECT),
+        ((*LABEL, "--teacher", "hf-hub:a/b"), "--teacher 'hf-hub:a/b' is no model of timm"),
+        (("student.cli", "main", *TRAIN, *WITH_WEIGHTS), f"ask for ({CONNECT}"),
+        (("student.cli", "main", *TRAIN, "--model", "hf-hub:a/b"), "is a source to fetch from"),
+        (("jobs.train_student", "main", *TRAIN, *WITH_WEIGHTS), f"ask for ({CONNECT}"),
+        (("jobs.train_student", "main", *TRAIN, "--model", "timm/b"), "is a source to fetch from"),
+    ],
+)
+def test_without_a_network_no_program_loads_pytorch_to_say_so(
+    begun: LabelConfig, tmp_path: Path, words: tuple[str, ...], said: str
+) -> None:
+    variables = {"HF_ENDPOINT": "http://127.0.0.1:1", "HF_HUB_OFFLINE": "0", "RAY_ADDRESS": ""}
+    variables |= {"HF_HOME": str(tmp_path / "hub"), "HTTPS_PROXY": "", "https_proxy": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", NO_NETWORK, *words],
+        cwd=tmp_path,
+        env={**os.environ, **variables, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert [said in line for line in done.stderr.splitlines()] == [True], done.stderr
+    assert (done.returncode, done.stdout.strip()) == (1, "")  # and nothing was loaded for seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -186,3 +187,30 @@ def test_help_does_not_wait_for_pytorch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     for flag in ("--labels", "--teacher-in-loop", "--resume", "--batch-size"):
         assert flag in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--teacher-in-loop"], "cannot create the teacher 'regnety_002': 127.0.0.1 cannot be"),
+        (["--image-size", "384"], "have 32 pixels; label a store at 384"),
+        (["--labels", "hf://datasets/a/b/x.parquet"], "the hub cannot be reached; connect"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_timm_loads(
+    root: Path, tmp_path: Path, more: list[str], said: str
+) -> None:
+    code = (
+        "import sys\n"
+        "from student.cli import main\n"
+        "try:\n    main(sys.argv[1:])\n"
+        "finally: print('timm' in sys.modules)"
+    )
+    variables = {"HF_ENDPOINT": "http://127.0.0.1:1", "HF_HUB_OFFLINE": "0", "HTTPS_PROXY": ""}
+    variables |= {"HF_HOME": str(tmp_path), "https_proxy": ""}
+    words = [sys.executable, "-c", code, *arguments(root, *more)]
+    done = subprocess.run(
+        words, capture_output=True, text=True, check=False, env={**os.environ, **variables}
+    )
+    assert said in done.stderr.splitlines()[-1]
+    assert (done.returncode, done.stdout) == (1, "False\n")

@@ -65,15 +65,18 @@ FORGED_NAMES = ("files_own:build", "torch.hub:load", "hf-hub:a/b", "local-dir:."
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """A store, a run on it, and stores that say that a name of ``FORGED_NAMES`` labelled them."""
+    """A store, a run on it, and stores that say that a name of ``FORGED_NAMES`` labelled them.
+
+    ``honest.parquet`` is one of these with a name of timm's."""
     world = make_world(tmp_path_factory.mktemp("world"), (14, 10))
     config = world.config(world.root / "run")
     train(config, open_inputs(config))
     paths = write_digit_shards(world.root / "few", (8,))
-    for number, name in enumerate(FORGED_NAMES):
+    names = {f"forged-{number}": name for number, name in enumerate(FORGED_NAMES)}
+    for store, name in {"honest": "regnety_002", **names}.items():
         identity = make_identity()
         teacher = replace(identity.teacher, architecture=name)
-        root = world.root / f"forged-{number}.parquet"
+        root = world.root / f"{store}.parquet"
         identity = replace(identity, teacher=teacher)
         claim_store(root, identity, fingerprints_on(identity, "cpu"))
         make_store(root, paths, identity=identity)
@@ -176,7 +179,7 @@ PICKLES: dict[str, Callable[[World], tuple[Callable[..., None], list[object]]]] 
     ),
     "--extend-to": lambda w: (
         label_teacher,
-        label(w.root / "forged-0.parquet", "--extend-to", 12, "--teacher-checkpoint", harmful("a")),
+        label(w.root / "honest.parquet", "--extend-to", 12, "--teacher-checkpoint", harmful("a")),
     ),
     "--relabel": lambda w: (
         label_store,

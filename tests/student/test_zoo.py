@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks.zoo import smallest, try_family, try_model
 from pipeline.errors import ConfigError
-from student.model import StudentSpec, create_student
+from student.model import StudentSpec, create_student, create_student_of
 
 
 @pytest.mark.parametrize(
@@ -85,3 +87,15 @@ def test_what_would_be_fetched_is_refused_in_one_line(
         create_student(StudentSpec(name=name, classes=10, image_size=32, model_args=args))
     assert "\n" not in str(caught.value)
     assert "with `finetune`" in str(caught.value)
+
+
+def test_weights_of_a_file_take_the_place_of_those_that_a_student_began_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So a student that began with pretrained weights is evaluated where there is no network."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    spec = StudentSpec(name="resnet18", classes=10, image_size=32, heads=1)
+    state = create_student(spec).state_dict()
+    named = replace(spec, model_args={"pretrained": True})
+    made = create_student_of(named, state).state_dict()
+    assert all(torch.equal(made[name], values) for name, values in state.items())

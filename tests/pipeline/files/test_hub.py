@@ -7,13 +7,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from huggingface_hub import constants
+from huggingface_hub.errors import HfHubHTTPError
 
 from pipeline.errors import ConfigError, PipelineError, TeacherError
 from pipeline.files.hub import HubFolder, HubUrl, hub_if_reached
@@ -87,10 +90,13 @@ def test_a_range_takes_no_more_memory_than_its_file(
 
 @pytest.mark.parametrize("sha", [None, "main", "../../home", "a" * 39 + "/"])
 def test_a_commit_that_is_none_is_refused(sha: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    def dataset_info(_api: object, _repository: str, revision: str) -> SimpleNamespace:
-        assert revision == "main"
+    def dataset_info(
+        _api: object, _repository: str, revision: str, timeout: float
+    ) -> SimpleNamespace:
+        assert (revision, timeout) == ("main", 60)
         return SimpleNamespace(sha=sha)
 
+    monkeypatch.setattr("pipeline.files.hub.why_unreached", str)
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", dataset_info)
     with pytest.raises(PipelineError, match="the hub calls its commit"):
         HubFolder(HubUrl.parse("hf://datasets/a/b/x.parquet")).pin()
@@ -187,6 +193,40 @@ def test_what_is_cached_is_read_without_a_network(hub: Hub, tmp_path: Path) -> N
     assert offline == online
     assert "the hub cannot be reached; connect (and unset HF_HUB_OFFLINE), or give the" in unknown
     assert "the hub cannot be reached; connect" in absent
+
+
+def test_a_store_on_a_hub_that_is_not_there_is_one_error(hub: Hub, tmp_path: Path) -> None:
+    """As where there is no network, or where the connection breaks off."""
+    environment = hub.environment(tmp_path)
+    location = f"hf://datasets/{REPOSITORY}@{hub.branches['main']}/{NAMES[2]}"
+    (online,) = read(environment, location)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        Thread(target=hang_up, args=(server,), daemon=True).start()
+        port = server.getsockname()[1]
+        for endpoint, words in (
+            ("http://127.0.0.1:1", "the hub cannot be reached; connect"),
+            (f"http://127.0.0.1:{port}", "the hub cannot be reached or answers with an error ("),
+        ):
+            away = {**environment, "HF_ENDPOINT": endpoint}
+            branch, cached = read(away, f"hf://datasets/{REPOSITORY}/{NAMES[0]}", location)
+            assert words in branch
+            assert cached == online
+
+
+def hang_up(server: socket.socket) -> None:
+    """Close every connection at once."""
+    with suppress(OSError):
+        while True:
+            server.accept()[0].close()
+
+
+def test_what_breaks_off_while_weights_are_fetched_is_an_os_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pipeline.files.hub.why_unreached", str)
+    broken = HfHubHTTPError.__bases__[0]  # of the HTTP client, and no OSError
+    with pytest.raises(OSError, match="peer closed"), hub_if_reached():
+        raise broken("peer closed connection")
 
 
 @pytest.mark.timeout(60)
