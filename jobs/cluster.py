@@ -454,10 +454,13 @@ class Cluster:
         strategy: Any = "DEFAULT"
         if home is not None:
             strategy = NodeAffinitySchedulingStrategy(home, soft=True)
+        # Processes of a Ray of our own have this from the driver, and one that waits for work can
+        # be any task's: what a teacher asks for runs in its environment.
+        env_vars = {"OMP_WAIT_POLICY": "PASSIVE"} if self._connection.joined else {}
         return TeacherActor.options(  # type: ignore[attr-defined]
             num_gpus=1 / self._per_gpu if self._on_gpu else 0,
             scheduling_strategy=strategy,
-            runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}},
+            runtime_env={"env_vars": env_vars} if env_vars else None,
         ).remote(self._settings)
 
 

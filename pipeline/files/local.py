@@ -11,7 +11,6 @@ import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
@@ -42,6 +41,7 @@ __all__ = [
 _LISTED = 20  # names in an error
 _MOST_NAMES = 1_000_000  # of shards: a hundred times the largest data sets'
 _RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?\}")
+_SIZE = re.compile(r"\0(\d+)\0")
 
 Location: TypeAlias = str | Path | Folder
 """Where a store is: a path, or a folder that is open already."""
@@ -108,14 +108,18 @@ def expand_shards(
 def _in_braces(pattern: str) -> list[str] | None:
     """Return the names that a pattern stands for, None if they are too many."""
     # Counted first: ranges are held whole before the first name comes.
-    sizes = (
-        1 + abs(int(last) - int(first)) // max(1, abs(int(step or 1)))
-        for first, last, step in _RANGE.findall(pattern)
-    )
-    if math.prod(sizes) > _MOST_NAMES:
-        return None
-    names = list(islice(braceexpand(pattern), _MOST_NAMES + 1))
-    return None if len(names) > _MOST_NAMES else names
+    count = 0
+    for one in braceexpand(_RANGE.sub(_size, pattern)):
+        count += math.prod(map(int, _SIZE.findall(one)))
+        if count > _MOST_NAMES:
+            return None
+    return list(braceexpand(pattern))
+
+
+def _size(found: re.Match[str]) -> str:
+    """Return what stands for a range of numbers while names are counted: how many it has."""
+    first, last, step = found.groups()
+    return f"\0{1 + abs(int(last) - int(first)) // max(1, abs(int(step or 1)))}\0"
 
 
 def _listed_in(pattern: str, name: str) -> list[str]:

@@ -201,13 +201,15 @@ class RayNodes:
 
 
 @contextmanager
-def ray_nodes(*nodes: Node) -> Iterator[RayNodes]:
+def ray_nodes(
+    *nodes: Node, environment: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[RayNodes]:
     """Run a cluster with a node started in each directory."""
     folder = tempfile.mkdtemp(prefix="ray-")
     given = json.dumps([asdict(one) for one in nodes], default=str)
     process = subprocess.Popen(
         [sys.executable, "-c", _CLUSTER, given, folder],
-        env={**os.environ, **RAY_ENVIRONMENT},
+        env={**os.environ, **RAY_ENVIRONMENT, **environment},
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

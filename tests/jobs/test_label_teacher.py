@@ -231,6 +231,8 @@ def test_a_ray_of_our_own_listens_on_loopback_alone_and_ends_with_a_killed_job(
         wait_for(lambda: process.poll() is not None or part_paths(out), "a part", log=log)
         family = [process.pid, *descendants(process.pid)]
         listening = {address for pid in family for address in listening_addresses(pid)}
+        (teacher,) = named(process.pid, "ray::TeacherActor")
+        environment = Path(f"/proc/{teacher}/environ").read_bytes().split(b"\0")
         process.kill()
         killed = time.monotonic()
         wait_for(lambda: not alive(family[1:]), "the end of all that Ray started")
@@ -240,6 +242,7 @@ def test_a_ray_of_our_own_listens_on_loopback_alone_and_ends_with_a_killed_job(
             kill(pid)
         process.wait()
     assert listening == {"127.0.0.1"}
+    assert b"OMP_WAIT_POLICY=PASSIVE" in environment
 
 
 def test_many_shards_are_indexed_on_the_cluster(head: RayHead, job: Job, tmp_path: Path) -> None:
