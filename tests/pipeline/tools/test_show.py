@@ -116,11 +116,19 @@ def test_labels_and_probabilities_are_the_stores(store: LabelStore) -> None:
     assert digested > 20
 
 
+@pytest.mark.parametrize(
+    ("cells", "columns"),
+    [(1, 1), (2, 2), (3, 3), (4, 2), (8, 4), (13, 5), (16, 4), (24, 6), (99, 8)],
+)
+def test_no_row_of_a_sheet_is_cut_short_if_it_can_be(cells: int, columns: int) -> None:
+    assert module._columns(cells) == columns
+
+
 def test_the_sheets_tiles_are_the_views(store: LabelStore) -> None:
     views = drawn(store, ViewChoice(count=12))
     sheet = np.asarray(show_views(views))
     side, scale = module._NARROWEST, 8  # of 16 pixels, so that a tile has 128
-    columns = 5
+    columns = 4  # of twelve, so that no row is cut short
     heights = {
         top
         for top in range(len(sheet) - 128)
@@ -132,8 +140,8 @@ def test_the_sheets_tiles_are_the_views(store: LabelStore) -> None:
     step = next(
         step
         for step in range(1, len(sheet))
-        if views[5].pixels is not None
-        and (sheet[12 + step :, 12:140][:128:scale, ::scale] == views[5].pixels).all()
+        if views[columns].pixels is not None
+        and (sheet[12 + step :, 12:140][:128:scale, ::scale] == views[columns].pixels).all()
     )
     for number, one in enumerate(views):
         row, column = divmod(number, columns)
