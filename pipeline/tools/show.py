@@ -654,8 +654,9 @@ def _wrapped(lines: Sequence[str], width: int, font: Any) -> list[str]:
             end = len(left)
             while end > 1 and font.getlength(left[:end]) > width:
                 end -= 1
-            space = left.rfind(" ", 1, end) if end < len(left) else -1
-            end = space if space > end // 2 else end
+            if end < len(left):  # between words, or within a name as people write them
+                breaks = (left.rfind(" ", 1, end), *(left.rfind(one, 1, end) + 1 for one in "_/"))
+                end = max(breaks) if max(breaks) > end // 2 else end
             fitting.append(left[:end])
             left = left[end:].lstrip()
     return fitting

@@ -362,6 +362,26 @@ def test_captions_name_classes_mixing_and_draws_escaped(store: LabelStore) -> No
     assert all(module._font().getlength(line) <= 100 for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("line", "fitted"),
+    [
+        ("dogs_n02097130_giant_schnauzer", ["dogs_n02097130_", "giant_schnauzer"]),
+        ("of the image translate-y -0.429", ["of the image", "translate-y -0.429"]),
+        ("W" * 20, ["W" * 9, "W" * 9, "WW"]),
+    ],
+)
+def test_a_line_breaks_between_words_and_parts_of_names(line: str, fitted: list[str]) -> None:
+    class Even:
+        def getlength(self, text: str) -> float:
+            return len(text)
+
+        def getmask(self, text: str) -> object:
+            return None
+
+    width = 9 if line[0] == "W" else 18
+    assert module._wrapped([line], width, Even()) == fitted
+
+
 def test_what_the_page_shows_runs(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
