@@ -77,6 +77,8 @@ class JobBenchmark:
     """Pairs of jobs: one that gives the rate, one at 80 % of it."""
     views: int = 150
     """Views of each sample."""
+    teacher: str = "regnety_002"
+    """With ``--cluster``: timm's name of the teacher, whose weights are random."""
     cluster: bool = False
     """Measure real jobs on clusters of this machine, instead of how busy a teacher is kept."""
     hang_seconds: float = 15.0
@@ -183,14 +185,14 @@ def run_job(config: JobBenchmark, directory: Path, seconds_per_view: float) -> U
 
 
 class RealJob:
-    """A label job as people start it, of a small teacher, on a cluster or on a Ray of its own."""
+    """A label job as people start it, on a cluster or on a Ray of its own."""
 
     def __init__(self, config: JobBenchmark, folder: Path, address: str | None, *more: str) -> None:
         self.out, self.log = folder / "real.parquet", folder / "log"
         variables = {**os.environ, **RAY_ENVIRONMENT, "RAY_ADDRESS": address or ""}
         arguments = [
             *("--shards", *config.shards, "--out", str(self.out), "--views", str(config.views)),
-            *("--teacher", "regnety_002", "--teacher-random-weights", "0", *more),
+            *("--teacher", config.teacher, "--teacher-random-weights", "0", *more),
         ]
         self.started = time.monotonic()
         with self.log.open("wb") as log:
