@@ -63,8 +63,10 @@ RAYS_OWN = {
     "RAY_health_check_period_ms": "3000",
     "RAY_metrics_report_interval_ms": "10000",
     "RAY_free_objects_batch_size": "100",
+    "RAY_num_workers_soft_limit": "-1",
 }
-"""What Ray does by itself; in tests it looks and tells more often, and frees memory at once."""
+"""What Ray does by itself; in tests it looks and tells more often, frees memory at once, and keeps
+more processes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,7 +191,7 @@ class RealJob:
 
     def __init__(self, config: JobBenchmark, folder: Path, address: str | None, *more: str) -> None:
         self.out, self.log = folder / "real.parquet", folder / "log"
-        variables = {**os.environ, **RAY_ENVIRONMENT, "RAY_ADDRESS": address or ""}
+        variables = {**os.environ, **RAY_ENVIRONMENT, **RAYS_OWN, "RAY_ADDRESS": address or ""}
         arguments = [
             *("--shards", *config.shards, "--out", str(self.out), "--views", str(config.views)),
             *("--teacher", config.teacher, "--teacher-random-weights", "0", *more),
@@ -397,12 +399,11 @@ def on_clusters(config: JobBenchmark) -> dict[str, float]:
         print(found, flush=True)  # what is measured is told, also where the rest fails
         figures.update(found)
 
-    with ray_nodes(Node(here, cpus=2)) as cluster:
+    with ray_nodes(Node(here, cpus=2), environment=RAYS_OWN) as cluster:
         first_task_seconds(config, cluster)  # the first one finds no file in the system's cache
         note({"first_task_seconds": first_task_seconds(config, cluster)})
         note(hang(config, cluster, TEACHER))
         note(hang(config, cluster, AUGMENTER))
-    with ray_nodes(Node(here, cpus=2), environment=RAYS_OWN) as cluster:
         note(orchestration(config, cluster, 224))
     note({"job_peak_gigabytes": peak_bytes(config) / 1e9})
     gpus = (Node(here, cpus=0), Node(here, gpus=1), Node(here, gpus=1))
