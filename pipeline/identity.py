@@ -10,8 +10,10 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal, TypeAlias
 
 import msgspec
@@ -32,6 +34,7 @@ __all__ = [
     "FORMAT_VERSION",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "MUCH_JSON",
     "PILLOWS_LIMIT",
     "PRESETS",
     "AugmentConfig",
@@ -330,17 +333,15 @@ def canonical_json(value: object) -> bytes:
     return text.encode("ascii")
 
 
-def read_json(data: bytes | str) -> Any:
+def read_json(data: bytes | str, most: int = 1 << 28) -> Any:
     """Return the values of JSON that others may have made.
 
     Raises ``ValueError`` for what no release writes, and what would break who works with it:
     numbers that are not finite or have more than 40 digits, values nested more than 32 deep, and
-    more than 32 million values.
+    values that may take more than ``most`` bytes of memory.
     """
-    # An empty list has three bytes, and takes sixty.
-    marks = ",[{" if isinstance(data, str) else (b",", b"[", b"{")
-    if sum(map(data.count, marks)) > _MOST_VALUES:  # type: ignore[arg-type]
-        raise ValueError(f"it has more than {_MOST_VALUES} values")
+    if _memory_of(data) > most:
+        raise ValueError(f"its values may take more than {most >> 20} MiB of memory")
     try:
         values = json.loads(
             data, parse_constant=_refuse_number, parse_int=_integer, parse_float=_finite
@@ -355,24 +356,62 @@ def read_json(data: bytes | str) -> Any:
     raise ValueError(_TOO_DEEP)
 
 
-def read_fields(data: bytes, unread: Collection[str]) -> dict[str, Any]:
-    """Return the values of a JSON object as ``read_json`` does, but for fields that are ``unread``.
+def read_fields(data: bytes, known: Collection[str], unread: Collection[str]) -> dict[str, Any]:
+    """Return the values of a large JSON object as ``read_json`` does, but for some of its fields.
 
-    Those stay the JSON that they are, a ``msgspec.Raw``. Raises what ``read_json`` does.
+    Those that are ``unread`` stay the JSON that they are, a ``msgspec.Raw``. Of fields that are not
+    ``known`` the first alone is there, as None. Raises what ``read_json`` does.
     """
+    names, values = tuple(sorted(known)), {}
     try:
-        fields = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+        found = _decoded(data, _fields(names, strict=True))
+    except ValueError as error:
+        other = _OTHER_FIELD.match(str(error))
+        if other is None:
+            raise
+        found, values = _decoded(data, _fields(names, strict=False)), {other[1][:_SHOWN]: None}
+    for name in names:
+        text = getattr(found, name)
+        if text is not msgspec.UNSET:
+            values[name] = text if name in unread else read_json(bytes(text), MUCH_JSON)
+    return values
+
+
+def _decoded(data: bytes, kind: type[Any]) -> Any:
+    try:
+        return msgspec.json.decode(data, type=kind)
     except (msgspec.MsgspecError, RecursionError) as error:
         deep = isinstance(error, RecursionError)
         raise ValueError(_TOO_DEEP if deep else str(error)) from None
-    return {
-        name: text if name in unread else read_json(bytes(text)) for name, text in fields.items()
-    }
 
 
-_MOST_VALUES = 1 << 25
+@cache
+def _fields(names: tuple[str, ...], *, strict: bool) -> type[Any]:
+    """Return a record of JSON texts: a dictionary of them would hold whatever fields there are."""
+    fields = [(name, msgspec.Raw | msgspec.UnsetType, msgspec.UNSET) for name in names]
+    return msgspec.defstruct("Fields", fields, forbid_unknown_fields=strict)
+
+
+def _memory_of(data: bytes | str) -> int:
+    """Return about how many bytes JSON's text and values take at most, which may be a hundredfold.
+
+    An empty list has three bytes of text, an object of one value six.
+    """
+    if isinstance(data, str):
+        data = data.encode(errors="surrogatepass")
+    marks = sum(size * data.count(mark) for mark, size in _MEMORY_OF.items())
+    # One character beyond Latin makes a text four times as wide.
+    narrow = data.isascii() and b"\\u" not in data
+    return marks + len(data) * (3 if narrow else 9)
+
+
+MUCH_JSON = 5 << 28
+"""Bytes of memory that a manifest or an index may take as JSON: that of 500,000 shards."""
+_MEMORY_OF = {b",": 72, b"[": 96, b"{": 104, b":": 100}  # of CPython 3.11, measured
 _DEEPEST = 32
 _TOO_DEEP = f"values are nested more than {_DEEPEST} deep"
+_OTHER_FIELD = re.compile("Object contains unknown field `(.*)`", re.DOTALL)
+_SHOWN = 80  # characters of such a name
 
 
 def _inside(value: Any) -> Iterable[Any]:

@@ -128,7 +128,7 @@ def evaluate_main(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _ReportFlags:
+class ReportFlags:
     """Write a page that shows training runs beside each other, finished or not.
 
     It is one HTML file that asks for nothing.
@@ -143,8 +143,8 @@ class _ReportFlags:
 def report_main(arguments: Sequence[str] | None = None, program: str = "student-report") -> None:
     """Run ``student-report``."""
     arguments = words_given(arguments)
-    with running(program, flags_of(_ReportFlags), arguments=arguments):
-        flags = tyro.cli(_ReportFlags, prog=program, args=arguments)
+    with running(program, flags_of(ReportFlags), arguments=arguments):
+        flags = tyro.cli(ReportFlags, prog=program, args=arguments)
         from pipeline.reporting.page import require_page_name
         from student.run_report import compare_runs
 

@@ -24,7 +24,7 @@ from pipeline.files.cache import RemoteShard, ShardFile
 from pipeline.files.kinds import HEAD_BYTES, what_it_is_instead
 from pipeline.files.local import open_folder
 from pipeline.growth import convert
-from pipeline.identity import canonical_json, read_json
+from pipeline.identity import MUCH_JSON, canonical_json, read_json
 from pipeline.records import Sample, ShardInfo
 from pipeline.shards.tar import Member, bytes_after, first_set, plain_member, regular_members
 from pipeline.telling import told
@@ -355,7 +355,7 @@ def _read_rows(path: ShardFile, number: int) -> tuple[list[Any], ShardInfo] | No
         _log.info("%s: so the shard is opened to be indexed", error)
         return None
     try:
-        values = read_json(data)
+        values = read_json(data, MUCH_JSON)
         if values.keys() != {"bytes", "samples"}:
             raise ValueError("it has other fields than bytes and samples")
         rows, size = values["samples"], convert(values["bytes"], int, "bytes")

@@ -28,6 +28,7 @@ from pipeline.files.local import Location, open_folder
 from pipeline.growth import convert, from_plain, install, many_from_plain, one_line, to_plain
 from pipeline.identity import (
     FORMAT_VERSION,
+    MUCH_JSON,
     StoreIdentity,
     canonical_json,
     check_version,
@@ -737,7 +738,9 @@ def _body_of(manifest: Manifest) -> Iterator[bytes]:
     before = canonical_json({name: one for name, one in values.items() if name < "parts"})
     after = _body({name: one for name, one in values.items() if name > "parts"})
     for text in (before, after):
-        read_json(text)  # what a manifest says beside its parts is read back to see that it can be
+        read_json(
+            text, MUCH_JSON
+        )  # what a manifest says beside its parts is read back to see that it can be
     yield before[:-1] + b',"parts":['
     entry = '{"bytes":%d,"first_view":%d,"path":"%s","rows":%d,"sha256":"%s","shard":%d,"views":%d}'
     for start in range(0, len(parts), _AT_A_TIME):
@@ -761,7 +764,7 @@ def seal(values: Mapping[str, Any]) -> bytes:
     """
     body = _body(values)
     with _holding():
-        read_json(body)
+        read_json(body, MUCH_JSON)
         return _seal([body])
 
 
@@ -773,7 +776,7 @@ def _holding() -> Iterator[None]:
         raise StoreError(f"no manifest can hold this: {error}; no manifest was written") from error
 
 
-def _sha256_of(pieces: Iterable[bytes]) -> str:
+def _sha256_of(pieces: Iterable[bytes | memoryview]) -> str:
     found = new_sha256()
     for piece in pieces:
         found.update(piece)
@@ -792,19 +795,23 @@ def _seal(body: Iterable[bytes]) -> bytes:
 def unseal(data: bytes, name: str, unread: Collection[str] = ()) -> dict[str, Any]:
     """Return the values of ``seal``; raises ``ChecksumError`` if a byte was changed.
 
-    Fields that are ``unread`` stay the JSON that they are, a ``msgspec.Raw``.
+    Fields that are ``unread`` stay the JSON that they are, a ``msgspec.Raw``; then the others are
+    read one by one, and of those that no manifest has one is named.
     """
     found = _SEAL.match(data)
     if found is None:
         raise ChecksumError(f"{name} is no manifest, it does not begin with a sha256; {_CURE}")
-    body = b"{" + data[found.end() :]
-    actual, expected = _sha256_of([body]), found[1].decode()
+    actual, expected = _sha256_of([b"{", memoryview(data)[found.end() :]]), found[1].decode()
     if actual != expected:
         raise ChecksumError(f"{name}: sha256 is {actual}, it says {expected}; {_CURE}")
     try:
-        return read_fields(body, unread) if unread else dict(read_json(body))
+        if not unread:
+            return dict(read_json(b"{" + data[found.end() :], MUCH_JSON))
+        # With its seal, since all after it would be a copy of a gigabyte.
+        values = read_fields(data, _FIELDS | {"sha256"}, unread)
     except (ValueError, TypeError) as error:
         raise ChecksumError(f"{name} is no manifest ({error!r}); {_CURE}") from error
+    return {field: one for field, one in values.items() if field != "sha256"}
 
 
 def write_manifest(root: Location, manifest: Manifest) -> None:

@@ -1,13 +1,15 @@
 """What Parquet pages claim to hold, held against what they should, before memory is given.
 
 Arrow believes a page's header, in which a few bytes may claim two gigabytes. The headers are
-structs in Thrift's compact protocol (https://thrift.apache.org, parquet.thrift); only the
-numbers that size memory are looked at here.
+structs in Thrift's compact protocol; only the numbers that size memory are looked at here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+from pipeline.store.footer import RowGroupPages, read_number, read_varint
 
 __all__ = ["check_pages"]
 
@@ -19,27 +21,27 @@ _VALUE_BYTES = 10  # the widest number, and levels
 _DATA_HEADERS = (5, 8)  # fields of a page's header: data page, data page of version 2
 
 
-def check_pages(data: bytes, base: int, group: Any, rows: int) -> None:
+def check_pages(
+    data: bytes, base: int, group: RowGroupPages, rows: int, names: Sequence[str]
+) -> None:
     """Raise ``ValueError`` unless all pages of a row group stay within what ``rows`` need.
 
-    ``data`` are the bytes of a file from ``base`` on, ``group`` is PyArrow's metadata.
+    ``data`` are the bytes of a file from ``base`` on, ``group`` is what its footer says, and
+    ``names`` are those of its columns' leaves.
     """
-    if group.num_rows != rows:
-        raise ValueError(f"a row group of {group.num_rows} rows, not {rows}")
-    for number in range(group.num_columns if rows else 0):
-        column = group.column(number)
-        name = column.path_in_schema
-        start = column.data_page_offset
-        if column.has_dictionary_page and column.dictionary_page_offset is not None:
-            start = min(start, column.dictionary_page_offset)
-        end = start + column.total_compressed_size
+    if group.rows != rows:
+        raise ValueError(f"a row group of {group.rows} rows, not {rows}")
+    if [one.name for one in group.columns] != list(names):
+        raise ValueError("a row group has other columns than its file")
+    for column in group.columns if rows else ():
+        name, start, end = column.name, column.first, column.first + column.packed
         if not base <= start <= end <= base + len(data):
             raise ValueError(f"{name} lies outside of the file")
-        limit = column.num_values * (_KEY_BYTES if name == "key" else _VALUE_BYTES) + _SLACK
+        limit = column.values * (_KEY_BYTES if name == "key" else _VALUE_BYTES) + _SLACK
         values, decoded = _walk(data, start - base, end - base, name)
-        if values != column.num_values or column.num_values % max(1, rows):
-            raise ValueError(f"{name} has pages of {values} values, not {column.num_values}")
-        if max(decoded, column.total_uncompressed_size) > limit:
+        if values != column.values or values % max(1, rows):
+            raise ValueError(f"{name} has pages of {values} values, not {column.values}")
+        if max(decoded, column.decoded) > limit:
             raise ValueError(f"{name} claims {decoded} bytes, more than {rows} rows can have")
 
 
@@ -77,7 +79,7 @@ def _read_struct(data: bytes, offset: int, depth: int) -> tuple[dict[int, Any], 
         if delta:
             field += delta
         else:
-            field, offset = _read_number(data, offset)
+            field, offset = read_number(data, offset)
         fields[field], offset = _read_value(data, offset, kind, depth)
 
 
@@ -87,26 +89,10 @@ def _read_value(data: bytes, offset: int, kind: int, depth: int) -> tuple[Any, i
     if kind == 3:
         return data[offset], offset + 1
     if kind in (4, 5, 6):
-        return _read_number(data, offset)
+        return read_number(data, offset)
     if kind == 8:
-        size, offset = _read_varint(data, offset)
+        size, offset = read_varint(data, offset)
         return None, offset + size
     if kind == 12:
         return _read_struct(data, offset, depth - 1)
     raise ValueError(f"a value of kind {kind}, which no page header has")
-
-
-def _read_number(data: bytes, offset: int) -> tuple[int, int]:
-    value, offset = _read_varint(data, offset)
-    return (value >> 1) ^ -(value & 1), offset
-
-
-def _read_varint(data: bytes, offset: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = data[offset]
-        offset += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, offset
-    raise ValueError("a number without an end")

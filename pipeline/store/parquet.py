@@ -21,10 +21,11 @@ from pipeline.identity import FORMAT_VERSION, canonical_json, check_version, rea
 from pipeline.records import PartHeader, PartKey, PartRows, ShardView
 from pipeline.store.columns import column_fields, from_arrow, storage_options, to_arrow
 from pipeline.store.contract import LabelStore, require_classes
+from pipeline.store.footer import Footer
 from pipeline.store.manifest import MAX_PART_VIEWS, MAX_ROWS, Agreement, Manifest, PartEntry
 from pipeline.store.pages import check_pages
 from pipeline.store.part_views import PartViews
-from pipeline.store.sealing import read_sealed, sealed
+from pipeline.store.sealing import footer_offset, read_sealed, sealed
 from pipeline.views.draw import has_mixed_digest
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "PartClaims",
     "decode_part",
     "encode_part",
+    "leaf_names",
     "part_schema",
     "read_claims",
     "require_schema",
@@ -43,6 +45,7 @@ __all__ = [
 _METADATA = b"teacher_labels"
 _NOT_OF_HEADER = ("format_version", "columns", "agreement", "first_view", "views")
 _CURE = "delete the file and run the label job again, it will redo only this part"
+_MOST_OF_A_LIST = 256  # of records in a footer, which has one row group and a dozen columns
 _CACHED_PARTS = 24  # about a megabyte each
 
 _FIELDS = (
@@ -163,18 +166,15 @@ def decode_part(data: bytes, part: PartKey, name: str, *, trusted: bool = False)
     file, claims = _open_part(data, part, name, trusted=trusted)
     columns, count = claims.columns, file.metadata.num_rows
     try:
-        for group in range(file.num_row_groups):
-            check_pages(data, 0, file.metadata.row_group(group), count)
-        names = part_schema(columns).names
+        schema = part_schema(columns)
+        for group in Footer(data[footer_offset(data, len(data)) :]):
+            check_pages(data, 0, group, count, leaf_names(schema))
+        names = schema.names
         if trusted:
             # It follows from the rows' order, which the manifest's SHA-256 vouches for.
             names.remove("view")
         # Without rows there are no pages whose claims could be checked.
-        table = (
-            file.read(columns=names, use_threads=False)
-            if count
-            else part_schema(columns).empty_table()
-        )
+        table = file.read(columns=names, use_threads=False) if count else schema.empty_table()
         rows = rows_of_table(table, columns, claims.header)
         if not trusted and (found := Agreement.of_rows(rows)) != claims.agreement:
             raise ValueError(f"its labels have {found}, it says {claims.agreement}")
@@ -221,6 +221,9 @@ def rows_of_table(table: pa.Table, columns: ColumnConfig, header: PartHeader) ->
     has_digest, has_mixed = (_are_there(one).reshape(shape) for one in (digest, mixed))
     indices = key.indices.to_numpy().reshape(shape)
     keys = key.dictionary.to_pylist()
+    # Arrow takes indices as they are in the file.
+    if indices.size and not 0 <= int(indices.min()) <= int(indices.max()) < len(keys):
+        raise ValueError("a row has a key that the part does not list")
     target, seed = (_numbers(table, name).reshape(shape) for name in ("target", "seed"))
     if "view" in table.column_names:
         expected = np.arange(part.first_view, part.end_view, dtype=np.uint32)
@@ -249,6 +252,13 @@ def part_schema(columns: ColumnConfig) -> pa.Schema:
     return pa.schema([*_FIELDS, *column_fields(columns)])
 
 
+def leaf_names(schema: pa.Schema) -> list[str]:
+    """Return what Parquet calls the columns of a schema: a list by its elements."""
+    return [
+        f"{one.name}.list.element" if pa.types.is_nested(one.type) else one.name for one in schema
+    ]
+
+
 def _open_part(
     data: bytes, part: PartKey, name: str, *, trusted: bool
 ) -> tuple[pq.ParquetFile, PartClaims]:
@@ -258,6 +268,7 @@ def _open_part(
             pa.BufferReader(data),
             page_checksum_verification=not trusted,
             read_dictionary=["key"],
+            thrift_container_size_limit=_MOST_OF_A_LIST,
         )
         header = read_json((file.metadata.metadata or {})[_METADATA])
         version, views = header["format_version"], (header["first_view"], header["views"])

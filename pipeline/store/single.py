@@ -22,9 +22,10 @@ import pyarrow.parquet as pq
 from pipeline.errors import ChecksumError, StoreError
 from pipeline.files.folder import MAX_FILE_BYTES, check_size
 from pipeline.files.local import Folder, sha256
-from pipeline.identity import canonical_json, read_json
+from pipeline.identity import MUCH_JSON, canonical_json, read_json
 from pipeline.records import PartRows
 from pipeline.store.contract import HeaderCheck, LabelStore, header_of, require_classes
+from pipeline.store.footer import Footer
 from pipeline.store.manifest import (
     MAX_MANIFEST_BYTES,
     UNREAD_FIELDS,
@@ -39,6 +40,7 @@ from pipeline.store.manifest import (
 from pipeline.store.pages import check_pages
 from pipeline.store.parquet import (
     ParquetStore,
+    leaf_names,
     part_schema,
     require_schema,
     rows_of_table,
@@ -102,10 +104,11 @@ def _opened(root: Folder, data: bytes) -> SingleFileStore:
     except ValueError as error:
         raise ChecksumError(f"{root}: {error}; {_CURE}") from error
     try:
+        groups = Footer(footer)
         metadata = pq.read_metadata(pa.BufferReader(_MAGIC + footer))
         values = unseal(metadata.metadata[_MANIFEST], str(root), UNREAD_FIELDS)
         manifest = Manifest.from_json(values, str(root))
-        read = _Footer(manifest, metadata, values["file"], data)
+        read = _Footer(manifest, metadata, groups, values["file"], data)
         check_companion_paths(read.companions, str(root))
         return SingleFileStore(root, manifest, read)
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -116,9 +119,14 @@ class _Footer:
     """What the footer says of the row groups, held against the manifest in it."""
 
     def __init__(
-        self, manifest: Manifest, metadata: Any, values: Mapping[str, Any], data: bytes
+        self,
+        manifest: Manifest,
+        metadata: Any,
+        pages: Footer,
+        values: Mapping[str, Any],
+        data: bytes,
     ) -> None:
-        self.metadata, self.data = metadata, data
+        self.metadata, self.pages, self.data = metadata, pages, data
         named = [RowGroup(**one) for one in values["row_groups"]]
         self.groups = {
             entry.part: (number, group)
@@ -126,7 +134,7 @@ class _Footer:
         }
         self.companions = {
             path: _companion(path, text)
-            for path, text in read_json(metadata.metadata[_COMPANIONS]).items()
+            for path, text in read_json(metadata.metadata[_COMPANIONS], MUCH_JSON).items()
         }
         self.start = len(_MAGIC)
         rows = np.array([entry.rows for entry in manifest.parts], np.int64)
@@ -136,8 +144,8 @@ class _Footer:
             if not whole or group.offset != self.start or not 0 <= group.bytes <= limit:
                 raise ValueError(f"a row group of {group.bytes} bytes at {group.offset}")
             self.start += group.bytes
-        if metadata.num_row_groups != len(named):
-            raise ValueError(f"{metadata.num_row_groups} row groups for {len(named)} parts")
+        if not len(pages) == metadata.num_row_groups == len(named):
+            raise ValueError(f"{len(pages)} row groups for {len(named)} parts")
         require_schema(metadata.schema.to_arrow_schema(), _schema(manifest))
 
     @property
@@ -192,7 +200,8 @@ class SingleFileStore(ParquetStore):
             )
         metadata = self._footer.metadata
         try:
-            check_pages(data, group.offset, metadata.row_group(number), entry.rows)
+            leaves = leaf_names(_schema(self.manifest))
+            check_pages(data, group.offset, self._footer.pages[number], entry.rows, leaves)
             window = _Window(data, group.offset, self.stored_bytes)
             file = pq.ParquetFile(
                 pa.PythonFile(window, "r"),

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,30 @@ def test_a_word_that_no_job_leaves_is_none(tmp_path: Path, change: dict[str, Any
     assert len(read_workers(tmp_path)) == 1
     tell(tmp_path, dataclasses.replace(ME, **change))
     assert read_workers(tmp_path) == ()
+
+
+def test_a_word_has_a_size_at_most(tmp_path: Path) -> None:
+    tell(tmp_path, ME)
+    path = tmp_path / WORDS / "at-work.json"
+    word = path.read_bytes()
+    path.write_bytes(word.ljust(1 << 14))
+    assert read_workers(tmp_path) == (ME,)
+    path.write_bytes(word.ljust((1 << 14) + 1))
+    assert read_workers(tmp_path) == ()
+
+
+@pytest.mark.parametrize("beginning", [b"", b"["])
+def test_a_word_of_terabytes_is_left_unread(tmp_path: Path, beginning: bytes) -> None:
+    tell(tmp_path, ME)
+    (tmp_path / WORDS / "at-work.json").write_bytes(beginning)
+    os.truncate(tmp_path / WORDS / "at-work.json", 1 << 40)
+    tell(tmp_path, ME, "at-work-1.json")
+    tracemalloc.start()
+    try:
+        assert read_workers(tmp_path) == (ME,)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_word_that_cannot_be_read_is_none(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 import struct
@@ -23,10 +24,11 @@ from pipeline.files.local import sha256
 from pipeline.identity import canonical_json
 from pipeline.records import PartRows
 from pipeline.store import LabelStore, export_store, open_store, parquet, single
+from pipeline.store.footer import ColumnPages, Footer
 from pipeline.store.layout import array_specs
 from pipeline.store.manifest import MANIFEST_PATH, seal, unseal
 from pipeline.store.pages import check_pages
-from pipeline.store.sealing import SEAL_BYTES, sealed
+from pipeline.store.sealing import FOOTER_MARK, SEAL_BYTES, footer_offset, sealed
 from tests.storing import ALL_COLUMNS, IDENTITY, info_of, rows_of, write_store
 
 MEMORY = 8 << 20  # bytes: far less than any claim below, far more than an honest read needs
@@ -493,18 +495,150 @@ def test_a_footer_longer_than_its_file_is_refused(
         open_store(path)
 
 
+def list_of(size: int, kind: int = 12) -> bytes:
+    """Return how Thrift's compact protocol begins a list, of structs by default."""
+    return bytes([0xF0 | kind]) + varint(size)
+
+
+def footer_of(groups: int, columns: int, *, there: bool = True) -> bytes:
+    """Return a footer of row groups with columns that are of three bytes, or only claimed."""
+    names = b"\x48\x01s\x15\x02\0" + b"\x15\0\x25\0\x18\x01x\0"
+    group = b"\x19" + list_of(columns) + b"\x26\0\0" * columns * there + b"\x16\0\x16\0\0"
+    schema = b"\x15\x04\x19" + list_of(2) + names + b"\x16\0"
+    footer = schema + b"\x19" + list_of(groups) + group * groups + b"\0"
+    return footer + len(footer).to_bytes(4, "little") + b"PAR1"
+
+
+@pytest.mark.parametrize(
+    ("footer", "message"),
+    [
+        (footer_of(4, 5000), "its footer has more than 16384 records"),
+        (footer_of(100, 200), "its footer has more than 16384 records"),
+        (footer_of(1, 9_999, there=False), "its footer is cut short"),
+        (b"\x19" + list_of(1 << 40) + b"\0", "its footer has more than 16384 records"),
+        (b"\x19" + list_of(1 << 60, 5) + b"\0" * 99, "its footer is cut short"),
+        (b"\x1c" * 100_000, "nested without an end"),
+        (b"\x1b\x01\x55\0\0\0", "its footer has a value of kind 11"),
+    ],
+)
+def test_a_footer_of_records_without_an_end_is_refused(
+    footer: bytes, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Arrow gives 700 bytes for each column of a row group, which has three."""
+    monkeypatch.setattr("pipeline.store.footer._MOST_RECORDS", 1 << 14)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=message):
+            Footer(footer)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_store_in_one_file_with_such_a_footer_is_not_opened(folder: Path, tmp_path: Path) -> None:
+    store, footer = tmp_path / "one.parquet", footer_of(4, 300_000)
+    seal = FOOTER_MARK + hashlib.sha256(FOOTER_MARK + footer).digest()
+    store.write_bytes(
+        (folder / "one.parquet").read_bytes().partition(FOOTER_MARK)[0] + seal + footer
+    )
+    with pytest.raises(StoreError, match="its footer has more than 1048576 records"):
+        open_store(store)
+
+
+def test_a_footer_has_so_many_values_at_most(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = (folder / "one.parquet").read_bytes()
+    footer = data[data.index(FOOTER_MARK) + SEAL_BYTES :]
+    Footer(footer)
+    monkeypatch.setattr("pipeline.store.footer._MOST_VALUES", 300)
+    with pytest.raises(ValueError, match="its footer has more than 300 values"):
+        Footer(footer)
+    with pytest.raises(ValueError, match="its footer has more than 300 values"):
+        Footer(b"\x19" + list_of(301, 5) + b"\0" * 400)
+
+
+def test_a_parts_footer_lists_few_records(folder: Path) -> None:
+    path = next((folder / "directory.parquet").glob("shard=0/*.parquet"))
+    part = open_store(folder / "directory.parquet").manifest.parts[0].part
+    for groups, columns, there in ((257, 1, True), (1, 257, True), (1, 999_999, False)):
+        data = sealed(path.read_bytes()[:4] + footer_of(groups, columns, there=there))
+        for read in (parquet.decode_part, parquet.read_claims):
+            with little_memory(), pytest.raises(StoreError, match="Exceeded size limit"):
+                read(data, part, "a part")
+    data = sealed(path.read_bytes()[:4] + footer_of(256, 256))
+    with pytest.raises(StoreError, match="is not a part of a label store"):
+        parquet.decode_part(data, part, "a part")
+
+
+def test_a_forged_footer_under_a_true_seal_ends_no_process(tmp_path: Path) -> None:
+    """Arrow's Python let an exception of a column's sizes through, to the end of the process."""
+    store = write_store(tmp_path / "s.parquet", [info_of(0)], [(0, VIEWS)], ALL_COLUMNS)
+    entry = store.manifest.parts[0]
+    data = store.read_file(entry)
+    assert data is not None
+    begin = footer_offset(data, len(data))
+    body, footer = data[: begin - SEAL_BYTES], data[begin:]
+    lists = [at for at, byte in enumerate(footer) if byte & 15 in (5, 6, 8) and 0 < byte >> 4 < 9]
+    refused = 0
+    for at in lists:
+        forged = bytearray(footer)
+        forged[at] ^= 64  # four elements more or less
+        try:
+            parquet.decode_part(sealed(body + bytes(forged)), entry.part, "a part")
+        except StoreError:
+            refused += 1
+    assert len(lists) > refused > 100
+
+
+@pytest.mark.parametrize("index", [-1, 6, 1 << 30])
+def test_a_key_that_a_part_does_not_list_is_refused(index: int) -> None:
+    rows = rows_of(IDENTITY, info_of(0), 0, VIEWS)
+    table = parquet.table_of(rows)
+    key = table["key"].chunk(0)
+    assert len(key.dictionary) == 6
+    indices = np.where(key.indices.to_numpy() == 5, index, key.indices.to_numpy()).astype("i4")
+    forged = pa.DictionaryArray.from_arrays(indices, key.dictionary, safe=False)
+    table = table.set_column(0, table.schema.field("key"), forged)
+    with pytest.raises(ValueError, match="a row has a key that the part does not list"):
+        parquet.rows_of_table(table, rows.columns.config, rows.header)
+
+
 def test_pages_are_walked_to_their_ends(folder: Path) -> None:
     store = open_store(folder / "directory.parquet")
     entry = store.manifest.parts[0]
     data = store.read_file(entry)
     assert data is not None
-    group = parquet.pq.read_metadata(pa.BufferReader(data)).row_group(0)
-    check_pages(data, 0, group, entry.rows)
+    (group,) = Footer(data[footer_offset(data, len(data)) :])
+    names = [one.name for one in group.columns]
+    check_pages(data, 0, group, entry.rows, names)
     with pytest.raises(ValueError, match=f"a row group of {entry.rows} rows"):
-        check_pages(data, 0, group, entry.rows + 1)
+        check_pages(data, 0, group, entry.rows + 1, names)
+    with pytest.raises(ValueError, match="other columns than its file"):
+        check_pages(data, 0, group, entry.rows, names[::-1])
     for cut in (data[:40], b"\xff" * len(data), bytes(len(data))):
         with pytest.raises(ValueError, match="key"):
-            check_pages(cut, 0, group, entry.rows)
+            check_pages(cut, 0, group, entry.rows, names)
+
+
+def test_a_footer_says_what_arrow_reads_in_it(folder: Path) -> None:
+    for path in (folder / "one.parquet", *(folder / "directory.parquet").glob("shard=*/*")):
+        data = path.read_bytes()
+        metadata = parquet.pq.read_metadata(path)
+        footer = Footer(data[footer_offset(data, len(data)) :])
+        assert len(footer) == metadata.num_row_groups > 0
+        for number, group in enumerate(footer):
+            theirs = metadata.row_group(number)
+            assert group.rows == theirs.num_rows
+            assert len(group.columns) == theirs.num_columns
+            for index, column in enumerate(group.columns):
+                known = theirs.column(index)
+                begins = (known.dictionary_page_offset, known.data_page_offset)
+                assert column == ColumnPages(
+                    name=known.path_in_schema,
+                    values=known.num_values,
+                    decoded=known.total_uncompressed_size,
+                    packed=known.total_compressed_size,
+                    first=min(one for one in begins if one is not None),
+                )
 
 
 def test_a_store_of_another_format_is_not_taken_by_its_name(folder: Path, tmp_path: Path) -> None:

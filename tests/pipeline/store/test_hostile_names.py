@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
+import tracemalloc
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from unittest.mock import patch
@@ -14,7 +15,7 @@ import pytest
 
 from pipeline.errors import PipelineError, StoreError
 from pipeline.files.local import sha256
-from pipeline.identity import read_json
+from pipeline.identity import _memory_of, read_json
 from pipeline.store import (
     claim_store,
     commit_part,
@@ -318,7 +319,7 @@ NUMBERS = ["Infinity", "-Infinity", "NaN", "1e999", "1" * 41, "9" * 5000]
 
 
 @pytest.mark.parametrize("text", [*NUMBERS, "[" * 40 + "]" * 40, "[" * 990 + "]" * 990])
-@pytest.mark.parametrize("field", ["format_version", "labels"])
+@pytest.mark.parametrize("field", ["format_version", "notes"])
 def test_json_that_no_release_writes_is_refused_by_name(
     honest: Path, tmp_path: Path, text: str, field: str
 ) -> None:
@@ -337,23 +338,73 @@ def test_json_that_no_release_writes_is_refused_by_name(
         open_store(store)
 
 
-def test_json_of_very_many_values_is_refused_before_it_takes_memory(
+VALUES = {
+    "lists": b"[]",
+    "objects": b"{}",
+    "objects of one value": b'{"":0}',
+    "lists in lists": b"[" * 29 + b"]" * 29,
+    "objects in objects": b'{"":' * 29 + b"0" + b"}" * 29,
+    "short texts": b'"ab"',
+    "texts": b'"' + b"a" * (1 << 20) + b'"',
+    "wide texts": ('"' + "a" * (1 << 20) + '\U0001f600"').encode(),
+    "texts with an escape": b'"' + b"a" * (1 << 20) + b'\\ud83d\\ude00"',
+}
+
+
+@pytest.mark.parametrize("one", VALUES.values(), ids=VALUES)
+def test_json_is_refused_before_it_takes_much_memory(one: bytes) -> None:
+    """At the bound it takes no more than was reckoned, and no tenth of it."""
+    most = 1 << 25
+    few, many = (_memory_of(b"[" + b",".join([one] * count) + b"]") for count in (1, 2))
+    count = most // (many - few) - 1
+    text, larger = (b"[" + b",".join([one] * many) + b"]" for many in (count, count + 3))
+    tracemalloc.start()
+    try:
+        read_json(text, most)
+        assert most / 10 < tracemalloc.get_traced_memory()[1] < most
+        tracemalloc.reset_peak()
+        with pytest.raises(ValueError, match="may take more than 32 MiB of memory"):
+            read_json(larger, most)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 16
+    finally:
+        tracemalloc.stop()
+
+
+def test_json_of_very_many_values_is_refused_in_a_record_and_a_manifest(
     honest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.identity._MOST_VALUES", 1 << 14)
-    read_json("[" + "[]," * 8000 + "1]")
+    assert read_json("[" + "[]," * (1 << 20) + "1]")[-1] == 1
     store = copy_of(honest, "directory", tmp_path)
-    for text in ("[]," * 9000, "{}," * 9000, "1," * 17000, '"",' * 17000):
-        record = f'{{"notes":[{text}1]}}\n'.encode()
-        (store / "_meta/runs/20260101.json").write_bytes(record)
-        with little_memory():
-            (run,) = read_runs(open_store(store).root)
-        assert "more than 16384 values" in run.error
-        sealed = b'{"sha256":"' + sha256(record).encode() + b'",' + record[1:]
-        (store / "_manifest.json").write_bytes(sealed)
-        with pytest.raises(StoreError, match=r"is no manifest .*more than 16384 values"):
-            open_store(store)
-        shutil.copy(honest / "s.parquet" / "_manifest.json", store)
+    record = b'{"notes":[' + b"[]," * (1 << 21) + b"1]}\n"
+    (store / "_meta/runs/20260101.json").write_bytes(record)
+    with little_memory():
+        (run,) = read_runs(open_store(store).root)
+    assert "may take more than 256 MiB of memory" in run.error
+    monkeypatch.setattr("pipeline.identity.MUCH_JSON", 1 << 20)
+    body = b'{"notes":[' + b"[]," * (1 << 14) + b"1]}\n"
+    (store / "_manifest.json").write_bytes(_sealed(body))
+    with little_memory(), pytest.raises(StoreError, match=r"is no manifest .*take more than 1 MiB"):
+        open_store(store)
+
+
+def _sealed(body: bytes) -> bytes:
+    return b'{"sha256":"' + sha256(body).encode() + b'",' + body[1:]
+
+
+def test_of_a_manifests_unknown_fields_one_is_named_and_none_kept(
+    honest: Path, tmp_path: Path
+) -> None:
+    store = copy_of(honest, "directory", tmp_path)
+    manifest = store / "_manifest.json"
+    body = b"{" + manifest.read_bytes().partition(b",")[2]
+    more = ",".join(f'"x{number:06}":0' for number in range(1 << 17)).encode()
+    manifest.write_bytes(_sealed(b"{" + more + b"," + body[1:]))
+    with little_memory(), pytest.raises(StoreError, match="field 'x000000' is not known to this"):
+        open_store(store)
+    manifest.write_bytes(_sealed(b'{"' + b"\x7f\xc2\x9b`" * 5000 + b'":0,' + body[1:]))
+    with pytest.raises(StoreError, match=r"'\\x7f\\x9b`") as caught:
+        open_store(store)
+    assert len(str(caught.value)) < 1000
 
 
 def test_values_of_the_wrong_kind_in_a_footers_files_are_refused(
