@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.errors import PipelineError, StoreError
 from pipeline.files.local import sha256
-from pipeline.identity import _memory_of, read_json
+from pipeline.identity import memory_of_json, read_json
 from pipeline.store import (
     claim_store,
     commit_part,
@@ -355,7 +355,7 @@ VALUES = {
 def test_json_is_refused_before_it_takes_much_memory(one: bytes) -> None:
     """At the bound it takes no more than was reckoned, and no tenth of it."""
     most = 1 << 25
-    few, many = (_memory_of(b"[" + b",".join([one] * count) + b"]") for count in (1, 2))
+    few, many = (memory_of_json(b"[" + b",".join([one] * count) + b"]") for count in (1, 2))
     count = most // (many - few) - 1
     text, larger = (b"[" + b",".join([one] * many) + b"]" for many in (count, count + 3))
     tracemalloc.start()
