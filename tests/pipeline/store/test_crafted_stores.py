@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pipeline.columns import ColumnConfig
 from pipeline.errors import PipelineError, StoreError
 from pipeline.files.local import sha256
 from pipeline.identity import canonical_json
@@ -26,7 +27,7 @@ from pipeline.records import PartRows
 from pipeline.store import LabelStore, export_store, open_store, parquet, single
 from pipeline.store.footer import ColumnPages, Footer
 from pipeline.store.layout import array_specs
-from pipeline.store.manifest import MANIFEST_PATH, seal, unseal
+from pipeline.store.manifest import MANIFEST_PATH, most_rows, seal, unseal
 from pipeline.store.pages import check_pages
 from pipeline.store.sealing import FOOTER_MARK, SEAL_BYTES, footer_offset, sealed
 from tests.storing import ALL_COLUMNS, IDENTITY, info_of, rows_of, write_store
@@ -426,6 +427,34 @@ def test_a_part_without_rows_claims_no_more_views_than_any(
             read(data, rows.part, "a part")
     with pytest.raises(StoreError, match="of 4 views at most"):
         parquet.encode_part(rows)
+
+
+@pytest.mark.parametrize("name", ["directory.parquet", "arrays.zarr", "one.parquet"])
+def test_a_part_has_as_many_rows_as_two_gigabytes_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Lists of zeros take next to nothing in a file, and k numbers a row when they are decoded."""
+    assert most_rows(ColumnConfig()) == 1 << 26
+    assert most_rows(ColumnConfig(topk=255)) == (1 << 31) // (32 + 6 * (255 * 4 + 2))
+    store = write_store(tmp_path / "directory.parquet", [info_of(0)], [(0, VIEWS)], ALL_COLUMNS)
+    if name != "directory.parquet":
+        export_store(store.root, tmp_path / name, single_file=name == "one.parquet")
+    rows = store.read_part(store.manifest.parts[0])
+    data = parquet.encode_part(rows)
+    memory = rows.label.size * (32 + 6 * sum(one[0, 0].nbytes for one in rows.columns.values()))
+    for many, fits in ((memory, True), (memory - 1, False)):
+        monkeypatch.setattr("pipeline.store.manifest._PART_MEMORY", many)
+        if fits:
+            read_all(tmp_path / name)
+            parquet.decode_part(parquet.encode_part(rows), rows.part, "a part")
+            continue
+        with pytest.raises(StoreError, match="a part has at most 29, of"):
+            open_store(tmp_path / name)
+        with pytest.raises(StoreError, match="a part has at most 29, of"):
+            parquet.encode_part(rows)
+        for read in (parquet.decode_part, parquet.read_claims):
+            with pytest.raises(StoreError, match="it has 30 rows, and may have 29"):
+                read(data, rows.part, "a part")
 
 
 def test_files_of_zeros_that_take_no_disk_are_not_read(folder: Path, tmp_path: Path) -> None:
