@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import shutil
 import struct
@@ -25,7 +26,7 @@ from pipeline.files.local import sha256
 from pipeline.identity import canonical_json
 from pipeline.records import PartRows
 from pipeline.store import LabelStore, export_store, open_store, parquet, single
-from pipeline.store.footer import ColumnPages, Footer
+from pipeline.store.footer import ColumnPages, Footer, RowGroupPages
 from pipeline.store.layout import array_specs
 from pipeline.store.manifest import MANIFEST_PATH, most_rows, seal, unseal
 from pipeline.store.pages import check_pages
@@ -504,6 +505,28 @@ def test_row_groups_outside_of_their_file_are_refused(folder: Path, tmp_path: Pa
         path.unlink()
 
 
+def test_a_row_group_of_a_hole_in_its_file_is_refused(folder: Path, tmp_path: Path) -> None:
+    """It takes no disk, and nothing else would bound what is read before its SHA-256 is known."""
+    store, path, plain = open_store(folder / "one.parquet"), tmp_path / "x.parquet", single.asdict
+    last, hole = len(store.manifest.parts) - 1, 1 << 40
+    with pytest.MonkeyPatch.context() as patch:
+        numbers = itertools.count()
+
+        def claim(group: Any) -> dict[str, Any]:
+            more = hole if next(numbers) == last else 0
+            return {**plain(group), "bytes": group.bytes + more}
+
+        patch.setattr(single, "asdict", claim)
+        single.write_single_file(store, path)
+    data = path.read_bytes()
+    end = data.index(FOOTER_MARK)
+    with path.open("r+b") as file:
+        file.seek(end + hole)
+        file.write(data[end:])
+    with little_memory(), pytest.raises(StoreError, match=r"a row group of 10995\d+ bytes"):
+        open_store(path)
+
+
 def test_bytes_that_no_row_group_has_are_refused(folder: Path, tmp_path: Path) -> None:
     data = (folder / "one.parquet").read_bytes()
     footer = int.from_bytes(data[-8:-4], "little") + 8 + SEAL_BYTES
@@ -562,6 +585,34 @@ def test_a_footer_of_records_without_an_end_is_refused(
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()
+
+
+PAGES = b"\x39\x18\x01x" + b"\x26\x06" + b"\x16\x08" * 2 + b"\x26\x08" + b"\0"  # of a column
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (b"\x26\0\x1c" + PAGES + b"\0", None),
+        (b"\x26\0\0", "does not say where its pages lie"),
+        (b"\x26\0\x1c" + PAGES.replace(b"\x26\x06", b"\x25\x06") + b"\0", "a count is -1"),
+        (b"\x26\0\x1c" + PAGES.replace(b"\x26\x06", b"\x26\x05") + b"\0", "a count is -3"),
+        (b"\x26\0\x19" + list_of(1) + PAGES + b"\0", "pages are no struct"),
+        (b"\x26\0\x1c" + PAGES.replace(b"\x39\x18\x01x", b"\x38\x01x") + b"\0", "name is no list"),
+        (b"\x26\0\x1c" + PAGES + b"\x5c\0\0", "a column is encrypted"),
+    ],
+)
+def test_a_column_whose_pages_arrow_would_see_elsewhere_is_refused(
+    column: bytes, message: str | None
+) -> None:
+    group = b"\x19" + list_of(1) + column + b"\x26\x06\0"
+    footer = Footer(b"\x49" + list_of(1) + group + b"\0")
+    if message is None:
+        pages = ColumnPages(name="x", values=3, decoded=4, packed=4, first=4)
+        assert footer[0] == RowGroupPages(rows=3, columns=[pages])
+        return
+    with pytest.raises(ValueError, match=message):
+        footer[0]
 
 
 def test_a_store_in_one_file_with_such_a_footer_is_not_opened(folder: Path, tmp_path: Path) -> None:
