@@ -625,6 +625,28 @@ def test_a_store_in_one_file_with_such_a_footer_is_not_opened(folder: Path, tmp_
         open_store(store)
 
 
+def test_a_footer_of_zeros_is_not_held_twice(folder: Path, tmp_path: Path) -> None:
+    """Of a file of holes, which takes no disk."""
+    path, size = tmp_path / "one.parquet", 1 << 26
+    data = (folder / "one.parquet").read_bytes().partition(FOOTER_MARK)[0]
+    for length, message in ((size, "footer is malformed"), (1 << 29, "has at most 536870912")):
+        tail = length.to_bytes(4, "little") + b"PAR1"
+        digest = hashlib.sha256(FOOTER_MARK)
+        digest.update(bytes(size))
+        digest.update(tail)
+        with path.open("wb") as file:
+            file.write(data + FOOTER_MARK + digest.digest())
+            file.seek(length, 1)
+            file.write(tail)
+        tracemalloc.start()
+        try:
+            with pytest.raises(PipelineError, match=message):
+                open_store(path)
+            assert tracemalloc.get_traced_memory()[1] < 1.2 * size
+        finally:
+            tracemalloc.stop()
+
+
 def test_a_footer_has_so_many_values_at_most(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = (folder / "one.parquet").read_bytes()
     footer = data[data.index(FOOTER_MARK) + SEAL_BYTES :]
