@@ -63,8 +63,10 @@ RAYS_OWN = {
     "RAY_health_check_period_ms": "3000",
     "RAY_metrics_report_interval_ms": "10000",
     "RAY_free_objects_batch_size": "100",
+    "RAY_num_workers_soft_limit": "-1",
 }
-"""What Ray does by itself; in tests it looks and tells more often, and frees memory at once."""
+"""What Ray does by itself; in tests it looks and tells more often, frees memory at once, and keeps
+more processes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +79,8 @@ class JobBenchmark:
     """Pairs of jobs: one that gives the rate, one at 80 % of it."""
     views: int = 150
     """Views of each sample."""
+    teacher: str = "regnety_002"
+    """With ``--cluster``: timm's name of the teacher, whose weights are random."""
     cluster: bool = False
     """Measure real jobs on clusters of this machine, instead of how busy a teacher is kept."""
     hang_seconds: float = 15.0
@@ -183,14 +187,14 @@ def run_job(config: JobBenchmark, directory: Path, seconds_per_view: float) -> U
 
 
 class RealJob:
-    """A label job as people start it, of a small teacher, on a cluster or on a Ray of its own."""
+    """A label job as people start it, on a cluster or on a Ray of its own."""
 
     def __init__(self, config: JobBenchmark, folder: Path, address: str | None, *more: str) -> None:
         self.out, self.log = folder / "real.parquet", folder / "log"
-        variables = {**os.environ, **RAY_ENVIRONMENT, "RAY_ADDRESS": address or ""}
+        variables = {**os.environ, **RAY_ENVIRONMENT, **RAYS_OWN, "RAY_ADDRESS": address or ""}
         arguments = [
             *("--shards", *config.shards, "--out", str(self.out), "--views", str(config.views)),
-            *("--teacher", "regnety_002", "--teacher-random-weights", "0", *more),
+            *("--teacher", config.teacher, "--teacher-random-weights", "0", *more),
         ]
         self.started = time.monotonic()
         with self.log.open("wb") as log:
@@ -395,12 +399,11 @@ def on_clusters(config: JobBenchmark) -> dict[str, float]:
         print(found, flush=True)  # what is measured is told, also where the rest fails
         figures.update(found)
 
-    with ray_nodes(Node(here, cpus=2)) as cluster:
+    with ray_nodes(Node(here, cpus=2), environment=RAYS_OWN) as cluster:
         first_task_seconds(config, cluster)  # the first one finds no file in the system's cache
         note({"first_task_seconds": first_task_seconds(config, cluster)})
         note(hang(config, cluster, TEACHER))
         note(hang(config, cluster, AUGMENTER))
-    with ray_nodes(Node(here, cpus=2), environment=RAYS_OWN) as cluster:
         note(orchestration(config, cluster, 224))
     note({"job_peak_gigabytes": peak_bytes(config) / 1e9})
     gpus = (Node(here, cpus=0), Node(here, gpus=1), Node(here, gpus=1))

@@ -11,13 +11,14 @@ from ray.scripts.scripts import cli as ray_commands
 
 import student.cli
 from jobs.label_teacher import parse_arguments
+from jobs.small_teacher import TeacherTraining
 from jobs.teacher_labels import COMMANDS
 from pipeline import PackConfig
 from pipeline.cli.commands import StoreCommand
 from pipeline.errors import IncompleteStoreError
 from student.config import EvaluateConfig
 
-OURS = ("evaluate-student", "label-store", "label-teacher", "pack-shards", "train-student")
+OURS = tuple(old for old, *_ in COMMANDS.values() if old)
 
 
 def require_command(words: list[str]) -> None:
@@ -45,6 +46,10 @@ def require_command(words: list[str]) -> None:
             tyro.cli(StoreCommand, args=arguments, config=config)
         case ["evaluate-student", *arguments]:
             tyro.cli(EvaluateConfig, args=arguments, config=(tyro.conf.OmitArgPrefixes,))
+        case ["export-student", *arguments]:
+            tyro.cli(student.cli.ExportFlags, args=arguments)
+        case ["student-report", *arguments]:
+            tyro.cli(student.cli.ReportFlags, args=arguments)
         case ["torchrun", *arguments]:
             given = torch.distributed.run.get_args_parser().parse_args(arguments)
             assert given.module
@@ -58,6 +63,8 @@ def require_command(words: list[str]) -> None:
             ray_commands.commands[name].make_context(name, arguments)
         case ["python", "jobs/label_teacher.py", *arguments]:
             require_command(["label-teacher", *arguments])
+        case ["python", "examples/train_teacher.py", *arguments]:
+            tyro.cli(TeacherTraining, args=arguments)
         case ["python", "-c", code]:
             compile(code, "the command", "exec")
         case _:

@@ -27,7 +27,7 @@ PAGES = sorted(
     [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")],
     key=lambda path: path.relative_to(ROOT),
 )
-PROGRAMS = (*OURS, "teacher-labels", "ray", "torchrun")
+PROGRAMS = (*OURS, "teacher-labels", "python", "ray", "torchrun")
 NEEDED = {
     "label-teacher": ("--shards", "--out"),
     "train-student": ("--labels", "--shards", "--output"),
@@ -118,6 +118,9 @@ def made_small(words: Sequence[str]) -> list[str]:
         if "regnety_160.deit_in1k" in small:
             small[small.index("regnety_160.deit_in1k")] = "resnet18"
             small += ["--teacher-random-weights", "1"]
+    if "--relabel" in small:  # by the teacher that stands here for the text's
+        at = small.index("--teacher-checkpoint")
+        small[at : at + 2] = ["--teacher-random-weights", "1"]
     if small[0] == "train-student":
         for flag, value in (("--epochs", "1"), ("--batch-size", "6"), ("--warmup-epochs", "0")):
             small += [] if flag in small else [flag, value]
@@ -129,22 +132,28 @@ def made_small(words: Sequence[str]) -> list[str]:
 def follow(page: Path) -> None:
     """Do what a page says, in the current directory."""
     for words in commands_of(page):
-        if words[0] in ELSEWHERE or words[:2] == ["teacher-labels", "demo"]:
-            continue
-        if words[0] == "teacher-labels":
-            words = [COMMANDS[words[1]][0], *words[2:]]
-        command = made_small(words)
-        if "--out" in command and "--extend-to" not in command:
-            out = Path(command[command.index("--out") + 1])
-            shutil.rmtree(out) if out.is_dir() else out.unlink(missing_ok=True)
-        (program,) = (one for old, one, _ in COMMANDS.values() if old == command[0])
-        module, _, function = program.partition(":")
-        try:
-            getattr(import_module(module), function)(command[1:])
-            status = 0
-        except SystemExit as end:
-            status = end.code
-        assert not status, command
+        away = any("://" in word for word in words)  # a bucket, or the hub
+        if not (away or words[0] in ELSEWHERE or words[:2] == ["teacher-labels", "demo"]):
+            follow_words(words)
+
+
+def follow_words(words: list[str]) -> None:
+    """Do a command, made small."""
+    if words[0] == "teacher-labels":
+        words = [COMMANDS[words[1]][0], *words[2:]]
+    command = made_small(words[1:] if words[0] == "python" else words)
+    if "--out" in command and "--extend-to" not in command:
+        out = Path(command[command.index("--out") + 1])
+        shutil.rmtree(out) if out.is_dir() else out.unlink(missing_ok=True)
+    programs = {old: target for old, target, _ in COMMANDS.values()}
+    programs["examples/train_teacher.py"] = "jobs.small_teacher:main"
+    module, _, function = programs[command[0]].partition(":")
+    try:
+        getattr(import_module(module), function)(command[1:])
+        status = 0
+    except SystemExit as end:
+        status = end.code
+    assert not status, command
 
 
 def test_the_guide_can_be_followed(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,6 +162,19 @@ def test_the_guide_can_be_followed(world: Path, monkeypatch: pytest.MonkeyPatch)
         follow(GUIDE / f"{name}.md")
     assert {path.name for path in world.iterdir()} >= {"views.png", "wrong.png", "tenth.parquet"}
     assert {path.name for path in (world / "runs").iterdir()} == {"first", "tiny", "tiny-384"}
+
+
+def test_the_readme_can_be_followed(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(world)
+    for name in ("shards", "runs"):
+        shutil.rmtree(name, ignore_errors=True)
+    said = "label-teacher --shards shards/val --preset center --views 1 --out val.parquet"
+    assert "`label-teacher --preset center --views 1`" in (ROOT / "README.md").read_text()
+    follow_words(shlex.split("pack-shards --images images/val --out shards/val"))
+    follow_words([*shlex.split(said), "--teacher", "resnet18", "--teacher-random-weights", "1"])
+    follow(ROOT / "README.md")
+    for name in ("wrong.png", "report.json", "tiny.onnx", "report.html", "published"):
+        assert (world / name).exists()
 
 
 def test_the_site_is_whole_and_asks_nobody(tmp_path: Path) -> None:

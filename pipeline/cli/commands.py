@@ -93,9 +93,8 @@ def pack_shards(
             + config.out
         )
         # With classes of other shards these are images for validation, which nobody labels.
-        shards = config.out if config.classes is None else config.classes
-        if not _holds_shards(shards):
-            shards = "SHARDS"
+        named = () if config.classes is None else (config.classes, str(Path(config.classes).parent))
+        shards = next(filter(_holds_shards, named), config.out)
         given = ("--shards", shards, "--out", "labels.parquet", "--views", "8")
         tell_next("label-teacher", *given, *_TEACHER)
 

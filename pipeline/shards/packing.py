@@ -408,7 +408,7 @@ def _classes_of(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return all classes in the order of their indices, and those without a directory here."""
     known = None if config.classes is None else read_names(config.classes)
-    found = _read_classes(config.images, images, known)
+    found = _read_classes(config, images, known)
     if known is None:
         return check_names(found, f"`images` {config.images}"), ()
     require_known(found, known, config.images)
@@ -416,8 +416,11 @@ def _classes_of(
     return known.names, tuple(name for name in known.names if name not in there)
 
 
-def _read_classes(root: Path, images: Sequence[Path], known: ClassNames | None) -> tuple[str, ...]:
+def _read_classes(
+    config: PackConfig, images: Sequence[Path], known: ClassNames | None
+) -> tuple[str, ...]:
     """Return the names of the class directories, sorted."""
+    root = config.images
     cure = "give each class one directory of images below `images`"
     loose = [path for path in images if path.parent == root]
     if loose:
@@ -443,11 +446,15 @@ def _read_classes(root: Path, images: Sequence[Path], known: ClassNames | None) 
     if known is not None:
         return tuple(name for name in classes if name in filled)  # an empty one takes no index
     if empty:
+        low, high = config.part
+        some, fill = "", "fill or delete the directory, because it would take a class index"
+        if (low, high) != (0, 1):
+            some = f" in the `part` {low:g} to {high:g} of its files"
+            fill = f"pack a larger part, or let `classes` be {root}, so that it keeps its index"
         raise ConfigError(
-            f"{root / empty[0]}: the class holds no images"
+            f"{root / empty[0]}: the class holds no images{some}"
             + (f", nor do {len(empty) - 1} more" if len(empty) > 1 else "")
-            + f" ({', '.join(EXTENSIONS)}, by name and first bytes); fill or delete the "
-            "directory, because it would take a class index"
+            + f" ({', '.join(EXTENSIONS)}, by name and first bytes); {fill}"
         )
     return tuple(classes)
 

@@ -77,6 +77,7 @@ def test_packing_ends_with_what_to_do_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "names.txt").write_text("dog\ncat\n")
     for split in ("train", "val"):
         for name in ("cat", "dog"):
             (tmp_path / split / name).mkdir(parents=True)
@@ -84,6 +85,15 @@ def test_packing_ends_with_what_to_do_next(
     for words, told in (
         (["--images", "train", "--out", "a"], "label-teacher --shards a "),
         (["--images", "val", "--out", "b", "--classes", "a"], "label-teacher --shards a "),
+        (
+            ["--images", "val", "--out", "c", "--classes", "a/classes.json"],
+            "label-teacher --shards a ",
+        ),
+        (
+            ["--images", "train", "--out", "d", "--classes", "names.txt"],
+            "label-teacher --shards d ",
+        ),
+        (["--images", "train", "--out", "e", "--classes", "train"], "label-teacher --shards e "),
     ):
         pack_shards(words)
         last = capsys.readouterr().err.splitlines()[-1].removeprefix("pack-shards: next: ")

@@ -417,6 +417,18 @@ def test_an_empty_class_is_refused_by_name(folder, tmp_path):
         pack(folder, tmp_path / "shards")
 
 
+def test_a_class_without_images_in_a_part_is_said_to_have_none_there(folder, tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"no images in the `part` 0 to 0\.001 of.*larger"
+    ) as error:
+        pack(folder, tmp_path / "shards", part=(0, 0.001))
+    assert f"let `classes` be {folder}, so" in str(error.value)
+    (folder / "emu").mkdir()
+    (folder / "emu" / "0.jpg").write_bytes((folder / "cat" / "0.jpg").read_bytes())
+    packed = pack(folder, tmp_path / "shards", part=(0.4, 0.9), classes=folder)
+    assert packed.classes == ("ape", "cat", "dog", "emu")
+
+
 def test_a_folder_without_classes_is_refused(tmp_path):
     (tmp_path / "images").mkdir()
     with pytest.raises(ConfigError, match="holds no directories"):

@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -473,3 +474,49 @@ def test_the_loss_is_the_mean_cross_entropy_of_each_prediction(world) -> None:
     for name in FUSIONS:
         # Logarithms in float32 against float64.
         assert found.of(name).loss == pytest.approx(np.mean(losses[name]), rel=1e-5)
+
+
+@pytest.fixture
+def evaluated(world, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """A command's last lines, of a report that is there already."""
+    report = evaluate_checkpoint(settings(world))
+
+    def told(capsys: pytest.CaptureFixture[str], *flags: str, step: int | None = 4) -> list[str]:
+        found, module = replace(report, step=step, unnamed=()), "student.evaluation.report"
+        monkeypatch.setattr(f"{module}.evaluate_checkpoint", lambda _: found)
+        monkeypatch.setattr(f"{module}.evaluate_directory", lambda _: {"b.pt": found})
+        evaluate_main(flags)
+        lines = capsys.readouterr().err.splitlines()
+        return [line.removeprefix("evaluate-student: ") for line in lines]
+
+    return told
+
+
+LOOK = "next: evaluate-student --checkpoint my.pt --val-shards"
+EXPORT = "next: export-student my.pt --to timm --out student.pth"
+
+
+def test_an_evaluation_ends_with_a_look_and_an_export(evaluated, capsys) -> None:
+    flags = ("--checkpoint", "my.pt", "--val-shards")
+    look = f"{LOOK} a.tar 'b c.tar' --analysis"
+    assert evaluated(capsys, *flags, "a.tar", "b c.tar") == [look, EXPORT]
+    assert evaluated(capsys, *flags, "a.tar", "--analysis") == [EXPORT]
+    # Weights of another program are where they are to be.
+    assert evaluated(capsys, *flags, "a.tar", step=None) == [f"{LOOK} a.tar --analysis"]
+    for line in (look, EXPORT):
+        require_command(shlex.split(line.removeprefix("next: ")))
+
+
+def test_an_evaluation_says_where_its_files_are(evaluated, capsys, tmp_path) -> None:
+    flags = ("--checkpoint", "my.pt", "--val-shards", "a.tar", "--analysis")
+    plot, values = str(tmp_path / "x.png"), str(tmp_path / "x.json")
+    told = evaluated(capsys, *flags, "--plot", plot, "--json", values)
+    assert told == [f"{values} is written", f"{plot} is written", EXPORT]
+
+
+def test_of_a_directory_the_best_is_looked_at_and_exported(evaluated, capsys, tmp_path) -> None:
+    best = tmp_path / "b.pt"
+    assert evaluated(capsys, "--checkpoint", str(tmp_path), "--val-shards", "a.tar") == [
+        f"next: evaluate-student --checkpoint {best} --val-shards a.tar --analysis",
+        f"next: export-student {best} --to timm --out student.pth",
+    ]
