@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from pipeline.cli.console import counted, flags_of, running, say, say_lines, tell_next, words_given
+from pipeline.cli.console import (
+    counted,
+    flags_of,
+    in_users_words,
+    running,
+    say,
+    say_lines,
+    tell_next,
+    words_given,
+)
 from pipeline.errors import PipelineError
 
 if TYPE_CHECKING:
@@ -37,7 +46,10 @@ class DoctorFlags:
 def main(arguments: Sequence[str] | None = None, program: str = "doctor") -> None:
     """Run ``teacher-labels doctor``."""
     arguments = words_given(arguments)
-    with running(program, flags_of(DoctorFlags), arguments=arguments):
+    flags_of_cures = {
+        one: f"--{one.replace('_', '-')}" for one in ("cache_dir", "serial", "workers")
+    }
+    with running(program, {**flags_of_cures, **flags_of(DoctorFlags)}, arguments=arguments):
         flags = tyro.cli(DoctorFlags, prog=program, args=arguments)
         from pipeline.tools.doctor import examine
 
@@ -62,7 +74,7 @@ def _shown(finding: Finding, *, quiet: bool) -> Finding:
         mark = "ok" if finding.is_well else "!!"
         say(f"{mark}  {finding.name:16} {finding.found}")
         if finding.cure:
-            say(f"    {'':16} -> {finding.cure}")
+            say(f"    {'':16} -> {in_users_words(finding.cure)}")
     return finding
 
 

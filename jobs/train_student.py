@@ -20,7 +20,7 @@ from jobs.label_teacher import prepare_environment
 from pipeline.cli.console import flags_of, running, say, tell_error
 from pipeline.errors import ConfigError, PipelineError, TryAgainError, require_package
 from pipeline.growth import require, settle
-from student.cli import _parse
+from student.cli import _parse, tell_after_training
 from student.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -169,6 +169,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "train-student-r
 
         say(f"steps                {found.step:8}")
         say(f"weights {config.output_file('last.pt')} sha256 {state_digest(found.model)}")
+        tell_after_training(config)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ __all__ = [
     "check_version",
     "derivation_of",
     "different_fields",
+    "memory_of_json",
     "mixing_of_preset",
     "read_fields",
     "read_json",
@@ -340,7 +341,7 @@ def read_json(data: bytes | str, most: int = 1 << 28) -> Any:
     numbers that are not finite or have more than 40 digits, values nested more than 32 deep, and
     values that may take more than ``most`` bytes of memory.
     """
-    if _memory_of(data) > most:
+    if memory_of_json(data) > most:
         raise ValueError(f"its values may take more than {most >> 20} MiB of memory")
     try:
         values = json.loads(
@@ -392,7 +393,7 @@ def _fields(names: tuple[str, ...], *, strict: bool) -> type[Any]:
     return msgspec.defstruct("Fields", fields, forbid_unknown_fields=strict)
 
 
-def _memory_of(data: bytes | str) -> int:
+def memory_of_json(data: bytes | str) -> int:
     """Return about how many bytes JSON's text and values take at most, which may be a hundredfold.
 
     An empty list has three bytes of text, an object of one value six.

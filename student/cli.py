@@ -51,7 +51,14 @@ if TYPE_CHECKING:
     from student.evaluation.report import CheckpointReport
     from student.inputs import Inputs
 
-__all__ = ["evaluate_main", "export_main", "main", "report_main", "store_main"]
+__all__ = [
+    "evaluate_main",
+    "export_main",
+    "main",
+    "report_main",
+    "store_main",
+    "tell_after_training",
+]
 
 _DESCRIPTION = """Train a distilled student on the augmented views and teacher labels of a store.
 
@@ -483,6 +490,11 @@ def _summarize(config: TrainConfig, outcome: Outcome, classes: int) -> None:
     say(f"views audited        {outcome.audited:8}")
     say(f"steps                {outcome.steps:8}")
     say(f"weights {config.output_file('last.pt')} sha256 {outcome.weights}")
+    tell_after_training(config)
+
+
+def tell_after_training(config: TrainConfig) -> None:
+    """Say where a run's report is, and what to do with its checkpoint."""
     say(f"report {config.output_file('report.html')}")
     shards = some_of(config.evaluation.val_shards, "VALIDATION-SHARDS")
     best = config.output_file("best.pt" if config.evaluation.val_shards else "last.pt")

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from pipeline.files.local import replace
+from pipeline.files.local import LocalFolder, replace
+from pipeline.identity import read_json
 from student.distributed import Ranks
 from student.losses import LossTerms
 
@@ -24,6 +25,7 @@ __all__ = ["BOARD", "METRICS", "Meter", "MetricsLog", "Stopwatch", "peak_memory"
 
 METRICS, BOARD = "metrics.jsonl", "tensorboard"
 
+_MOST_BYTES = 1 << 30  # of a log that is resumed, some millions of lines
 _NEVER = 1 << 62
 _UNREAD = 1000  # steps, whose few numbers stay on the device
 
@@ -217,14 +219,18 @@ class MetricsLog:
 
 def _lines_until(path: Path, step: int) -> bytes:
     """Return a log's whole lines up to a step; a torn last line is left out."""
-    if not path.exists() or not step:
+    if not step:
+        return b""
+    try:
+        data = LocalFolder(path.parent).read_unwatched(path.name, _MOST_BYTES)
+    except FileNotFoundError:
         return b""
     kept = []
-    for line in path.read_bytes().splitlines(keepends=True):
+    for line in data.splitlines(keepends=True):
         try:
-            if json.loads(line)["step"] <= step:
+            if read_json(line)["step"] <= step:
                 kept.append(line)
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError):
             break
     return b"".join(kept)
 

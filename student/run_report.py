@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from pipeline.classes import class_text
 from pipeline.errors import ConfigError
 from pipeline.files.local import open_folder, replace
 from pipeline.files.objects import is_url
+from pipeline.identity import MUCH_JSON, memory_of_json, read_json
 from pipeline.reporting.charts import Series, lines_chart, number_text, share_text
 from pipeline.reporting.page import (
     Bar,
@@ -101,9 +101,11 @@ def read_run(output: str | Path) -> RunRecord:
     try:
         folder = open_folder(output)  # so no pipe is waited for, and no link leads out
         settings = folder.read_unwatched("config.json", _MOST_BYTES)
-        config = json.loads(settings).get("config", {})
+        config = read_json(settings).get("config", {})
         data = folder.read_unwatched("metrics.jsonl", _MOST_BYTES)
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        if memory_of_json(data) > MUCH_JSON:
+            raise ValueError(f"its log may take more than {MUCH_JSON >> 20} MiB of memory")
+    except (OSError, ValueError, AttributeError) as error:
         raise ConfigError(
             f"{output} holds no run that can be read ({error}); give the output directory of one"
         ) from error
@@ -121,8 +123,8 @@ def _lines(data: bytes) -> Iterator[Mapping[str, Any]]:
     """Yield the whole lines of a log; a torn last one is left out."""
     for line in data.splitlines():
         try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
+            value = read_json(line)
+        except ValueError:
             return
         if isinstance(value, dict):
             yield value

@@ -18,14 +18,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from pipeline.errors import require_package
-from pipeline.files.local import replace
+from pipeline.errors import PipelineError, require_package
+from pipeline.files.local import LocalFolder, replace
+from pipeline.identity import read_json
 
 __all__ = ["TRACKER", "Tracking", "require_tracker"]
 
 TRACKER = "tracker.json"
 END_SECONDS = 60.0  # for what is still to be sent when training is over
 _WAITING = 10_000  # lines that may wait; a client that hangs must not fill the memory
+_MOST_BYTES = 1 << 14  # of the file that says what a run is called there
 _LONGEST = 500  # letters of a setting, as MLflow allows
 
 _log = logging.getLogger(__name__)
@@ -201,9 +203,9 @@ class Tracking:
 def _number(path: Path) -> str:
     """Return what a run is called at its tracker, new for a new run."""
     try:
-        found = json.loads(path.read_bytes())["run"]
+        found = read_json(LocalFolder(path.parent).read_unwatched(path.name, _MOST_BYTES))["run"]
         return str(uuid.UUID(found).hex)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (PipelineError, OSError, ValueError, KeyError, TypeError, AttributeError):
         number = uuid.uuid4().hex
         replace(path, json.dumps({"run": number}).encode() + b"\n")
         return number

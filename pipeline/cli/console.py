@@ -44,6 +44,7 @@ __all__ = [
     "duration",
     "first_of",
     "flags_of",
+    "in_users_words",
     "note",
     "printable",
     "quiet_seconds",
@@ -236,16 +237,20 @@ def say_lines(text: str) -> None:
     _write("\n".join(map(printable, lines)), sys.stdout)
 
 
+def in_users_words(text: str) -> str:
+    """Return a text with the command's flags for parameters in backticks, and programs by the names
+    that the user has for them.
+    """
+    text = _PARAMETER.sub(lambda match: _flag(match[1]) or match[0], text)
+    return _PROGRAM.sub(lambda match: f"{_command.names.get(match[1], match[1])}{match[2]}", text)
+
+
 def note(text: str) -> None:
     """Print on stderr what the program has to say, in the user's words.
 
-    Parameters in backticks are shown as the command's flags, programs by the names that the user
-    has for them. A list's lines begin with two spaces; all else is one line, whatever the names in
-    it hold.
+    A list's lines begin with two spaces; all else is one line, whatever the names in it hold.
     """
-    text = _PARAMETER.sub(lambda match: _flag(match[1]) or match[0], text)
-    text = _PROGRAM.sub(lambda match: f"{_command.names.get(match[1], match[1])}{match[2]}", text)
-    lines = f"{_command.program}: {text}".removeprefix(": ").split("\n  ")
+    lines = f"{_command.program}: {in_users_words(text)}".removeprefix(": ").split("\n  ")
     _write("\n  ".join(map(printable, lines)), sys.stderr)
 
 

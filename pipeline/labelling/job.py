@@ -18,6 +18,7 @@ from pipeline.classes import ClassNames, agreed_names, class_in_words, names_bes
 from pipeline.errors import (
     REJECTION_WORDS,
     ClassesError,
+    ConfigError,
     IdentityError,
     RejectionError,
     ReplayError,
@@ -69,6 +70,7 @@ from pipeline.store import (
     unpack_store,
 )
 from pipeline.store.card import card_text
+from pipeline.store.manifest import most_rows
 from pipeline.store.parts import among, codes, covered_views, distinct
 from pipeline.store.provenance import record_run, version_differences
 from pipeline.telling import told
@@ -339,6 +341,7 @@ def plan_job(
     cut = cut_views(root, views, config.views_per_part)
     missing = _missing_parts(root, cut, views, infos, done.parts)
     if missing:
+        _require_small(missing, infos, most_rows(identity.columns))
         require_no_subset(config.out, done)
     plan = JobPlan(
         config=config,
@@ -353,6 +356,20 @@ def plan_job(
     )
     require_listed(config.out, plan.parts)
     return plan
+
+
+def _require_small(parts: PartKeys, shards: Mapping[int, ShardInfo], most: int) -> None:
+    """Raise ``ConfigError`` for a part of more rows than any may have, before it is labelled."""
+    numbers = np.array(sorted(shards), np.int64)
+    samples = np.array([shards[number].samples for number in numbers.tolist()], np.int64)
+    rows = samples[np.searchsorted(numbers, parts.shard)] * parts.views
+    largest = int(rows.argmax())
+    if rows[largest] > most:
+        part = parts[largest]
+        raise ConfigError(
+            f"`views_per_part` is too large: {part.path} would have {rows[largest]} rows, and with "
+            f"these columns a part has at most {most}; use {most * part.views // rows[largest]}"
+        )
 
 
 def _class_of(shards: IndexedShards) -> str:

@@ -475,7 +475,7 @@ class _IndexedShard(Shard):
                 if number == image and at != sample.image_offset:
                     return self._compare_all()
                 at = bytes_after(at, int(size))
-        if first_set(self._data, at - bytes_after(0, 0)) is not None:
+        if first_set(self._data, at - bytes_after(0, 0), self.path) is not None:
             self._compare_all()
         return None
 

@@ -20,6 +20,7 @@ __all__ = ["Member", "bytes_after", "first_set", "plain_member", "regular_member
 _BLOCK = 512  # bytes; a tar file ends with empty blocks
 _RELEASED = 1 << 26  # bytes read after which the system may take the pages back
 _CHUNK = 1 << 20
+_MOST_ZEROS = 1 << 28  # bytes behind an end mark: a second of reading
 _LARGEST_HEADER = 1 << 20  # bytes of an extended header, a long name for example
 _CURE = "fetch or pack the shard again"
 
@@ -66,7 +67,7 @@ def regular_members(data: mmap.mmap, path: ShardFile) -> Iterator[Member]:
         if not block.strip(b"\0"):
             if extended:
                 _truncated(path, f"before the member of an extended header (at byte {at})")
-            following = first_set(data, at)
+            following = first_set(data, at, path)
             if following is None:
                 if not (marked or len(block) == _BLOCK):
                     _truncated(path, "before the end-of-archive mark")
@@ -194,13 +195,19 @@ def _end(at: int, size: int) -> int:
     return at + -(-size // _BLOCK) * _BLOCK
 
 
-def first_set(data: mmap.mmap, start: int) -> int | None:
-    """Return where the first byte that is not zero lies, from ``start`` on."""
+def first_set(data: mmap.mmap, start: int, path: ShardFile) -> int | None:
+    """Return where the first byte that is not zero lies, from ``start`` on.
+
+    Raises ``ShardError`` for more zeros than any program leaves behind an archive: a file of holes
+    takes no disk, and hours to read.
+    """
     for at in range(start, len(data), _CHUNK):
         chunk = data[at : at + _CHUNK]
         rest = chunk.lstrip(b"\0")
         if rest:
             return at + len(chunk) - len(rest)
+        if at - start > _MOST_ZEROS:
+            _damaged(path, f"more than {_MOST_ZEROS} zeros", start)
     return None
 
 

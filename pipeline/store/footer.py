@@ -49,7 +49,7 @@ class Footer:
     store in one file has.
     """
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes | memoryview) -> None:
         self._data, self._records, self._values = data, 0, 0
         self._outer: list[int] = []  # where the elements of the last list begin that is in none
         self._groups: list[int] = []
@@ -105,7 +105,7 @@ class Footer:
         starts = list(self._elements(offset, _BINARY, 3))
         _require(len(starts) <= _MOST_NAMES, f"a column's name has {len(starts)} parts")
         spans = (read_varint(self._data, start) for start in starts)
-        return ".".join(self._data[at : at + size].decode() for size, at in spans)
+        return ".".join(bytes(self._data[at : at + size]).decode() for size, at in spans)
 
     def _count(self, kind: int, offset: int) -> int:
         # Arrow passes over a number of another kind, as if it were not there.
@@ -203,13 +203,13 @@ def _require(sound: bool, fault: str) -> None:
         raise ValueError(f"its footer is malformed: {fault}")
 
 
-def read_number(data: bytes, offset: int) -> tuple[int, int]:
+def read_number(data: bytes | memoryview, offset: int) -> tuple[int, int]:
     """Return a signed number and the offset after it."""
     value, offset = read_varint(data, offset)
     return (value >> 1) ^ -(value & 1), offset
 
 
-def read_varint(data: bytes, offset: int) -> tuple[int, int]:
+def read_varint(data: bytes | memoryview, offset: int) -> tuple[int, int]:
     """Return a number that is not negative and the offset after it."""
     value = 0
     for shift in range(0, 70, 7):

@@ -69,6 +69,7 @@ __all__ = [
     "listed_manifest",
     "listed_parts",
     "most_bytes",
+    "most_rows",
     "part_of_path",
     "parts_of_paths",
     "read_manifest",
@@ -88,7 +89,10 @@ USER_PATH = "_meta/user/"
 """Where people put what belongs to a store and is not ours: a license, notes, a citation."""
 
 MAX_ROWS = 1 << 26
-"""Rows of a part: more are refused, since a part is decoded whole (about 2 GB at this size)."""
+"""Rows of a part without optional columns: see ``most_rows``."""
+_PART_MEMORY, _PLAIN_BYTES, _UNPACKED = 1 << 31, 32, 6
+"""A part is decoded whole, and takes 32 bytes a row, and six times those of its optional columns:
+k zeros a row take next to nothing in a file."""
 MAX_PART_VIEWS = 1 << 20
 """Views of a part, which costs time and memory by them even if it has no rows."""
 MAX_VIEW = 1 << 31
@@ -586,14 +590,15 @@ def _check_parts(manifest: Manifest) -> None:
         raise StoreError(f"the manifest's part {part.path} has impossible views")
     numbers, accepted = manifest._accepted_samples
     samples = accepted[np.searchsorted(numbers, shard)]
-    wrong = (rows > MAX_ROWS) | (views > MAX_PART_VIEWS)
+    most_here = most_rows(manifest.identity.columns)
+    wrong = (rows > most_here) | (views > MAX_PART_VIEWS)
     wrong |= (rows % views != 0) | (rows // views != samples)
     for index in np.flatnonzero(wrong)[:1].tolist():
         entry = manifest.parts[index]
         raise StoreError(
             f"the manifest claims {entry.rows} rows for {entry.part.path}; its shard and views "
-            f"give {int(samples[index]) * entry.part.views}, and a part has at most {MAX_ROWS}, of "
-            f"{MAX_PART_VIEWS} views at most"
+            f"give {int(samples[index]) * entry.part.views}, and a part has at most {most_here}, "
+            f"of {MAX_PART_VIEWS} views at most"
         )
     most = most_bytes(rows, manifest.identity.columns)
     for index in np.flatnonzero(size > most)[:1].tolist():
@@ -612,11 +617,20 @@ def _check_parts(manifest: Manifest) -> None:
 
 def most_bytes(rows: NDArray[np.int64], columns: ColumnConfig) -> NDArray[np.int64]:
     """Return the bytes that parts of so many rows have at most, (N,), in whatever format."""
-    width = _ROW_BYTES + sum(
+    return np.minimum(rows * (_ROW_BYTES + _width(columns)) + _PART_BYTES, MAX_FILE_BYTES)
+
+
+def most_rows(columns: ColumnConfig) -> int:
+    """Return how many rows a part has at most, so that it takes about 2 GB when it is decoded."""
+    return _PART_MEMORY // (_PLAIN_BYTES + _UNPACKED * _width(columns))
+
+
+def _width(columns: ColumnConfig) -> int:
+    """Return the bytes of the optional columns in a row."""
+    return sum(
         np.dtype(COLUMNS[name].dtype).itemsize * math.prod(shape)
         for name, shape in columns.shapes().items()
     )
-    return np.minimum(rows * width + _PART_BYTES, MAX_FILE_BYTES)
 
 
 def _by_name(values: Mapping[int, str]) -> dict[str, str]:

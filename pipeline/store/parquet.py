@@ -22,7 +22,14 @@ from pipeline.records import PartHeader, PartKey, PartRows, ShardView
 from pipeline.store.columns import column_fields, from_arrow, storage_options, to_arrow
 from pipeline.store.contract import LabelStore, require_classes
 from pipeline.store.footer import Footer
-from pipeline.store.manifest import MAX_PART_VIEWS, MAX_ROWS, Agreement, Manifest, PartEntry
+from pipeline.store.manifest import (
+    MAX_PART_VIEWS,
+    MAX_ROWS,
+    Agreement,
+    Manifest,
+    PartEntry,
+    most_rows,
+)
 from pipeline.store.pages import check_pages
 from pipeline.store.part_views import PartViews
 from pipeline.store.sealing import footer_offset, read_sealed, sealed
@@ -107,10 +114,11 @@ def write_options(kept: ColumnConfig) -> dict[str, Any]:
 
 def encode_part(rows: PartRows) -> bytes:
     """Return the part's file: the same bytes for the same rows, with one PyArrow release."""
-    if rows.label.size > MAX_ROWS or rows.part.views > MAX_PART_VIEWS:
+    most = most_rows(rows.columns.config)
+    if rows.label.size > most or rows.part.views > MAX_PART_VIEWS:
         raise StoreError(
             f"{rows.part.path} would have {rows.label.size} rows, and a part has at most "
-            f"{MAX_ROWS}, of {MAX_PART_VIEWS} views at most; make `views_per_part` smaller"
+            f"{most}, of {MAX_PART_VIEWS} views at most; make `views_per_part` smaller"
         )
     kept = rows.columns.config
     header = canonical_json(_header_json(rows, kept))
@@ -285,7 +293,9 @@ def _open_part(
         rows = claims.header.labelled * part.views
         if part.views > MAX_PART_VIEWS:
             raise ValueError(f"it has {part.views} views, and may have {MAX_PART_VIEWS}")
-        if rows > MAX_ROWS or file.metadata.num_rows != rows:
+        if rows > most_rows(claims.columns):
+            raise ValueError(f"it has {rows} rows, and may have {most_rows(claims.columns)}")
+        if file.metadata.num_rows != rows:
             raise ValueError(f"it has {file.metadata.num_rows} rows, not {rows}")
         require_schema(file.schema_arrow, part_schema(claims.columns))
     except (pa.ArrowException, ValueError, KeyError, TypeError, ConfigError) as error:

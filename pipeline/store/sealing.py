@@ -86,16 +86,17 @@ def seal_footer(file: BinaryIO) -> None:
     file.write(FOOTER_MARK + new_sha256(FOOTER_MARK + footer).digest() + footer)
 
 
-def check_footer(data: bytes) -> bytes:
+def check_footer(data: bytes) -> memoryview:
     """Return the footer behind its seal, with all that ends the file.
 
     Raises ``ValueError`` unless ``data`` begins with the seal that belongs to it.
     """
-    mark, footer = data[: len(FOOTER_MARK)], data[SEAL_BYTES:]
+    mark, footer = data[: len(FOOTER_MARK)], memoryview(data)[SEAL_BYTES:]
     said = data[len(FOOTER_MARK) : SEAL_BYTES]
     if mark != FOOTER_MARK:
         raise ValueError("it has no seal before its footer: it is damaged, or no label store")
-    found = new_sha256(mark + footer)
+    found = new_sha256(mark)
+    found.update(footer)
     if found.digest() != said:
         raise ValueError(f"sha256 of its footer is {found.hexdigest()}, its seal says {said.hex()}")
     return footer

@@ -27,7 +27,6 @@ from pipeline.records import PartRows
 from pipeline.store.contract import HeaderCheck, LabelStore, header_of, require_classes
 from pipeline.store.footer import Footer
 from pipeline.store.manifest import (
-    MAX_MANIFEST_BYTES,
     UNREAD_FIELDS,
     Manifest,
     PartEntry,
@@ -64,6 +63,8 @@ _MAGIC = b"PAR1"
 _SHARD = pa.field("shard", pa.int32(), nullable=False)
 _FILE = ""  # the path of a folder that is a file, in itself
 _CURE = "fetch the file again, or export the store again"
+_MOST_FOOTER_BYTES = 1 << 29
+"""Arrow reads no text of more than 100 MB, and the manifest is one, its companions another."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +89,7 @@ def open_single_file(root: Folder) -> SingleFileStore:
             raise ValueError("it does not begin as a Parquet file with a seal")
     except ValueError as error:
         raise ChecksumError(f"{root} is no whole file of {size} bytes: {error}; {_CURE}") from error
-    check_size(f"{root}, footer", size - start, MAX_MANIFEST_BYTES)
+    check_size(f"{root}, footer", size - start, _MOST_FOOTER_BYTES)
     store = _opened(root, root.read_range(_FILE, start, size - start))
     if store.stored_bytes != size:
         raise ChecksumError(
@@ -105,7 +106,7 @@ def _opened(root: Folder, data: bytes) -> SingleFileStore:
         raise ChecksumError(f"{root}: {error}; {_CURE}") from error
     try:
         groups = Footer(footer)
-        metadata = pq.read_metadata(pa.BufferReader(_MAGIC + footer))
+        metadata = pq.read_metadata(pa.BufferReader(data))  # from its end
         values = unseal(metadata.metadata[_MANIFEST], str(root), UNREAD_FIELDS)
         manifest = Manifest.from_json(values, str(root))
         read = _Footer(manifest, metadata, groups, values["file"], data)

@@ -503,7 +503,7 @@ def show_views(views: Sequence[DrawnView], *, original: bool = False) -> Image:
     texts = [_wrapped(cell.lines, side, font) for cell in cells]
     tall = max(cell.image.height for cell in cells)
     height = tall + _GAP + max(map(len, texts)) * _LINE
-    columns = min(len(cells), max(1, min(8, math.ceil(math.sqrt(1.5 * len(cells))))))
+    columns = _columns(len(cells))
     rows = -(-len(cells) // columns)
     width, bottom = columns * (side + _GAP), _GAP + rows * (height + _GAP)
     colors = {cell.color for cell in cells}
@@ -523,6 +523,12 @@ def show_views(views: Sequence[DrawnView], *, original: bool = False) -> Image:
         sheet.paste(cell.image, (left, top))
         _write(sheet, (left, top + tall + _GAP // 2), text, font, cell.color)
     return sheet
+
+
+def _columns(cells: int) -> int:
+    """Return how many cells make a row: more than rows, and none cut short if it can be."""
+    most = min(cells, 8, math.ceil(math.sqrt(1.5 * cells)))
+    return next((one for one in (most, most - 1) if one and cells % one == 0), most)
 
 
 def save_sheet(sheet: Image, out: str | Path) -> Path:
@@ -648,8 +654,10 @@ def _wrapped(lines: Sequence[str], width: int, font: Any) -> list[str]:
             end = len(left)
             while end > 1 and font.getlength(left[:end]) > width:
                 end -= 1
-            space = left.rfind(" ", 1, end) if end < len(left) else -1
-            end = space if space > end // 2 else end
+            if end < len(left):  # between words, or else between the parts of a name
+                space = left.rfind(" ", 1, end)
+                part = max(left.rfind(one, 1, end) + 1 for one in "_/")
+                end = next((one for one in (space, part) if one > end // 2), end)
             fitting.append(left[:end])
             left = left[end:].lstrip()
     return fitting

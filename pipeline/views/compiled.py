@@ -50,7 +50,8 @@ class _Compiling(event.Listener):  # type: ignore[misc]
             self._spent += time.monotonic() - self._began
 
     def _tell(self) -> None:
-        _log.info("compiling kernels, which are kept for the next time: that takes some 20 s")
+        kept = ", which are kept for the next time" if all(_kept.values()) else ""
+        _log.info("compiling kernels%s: that takes some 20 s", kept)
 
 
 def _is_ours(event: Any) -> bool:

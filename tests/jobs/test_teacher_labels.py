@@ -229,6 +229,19 @@ def test_the_doctor_ends_well_only_if_all_is_well(
     assert json.loads(capsys.readouterr().out) == [{"name": "thing", "found": "seen", "cure": cure}]
 
 
+def test_the_doctors_cures_are_in_the_users_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("SHARED_GB", "DISK_GB"):
+        monkeypatch.setattr(machine, name, 1e9)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    assert status_of("doctor") == 1
+    printed = capsys.readouterr().out
+    assert "train with --workers 0\n" in printed
+    assert "or give --cache-dir\n" in printed
+    assert "`" not in printed
+
+
 def test_the_doctor_starts_ray_if_it_is_told_to() -> None:
     done = subprocess.run(
         [BIN / "teacher-labels", "doctor", "--ray", "--json"], capture_output=True, text=True

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -113,3 +114,19 @@ def test_what_cannot_be_trained_is_said_before_ray_is_asked(
         main([*arguments_of(world, tmp_path / "run"), *flags])
     assert caught.value.code == 1
     assert words in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_run_ends_with_its_report_and_what_comes_next(
+    world: World,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    trained = SimpleNamespace(step=3, model={})
+    monkeypatch.setattr("jobs.train_student.train_on_ray", lambda *_: trained)
+    main(arguments_of(world, tmp_path / "run"))
+    said = capsys.readouterr()
+    assert said.out.splitlines()[-1] == f"report {tmp_path}/run/report.html"
+    assert said.err.splitlines()[-1].startswith(
+        f"train-student-ray: next: evaluate-student --checkpoint {tmp_path}/run/"
+    )

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import os
+import tracemalloc
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from pipeline.errors import PipelineError
 from student.losses import LossTerms
-from student.metrics import Meter
+from student.metrics import Meter, MetricsLog
 
 
 def terms(loss: float) -> LossTerms:
@@ -79,3 +83,37 @@ def test_all_ranks_find_the_first_bad_step_of_any(others: int, found: int) -> No
     assert meter.first_bad_step() == others
     meter.add(10, terms(float("nan")), classes(1, 0, rows=3))
     assert meter.first_bad_step() == found
+
+
+def test_a_log_is_kept_up_to_the_step_that_a_run_resumes_from(tmp_path: Path) -> None:
+    path, lines = tmp_path / "metrics.jsonl", [b'{"step":%d}\n' % step for step in range(1, 6)]
+    for more in (b"", b'{"step":', b"[" * 2000 + b"]" * 2000 + b"\n", b'{"step":1e999}\n', b"5\n"):
+        path.write_bytes(b"".join(lines) + more)
+        with MetricsLog(tmp_path, start=3):
+            assert path.read_bytes() == b"".join(lines[:3])
+
+
+@pytest.mark.timeout(60)
+def test_what_is_no_log_is_not_waited_for_followed_or_taken_whole(tmp_path: Path) -> None:
+    """A run's directory may have come from others."""
+    secret = tmp_path / "secret"
+    secret.write_bytes(b'{"step":1,"token":"secret"}\n')
+    for name, make, error in (
+        ("pipe", os.mkfifo, "is no file, but a pipe"),
+        ("link", lambda path: path.symlink_to(secret), "leads out of"),
+        ("large", lambda path: (path.touch(), os.truncate(path, 1 << 40)), "has at most"),
+    ):
+        run = tmp_path / name
+        run.mkdir()
+        make(run / "metrics.jsonl")
+        with pytest.raises(PipelineError, match=error):
+            MetricsLog(run, start=3)
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step":1}\n{"step":2,"a":[' + b"[]," * (1 << 21) + b"0]}\n")
+    tracemalloc.start()
+    try:
+        with MetricsLog(tmp_path, start=3):
+            assert path.read_bytes() == b'{"step":1}\n'
+        assert tracemalloc.get_traced_memory()[1] < 1 << 26
+    finally:
+        tracemalloc.stop()

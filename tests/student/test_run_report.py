@@ -347,3 +347,19 @@ def test_files_that_are_no_runs_are_not_waited_for_followed_or_taken_whole(tmp_p
             make(run / file)
             with pytest.raises(PipelineError, match=error):
                 read_run(run)
+
+
+def test_a_run_whose_values_would_take_much_memory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, log = tmp_path / "config.json", tmp_path / "metrics.jsonl"
+    config.write_text('{"config":{}}')
+    log.write_text('{"kind":"train","step":1}\n' * 1000)
+    assert len(read_run(tmp_path).train) == 1000
+    monkeypatch.setattr("student.run_report.MUCH_JSON", 1 << 18)
+    with pytest.raises(ConfigError, match="its log may take more than"):
+        read_run(tmp_path)
+    log.write_text("")
+    config.write_text('{"config":{"a":[' + "[]," * (1 << 21) + "0]}}")
+    with pytest.raises(ConfigError, match="its values may take more than 256 MiB of memory"):
+        read_run(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import threading
 import types
@@ -198,3 +199,18 @@ def test_trackio_is_called_as_its_documents_say(
     assert said[0] == ("teacher-labels", "run", "allow", 3, False)
     assert said[-1] == "finished"
     assert [step for values, step in said[1:-1] if "train/loss" in values] == [2, 4, 6]
+
+
+def test_a_file_that_says_no_runs_number_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "tracker.json"
+    number = trackers._number(path)
+    assert trackers._number(path) == number
+    texts = (b"", b"[]", b'{"run":5}', b'{"run":"x"}', b"[" * 9999)
+    for text in texts:
+        path.write_bytes(text)
+        assert trackers._number(path) != number
+    path.write_bytes(b'{"run":"%b"}' % number.encode())
+    assert trackers._number(path) == number
+    os.truncate(path, 1 << 40)
+    assert trackers._number(path) != number
+    assert path.stat().st_size < 100

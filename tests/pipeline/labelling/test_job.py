@@ -119,6 +119,21 @@ def test_another_part_size_fills_the_gaps_alone(shards: tuple[Path, ...]) -> Non
         assert (ours.read_view(1, view).label == theirs.read_view(1, view).label).all()
 
 
+def test_a_part_of_too_many_rows_is_refused_before_it_is_labelled(
+    shards: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(shards, views=12, views_per_part=6)
+    plan = plan_of(config)
+    samples = max(info.samples for info in plan.shards.infos)
+    monkeypatch.setattr("pipeline.store.manifest._PART_MEMORY", 32 * samples * 6)
+    plan_of(config)
+    monkeypatch.setattr("pipeline.store.manifest._PART_MEMORY", 32 * samples * 6 - 1)
+    message = f"`views_per_part` is too large: .* would have {samples * 6} rows.*; use 5$"
+    with pytest.raises(ConfigError, match=message):
+        plan_of(config)
+    plan_of(config_of(shards, views=12, views_per_part=5))
+
+
 def test_a_class_beyond_the_teachers_is_named_before_anything_is_written(
     tmp_path: Path,
 ) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import mmap
+import os
 import re
 import subprocess
 import sys
@@ -97,6 +98,19 @@ def test_what_follows_the_end_mark_and_is_no_archive_is_refused(
         open_shard(path, 0)
     path.write_bytes(path.read_bytes()[: -len(tail)] + bytes(len(tail)))
     assert len(keys_of(path)) == 2
+
+
+@pytest.mark.timeout(60)
+def test_zeros_behind_an_archive_are_read_for_a_second_at_most(
+    tmp_path: Path,
+) -> None:
+    path = write_shard(tmp_path / "x.tar", digit_samples(2))
+    size = path.stat().st_size
+    os.truncate(path, size + (1 << 24))
+    assert len(keys_of(path)) == 2
+    os.truncate(path, 1 << 40)  # it takes no disk
+    with pytest.raises(ShardError, match=r"x\.tar: .*more than 268435456 zeros"):
+        open_shard(path, 0)
 
 
 @pytest.mark.parametrize("name", [b"caf\xe9.jpg", b"a\nb.jpg", b"a\x1b[2J.jpg", b"a\xc2\x85.jpg"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import shutil
 import struct
@@ -19,14 +20,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pipeline.columns import ColumnConfig
 from pipeline.errors import PipelineError, StoreError
 from pipeline.files.local import sha256
 from pipeline.identity import canonical_json
 from pipeline.records import PartRows
 from pipeline.store import LabelStore, export_store, open_store, parquet, single
-from pipeline.store.footer import ColumnPages, Footer
+from pipeline.store.footer import ColumnPages, Footer, RowGroupPages
 from pipeline.store.layout import array_specs
-from pipeline.store.manifest import MANIFEST_PATH, seal, unseal
+from pipeline.store.manifest import MANIFEST_PATH, most_rows, seal, unseal
 from pipeline.store.pages import check_pages
 from pipeline.store.sealing import FOOTER_MARK, SEAL_BYTES, footer_offset, sealed
 from tests.storing import ALL_COLUMNS, IDENTITY, info_of, rows_of, write_store
@@ -428,6 +430,34 @@ def test_a_part_without_rows_claims_no_more_views_than_any(
         parquet.encode_part(rows)
 
 
+@pytest.mark.parametrize("name", ["directory.parquet", "arrays.zarr", "one.parquet"])
+def test_a_part_has_as_many_rows_as_two_gigabytes_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Lists of zeros take next to nothing in a file, and k numbers a row when they are decoded."""
+    assert most_rows(ColumnConfig()) == 1 << 26
+    assert most_rows(ColumnConfig(topk=255)) == (1 << 31) // (32 + 6 * (255 * 4 + 2))
+    store = write_store(tmp_path / "directory.parquet", [info_of(0)], [(0, VIEWS)], ALL_COLUMNS)
+    if name != "directory.parquet":
+        export_store(store.root, tmp_path / name, single_file=name == "one.parquet")
+    rows = store.read_part(store.manifest.parts[0])
+    data = parquet.encode_part(rows)
+    memory = rows.label.size * (32 + 6 * sum(one[0, 0].nbytes for one in rows.columns.values()))
+    for many, fits in ((memory, True), (memory - 1, False)):
+        monkeypatch.setattr("pipeline.store.manifest._PART_MEMORY", many)
+        if fits:
+            read_all(tmp_path / name)
+            parquet.decode_part(parquet.encode_part(rows), rows.part, "a part")
+            continue
+        with pytest.raises(StoreError, match="a part has at most 29, of"):
+            open_store(tmp_path / name)
+        with pytest.raises(StoreError, match="a part has at most 29, of"):
+            parquet.encode_part(rows)
+        for read in (parquet.decode_part, parquet.read_claims):
+            with pytest.raises(StoreError, match="it has 30 rows, and may have 29"):
+                read(data, rows.part, "a part")
+
+
 def test_files_of_zeros_that_take_no_disk_are_not_read(folder: Path, tmp_path: Path) -> None:
     """Nothing else would bound what is read before its SHA-256 is known."""
     root = Path(shutil.copytree(folder / "directory.parquet", tmp_path / "s.parquet"))
@@ -473,6 +503,28 @@ def test_row_groups_outside_of_their_file_are_refused(folder: Path, tmp_path: Pa
         with little_memory(), pytest.raises(StoreError):
             open_store(path)
         path.unlink()
+
+
+def test_a_row_group_of_a_hole_in_its_file_is_refused(folder: Path, tmp_path: Path) -> None:
+    """It takes no disk, and nothing else would bound what is read before its SHA-256 is known."""
+    store, path, plain = open_store(folder / "one.parquet"), tmp_path / "x.parquet", single.asdict
+    last, hole = len(store.manifest.parts) - 1, 1 << 40
+    with pytest.MonkeyPatch.context() as patch:
+        numbers = itertools.count()
+
+        def claim(group: Any) -> dict[str, Any]:
+            more = hole if next(numbers) == last else 0
+            return {**plain(group), "bytes": group.bytes + more}
+
+        patch.setattr(single, "asdict", claim)
+        single.write_single_file(store, path)
+    data = path.read_bytes()
+    end = data.index(FOOTER_MARK)
+    with path.open("r+b") as file:
+        file.seek(end + hole)
+        file.write(data[end:])
+    with little_memory(), pytest.raises(StoreError, match=r"a row group of 10995\d+ bytes"):
+        open_store(path)
 
 
 def test_bytes_that_no_row_group_has_are_refused(folder: Path, tmp_path: Path) -> None:
@@ -535,6 +587,34 @@ def test_a_footer_of_records_without_an_end_is_refused(
         tracemalloc.stop()
 
 
+PAGES = b"\x39\x18\x01x" + b"\x26\x06" + b"\x16\x08" * 2 + b"\x26\x08" + b"\0"  # of a column
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (b"\x26\0\x1c" + PAGES + b"\0", None),
+        (b"\x26\0\0", "does not say where its pages lie"),
+        (b"\x26\0\x1c" + PAGES.replace(b"\x26\x06", b"\x25\x06") + b"\0", "a count is -1"),
+        (b"\x26\0\x1c" + PAGES.replace(b"\x26\x06", b"\x26\x05") + b"\0", "a count is -3"),
+        (b"\x26\0\x19" + list_of(1) + PAGES + b"\0", "pages are no struct"),
+        (b"\x26\0\x1c" + PAGES.replace(b"\x39\x18\x01x", b"\x38\x01x") + b"\0", "name is no list"),
+        (b"\x26\0\x1c" + PAGES + b"\x5c\0\0", "a column is encrypted"),
+    ],
+)
+def test_a_column_whose_pages_arrow_would_see_elsewhere_is_refused(
+    column: bytes, message: str | None
+) -> None:
+    group = b"\x19" + list_of(1) + column + b"\x26\x06\0"
+    footer = Footer(b"\x49" + list_of(1) + group + b"\0")
+    if message is None:
+        pages = ColumnPages(name="x", values=3, decoded=4, packed=4, first=4)
+        assert footer[0] == RowGroupPages(rows=3, columns=[pages])
+        return
+    with pytest.raises(ValueError, match=message):
+        footer[0]
+
+
 def test_a_store_in_one_file_with_such_a_footer_is_not_opened(folder: Path, tmp_path: Path) -> None:
     store, footer = tmp_path / "one.parquet", footer_of(4, 300_000)
     seal = FOOTER_MARK + hashlib.sha256(FOOTER_MARK + footer).digest()
@@ -543,6 +623,28 @@ def test_a_store_in_one_file_with_such_a_footer_is_not_opened(folder: Path, tmp_
     )
     with pytest.raises(StoreError, match="its footer has more than 1048576 records"):
         open_store(store)
+
+
+def test_a_footer_of_zeros_is_not_held_twice(folder: Path, tmp_path: Path) -> None:
+    """Of a file of holes, which takes no disk."""
+    path, size = tmp_path / "one.parquet", 1 << 26
+    data = (folder / "one.parquet").read_bytes().partition(FOOTER_MARK)[0]
+    for length, message in ((size, "footer is malformed"), (1 << 29, "has at most 536870912")):
+        tail = length.to_bytes(4, "little") + b"PAR1"
+        digest = hashlib.sha256(FOOTER_MARK)
+        digest.update(bytes(size))
+        digest.update(tail)
+        with path.open("wb") as file:
+            file.write(data + FOOTER_MARK + digest.digest())
+            file.seek(length, 1)
+            file.write(tail)
+        tracemalloc.start()
+        try:
+            with pytest.raises(PipelineError, match=message):
+                open_store(path)
+            assert tracemalloc.get_traced_memory()[1] < 1.2 * size
+        finally:
+            tracemalloc.stop()
 
 
 def test_a_footer_has_so_many_values_at_most(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,11 +116,19 @@ def test_labels_and_probabilities_are_the_stores(store: LabelStore) -> None:
     assert digested > 20
 
 
+@pytest.mark.parametrize(
+    ("cells", "columns"),
+    [(1, 1), (2, 2), (3, 3), (4, 2), (8, 4), (13, 5), (16, 4), (24, 6), (99, 8)],
+)
+def test_no_row_of_a_sheet_is_cut_short_if_it_can_be(cells: int, columns: int) -> None:
+    assert module._columns(cells) == columns
+
+
 def test_the_sheets_tiles_are_the_views(store: LabelStore) -> None:
     views = drawn(store, ViewChoice(count=12))
     sheet = np.asarray(show_views(views))
     side, scale = module._NARROWEST, 8  # of 16 pixels, so that a tile has 128
-    columns = 5
+    columns = 4  # of twelve, so that no row is cut short
     heights = {
         top
         for top in range(len(sheet) - 128)
@@ -132,8 +140,8 @@ def test_the_sheets_tiles_are_the_views(store: LabelStore) -> None:
     step = next(
         step
         for step in range(1, len(sheet))
-        if views[5].pixels is not None
-        and (sheet[12 + step :, 12:140][:128:scale, ::scale] == views[5].pixels).all()
+        if views[columns].pixels is not None
+        and (sheet[12 + step :, 12:140][:128:scale, ::scale] == views[columns].pixels).all()
     )
     for number, one in enumerate(views):
         row, column = divmod(number, columns)
@@ -352,6 +360,27 @@ def test_captions_name_classes_mixing_and_draws_escaped(store: LabelStore) -> No
     assert "\\u202e" in "".join(lines)
     assert "\u202e" not in "".join(lines)
     assert all(module._font().getlength(line) <= 100 for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("line", "fitted"),
+    [
+        ("dogs_n02097130_giant_schnauzer", ["dogs_n02097130_", "giant_schnauzer"]),
+        ("of the image translate-y -0.429", ["of the image", "translate-y -0.429"]),
+        ("and 61% of circle_circle", ["and 61% of", "circle_circle"]),
+        ("W" * 20, ["W" * 9, "W" * 9, "WW"]),
+    ],
+)
+def test_a_line_breaks_between_words_and_parts_of_names(line: str, fitted: list[str]) -> None:
+    class Even:
+        def getlength(self, text: str) -> float:
+            return len(text)
+
+        def getmask(self, text: str) -> object:
+            return None
+
+    width = 9 if line[0] == "W" else 18
+    assert module._wrapped([line], width, Even()) == fitted
 
 
 def test_what_the_page_shows_runs(

@@ -101,5 +101,8 @@ def test_that_kernels_are_compiled_is_said_once_where_it_takes_long(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(compiled, "_SHORT_SECONDS", 0.45)
-    line = "compiling kernels, which are kept for the next time: that takes some 20 s"
-    assert compiled_for(seconds, module, caplog) == [line] * said
+    for kept, more in (("there", ", which are kept for the next time"), ("", "")):
+        monkeypatch.setattr(compiled, "_kept", {"one": "there", "two": kept})
+        caplog.clear()
+        line = f"compiling kernels{more}: that takes some 20 s"
+        assert compiled_for(seconds, module, caplog) == [line] * said
