@@ -654,9 +654,10 @@ def _wrapped(lines: Sequence[str], width: int, font: Any) -> list[str]:
             end = len(left)
             while end > 1 and font.getlength(left[:end]) > width:
                 end -= 1
-            if end < len(left):  # between words, or within a name as people write them
-                breaks = (left.rfind(" ", 1, end), *(left.rfind(one, 1, end) + 1 for one in "_/"))
-                end = max(breaks) if max(breaks) > end // 2 else end
+            if end < len(left):  # between words, or else between the parts of a name
+                space = left.rfind(" ", 1, end)
+                part = max(left.rfind(one, 1, end) + 1 for one in "_/")
+                end = next((one for one in (space, part) if one > end // 2), end)
             fitting.append(left[:end])
             left = left[end:].lstrip()
     return fitting

@@ -367,6 +367,7 @@ def test_captions_name_classes_mixing_and_draws_escaped(store: LabelStore) -> No
     [
         ("dogs_n02097130_giant_schnauzer", ["dogs_n02097130_", "giant_schnauzer"]),
         ("of the image translate-y -0.429", ["of the image", "translate-y -0.429"]),
+        ("and 61% of circle_circle", ["and 61% of", "circle_circle"]),
         ("W" * 20, ["W" * 9, "W" * 9, "WW"]),
     ],
 )
