@@ -3,6 +3,8 @@ from __future__ import annotations
 import os
 import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -72,6 +74,15 @@ def test_a_meter_finds_the_first_bad_step_and_adds_up_in_the_order_of_steps(monk
     for step, loss in ((9, 1.0), (10, float("inf")), (11, float("nan"))):
         meter.add(step, terms(loss), classes(1, 0, rows=3))
     assert meter.first_bad_step() == 10
+
+
+@pytest.mark.parametrize(("others", "found"), [(3, 3), (99, 10)])
+def test_all_ranks_find_the_first_bad_step_of_any(others: int, found: int) -> None:
+    ranks: Any = SimpleNamespace(least=lambda value: min(value, others))
+    meter = Meter(ranks)
+    assert meter.first_bad_step() == others
+    meter.add(10, terms(float("nan")), classes(1, 0, rows=3))
+    assert meter.first_bad_step() == found
 
 
 def test_a_log_is_kept_up_to_the_step_that_a_run_resumes_from(tmp_path: Path) -> None:
