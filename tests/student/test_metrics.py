@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pipeline.errors import PipelineError
+from student.checkpoint import claim_output
 from student.losses import LossTerms
 from student.metrics import Meter, MetricsLog
 
@@ -117,3 +118,16 @@ def test_what_is_no_log_is_not_waited_for_followed_or_taken_whole(tmp_path: Path
         assert tracemalloc.get_traced_memory()[1] < 1 << 26
     finally:
         tracemalloc.stop()
+
+
+def test_no_file_is_written_where_a_link_in_a_run_leads(tmp_path: Path) -> None:
+    run, outside = tmp_path / "run", tmp_path / "outside"
+    run.mkdir()
+    outside.mkdir()
+    (run / "tensorboard").symlink_to(outside)
+    with pytest.raises(PipelineError, match=r"tensorboard leads out of .*, not a link"):
+        MetricsLog(run, start=0)
+    (run / ".lock").symlink_to(outside / "lock")
+    with pytest.raises(PipelineError, match=r"\.lock cannot be written"):
+        claim_output(run)
+    assert not list(outside.iterdir())
