@@ -41,6 +41,7 @@ SIDE = 32  # pixels; the digits have 8
 PER_SHARD = 300
 VIEWS = 28  # and epochs
 # A mirrored digit is another sign, and half of one is none: no flips, mild crops.
+TEACHER = shlex.split("--model regnety_002 --epochs 12 --batch-size 64 --lr 8e-3 --hflip 0")
 AUGMENTATION = shlex.split("--preset crop-flip --hflip 0 --crop-scale 0.5 1 --image-size 32")
 STUDENT = shlex.split(
     "--model deit_tiny_distilled_patch16_224 --drop-path 0 --batch-size 48 --lr 2e-3 --workers 1 "
@@ -127,9 +128,9 @@ def pack() -> None:
 
 def train_teacher() -> None:
     """Train the teacher on views of its own."""
-    script = str(PROJECT / "examples" / "train_teacher.py")
-    options = ["--image-size", str(SIDE), "--out", teacher()]
-    run("teacher", [sys.executable, script, *options, *shards_of("train"), *shards_of("val")])
+    options = ["--image-size", str(SIDE), "--out", teacher(), *TEACHER]
+    command = [tool("teacher-labels"), "train-teacher", *options]
+    run("teacher", [*command, *shards_of("train"), *shards_of("val")])
 
 
 def label() -> None:

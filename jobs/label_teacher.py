@@ -195,7 +195,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "label-teacher")
     """Run ``label-teacher``."""
     arguments = words_given(arguments)
     prepare_environment()
-    interrupted = "interrupted; committed parts stay"
+    interrupted = "interrupted; committed parts stay, run the same command again for the rest"
     with running(program, flags_of(LabelFlags), interrupted, arguments):
         config = parse_arguments(arguments, program)
         from jobs.run import run_label_job

@@ -11,7 +11,16 @@ from pathlib import Path
 from jobs.draining import Drain, Stopped
 from jobs.metrics import Metrics, check_path, measuring
 from pipeline.cli.console import Progress as Shown
-from pipeline.cli.console import counted, duration, note, say, some_of, tell_error, tell_next
+from pipeline.cli.console import (
+    counted,
+    duration,
+    note,
+    say,
+    some_of,
+    tell_error,
+    tell_next,
+    unused,
+)
 from pipeline.errors import REJECTION_WORDS, TryAgainError, require_package
 from pipeline.files.objects import is_url
 from pipeline.labelling.agreement import Preflight, in_percent, require_agreement
@@ -32,6 +41,7 @@ from pipeline.labelling.job import (
     require_same_views,
     write_run,
 )
+from pipeline.shards.packing import VALIDATION
 from pipeline.store import (
     JobProgress,
     Manifest,
@@ -44,16 +54,15 @@ from pipeline.store import (
 __all__ = [
     "EXIT_AGAIN",
     "EXIT_DRAINED",
-    "USUAL_BATCH",
-    "batch_flag",
     "complete_store",
     "run_label_job",
+    "student_flags",
     "validation_beside",
 ]
 
 EXIT_DRAINED = 143  # as of a process ended by SIGTERM
-_VALIDATION = ("val", "valid", "validation", "test")  # what directories of such shards are called
-USUAL_BATCH = 1024  # the trainer's, unless it is told otherwise
+FEW_SAMPLES = 20_000
+SMALL_SIDE = 96  # in pixels, up to which timm's smallest network sees all of an image
 EXIT_AGAIN = 75  # EX_TEMPFAIL: machines failed or had no room, the same command may do better
 
 
@@ -206,8 +215,8 @@ def describe_plan(plan: JobPlan) -> None:
     """Say what there is to do."""
     missing = plan.missing_labels
     say(
-        f"{plan.config.out}: {len(plan.done)} parts are there already, {len(plan.missing)} are "
-        f"missing ({missing} labels)"
+        f"{plan.config.out}: {len(plan.done)} of {len(plan.done) + len(plan.missing)} parts are "
+        f"there already, {len(plan.missing)} are to do ({missing} labels)"
     )
 
 
@@ -240,8 +249,8 @@ def describe_preflight(plan: JobPlan, report: Preflight) -> None:
     hours = labels / report.rows_per_batch * report.batch_seconds / 3600
     per_label = bytes_per_label(plan.identity)
     say(
-        f"estimate: {duration(3600 * hours)} of one teacher, {size(labels * per_label)}; a student "
-        "with its teacher in the loop pays as much, so the second student is the first gain"
+        f"estimate: {duration(3600 * hours)} of one teacher, {size(labels * per_label)}; each "
+        "student with its teacher in the loop takes that time too, so a second one is a gain"
     )
 
 
@@ -297,12 +306,15 @@ def describe_store(manifest: Manifest, plan: JobPlan, progress: Progress) -> Non
     )
     config = plan.config
     given = some_of(config.shards)
-    shown = ("--disagree", "--out", "wrong.png")
+    is_plain = config.augment.crop == "center"  # as images are looked at, not learned from
+    shown = ("--disagree", *(() if is_plain else ("--original",)), "--out", unused("wrong.png"))
     tell_next("label-store", "show", config.out, "--shards", *given, *shown)
+    if is_plain:
+        return
     labels = ("--labels", config.out, "--shards", *given)
-    length = ("--epochs", str(len(views)), *batch_flag(manifest.counts.labelled))
+    length = ("--epochs", str(len(views)), *student_flags(manifest.counts.labelled, config))
     side = validation_beside(config.shards)
-    tell_next("train-student", *labels, *side, *length, "--output", "runs/first")
+    tell_next("train-student", *labels, *side, *length, "--output", unused("runs/first"))
 
 
 def validation_beside(shards: Sequence[str]) -> tuple[str, ...]:
@@ -311,16 +323,19 @@ def validation_beside(shards: Sequence[str]) -> tuple[str, ...]:
         return ()
     named = map(Path, shards)
     training = {one if one.is_dir() else one.parent for one in named}
-    beside = [one.with_name(name) for name in _VALIDATION for one in training if one.name]
+    beside = [one.with_name(name) for name in VALIDATION for one in training if one.name]
     there = [one for one in beside if one not in training and any(one.glob("*.tar"))]
     return ("--val-shards", str(there[0])) if there else ()
 
 
-def batch_flag(samples: int) -> tuple[str, ...]:
-    """Return the flag for a batch of which an epoch of few samples has eight or more."""
-    if samples >= 8 * USUAL_BATCH:
+def student_flags(samples: int, config: LabelConfig) -> tuple[str, ...]:
+    """Return flags for a student that learns from so many samples: from few no transformer does."""
+    if samples >= FEW_SAMPLES:
         return ()
-    return ("--batch-size", str(1 << max(0, (samples // 8).bit_length() - 1)))
+    model = "test_resnet" if config.augment.image_size <= SMALL_SIDE else "resnet18"
+    batch = min(32, 1 << max(0, (samples // 8).bit_length() - 1))
+    learning = ("--batch-size", str(batch), "--lr", "3e-3")
+    return ("--model", model, "--distillation-kind", "classical", *learning)
 
 
 def size(count: float) -> str:

@@ -38,6 +38,7 @@ from pipeline.identity import AugmentConfig
 from pipeline.labelling.agreement import least_share
 from pipeline.records import Pixels
 from pipeline.shards.index import open_shard
+from pipeline.telling import step
 from pipeline.views.apply import decode
 from pipeline.views.make import make_view
 from pipeline.views.mixing import normalize
@@ -51,7 +52,7 @@ _LISTED = 5  # names printed before "and N more"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherTraining:
-    """Train a timm model on shards, and write it as .safetensors."""
+    """Train a small teacher on shards, for want of one, and write it as .safetensors."""
 
     shards: tuple[str, ...]
     """Shards to learn from: files, brace patterns or globs, in quotes."""
@@ -59,19 +60,19 @@ class TeacherTraining:
     """Shards to report the accuracy on."""
     out: Path
     """File to write, a .safetensors."""
-    model: str = "regnety_002"
-    """timm's name."""
-    image_size: int = 32
+    model: str = "test_resnet"
+    """timm's name; this one is tiny, and learns small images on a CPU."""
+    image_size: int = 64
     """Side of the views, in pixels."""
     crop_scale: tuple[float, float] = (0.5, 1.0)
     """Smallest and largest share of the image that a crop covers."""
-    hflip: float = 0.0
+    hflip: float = 0.5
     """Probability of a horizontal flip."""
-    epochs: int = 12
+    epochs: int = 10
     """Epochs, each on new views."""
-    batch_size: int = 64
+    batch_size: int = 32
     """Views of a batch."""
-    lr: float = 8e-3
+    lr: float = 3e-3
     """Peak learning rate of AdamW."""
     threads: int = 1
     """CPU threads of PyTorch; more do not help with views this small."""
@@ -141,18 +142,21 @@ def train(options: TeacherTraining, images: Images, views: AugmentConfig) -> nn.
     steps = options.epochs * (len(images.pixels) // options.batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.lr, total_steps=steps)
     target = torch.from_numpy(images.target)
-    for epoch in range(options.epochs):
-        model.train()
-        total = 0.0
-        for rows in batches(len(images.pixels), options.batch_size, order):
-            logits = model(views_of(images, rows, epoch, views))
-            loss = F.cross_entropy(logits, target[rows], label_smoothing=0.1)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
-            total += loss.item() * len(rows)
-        say(f"epoch {epoch + 1}: loss {total / len(images.pixels):.3f}")
+    with step("training", "steps") as show:
+        show(0, steps)
+        for epoch in range(options.epochs):
+            model.train()
+            total = 0.0
+            for rows in batches(len(images.pixels), options.batch_size, order):
+                logits = model(views_of(images, rows, epoch, views))
+                loss = F.cross_entropy(logits, target[rows], label_smoothing=0.1)
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                schedule.step()
+                total += loss.item() * len(rows)
+                show(schedule.last_epoch, steps)
+            say(f"epoch {epoch + 1}/{options.epochs}: loss {total / len(images.pixels):.3f}")
     return model.eval()
 
 
@@ -171,10 +175,11 @@ def accuracy(model: nn.Module, images: Images, side: int) -> float:
     return float((found == images.target).mean())
 
 
-def main(arguments: Sequence[str] | None = None, program: str = "train_teacher.py") -> None:
+def main(arguments: Sequence[str] | None = None, program: str = "train-teacher") -> None:
     """Train, report and write."""
     arguments = words_given(arguments)
-    with running(program, flags_of(TeacherTraining), arguments=arguments):
+    again = "interrupted; nothing is written, run the same command again"
+    with running(program, flags_of(TeacherTraining), again, arguments):
         options = tyro.cli(TeacherTraining, prog=program, args=arguments)
         share = train_teacher(options)
         say(f"{options.out}: {options.model}, {share:.1%} of the validation images right")
@@ -195,8 +200,12 @@ def train_teacher(options: TeacherTraining) -> float:
         erase_probability=0.0,
     )
     images = read_images(options.shards)
+    say(f"training {options.model} on {len(images.pixels)} images, {options.epochs} epochs")
     model = train(options, images, views)
-    share = accuracy(model, read_images(options.val_shards), options.image_size)
+    validation = read_images(options.val_shards)
+    share = accuracy(model, validation, options.image_size)
+    guess = np.bincount(validation.target).max() / len(validation.target)
+    say(f"validation: {len(validation.target)} images, {guess:.1%} of them of the commonest class")
     if share < least_share(images.classes):
         steps = options.epochs * -(-len(images.target) // options.batch_size)
         note(

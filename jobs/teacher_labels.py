@@ -31,6 +31,7 @@ COMMANDS: Mapping[str, tuple[str, str, str]] = {
         "student.cli:export_main",
         "a student for timm, the hub or ONNX",
     ),
+    "train-teacher": ("", "jobs.small_teacher:main", "a small teacher, for want of a better one"),
     "demo": ("", "jobs.demo:main", "all of it on images that it draws, in two minutes"),
     "doctor": ("", "jobs.doctor:main", "whether this machine is fit, and what to mend"),
 }
@@ -104,7 +105,7 @@ def _help(program: str) -> str:
         "Runs a teacher once over the augmented views that students see, and keeps its labels.",
         "",
         *(
-            f"  {name:10} {what}" + f"  (also: {old})" * bool(old)
+            f"  {name:13} {what}" + f"  (also: {old})" * bool(old)
             for name, (old, _, what) in COMMANDS.items()
         ),
         "",

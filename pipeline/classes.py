@@ -211,7 +211,8 @@ def _difference(ours: ClassNames, theirs: ClassNames) -> str:
         f"{ours.source} and {theirs.source} have other classes: class {number} is {words[0]} in "
         f"the first, of {len(ours.names)} classes, and {words[1]} in the second, of "
         f"{len(theirs.names)}, so one number would mean two classes; pack the images of one of "
-        "them again with `classes` set to the other's list, or correct the list that is wrong"
+        "them again, by `pack-shards` with the other's list as its classes, or correct the list "
+        "that is wrong"
     )
 
 

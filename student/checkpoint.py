@@ -169,7 +169,7 @@ def claim_output(output: Path) -> IO[bytes]:
     """
     with writing(output / LOCK):
         output.mkdir(parents=True, exist_ok=True)
-        file = (output / LOCK).open("ab")
+        file = open(output / LOCK, "ab", opener=_without_links)  # noqa: SIM115 - held by the run
     try:
         # Of this process alone: loaders that outlive it for a moment do not hold it.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -182,6 +182,11 @@ def claim_output(output: Path) -> IO[bytes]:
     except OSError:
         pass
     return file
+
+
+def _without_links(path: str, flags: int) -> int:
+    """Open a file, but none that a link leads to: the directory may have come from others."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:

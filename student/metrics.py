@@ -181,6 +181,8 @@ class MetricsLog:
         kept = _lines_until(path, start)
         replace(path, kept)
         self._file = path.open("ab")
+        # Raises for a link in its place that leads out: files would be written there.
+        LocalFolder(output).exists(f"{BOARD}/events")
         # TensorBoard drops the points at this step too, and that of ``start`` is a line already.
         purged = start + 1 if start else None
         self._board = SummaryWriter(str(output / BOARD), purge_step=purged)

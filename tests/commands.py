@@ -63,7 +63,7 @@ def require_command(words: list[str]) -> None:
             ray_commands.commands[name].make_context(name, arguments)
         case ["python", "jobs/label_teacher.py", *arguments]:
             require_command(["label-teacher", *arguments])
-        case ["python", "examples/train_teacher.py", *arguments]:
+        case ["teacher-labels", "train-teacher", *arguments]:
             tyro.cli(TeacherTraining, args=arguments)
         case ["python", "-c", code]:
             compile(code, "the command", "exec")

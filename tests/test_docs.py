@@ -140,13 +140,12 @@ def follow(page: Path) -> None:
 def follow_words(words: list[str]) -> None:
     """Do a command, made small."""
     if words[0] == "teacher-labels":
-        words = [COMMANDS[words[1]][0], *words[2:]]
+        words = [COMMANDS[words[1]][0] or words[1], *words[2:]]
     command = made_small(words[1:] if words[0] == "python" else words)
     if "--out" in command and "--extend-to" not in command:
         out = Path(command[command.index("--out") + 1])
         shutil.rmtree(out) if out.is_dir() else out.unlink(missing_ok=True)
-    programs = {old: target for old, target, _ in COMMANDS.values()}
-    programs["examples/train_teacher.py"] = "jobs.small_teacher:main"
+    programs = {old or name: target for name, (old, target, _) in COMMANDS.items()}
     module, _, function = programs[command[0]].partition(":")
     try:
         getattr(import_module(module), function)(command[1:])

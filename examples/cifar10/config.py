@@ -58,7 +58,7 @@ class EvidenceConfig:
     other_teachers: tuple[str, ...] = ()
     """Architectures of two teachers or more that vote with it; without them no arm votes."""
     other_checkpoints: tuple[Path, ...] = ()
-    """Their weights, in the same order; examples/train_teacher.py makes some."""
+    """Their weights, in the same order; teacher-labels train-teacher makes some."""
     shards: tuple[str, ...] = ()
     """Training shards: files, brace patterns or globs, in quotes."""
     val_shards: tuple[str, ...] = ()
@@ -129,7 +129,7 @@ class EvidenceConfig:
         if votes := VOTES.intersection(self.used_arms) if not others else ():
             raise ConfigError(
                 f"{' and '.join(sorted(votes))} need --other-teachers and --other-checkpoints; "
-                "examples/train_teacher.py trains small ones"
+                "teacher-labels train-teacher trains small ones"
             )
         if self.epochs < 1 or self.eval_epochs < 1:
             raise ConfigError("--epochs and --eval-epochs start at 1")

@@ -27,6 +27,7 @@ from pipeline.cli.console import (
     tell,
     tell_next,
     tell_page,
+    unused,
     words_given,
 )
 from pipeline.errors import ConfigError
@@ -61,7 +62,8 @@ def pack_shards(
 ) -> None:
     """Pack a folder of images, one directory per class, into shuffled WebDataset shards."""
     arguments = words_given(arguments)
-    with running(program, flags_of(packing.PackConfig), arguments=arguments):
+    again = "interrupted; run the same command again"
+    with running(program, flags_of(packing.PackConfig), again, arguments):
         config = tyro.cli(
             packing.PackConfig,
             prog=program,
@@ -85,18 +87,46 @@ def pack_shards(
                 + first_of(report.absent, _LISTED)
             )
         say(
-            f"{program}: {report.read} files read = {report.packed} packed "
+            f"{program}: {report.read} files{_part_of(config)} read = {report.packed} packed "
             f"+ {len(report.passed_over)} passed over; {len(report.classes)} classes, "
             f"{report.shrunk} images shrunk, {report.reencoded} encoded anew"
             + (f", {report.marked} given restart markers; " if config.lossless else "; ")
             + f"{counted(len(report.shards), 'shard')} of {report.bytes / 1e6:.1f} MB in "
             + config.out
         )
-        # With classes of other shards these are images for validation, which nobody labels.
-        named = () if config.classes is None else (config.classes, str(Path(config.classes).parent))
-        shards = next(filter(_holds_shards, named), config.out)
-        given = ("--shards", shards, "--out", "labels.parquet", "--views", "8")
-        tell_next("label-teacher", *given, *_TEACHER)
+        _pack_next(config)
+
+
+def _pack_next(config: packing.PackConfig) -> None:
+    """Name the commands that come next: for the validation images, and then for a teacher."""
+    # With classes of other shards these are images for validation, which nobody labels.
+    named = () if config.classes is None else (config.classes, str(Path(config.classes).parent))
+    shards = next(filter(_holds_shards, named), config.out)
+    given = ("--shards", shards, "--out", "labels.parquet", "--views", "8")
+    if shards != config.out:
+        both = ("--shards", shards, "--val-shards", config.out)
+        small = as_typed("teacher-labels", "train-teacher", *both, "--out", "teacher.safetensors")
+        tell(f"{small}, for want of a teacher; with one of your own:")
+    elif config.part[0] == 0 and not is_url(config.out):
+        beside = ("--out", str(Path(config.out).with_name("val")), "--classes", config.out)
+        tell_next("pack-shards", *_validation_images(config), *beside)
+        tell("then, with a teacher of these classes:")
+    tell_next("label-teacher", *given, *_TEACHER)
+
+
+def _validation_images(config: packing.PackConfig) -> tuple[str, ...]:
+    """Return the flags for images to validate on: those of the other part, or beside these."""
+    images, high = Path(config.images), config.part[1]
+    if high < 1:
+        return ("--images", str(images), "--part", f"{high:g}", "1")
+    named = (images.with_name(name) for name in packing.VALIDATION if images.name)
+    there = (one for one in named if one != images and one.is_dir())
+    return ("--images", str(next(there, "VALIDATION-IMAGES")))
+
+
+def _part_of(config: packing.PackConfig) -> str:
+    low, high = config.part
+    return "" if (low, high) == (0, 1) else f" of the part {low:g} to {high:g}"
 
 
 def _holds_shards(location: str) -> bool:
@@ -207,7 +237,7 @@ class Verify:
         if failed:
             raise SystemExit(1)
         if self.all:
-            shown = ("--disagree", "--out", "wrong.png")
+            shown = ("--disagree", "--original", "--out", unused("wrong.png"))
             tell_next("label-store", "show", self.store, "--shards", *some_of(self.shards), *shown)
         else:
             _verify_next(self.store, self.shards)
@@ -754,7 +784,7 @@ def _verify_next(store: str, shards: Sequence[str] = ()) -> None:
 def _report_next(store: str, *more: str, shards: Sequence[str] = ()) -> None:
     """Name the command that writes a page about a store."""
     given = ("--shards", *some_of(shards))
-    tell_next("label-store", "report", store, *given, *more, "--out", "report.html")
+    tell_next("label-store", "report", store, *given, *more, "--out", unused("report.html"))
 
 
 def _view_range(text: str | None) -> range | None:

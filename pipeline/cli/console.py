@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import itertools
 import logging
 import os
 import re
@@ -58,6 +59,7 @@ __all__ = [
     "tell_error",
     "tell_next",
     "tell_page",
+    "unused",
     "within_another",
     "words_given",
 ]
@@ -302,6 +304,16 @@ def require_command(name: str, names: Collection[str]) -> None:
 def some_of(shards: Sequence[str], word: str = "SHARDS") -> tuple[str, ...]:
     """Return shards as a command that comes next names them; many, or none, in one word."""
     return tuple(shards) if 0 < len(shards) <= _TOLD else (word,)
+
+
+def unused(name: str) -> str:
+    """Return a path at which nothing is yet: this one, or one with a number behind its name."""
+    path = Path(name)
+    for number in itertools.count(2):
+        if not path.exists():
+            break
+        path = Path(name).with_stem(f"{Path(name).stem}-{number}")
+    return str(path)
 
 
 def printable(text: str) -> str:

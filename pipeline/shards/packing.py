@@ -42,6 +42,7 @@ from pipeline.telling import told
 from pipeline.views.rng import sample_share, stream
 
 __all__ = [
+    "VALIDATION",
     "PackConfig",
     "PackReport",
     "PackedShard",
@@ -70,6 +71,8 @@ _UNTAKEN = frozenset(
 )
 """Extensions of images of other kinds."""
 _PREFIX = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+VALIDATION = ("val", "valid", "validation", "test")
+"""What directories of images or shards for validation are called, the usual name first."""
 _SPLITS = frozenset(
     {"train", "training", "trainval", "val", "valid", "validation"}
     | {"test", "testing", "dev", "eval"}
@@ -486,9 +489,15 @@ def _name_sources(root: Path, images: Sequence[Path], classes: Sequence[str]) ->
         stem = path.stem if path.stem.startswith(f"{name}_") else f"{name}_{path.stem}"
         key = stem.replace(".", "_")  # WebDataset ends a key at its first dot
         if key in by_key:
+            deep = len(path.relative_to(root).parts) > 2
             raise ShardError(
-                f"{by_key[key].path} and {path} both get the key {key!r}; seeds and labels go "
-                "by key, so rename one of the files"
+                f"{by_key[key].path} and {path} both get the key {key!r}; seeds and labels go by "
+                + (
+                    f"key. If {name} is no class but holds some, let `images` be the directory "
+                    f"that holds classes, such as {path.parent.parent}; else rename a file"
+                    if deep
+                    else "key, so rename one of the files"
+                )
             )
         by_key[key] = _Source(path=path, key=key, target=index[name])
     return list(by_key.values())

@@ -40,6 +40,9 @@ GROUP_METADATA = "zarr.json"
 MAX_KEY_BYTES = 4096
 _KEYS_BYTES = 1 << 30  # of a shard's keys, which are read together
 
+_MOST_ZERO_DIGESTS = 1 << 12
+"""One in four billion is 0 by chance; they are gone through at every read."""
+
 _ROWS = 1000  # samples of a chunk
 _VIEWS = 50  # views of a chunk
 _SHARD_VIEWS = 300  # views of a shard file
@@ -221,6 +224,8 @@ class Layout:
         Raises ``StoreError`` if it is malformed or claims what no store of this manifest has.
         """
         try:
+            if len(values["zero_digests"]) > _MOST_ZERO_DIGESTS:
+                raise ValueError(f"{len(values['zero_digests'])} digests that are 0")
             layout = Layout(
                 key_bytes=_count(values["key_bytes"]),
                 files={one.path: one for one in map(FileEntry.from_json, values["files"])},

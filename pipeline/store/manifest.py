@@ -542,12 +542,19 @@ def _runs(parts: Iterable[PartKey]) -> list[range]:
 
 
 def _intersection(ours: Sequence[range], theirs: Sequence[range]) -> list[range]:
-    common = (
-        range(max(one.start, other.start), min(one.stop, other.stop))
-        for one in ours
-        for other in theirs
-    )
-    return [one for one in common if len(one)]
+    """Return what is in some of either; both are sorted, with gaps between their ranges."""
+    common: list[range] = []
+    first = second = 0
+    while first < len(ours) and second < len(theirs):
+        one, other = ours[first], theirs[second]
+        found = range(max(one.start, other.start), min(one.stop, other.stop))
+        if len(found):
+            common.append(found)
+        if one.stop < other.stop:
+            first += 1
+        else:
+            second += 1
+    return common
 
 
 def check_claims(manifest: Manifest) -> None:

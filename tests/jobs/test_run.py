@@ -6,25 +6,28 @@ from pathlib import Path
 
 import pytest
 
-from jobs.run import USUAL_BATCH, batch_flag, describe_store, validation_beside
+from jobs.run import describe_store, student_flags, validation_beside
 from pipeline.cli.console import running
+from pipeline.identity import PRESETS, AugmentConfig
 from pipeline.labelling.job import Progress, finish_job
-from student.order import PlanConfig
 from tests.commands import require_command
 from tests.labelling import digit_shard
 from tests.pipeline.labelling.test_job import config_of, plan_of, run
 
 
-def test_the_usual_batch_is_the_trainers() -> None:
-    assert PlanConfig(seed=0, epochs=1).batch_size == USUAL_BATCH
-
-
 @pytest.mark.parametrize(
-    ("samples", "flag"), [(1, "1"), (7, "1"), (16, "2"), (750, "64"), (8191, "512"), (8192, None)]
+    ("samples", "side", "model", "batch"),
+    [(1, 64, "test_resnet", "1"), (16, 96, "test_resnet", "2"), (19_999, 224, "resnet18", "32")],
 )
-def test_the_next_command_takes_a_batch_that_fits(samples: int, flag: str | None) -> None:
-    """Few samples are no batch of 1,024: the command that is printed must run as it stands."""
-    assert batch_flag(samples) == (() if flag is None else ("--batch-size", flag))
+def test_the_next_command_takes_a_student_that_learns_from_few_images(
+    samples: int, side: int, model: str, batch: str
+) -> None:
+    """A batch fits into them too: the command that is printed must run as it stands."""
+    config = config_of((Path("x.tar"),))
+    config = replace(config, augment=replace(config.augment, image_size=side))
+    kind = ("--model", model, "--distillation-kind", "classical")
+    assert student_flags(samples, config) == (*kind, "--batch-size", batch, "--lr", "3e-3")
+    assert student_flags(20_000, config) == ()
 
 
 def test_the_next_command_takes_the_validation_shards_that_lie_beside(
@@ -57,14 +60,26 @@ def test_labelling_ends_with_a_look_and_a_training(
     )
     plan = plan_of(config)
     run(plan)
-    with running("label-teacher", {}):
-        describe_store(finish_job(plan, {}), plan, Progress(plan))
-    said = capsys.readouterr().err.splitlines()
-    told = [line.removeprefix("label-teacher: next: ") for line in said]
-    assert told == [
-        "label-store show my.parquet --shards shards/train --disagree --out wrong.png",
-        "train-student --labels my.parquet --shards shards/train --val-shards shards/val "
-        "--epochs 8 --batch-size 1 --output runs/first",
-    ]
-    for command in told:
+    manifest = finish_job(plan, {})
+    train = "train-student --labels my.parquet --shards shards/train --val-shards shards/val "
+    train += "--epochs 8 --model test_resnet --distillation-kind classical --batch-size 1 --lr 3e-3"
+    show = "label-store show my.parquet --shards shards/train --disagree"
+
+    def told(augment: AugmentConfig) -> list[str]:
+        settings = replace(plan.config, augment=augment)
+        with running("label-teacher", {}):
+            describe_store(manifest, replace(plan, config=settings), Progress(plan))
+        said = capsys.readouterr().err.splitlines()
+        return [line.removeprefix("label-teacher: next: ") for line in said]
+
+    first = told(plan.config.augment)
+    assert first == [f"{show} --original --out wrong.png", f"{train} --output runs/first"]
+    (tmp_path / "wrong.png").touch()
+    for name in ("first", "first-2"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    again = told(plan.config.augment)
+    assert again == [f"{show} --original --out wrong-2.png", f"{train} --output runs/first-3"]
+    # Nobody learns from plain images, which are those of a validation, and mixed with no other.
+    assert told(PRESETS["center"]) == [f"{show} --out wrong-2.png"]
+    for command in (*first, *again):
         require_command(shlex.split(command))

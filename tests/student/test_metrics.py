@@ -3,11 +3,14 @@ from __future__ import annotations
 import os
 import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from pipeline.errors import PipelineError
+from student.checkpoint import claim_output
 from student.losses import LossTerms
 from student.metrics import Meter, MetricsLog
 
@@ -74,6 +77,15 @@ def test_a_meter_finds_the_first_bad_step_and_adds_up_in_the_order_of_steps(monk
     assert meter.first_bad_step() == 10
 
 
+@pytest.mark.parametrize(("others", "found"), [(3, 3), (99, 10)])
+def test_all_ranks_find_the_first_bad_step_of_any(others: int, found: int) -> None:
+    ranks: Any = SimpleNamespace(least=lambda value: min(value, others))
+    meter = Meter(ranks)
+    assert meter.first_bad_step() == others
+    meter.add(10, terms(float("nan")), classes(1, 0, rows=3))
+    assert meter.first_bad_step() == found
+
+
 def test_a_log_is_kept_up_to_the_step_that_a_run_resumes_from(tmp_path: Path) -> None:
     path, lines = tmp_path / "metrics.jsonl", [b'{"step":%d}\n' % step for step in range(1, 6)]
     for more in (b"", b'{"step":', b"[" * 2000 + b"]" * 2000 + b"\n", b'{"step":1e999}\n', b"5\n"):
@@ -106,3 +118,16 @@ def test_what_is_no_log_is_not_waited_for_followed_or_taken_whole(tmp_path: Path
         assert tracemalloc.get_traced_memory()[1] < 1 << 26
     finally:
         tracemalloc.stop()
+
+
+def test_no_file_is_written_where_a_link_in_a_run_leads(tmp_path: Path) -> None:
+    run, outside = tmp_path / "run", tmp_path / "outside"
+    run.mkdir()
+    outside.mkdir()
+    (run / "tensorboard").symlink_to(outside)
+    with pytest.raises(PipelineError, match=r"tensorboard leads out of .*, not a link"):
+        MetricsLog(run, start=0)
+    (run / ".lock").symlink_to(outside / "lock")
+    with pytest.raises(PipelineError, match=r"\.lock cannot be written"):
+        claim_output(run)
+    assert not list(outside.iterdir())

@@ -96,9 +96,47 @@ def test_packing_ends_with_what_to_do_next(
         (["--images", "train", "--out", "e", "--classes", "train"], "label-teacher --shards e "),
     ):
         pack_shards(words)
-        last = capsys.readouterr().err.splitlines()[-1].removeprefix("pack-shards: next: ")
+        *_, before, last = capsys.readouterr().err.splitlines()
+        last = last.removeprefix("pack-shards: next: ")
         assert last.startswith(told)
         require_command(shlex.split(last))
+        if told.endswith(" a ") and words[3] != "a":  # these are for validation
+            small = "teacher-labels train-teacher --shards a --val-shards"
+            assert before == (
+                f"pack-shards: next: {small} {words[3]} --out teacher.safetensors, for want of a "
+                "teacher; with one of your own:"
+            )
+        else:
+            assert before == "pack-shards: next: then, with a teacher of these classes:"
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("train --out sh/train", "val --out sh/val --classes sh/train"),
+        ("other --out sh/x", "VALIDATION-IMAGES --out sh/val --classes sh/x"),
+        ("train --part 0 0.9 --out sh", "train --part 0.9 1 --out val --classes sh"),
+    ],
+)
+def test_packing_goes_on_to_the_images_for_validation(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    given: str,
+    told: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    splits = ("train", "val") if given.startswith("train") else ("other",)
+    for path in (tmp_path / split / name for split in splits for name in ("cat", "dog")):
+        path.mkdir(parents=True)
+        for number in range(20):
+            Image.new("RGB", (8, 8)).save(path / f"{number}.png")
+    pack_shards(["--images", *given.split()])
+    printed = capsys.readouterr()
+    line = f"pack-shards: next: pack-shards --images {told}"
+    assert line in printed.err.splitlines()
+    require_command(shlex.split(line)[2:])
+    assert ("files of the part 0 to 0.9 read = " in printed.out) == ("--part" in given)
 
 
 def test_what_machines_read_is_the_output_alone(

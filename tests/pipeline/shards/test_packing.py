@@ -535,8 +535,9 @@ def test_the_command_packs_and_sums_up(folder, tmp_path, monkeypatch, capsys):
     assert str(folder / "README") in printed.out
     following = f"--shards {out} --out labels.parquet --views 8 --teacher NAME"
     assert f"next: label-teacher {following}" in printed.err
-    for classes, shards in ((out, out), (folder, "SHARDS")):
+    for classes in (out, folder):
         val = tmp_path / f"val-{classes.name}"
+        shards = out if classes == out else val
         assert not run_command(monkeypatch, "--images", folder, "--out", val, "--classes", classes)
         assert f"next: label-teacher --shards {shards} " in capsys.readouterr().err
 

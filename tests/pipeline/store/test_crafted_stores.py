@@ -158,6 +158,15 @@ def test_a_label_that_reads_as_the_fill_value_is_missing_and_named(crafted: Path
         store.read_part(store.manifest.parts[1])
 
 
+def test_there_are_few_digests_that_are_zero(crafted: Path) -> None:
+    cells = [[row, 0] for row in range(1 << 12)]
+    rewrite(crafted, lambda values: values["zarr"].update(zero_digests=cells))
+    read_all(crafted)
+    rewrite(crafted, lambda values: values["zarr"].update(zero_digests=[*cells, [0, 1]]))
+    with little_memory(), pytest.raises(StoreError, match="4097 digests that are 0"):
+        open_store(crafted)
+
+
 @pytest.mark.parametrize("key_bytes", [0, 1 << 40, -1, "8", None])
 def test_absurd_keys_are_refused(crafted: Path, key_bytes: object) -> None:
     rewrite(crafted, lambda values: values["zarr"].update(key_bytes=key_bytes))

@@ -189,6 +189,24 @@ def test_the_views_that_all_shards_have_are_those_of_plain_sets(
     assert list(found) == expected
 
 
+@pytest.mark.timeout(60)
+def test_views_with_very_many_gaps_are_found_in_seconds() -> None:
+    manifest = make_manifest([5, 3], views=4)
+    parts = [
+        PartEntry(
+            part=PartKey(shard=shard, first_view=3 * number + shard, views=1 + shard),
+            bytes=0,
+            sha256="0" * 64,
+            rows=0,
+        )
+        for shard in range(2)
+        for number in range(40_000)
+    ]
+    assert replace(manifest, parts=tuple(parts)).view_range == range(0)
+    more = replace(parts[-1], part=replace(parts[-1].part, first_view=119_997, views=9))
+    assert replace(manifest, parts=(*parts[:-1], more)).view_range == range(119_997, 119_998)
+
+
 def test_more_names_than_the_teacher_has_classes_are_refused() -> None:
     values = replace(make_manifest([5, 3]), classes=("a",) * 10).to_json()
     assert Manifest.from_json(values, "it").classes == ("a",) * 10
