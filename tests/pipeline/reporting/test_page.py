@@ -218,7 +218,7 @@ def test_a_few_columns_all_have_a_label_that_is_cut_where_it_must_be() -> None:
 
 def test_names_of_some_columns_are_all_there_slanted_and_inside_the_picture() -> None:
     names = [f"{n} {name}" for n, name in enumerate(["bird", "cat", "rubber_eraser", "dog"] * 4)]
-    for some in (names[:6], names):
+    for some in (names[:6], names[:15]):
         chart = columns_chart("c", [(one, 1) for one in some], x_label="x", y_label="y")
         (svg,) = read_page(chart.svg).all("svg")
         height = float(svg.attributes["viewbox"].split()[3])
