@@ -183,7 +183,7 @@ def _page(title: str, runs: Sequence[RunRecord], sections: Sequence[Section]) ->
     if known:
         top1, run = max(known, key=lambda one: one[0])
         text = share_text(top1) + (f", {run.name}" if len(runs) > 1 else "")
-        figures.append(("best top-1", text))
+        figures.append((f"best top-1 of an epoch, by the {_words(run.headline)}", text))
     return Page(
         title=title,
         subtitle=", ".join(dict.fromkeys(str(one.config.get("model", "")) for one in runs)),
@@ -264,7 +264,7 @@ def _course(runs: Sequence[RunRecord]) -> list[Section]:
                     y_label="share of views",
                     shares=True,
                 ),
-                Text(paragraphs=(text,)),
+                Text(paragraphs=(text,), half=True),
             ),
         )
     ]
@@ -321,6 +321,13 @@ def _accuracy(runs: Sequence[RunRecord]) -> list[Section]:
         charts.append(lines_chart(caption, losses, x_label="epoch", y_label="loss"))
     if any(one.points for one in alike):
         charts.append(_epochs_chart("Agreement with the teacher, on validation images", alike))
+    text = (
+        "A student of two heads is asked for the class by the class head, by the distillation "
+        "head, which learns from the teacher, or by both: by the mean of their logits, or by the "
+        "sum of their softmaxes. Averaged weights are a moving mean over the "
+        "steps, raw ones those of the last step."
+    )
+    charts.append(Text(paragraphs=(text,), half=len(charts) % 2 == 1))  # beside the last chart
     return [Section(name="accuracy", title="Accuracy", blocks=(*charts, _final(runs)))]
 
 
@@ -496,18 +503,13 @@ def _worst_picture(
     pixels = validation.view_of(one.row)
     truth, called = class_text(one.target, names), class_text(one.called, names)
     teacher = "unknown" if one.teacher is None else class_text(one.teacher, names)
-    lines = [f"truth: {truth} ({one.probability:.1%})"]
-    said = f"student: {called} ({one.confidence:.0%})"
+    lines = [f"truth: {truth} ({one.probability:.1%})", f"student: {called} ({one.confidence:.0%})"]
     return Picture(
         source=image_url(pixels),
-        alt=f"{one.key}, {lines[0]}, {said}",
+        alt=", ".join((one.key, *lines)),
         title=one.key,
-        stressed=said if one.called != one.target else "",
-        lines=(
-            *([] if one.called != one.target else [said]),
-            *lines,
-            *([] if one.teacher is None else [f"teacher: {teacher}"]),
-        ),
+        stressed=lines[1] if one.called != one.target else "",
+        lines=(*lines, *([] if one.teacher is None else [f"teacher: {teacher}"])),
         pixelated=max(pixels.shape) <= SMALL,
         facets={
             "truth": truth,

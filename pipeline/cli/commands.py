@@ -495,7 +495,9 @@ class Show:
         from pipeline.store import open_store
         from pipeline.store.subset import parse_numbers
         from pipeline.tools import ViewChoice, draw_views, save_sheet, show_views
+        from pipeline.tools.show import require_sheet_name
 
+        require_sheet_name(self.out)
         store, wanted = open_store(self.store), self.true_class
         names = store.manifest.classes
         choice = ViewChoice(

@@ -18,6 +18,8 @@ __all__ = ["Series", "columns_chart", "lines_chart", "number_text", "share_text"
 _WIDTH, _HEIGHT = 480, 262  # units of the view box
 _LEFT, _RIGHT, _TOP, _BOTTOM = 72, 14, 28, 46
 _LETTER = 9.6  # units that one takes, on a narrow screen at most
+_LINE = 18  # units between two slanted labels
+_SINE = math.sin(math.radians(35))  # of their slope
 _BETWEEN = 8  # units between two labels
 _LONGEST, _SHORTEST = 14, 8  # letters of a column's label; shorter ones say too little
 _POINTS = 240  # of a line; longer series are drawn as means of equal pieces
@@ -57,23 +59,28 @@ def columns_chart(
     table: Table | None = None,
 ) -> Chart:
     """Return a histogram: a column for each (label, count); ``table`` has more numbers."""
-    svg, plot = _empty(caption, x_label, y_label)
-    top = max((count for _, count in columns), default=0)
-    ticks = [tick for tick in _ticks(0, max(1, top)) if tick == int(tick)]  # of counts
-    scale = _Scale(0, ticks[-1], _HEIGHT - _BOTTOM, _TOP)
-    _y_axis(plot, scale, ticks, _tick_text)
     step = (_WIDTH - _LEFT - _RIGHT) / max(1, len(columns))
     room = int((step - _BETWEEN) / _LETTER)
     letters = min(room, _LONGEST) if room >= _SHORTEST else _LONGEST
     labels = [_shortened(label.split(" to ")[0], letters) for label, _ in columns]
-    # As many as have room beside each other.
-    every = max(1, math.ceil((_LETTER * max(map(len, labels), default=0) + _BETWEEN) / step))
+    longest = _LETTER * max(map(len, labels), default=0)
+    # As many as have room beside each other; of names all, slanted, where there is room for that.
+    every, slanted = max(1, math.ceil((longest + _BETWEEN) / step)), 0.0
+    if every > 1 and step >= _LINE and not any(" to " in label for label, _ in columns):
+        every, slanted = 1, longest
+    svg, plot = _empty(caption, x_label, y_label, more=slanted * _SINE)
+    top = max((count for _, count in columns), default=0)
+    ticks = [tick for tick in _ticks(0, max(1, top)) if tick == int(tick)]  # of counts
+    scale = _Scale(0, ticks[-1], _HEIGHT - _BOTTOM, _TOP)
+    _y_axis(plot, scale, ticks, _tick_text)
     for number, (label, count) in enumerate(columns):
         left, height = _LEFT + number * step, scale(0) - scale(count)
         size = {"x": left + step * 0.08, "y": scale(count), "width": step * 0.84, "height": height}
         column = SubElement(plot, "rect", {"class": "column", **_numbers(size)})
         SubElement(column, "title").text = f"{label}: {count:,}"
-        if number % every == 0:
+        if slanted:
+            _slanted_text(plot, left + step / 2, labels[number])
+        elif number % every == 0:
             _x_text(plot, left + step / 2, labels[number])
     table = table or Table(header=(x_label, y_label), rows=tuple(columns))
     return Chart(caption=caption, svg=tostring(svg, "unicode"), table=table)
@@ -142,12 +149,16 @@ class _Scale:
         return self._at_low + (value - self._low) / self._span * self._length
 
 
-def _empty(caption: str, x_label: str, y_label: str) -> tuple[Element, Element]:
-    box = f"0 0 {_WIDTH} {_HEIGHT}"
+def _empty(
+    caption: str, x_label: str, y_label: str, *, more: float = 0.0
+) -> tuple[Element, Element]:
+    """Return a picture and its plot, with ``more`` units of height for what is below the axis."""
+    height = math.ceil(_HEIGHT + more)
+    box = f"0 0 {_WIDTH} {height}"
     svg = Element("svg", {"viewBox": box, "role": "img", "aria-label": caption, "class": "chart"})
     plot = SubElement(svg, "g")
     middle = _LEFT + (_WIDTH - _LEFT - _RIGHT) / 2
-    _text(plot, middle, _HEIGHT - 8, x_label, "middle", "axis")
+    _text(plot, middle, height - 8, x_label, "middle", "axis")
     _text(plot, 4, 10, y_label, "start", "axis")
     return svg, plot
 
@@ -167,6 +178,13 @@ def _x_text(plot: Element, x: float, text: str) -> None:
     half = _LETTER * len(text) / 2
     x = min(max(x, _LEFT - 4 + half), _WIDTH - half)
     _text(plot, x, _HEIGHT - _BOTTOM + 18, text, "middle")
+
+
+def _slanted_text(plot: Element, x: float, text: str) -> None:
+    """Write below the plot, up to ``x`` from the left below."""
+    y = _HEIGHT - _BOTTOM + 14
+    place = {"class": "tick", "text-anchor": "end", "transform": f"rotate(-35 {x:.2f} {y})"}
+    SubElement(plot, "text", {**place, **_numbers({"x": x, "y": y})}).text = text
 
 
 def _shortened(label: str, letters: int) -> str:

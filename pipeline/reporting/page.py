@@ -21,6 +21,7 @@ from pipeline.store.card import printable
 
 _LARGE_SVG = 50_000  # letters; others have some thousands
 _LONGEST_NUMBER = 24  # letters, of those that there are
+_LONGEST_WORD = 18  # letters of a word that keeps to one line
 _NUMERIC = re.compile(r"[-\d.,e+]+( %)?")
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Text:
 
     kind: ClassVar = "text"
     paragraphs: tuple[str, ...]
+    half: bool = False  # of the page's width, beside a chart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +127,7 @@ class Picture:
     title: str
     lines: tuple[str, ...]
     facets: Mapping[str, str | float]  # by the name of a ``Facet``
-    stressed: str = ""  # the line before them that must not be overlooked
+    stressed: str = ""  # that of them that must not be overlooked
     context: str = ""  # a small image beside them, a data: URL
     context_alt: str = ""
     pixelated: bool = False  # small, shown enlarged
@@ -200,6 +202,7 @@ class Page:
     subtitle: str
     figures: tuple[tuple[str, str], ...]  # (what, number): the few that matter most
     sections: tuple[Section, ...]
+    note: str = ""  # below them: what a reader must know to judge them
     warning: str = ""
     foot: str = ""
 
@@ -225,7 +228,9 @@ def shortened(page: Page, rows: int) -> Page:
         replace(one, blocks=tuple(_shorter(block, rows) for block in one.blocks))
         for one in page.sections
     ]
-    texts = {name: _cut(getattr(page, name)) for name in ("title", "subtitle", "warning", "foot")}
+    texts = {
+        name: _cut(getattr(page, name)) for name in ("title", "subtitle", "note", "warning", "foot")
+    }
     figures = tuple((_cut(what), _cut(number)) for what, number in page.figures)
     return replace(page, sections=tuple(sections), figures=figures, **texts)
 
@@ -285,10 +290,11 @@ def _template() -> Template:
         lstrip_blocks=True,
     )
     environment.filters["counted"] = _counted
+    environment.filters["parted"] = _parted
+    environment.filters["aligned"] = _aligned
     # ElementTree has escaped its texts; what is left to do does not touch elements.
     environment.filters["drawn"] = lambda svg: Markup(printable(svg))
-    environment.tests["looks_numeric"] = _is_numeric
-    environment.tests["numeric"] = _has_numbers
+    environment.filters["numbers"] = _number_columns
     return environment.get_template("page.html")
 
 
@@ -297,10 +303,30 @@ def _is_numeric(value: object) -> bool:
     return len(text) <= _LONGEST_NUMBER and bool(_NUMERIC.fullmatch(text))
 
 
-def _has_numbers(table: Table, column: int) -> bool:
-    """Return whether a column's texts, but that of the first, begin with numbers."""
-    cells = [row[column] for row in table.rows[:1]] if column else []
-    return any(isinstance(one, Bar) or _is_numeric(one) for one in cells)
+def _aligned(value: object, numeric: bool) -> str:
+    """Return the class of a cell: a number's, a text's, or that of one no line could hold."""
+    long = any(len(word) > _LONGEST_WORD for word in re.split(r"[\s_/-]", str(value)))
+    return "number" if numeric else "long" if long else "words"
+
+
+def _parted(value: object) -> object:
+    """Return a name or path as HTML that breaks behind its parts before it does elsewhere."""
+    from markupsafe import Markup, escape
+
+    text = _spelled_out(value)
+    if not isinstance(text, str) or not set(text) & {"_", "/"}:
+        return text
+    return Markup("<wbr>").join(map(escape, re.split(r"(?<=[_/])(?=.)", text)))
+
+
+def _number_columns(table: Table) -> set[int]:
+    """Return the columns of numbers alone, aligned by their ends; the first one names rows."""
+    cells = [[one for one in many if one != ""] for many in zip(*table.rows, strict=False)]
+    return {
+        column
+        for column, many in enumerate(cells)
+        if column and many and all(isinstance(one, Bar) or _is_numeric(one) for one in many)
+    }
 
 
 def _counted(value: object) -> object:

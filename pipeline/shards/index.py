@@ -569,7 +569,13 @@ def match_shards(
         others = sorted(map(str, by_content.values()))
     missing = [info for info in known if info.number not in found]
     if missing and not (subset and found):
-        raise ShardError(_missing_shards(known, missing, others, name, subset is not None))
+        if found:
+            alone = ", or set `subset` to use those that are here alone"
+            cure = "give them too" + (alone if subset is False else "")
+        else:
+            cure = "give the very files that were labelled"
+            cure += ", all or some of them" if subset else ""
+        raise ShardError(_missing_shards(known, missing, others, name, cure))
     if others:
         raise ShardError(
             f"the store has no labels for {len(others)} of the given shards, the first is "
@@ -583,19 +589,17 @@ def _missing_shards(
     missing: Sequence[ShardInfo],
     others: Sequence[str],
     name: str,
-    choice: bool,
+    cure: str,
 ) -> str:
     lines = [f"{one.name} ({one.samples} samples)" for one in missing[:_NAMED]]
     lines += [f"and {len(missing) - _NAMED} more"] if len(missing) > _NAMED else []
     return (
         f"{len(missing)} of the {len(known)} shards that were labelled are not among `{name}`:"
         + "".join(f"\n  {line}" for line in lines)
-        + (f"\n  {others[0]} is another one" if others else "")
-        + "\n  cure: give them too"
-        + (", or set `subset` to use those that are here alone" if choice else "")
-        + "; shards that were packed, encoded or labelled again do not fit: use the very shards "
-        "that were labelled, or label these; those with the same pixels, as lossless packing makes "
-        "them, `label-store rebind` binds a store to"
+        + (f"\n  {others[0]} is none of them: its contents differ" if others else "")
+        + f"\n  cure: {cure}. A shard that was packed again is another one: label it. If its "
+        "pixels are the same, as lossless packing leaves them, `label-store rebind` binds the "
+        "store to it"
     )
 
 

@@ -148,19 +148,18 @@ def picture_of(view: DrawnView, bits: float) -> Picture:
     """Return a drawn view, the entropy of whose sample's labels is ``bits``, as a picture."""
     if view.pixels is None or view.original is None or view.params is None or view.label is None:
         raise ValueError(f"{view.key} has no picture: it is rejected or omitted")
-    title, truth, teacher, *drawn = view.caption()
+    title, *lines = view.caption()
+    truth, teacher, *_ = lines
     agrees = _agrees(view)
     # The class of the image mixed in is no mistake: that image is in the view too.
     wrong = agrees.startswith("disagrees") and not view.names_partner
     mixing = {MixKind.NONE: "not mixed", MixKind.MIXUP: "mixup", MixKind.CUTMIX: "CutMix"}
-    varies = f"labels of its views: entropy {bits:.2f} bits"
-    lines = (truth, *drawn, varies) if wrong else (truth, teacher, *drawn, varies)
     return Picture(
         source=image_url(view.pixels),
         alt=f"{title}, {truth}, {teacher}",
         title=title,
         stressed=teacher if wrong else "",
-        lines=lines,
+        lines=(*lines, f"labels of its views: entropy {bits:.2f} bits"),
         context=_context(view.original, view.params.crop),
         context_alt="the whole image, with the crop's box",
         pixelated=max(view.pixels.shape) <= SMALL,

@@ -32,9 +32,17 @@ from pipeline.store import Agreement, LabelStore
 from pipeline.store.card import RUN_HEADER, inspect_store
 from pipeline.tools.against import Student, StudentDiff, compare_student
 from pipeline.tools.diff import MARGIN_STEP, Disagreement, MarginFlips, StoreDiff, diff_stores
+from pipeline.tools.either import EitherCounter
 from pipeline.tools.gallery import Chooser, gallery_of, picture_of
 from pipeline.tools.show import Drawing, ViewIndex
-from pipeline.tools.stats import ENTROPY_STEP, SHARE_STEP, ShareStats, StoreStats, store_stats
+from pipeline.tools.stats import (
+    ENTROPY_STEP,
+    SHARE_STEP,
+    ShardLabels,
+    ShareStats,
+    StoreStats,
+    store_stats,
+)
 from pipeline.tools.target import ShowProgress
 from pipeline.tools.verify import VerifyReport, check_fingerprints, verify_store
 
@@ -117,7 +125,13 @@ def report_store(
     given = expand_shards(shards, cache) if redrawing else ()
     files = match_shards(store.manifest.shards, given, subset=True) if redrawing else {}
     chooser = Chooser(files if drawing else {}, config.count)
-    stats = store_stats(store, watch=chooser.add, show=show)
+    counter = EitherCounter(store)
+
+    def watch(labels: ShardLabels) -> None:
+        chooser.add(labels)
+        counter.add(labels)
+
+    stats, either = store_stats(store, watch=watch, show=show), counter.counts
     diff = None if against is None else diff_stores(store, against)
     asked = None
     if student is not None and redrawing:
@@ -132,7 +146,7 @@ def report_store(
             for one in sorted(chosen, key=_in_store)
         }
         pictures = {one: drawn[one] for one in chosen}
-    page = _page(store, stats, verification, diff, asked)
+    page = _page(store, stats, either, verification, diff, asked)
     text, shown = _within(page, pictures, config, why_none=_why_none(shards, config, verification))
     return StoreReport(
         page=text,
@@ -198,6 +212,7 @@ def _why_none(shards: Sequence[str], config: ReportConfig, verification: VerifyR
 def _page(
     store: LabelStore,
     stats: StoreStats,
+    either: Agreement,
     verification: VerifyReport,
     diff: StoreDiff | None,
     student: StudentDiff | None,
@@ -206,7 +221,7 @@ def _page(
     shards = f"{len(manifest.shards)} shard{'s' * (len(manifest.shards) != 1)}"
     sections = [
         _verification(verification),
-        _agreement(stats),
+        _agreement(stats, either),
         _classes(stats),
         _spread(stats),
         *([] if diff is None else [_against(diff)]),
@@ -220,16 +235,30 @@ def _page(
         figures=(
             ("labels", f"{stats.labels:,}"),
             ("samples", f"{manifest.counts.labelled:,}"),
-            ("agreement with the truth", _share(stats.truth)),
+            *_right(stats, either),
             ("classes that are a label", f"{sum(one.labels > 0 for one in stats.classes):,}"),
             ("mean entropy of a sample's labels", f"{stats.entropy.mean:.2f} bits"),
             ("verification", f"{failed} mismatches" if failed else "passed"),
         ),
         sections=tuple(sections),
+        note="Views are cropped, and mixed of two images: on plain images the teacher is right "
+        "more often."
+        if either.known
+        else "",
         warning=f"Verification FAILED: {failed} views are not those that were labelled."
         if failed
         else "",
     )
+
+
+def _right(stats: StoreStats, either: Agreement) -> list[tuple[str, str]]:
+    """Return how often the teacher is right, as a reader takes it who knows of no mixing."""
+    if not either.known:
+        return [("agreement with the truth", _share(stats.truth))]
+    return [
+        ("teacher names one of the two mixed images", _share(either)),
+        ("teacher names the image's own class", _share(stats.truth)),
+    ]
 
 
 def _verification(report: VerifyReport) -> Section:
@@ -276,7 +305,7 @@ def _bar(counts: Agreement) -> Bar | str:
     return Bar(text=_share(counts), share=counts.equal / counts.known)
 
 
-def _agreement(stats: StoreStats) -> Section:
+def _agreement(stats: StoreStats, either: Agreement) -> Section:
     unknown = stats.labels - stats.truth.known
     known = [one for one in stats.views if one.truth.known]
     points = [(float(one.view), one.truth.equal / one.truth.known) for one in known]
@@ -290,6 +319,11 @@ def _agreement(stats: StoreStats) -> Section:
             ("of samples whose true class is known", stats.truth.known),
             ("equal to the true class", stats.truth.equal),
             ("agreement", _share(stats.truth)),
+            *(
+                [(f"one of the two classes, of {either.known:,} mixed views", _share(either))]
+                if either.known
+                else []
+            ),
         ),
     )
     chart = lines_chart(
@@ -298,6 +332,7 @@ def _agreement(stats: StoreStats) -> Section:
         x_label="view",
         y_label="agreement",
         shares=True,
+        from_zero=True,  # so that chance from view to view looks no larger than it is
         table=_agreement_table(
             "views", "view", [(str(one.view), one.labels, one.truth) for one in stats.views]
         ),
@@ -305,9 +340,10 @@ def _agreement(stats: StoreStats) -> Section:
     blocks: list[Block] = [
         Text(
             paragraphs=(
-                "Labels belong to augmented and, unless the store's card says otherwise, mixed "
-                "views: on them a good teacher agrees with the true class less often than on "
-                "plain images.",
+                "Labels belong to views, which are augmented and, unless the store's card says "
+                "otherwise, mixed of two images. Agreement compares a label with the class of the "
+                "view's own image, which may be its smaller part: on plain images the same teacher "
+                "agrees more often.",
             )
         ),
         overall,
@@ -459,7 +495,9 @@ def _spread(stats: StoreStats) -> Section:
         table=Table(name="entropy", header=("bits", "samples"), rows=tuple(columns)),
     )
     return Section(
-        name="spread", title="Spread over views", blocks=(Text(paragraphs=(text,)), chart)
+        name="spread",
+        title="Spread over views",
+        blocks=(chart, Text(paragraphs=(text,), half=True)),
     )
 
 

@@ -56,15 +56,12 @@ _COUNT = 16  # where no number of views is given
 _ASKED = 32  # disagreements that are looked at for each that is shown
 
 _GAP, _LINE, _LETTERS = 12, 15, 12  # pixels: between tiles, from line to line, of letters
+_WIDEST = 8  # cells of a row
 _SMALLEST = 128  # side of a tile that is not enlarged
 _NARROWEST = 176  # side of a cell, for its text
 _PAPER, _INK = (250, 250, 250), (25, 25, 25)
+_GRAY = (92, 101, 115)  # nothing to judge: an original, no label, or no truth
 _WRONG, _PARTNERS = (176, 0, 32), (140, 90, 0)  # a label of neither image, of the one mixed in
-_LEGEND = {
-    _INK: "black: the teacher's class is the image's own",
-    _WRONG: "red: the teacher's class is neither the image's own nor that of the one mixed in",
-    _PARTNERS: "brown: the teacher's class is that of the image mixed in",
-}
 _BOXES = ((0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (240, 228, 66))
 
 
@@ -484,7 +481,8 @@ def _levels(image: NDArray[np.float32], mean: Sequence[float], std: Sequence[flo
 def show_views(views: Sequence[DrawnView], *, original: bool = False) -> Image:
     """Return a contact sheet: a tile for each view, and below it what there is to say.
 
-    Texts have a color where the label is not the image's own class; the bottom says what it means.
+    Texts have a color where the label is not the image's own class, and are gray where there is
+    nothing to compare; the bottom says what colors mean. No row parts a sample's image and views.
     Views of less than 128 pixels are enlarged by a whole number, others have their own size. With
     ``original``, the tile before the views of a sample is its image, with the box of each crop.
     A notebook shows the picture as it is returned.
@@ -497,38 +495,75 @@ def show_views(views: Sequence[DrawnView], *, original: bool = False) -> Image:
 
     if not views:
         raise ConfigError("`views` is empty; choose one at least")
-    cells = list(_cells(views, original=original))
+    groups = _groups(views, original=original)
+    cells = [cell for group in groups for cell in group]
     side = max(cell.side for cell in cells)
     font = _font("".join(line for cell in cells for line in cell.lines))
     texts = [_wrapped(cell.lines, side, font) for cell in cells]
     tall = max(cell.image.height for cell in cells)
     height = tall + _GAP + max(map(len, texts)) * _LINE
-    columns = _columns(len(cells))
-    rows = -(-len(cells) // columns)
-    width, bottom = columns * (side + _GAP), _GAP + rows * (height + _GAP)
-    colors = {cell.color for cell in cells}
+    corners = _corners([len(group) for group in groups])
+    width = (1 + max(column for _, column in corners)) * (side + _GAP)
+    bottom = _GAP + (1 + corners[-1][0]) * (height + _GAP)
     legend = [
         (line, color)
-        for color, text in _LEGEND.items()
-        if color in colors
+        for color, text in _legend(views).items()
         for line in _wrapped([text], width - _GAP, font)
     ]
     size = (_GAP + width, bottom + len(legend) * _LINE + _GAP * bool(legend))
     sheet = Image.new("RGB", size, _PAPER)
     for number, (line, color) in enumerate(legend):
         _write(sheet, (_GAP, bottom + number * _LINE), [line], font, color)
-    for number, (cell, text) in enumerate(zip(cells, texts, strict=True)):
-        row, column = divmod(number, columns)
+    for cell, text, (row, column) in zip(cells, texts, corners, strict=True):
         left, top = _GAP + column * (side + _GAP), _GAP + row * (height + _GAP)
         sheet.paste(cell.image, (left, top))
         _write(sheet, (left, top + tall + _GAP // 2), text, font, cell.color)
     return sheet
 
 
-def _columns(cells: int) -> int:
-    """Return how many cells make a row: more than rows, and none cut short if it can be."""
-    most = min(cells, 8, math.ceil(math.sqrt(1.5 * cells)))
-    return next((one for one in (most, most - 1) if one and cells % one == 0), most)
+def _corners(groups: Sequence[int]) -> list[tuple[int, int]]:
+    """Return row and column of each cell of groups of so many, in rows that leave few holes.
+
+    A group goes on in the next row only if it is longer than a row; there are more columns than
+    rows, where one column more or less fills the rows no better.
+    """
+    cells = sum(groups)
+    usual = min(cells, _WIDEST, math.ceil(math.sqrt(1.5 * cells)))
+    longest = min(max(groups), _WIDEST)
+    laid = [
+        _laid(groups, max(longest, one)) for one in (usual, usual - 1, usual + 1) if one <= _WIDEST
+    ]
+    return min(laid, key=lambda one: (1 + one[-1][0]) * (1 + max(column for _, column in one)))
+
+
+def _laid(groups: Sequence[int], columns: int) -> list[tuple[int, int]]:
+    found, end = list[tuple[int, int]](), 0
+    for size in groups:
+        if end % columns + size > columns:
+            end += -end % columns
+        found += [divmod(end + number, columns) for number in range(size)]
+        end += size
+    return found
+
+
+def _legend(views: Sequence[DrawnView]) -> dict[tuple[int, int, int], str]:
+    """Return what the colors of the views' texts mean."""
+    mixed = any(one.mix.kind is not MixKind.NONE for one in views)
+    meanings = {
+        _INK: "black: the teacher's class is the image's own",
+        _WRONG: "red: the teacher's class is neither the image's own nor that of the one mixed in"
+        if mixed
+        else "red: the teacher's class is not the image's own",
+        _PARTNERS: "brown: the teacher's class is that of the image mixed in",
+    }
+    used = set(map(_color, views))
+    return {color: text for color, text in meanings.items() if color in used}
+
+
+def require_sheet_name(path: Path) -> None:
+    """Raise ``ConfigError`` for another suffix than .png."""
+    if path.suffix.lower() != ".png":
+        raise ConfigError(f"`out` is {path}: the name of a sheet ends in .png")
 
 
 def save_sheet(sheet: Image, out: str | Path) -> Path:
@@ -537,8 +572,7 @@ def save_sheet(sheet: Image, out: str | Path) -> Path:
     Raises ``ConfigError`` for another suffix than .png.
     """
     path = Path(out).expanduser()
-    if path.suffix.lower() != ".png":
-        raise ConfigError(f"`out` is {path}: the name of a sheet ends in .png")
+    require_sheet_name(path)
     file = io.BytesIO()
     sheet.save(file, "PNG")
     replace_file(path, file.getvalue())
@@ -555,28 +589,33 @@ class _Cell:
     color: tuple[int, int, int]
 
 
-def _cells(views: Sequence[DrawnView], *, original: bool) -> Iterator[_Cell]:
+def _groups(views: Sequence[DrawnView], *, original: bool) -> list[list[_Cell]]:
+    """Return cells that belong together: each view, or the original of a sample and its views."""
     pixels = [one.pixels for one in views if one.pixels is not None]
     size = pixels[0].shape[0] if pixels else _SMALLEST
     scale = max(1, -(-_SMALLEST // size))
     side = max(_NARROWEST, size * scale)
-    shown: set[tuple[str, str]] = set()
-    for view in views:
-        sample = (view.shard, view.key)
-        if original and view.original is not None and sample not in shown:
-            shown.add(sample)
-            same = [one for one in views if (one.shard, one.key) == sample]
-            yield _original_cell(view.original, same, side)
-        yield _Cell(
-            image=_tile(view, size, scale),
-            side=side,
-            lines=view.caption(),
-            color=_color(view),
-        )
+    tiles = [
+        _Cell(image=_tile(one, size, scale), side=side, lines=one.caption(), color=_color(one))
+        for one in views
+    ]
+    if not original:
+        return [[tile] for tile in tiles]
+    samples: dict[tuple[str, str], list[int]] = {}
+    for number, view in enumerate(views):
+        samples.setdefault((view.shard, view.key), []).append(number)
+    groups = []
+    for same in samples.values():
+        of_sample, image = [views[number] for number in same], views[same[0]].original
+        first = [] if image is None else [_original_cell(image, of_sample, side)]
+        groups.append([*first, *(tiles[number] for number in same)])
+    return groups
 
 
 def _color(view: DrawnView) -> tuple[int, int, int]:
-    if view.label in (None, view.target) or view.target < 0:
+    if view.label is None or view.target < 0:
+        return _GRAY
+    if view.label == view.target:
         return _INK
     return _PARTNERS if view.names_partner else _WRONG
 
@@ -614,7 +653,7 @@ def _original_cell(original: Pixels, views: Sequence[DrawnView], side: int) -> _
         f"as in the shard, {width} x {height}",
         f"{boxes} crop{'s' * (boxes != 1)}, by view",
     )
-    return _Cell(image=image, side=side, lines=lines, color=_INK)
+    return _Cell(image=image, side=side, lines=lines, color=_GRAY)
 
 
 def _font(text: str = "") -> Any:
@@ -654,10 +693,11 @@ def _wrapped(lines: Sequence[str], width: int, font: Any) -> list[str]:
             end = len(left)
             while end > 1 and font.getlength(left[:end]) > width:
                 end -= 1
-            if end < len(left):  # between words, or else between the parts of a name
-                space = left.rfind(" ", 1, end)
-                part = max(left.rfind(one, 1, end) + 1 for one in "_/")
-                end = next((one for one in (space, part) if one > end // 2), end)
+            if end < len(left):  # after a comma, a word, or a part of a name; else in the word
+                comma, space = left.rfind(", ", 1, end) + 1, left.rfind(" ", 1, end)
+                part = max(left.rfind(one, 1, end) + 1 for one in "_/-")
+                best = (one for one in (comma, space, part) if one > end // 2)
+                end = next(best, max(space, part, 0) or end)
             fitting.append(left[:end])
             left = left[end:].lstrip()
     return fitting

@@ -119,6 +119,12 @@ def test_accuracies_of_all_heads_raw_and_averaged_are_the_logs(
         ]
         rows = [list(map(number, row)) for row in chart(page, caption)]
         np.testing.assert_allclose(rows, expected, atol=6e-4 if what == "loss" else 6e-5)
+    best = max(
+        one["mean_of_logits"]["top1"]
+        for kind in ("evaluation", "ema_evaluation")
+        for one in epochs[kind]
+    )
+    assert f"best top-1 of an epoch, by the mean of logits {100 * best:.2f} %" in page.text
     last = epochs.iloc[-1]
     shown = table_of(page, "final")
     assert len(shown) == 8
@@ -193,6 +199,8 @@ def test_the_worst_images_are_those_of_the_lowest_probability(world: World, page
         with Image.open(io.BytesIO(b64decode(source))) as picture:
             assert (np.asarray(picture) == data[0].pixels[row].numpy()).all()
         assert f"truth: {int(data[0].target[row])} ({float(truth[row]):.1%})" in item.text
+        said = [one.text.partition(":")[0] for one in item.all("span")]
+        assert said[:2] == ["truth", "student"]  # whether they are warned of or not
         assert item.attributes["data-called"] == str(int(shares[row].argmax()))
     assert pictures_of(read_page((world.root / "faster" / "report.html").read_text())) == []
 

@@ -162,6 +162,28 @@ def test_only_what_can_be_a_number_keeps_to_one_line() -> None:
     assert found == ["1,234,567", "-1.5e-300", "98.45 %"]
 
 
+def test_a_column_is_aligned_by_its_ends_where_all_of_it_are_numbers() -> None:
+    rows = (("root seed", 0, 3, ""), ("views", "0..7 of all", "61.30 %", "-"))
+    table = Table(header=("", "what", "how many", "more"), rows=rows)
+    section = Section(name="one", title="t", blocks=(table,))
+    page = read_page(render(Page(title="t", subtitle="", figures=(), sections=(section,))))
+    found = [one.text for one in page.all("td", **{"class": "number"})]
+    assert found == ["3", "", "61.30 %", "-"]
+    assert [one.text for one in page.all("th", **{"class": "number"})] == ["how many", "more"]
+
+
+def test_a_name_breaks_at_its_parts_and_a_word_only_where_no_line_could_hold_it() -> None:
+    digest = "7a704dd793aa32365bb2a74fd0f5e6ba"
+    table = Table(
+        header=("prediction from",), rows=(("distillation head", "electric_ray", digest),)
+    )
+    section = Section(name="one", title="t", blocks=(table,))
+    html = render(Page(title="t", subtitle="", figures=(), sections=(section,)))
+    assert ">electric_<wbr>ray<" in html
+    assert [one.text for one in read_page(html).all("td", **{"class": "long"})] == [digest]
+    assert read_page(html).all("th", **{"class": "long"}) == []
+
+
 def texts_of(chart: Chart, **attributes: str) -> list[str]:
     return [one.text for one in read_page(chart.svg).all("text", **attributes)]
 
@@ -192,6 +214,22 @@ def test_a_few_columns_all_have_a_label_that_is_cut_where_it_must_be() -> None:
     many = columns_chart("c", [(one, 1) for one in names * 20], x_label="x", y_label="y")
     assert len(texts_of(many, **ticks)) == 3
     assert set(texts_of(many, **ticks)) <= {"0 bird", "1 dog", "2 musical i..."}
+
+
+def test_names_of_some_columns_are_all_there_slanted_and_inside_the_picture() -> None:
+    names = [f"{n} {name}" for n, name in enumerate(["bird", "cat", "rubber_eraser", "dog"] * 4)]
+    for some in (names[:6], names):
+        chart = columns_chart("c", [(one, 1) for one in some], x_label="x", y_label="y")
+        (svg,) = read_page(chart.svg).all("svg")
+        height = float(svg.attributes["viewbox"].split()[3])
+        texts = [one for one in svg.all("text") if "transform" in one.attributes]
+        assert [one.text.partition(" ")[0] for one in texts] == [str(n) for n in range(len(some))]
+        for one in texts:
+            length = 9.6 * len(one.text)
+            assert float(one.attributes["y"]) + 0.58 * length < height - 16  # above the axis's name
+    bins = [(f"{n / 16:.3f} to {(n + 1) / 16:.3f}", 1) for n in range(16)]
+    numbers = columns_chart("c", bins, x_label="x", y_label="y")
+    assert "rotate" not in numbers.svg
 
 
 def test_a_line_goes_through_its_points() -> None:

@@ -28,7 +28,7 @@ from pipeline.shards.index import (
     read_index,
 )
 from pipeline.shards.packing import PackConfig, pack_shards
-from tests.factories import encode, synthetic_image
+from tests.factories import digit_samples, encode, synthetic_image, write_shard
 
 IMAGES = 7
 
@@ -148,6 +148,25 @@ def test_a_shard_is_opened_by_its_index_without_reading_it(
     renamed = path.rename(packed / "renamed.tar")
     side_of(packed).rename(packed / "renamed.tar.idx")
     assert match_shards([known], [renamed]) == {0: renamed}
+
+
+@pytest.mark.parametrize("subset", [False, True, None])
+def test_a_cure_speaks_of_the_choice_that_there_is(tmp_path: Path, subset: bool | None) -> None:
+    samples = digit_samples(6)
+    paths = [write_shard(tmp_path / f"{n}.tar", samples[2 * n : 2 * n + 2]) for n in range(3)]
+    known = [open_shard(path, number).info for number, path in enumerate(paths[:2])]
+    with pytest.raises(ShardError, match=r"2\.tar is none of them: its contents differ") as none:
+        match_shards(known, paths[2:], subset=subset)
+    assert "2 of the 2 shards that were labelled are not among `shards`" in str(none.value)
+    assert "cure: give the very files that were labelled" in str(none.value)
+    assert ("all or some of them" in str(none.value)) == (subset is True)
+    assert "`subset`" not in str(none.value)  # which is of no use without any
+    if subset:
+        assert match_shards(known, paths[:1], subset=True) == {0: paths[0]}
+        return
+    with pytest.raises(ShardError, match="cure: give them too") as one:
+        match_shards(known, paths[:1], subset=subset)
+    assert ("or set `subset`" in str(one.value)) == (subset is False)
 
 
 def shift(values: dict[str, Any]) -> None:

@@ -31,7 +31,7 @@ from pipeline.store import (
     open_store,
 )
 from pipeline.store.card import card_text
-from pipeline.tools import ReportConfig, ViewChoice, draw_views, report_store
+from pipeline.tools import ReportConfig, ViewChoice, draw_views, either, report_store
 from pipeline.tools.gallery import Chooser
 from pipeline.tools.report import StoreReport
 from pipeline.tools.show import doubt_of
@@ -157,6 +157,29 @@ def test_agreement_overall_by_view_and_by_class_is_that_of_the_raw_files(plain: 
         (target, known, equal, pytest.approx(equal / known, abs=6e-5))
         for target, known, equal in by_class
     ]
+
+
+def test_a_report_tells_how_often_one_of_the_mixed_images_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choice = ViewChoice(count=1024)
+    store = open_store(folder / "s.parquet")
+    views = draw_views(store, [str(folder / "digits-*.tar")], choice)
+    mixed = [one for one in views if one.partner is not None]
+    named = sum(one.label in (one.target, one.partner_target) for one in mixed)
+    assert 0.2 < named / len(mixed) < 0.8
+    page = read_page(report_store(store).page)
+    said = f"teacher names one of the two mixed images {100 * named / len(mixed):.2f} %"
+    assert said in page.text
+    assert "on plain images the teacher is right more often" in page.text
+    assert (
+        table_of(page, "overall")[-1][0] == f"one of the two classes, of {len(mixed)} mixed views"
+    )
+    monkeypatch.setattr(either, "_MOST", 60)  # of a large store some
+    (row,) = table_of(read_page(report_store(store).page), "overall")[5:]
+    few = number(row[0].split(" ")[6])
+    assert 20 <= few <= 60
+    assert abs(number(row[1]) - named / len(mixed)) < 0.3
 
 
 def test_labels_confused_pairs_and_entropy_are_those_of_the_raw_files(plain: LabelStore) -> None:
@@ -289,6 +312,8 @@ def test_pictures_are_the_views_with_what_is_known_of_them(folder: Path) -> None
             assert view.label == view.partner_target
         warned = [one for one in item.all("span") if one.attributes.get("class") == "warns"]
         assert bool(warned) == kind.endswith("neither image")
+        said = [one.text.partition(":")[0] for one in item.all("span")]
+        assert said[:2] == ["truth", "teacher"]  # whether they are warned of or not
         assert facets["data-truth"] == str(view.target)
         assert facets["data-label"] == str(view.label)
         assert facets["data-mixing"].lower().replace("not mixed", "none") == view.mix.kind

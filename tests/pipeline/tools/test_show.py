@@ -117,11 +117,47 @@ def test_labels_and_probabilities_are_the_stores(store: LabelStore) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cells", "columns"),
-    [(1, 1), (2, 2), (3, 3), (4, 2), (8, 4), (13, 5), (16, 4), (24, 6), (99, 8)],
+    ("groups", "rows", "columns"),
+    [
+        ([1], 1, 1),
+        ([1] * 3, 1, 3),
+        ([1] * 4, 2, 2),
+        ([1] * 8, 2, 4),
+        ([1] * 13, 3, 5),
+        ([1] * 16, 4, 4),
+        ([1] * 24, 4, 6),
+        ([1] * 32, 4, 8),
+        ([1] * 99, 13, 8),
+        ([2] * 7, 4, 4),
+        ([2] * 16, 4, 8),
+        ([3] * 4, 4, 3),
+        ([2, 4, 2, 1], 3, 4),
+        ([17], 3, 8),
+        ([17, 2], 3, 8),
+    ],
 )
-def test_no_row_of_a_sheet_is_cut_short_if_it_can_be(cells: int, columns: int) -> None:
-    assert module._columns(cells) == columns
+def test_rows_of_a_sheet_are_filled_and_part_no_group(
+    groups: list[int], rows: int, columns: int
+) -> None:
+    corners = module._corners(groups)
+    assert len(set(corners)) == sum(groups)
+    assert corners == sorted(corners)
+    assert (1 + corners[-1][0], 1 + max(column for _, column in corners)) == (rows, columns)
+    for group in groups:
+        (_, column), *_ = of_group = corners[:group]
+        del corners[:group]
+        assert len({row for row, _ in of_group}) == 1 or (group > columns and column == 0)
+
+
+def test_the_original_of_each_view_stands_before_it_in_its_row(store: LabelStore) -> None:
+    views = drawn(store, ViewChoice(count=7))
+    groups = module._groups(views, original=True)
+    assert len({one.key for one in views}) == 7
+    assert [[cell.lines[0] for cell in group] for group in groups] == [
+        [one.key, f"{one.key}, view {one.view}"] for one in views
+    ]
+    parted = (views[0], views[1], replace(views[0], view=99))
+    assert [len(group) for group in module._groups(parted, original=True)] == [3, 2]
 
 
 def test_the_sheets_tiles_are_the_views(store: LabelStore) -> None:
@@ -210,7 +246,12 @@ def test_disagreements_of_a_subset_are_all_found(
     assert len(draw_views(thin, shards, wrong)) == sum(one.label != one.target for one in every)
 
 
-COLORS = {"black": (25, 25, 25), "red": (176, 0, 32), "brown": (140, 90, 0)}
+COLORS = {
+    "black": (25, 25, 25),
+    "gray": (92, 101, 115),
+    "red": (176, 0, 32),
+    "brown": (140, 90, 0),
+}
 
 
 @pytest.mark.parametrize(
@@ -221,9 +262,9 @@ COLORS = {"black": (25, 25, 25), "red": (176, 0, 32), "brown": (140, 90, 0)}
         (3, 5, None, "red"),
         (3, 5, 4, "red"),
         (3, 4, 4, "brown"),
-        (-1, 5, 4, "black"),  # who knows
-        (-1, 4, 4, "black"),
-        (3, None, 4, "black"),  # a subset omits it
+        (-1, 5, 4, "gray"),  # who knows
+        (-1, 4, 4, "gray"),
+        (3, None, 4, "gray"),  # a subset omits it
     ],
 )
 def test_a_mistake_is_red_and_the_partners_class_brown(
@@ -237,7 +278,9 @@ def test_a_mistake_is_red_and_the_partners_class_brown(
     assert [word for word, where in inks.items() if where.any()] == [color]
     rows = np.flatnonzero(inks[color].any(axis=1))
     assert rows[0] < 12 + 128 + 40  # the lines below the tile, and not what they mean alone
-    assert module._LEGEND[COLORS[color]].startswith(f"{color}: ")
+    legend = module._legend([view])
+    assert set(legend) == {COLORS[color]} - {COLORS["gray"]}
+    assert all(text.startswith(f"{color}: ") for text in legend.values())
 
 
 def test_colors_of_texts_are_said_at_the_bottom(store: LabelStore) -> None:
@@ -245,7 +288,7 @@ def test_colors_of_texts_are_said_at_the_bottom(store: LabelStore) -> None:
     right = replace(wrong, label=wrong.target)
     sheets = [np.asarray(show_views([one]))[12 + 128 :] for one in (right, wrong)]  # no tile
     found = [
-        [color for color in module._LEGEND if (sheet == color).all(axis=2).any()]
+        [color for color in COLORS.values() if (sheet == color).all(axis=2).any()]
         for sheet in sheets
     ]
     color = module._color(wrong)
@@ -253,6 +296,20 @@ def test_colors_of_texts_are_said_at_the_bottom(store: LabelStore) -> None:
     for sheet, one in zip(sheets, (module._INK, color), strict=True):
         last = np.flatnonzero((sheet == one).all(axis=2).any(axis=1))[-1]
         assert last > len(sheet) - 2 * module._GAP  # below the tile and its lines
+
+
+def test_an_image_mixed_in_is_spoken_of_only_where_there_is_one(store: LabelStore) -> None:
+    views = drawn(store)
+    mixed = [one for one in views if one.mix.kind is not MixKind.NONE]
+    assert "mixed" in module._legend(mixed)[module._WRONG]
+    plain = [one for one in views if one.mix.kind is MixKind.NONE]
+    assert "mixed" not in " ".join(module._legend(plain).values())
+    sheet = np.asarray(show_views([replace(plain[0], label=plain[0].target)], original=True))
+    blacks = (sheet == COLORS["black"]).all(axis=2)[12 + 176 : -30]
+    grays = (sheet == COLORS["gray"]).all(axis=2)[12 + 176 : -30]
+    assert grays[:, :188].any()  # the original's text is no judgement
+    assert not blacks[:, :188].any()
+    assert blacks[:, 188:].any()
 
 
 def rows_of_shard(store: LabelStore) -> tuple[str, ...]:
@@ -368,6 +425,9 @@ def test_captions_name_classes_mixing_and_draws_escaped(store: LabelStore) -> No
         ("dogs_n02097130_giant_schnauzer", ["dogs_n02097130_", "giant_schnauzer"]),
         ("of the image translate-y -0.429", ["of the image", "translate-y -0.429"]),
         ("and 61% of circle_circle", ["and 61% of", "circle_circle"]),
+        ("dogs_n0209, view 14", ["dogs_n0209,", "view 14"]),
+        ("a Boston_bullterrierdog", ["a Boston_", "bullterrierdog"]),
+        ("red rubber-erasers-stiff", ["red rubber-", "erasers-stiff"]),
         ("W" * 20, ["W" * 9, "W" * 9, "WW"]),
     ],
 )
@@ -425,3 +485,7 @@ def test_the_command_writes_a_sheet_whole(
     assert [one.name for one in tmp_path.iterdir()] == ["k.png"]
     with pytest.raises(ConfigError, match=r"ends in \.png"):
         save_sheet(Image.new("RGB", (1, 1)), tmp_path / "k.jpg")
+    # Before anything is read, and so before the store, which is not there, is missed.
+    absent = ["show", "absent.parquet", "--shards", "absent.tar", "--out", str(out) + ".jpg"]
+    assert run_cli(monkeypatch, *absent) == 1
+    assert "ends in .png" in capsys.readouterr().err
