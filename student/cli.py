@@ -247,7 +247,8 @@ def _tell_after_evaluation(config: EvaluateConfig, report: CheckpointReport, bes
             note(f"{path} is written")
     if not config.analysis:
         given = ("--val-shards", *some_of(config.val_shards, "VALIDATION-SHARDS"))
-        tell_next("evaluate-student", "--checkpoint", best, *given, "--analysis")
+        beside = () if config.val_labels is None else ("--val-labels", str(config.val_labels))
+        tell_next("evaluate-student", "--checkpoint", best, *given, *beside, "--analysis")
     if report.step is not None:  # else they are another program's already
         tell_next("export-student", best, "--to", "timm", "--out", "student.pth")
 

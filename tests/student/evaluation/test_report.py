@@ -501,6 +501,11 @@ def test_an_evaluation_ends_with_a_look_and_an_export(evaluated, capsys) -> None
     look = f"{LOOK} a.tar 'b c.tar' --analysis"
     assert evaluated(capsys, *flags, "a.tar", "b c.tar") == [look, EXPORT]
     assert evaluated(capsys, *flags, "a.tar", "--analysis") == [EXPORT]
+    beside = ("--val-labels", "v.parquet")
+    assert evaluated(capsys, *flags, "a.tar", *beside) == [
+        f"{LOOK} a.tar --val-labels v.parquet --analysis",
+        EXPORT,
+    ]
     # Weights of another program are where they are to be.
     assert evaluated(capsys, *flags, "a.tar", step=None) == [f"{LOOK} a.tar --analysis"]
     for line in (look, EXPORT):
