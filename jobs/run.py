@@ -311,6 +311,7 @@ def describe_store(manifest: Manifest, plan: JobPlan, progress: Progress) -> Non
     tell_next("label-store", "show", config.out, "--shards", *given, *shown)
     if is_plain:
         return
+    tell_next("label-store", "verify", config.out, "--shards", *given, "--all")
     labels = ("--labels", config.out, "--shards", *given)
     length = ("--epochs", str(len(views)), *student_flags(manifest.counts.labelled, config))
     side = validation_beside(config.shards)

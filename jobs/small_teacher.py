@@ -29,7 +29,9 @@ from pipeline.cli.console import (
     running,
     say,
     some_of,
+    tell,
     tell_next,
+    unused,
     words_given,
 )
 from pipeline.errors import DecodeError, ShardError
@@ -183,10 +185,15 @@ def main(arguments: Sequence[str] | None = None, program: str = "train-teacher")
         options = tyro.cli(TeacherTraining, prog=program, args=arguments)
         share = train_teacher(options)
         say(f"{options.out}: {options.model}, {share:.1%} of the validation images right")
-        given = ("--shards", *some_of(options.shards), "--out", "labels.parquet", "--views", "8")
         teacher = ("--teacher", options.model, "--teacher-checkpoint", str(options.out))
-        side = ("--image-size", str(options.image_size))
-        tell_next("teacher-labels", "label", *given, *side, *teacher)
+        last = ("--image-size", str(options.image_size), *teacher)
+        plain = ("--out", unused("val.parquet"), "--views", "1", "--preset", "center")
+        tell("see what it gets wrong on plain images, and then let it label:")
+        for shards, views in (
+            (options.val_shards, plain),
+            (options.shards, ("--out", unused("labels.parquet"), "--views", "8")),
+        ):
+            tell_next("teacher-labels", "label", "--shards", *some_of(shards), *views, *last)
 
 
 def train_teacher(options: TeacherTraining) -> float:
@@ -206,12 +213,14 @@ def train_teacher(options: TeacherTraining) -> float:
     share = accuracy(model, validation, options.image_size)
     guess = np.bincount(validation.target).max() / len(validation.target)
     say(f"validation: {len(validation.target)} images, {guess:.1%} of them of the commonest class")
-    if share < least_share(images.classes):
+    if share < least_share(images.classes, guess):
         steps = options.epochs * -(-len(images.target) // options.batch_size)
+        naming_one = max(guess, 1 / images.classes)
         note(
-            f"warning: {share:.1%} of the validation images right is little, where chance is "
-            f"{1 / images.classes:.1%}, and a label job may refuse this teacher. It learned in "
-            f"{counted(steps, 'step')}: give more `epochs`, a smaller `batch_size`, or more images"
+            f"warning: {share:.1%} of the validation images right is little, where naming one "
+            f"class alone gives {naming_one:.1%}, and a label job may refuse this teacher. It "
+            f"learned in {counted(steps, 'step')}: give more `epochs`, a smaller `batch_size`, or "
+            "more images, of each class about as many"
         )
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     said: dict[str, object] = {

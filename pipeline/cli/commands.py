@@ -51,6 +51,7 @@ OpenStudent: TypeAlias = "Callable[[Path], Student]"
 _TEACHER = ("--teacher", "NAME", "--teacher-checkpoint", "WEIGHTS.safetensors")
 _FIRST = ("--images", "--out", "--classes", "--part", "--max-side")
 _EXAMPLE = ("--images", "images/train", "--out", "shards/train", "--max-side", "500")
+_UNKNOWN = "VALIDATION-IMAGES"
 _STORES = (".parquet", ".zarr", ".parquet/", ".zarr/")
 _LISTED, _LISTED_FILES = 20, 5  # names printed before "and N more"; those of files are long
 
@@ -105,11 +106,15 @@ def _pack_next(config: packing.PackConfig) -> None:
     given = ("--shards", shards, "--out", "labels.parquet", "--views", "8")
     if shards != config.out:
         both = ("--shards", shards, "--val-shards", config.out)
-        small = as_typed("teacher-labels", "train-teacher", *both, "--out", "teacher.safetensors")
-        tell(f"{small}, for want of a teacher; with one of your own:")
+        tell("for want of a teacher, train a small one:")
+        tell_next("teacher-labels", "train-teacher", *both, "--out", "teacher.safetensors")
+        tell("or, with a teacher of your own:")
     elif config.part[0] == 0 and not is_url(config.out):
         beside = ("--out", str(Path(config.out).with_name("val")), "--classes", config.out)
-        tell_next("pack-shards", *_validation_images(config), *beside)
+        found = _validation_images(config)
+        if found[1] == _UNKNOWN:
+            tell("pack other images to validate on; or pack these anew, with --part 0 0.8")
+        tell_next("pack-shards", *found, *beside)
         tell("then, with a teacher of these classes:")
     tell_next("label-teacher", *given, *_TEACHER)
 
@@ -121,7 +126,7 @@ def _validation_images(config: packing.PackConfig) -> tuple[str, ...]:
         return ("--images", str(images), "--part", f"{high:g}", "1")
     named = (images.with_name(name) for name in packing.VALIDATION if images.name)
     there = (one for one in named if one != images and one.is_dir())
-    return ("--images", str(next(there, "VALIDATION-IMAGES")))
+    return ("--images", str(next(there, _UNKNOWN)))
 
 
 def _part_of(config: packing.PackConfig) -> str:

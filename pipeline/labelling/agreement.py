@@ -106,13 +106,18 @@ def is_poor(correct: int, images: int, claimed: float | None) -> bool:
     return high < POOR or (claimed is not None and high < claimed - GAIN)
 
 
-def least_share(classes: int) -> float:
+def least_share(classes: int, guessing: float = 0.0) -> float:
     """Return the share of images with which a teacher agrees at least that is worth asking.
+
+    ``guessing`` is the share of the commonest class, if it is known and above chance.
 
     >>> least_share(3)
     0.5
+    >>> least_share(3, guessing=0.6)
+    0.7
     """
-    return 1 / classes + LEAST * (1 - 1 / classes)
+    chance = max(1 / classes, guessing)
+    return chance + LEAST * (1 - chance)
 
 
 def require_agreement(config: LabelConfig, report: Preflight, classes: int) -> None:

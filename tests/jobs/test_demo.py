@@ -57,7 +57,7 @@ def test_what_the_demo_is_made_of_ends_with_what_comes_next_too(
     given = ["--shards", "a", "--val-shards", "b", "--out", "t.safetensors", "--image-size", "64"]
     for run in (lambda: small_teacher.main(given), shapes.main):
         run()
-        require_command(shlex.split(capsys.readouterr().err.partition("next: ")[2]))
+        require_command(shlex.split(capsys.readouterr().err.rpartition("next: ")[2]))
 
 
 def test_it_says_that_it_works_where_nothing_else_is_said(

@@ -73,12 +73,14 @@ def test_labelling_ends_with_a_look_and_a_training(
         return [line.removeprefix("label-teacher: next: ") for line in said]
 
     first = told(plan.config.augment)
-    assert first == [f"{show} --original --out wrong.png", f"{train} --output runs/first"]
+    verify = "label-store verify my.parquet --shards shards/train --all"
+    assert first == [f"{show} --original --out wrong.png", verify, f"{train} --output runs/first"]
     (tmp_path / "wrong.png").touch()
     for name in ("first", "first-2"):
         (tmp_path / "runs" / name).mkdir(parents=True)
     again = told(plan.config.augment)
-    assert again == [f"{show} --original --out wrong-2.png", f"{train} --output runs/first-3"]
+    look = f"{show} --original --out wrong-2.png"
+    assert again == [look, verify, f"{train} --output runs/first-3"]
     # Nobody learns from plain images, which are those of a validation, and mixed with no other.
     assert told(PRESETS["center"]) == [f"{show} --out wrong-2.png"]
     for command in (*first, *again):

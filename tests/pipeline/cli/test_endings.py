@@ -96,16 +96,16 @@ def test_packing_ends_with_what_to_do_next(
         (["--images", "train", "--out", "e", "--classes", "train"], "label-teacher --shards e "),
     ):
         pack_shards(words)
-        *_, before, last = capsys.readouterr().err.splitlines()
+        *_, before, last = said = capsys.readouterr().err.splitlines()
+        earlier = said[-3:-2]
         last = last.removeprefix("pack-shards: next: ")
         assert last.startswith(told)
         require_command(shlex.split(last))
         if told.endswith(" a ") and words[3] != "a":  # these are for validation
-            small = "teacher-labels train-teacher --shards a --val-shards"
-            assert before == (
-                f"pack-shards: next: {small} {words[3]} --out teacher.safetensors, for want of a "
-                "teacher; with one of your own:"
-            )
+            assert before == "pack-shards: next: or, with a teacher of your own:"
+            small = f"teacher-labels train-teacher --shards a --val-shards {words[3]} --out "
+            assert earlier == [f"pack-shards: next: {small}teacher.safetensors"]
+            require_command(shlex.split(earlier[0])[2:])
         else:
             assert before == "pack-shards: next: then, with a teacher of these classes:"
 
@@ -136,6 +136,7 @@ def test_packing_goes_on_to_the_images_for_validation(
     line = f"pack-shards: next: pack-shards --images {told}"
     assert line in printed.err.splitlines()
     require_command(shlex.split(line)[2:])
+    assert ("with --part 0 0.8" in printed.err) == given.startswith("other")
     assert ("files of the part 0 to 0.9 read = " in printed.out) == ("--part" in given)
 
 
