@@ -12,7 +12,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -310,7 +310,9 @@ class Cluster:
                 if supervisor.is_over or time.monotonic() > deadline:
                     break
             yield from self._step(submit)
-        self._flow = self._flow_of(supervisor.states)
+        # Those that labelled a moment ago are at rest by now.
+        last = self._flow_of(supervisor.states)
+        self._flow = replace(last, teachers=max(last.teachers, self._flow.teachers))
 
     def _step(self, submit: Callable[[Any, HandOut], Any]) -> Generator[Any, None, None]:
         """Do what is decided now, wait a moment, and yield the results that came."""

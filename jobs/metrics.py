@@ -126,8 +126,9 @@ class Metrics:
     def summary(self) -> dict[str, float]:
         """Return what is worth remembering of the whole job."""
         flow = self._flow()
+        seconds = self._teacher_seconds + (time.monotonic() - self._last) * flow.teachers
         return {
-            "teacher_busy_share": round(flow.busy_seconds / max(1e-9, self._teacher_seconds), 4),
+            "teacher_busy_share": round(min(1.0, flow.busy_seconds / max(1e-9, seconds)), 4),
             "groups_augmented_again": flow.again,
             "teachers_lost": flow.lost,
             "parts_labelled_again": flow.parts_again,

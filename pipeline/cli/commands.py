@@ -525,8 +525,9 @@ class Show:
         path = save_sheet(sheet, self.out)
         verified = sum(bool(one.digests) for one in views)
         partners = sum(one.names_partner for one in views)
+        more = " (there may be more: --count)" if len(views) == self.count else ""
         say(
-            f"{path}: {counted(len(views), 'view')}, {sheet.width} x {sheet.height} pixels; "
+            f"{path}: {counted(len(views), 'view')}{more}, {sheet.width} x {sheet.height} pixels; "
             f"{verified} with a digest, which was compared"
             + (f"; in {partners} the teacher names the image mixed in" if partners else "")
         )

@@ -31,6 +31,7 @@ def test_what_a_teacher_says_with_its_last_part_is_heard_and_counted(
     assert len(parts) == len(plan.missing) == 3
     assert heard == ["a word"] * 3
     assert job.flow().again == 3
+    assert job.flow().teachers  # that labelled until now
 
 
 @pytest.mark.parametrize("joined", [True, False])

@@ -84,7 +84,7 @@ def test_a_zarr_job_that_is_killed_and_run_again_holds_the_serial_bytes(
     text = run_job(job.to(out, "--serial"), address=None, log=log)
     assert f"{out}: " in text
     text = run_job(job.to(out, "--serial"), address=None, log=log)
-    assert f"{PARTS} parts are there already, 0 are missing" in text
+    assert f"{PARTS} of {PARTS} parts are there already, 0 are to do" in text
     assert [path.name for path in tmp_path.iterdir() if path != log] == ["labels.zarr"]
     export_store(out, tmp_path / "back.parquet")
     assert part_hashes(tmp_path / "back.parquet") == job.hashes
@@ -107,7 +107,9 @@ def test_a_killed_job_that_runs_again_does_only_what_was_missing(
     before = {path: path.stat().st_ino for path in part_paths(out)}
     assert 2 <= len(before) < PARTS
     text = run_job(arguments, address=address, log=tmp_path / "again")
-    assert f"{len(before)} parts are there already, {PARTS - len(before)} are missing" in text
+    assert (
+        f"{len(before)} of {PARTS} parts are there already, {PARTS - len(before)} are to do" in text
+    )
     assert {path: path.stat().st_ino for path in before} == before
     assert part_hashes(out) == job.hashes
 

@@ -52,6 +52,17 @@ def test_speeds_are_those_since_the_line_before(
     }
 
 
+def test_the_summary_of_a_job_that_was_too_short_for_a_line_holds_its_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("jobs.metrics.time.monotonic", lambda: now[0])
+    flow = Flow(teachers=2, busy_seconds=3.0)
+    metrics = Metrics(lambda: (1, 9, 0), 1, lambda: flow, lambda values: None, None)
+    now[0] = 104.0
+    assert metrics.summary()["teacher_busy_share"] == 0.375
+
+
 def test_all_that_is_measured_is_explained_and_shown() -> None:
     assert {"time", *HELP} == {one.name for one in fields(Measured)}
     dashboard = json.loads((ROOT / "docker" / "grafana.json").read_text())

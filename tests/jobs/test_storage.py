@@ -41,7 +41,7 @@ def test_a_killed_job_in_object_storage_resumes_to_the_local_bytes_and_trains_a_
     assert 2 <= len(before) < 10, log.read_text()
     assert "_manifest.json" not in s3.objects(out)
     text = run_job(arguments, address=None, log=log)
-    assert f"{len(before)} parts are there already, {10 - len(before)} are missing" in text
+    assert f"{len(before)} of 10 parts are there already, {10 - len(before)} are to do" in text
 
     local = tmp_path / "local.parquet"
     shards = str(tmp_path / "d-{0..1}.tar")
