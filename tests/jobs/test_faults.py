@@ -91,7 +91,8 @@ def test_a_teacher_killed_as_it_loads_one_that_hangs_and_a_hung_augmenter_change
     out, log = tmp_path / "ray.parquet", tmp_path / "log"
     process = start_job(job.to(out, "--hang-seconds", "12"), address=head.address, log=log)
     kill(found(process, head.pid, TEACHER, log))
-    reached(process, lambda: part_paths(out), log)
+    # A teacher has two parts at a time, so the job has heard of one and knows the pace.
+    reached(process, lambda: len(part_paths(out)) >= 3, log)
     os.kill(found(process, head.pid, f"{TEACHER}.label", log), signal.SIGSTOP)
     reached(process, lambda: re.search(TEACHER_AGAIN, log.read_text()), log)
     # Its teacher has other parts augmented meanwhile, and at last only waits for this one.

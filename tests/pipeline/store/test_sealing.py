@@ -107,7 +107,7 @@ def test_every_flipped_bit_of_one_file_is_found_before_it_is_parsed(
 
     def watched(source: pa.BufferReader) -> pq.FileMetaData:
         seen = source.read()
-        assert seen == b"PAR1" + whole[SEAL_BYTES:]
+        assert seen == whole  # of which Arrow reads what is behind the seal
         parsed.append(seen)
         return read_metadata(pa.BufferReader(seen))
 
