@@ -495,7 +495,8 @@ def feeding(settings: Settings, teacher: Teacher) -> dict[str, float]:
     return {
         "augmented_views_per_second": augmented,
         "labelled_views_per_second": views / seconds,
-        "teacher_busy": busy / seconds,
+        # A batch that was under way at the start counts whole.
+        "teacher_busy": min(1.0, busy / seconds),
         "cores": workers,
     }
 
