@@ -7,6 +7,7 @@ the teacher does not see in advance what it will label. They are not mixed.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,10 +35,12 @@ from pipeline.cli.console import (
     unused,
     words_given,
 )
-from pipeline.errors import DecodeError, ShardError
+from pipeline.errors import ConfigError, DecodeError, ShardError
 from pipeline.files.local import expand_shards
+from pipeline.growth import require
 from pipeline.identity import AugmentConfig
 from pipeline.labelling.agreement import least_share
+from pipeline.labelling.timm_files import require_model
 from pipeline.records import Pixels
 from pipeline.shards.index import open_shard
 from pipeline.telling import step
@@ -80,6 +83,14 @@ class TeacherTraining:
     """CPU threads of PyTorch; more do not help with views this small."""
     seed: int = 0
     """Seed of weights and order."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "threads"):
+            require(self, name, getattr(self, name) >= 1, "use 1 or more")
+        require(self, "lr", 0 < self.lr < math.inf, "use more than 0")
+        require(self, "out", self.out.suffix == ".safetensors", "its name ends in .safetensors")
+        require(self, "out", self.out.absolute().parent.is_dir(), "make its directory first")
+        require_model(self.model, "model")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +145,26 @@ def batches(count: int, size: int, order: np.random.Generator) -> Iterator[NDArr
         yield rows[start : start + size]
 
 
+def create(options: TeacherTraining, classes: int) -> nn.Module:
+    """Return an untrained model; raise ``ConfigError`` for one that takes no such images."""
+    try:
+        model: nn.Module = timm.create_model(options.model, num_classes=classes)
+        with torch.inference_mode():
+            model.eval()(torch.zeros(1, 3, options.image_size, options.image_size))
+    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ConfigError(
+            f"`model` {options.model} does not take images with an `image_size` of "
+            f"{options.image_size} ({why}); choose another, or another size"
+        ) from error
+    return model
+
+
 def train(options: TeacherTraining, images: Images, views: AugmentConfig) -> nn.Module:
     """Return a model trained on an epoch of new views at a time."""
     torch.manual_seed(options.seed)
     order = np.random.default_rng(options.seed)
-    model: nn.Module = timm.create_model(options.model, num_classes=images.classes)
+    model = create(options, images.classes)
     model = model.to(memory_format=torch.channels_last)  # twice as fast on a CPU
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=0.05)
     steps = options.epochs * (len(images.pixels) // options.batch_size)
@@ -206,10 +232,14 @@ def train_teacher(options: TeacherTraining) -> float:
         policy="none",
         erase_probability=0.0,
     )
-    images = read_images(options.shards)
+    images, validation = read_images(options.shards), read_images(options.val_shards)
+    if options.batch_size > len(images.pixels):
+        raise ConfigError(
+            f"`batch_size` is {options.batch_size}, and there are {len(images.pixels)} images to "
+            "learn from; use no more than these"
+        )
     say(f"training {options.model} on {len(images.pixels)} images, {options.epochs} epochs")
     model = train(options, images, views)
-    validation = read_images(options.val_shards)
     share = accuracy(model, validation, options.image_size)
     guess = np.bincount(validation.target).max() / len(validation.target)
     say(f"validation: {len(validation.target)} images, {guess:.1%} of them of the commonest class")

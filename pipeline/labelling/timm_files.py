@@ -33,10 +33,10 @@ def no_teacher(name: str, why: str, cure: str = FETCH_CURE) -> TeacherError:
     return TeacherError(f"cannot create the teacher {name!r}: {why}; {cure}")
 
 
-def require_model(name: str) -> None:
+def require_model(name: str, parameter: str = "teacher") -> None:
     """Raise ``TeacherError`` for the name of an architecture that timm's files do not have.
 
-    They are searched for the word.
+    They are searched for the word. ``parameter`` is what gave the name, for messages.
     """
     base, text = name.partition(".")[0], "\n".join(_model_files().values())
     if not text or (base.isidentifier() and re.search(rf"\b{base}\b", text) is not None):
@@ -44,7 +44,7 @@ def require_model(name: str) -> None:
     models = re.findall(r"@register_model\s+def (\w+)", text)
     close = get_close_matches(base.rpartition("/")[2], models, n=5)  # of hf-hub:timm/NAME too
     raise TeacherError(
-        f"`teacher` {name!r} is no model of timm {version('timm')}"
+        f"`{parameter}` {name!r} is no model of timm {version('timm')}"
         + (f"; similar names: {', '.join(close)}" if close else "")
     )
 

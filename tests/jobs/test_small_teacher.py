@@ -69,3 +69,35 @@ def test_shards_in_which_nothing_decodes_are_refused(
     with pytest.raises(SystemExit):
         run(tmp_path, shard)
     assert "none of the 2 images decodes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("--batch-size 19", "--batch-size is 19, and there are 18 images to learn from"),
+        ("--epochs 0", "--epochs is 0; use 1 or more"),
+        ("--lr nan", "--lr is nan; use more than 0"),
+        ("--model nosuch", "--model 'nosuch' is no model of timm"),
+        ("--model vit_tiny_patch16_224", "does not take images with an --image-size of 64"),
+        ("--out nowhere/t.safetensors", "make its directory first"),
+        ("--out t.pth", "its name ends in .safetensors"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_in_a_line_before_it_is(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    given: str,
+    told: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(small_teacher.F, "cross_entropy", None)
+    write_shard(tmp_path / "d.tar", digit_samples(18))
+    usual = {"--shards": "d.tar", "--val-shards": "d.tar", "--out": "t.safetensors"}
+    usual |= {"--batch-size": "8"} | dict([given.split()])
+    with pytest.raises(SystemExit) as ended:
+        main([word for pair in usual.items() for word in pair])
+    assert ended.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line
+    assert [one.name for one in tmp_path.iterdir()] == ["d.tar"]
