@@ -10,12 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
 from pipeline.cli.console import (
     duration,
     flags_of,
     note,
+    parse_flags,
     quiet_seconds,
     running,
     say,
@@ -52,7 +51,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "demo") -> None:
     """Run ``teacher-labels demo``."""
     arguments = words_given(arguments)
     with running(program, flags_of(DemoFlags), arguments=arguments):
-        flags = tyro.cli(DemoFlags, prog=program, args=arguments)
+        flags: DemoFlags = parse_flags(DemoFlags, program, arguments)
         out = flags.out
         if out.exists():
             raise ConfigError(f"`out` {out} is there already; give another path, or delete it")

@@ -16,7 +16,6 @@ import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
-import tyro
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -27,6 +26,7 @@ from pipeline.cli.console import (
     first_of,
     flags_of,
     note,
+    parse_flags,
     running,
     say,
     some_of,
@@ -208,7 +208,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "train-teacher")
     arguments = words_given(arguments)
     again = "interrupted; nothing is written, run the same command again"
     with running(program, flags_of(TeacherTraining), again, arguments):
-        options = tyro.cli(TeacherTraining, prog=program, args=arguments)
+        options: TeacherTraining = parse_flags(TeacherTraining, program, arguments)
         share = train_teacher(options)
         say(f"{options.out}: {options.model}, {share:.1%} of the validation images right")
         teacher = ("--teacher", options.model, "--teacher-checkpoint", str(options.out))

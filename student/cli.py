@@ -23,6 +23,7 @@ from pipeline.cli.console import (
     described,
     flags_of,
     note,
+    parse_flags,
     running,
     say,
     some_of,
@@ -124,11 +125,11 @@ def evaluate_main(
     """Run ``evaluate-student``."""
     arguments = words_given(arguments)
     with running(program, flags_of(EvaluateConfig), arguments=arguments):
-        config = tyro.cli(
+        config: EvaluateConfig = parse_flags(
             EvaluateConfig,
-            prog=program,
+            program,
+            arguments,
             description=described(str(EvaluateConfig.__doc__), _TO_EVALUATE, program, *_CHECKPOINT),
-            args=arguments,
             config=(tyro.conf.OmitArgPrefixes,),
         )
         _evaluate(config)
@@ -151,7 +152,7 @@ def report_main(arguments: Sequence[str] | None = None, program: str = "student-
     """Run ``student-report``."""
     arguments = words_given(arguments)
     with running(program, flags_of(ReportFlags), arguments=arguments):
-        flags = tyro.cli(ReportFlags, prog=program, args=arguments)
+        flags: ReportFlags = parse_flags(ReportFlags, program, arguments)
         from pipeline.reporting.page import require_page_name
         from student.run_report import compare_runs
 
@@ -176,7 +177,7 @@ def export_main(arguments: Sequence[str] | None = None, program: str = "export-s
     """Run ``export-student``."""
     arguments = words_given(arguments)
     with running(program, flags_of(ExportConfig), arguments=arguments):
-        config = tyro.cli(ExportFlags, prog=program, args=arguments)
+        config: ExportFlags = parse_flags(ExportFlags, program, arguments)
         if config.to == "onnx":
             note("PyTorch traces the student, which takes half a minute")
         from student.exporting import export_student
@@ -341,11 +342,11 @@ def _parse(
         values, own = read_run_file(given.config, named)
         settings.update(values)
         name = own or name
-    parsed = tyro.cli(
+    parsed: TrainFlags = parse_flags(
         TrainFlags,
-        prog=program,
+        program,
+        flags,
         description=described(_DESCRIPTION, _FIRST, program, *_EXAMPLE),
-        args=flags,
         default=TrainFlags(**_fields(TrainConfig.of_settings(**settings))),
         config=(tyro.conf.OmitArgPrefixes,),
     )

@@ -19,6 +19,7 @@ from pipeline.cli.console import (
     described,
     first_of,
     flags_of,
+    parse_flags,
     require_command,
     running,
     say,
@@ -65,11 +66,11 @@ def pack_shards(
     arguments = words_given(arguments)
     again = "interrupted; run the same command again"
     with running(program, flags_of(packing.PackConfig), again, arguments):
-        config = tyro.cli(
+        config: packing.PackConfig = parse_flags(
             packing.PackConfig,
-            prog=program,
+            program,
+            arguments,
             description=described(str(pack_shards.__doc__), _FIRST, program, *_EXAMPLE),
-            args=arguments,
         )
         with Progress("images") as progress:
             report = packing.pack_shards(config, progress.show, write)
@@ -768,11 +769,11 @@ def label_store(
             names = [one.__name__.lower() for one in get_args(StoreCommand)]
             require_command(arguments[0], names)
         # A class is its subcommand; its docstring is the help.
-        command: StoreCommand = tyro.cli(
+        command: StoreCommand = parse_flags(
             StoreCommand,
-            prog=program,
+            program,
+            arguments,
             description=label_store.__doc__,
-            args=arguments,
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
         )
         with running(program, flags_of(type(command))):

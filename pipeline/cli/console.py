@@ -28,7 +28,8 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
-from typing import ClassVar, TextIO, get_args, get_type_hints
+from types import MappingProxyType
+from typing import Any, ClassVar, TextIO, get_args, get_type_hints
 
 import tyro
 from tqdm import tqdm
@@ -47,6 +48,7 @@ __all__ = [
     "flags_of",
     "in_users_words",
     "note",
+    "parse_flags",
     "printable",
     "quiet_seconds",
     "require_command",
@@ -121,6 +123,46 @@ def flags_of(settings: type, *, prefixes: bool = True) -> dict[str, str]:
             flag = f"--{field.name}".replace("_", "-")
             own[field.name] = field.name if _POSITIONAL in marks else flag
     return inner | own
+
+
+def parse_flags(
+    settings: Any, program: str, arguments: Sequence[str] | None, **options: Any
+) -> Any:
+    """Return what a command's arguments say, as ``tyro.cli`` does with these options."""
+    if not {"-h", "--help"}.isdisjoint(sys.argv[1:] if arguments is None else arguments):
+        _join_lines_of_help(settings)
+    return tyro.cli(settings, prog=program, args=arguments, **options)
+
+
+def _join_lines_of_help(settings: Any) -> None:
+    """Let each flag's help be wrapped as a whole: tyro keeps the breaks of docstrings' lines.
+
+    It takes a help from a field's metadata before the docstring. Of a group it shows the class's
+    docstring, where an example in Python is for others.
+    """
+    from docstring_parser import parse_from_object
+
+    for one in (settings, *get_args(settings)):
+        if not _is_record(one):
+            continue
+        told = {
+            item.arg_name: item.description or ""
+            for parent in reversed(one.__mro__[:-1])
+            for item in parse_from_object(parent).params
+        }
+        hints = get_type_hints(one)
+        for field in dataclasses.fields(one):
+            kind = hints[field.name]
+            text = told.get(field.name) or (_is_record(kind) and str(kind.__doc__)) or ""
+            paragraphs = text.partition(">>>")[0].split("\n\n")
+            help_ = "\n\n".join(" ".join(words.split()) for words in paragraphs).strip()
+            if help_ and "help" not in field.metadata:
+                field.metadata = MappingProxyType({**field.metadata, "help": help_})
+            _join_lines_of_help(kind)
+
+
+def _is_record(kind: Any) -> bool:
+    return isinstance(kind, type) and dataclasses.is_dataclass(kind)
 
 
 def described(text: str, first: Sequence[str], *example: str) -> str:
