@@ -174,7 +174,8 @@ def _mark(path: Path, data: bytes, restart: int) -> bytes | None:
         return None
     blocks = _blocks_of_a_piece(width, _BLOCKS[sampling], restart) if sampling in _BLOCKS else 0
     marked = _run_jpegtran(path, data, blocks) if blocks else None
-    if marked is None or read_header(marked) is None:
+    header = read_header(marked) if marked is not None else None
+    if marked is None or header is None or not header.blocks:
         return None
     # Proven for each image, whatever program and release were found.
     return marked if np.array_equal(decode(marked, str(path), PILLOWS_LIMIT), pixels) else None

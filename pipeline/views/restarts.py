@@ -1,7 +1,8 @@
 """Makes a smaller JPEG of a larger one: of the pieces between restart markers that a region needs.
 
 The bytes behind a restart marker depend on no bytes before it. So pieces can be joined anew under
-a header with another size, and any decoder gives their pixels. What is read is a stranger's: each
+a header with another size, and any decoder gives their pixels. Without markers a file can at least
+be made shorter: rows of blocks depend on none below them. What is read is a stranger's: each
 length and marker is compared with what there is, and a file that does not fit, or is not known to
 give the same pixels, is not taken apart.
 """
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from pipeline.records import Box, ImageSize
 from pipeline.views.compiled import kernel
 
-__all__ = ["JoinedPieces", "PiecesHeader", "join_pieces", "read_header"]
+__all__ = ["PiecesHeader", "SmallerJpeg", "join_pieces", "read_header", "shorten"]
 
 _FRAME, _SCAN, _INTERVAL = 0xC0, 0xDA, 0xDD  # kinds of marker: baseline alone, of frames
 _PASSED_OVER = frozenset({0xC4, 0xDB, 0xFE, *range(0xE0, 0xF0)})  # tables, and what is for people
@@ -41,7 +42,7 @@ class PiecesHeader:
     size_offset: int  # bytes to the size: height and width, two bytes each
     first: int  # bytes to the first piece
     sampling: tuple[int, int]  # pixels of a sample of chroma, down and across
-    blocks: int  # of a piece; a row of blocks has whole pieces
+    blocks: int  # of a piece; a row of blocks has whole pieces. 0 where there are no markers
 
     @property
     def piece(self) -> ImageSize:
@@ -51,7 +52,7 @@ class PiecesHeader:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JoinedPieces:
+class SmallerJpeg:
     """A smaller JPEG, and which pixels of the larger one it has."""
 
     data: NDArray[np.uint8]
@@ -106,13 +107,13 @@ def _understand(
         blocks=interval,
     )
     in_a_row = -(-width // (8 * header.sampling[1]))
-    whole = height and width and interval and not in_a_row % interval
+    whole = height and width and not (interval and in_a_row % interval)
     return header if whole else None
 
 
 def join_pieces(
     data: bytes | memoryview, header: PiecesHeader, box: Box, spare: int
-) -> JoinedPieces | None:
+) -> SmallerJpeg | None:
     """Return a JPEG of the pieces that a box of pixels needs.
 
     It is None if it would not have ``spare`` pixels less than all, or if the pieces are not what
@@ -141,9 +142,30 @@ def join_pieces(
     )
     if not bytes_joined:
         return None
-    says = found.height.to_bytes(2) + found.width.to_bytes(2)
-    joined[header.size_offset : header.size_offset + 4] = tuple(says)
-    return JoinedPieces(data=joined[:bytes_joined], box=found)
+    return _resized(joined[:bytes_joined], header, found)
+
+
+def shorten(
+    data: bytes | memoryview, header: PiecesHeader, box: Box, spare: int
+) -> SmallerJpeg | None:
+    """Return the same JPEG with a smaller height in its header: down to what a box of pixels needs.
+
+    A decoder stops there, and warns of the bytes that are left. It is None if it would not have
+    ``spare`` pixels less than all.
+    """
+    size, row = header.size, 8 * header.sampling[0]
+    _, rows = _pieces_of(0, box.top + box.height, size.height, row, header.sampling[0])
+    found = Box(top=0, left=0, height=min(size.height, rows * row), width=size.width)
+    if size.height * size.width - found.area < max(1, spare):
+        return None
+    return _resized(np.frombuffer(data, np.uint8).copy(), header, found)
+
+
+def _resized(data: NDArray[np.uint8], header: PiecesHeader, box: Box) -> SmallerJpeg:
+    """Write the size of a box into the header of a JPEG that has its pixels."""
+    says = box.height.to_bytes(2) + box.width.to_bytes(2)
+    data[header.size_offset : header.size_offset + 4] = tuple(says)
+    return SmallerJpeg(data=data, box=box)
 
 
 def _pieces_of(start: int, length: int, whole: int, piece: int, sampling: int) -> tuple[int, int]:

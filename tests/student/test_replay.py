@@ -20,7 +20,7 @@ from pipeline.shards.index import open_shard
 from pipeline.store import ParquetStore
 from pipeline.views import regions
 from pipeline.views.mixing import mix_images, normalize
-from pipeline.views.restarts import JoinedPieces, PiecesHeader
+from pipeline.views.restarts import PiecesHeader, SmallerJpeg
 from student.loading import LoaderOptions
 from student.order import PlanConfig, TrainingPlan
 from student.replay import ReplayDataset, StudentBatch, replay_loader
@@ -151,29 +151,30 @@ def test_repeated_augmentation_decodes_a_sample_once(labelled, monkeypatch) -> N
 
 
 @pytest.mark.parametrize("repeated", [False, True])
-def test_of_images_with_restart_markers_no_more_is_decoded_than_one_view_needs(
-    tmp_path, monkeypatch, repeated
+@pytest.mark.parametrize(("blocks", "way"), [(4, "join_pieces"), (0, "shorten")])
+def test_no_more_is_decoded_than_one_view_needs(
+    tmp_path, monkeypatch, blocks, way, repeated
 ) -> None:
     images = [photographs()[number % 2][: 300 + number] for number in range(6)]
     samples = [
-        (f"photo_{number}", encode(image, quality=60, restart_marker_blocks=4), number)
+        (f"photo_{number}", encode(image, quality=60, restart_marker_blocks=blocks), number)
         for number, image in enumerate(images)
     ]
     dataset = one_shard(tmp_path, samples).dataset(batch_size=6, repeated_augmentation=repeated)
-    joined: list[PiecesHeader] = []
-    original = regions.join_pieces
+    smaller: list[PiecesHeader] = []
+    original = getattr(regions, way)
 
-    def count(data: bytes, header: PiecesHeader, box: Box, spare: int) -> JoinedPieces | None:
+    def count(data: bytes, header: PiecesHeader, box: Box, spare: int) -> SmallerJpeg | None:
         found = original(data, header, box, spare)
-        joined.extend([header] * (found is not None))
+        smaller.extend([header] * (found is not None))
         return found
 
-    monkeypatch.setattr(regions, "join_pieces", count)
+    monkeypatch.setattr(regions, way, count)
     batches = read_all(dataset)
     rows = sum(len(one.keys) for one in batches)
     assert sum(one.audited for one in batches) > 0
-    assert (len(joined) == 0) if repeated else (len(joined) > rows / 2)
-    monkeypatch.setattr(regions, "join_pieces", lambda *_: None)
+    assert (len(smaller) == 0) if repeated else (len(smaller) > rows / 4)
+    monkeypatch.setattr(regions, way, lambda *_: None)
     for one, other in zip(batches, read_all(dataset), strict=True):
         assert_same_batches(one, other)
 

@@ -47,9 +47,10 @@ def test_a_view_is_what_is_drawn_and_then_applied(seed, view):
     assert_array_equal(make_view(IMAGE, seed, view, CONFIG), apply_view(IMAGE, params, CONFIG))
 
 
+@pytest.mark.parametrize("blocks", [1, 0])
 @given(seed=st.integers(0, 2**63 - 1), view=views)
-def test_a_view_of_an_encoded_image_is_that_of_the_decoded_one(seed, view):
-    data = encode(synthetic_image(80, 96), restart_marker_blocks=1)
+def test_a_view_of_an_encoded_image_is_that_of_the_decoded_one(blocks, seed, view):
+    data = encode(synthetic_image(80, 96), restart_marker_blocks=blocks)
     image = EncodedImage(data=data, name="a.jpg", max_pixels=CONFIG.max_pixels, worth=0)
     whole = make_view(image.decode(), seed, view, CONFIG)
     assert_array_equal(make_view(image, seed, view, CONFIG), whole)

@@ -1,4 +1,4 @@
-"""Smaller JPEGs of the pieces between restart markers: the same pixels, whatever is in a file."""
+"""Smaller JPEGs, of pieces or of the upper rows: the same pixels, whatever is in a file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipeline.records import Box, ImageSize, Pixels, ViewParams
 from pipeline.views import regions
 from pipeline.views.apply import decode, image_size
 from pipeline.views.regions import EncodedImage
-from pipeline.views.restarts import join_pieces, read_header
+from pipeline.views.restarts import SmallerJpeg, join_pieces, read_header, shorten
 from tests.factories import encode, photographs
 from tests.odd_images import jpeg_of_size, odd_files, with_sampling
 
@@ -30,7 +30,7 @@ SAMPLINGS = ("4:2:0", "4:2:2", "4:4:4", "4:4:0", "4:1:1", "gray")
 
 
 def marked(height: int, width: int, sampling: str, quality: int, blocks: int) -> bytes:
-    """Return a JPEG of a part of a photograph with a restart marker after so many blocks.
+    """Return a JPEG of a part of a photograph with a restart marker after so many blocks, 0: none.
 
     Pillow writes no 4:4:0 and 4:1:1. But a block of these has the parts of one of 4:2:2 or 4:2:0:
     under another header that is a picture too, though a jumbled one.
@@ -62,7 +62,8 @@ def crops(draw: st.DrawFn) -> tuple[bytes, Box]:
     height, width = draw(st.integers(1, 130)), draw(st.integers(1, 130))
     sampling = draw(st.sampled_from(SAMPLINGS))
     in_a_row = blocks_in_a_row(width, sampling)
-    blocks = draw(st.sampled_from([n for n in range(1, in_a_row + 1) if in_a_row % n == 0]))
+    pieces = [n for n in range(1, in_a_row + 1) if in_a_row % n == 0]
+    blocks = draw(st.just(0) | st.sampled_from(pieces))
     box_height, box_width = draw(st.integers(1, height)), draw(st.integers(1, width))
     box = Box(
         top=draw(st.integers(0, height - box_height)),
@@ -87,21 +88,34 @@ def decode_crop(data: bytes, box: Box, worth: int = 0) -> Pixels:
     return cut(pixels, params.crop)
 
 
+def smaller_jpeg(data: bytes, box: Box) -> SmallerJpeg | None:
+    header = read_header(data)
+    return (join_pieces if header.blocks else shorten)(data, header, box, 0)
+
+
+def decoded(smaller: SmallerJpeg) -> Pixels:
+    """Return the pixels of a smaller JPEG by a decoder that does not mind what comes behind."""
+    return simplejpeg.decode_jpeg(
+        smaller.data, "RGB", fastdct=False, fastupsample=False, strict=False
+    )
+
+
 @given(crops())
-@settings(max_examples=400)
+@settings(max_examples=600)
 def test_a_crop_has_the_pixels_of_the_whole_image_whatever_its_sampling(case):
     data, box = case
-    header = read_header(data)
-    assert header is not None
-    joined = join_pieces(data, header, box, 0)
-    assert joined is not None
-    found = simplejpeg.decode_jpeg(joined.data, "RGB", fastdct=False, fastupsample=False)
-    moved = replace(box, top=box.top - joined.box.top, left=box.left - joined.box.left)
     whole = decode(data, "a.jpg", MOST)
-    assert_array_equal(cut(found, moved), cut(whole, box))
     assert_array_equal(decode_crop(data, box), cut(whole, box))
-    assert len(joined.data) <= len(data)
-    assert found.shape[:2] == (joined.box.height, joined.box.width)
+    smaller = smaller_jpeg(data, box)
+    if smaller is None:  # without markers, where its last rows are needed
+        assert not read_header(data).blocks
+        assert box.top + box.height + 32 > whole.shape[0]
+        return
+    found = decoded(smaller)
+    moved = replace(box, top=box.top - smaller.box.top, left=box.left - smaller.box.left)
+    assert_array_equal(cut(found, moved), cut(whole, box))
+    assert len(smaller.data) <= len(data)
+    assert found.shape[:2] == (smaller.box.height, smaller.box.width)
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
@@ -122,6 +136,17 @@ def test_no_more_is_decoded_than_the_pieces_around_the_crop():
     assert len(joined.data) < len(data) / 4
 
 
+@pytest.mark.parametrize(("bottom", "rows"), [(1, 16), (15, 16), (16, 32), (31, 32), (47, 48)])
+def test_without_markers_no_row_is_decoded_below_the_crop_and_a_pixel_more(bottom, rows):
+    data = marked(64, 128, "4:2:0", 90, 0)
+    image = EncodedImage(data=data, name="", max_pixels=MOST, worth=0)
+    box = Box(top=bottom - 1, left=100, height=1, width=20)
+    pixels, params = image.decode_for(lambda size: view_of(box))
+    assert pixels.shape == (rows, 128, 3)
+    assert params.crop == box
+    assert_array_equal(pixels[:bottom], decode(data, "", MOST)[:bottom])
+
+
 def test_one_pixel_more_on_each_side_is_needed_and_taken():
     data = marked(64, 128, "4:2:0", 90, 1)
     header = read_header(data)
@@ -140,10 +165,6 @@ def test_a_rim_of_less_than_three_samples_of_chroma_is_not_decoded_alone():
     assert found.box == Box(top=16, left=16, height=17, width=18)
 
 
-def without_markers() -> bytes:
-    return encode(photographs()[0][:100, :100])
-
-
 def changed(data: bytes, marker: int, offset: int, value: int) -> bytes:
     """Return a JPEG with another byte so many behind its first marker of a kind."""
     changed = bytearray(data)
@@ -152,9 +173,9 @@ def changed(data: bytes, marker: int, offset: int, value: int) -> bytes:
 
 
 DATA = marked(100, 128, "4:2:0", 80, 2)
+PLAIN = marked(100, 128, "4:2:0", 80, 0)
 
 NOT_TAKEN_APART = {
-    "no markers": without_markers(),
     "progressive": encode(photographs()[0][:100, :128], progressive=True, restart_marker_blocks=2),
     "cmyk": encode(photographs()[0][:100, :128], mode="CMYK", restart_marker_blocks=2),
     "4:4:1": with_sampling(DATA, 1, 4),
@@ -171,7 +192,6 @@ NOT_TAKEN_APART = {
     "four components": changed(DATA, 0xC0, 9, 4),
     "a scan of one component": changed(DATA, 0xDA, 4, 1),
     "a scan of some coefficients": changed(DATA, 0xDA, 12, 62),
-    "no interval": changed(DATA, 0xDD, 5, 0),
     "a short interval": changed(DATA, 0xDD, 3, 3),
     "a length beyond the end": changed(DATA, 0xDB, 2, 0xFF),
     "a length of nothing": changed(changed(DATA, 0xDB, 2, 0), 0xDB, 3, 0),
@@ -238,15 +258,38 @@ def outcome(make: Callable[[], Pixels]) -> tuple[object, ...]:
     return pixels.shape, pixels.tobytes()
 
 
+def test_markers_that_the_header_denies_are_found_by_the_decoder():
+    data = changed(DATA, 0xDD, 5, 0)
+    assert not read_header(data).blocks
+    box = Box(top=40, left=0, height=9, width=9)
+    assert shorten(data, read_header(data), box, 0) is not None
+    assert outcome(lambda: decode_crop(data, box)) == outcome(
+        lambda: cut(decode(data, "a.jpg", MOST), box)
+    )
+
+
+@pytest.mark.parametrize("behind", [b"", b"\xff\xd0", b"\xff\xda\x00\x08", b"\xff\xff", b"x"])
+def test_a_file_without_its_end_is_decoded_or_refused_as_a_whole(behind):
+    box = Box(top=0, left=0, height=9, width=9)
+    for end in (len(PLAIN) - 2, len(PLAIN) // 2):
+        data = PLAIN[:end] + behind
+        assert outcome(lambda data=data: decode_crop(data, box)) == outcome(
+            lambda data=data: cut(decode(data, "a.jpg", MOST), box)
+        )
+
+
+@pytest.mark.parametrize("sound", [DATA, PLAIN], ids=["markers", "none"])
 @given(
     st.lists(st.tuples(st.integers(2, 1 << 20), st.integers(0, 255)), min_size=1, max_size=3),
     st.integers(0, 90),
     st.integers(0, 100),
 )
 @settings(max_examples=400)
-def test_a_damaged_file_gives_the_pixels_of_a_full_decode_or_of_its_sound_part(damage, top, left):
+def test_a_damaged_file_gives_the_pixels_of_a_full_decode_or_of_its_sound_part(
+    sound, damage, top, left
+):
     """Whatever bytes change, nothing else is raised, and no other pixels are given."""
-    changed = bytearray(DATA)
+    changed = bytearray(sound)
     for at, value in damage:
         changed[at % len(changed)] = value
     data = bytes(changed)
@@ -287,21 +330,25 @@ def test_a_header_that_promises_more_pieces_than_there_are_bytes_asks_for_no_mem
     assert peak < 10 * len(data)
 
 
-def test_more_pixels_than_allowed_are_refused_before_pieces_are_looked_for():
-    data = marked(100, 128, "4:2:0", 80, 2)
+@pytest.mark.parametrize("data", [DATA, PLAIN], ids=["markers", "none"])
+def test_more_pixels_than_allowed_are_refused_before_pieces_are_looked_for(data):
     image = EncodedImage(data=data, name="a.jpg", max_pixels=100 * 128 - 1, worth=0)
     with pytest.raises(DecodeError, match="too-many-pixels"):
         image.decode_for(lambda size: view_of(Box(top=0, left=0, height=9, width=9)))
     with pytest.raises(DecodeError, match="too-many-pixels"):
         image.decode()
-    assert read_header(jpeg_of_size(60_000, 60_000)) is None
+    bomb = EncodedImage(data=jpeg_of_size(60_000, 60_000), name="b.jpg", max_pixels=MOST, worth=0)
+    with pytest.raises(DecodeError, match="too-many-pixels"):
+        bomb.decode_for(lambda size: view_of(Box(top=0, left=0, height=9, width=9)))
 
 
-def test_all_is_decoded_where_less_would_not_pay(monkeypatch):
+@pytest.mark.parametrize("blocks", [4, 0])
+def test_all_is_decoded_where_less_would_not_pay(monkeypatch, blocks):
     def fail(*args: object, **options: object) -> None:
         raise AssertionError
 
-    data = marked(200, 256, "4:2:0", 80, 4)
+    data = marked(200, 256, "4:2:0", 80, blocks)
+    assert regions._passes_over_the_rest()
     large, small = (Box(top=0, left=0, height=side, width=side) for side in (190, 20))
     monkeypatch.setattr(regions, "simplejpeg", fail)  # which ``decode`` does not use
     assert_array_equal(decode_crop(data, large, 1 << 14), cut(decode(data, "", MOST), large))
@@ -327,6 +374,47 @@ def test_a_decoder_that_refuses_the_smaller_file_or_gives_another_size_is_not_be
     assert_array_equal(decode_crop(DATA, box), whole)
 
 
+@pytest.mark.parametrize("complaint", ["", "Corrupt JPEG data: premature end of data segment"])
+def test_a_shortened_file_is_believed_with_the_complaint_of_its_rest_alone(monkeypatch, complaint):
+    box = Box(top=30, left=30, height=9, width=9)
+    assert regions._passes_over_the_rest()
+
+    class Broken:
+        def decode_jpeg(self, *args: object, buffer: Pixels, **options: object) -> Pixels:
+            buffer[:] = 0
+            if complaint:
+                raise ValueError(complaint)
+            return buffer
+
+    monkeypatch.setattr(regions, "simplejpeg", Broken())
+    assert_array_equal(decode_crop(PLAIN, box), cut(decode(PLAIN, "", MOST), box))
+
+
+def test_a_decoder_that_leaves_the_rows_out_when_it_complains_is_given_whole_images(monkeypatch):
+    box = Box(top=30, left=30, height=9, width=9)
+
+    class Careful:
+        """Writes into memory of its own first."""
+
+        encode_jpeg = staticmethod(simplejpeg.encode_jpeg)
+
+        def decode_jpeg(self, data: object, *args: object, buffer: Pixels | None = None, **options):
+            found = simplejpeg.decode_jpeg(data, *args, **options)
+            if buffer is not None:
+                buffer[:] = found
+            return found
+
+    monkeypatch.setattr(regions, "simplejpeg", Careful())
+    regions._passes_over_the_rest.cache_clear()
+    try:
+        assert not regions._passes_over_the_rest()
+        image = EncodedImage(data=PLAIN, name="", max_pixels=MOST, worth=0)
+        pixels, _ = image.decode_for(lambda size: view_of(box))
+        assert_array_equal(pixels, decode(PLAIN, "", MOST))
+    finally:
+        regions._passes_over_the_rest.cache_clear()
+
+
 @pytest.mark.parametrize("name", odd_files())
 def test_odd_files_are_decoded_or_refused_as_ever(name):
     image = EncodedImage(data=odd_files()[name], name=name, max_pixels=MOST, worth=0)
@@ -339,9 +427,10 @@ def test_odd_files_are_decoded_or_refused_as_ever(name):
     assert outcome(region) == outcome(lambda: cut(image.decode(), box))
 
 
-def test_the_size_that_a_view_is_drawn_for_is_that_of_the_whole_image():
+@pytest.mark.parametrize("data", [DATA, PLAIN], ids=["markers", "none"])
+def test_the_size_that_a_view_is_drawn_for_is_that_of_the_whole_image(data):
     drawn = []
-    image = EncodedImage(data=DATA, name="", max_pixels=AugmentConfig().max_pixels, worth=0)
+    image = EncodedImage(data=data, name="", max_pixels=AugmentConfig().max_pixels, worth=0)
     image.decode_for(
         lambda size: drawn.append(size) or view_of(Box(top=0, left=0, height=5, width=5))
     )
