@@ -211,14 +211,14 @@ class _Method:
 
 
 @contextmanager
-def made_up_cluster(teachers: int) -> Iterator[Clock]:
+def made_up_cluster(teachers: int, store_bytes: float = 300e9) -> Iterator[Clock]:
     """Let ``jobs.cluster`` find a cluster with so many GPUs, eight a machine."""
     from jobs import cluster, joining
     from jobs.sizing import Machine
     from jobs.supervisor import Resource
 
     machines = {
-        f"{number:056x}": Machine(cpus=128, gpus=8, store_bytes=300e9)
+        f"{number:056x}": Machine(cpus=128, gpus=8, store_bytes=store_bytes)
         for number in range(-(-teachers // 8))
     }
     clock, draws, names = Clock(), random.Random(0), itertools.cycle(machines)

@@ -15,12 +15,19 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import ray
-from ray.exceptions import GetTimeoutError, RayTaskError, TaskCancelledError, WorkerCrashedError
+from ray.exceptions import (
+    GetTimeoutError,
+    NodeDiedError,
+    ObjectLostError,
+    RayTaskError,
+    TaskCancelledError,
+    WorkerCrashedError,
+)
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs.sizing import Share
 from jobs.supervisor import PARTS_IN_FLIGHT, Patience
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, TryAgainError
 from pipeline.files.cache import ShardFile
 from pipeline.files.sharing import SharedPaths, unseen_path
 from pipeline.identity import TeacherIdentity
@@ -50,9 +57,13 @@ __all__ = [
 
 CRASHES_PER_TASK = 3  # that may be chance; then its images are looked at
 PROBES_PER_TASK = 3
+READS = 3  # of a shard for one part
+FETCHES = 3  # of one group from the node that made it, each made anew
 TIMES = 64  # of the latest augmentations, from which the usual time of one is taken
-FIRST_GROUP = 4.0  # times ``hang_seconds``, for augmentation whose usual time nobody knows yet
 STARVED_SECONDS = 10.0  # at most; less where a teacher is soon presumed hung
+
+UNREACHED = (GetTimeoutError, NodeDiedError, ObjectLostError)
+"""What is raised where something was made, or may be, and does not reach who waits for it."""
 
 Crashing: TypeAlias = dict[str, frozenset[int]]
 """By the hash of a shard's keys: its images that end whatever decodes them, as far as is known."""
@@ -198,16 +209,31 @@ class TeacherActor:
         # Elsewhere, for here Python's lock would be held beside the teacher.
         ref = read_remotely.remote(order)
         groups = self._augmented(order.tasks(), lean)
-        committed = self._worker.label_part(order, groups, partial(self._contents, ref))
+        committed = self._worker.label_part(order, groups, partial(self._contents, order, ref))
         return Labelled(committed=committed, progress=self._progress())
 
-    def _contents(self, ref: Any) -> ShardContents:
+    def _contents(self, order: PartOrder, ref: Any) -> ShardContents:
+        """Return what was read; where nothing comes for too long, have it read elsewhere."""
+        why = ""
         with self._waiting():
-            try:
-                found: ShardContents = ray.get(ref, timeout=self._settings.patience.loading_seconds)
-            except RayTaskError as error:
-                raise _as_raised(error) from error
-        return found
+            for time_more in range(READS):
+                limit = self._settings.patience.first_seconds * 2**time_more
+                try:
+                    found: ShardContents = ray.get(ref, timeout=limit)
+                except UNREACHED as error:
+                    why = _one_line(error)
+                    self._words.append(f"{order.shard.name} was not read in {limit:.0f} s: {why}")
+                    ray.cancel(ref, force=True)
+                    ref = read_remotely.remote(order)
+                except RayTaskError as error:
+                    raise _as_raised(error) from error
+                else:
+                    return found
+        ray.cancel(ref, force=True)
+        raise TryAgainError(
+            f"{order.shard.name} was not read, {READS} times ({why}); do all nodes reach it, are "
+            "CPUs free, and do the nodes reach one another? Run the same command again"
+        )
 
     @contextmanager
     def _waiting(self) -> Iterator[None]:
@@ -279,6 +305,7 @@ class _Augmentation:
         )
         self._crashing = crashing  # of all parts
         self._probed: Counter[tuple[int, int]] = Counter()  # by group and first view
+        self._unreached: Counter[tuple[int, int]] = Counter()
         self._patience = patience
         self._under_way: dict[Any, GroupTask] = {}  # by the call's reference
         self._submitted: dict[Any, float] = {}
@@ -343,8 +370,12 @@ class _Augmentation:
         task, submitted = self._under_way[ref], self._submitted[ref]
         self._forget(ref)
         try:
-            group: AugmentedGroup = ray.get(ref, timeout=self._patience.loading_seconds)
+            group: AugmentedGroup = ray.get(ref, timeout=self._patience.hang_seconds)
         except TaskCancelledError:
+            self._submit_again(task)
+            return None
+        except UNREACHED as error:
+            self._note_unreached(task, error)
             self._submit_again(task)
             return None
         except WorkerCrashedError as error:
@@ -361,9 +392,29 @@ class _Augmentation:
             self.words.append(f"what hung was augmented elsewhere, {now - since:.1f} s after that")
         return group
 
+    def _note_unreached(self, task: GroupTask, error: Exception) -> None:
+        """Tell of a group that was made and is not here; raise if that is no accident."""
+        self._unreached[task.group, task.first_view] += 1
+        times = self._unreached[task.group, task.first_view]
+        name = f"{task.path}, group {task.group}"
+        if times >= FETCHES:
+            raise TryAgainError(
+                f"{name}: its views were made {times} times and did not come to the teacher's node "
+                f"({_one_line(error)}); do the nodes reach one another at all ports of Ray, and is "
+                "shared memory free? Run the same command again"
+            ) from error
+        self.words.append(
+            f"{name}: its views did not come from the node that made them, and are made again: "
+            f"{_one_line(error)}"
+        )
+
     def _find_crashing(self, task: GroupTask, error: Exception) -> None:
         """Note the images that crash their decoder; raise ``PipelineError`` for another cause."""
         self._probed[task.group, task.first_view] += 1
+        self.words.append(
+            f"{task.path}, group {task.group}: its augmentation crashed {CRASHES_PER_TASK + 1} "
+            "times; its images are decoded one by one, to find which one it is"
+        )
         ref = probe_remotely.remote(task)
         try:
             found: dict[int, Fate] = ray.get(ref, timeout=self._patience.loading_seconds)
@@ -391,7 +442,7 @@ class _Augmentation:
         patience = self._patience
         times = list(self._times)  # other threads add to it
         if not times:
-            return FIRST_GROUP * patience.hang_seconds * self._limit_factor
+            return patience.first_seconds * self._limit_factor
         usual = statistics.median(times)
         return max(patience.hang_seconds, patience.hang_factor * usual) * self._limit_factor
 
@@ -435,6 +486,11 @@ class _Augmentation:
         for ref in list(refs):
             ray.cancel(ref, force=True)
             self._forget(ref)
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _as_raised(error: RayTaskError) -> BaseException:

@@ -34,7 +34,7 @@ from jobs.actors import (
     summarize_remotely,
 )
 from jobs.draining import Drain
-from jobs.joining import RayConnection, death_of, fault_of, within
+from jobs.joining import RayConnection, Waiting, death_of, fault_of, within
 from jobs.metrics import HELP, Flow
 from jobs.sizing import Share, ShareRule, auto_teachers, machine_for_cpu_teacher
 from jobs.supervisor import (
@@ -101,6 +101,7 @@ class Cluster:
         self._looked = -LOOK_SECONDS
         self._told: dict[int, Progress] = {}  # what each teacher has said last
         self._gauges: dict[str, Gauge] = {}
+        self._store_missing: float | None = None  # bytes, once that was looked at
         try:
             self._plan_teachers(make_worker)
         except BaseException:
@@ -193,17 +194,11 @@ class Cluster:
 
     def _wait(self, ref: Any, what: str) -> Any:
         """Return what a call gives, in the time that a teacher has to load."""
-        end = time.monotonic() + self._patience.loading_seconds
+        waiting = Waiting(self._connection, what, self._patience.loading_seconds)
         with self._drain.asked():
             while not ray.wait([ref], timeout=0.5)[0]:
                 self._drain.check()
-                self._connection.require_raylet()
-                if time.monotonic() > end:
-                    raise TryAgainError(
-                        f"{what} took more than {self._patience.loading_seconds:.0f} s; are CPUs "
-                        "free in the cluster, and do its nodes reach the shards? Run the same "
-                        "command again"
-                    )
+                waiting.look()
             try:
                 return ray.get(ref, timeout=ANSWER_SECONDS)
             except RayError as error:
@@ -247,6 +242,9 @@ class Cluster:
     def preflight(self, shards: IndexedShards) -> Preflight:
         """Try the teacher out."""
         report: Preflight = self._ask_one(_TRY_OUT, lambda actor: actor.preflight.remote(shards))
+        mix = self._config.effective_mixing
+        groups = report.rows_per_batch / (mix.group_size * mix.block_views)
+        self._supervisor.tried(report.batch_seconds / groups)
         return report
 
     def _ask_one(self, work: Work, call: Callable[[Any], Any]) -> Any:
@@ -280,6 +278,7 @@ class Cluster:
             again=sum(one.again for one in told.values()),
             lost=sum(state is State.LOST for state in states.values()),
             parts_again=self._supervisor.taken_back,
+            store_missing=self._store_missing or 0.0,
         )
 
     def export(self, values: dict[str, float]) -> None:
@@ -338,7 +337,11 @@ class Cluster:
         pause = max(PULSE_SECONDS, len(self._running) / PULSES_PER_SECOND)
         for number, running in self._running.items():
             asked = any(kind == "progress" for kind, _ in running.calls.values())
-            if states[number] is State.LABELLING and now - running.asked > pause and not asked:
+            if (
+                states[number] in (State.LOADING, State.LABELLING)
+                and now - running.asked > pause
+                and not asked
+            ):
                 running.calls[running.actor.progress.remote()] = ("progress", None)
                 running.asked = now
 
@@ -395,6 +398,7 @@ class Cluster:
             running = self._running[number]
             running.home = str(answer)
             share = self._share_of(running.home)
+            self._note_small_stores()
             running.calls[running.actor.load.remote(share)] = ("load", None)
         elif kind == "load":
             supervisor.loaded(number, now)
@@ -446,11 +450,45 @@ class Cluster:
         return Counter(one.home for one in self._running.values() if one.home is not None)
 
     def _share_of(self, home: str) -> Share:
+        return self._rule.share(self._machines, home, self._teachers_at(home), self._teachers)
+
+    def _teachers_at(self, home: str) -> int:
         here = self._at_home()[home]
         if self._on_gpu and home in self._machines:
             # Others are still being placed: Ray gives a machine's GPUs to one after the other.
             here = max(here, min(self._machines[home].gpus * self._per_gpu, self._teachers))
-        return self._rule.share(self._machines, home, here, self._teachers)
+        return here
+
+    def _note_small_stores(self) -> None:
+        """Say once where shared memory is too small; augmentation waits for room in silence."""
+        if self._store_missing is not None:
+            return
+        self._store_missing = 0.0
+        own = next(iter(self._machines.values()), None)
+        memory = joining.shared_memory_bytes()
+        if not self._connection.joined and own is not None and memory < own.store_bytes:
+            _log.warning(
+                f"/dev/shm has {memory / 1e6:.0f} MB, so Ray keeps views in files of its temporary "
+                f"directory, which is slower; {own.store_bytes / 1e6:.0f} MB fit: give a container "
+                "more (Docker's --shm-size)"
+            )
+        missing: dict[str, tuple[float, float]] = {}
+        for home, machine in self._machines.items():
+            there = self._teachers_at(home)
+            wanted = self._rule.store_bytes(self._machines, home, there, self._teachers)
+            if machine.store_bytes < wanted:
+                missing[home] = wanted - machine.store_bytes, wanted
+        if not missing:
+            return
+        worst = max(missing, key=lambda home: missing[home])
+        self._store_missing, wanted = missing[worst]
+        others = f" ({len(missing) - 1} more are too small)" if len(missing) > 1 else ""
+        has = f"{self._machines[worst].store_bytes / 1e6:.0f} MB{others}"
+        _log.warning(
+            f"Ray's shared memory on node {worst[:8]} is {has}: there augmentation waits for room. "
+            f"{math.ceil(wanted / 1e6)} MB fit: give `ray start --object-store-memory`, and a "
+            "container as much of /dev/shm"
+        )
 
     def _start_teacher(self, home: str | None) -> Any:
         strategy: Any = "DEFAULT"

@@ -10,6 +10,7 @@ import math
 import os
 import queue
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -37,6 +38,7 @@ from pipeline.errors import ConfigError, PipelineError, TryAgainError
 __all__ = [
     "ClusterState",
     "RayConnection",
+    "Waiting",
     "death_of",
     "fault_of",
     "in_one_line",
@@ -44,22 +46,33 @@ __all__ = [
     "within",
 ]
 
+_log = logging.getLogger(__name__)
+
 CONNECT_SECONDS = 25.0
 START_SECONDS = 120.0  # of a Ray of our own, on a machine that is busy
 PROBE_SECONDS = 5.0
 HEAD_SECONDS = 40.0  # without the head; Ray itself ends a driver after 60, as no fault of anybody's
 LEAVE_SECONDS = 10.0
 RESOURCES_SECONDS = 3.0  # between two looks at what the cluster has
+SAY_SECONDS = 10.0  # between two words about what is waited for
 MARK = "TEACHER_LABELS_RAY"  # in the environment of every process that our Ray starts
 
 Result = TypeVar("Result")
 
 
-def within(seconds: float, what: str, call: Callable[[], Result], *, stay: bool = False) -> Result:
+def within(
+    seconds: float,
+    what: str,
+    call: Callable[[], Result],
+    *,
+    stay: bool = False,
+    look: Callable[[], None] = lambda: None,
+) -> Result:
     """Return a call's result; raise ``TryAgainError`` if it takes longer.
 
     Ray's calls may wait for ever, and signals are not heard meanwhile: so they wait in a thread.
     With ``stay`` that lives on, since Linux ends processes with the thread that started them.
+    ``look`` is called now and then, and what it raises ends the wait.
     """
     answer: queue.SimpleQueue[tuple[Result | None, BaseException | None]] = queue.SimpleQueue()
 
@@ -79,6 +92,7 @@ def within(seconds: float, what: str, call: Callable[[], Result], *, stay: bool 
             if error is not None:
                 raise error
             return result  # type: ignore[return-value]
+        look()
         if time.monotonic() > end:
             raise TryAgainError(
                 f"{what} took more than {seconds:.0f} s; run the same command again"
@@ -229,6 +243,48 @@ class RayConnection:
                 self._reaper.communicate(timeout=LEAVE_SECONDS)
 
 
+class Waiting:
+    """A wait for one thing that needs CPUs or GPUs: it is said, and has an end."""
+
+    def __init__(
+        self,
+        connection: RayConnection,
+        what: str,
+        seconds: float,
+        *,
+        kind: str = "CPU",
+        need: float = 1.0,
+    ) -> None:
+        self._connection, self._what, self._seconds = connection, what, seconds
+        self._kind, self._need = kind, need
+        self._resources: Mapping[str, Resource] = {}
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin to wait, or begin anew as something has come."""
+        self._began = self._said = time.monotonic()
+
+    def look(self) -> None:
+        """Say what is waited for where that is long; raise ``TryAgainError`` if it is too long."""
+        self._connection.require_raylet()
+        state, now = self._connection.state(), time.monotonic()
+        if state is not None:
+            self._resources = state.resources
+        there, kind, has = self._resources.get(self._kind), self._kind, ""
+        if there is not None:
+            has = f": {self._need:g} {kind}, of {there.total:g} in the cluster {there.free:g} free"
+        if now - self._began > self._seconds:
+            raise TryAgainError(
+                f"{self._what} took more than {self._seconds:.0f} s{has}; free some, or see "
+                "that the nodes reach the files, and run the same command again"
+            )
+        if now - self._said < SAY_SECONDS:
+            return
+        if there is None or there.free < self._need:
+            self._said = now
+            _log.warning(f"{self._what} has to wait, for {now - self._began:.0f} s by now{has}")
+
+
 @contextmanager
 def _silence(wanted: bool) -> Iterator[None]:
     """Keep stderr from what Ray's client writes there on its own while it tries to join."""
@@ -243,6 +299,14 @@ def _silence(wanted: bool) -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+def shared_memory_bytes() -> float:
+    """Return the size of this machine's shared memory, of which Ray's objects take a part."""
+    try:
+        return float(shutil.disk_usage("/dev/shm").total)
+    except OSError:  # not on this system
+        return math.inf
 
 
 def state_now() -> ClusterState:

@@ -29,6 +29,7 @@ class Flow:
     again: int = 0  # groups that were augmented again, as a process died or hung
     lost: int = 0  # teachers that died or hung
     parts_again: int = 0  # that they had: two each, at most
+    store_missing: float = 0.0  # bytes of shared memory that a machine lacks, at most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +133,7 @@ class Metrics:
             "groups_augmented_again": flow.again,
             "teachers_lost": flow.lost,
             "parts_labelled_again": flow.parts_again,
+            "shared_memory_bytes_missing": round(flow.store_missing),
         }
 
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -16,7 +15,7 @@ if __name__ == "__main__":  # run by path: the directory above holds the package
 
 from jobs.label_teacher import prepare_environment
 from pipeline.cli import commands
-from pipeline.errors import PipelineError, TryAgainError, require_package
+from pipeline.errors import PipelineError, require_package
 from pipeline.files.local import LocalFolder, open_folder
 from pipeline.files.objects import is_url
 from pipeline.shards.packing import PackConfig, PackedShard, PlannedShard, write_shard
@@ -59,21 +58,22 @@ def _written(
     import ray
     from ray.exceptions import RayError, WorkerCrashedError
 
-    from jobs.joining import fault_of
+    from jobs.joining import Waiting, fault_of
 
     # One thread: the cluster's other cores write other shards.
     write = ray.remote(num_cpus=1, max_retries=CRASHES_PER_SHARD)(write_shard)
     waiting = list(reversed(planned))
     under_way: dict[Any, PlannedShard] = {}
-    last = time.monotonic()
+    still = Waiting(connection, "writing a shard", STILL_SECONDS)
     while waiting or under_way:
         while waiting and len(under_way) < window:
             shard = waiting.pop()
             under_way[write.remote(config, shard, 1)] = shard
-        connection.require_raylet()
+        still.look()
         ready, _ = ray.wait(list(under_way), num_returns=1, timeout=1.0)
         for ref in ready:
-            shard, last = under_way.pop(ref), time.monotonic()
+            shard = under_way.pop(ref)
+            still.begin()
             try:
                 yield ray.get(ref, timeout=10.0)
             except WorkerCrashedError as error:
@@ -83,11 +83,6 @@ def _written(
                 ) from error
             except (RayError, OSError) as error:
                 raise fault_of(error, f"writing {shard.name}") from error
-        if time.monotonic() - last > STILL_SECONDS:
-            raise TryAgainError(
-                f"no shard was finished in {STILL_SECONDS:.0f} s, {len(under_way)} are under way; "
-                "are CPUs free, and do all nodes see the images?"
-            )
 
 
 def _remove_torn(config: PackConfig, planned: Sequence[PlannedShard]) -> None:

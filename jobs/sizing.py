@@ -53,14 +53,33 @@ class ShareRule:
         """
         own = machines.get(home, Machine(cpus=1, gpus=0, store_bytes=math.inf))
         own_cpus = own.cpus / here
-        all_cpus = sum(one.cpus for one in machines.values()) / teachers
-        wanted = GROUPS_PER_CPU * max(own_cpus, all_cpus)
-        room = min(self.window_bytes, STORE_SHARE * own.store_bytes / here)
-        fitting = int(room / self.parts / self.group_bytes) - LABELLED
-        window = max(1, min(math.ceil(wanted), fitting))
+        room = STORE_SHARE * own.store_bytes / here
+        wanted = self._window(machines, own_cpus, teachers)
+        window = max(1, min(wanted, self._fitting(room)))
         # A quarter more than its cores, so that none waits for the next task.
         local = math.ceil(1.25 * own_cpus / self.parts) if len(machines) > 1 else 0
         return Share(threads=max(1, int(own_cpus)), window=window, local=min(window, local))
+
+    def _window(self, machines: Machines, own_cpus: float, teachers: int) -> int:
+        """Return how many groups of a part keep all cores busy, or as many as are allowed."""
+        all_cpus = sum(one.cpus for one in machines.values()) / teachers
+        wanted = math.ceil(GROUPS_PER_CPU * max(own_cpus, all_cpus))
+        return max(1, min(wanted, self._fitting(self.window_bytes)))
+
+    def _fitting(self, room: float) -> int:
+        return int(min(room, 1e18) / self.parts / self.group_bytes) - LABELLED
+
+    def store_bytes(self, machines: Machines, home: str, here: int, teachers: int) -> float:
+        """Return how large a machine's object store is to be, with ``here`` of all teachers.
+
+        In a smaller one augmentation waits for room. One without a teacher holds what its cores
+        have made until that is fetched.
+        """
+        own = machines[home]
+        if not here:
+            return GROUPS_PER_CPU * own.cpus * self.group_bytes
+        groups = self.parts * (self._window(machines, own.cpus / here, teachers) + LABELLED)
+        return groups * self.group_bytes * here / STORE_SHARE
 
 
 def auto_teachers(machines: Machines, *, on_gpu: bool, per_gpu: int = 1) -> int:

@@ -47,6 +47,8 @@ class Question:
 PARTS_IN_FLIGHT = 2  # of a teacher: one's first groups are augmented beside the other
 _TIMES = 64  # of the latest groups or parts, from which the usual time of one is taken
 _LONGEST_PAUSE = 60.0  # between teachers that die while they load
+_FIRST = 4.0  # times ``hang_seconds``, for what nobody knows the usual time of
+_TIMES_LOADING = 4.0  # a first part in times of its teacher's loading: the same disks and network
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,11 +57,16 @@ class Patience:
 
     hang_seconds: float = 60.0  # without progress, at least
     hang_factor: float = 20.0  # times the usual time of a group, or of a part around its groups
-    loading_seconds: float = 1800.0  # also for the first group, whose time nobody knows
+    loading_seconds: float = 1800.0  # also for the trial
     wait_seconds: float = 600.0  # for the cluster to have room
     say_seconds: float = 10.0  # between two words about it
     in_flight: int = PARTS_IN_FLIGHT
     deaths: int = 4  # of teachers, on one part or while they load; then it is no accident
+
+    @property
+    def first_seconds(self) -> float:
+        """For a first group, and for a teacher to answer anything at all."""
+        return _FIRST * self.hang_seconds
 
     @staticmethod
     def of(hang_seconds: float, wait_seconds: float) -> Patience:
@@ -163,7 +170,8 @@ class _Teacher:
     replaces: float | None = None  # when one that was lost had last shown progress
     starved: bool = False  # waits for augmentation
     closing: bool = False  # has labelled all groups of what it has
-    heard: float = 0.0  # when it last told how far it is
+    heard: float = 0.0  # when it last answered
+    loading: float = 0.0  # seconds that it took
 
     @property
     def is_up(self) -> bool:
@@ -199,6 +207,7 @@ class Supervisor:
         self._taken_back = 0
         self._verdict: GiveUp | None = None
         self._draining = False
+        self._group_seconds = 0.0  # that a teacher takes for a group, by the trial
 
     def begin(self, works: Iterable[Work]) -> None:
         """Add work."""
@@ -207,6 +216,10 @@ class Supervisor:
     def want(self, teachers: int) -> None:
         """Say how many teachers the job may have from now on."""
         self._wanted = teachers
+
+    def tried(self, group_seconds: float) -> None:
+        """Note how long a teacher took for a group, before any pace is known."""
+        self._group_seconds = group_seconds
 
     def drain(self) -> None:
         """Hand out nothing more, and ask for nobody."""
@@ -242,12 +255,13 @@ class Supervisor:
         """Note that a teacher's process runs, and loads."""
         one = self._teachers[teacher]
         if one.state is State.ASKED:
-            one.state, one.since = State.LOADING, now
+            one.state, one.since, one.heard = State.LOADING, now, now
 
     def loaded(self, teacher: int, now: float) -> None:
         """Note that a teacher can label."""
         one = self._teachers[teacher]
         if one.state in (State.ASKED, State.LOADING):
+            one.loading = now - one.since
             one.state, one.since = State.IDLE, now
             self._failed_loads = 0
 
@@ -278,7 +292,7 @@ class Supervisor:
         if not isinstance(work, Question):
             one.pace.parts.append(seconds)
             self._pace.parts.append(seconds)
-        one.since = one.last_part = now
+        one.since = one.last_part = one.heard = now
         self._note_replaced(one, now)
         if not one.work:
             one.state = State.IDLE
@@ -358,21 +372,14 @@ class Supervisor:
         return decisions
 
     def _presumed_hung(self, now: float) -> Iterable[Decision]:
-        least = min(self._patience.hang_seconds, self._patience.loading_seconds)
+        slow: list[tuple[float, float, str]] = []  # that nobody knows the pace of
+        least = min(self._patience.hang_seconds, self._patience.loading_seconds) / 2
         for number, one in self._teachers.items():
             # With a thousand teachers, what is usual for each is worked out for few of them.
-            if now - one.since <= least:
+            if now - one.since <= least or one.state not in (State.LOADING, State.LABELLING):
                 continue
-            limit = {
-                State.LOADING: self._patience.loading_seconds,
-                State.LABELLING: self._part_limit(one),
-            }.get(one.state)
-            # One that tells that it waits for augmentation is not hung: that is ended where it
-            # hangs, and looked into where it crashes. For CPUs that others have see _waited_for;
-            # where some are free, another teacher may have more luck in the end.
-            stuck = now - one.since > self._patience.loading_seconds and self._free("CPU") >= 1
-            quiet = now - (max(one.since, one.heard) if one.starved and not stuck else one.since)
-            if limit is not None and quiet > limit:
+            quiet, limit = self._quiet_of(one, now)
+            if quiet > limit:
                 doing = "loading" if one.state is State.LOADING else "labelling"
                 yield Say(
                     f"a teacher made no progress in {quiet:.1f} s of {doing}, of the "
@@ -381,14 +388,47 @@ class Supervisor:
                 )
                 self.died(number, Death.HUNG, f"for {limit:.0f} s", now)
                 yield End(number)
+            elif quiet > least and (what := self._first_of(one)):
+                slow.append((quiet, limit, f"{what} of teacher {number}"))
+        if slow and now - self._said.get("first", -least) >= least:
+            self._said["first"] = now
+            quiet, limit, what = max(slow)
+            others = f", and {len(slow) - 1} more" if len(slow) > 1 else ""
+            yield Say(f"waiting for {what}{others}: {quiet:.0f} s of the {limit:.0f} s that it has")
 
-    def _part_limit(self, one: _Teacher) -> float:
-        usual = one.pace.usual(closing=one.closing)
-        if usual is None:
-            usual = self._pace.usual(closing=one.closing)
-        if usual is None or any(isinstance(work, Question) for work in one.work):
-            return self._patience.loading_seconds
-        return max(self._patience.hang_seconds, self._patience.hang_factor * usual)
+    def _first_of(self, one: _Teacher) -> str:
+        """Return what a teacher does of which nobody knows how long it takes, if it does."""
+        if one.state is State.LOADING:
+            return "the start"
+        asked = next((work for work in one.work if isinstance(work, Question)), None)
+        return str(asked or ("" if self._usual(one) else "the first part"))
+
+    def _usual(self, one: _Teacher) -> float | None:
+        """Return the usual time to a teacher's next progress, by its own pace or that of others."""
+        own = one.pace.usual(closing=one.closing)
+        return self._pace.usual(closing=one.closing) if own is None else own
+
+    def _quiet_of(self, one: _Teacher, now: float) -> tuple[float, float]:
+        """Return for how long a teacher made no progress, and how long it may."""
+        patience, usual = self._patience, self._usual(one)
+        # One that tells that it waits for augmentation is not hung: that is ended where it hangs,
+        # and looked into where it crashes. For CPUs that others have see _waited_for; where some
+        # are free, another teacher may have more luck in the end.
+        stuck = now - one.since > patience.loading_seconds and self._free("CPU") >= 1
+        quiet = now - (max(one.since, one.heard) if one.starved and not stuck else one.since)
+        if one.state is State.LOADING or any(isinstance(work, Question) for work in one.work):
+            limit = patience.loading_seconds
+        elif usual is not None:
+            limit = max(patience.hang_seconds, patience.hang_factor * usual)
+        else:
+            limit = max(
+                patience.first_seconds,
+                patience.hang_factor * self._group_seconds,
+                _TIMES_LOADING * one.loading,
+            )
+        # Whatever it does, it answers. One that is stopped, or whose machine is, does not.
+        unheard = now - one.heard, patience.first_seconds
+        return max((quiet, limit), unheard, key=lambda pair: pair[0] / pair[1])
 
     def _waited_for(self, now: float) -> Iterable[Decision]:
         teachers = self._teachers.values()
@@ -462,7 +502,7 @@ class Supervisor:
                 if self._queue and len(one.work) < most and self._may_take(one, self._queue[0]):
                     work = self._queue.popleft()
                     if one.state is State.IDLE:
-                        one.state, one.since = State.LABELLING, now
+                        one.state, one.since, one.heard = State.LABELLING, now, now
                     one.work[work] = now
                     self._under_way += 1
                     yield HandOut(number, work, self._deaths[work])

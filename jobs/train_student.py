@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -24,11 +26,16 @@ from student.cli import _parse, tell_after_training
 from student.config import TrainConfig
 
 if TYPE_CHECKING:
+    from jobs.joining import RayConnection
     from student.checkpoint import Checkpoint
 
 __all__ = ["RayTrainConfig", "main", "train_on_ray"]
 
 EXIT_AGAIN = 75  # as of a label job: the same command may do better
+ROOM_SECONDS = 600.0  # that the cluster has to have room for all ranks
+STARTS = 10  # of all ranks for which room is missing in the end; Ray waits a minute each time
+
+_LIMIT = "controller_failure_limit"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +72,7 @@ def train_on_ray(config: TrainConfig, ranks: RayTrainConfig) -> Checkpoint:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from jobs.joining import RayConnection
+    from jobs.joining import RayConnection, within
     from student.checkpoint import LAST, open_checkpoint
     from student.inputs import open_inputs
     from student.output import file_here, open_output
@@ -79,7 +86,9 @@ def train_on_ray(config: TrainConfig, ranks: RayTrainConfig) -> Checkpoint:
 
     checkpoint_to_resume(config, open_output(config.output))  # or another run's files are there
     gpus = config.run.device == "cuda"
-    with contextlib.closing(RayConnection.open()), TemporaryDirectory() as files:
+    # Ray Train's first version has no such limit.
+    limits: dict[str, Any] = {_LIMIT: STARTS} if hasattr(FailureConfig, _LIMIT) else {}
+    with contextlib.closing(RayConnection.open()) as ray, TemporaryDirectory() as files:
         trainer = TorchTrainer(
             _train_rank,
             train_loop_config={"config": config, "directory": str(Path.cwd())},
@@ -93,15 +102,34 @@ def train_on_ray(config: TrainConfig, ranks: RayTrainConfig) -> Checkpoint:
                 # For its own files. It is given no checkpoint, so only its controller sees them,
                 # which is where this process is.
                 storage_path=files,
-                failure_config=FailureConfig(max_failures=ranks.max_failures),
+                failure_config=FailureConfig(max_failures=ranks.max_failures, **limits),
             ),
         )
+        _wait_for_room(ray, ranks, gpus=gpus)
         try:
-            trainer.fit()
+            within(math.inf, "training", trainer.fit, look=ray.require_raylet)
         except (RayError, RuntimeError) as error:
             raise _cause_of(error, ranks) from error
     with file_here(config.output_file(LAST)) as last:
         return open_checkpoint(last)
+
+
+def _wait_for_room(ray: RayConnection, ranks: RayTrainConfig, *, gpus: bool) -> None:
+    """Wait until all ranks have room at a time; Ray itself would, without a word."""
+    from jobs.joining import Waiting, state_now
+
+    needs = {"CPU": ranks.ranks * ranks.cpus_per_rank, "GPU": float(ranks.ranks * gpus)}
+    for kind, need in needs.items():
+        there = state_now().resources[kind]
+        if there.total < need and not ray.joined:  # a cluster may grow
+            raise ConfigError(
+                f"`ranks` is {ranks.ranks}, which take {need:g} {kind} in all, and this machine "
+                f"has {there.total:g}; use fewer, or less of `cpus_per_rank`"
+            )
+        waiting = Waiting(ray, "the start of the ranks", ROOM_SECONDS, kind=kind, need=need)
+        while state_now().resources[kind].free < need:
+            waiting.look()
+            time.sleep(1.0)
 
 
 def _cause_of(error: Exception, ranks: RayTrainConfig) -> PipelineError:
@@ -111,6 +139,11 @@ def _cause_of(error: Exception, ranks: RayTrainConfig) -> PipelineError:
         inner = getattr(one, "cause", None) or one
         if isinstance(inner, PipelineError) and type(inner).__name__ != "SilentError":
             return inner
+    if "startup timed out" in str(error):
+        return TryAgainError(
+            f"the cluster had no room for {ranks.ranks} ranks at a time for {STARTS} minutes in "
+            "all; run the same command again with `resume` auto"
+        )
     line = next(iter(str(error).splitlines()), type(error).__name__)
     return TryAgainError(
         f"ranks were lost more often than `max_failures` {ranks.max_failures} ({line}); run the "

@@ -141,7 +141,7 @@ class RunSettings:
     """After SIGTERM, time to finish parts under way before they are abandoned."""
     hang_seconds: float = 60.0
     """A teacher that labels no group of views for so long, and for 20 times its usual time, is
-    presumed hung and replaced; for loading and for the first group it has 30 times as long."""
+    presumed hung and replaced. For the first group it has 4 times as long, for loading 30 times."""
     wait_seconds: float = 600.0
     """How long to wait for the cluster to have a GPU or CPU free before giving up."""
     metrics_file: Path | None = None

@@ -13,11 +13,13 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from ray.exceptions import GetTimeoutError, ObjectLostError
 
 from jobs import actors
 from jobs.actors import ActorSettings, _Augmentation
 from jobs.sizing import Machine, Share, ShareRule
 from jobs.supervisor import Patience
+from pipeline.errors import TryAgainError
 from pipeline.labelling.forward import ahead
 
 PATIENCE = Patience(hang_seconds=10.0)
@@ -63,6 +65,9 @@ class Processes:
                 return ready[:1], [ref for ref in refs if ref not in ready[:1]]
             self.now += SECONDS
 
+    def group_of(self, ref: int) -> int:
+        return self._groups[ref]
+
     def cancel(self, ref: int, force: bool) -> None:
         if self._busy.pop(ref, None) is not None:
             self.ended.append(self._groups[ref])
@@ -103,6 +108,7 @@ class Task:
     """As much of a task as is looked at."""
 
     group: int
+    path: str = "s.tar"
     shard: Any = field(default_factory=lambda: SimpleNamespace(key_hash="k"))
     members: tuple[int, ...] = ()
     first_view: int = 0
@@ -172,6 +178,64 @@ def test_a_group_that_is_slow_by_itself_has_more_time_each_time(processes: Proce
     flow = augmentation(200)
     assert len(list(flow.groups())) == 200
     assert processes.ended == [3, 3]  # after 10 s and after 20 s
+
+
+@pytest.mark.parametrize("failures", [1, 2, 3])
+def test_a_group_that_is_made_and_cannot_be_fetched_is_made_again_and_not_for_ever(
+    processes: Processes, monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    """Ray waits for an object that is elsewhere as long as it is told to."""
+    waited: list[float] = []
+
+    def get(ref: int, timeout: float) -> int:
+        if processes.group_of(ref) == 1 and len(waited) < failures:
+            waited.append(timeout)
+            raise (
+                GetTimeoutError("it is elsewhere")
+                if len(waited) != 2
+                else ObjectLostError("2", None, "")
+            )
+        return ref
+
+    monkeypatch.setattr(actors.ray, "get", get)
+    flow = augmentation(4)
+    if failures < 3:
+        assert len(list(flow.groups())) == 4
+    else:
+        with pytest.raises(TryAgainError, match=r"s.tar, group 1: its views were made 3 times and"):
+            list(flow.groups())
+    assert max(waited) <= PATIENCE.hang_seconds
+    words = [one for one in flow.words if "did not come from the node that made them" in one]
+    assert len(words) == min(failures, 2)
+
+
+@pytest.mark.parametrize("failures", [1, 3])
+def test_a_shard_that_is_not_read_in_time_is_read_elsewhere_and_not_for_ever(
+    processes: Processes, monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    waited: list[float] = []
+
+    def get(ref: int, timeout: float) -> str:
+        waited.append(timeout)
+        if len(waited) <= failures:
+            raise GetTimeoutError("nothing came")
+        return "contents"
+
+    monkeypatch.setattr(actors.ray, "get", get)
+    monkeypatch.setattr(actors, "read_remotely", Remote(processes))
+    process: Any = actors.TeacherActor.__ray_metadata__.modified_class
+    settings: Any = SimpleNamespace(patience=PATIENCE)
+    teacher = process(settings)
+    order = SimpleNamespace(group=-1, shard=SimpleNamespace(name="s.tar"))
+    if failures == 1:
+        assert teacher._contents(order, 0) == "contents"
+    else:
+        with pytest.raises(TryAgainError, match=r"s.tar was not read, 3 times \(GetTimeoutError: "):
+            teacher._contents(order, 0)
+    assert waited == [40.0, 80.0, 160.0][: failures + 1]
+    assert (
+        teacher._progress().said[0] == "s.tar was not read in 40 s: GetTimeoutError: nothing came"
+    )
 
 
 class Group:

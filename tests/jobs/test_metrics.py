@@ -7,7 +7,7 @@ import re
 import time
 import urllib.error
 import urllib.request
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -35,6 +35,7 @@ def test_speeds_are_those_since_the_line_before(
     metrics = Metrics(lambda: done[0], 8, lambda: flow[0], told.append, path)
     now[0], done[0] = 110.0, (2, 500, 1)
     flow[0] = Flow(teachers=2, busy_seconds=15.0, window=7, again=2, lost=1, parts_again=2)
+    flow[0] = replace(flow[0], store_missing=1e6)
     metrics.publish()
     now[0], done[0] = 120.0, (3, 600, 1)
     metrics.publish()
@@ -49,6 +50,7 @@ def test_speeds_are_those_since_the_line_before(
         "groups_augmented_again": 2,
         "teachers_lost": 1,
         "parts_labelled_again": 2,
+        "shared_memory_bytes_missing": 1_000_000,
     }
 
 

@@ -64,6 +64,28 @@ def test_teachers_of_one_machine_share_half_of_its_object_store() -> None:
 
 
 @given(
+    cpus=st.integers(1, 256),
+    here=st.integers(1, 8),
+    others=st.integers(0, 20),
+    side=st.integers(16, 512),
+)
+def test_the_store_that_is_said_to_fit_is_the_least_that_makes_no_window_smaller(
+    cpus: int, here: int, others: int, side: int
+) -> None:
+    rule = ShareRule(group_bytes=16 * 15 * side * side * 3, window_bytes=1e9)
+
+    def window(store: float) -> int:
+        machines = {"a": machine(cpus, store=store), **{f"{n}": machine(64) for n in range(others)}}
+        return rule.share(machines, "a", here, here).window
+
+    wanted = rule.store_bytes(
+        {"a": machine(cpus), **{f"{n}": machine(64) for n in range(others)}}, "a", here, here
+    )
+    assert window(wanted + 1) == window(math.inf)
+    assert window(wanted * 0.99) < window(math.inf) or window(math.inf) == 1
+
+
+@given(
     cpus=st.integers(0, 256),
     here=st.integers(1, 16),
     others=st.integers(0, 50),

@@ -374,6 +374,38 @@ def test_a_class_of_files_that_begin_as_no_image_is_refused(folder, tmp_path):
         pack(folder, tmp_path / "shards")
 
 
+@pytest.mark.timeout(60)
+def test_a_pipe_is_not_waited_for(folder, tmp_path):
+    some = next(folder.glob("*/*.jpg")).parent
+    os.mkfifo(some / "pipe.jpg")
+    assert some / "pipe.jpg" in pack(folder, tmp_path / "out").broken
+
+
+def test_links_in_a_circle_are_named(folder, tmp_path):
+    first, second = sorted(folder.iterdir())[:2]
+    (first / "more").symlink_to(second)  # not in itself
+    (second / "back").symlink_to(first)
+    with pytest.raises(ConfigError, match=r"is a link to a directory in which it lies"):
+        pack(folder, tmp_path / "out")
+
+
+def test_pointers_for_images_are_called_so(folder, tmp_path):
+    (folder / "lfs").mkdir()
+    (folder / "lfs" / "a.jpg").write_text("version https://git-lfs.github.com/spec/v1\noid x\n")
+    with pytest.raises(ConfigError, match=r"no images.*a\.jpg is a pointer of Git LFS"):
+        pack(folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["a\nb.jpg", "a\x1b[2Jb.jpg", "a\x85.jpg"])
+def test_a_name_that_can_be_no_key_is_refused_before_a_shard_is_written(folder, tmp_path, name):
+    some = next(folder.glob("*/*.jpg"))
+    shutil.copy(some, some.with_name(name))
+    with pytest.raises(ShardError, match="cannot be a key") as raised:
+        pack(folder, tmp_path / "out")
+    assert repr(str(some.with_name(name))) in str(raised.value)
+    assert not list((tmp_path / "out").glob("*"))
+
+
 @pytest.mark.parametrize("settings", [{}, {"quality": 80}, {"max_side": 5}])
 def test_jpegs_that_are_stored_on_their_side_are_counted(tmp_path, settings):
     (tmp_path / "images" / "c").mkdir(parents=True)
@@ -475,7 +507,7 @@ def test_settings_out_of_range_are_refused(tmp_path, options):
 
 def test_an_unreadable_image_is_named(folder, tmp_path):
     (folder / "cat" / "lost.jpg").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(PipelineError, match=r"cat/lost\.jpg: No such file"):
+    with pytest.raises(PipelineError, match=r"cat/lost\.jpg is a link to a file that is not there"):
         pack(folder, tmp_path / "shards")
 
 
