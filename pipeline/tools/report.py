@@ -225,7 +225,7 @@ def _page(
     sections = [
         _verification(verification),
         _agreement(stats, either),
-        _classes(stats),
+        _classes(stats, mixed=either.known > 0),
         *([_spread(stats)] if several else []),
         *([] if diff is None else [_against(diff)]),
         *([] if student is None else [_student(student)]),
@@ -410,7 +410,7 @@ def _bin_text(low: int, step: int = SHARE_STEP) -> str:
     return f"{low / 255:.3f} to {min(255, low + step) / 255:.3f}"
 
 
-def _classes(stats: StoreStats) -> Section:
+def _classes(stats: StoreStats, *, mixed: bool) -> Section:
     names = stats.names
     worst = sorted(
         (one for one in stats.classes if one.truth.known),
@@ -467,8 +467,8 @@ def _classes(stats: StoreStats) -> Section:
             Table(
                 name="confused",
                 half=True,
-                caption="Labels other than the true class, most frequent first; of a mixed view "
-                "maybe the partner's",
+                caption="Labels other than the true class, most frequent first"
+                + ("; of a mixed view maybe the partner's" if mixed else ""),
                 header=("true class", "the teacher's", "views"),
                 rows=tuple(
                     (
