@@ -504,7 +504,11 @@ class Show:
         more = " (there may be more: --count)" if len(views) == self.count else ""
         say(
             f"{path}: {counted(len(views), 'view')}{more}, {sheet.width} x {sheet.height} pixels; "
-            f"{verified} with a digest, which was compared"
+            + (
+                f"pixels of {verified} are those of their digests"
+                if verified
+                else "none has a digest, as view 0 and one in 64 have"
+            )
             + (f"; in {partners} the teacher names the image mixed in" if partners else "")
         )
         tell_report(self.store, shards=self.shards)
