@@ -18,7 +18,12 @@ from pipeline.cli.console import (
 )
 from pipeline.cli.following import tell_after_labelling
 from pipeline.errors import REJECTION_WORDS, TryAgainError, require_package
-from pipeline.labelling.agreement import Preflight, in_percent, require_agreement
+from pipeline.labelling.agreement import (
+    Preflight,
+    are_too_hard,
+    in_percent,
+    require_agreement,
+)
 from pipeline.labelling.config import LabelConfig
 from pipeline.labelling.estimate import Capacity, estimate_job
 from pipeline.labelling.job import (
@@ -224,6 +229,7 @@ def describe_preflight(plan: JobPlan, report: Preflight) -> None:
         f"teacher {plan.identity.teacher.architecture} ({plan.identity.teacher.precision}): "
         f"{agreement_of(report)}; {report.rows_per_batch} views take {report.batch_seconds:.3f} s"
     )
+    describe_views(plan, report)
     if report.flip_rows:
         low, high = report.flip_interval
         say(
@@ -241,6 +247,32 @@ def describe_preflight(plan: JobPlan, report: Preflight) -> None:
     say(
         f"estimate: {duration(3600 * hours)} of one teacher, {size(labels * per_label)}; each "
         "student with its teacher in the loop takes that time too, so a second one is a gain"
+    )
+
+
+def describe_views(plan: JobPlan, report: Preflight) -> None:
+    """Say what the teacher names on augmented views, and what to do if that is little."""
+    seen, config = report.on_views, plan.config
+    if not seen.views or config.augment.crop == "center":
+        return
+    own, either, guessed = (
+        f"{share / seen.views:.0%}" for share in (seen.own, seen.either, seen.guessed)
+    )
+    is_mixed = config.effective_mixing.probability > 0
+    say(
+        f"on {seen.views} augmented views it names the image's own class in {own}"
+        + f", one of the two mixed images in {either}" * is_mixed
+        + f" (by chance {guessed})"
+    )
+    if not are_too_hard(report, plan.identity.teacher.classes):
+        return
+    if config.augment.policy == "none":
+        cure = "a larger `crop_scale`, or no `mix`"
+    else:
+        cure = "`preset` crop-flip and `crop_scale` 0.5 1"
+    note(
+        "warning: the teacher knows plain images, and these views are too hard for it: most of "
+        f"their labels teach nothing. Milder views suit small teachers and small images: {cure}"
     )
 
 
