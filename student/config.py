@@ -22,6 +22,7 @@ from student.order import PlanConfig
 
 __all__ = [
     "FOUNDING",
+    "RUN_FILES",
     "SETTINGS",
     "EvaluateConfig",
     "EvaluationConfig",
@@ -338,6 +339,18 @@ class TrainConfig:
         config: TrainConfig = _grouped(TrainConfig, values)
         return config
 
+    def require_free(self, output: Path, resume: str | None) -> None:
+        """Raise ``ConfigError`` if a run is in ``output`` that is not the one to be resumed."""
+        if output.exists() and not output.is_dir():
+            raise ConfigError(f"`output` {self.output} is a file; give a directory")
+        own = resume == "auto" or (resume and Path(resume).resolve().parent == output.resolve())
+        taken = [name for name in RUN_FILES if (output / name).exists()]
+        if taken and not own:
+            raise ConfigError(
+                f"`output` {self.output} holds a run ({', '.join(taken)}); continue it with "
+                "`resume` auto, or give another `output`"
+            )
+
     def require_useful(self) -> None:
         """Raise ``ConfigError`` for a setting that does nothing without another.
 
@@ -442,6 +455,9 @@ def _grouped(kind: Any, values: Mapping[str, Any]) -> Any:
             found[one.name] = values[one.name]
     return kind(**found)
 
+
+RUN_FILES = ("last.pt", "best.pt", "config.json")
+"""The last checkpoint of a run, its best one, and its settings."""
 
 SETTINGS: Mapping[str, Any] = dict(_types(TrainConfig))
 """The names of all settings, with their types."""

@@ -119,7 +119,8 @@ def _passed_over(report: packing.PackReport) -> Iterator[str]:
         ),
         (
             report.broken,
-            "named as images, but with other first bytes (empty, cut off, or of another kind)",
+            "named as images, but with other first bytes (empty, of another kind, or cut off in "
+            "their header)",
         ),
         (report.undecodable, "which do not decode (damaged, cut off, or too large)"),
     ):
@@ -750,9 +751,15 @@ def label_store(
     # ``open_student`` is given by who knows students, for reports against one.
     arguments = words_given(arguments)
     with running(program, {}, arguments=arguments):
-        if arguments and not arguments[0].startswith("-"):
-            names = [one.__name__.lower() for one in get_args(StoreCommand)]
-            require_command(arguments[0], names)
+        known = {one.__name__.lower(): str(one.__doc__) for one in get_args(StoreCommand)}
+        if not arguments:
+            say_lines(f"usage: {program} {{{','.join(known)}}} ...\n")
+            for name, text in known.items():
+                say(f"  {name:9} {text.splitlines()[0]}")
+            say_lines(f"\n{program} COMMAND --help explains a command.")
+            raise SystemExit(2)
+        if not arguments[0].startswith("-"):
+            require_command(arguments[0], known)
         # A class is its subcommand; its docstring is the help.
         command: StoreCommand = parse_flags(
             StoreCommand,

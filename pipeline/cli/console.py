@@ -50,6 +50,7 @@ __all__ = [
     "note",
     "parse_flags",
     "printable",
+    "programs_called",
     "quiet_seconds",
     "require_command",
     "running",
@@ -82,6 +83,7 @@ _POSITIONAL, _UNPREFIXED = (
 _PARAMETER = re.compile(r"`(\w+)`")
 _PROGRAM = re.compile(r"`([a-z]+-[a-z]+)((?: [^`\n]+)?)`")  # and what follows it
 _SLOW = {"ray": "Ray", "torch": "PyTorch"}  # to load: on a busy machine half a minute
+_SLIP = 2  # the exit status of arguments that do not parse
 _DEBUG = "TEACHER_LABELS_DEBUG"
 _OTHER_NAMES = {  # of a setting's part, and of the setting that a command has for it
     "architecture": "teacher",
@@ -131,7 +133,22 @@ def parse_flags(
     """Return what a command's arguments say, as ``tyro.cli`` does with these options."""
     if not {"-h", "--help"}.isdisjoint(sys.argv[1:] if arguments is None else arguments):
         _join_lines_of_help(settings)
-    return tyro.cli(settings, prog=program, args=arguments, **options)
+    try:
+        return tyro.cli(settings, prog=program, args=arguments, **options)
+    except SystemExit as end:
+        if end.code == _SLIP:
+            _tell_meant(sys.argv[1:] if arguments is None else arguments)
+        raise
+
+
+def _tell_meant(arguments: Sequence[str]) -> None:
+    """Say which flag one may be meant for that there is not; tyro does if none is missing."""
+    given = {word.partition("=")[0].replace("_", "-") for word in arguments if word[:2] == "--"}
+    known = _command.flags.values()
+    for word in sorted(given - {*known}):
+        close = get_close_matches(word, known, n=1)
+        if close and close[0] not in given and not word.startswith("--no-"):
+            note(f"there is no flag {word}; did you mean {close[0]}?")
 
 
 def _join_lines_of_help(settings: Any) -> None:
@@ -253,6 +270,17 @@ def within_another() -> Iterator[None]:
     """Let the commands in this context be steps of one, which says itself what comes next."""
     global _command
     before, _command = _command, dataclasses.replace(_command, is_step=True)
+    try:
+        yield
+    finally:
+        _command = before
+
+
+@contextmanager
+def programs_called(names: Mapping[str, str]) -> Iterator[None]:
+    """Let programs have these names for the user, who calls functions in place of commands."""
+    global _command
+    before, _command = _command, dataclasses.replace(_command, names=names)
     try:
         yield
     finally:

@@ -58,9 +58,7 @@ class OnViews:
     guessed: float = 0.0  # of them, where it would be if labels were dealt out at random
 
     @staticmethod
-    def of(
-        label: NDArray[np.uint16], own: NDArray[np.int64], partner: NDArray[np.int64]
-    ) -> OnViews:
+    def of(label: NDArray[np.int64], own: NDArray[np.int64], partner: NDArray[np.int64]) -> OnViews:
         """Count (N,) labels of views, and the classes of their two images, -1 if not known."""
         known = (own >= 0) & (partner >= 0)
         label, own, partner = label[known], own[known], partner[known]

@@ -8,7 +8,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -193,15 +192,14 @@ class TeacherWorker:
         decoded_for = min(config.views, config.effective_mixing.block_views)
         compared = flips = 0
         seconds: list[float] = []
-        named: list[tuple[NDArray[Any], ...]] = []
+        named: list[NDArray[np.int64]] = []  # (3, N): labels, classes, those of who is mixed in
         for task in self._trial_tasks(shards):
             group = run(task)
             seconds.append(_seconds_of_view(group, decoded_for))
             valid = group.valid.reshape(-1)
             if trained:
                 ours = self._teacher.label_group(group).label
-                classes = _classes_of(task, group)
-                named.append(tuple(one[valid] for one in (ours, *classes)))
+                named.append(np.stack([ours, *_classes_of(task, group)])[:, valid])
             if exact is not None:
                 theirs = exact.label_group(group).label
                 compared += int(valid.sum())
@@ -212,9 +210,7 @@ class TeacherWorker:
             compared=compared,
             flips=flips,
             seconds=statistics.median(seconds),
-            on_views=OnViews.of(*map(np.concatenate, zip(*named, strict=True)))
-            if named
-            else OnViews(),
+            on_views=OnViews.of(*np.concatenate(named, axis=1)) if named else OnViews(),
         )
 
     def _trial_tasks(self, shards: IndexedShards) -> Iterator[GroupTask]:

@@ -11,7 +11,7 @@ from typing import get_args
 import pytest
 
 from pipeline.cli import commands
-from pipeline.cli.commands import label_store
+from pipeline.cli.commands import label_store, pack_shards
 from tests.commands import require_command
 from tests.labelling import TEACHER, digit_shard, every_column, hash_identity, write_hash_store
 
@@ -77,3 +77,31 @@ def test_what_machines_read_is_the_output_alone(
     monkeypatch.chdir(folder)
     label_store(["stats", "s.parquet", "--json"])
     assert json.loads(capsys.readouterr().out)["labels"] == 90
+
+
+def test_without_a_command_all_are_listed_with_what_they_are_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        label_store([])
+    assert ended.value.code == 2
+    lines = capsys.readouterr().out.splitlines()
+    for name in WORDS:
+        (line,) = [one for one in lines if one.startswith(f"  {name} ")]
+        assert len(line.split()) > 4
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["--image", "x"], "--image; did you mean --images?"),
+        (["--images", "x", "--ot=y"], "--out?"),
+    ],
+)
+def test_a_flag_that_there_is_not_is_told_from_the_one_that_is_meant(
+    words: list[str], meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        pack_shards(words)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.rstrip().endswith(meant)

@@ -333,7 +333,7 @@ def test_images_of_all_classes_are_tried_where_classes_take_turns(classes: int) 
 
 def test_what_a_teacher_names_on_views_is_counted_one_view_at_a_time() -> None:
     random = np.random.default_rng(0)
-    label = random.integers(0, 5, 200).astype(np.uint16)
+    label = random.integers(0, 5, 200)
     own, partner = random.integers(-1, 5, (2, 200))
     partner[::3] = own[::3]  # views that are not mixed
     found = OnViews.of(label, own, partner)
