@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Sequence
-from pathlib import Path
 
 from jobs.draining import Drain, Stopped
 from jobs.metrics import Metrics, check_path, measuring
@@ -16,13 +14,10 @@ from pipeline.cli.console import (
     duration,
     note,
     say,
-    some_of,
     tell_error,
-    tell_next,
-    unused,
 )
+from pipeline.cli.following import tell_after_labelling
 from pipeline.errors import REJECTION_WORDS, TryAgainError, require_package
-from pipeline.files.objects import is_url
 from pipeline.labelling.agreement import Preflight, in_percent, require_agreement
 from pipeline.labelling.config import LabelConfig
 from pipeline.labelling.estimate import Capacity, estimate_job
@@ -41,7 +36,6 @@ from pipeline.labelling.job import (
     require_same_views,
     write_run,
 )
-from pipeline.shards.packing import VALIDATION
 from pipeline.store import (
     JobProgress,
     Manifest,
@@ -56,13 +50,9 @@ __all__ = [
     "EXIT_DRAINED",
     "complete_store",
     "run_label_job",
-    "student_flags",
-    "validation_beside",
 ]
 
 EXIT_DRAINED = 143  # as of a process ended by SIGTERM
-FEW_SAMPLES = 20_000
-SMALL_SIDE = 96  # in pixels, up to which timm's smallest network sees all of an image
 EXIT_AGAIN = 75  # EX_TEMPFAIL: machines failed or had no room, the same command may do better
 
 
@@ -304,39 +294,7 @@ def describe_store(manifest: Manifest, plan: JobPlan, progress: Progress) -> Non
         f"{plan.config.out}: {manifest.rows} labels, views {views.start}..{views.stop - 1}, "
         f"{counted(len(manifest.parts), 'part')}, {per_label:.3f} bytes per label"
     )
-    config = plan.config
-    given = some_of(config.shards)
-    is_plain = config.augment.crop == "center"  # as images are looked at, not learned from
-    shown = ("--disagree", *(() if is_plain else ("--original",)), "--out", unused("wrong.png"))
-    tell_next("label-store", "show", config.out, "--shards", *given, *shown)
-    if is_plain:
-        return
-    tell_next("label-store", "verify", config.out, "--shards", *given, "--all")
-    labels = ("--labels", config.out, "--shards", *given)
-    length = ("--epochs", str(len(views)), *student_flags(manifest.counts.labelled, config))
-    side = validation_beside(config.shards)
-    tell_next("train-student", *labels, *side, *length, "--output", unused("runs/first"))
-
-
-def validation_beside(shards: Sequence[str]) -> tuple[str, ...]:
-    """Return the flag for validation shards, if a directory beside these is one by its name."""
-    if any(map(is_url, shards)):
-        return ()
-    named = map(Path, shards)
-    training = {one if one.is_dir() else one.parent for one in named}
-    beside = [one.with_name(name) for name in VALIDATION for one in training if one.name]
-    there = [one for one in beside if one not in training and any(one.glob("*.tar"))]
-    return ("--val-shards", str(there[0])) if there else ()
-
-
-def student_flags(samples: int, config: LabelConfig) -> tuple[str, ...]:
-    """Return flags for a student that learns from so many samples: from few no transformer does."""
-    if samples >= FEW_SAMPLES:
-        return ()
-    model = "test_resnet" if config.augment.image_size <= SMALL_SIDE else "resnet18"
-    batch = min(32, 1 << max(0, (samples // 8).bit_length() - 1))
-    learning = ("--batch-size", str(batch), "--lr", "3e-3")
-    return ("--model", model, "--distillation-kind", "classical", *learning)
+    tell_after_labelling(plan.config.out, manifest, plan.config.shards)
 
 
 def size(count: float) -> str:

@@ -309,14 +309,14 @@ def tell_error(error: Exception, text: str = "") -> None:
 
 
 def tell(text: str) -> None:
-    """Say on stderr what comes next, unless this command is a step of another."""
+    """Say on stderr what comes next in words, unless this command is a step of another."""
     if not _command.is_step:
-        note(f"next: {text}")
+        note(text)
 
 
 def tell_next(*command: str) -> None:
-    """Say which command comes next, as the user types it; words in capitals are the user's."""
-    tell(as_typed(*command))
+    """Say which command comes next, as the user types it: whole, to be pasted."""
+    tell(f"next: {as_typed(*command)}")
 
 
 def tell_page(page: Path) -> None:
@@ -344,8 +344,15 @@ def require_command(name: str, names: Collection[str]) -> None:
 
 
 def some_of(shards: Sequence[str], word: str = "SHARDS") -> tuple[str, ...]:
-    """Return shards as a command that comes next names them; many, or none, in one word."""
-    return tuple(shards) if 0 < len(shards) <= _TOLD else (word,)
+    """Return shards as a command that comes next names them; many, if they are all of a directory,
+    by that, and else, as none, in one word.
+    """
+    if 0 < len(shards) <= _TOLD:
+        return tuple(shards)
+    folders = {Path(one).parent for one in shards}
+    if len(folders) == 1 and set(map(Path, shards)) == set((folder := folders.pop()).glob("*.tar")):
+        return (str(folder),)
+    return (word,)
 
 
 def unused(name: str) -> str:

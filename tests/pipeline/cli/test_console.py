@@ -260,7 +260,7 @@ def test_a_step_of_another_command_leaves_what_comes_next_to_it(
             tell("rest")
             note("done")
         tell("open it")
-    assert capsys.readouterr().err == "step: done\nall: next: open it\n"
+    assert capsys.readouterr().err == "step: done\nall: open it\n"
 
 
 def test_where_an_error_came_from_is_shown_if_the_environment_asks(
