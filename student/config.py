@@ -529,7 +529,8 @@ class ExportConfig:
     path or URL."""
     to: Literal["timm", "safetensors", "hub", "onnx"]
     """timm: a .pth as its train.py writes; safetensors: the weights alone; hub: a directory
-    as on Hugging Face's hub, to upload, for timm and transformers; onnx: a graph, with the extra 'export'."""
+    as on Hugging Face's hub, to upload, for timm and transformers; onnx: a graph, with the extra
+    'export'."""
     out: Path
     """The file to write, or for hub the directory. A name ends in .safetensors for these alone:
     timm goes by it."""
