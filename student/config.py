@@ -543,12 +543,13 @@ class ExportConfig:
     run: str
     """A run's directory, of which best.pt is taken, or else last.pt; or one of its checkpoints;
     path or URL."""
-    to: Literal["timm", "safetensors", "hub-folder", "onnx"]
-    """timm: a .pth as its train.py writes; safetensors: the weights alone; hub-folder: a directory
-    as on Hugging Face's hub, for timm and transformers; onnx: a graph, with the extra 'export'."""
+    to: Literal["timm", "safetensors", "hub", "onnx"]
+    """timm: a .pth as its train.py writes; safetensors: the weights alone; hub: a directory
+    as on Hugging Face's hub, to upload, for timm and transformers; onnx: a graph, with the extra
+    'export'."""
     out: Path
-    """The file, or for hub-folder the directory, to write. timm knows safetensors by their names'
-    end, so they alone end in .safetensors."""
+    """The file to write, or for hub the directory. A name ends in .safetensors for these alone:
+    timm goes by it."""
     heads: Literal["both", "fused", "class"] = "both"
     """Of a student of two heads. both: as it is, and in a graph two outputs; fused: the mean of
     both, which timm's models give in evaluation by themselves; class: the class head alone."""
