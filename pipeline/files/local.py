@@ -40,6 +40,7 @@ __all__ = [
 
 _LISTED = 20  # names in an error
 _MOST_NAMES = 1_000_000  # of shards: a hundred times the largest data sets'
+_REMOTE = ("s3:", "gs:", "az:", "hf:", "http:", "https:")  # which pathlib makes of URLs
 _RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?\}")
 _SIZE = re.compile(r"\0(\d+)\0")
 
@@ -447,7 +448,14 @@ def publish(aside: Path, path: Path) -> None:
 
 @contextmanager
 def writing(path: Path, size: int | None = None) -> Iterator[None]:
-    """Turn the system's refusals into errors that name the file and the cure."""
+    """Turn the system's refusals into errors that name the file and the cure.
+
+    So is a path that was a URL.
+    """
+    if path.parts[:1] and path.parts[0] in _REMOTE:
+        raise PipelineError(
+            f"{path} is a URL, and this is written to a local path alone; give one, and copy it"
+        )
     try:
         yield
     except OSError as error:
