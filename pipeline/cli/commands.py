@@ -110,7 +110,9 @@ def _pack_next(config: packing.PackConfig) -> None:
         tell_next("teacher-labels", "train-teacher", *both, "--out", "teacher.safetensors")
         tell("or, with a teacher of your own:")
     elif config.part[0] == 0 and not is_url(config.out):
-        beside = ("--out", str(Path(config.out).with_name("val")), "--classes", config.out)
+        out = Path(config.out)
+        val = out.with_name("val") if out.name else out / ".." / "val"
+        beside = ("--out", str(val), "--classes", config.out)
         found = _validation_images(config)
         if found[1] == _UNKNOWN:
             tell("pack other images to validate on; or pack these anew, with --part 0 0.8")

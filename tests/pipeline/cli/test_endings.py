@@ -115,6 +115,7 @@ def test_packing_ends_with_what_to_do_next(
     [
         ("train --out sh/train", "val --out sh/val --classes sh/train"),
         ("other --out sh/x", "VALIDATION-IMAGES --out sh/val --classes sh/x"),
+        ("other --out .", "VALIDATION-IMAGES --out ../val --classes ."),
         ("train --part 0 0.9 --out sh", "train --part 0.9 1 --out val --classes sh"),
     ],
 )
