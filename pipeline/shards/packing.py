@@ -94,8 +94,8 @@ class PackConfig:
     the shards or image folder of the training set, a classes.json, or a file with a name a line,
     such as ImageNet's synsets. Unset: the directories of images, sorted by name."""
     part: tuple[float, float] = (0.0, 1.0)
-    """Of a folder that is not split into training and validation, a part of its files: 0 0.8 for
-    the one, 0.8 1 for the other. A file's part goes by a hash of its path below `images`."""
+    """Of a folder that is not split into training and validation, a part of each class: 0 0.8 for
+    the one, 0.8 1 for the other. Which file is in which goes by hashes of paths below `images`."""
     per_shard: int = 1000
     """Images in a shard. A single one left over joins the shard before it."""
     prefix: str = "shard"
@@ -219,7 +219,7 @@ def pack_shards(
     _check_directories(config)
     if config.lossless:
         find_jpegtran()
-    files = [path for path in _files_below(config.images) if _is_in_part(path, config)]
+    files = _part_of(_files_below(config.images), config)
     named = [path for path in files if _has_extension(path, config.images, EXTENSIONS)]
     _classes_of(config, named)  # what is cheap first: a layout is refused before files are read
     images = _images_among(named)
@@ -379,9 +379,29 @@ def _files_below(root: Path) -> list[Path]:
     return sorted(files, key=lambda path: path.relative_to(root).as_posix())
 
 
-def _is_in_part(path: Path, config: PackConfig) -> bool:
+def _part_of(files: Sequence[Path], config: PackConfig) -> list[Path]:
+    """Return the files in the configured part of each class, in their order.
+
+    A class's files lie by their hashes at even distances in 0..1, so a part has its share of each
+    class to half a file, and another file moves no more than one of its class over a border.
+    """
     low, high = config.part
-    return low <= sample_share(0, path.relative_to(config.images).as_posix()) < high
+    if (low, high) == (0, 1):
+        return list(files)
+    classes: dict[tuple[str, bool], list[Path]] = {}
+    for path in files:
+        is_image = _has_extension(path, config.images, EXTENSIONS)  # others take no image's share
+        name = path.relative_to(config.images).parts[0]
+        classes.setdefault((name, is_image), []).append(path)
+    taken = set()
+    for one in classes.values():
+        order = sorted(one, key=lambda path: sample_share(0, _inside(path, config)))
+        taken |= {path for row, path in enumerate(order) if low <= (row + 0.5) / len(one) < high}
+    return [path for path in files if path in taken]
+
+
+def _inside(path: Path, config: PackConfig) -> str:
+    return path.relative_to(config.images).as_posix()
 
 
 def _has_extension(path: Path, root: Path, extensions: Container[str]) -> bool:
