@@ -68,6 +68,7 @@ def _tell_split(config: PackConfig) -> None:
     """Name two commands that pack the same images in two parts, in either order."""
     above, _, last = config.out.rstrip("/").rpartition("/")
     root = (above or "shards") if last == "train" else config.out.rstrip("/")
+    root = root if Path(root).name else str(Path("..", "shards"))  # "." has no name
     root = f"{root}-2" if is_url(root) else unused(root)
     order = str(config.images) if config.classes is None else config.classes
     tell("to have images to validate on, pack these anew, in two parts:")

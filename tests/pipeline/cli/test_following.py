@@ -85,7 +85,8 @@ def test_what_follows_packing_into_this_directory_lies_beside_it(
     for command in told:
         for flag, path in pairwise(command):
             if flag == "--out" and not path.startswith("teacher"):
-                assert (tmp_path / "shards" / path).resolve().parent == tmp_path
+                # Or shards would lie among shards.
+                assert not (tmp_path / "shards" / path).resolve().is_relative_to(Path.cwd())
 
 
 @pytest.mark.parametrize(
