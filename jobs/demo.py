@@ -10,17 +10,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
 from pipeline.cli.console import (
     duration,
     flags_of,
     note,
+    parse_flags,
     quiet_seconds,
     running,
     say,
+    tell,
     tell_next,
     tell_page,
+    unused,
     within_another,
     words_given,
 )
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "demo") -> None:
     """Run ``teacher-labels demo``."""
     arguments = words_given(arguments)
     with running(program, flags_of(DemoFlags), arguments=arguments):
-        flags = tyro.cli(DemoFlags, prog=program, args=arguments)
+        flags: DemoFlags = parse_flags(DemoFlags, program, arguments)
         out = flags.out
         if out.exists():
             raise ConfigError(f"`out` {out} is there already; give another path, or delete it")
@@ -64,8 +65,9 @@ def main(arguments: Sequence[str] | None = None, program: str = "demo") -> None:
         _step(f"The whole way took {duration(time.monotonic() - started)}.")
         tell_page(out / "report.html")
         tell_page(out / "student" / "report.html")
-        note("and with images of your own, in a directory for each class:")
-        tell_next("teacher-labels", "pack", "--images", "YOUR-IMAGES", "--out", "shards")
+        tell("with images of your own, a directory of them for each class:")
+        pack = ("--images", str(out / "images" / "train"), "--out", unused("shards"))
+        tell_next("teacher-labels", "pack", *pack)
 
 
 def _make_images(out: Path) -> None:
@@ -91,7 +93,7 @@ def _make_labels(out: Path) -> None:
     from jobs.small_teacher import TeacherTraining, train_teacher
 
     weights = out / "teacher.safetensors"
-    share = train_teacher(
+    trained = train_teacher(
         TeacherTraining(
             shards=(train,),
             val_shards=(val,),
@@ -104,7 +106,9 @@ def _make_labels(out: Path) -> None:
             lr=3e-3,
         )
     )
-    say(f"   it is right on {share:.1%} of the validation images; its weights are {weights}")
+    say(
+        f"   it is right on {trained.share:.1%} of the validation images; its weights are {weights}"
+    )
 
     _step(
         f"4. Labels: the teacher says what it sees on {VIEWS} augmented and mixed views of each "

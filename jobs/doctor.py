@@ -10,12 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import tyro
-
 from pipeline.cli.console import (
     counted,
     flags_of,
     in_users_words,
+    parse_flags,
     running,
     say,
     say_lines,
@@ -50,7 +49,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "doctor") -> Non
         one: f"--{one.replace('_', '-')}" for one in ("cache_dir", "serial", "workers")
     }
     with running(program, {**flags_of_cures, **flags_of(DoctorFlags)}, arguments=arguments):
-        flags = tyro.cli(DoctorFlags, prog=program, args=arguments)
+        flags: DoctorFlags = parse_flags(DoctorFlags, program, arguments)
         from pipeline.tools.doctor import examine
 
         found = []

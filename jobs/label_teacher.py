@@ -18,7 +18,7 @@ if __name__ == "__main__":  # run by path: the directory above holds the package
 
 import tyro
 
-from pipeline.cli.console import described, flags_of, running, words_given
+from pipeline.cli.console import described, flags_of, parse_flags, running, words_given
 from pipeline.errors import ConfigError
 from pipeline.files.kinds import read_toml
 from pipeline.identity import PRESETS, AugmentConfig, MixConfig, Preset, mixing_of_preset
@@ -114,11 +114,11 @@ def parse_arguments(
         known: Preset = preset if str(preset) in PRESETS else "deit"
         base = _defaults(known)  # tyro complains of one that is not known
         defaults = replace(base, **_of_told(base, told))
-    flags = tyro.cli(
+    flags: LabelFlags = parse_flags(
         LabelFlags,
-        prog=program,
+        program,
+        arguments,
         description=described(str(LabelFlags.__doc__), _FIRST, program, *_EXAMPLE),
-        args=arguments,
         default=LabelFlags.of(defaults),
         config=(tyro.conf.OmitSubcommandPrefixes,),
     )

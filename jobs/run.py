@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Sequence
-from pathlib import Path
 
 from jobs.draining import Drain, Stopped
 from jobs.metrics import Metrics, check_path, measuring
@@ -16,14 +14,16 @@ from pipeline.cli.console import (
     duration,
     note,
     say,
-    some_of,
     tell_error,
-    tell_next,
-    unused,
 )
+from pipeline.cli.following import tell_after_labelling
 from pipeline.errors import REJECTION_WORDS, TryAgainError, require_package
-from pipeline.files.objects import is_url
-from pipeline.labelling.agreement import Preflight, in_percent, require_agreement
+from pipeline.labelling.agreement import (
+    Preflight,
+    are_too_hard,
+    in_percent,
+    require_agreement,
+)
 from pipeline.labelling.config import LabelConfig
 from pipeline.labelling.estimate import Capacity, estimate_job
 from pipeline.labelling.job import (
@@ -41,7 +41,6 @@ from pipeline.labelling.job import (
     require_same_views,
     write_run,
 )
-from pipeline.shards.packing import VALIDATION
 from pipeline.store import (
     JobProgress,
     Manifest,
@@ -56,13 +55,9 @@ __all__ = [
     "EXIT_DRAINED",
     "complete_store",
     "run_label_job",
-    "student_flags",
-    "validation_beside",
 ]
 
 EXIT_DRAINED = 143  # as of a process ended by SIGTERM
-FEW_SAMPLES = 20_000
-SMALL_SIDE = 96  # in pixels, up to which timm's smallest network sees all of an image
 EXIT_AGAIN = 75  # EX_TEMPFAIL: machines failed or had no room, the same command may do better
 
 
@@ -234,6 +229,7 @@ def describe_preflight(plan: JobPlan, report: Preflight) -> None:
         f"teacher {plan.identity.teacher.architecture} ({plan.identity.teacher.precision}): "
         f"{agreement_of(report)}; {report.rows_per_batch} views take {report.batch_seconds:.3f} s"
     )
+    describe_views(plan, report)
     if report.flip_rows:
         low, high = report.flip_interval
         say(
@@ -251,6 +247,32 @@ def describe_preflight(plan: JobPlan, report: Preflight) -> None:
     say(
         f"estimate: {duration(3600 * hours)} of one teacher, {size(labels * per_label)}; each "
         "student with its teacher in the loop takes that time too, so a second one is a gain"
+    )
+
+
+def describe_views(plan: JobPlan, report: Preflight) -> None:
+    """Say what the teacher names on augmented views, and what to do if that is little."""
+    seen, config = report.on_views, plan.config
+    if not seen.views or config.augment.crop == "center":
+        return
+    own, either, guessed = (
+        f"{share / seen.views:.0%}" for share in (seen.own, seen.either, seen.guessed)
+    )
+    is_mixed = config.effective_mixing.probability > 0
+    say(
+        f"on {seen.views} augmented views it names the image's own class in {own}"
+        + f", one of the two mixed images in {either}" * is_mixed
+        + f" (by chance {guessed})"
+    )
+    if not are_too_hard(report, plan.identity.teacher.classes):
+        return
+    if config.augment.policy == "none":
+        cure = "a larger `crop_scale`, or no `mix`"
+    else:
+        cure = "`preset` crop-flip and `crop_scale` 0.5 1"
+    note(
+        "warning: the teacher knows plain images, and these views are too hard for it: most of "
+        f"their labels teach nothing. Milder views suit small teachers and small images: {cure}"
     )
 
 
@@ -304,39 +326,7 @@ def describe_store(manifest: Manifest, plan: JobPlan, progress: Progress) -> Non
         f"{plan.config.out}: {manifest.rows} labels, views {views.start}..{views.stop - 1}, "
         f"{counted(len(manifest.parts), 'part')}, {per_label:.3f} bytes per label"
     )
-    config = plan.config
-    given = some_of(config.shards)
-    is_plain = config.augment.crop == "center"  # as images are looked at, not learned from
-    shown = ("--disagree", *(() if is_plain else ("--original",)), "--out", unused("wrong.png"))
-    tell_next("label-store", "show", config.out, "--shards", *given, *shown)
-    if is_plain:
-        return
-    tell_next("label-store", "verify", config.out, "--shards", *given, "--all")
-    labels = ("--labels", config.out, "--shards", *given)
-    length = ("--epochs", str(len(views)), *student_flags(manifest.counts.labelled, config))
-    side = validation_beside(config.shards)
-    tell_next("train-student", *labels, *side, *length, "--output", unused("runs/first"))
-
-
-def validation_beside(shards: Sequence[str]) -> tuple[str, ...]:
-    """Return the flag for validation shards, if a directory beside these is one by its name."""
-    if any(map(is_url, shards)):
-        return ()
-    named = map(Path, shards)
-    training = {one if one.is_dir() else one.parent for one in named}
-    beside = [one.with_name(name) for name in VALIDATION for one in training if one.name]
-    there = [one for one in beside if one not in training and any(one.glob("*.tar"))]
-    return ("--val-shards", str(there[0])) if there else ()
-
-
-def student_flags(samples: int, config: LabelConfig) -> tuple[str, ...]:
-    """Return flags for a student that learns from so many samples: from few no transformer does."""
-    if samples >= FEW_SAMPLES:
-        return ()
-    model = "test_resnet" if config.augment.image_size <= SMALL_SIDE else "resnet18"
-    batch = min(32, 1 << max(0, (samples // 8).bit_length() - 1))
-    learning = ("--batch-size", str(batch), "--lr", "3e-3")
-    return ("--model", model, "--distillation-kind", "classical", *learning)
+    tell_after_labelling(plan.config.out, manifest, plan.config.shards)
 
 
 def size(count: float) -> str:

@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
-import tyro
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -27,6 +26,7 @@ from pipeline.cli.console import (
     first_of,
     flags_of,
     note,
+    parse_flags,
     running,
     say,
     some_of,
@@ -35,6 +35,7 @@ from pipeline.cli.console import (
     unused,
     words_given,
 )
+from pipeline.cli.following import MILD, SMALL_SIDE
 from pipeline.errors import ConfigError, DecodeError, ShardError
 from pipeline.files.local import expand_shards
 from pipeline.growth import require
@@ -49,10 +50,12 @@ from pipeline.views.make import make_view
 from pipeline.views.mixing import normalize
 from pipeline.views.rng import sample_seed
 
-__all__ = ["TeacherTraining", "main", "train_teacher"]
+__all__ = ["TeacherTraining", "TrainedTeacher", "main", "train_teacher"]
 
 ROOT_SEED = 1_000_003  # a label job's default is 0
 _LISTED = 5  # names printed before "and N more"
+_KEPT = ("model", "image_size", "crop_scale", "hflip", "lr", "threads", "seed")
+_MANY_EPOCHS, _SMALL_BATCH = 60, 16  # of which a small network learns from some dozens of images
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,8 +78,8 @@ class TeacherTraining:
     """Probability of a horizontal flip."""
     epochs: int = 10
     """Epochs, each on new views."""
-    batch_size: int = 32
-    """Views of a batch."""
+    batch_size: int | None = None
+    """Views of a batch: by default 32, fewer where there are fewer than 256 images."""
     lr: float = 3e-3
     """Peak learning rate of AdamW."""
     threads: int = 1
@@ -86,7 +89,8 @@ class TeacherTraining:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "threads"):
-            require(self, name, getattr(self, name) >= 1, "use 1 or more")
+            value = getattr(self, name)
+            require(self, name, value is None or value >= 1, "use 1 or more")
         require(self, "lr", 0 < self.lr < math.inf, "use more than 0")
         require(self, "out", self.out.suffix == ".safetensors", "its name ends in .safetensors")
         require(self, "out", self.out.absolute().parent.is_dir(), "make its directory first")
@@ -160,14 +164,31 @@ def create(options: TeacherTraining, classes: int) -> nn.Module:
     return model
 
 
-def train(options: TeacherTraining, images: Images, views: AugmentConfig) -> nn.Module:
+def batch_of(options: TeacherTraining, count: int) -> int:
+    """Return the views of a batch, of so many images: few of them make small batches, of 8 or more.
+
+    Raises ``ConfigError`` if more are asked for than there are.
+    """
+    if options.batch_size is None:
+        return min(32, max(count // 8, min(8, count)))
+    if options.batch_size > count:
+        raise ConfigError(
+            f"`batch_size` is {options.batch_size}, and there are {count} images to "
+            "learn from; use no more than these"
+        )
+    return options.batch_size
+
+
+def train(
+    options: TeacherTraining, images: Images, views: AugmentConfig, batch_size: int
+) -> nn.Module:
     """Return a model trained on an epoch of new views at a time."""
     torch.manual_seed(options.seed)
     order = np.random.default_rng(options.seed)
     model = create(options, images.classes)
     model = model.to(memory_format=torch.channels_last)  # twice as fast on a CPU
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=0.05)
-    steps = options.epochs * (len(images.pixels) // options.batch_size)
+    steps = options.epochs * (len(images.pixels) // batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.lr, total_steps=steps)
     target = torch.from_numpy(images.target)
     with step("training", "steps") as show:
@@ -175,7 +196,7 @@ def train(options: TeacherTraining, images: Images, views: AugmentConfig) -> nn.
         for epoch in range(options.epochs):
             model.train()
             total = 0.0
-            for rows in batches(len(images.pixels), options.batch_size, order):
+            for rows in batches(len(images.pixels), batch_size, order):
                 logits = model(views_of(images, rows, epoch, views))
                 loss = F.cross_entropy(logits, target[rows], label_smoothing=0.1)
                 optimizer.zero_grad()
@@ -208,22 +229,58 @@ def main(arguments: Sequence[str] | None = None, program: str = "train-teacher")
     arguments = words_given(arguments)
     again = "interrupted; nothing is written, run the same command again"
     with running(program, flags_of(TeacherTraining), again, arguments):
-        options = tyro.cli(TeacherTraining, prog=program, args=arguments)
-        share = train_teacher(options)
-        say(f"{options.out}: {options.model}, {share:.1%} of the validation images right")
-        teacher = ("--teacher", options.model, "--teacher-checkpoint", str(options.out))
-        last = ("--image-size", str(options.image_size), *teacher)
-        plain = ("--out", unused("val.parquet"), "--views", "1", "--preset", "center")
-        tell("see what it gets wrong on plain images, and then let it label:")
-        for shards, views in (
-            (options.val_shards, plain),
-            (options.shards, ("--out", unused("labels.parquet"), "--views", "8")),
-        ):
-            tell_next("teacher-labels", "label", "--shards", *some_of(shards), *views, *last)
+        options: TeacherTraining = parse_flags(TeacherTraining, program, arguments)
+        trained = train_teacher(options)
+        say(f"{options.out}: {options.model}, {trained.share:.1%} of the validation images right")
+        if trained.is_poor and options.epochs < _MANY_EPOCHS:
+            _tell_better(options, min(_SMALL_BATCH, trained.batch_size))
+        else:
+            _tell_labelling(options)
 
 
-def train_teacher(options: TeacherTraining) -> float:
-    """Train a teacher and write its file; return the share of validation images that are right."""
+def _tell_better(options: TeacherTraining, batch_size: int) -> None:
+    """Name the command that trains a better teacher, of the same images."""
+    given: list[str] = []
+    for one in fields(options):
+        value = getattr(options, one.name)
+        if one.name in _KEPT and value != one.default:
+            values = value if isinstance(value, tuple) else (value,)
+            given += [f"--{one.name.replace('_', '-')}", *map(str, values)]
+    tell("train a better one, that learns for longer:")
+    tell_next(
+        "teacher-labels",
+        "train-teacher",
+        *("--shards", *some_of(options.shards), "--val-shards", *some_of(options.val_shards)),
+        *("--epochs", str(_MANY_EPOCHS), "--batch-size", str(batch_size), *given),
+        *("--out", unused(str(options.out))),
+    )
+
+
+def _tell_labelling(options: TeacherTraining) -> None:
+    """Name the commands that let a teacher label: for small images views that are mild."""
+    teacher = ("--teacher", options.model, "--teacher-checkpoint", str(options.out))
+    last = ("--image-size", str(options.image_size), *teacher)
+    mild = MILD if options.image_size <= SMALL_SIDE else ("--views", "16")
+    tell("see what it gets wrong on plain images, and then let it label:")
+    for shards, out, views in (
+        (options.val_shards, "val.parquet", ("--views", "1", "--preset", "center")),
+        (options.shards, "labels.parquet", mild),
+    ):
+        given = ("--shards", *some_of(shards), "--out", unused(out))
+        tell_next("teacher-labels", "label", *given, *views, *last)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedTeacher:
+    """How a training went."""
+
+    share: float  # of the validation images, those that are right
+    is_poor: bool  # too few of them for a label job
+    batch_size: int
+
+
+def train_teacher(options: TeacherTraining) -> TrainedTeacher:
+    """Train a teacher, write its file, and say how well it knows the validation images."""
     torch.set_num_threads(options.threads)
     views = AugmentConfig(
         image_size=options.image_size,
@@ -233,18 +290,15 @@ def train_teacher(options: TeacherTraining) -> float:
         erase_probability=0.0,
     )
     images, validation = read_images(options.shards), read_images(options.val_shards)
-    if options.batch_size > len(images.pixels):
-        raise ConfigError(
-            f"`batch_size` is {options.batch_size}, and there are {len(images.pixels)} images to "
-            "learn from; use no more than these"
-        )
+    batch_size = batch_of(options, len(images.pixels))
     say(f"training {options.model} on {len(images.pixels)} images, {options.epochs} epochs")
-    model = train(options, images, views)
+    model = train(options, images, views, batch_size)
     share = accuracy(model, validation, options.image_size)
     guess = np.bincount(validation.target).max() / len(validation.target)
     say(f"validation: {len(validation.target)} images, {guess:.1%} of them of the commonest class")
-    if share < least_share(images.classes, guess):
-        steps = options.epochs * -(-len(images.target) // options.batch_size)
+    is_poor = share < least_share(images.classes, guess)
+    if is_poor:
+        steps = options.epochs * (len(images.target) // batch_size)
         naming_one = max(guess, 1 / images.classes)
         note(
             f"warning: {share:.1%} of the validation images right is little, where naming one "
@@ -263,4 +317,4 @@ def train_teacher(options: TeacherTraining) -> float:
     if names is not None:  # a label job compares them with those of its shards
         said["class_names"] = names.names
     save_file(state, options.out, {name: json.dumps(value) for name, value in said.items()})
-    return share
+    return TrainedTeacher(share=share, is_poor=is_poor, batch_size=batch_size)

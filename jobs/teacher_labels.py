@@ -12,7 +12,7 @@ from pipeline.cli.console import require_command, running, say, say_lines, words
 from pipeline.errors import ConfigError
 from pipeline.files.local import replace
 
-__all__ = ["COMMANDS", "main"]
+__all__ = ["COMMANDS", "main", "names_below"]
 
 _COMPLETION = ("--tyro-print-completion", "--tyro-write-completion")
 COMMANDS: Mapping[str, tuple[str, str, str]] = {
@@ -41,8 +41,7 @@ COMMANDS: Mapping[str, tuple[str, str, str]] = {
 def main(arguments: Sequence[str] | None = None, program: str = "teacher-labels") -> None:
     """Run the command that the first argument names."""
     arguments = words_given(arguments)
-    names = {old: f"{program} {name}" for name, (old, *_) in COMMANDS.items() if old}
-    with running(program, {}, arguments=arguments, names=names):
+    with running(program, {}, arguments=arguments, names=names_below(program)):
         if not arguments or arguments[0] in ("-h", "--help"):
             say_lines(_help(program))
             raise SystemExit(0 if arguments else 2)
@@ -53,6 +52,11 @@ def main(arguments: Sequence[str] | None = None, program: str = "teacher-labels"
         require_command(name, COMMANDS)
         module, _, function = COMMANDS[name][1].partition(":")
         getattr(import_module(module), function)(rest, f"{program} {name}")
+
+
+def names_below(program: str = "teacher-labels") -> dict[str, str]:
+    """Return what commands with names of their own are called below this one."""
+    return {old: f"{program} {name}" for name, (old, *_) in COMMANDS.items() if old}
 
 
 def _complete(program: str, flag: str, shell: str = "", path: str = "") -> None:
@@ -112,12 +116,17 @@ def _help(program: str) -> str:
         f"{program} COMMAND --help explains a command; --version says which release this is;",
         f"{_COMPLETION[0]} bash prints what completes all of them in a shell.",
         "",
-        "From a folder of images, one directory per class, to pictures of its labels:",
+        "From images, a directory of them for each class, to pictures of what a teacher mistakes:",
         "",
-        f"  {program} pack --images photos --out shards",
-        f"  {program} label --shards shards --out labels.parquet --views 8 \\",
-        "      --teacher NAME --teacher-checkpoint WEIGHTS.safetensors",
-        f"  {program} store show labels.parquet --shards shards --disagree --out wrong.png",
+        f"  {program} pack --images photos --part 0 0.8 --out shards/train",
+        f"  {program} pack --images photos --part 0.8 1 --out shards/val --classes shards/train",
+        f"  {program} train-teacher --shards shards/train --val-shards shards/val \\",
+        "      --out teacher.safetensors",
+        f"  {program} label --shards shards/val --out val.parquet --views 1 --preset center \\",
+        "      --image-size 64 --teacher test_resnet --teacher-checkpoint teacher.safetensors",
+        f"  {program} store show val.parquet --shards shards/val --disagree --out wrong.png",
+        "",
+        "Each says at its end which command comes next, to labels for a student and its training.",
     ]
     return "\n".join(lines)
 

@@ -24,7 +24,7 @@ from pipeline.files.local import replace, writing
 from pipeline.growth import RELEASE, from_plain, grown, install, one_line, settle, to_plain
 from pipeline.identity import AugmentConfig, Precision, canonical_json, different_fields
 from pipeline.labelling.weights import Which, code_in, leaves, load_tensors, state_digest
-from student.config import FOUNDING, SETTINGS
+from student.config import FOUNDING, RUN_FILES, SETTINGS
 
 __all__ = [
     "BEST",
@@ -48,8 +48,8 @@ __all__ = [
     "write_checkpoint",
 ]
 
-LAST, PREVIOUS, BEST, TORN = "last.pt", "previous.pt", "best.pt", "torn.pt"
-CONFIG = "config.json"
+LAST, BEST, CONFIG = RUN_FILES
+PREVIOUS, TORN = "previous.pt", "torn.pt"
 LOCK = ".lock"
 
 _TIMMS_AVERAGE = "state_dict_ema"

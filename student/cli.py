@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -19,10 +20,12 @@ from pipeline.classes import class_text
 from pipeline.cli.commands import label_store
 from pipeline.cli.console import (
     Progress,
+    as_typed,
     counted,
     described,
     flags_of,
     note,
+    parse_flags,
     running,
     say,
     some_of,
@@ -30,11 +33,14 @@ from pipeline.cli.console import (
     tell,
     tell_next,
     tell_page,
+    unused,
     words_given,
 )
-from pipeline.errors import PipelineError
+from pipeline.cli.following import tell_report
+from pipeline.errors import ConfigError, PipelineError
 from pipeline.files.local import open_folder
 from pipeline.files.local import replace as replace_file
+from pipeline.files.objects import is_url
 from pipeline.identity import PRESETS, MixConfig, different_fields
 from pipeline.telling import heard_by
 from student.config import EvaluateConfig, ExportConfig, TrainConfig
@@ -74,6 +80,7 @@ _EXAMPLE = (
 _TO_EVALUATE = ("--checkpoint", "--val-shards", "--analysis", "--val-labels", "--json")
 _CHECKPOINT = ("--checkpoint", "runs/tiny/best.pt", "--val-shards", "shards/val", "--analysis")
 _CLASSES = 20  # in a table
+_EXPORTED = {"safetensors": "student.safetensors", "hub-folder": "student", "onnx": "student.onnx"}
 _NOT_COMPARED = "whether both number the classes alike is not known"
 _INTERRUPTED = "interrupted; --resume auto goes on from the last checkpoint, if there is one"
 
@@ -124,14 +131,29 @@ def evaluate_main(
     """Run ``evaluate-student``."""
     arguments = words_given(arguments)
     with running(program, flags_of(EvaluateConfig), arguments=arguments):
-        config = tyro.cli(
+        if arguments and not arguments[0].startswith("-"):
+            raise ConfigError(f"name what to evaluate with a flag: {_evaluation_of(arguments[0])}")
+        config: EvaluateConfig = parse_flags(
             EvaluateConfig,
-            prog=program,
+            program,
+            arguments,
             description=described(str(EvaluateConfig.__doc__), _TO_EVALUATE, program, *_CHECKPOINT),
-            args=arguments,
             config=(tyro.conf.OmitArgPrefixes,),
         )
         _evaluate(config)
+
+
+def _evaluation_of(run: str) -> str:
+    """Return the command that evaluates a run or a checkpoint."""
+    directory = Path(run) if Path(run).is_dir() else Path(run).parent
+    there = [name for name in ("best.pt", "last.pt") if (Path(run) / name).exists()]
+    checkpoint = str(Path(run) / there[0]) if there else run
+    shards: tuple[str, ...] = ("...",)
+    with contextlib.suppress(PipelineError):
+        settings, _ = read_run_file(directory / "run.toml", ("model", "model_args"))
+        shards = some_of(settings.get("val_shards", ()), "...")
+    given = ("--checkpoint", checkpoint, "--val-shards", *shards)
+    return as_typed("evaluate-student", *given)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +173,7 @@ def report_main(arguments: Sequence[str] | None = None, program: str = "student-
     """Run ``student-report``."""
     arguments = words_given(arguments)
     with running(program, flags_of(ReportFlags), arguments=arguments):
-        flags = tyro.cli(ReportFlags, prog=program, args=arguments)
+        flags: ReportFlags = parse_flags(ReportFlags, program, arguments)
         from pipeline.reporting.page import require_page_name
         from student.run_report import compare_runs
 
@@ -176,7 +198,12 @@ def export_main(arguments: Sequence[str] | None = None, program: str = "export-s
     """Run ``export-student``."""
     arguments = words_given(arguments)
     with running(program, flags_of(ExportConfig), arguments=arguments):
-        config = tyro.cli(ExportFlags, prog=program, args=arguments)
+        if "--out" not in {word.partition("=")[0] for word in arguments} and "--to" in arguments:
+            kind = arguments[arguments.index("--to") + 1 :][:1]
+            out = unused(_EXPORTED.get(kind[0] if kind else "", "student.pth"))
+            whole = as_typed("export-student", *arguments, "--out", out)
+            raise ConfigError(f"where to write it is missing: {whole}")
+        config: ExportFlags = parse_flags(ExportFlags, program, arguments)
         if config.to == "onnx":
             note("PyTorch traces the student, which takes half a minute")
         from student.exporting import export_student
@@ -245,12 +272,28 @@ def _tell_after_evaluation(config: EvaluateConfig, report: CheckpointReport, bes
     for path in (config.json, config.plot):
         if path is not None:
             note(f"{path} is written")
+    if report.step is not None:  # else they are another program's already
+        tell_export(best)
     if not config.analysis:
-        given = ("--val-shards", *some_of(config.val_shards, "VALIDATION-SHARDS"))
+        given = ("--val-shards", *some_of(config.val_shards))
         beside = () if config.val_labels is None else ("--val-labels", str(config.val_labels))
         tell_next("evaluate-student", "--checkpoint", best, *given, *beside, "--analysis")
-    if report.step is not None:  # else they are another program's already
-        tell_next("export-student", best, "--to", "timm", "--out", "student.pth")
+    run = None if is_url(best) else _run_of(Path(best).parent)
+    if run is not None:
+        tell_report(run[0], "--against", str(Path(best).parent), shards=run[1])
+
+
+def _run_of(directory: Path) -> tuple[str, tuple[str, ...]] | None:
+    """Return the store and the shards that a run in a directory here learned from, if it says so.
+
+    Its file may be a stranger's: what would be a flag is not taken.
+    """
+    try:
+        settings, _ = read_run_file(directory / "run.toml", ("model", "model_args"))
+        labels, shards = str(settings["labels"]), tuple(settings["shards"])
+    except (PipelineError, KeyError):
+        return None
+    return None if any(one.startswith("-") for one in (labels, *shards)) else (labels, shards)
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -341,11 +384,11 @@ def _parse(
         values, own = read_run_file(given.config, named)
         settings.update(values)
         name = own or name
-    parsed = tyro.cli(
+    parsed: TrainFlags = parse_flags(
         TrainFlags,
-        prog=program,
+        program,
+        flags,
         description=described(_DESCRIPTION, _FIRST, program, *_EXAMPLE),
-        args=flags,
         default=TrainFlags(**_fields(TrainConfig.of_settings(**settings))),
         config=(tyro.conf.OmitArgPrefixes,),
     )
@@ -369,6 +412,8 @@ def _stop_before_training() -> None:
 
 def _run(config: TrainConfig, recipe_name: str | None, stop: StopRequest) -> None:
     config.student.check_fetched()
+    if not is_url(config.output) and "RANK" not in os.environ:  # before PyTorch is loaded
+        config.require_free(Path(config.output), config.resume)
     # Imported here, so that --help does not wait for PyTorch.
     from student.distributed import read_ranks
 
@@ -496,10 +541,21 @@ def _summarize(config: TrainConfig, outcome: Outcome, classes: int) -> None:
 
 def tell_after_training(config: TrainConfig) -> None:
     """Say where a run's report is, and what to do with its checkpoint."""
-    say(f"report {config.output_file('report.html')}")
-    shards = some_of(config.evaluation.val_shards, "VALIDATION-SHARDS")
-    best = config.output_file("best.pt" if config.evaluation.val_shards else "last.pt")
-    tell_next("evaluate-student", "--checkpoint", best, "--val-shards", *shards, "--analysis")
+    report = config.output_file("report.html")
+    say(f"report {report}")
+    tell_page(Path(report))
+    shards = config.evaluation.val_shards
+    if shards:
+        given = ("--val-shards", *some_of(shards), "--analysis")
+        tell_next("evaluate-student", "--checkpoint", config.output_file("best.pt"), *given)
+        return
+    tell("`evaluate-student` says how good it is, with --val-shards; to use it elsewhere:")
+    tell_export(config.output_file("last.pt"))
+
+
+def tell_export(checkpoint: str) -> None:
+    """Name the command that writes a student for other programs."""
+    tell_next("export-student", checkpoint, "--to", "timm", "--out", unused("student.pth"))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from student.order import PlanConfig
 
 __all__ = [
     "FOUNDING",
+    "RUN_FILES",
     "SETTINGS",
     "EvaluateConfig",
     "EvaluationConfig",
@@ -338,6 +339,18 @@ class TrainConfig:
         config: TrainConfig = _grouped(TrainConfig, values)
         return config
 
+    def require_free(self, output: Path, resume: str | None) -> None:
+        """Raise ``ConfigError`` if a run is in ``output`` that is not the one to be resumed."""
+        if output.exists() and not output.is_dir():
+            raise ConfigError(f"`output` {self.output} is a file; give a directory")
+        own = resume == "auto" or (resume and Path(resume).resolve().parent == output.resolve())
+        taken = [name for name in RUN_FILES if (output / name).exists()]
+        if taken and not own:
+            raise ConfigError(
+                f"`output` {self.output} holds a run ({', '.join(taken)}); continue it with "
+                "`resume` auto, or give another `output`"
+            )
+
     def require_useful(self) -> None:
         """Raise ``ConfigError`` for a setting that does nothing without another.
 
@@ -443,6 +456,9 @@ def _grouped(kind: Any, values: Mapping[str, Any]) -> Any:
     return kind(**found)
 
 
+RUN_FILES = ("last.pt", "best.pt", "config.json")
+"""The last checkpoint of a run, its best one, and its settings."""
+
 SETTINGS: Mapping[str, Any] = dict(_types(TrainConfig))
 """The names of all settings, with their types."""
 
@@ -527,12 +543,13 @@ class ExportConfig:
     run: str
     """A run's directory, of which best.pt is taken, or else last.pt; or one of its checkpoints;
     path or URL."""
-    to: Literal["timm", "safetensors", "hub-folder", "onnx"]
-    """timm: a .pth as its train.py writes; safetensors: the weights alone; hub-folder: a directory
-    as on Hugging Face's hub, for timm and transformers; onnx: a graph, with the extra 'export'."""
+    to: Literal["timm", "safetensors", "hub", "onnx"]
+    """timm: a .pth as its train.py writes; safetensors: the weights alone; hub: a directory
+    as on Hugging Face's hub, to upload, for timm and transformers; onnx: a graph, with the extra
+    'export'."""
     out: Path
-    """The file, or for hub-folder the directory, to write. timm knows safetensors by their names'
-    end, so they alone end in .safetensors."""
+    """The file to write, or for hub the directory. A name ends in .safetensors for these alone:
+    timm goes by it."""
     heads: Literal["both", "fused", "class"] = "both"
     """Of a student of two heads. both: as it is, and in a graph two outputs; fused: the mean of
     both, which timm's models give in evaluation by themselves; class: the class head alone."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline.classes import ClassNames, agreed_names
-from pipeline.errors import CheckpointError, ConfigError, PipelineError
+from pipeline.errors import CheckpointError, PipelineError
 from pipeline.files.local import replace as replace_file
 from pipeline.growth import needed_release
 from pipeline.identity import StoreIdentity, canonical_json
@@ -651,17 +651,8 @@ def checkpoint_to_resume(config: TrainConfig, run_output: RunOutput) -> Path | N
         # An evaluation came before the first of ``checkpoint_epochs``.
         best = output / BEST
         return best if best.exists() else None
-    path = Path(resume) if resume is not None else None
-    if output.exists() and not output.is_dir():
-        raise ConfigError(f"`output` {config.output} is a file; give a directory")
-    own = path is not None and path.resolve().parent == output.resolve()
-    taken = [name for name in (LAST, BEST, CONFIG) if (output / name).exists()]
-    if taken and not own:
-        raise ConfigError(
-            f"`output` {config.output} holds a run ({', '.join(taken)}); continue it with "
-            "`resume` auto, or give another `output`"
-        )
-    return path
+    config.require_free(output, resume)
+    return Path(resume) if resume is not None else None
 
 
 def _open_validation(config: TrainConfig, inputs: Inputs) -> ValidationDataset | None:

@@ -227,7 +227,7 @@ def _write_onnx(student: _Student, path: Path, config: ExportConfig) -> str:
 _WRITERS: Mapping[str, Callable[[_Student, Path, ExportConfig], str]] = {
     "timm": _write_timm,
     "safetensors": _write_safetensors,
-    "hub-folder": _write_hub_folder,
+    "hub": _write_hub_folder,
     "onnx": _write_onnx,
 }
 

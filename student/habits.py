@@ -58,14 +58,64 @@ HABITS: Mapping[str, str] = {
 }
 """By a flag that train-student has not; docs/RECIPES.md has the whole table."""
 
+ABSENT = [
+    "cooldown-epochs",
+    "patience-epochs",
+    "train-interpolation",
+    "src",
+    "remode",
+    "recount",
+    "resplit",
+    "cutmix-minmax",
+    "mixup-mode",
+    "cosub",
+    "dataset-download",
+    "dataset-trust-remote-code",
+    "input-img-mode",
+    "input-key",
+    "target-key",
+    "interpolation",
+    "fuser",
+    "torchscript",
+    "fast-norm",
+    "head-init-scale",
+    "head-init-bias",
+    "model-dtype",
+    "synchronize-step",
+    "no-ddp-bb",
+    "device-modules",
+    "layer-decay-min-scale",
+    "layer-decay-no-opt-scale",
+    "vflip",
+    "aug-splits",
+    "jsd-loss",
+    "split-bn",
+    "bce-sum",
+    "bce-pos-weight",
+    "mixup-off-epoch",
+    "no-prefetcher",
+    "use-multi-epochs-loader",
+    "eval-metric",
+    "tta",
+    "wandb-tags",
+    "wandb-resume-id",
+    "naflex-loader",
+    "kd-student-feature-dim",
+    "kd-teacher-feature-dim",
+]
+"""Names of flags for which nothing is here; docs/RECIPES.md says why."""
+
 
 def require_own_flags(arguments: Sequence[str]) -> None:
-    """Raise ``ConfigError`` for a flag of timm's or DeiT's scripts, with what it is here."""
-    for word in arguments:
-        flag = word.partition("=")[0]
-        flag = flag.replace("_", "-") if flag.startswith("--") else flag[:2]
-        if flag in HABITS and word.startswith("-"):
-            raise ConfigError(
-                f"{word.partition('=')[0]} is of timm's or DeiT's script; here it is "
-                f"{HABITS[flag]}; docs/RECIPES.md has them all"
-            )
+    """Raise ``ConfigError`` for flags of timm's or DeiT's scripts, with what each is here."""
+    given = [word.partition("=")[0] for word in arguments if word.startswith("-")]
+    names = {word: word.replace("_", "-") if word[:2] == "--" else word[:2] for word in given}
+    foreign = {word: f"here it is {HABITS[name]}" for word, name in names.items() if name in HABITS}
+    for word, name in names.items():
+        if name.removeprefix("--") in ABSENT:
+            foreign[word] = "it is not here, for a reason that docs/RECIPES.md gives"
+    if foreign:
+        answers = "; ".join(f"{word}: {answer}" for word, answer in foreign.items())
+        raise ConfigError(
+            f"of timm's or DeiT's script is {answers}; docs/RECIPES.md has all of their flags"
+        )

@@ -64,8 +64,9 @@ class RunRecord:
         ``kind`` is train, epoch, or whole: epochs that were not broken off and resumed.
         """
         found = []
-        # A run of fewer steps than there are between two lines has means of its epochs alone.
-        lines = self.train if kind == "train" and len(self.train) > 1 else self.epochs
+        # Lines of training say what lines of epochs do, and are more, unless a run is short.
+        fine = kind == "train" and len(self.train) >= max(2, len(self.epochs))
+        lines = self.train if fine else self.epochs
         if kind == "whole":
             lines = tuple(one for one in lines if "timed_from_step" not in one)
         for line in lines:
@@ -82,6 +83,16 @@ class RunRecord:
         both = _number(last, "evaluation", "mean_of_logits", "top1") is not None
         taught = self.config.get("distillation") != "none"
         return "mean_of_logits" if both and taught else "class_head"
+
+    @property
+    def has_two_heads(self) -> bool:
+        """Whether an evaluation tells of a head beside the class head."""
+        return any(_number(one, "evaluation", "distillation_head", "top1") for one in self.epochs)
+
+    @property
+    def has_averages(self) -> bool:
+        """Whether a moving mean of the weights was evaluated too."""
+        return any("ema_evaluation" in one for one in self.epochs)
 
 
 def _number(line: Mapping[str, Any], *names: str) -> float | None:
@@ -183,7 +194,8 @@ def _page(title: str, runs: Sequence[RunRecord], sections: Sequence[Section]) ->
     if known:
         top1, run = max(known, key=lambda one: one[0])
         text = share_text(top1) + (f", {run.name}" if len(runs) > 1 else "")
-        figures.append((f"best top-1 of an epoch, by the {_words(run.headline)}", text))
+        what = "best top-1 of an epoch" if len(runs) > 1 else "best top-1, that of best.pt"
+        figures.append((f"{what}, by the {_words(run.headline)}", text))
     return Page(
         title=title,
         subtitle=", ".join(dict.fromkeys(str(one.config.get("model", "")) for one in runs)),
@@ -245,8 +257,9 @@ def _course(runs: Sequence[RunRecord]) -> list[Section]:
     rates = _each(runs, "train", "lr")
     if len(runs) == 1:
         rates = [Series(name="learning rate", points=rates[0].points)]
+    head = "distillation head" if any(one.has_two_heads for one in runs) else "prediction"
     text = (
-        "Agreement is the share of training views where the student's distillation head says what "
+        f"Agreement is the share of training views where the student's {head} says what "
         "the teacher does, teacher accuracy that of those where the teacher names a class of the "
         "mixed image."
     )
@@ -321,13 +334,17 @@ def _accuracy(runs: Sequence[RunRecord]) -> list[Section]:
         charts.append(lines_chart(caption, losses, x_label="epoch", y_label="loss"))
     if any(one.points for one in alike):
         charts.append(_epochs_chart("Agreement with the teacher, on validation images", alike))
-    text = (
-        "A student of two heads is asked for the class by the class head, by the distillation "
-        "head, which learns from the teacher, or by both: by the mean of their logits, or by the "
-        "sum of their softmaxes. Averaged weights are a moving mean over the "
-        "steps, raw ones those of the last step."
-    )
-    charts.append(Text(paragraphs=(text,), half=len(charts) % 2 == 1))  # beside the last chart
+    texts = []
+    if any(one.has_two_heads for one in runs):
+        texts.append(
+            "A student of two heads is asked for the class by the class head, by the distillation "
+            "head, which learns from the teacher, or by both: by the mean of their logits, or by "
+            "the sum of their softmaxes."
+        )
+    if any(one.has_averages for one in runs):
+        texts.append("Averaged weights are a moving mean over the steps, raw ones the last step's.")
+    if texts:  # beside the last chart
+        charts.append(Text(paragraphs=(" ".join(texts),), half=len(charts) % 2 == 1))
     return [Section(name="accuracy", title="Accuracy", blocks=(*charts, _final(runs)))]
 
 
@@ -351,6 +368,11 @@ def _final(runs: Sequence[RunRecord]) -> Table:
     """Return the last evaluation's accuracies: of each head and fusion, raw and averaged."""
     rows = []
     five = any(_fusion_lines(one, "top5") for one in runs)  # few classes have no top-5
+    known = any(
+        one.series("epoch", "evaluation", "teacher", "agreement", name)
+        for one in runs
+        for name in _FUSIONS
+    )
     for run in runs:
         nothing: Mapping[str, Any] = {}
         last = next((one for one in reversed(run.epochs) if "evaluation" in one), nothing)
@@ -370,14 +392,19 @@ def _final(runs: Sequence[RunRecord]) -> Table:
                         Bar(text=share_text(top1), share=top1),
                         *(("-" if top5 is None else share_text(top5),) if five else ()),
                         "-" if loss is None else f"{loss:.4f}",
-                        "-" if alike is None else share_text(alike),
+                        *(("-" if alike is None else share_text(alike),) if known else ()),
                     )
                 )
     head = (*(("run",) if len(runs) > 1 else ()), "prediction from", "weights", "top-1")
     return Table(
         name="final",
-        caption="The last evaluation",
-        header=(*head, *(("top-5",) if five else ()), "loss", "agrees with the teacher"),
+        caption="The last evaluation, of last.pt",
+        header=(
+            *head,
+            *(("top-5",) if five else ()),
+            "loss",
+            *(("agrees with the teacher",) if known else ()),
+        ),
         rows=tuple(rows),
     )
 
@@ -425,16 +452,18 @@ def _mistakes(analysis: Analysis, names: Sequence[str] | None) -> list[Section]:
     most = analysis.confused[0].samples if analysis.confused else 1
     text = (
         f"Classes are called by the {_words(analysis.prediction)}, on center views of "
-        f"{sum(one.samples for one in analysis.classes):,} validation images."
+        f"{sum(one.samples for one in analysis.classes):,} validation images, with the weights of "
+        "the last step (last.pt). What best.pt mistakes, evaluate-student says."
+    )
+    compared = Matrix(
+        name="disagreement",
+        caption=f"Disagreement: share of {analysis.samples:,} images that two call differently",
+        names=tuple(map(_words, analysis.names)),
+        shares=analysis.disagreement,
     )
     blocks: list[Block] = [
         Text(paragraphs=(text,)),
-        Matrix(
-            name="disagreement",
-            caption=f"Disagreement: share of {analysis.samples:,} images that two call differently",
-            names=tuple(map(_words, analysis.names)),
-            shares=analysis.disagreement,
-        ),
+        *([compared] if len(analysis.names) > 2 else []),  # of two it says what top-1 does
         Table(
             name="classes",
             half=True,

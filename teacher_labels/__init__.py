@@ -7,9 +7,13 @@ say is printed, what goes wrong is raised as a ``PipelineError``; nothing exits 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from importlib import import_module
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -23,7 +27,55 @@ __all__ = ["evaluate", "label", "pack", "show", "train"]
 Shards: TypeAlias = str | Path | Sequence[str | Path]
 """The directory of shards, a file, a pattern, or several of them."""
 
+Call = TypeVar("Call", bound=Callable[..., Any])
 
+
+class _Signature(Signature):
+    """A call's signature with its settings by name: the fields of a record, ``module:name``.
+
+    They are read when somebody asks: the record's module may load libraries.
+    """
+
+    def __init__(self, call: Callable[..., Any], kind: str) -> None:
+        own = signature(call)
+        super().__init__(list(own.parameters.values()), return_annotation=own.return_annotation)
+        self._own, self._kind = own.parameters, kind
+
+    @property
+    def parameters(self) -> MappingProxyType[str, Parameter]:
+        """All parameters, in the order of ``help``."""
+        own = {name: one for name, one in self._own.items() if one.kind is not one.VAR_KEYWORD}
+        module, _, name = self._kind.partition(":")
+        settings = _settings(getattr(import_module(module), name))
+        return MappingProxyType(own | {one.name: one for one in settings if one.name not in own})
+
+
+def _settings(kind: type) -> Iterator[Parameter]:
+    """Yield the fields of a record and of the groups in it as parameters, those needed first."""
+    for one in fields(kind):
+        default = one.default if one.default_factory is MISSING else one.default_factory()
+        if is_dataclass(default) and one.name not in _TABLES:
+            yield from _settings(type(default))
+        elif one.init:
+            default = Parameter.empty if default is MISSING else default
+            yield Parameter(one.name, Parameter.KEYWORD_ONLY, default=default, annotation=one.type)
+
+
+_TABLES = ("mixing",)
+"""Groups that are given as a mapping."""
+
+
+def _with_settings(kind: str) -> Callable[[Call], Call]:
+    """Let ``help`` and editors show the fields of this record for a call's ``settings``."""
+
+    def shown(call: Call) -> Call:
+        vars(call)["__signature__"] = _Signature(call, kind)
+        return call
+
+    return shown
+
+
+@_with_settings("pipeline.shards.packing:PackConfig")
 def pack(images: str | Path, out: str | Path, **settings: Any) -> PackReport:
     """Pack a folder of images, one directory per class, into shuffled shards; see ``PackConfig``.
 
@@ -38,6 +90,7 @@ def pack(images: str | Path, out: str | Path, **settings: Any) -> PackReport:
         return pack_shards(config, progress.show)
 
 
+@_with_settings("pipeline.labelling.config:LabelConfig")
 def label(shards: Shards, out: str | Path, **settings: Any) -> LabelStore:
     """Label views of shards with a teacher, or what is missing of a store; see ``LabelConfig``.
 
@@ -63,11 +116,15 @@ def label(shards: Shards, out: str | Path, **settings: Any) -> LabelStore:
     config = configured({"shards": _texts(shards), "out": str(out), **settings})
     prepare_environment()  # before Ray is imported
     from jobs.run import complete_store
+    from jobs.teacher_labels import names_below
+    from pipeline.cli.console import programs_called
 
-    complete_store(config)
+    with programs_called(names_below()):
+        complete_store(config)
     return open_store(config.out)
 
 
+@_with_settings("student.config:TrainConfig")
 def train(
     labels: str | Path, shards: Shards, output: str | Path, *, recipe: str = "", **settings: Any
 ) -> Outcome:
@@ -103,6 +160,7 @@ def train(
         return run(config, inputs, show=progress.show)
 
 
+@_with_settings("student.config:EvaluateConfig")
 def evaluate(checkpoint: str | Path, val_shards: Shards, **settings: Any) -> CheckpointReport:
     """Evaluate a checkpoint's raw and averaged weights; see ``EvaluateConfig``.
 
@@ -116,6 +174,7 @@ def evaluate(checkpoint: str | Path, val_shards: Shards, **settings: Any) -> Che
     return evaluate_checkpoint(_built(EvaluateConfig, given))
 
 
+@_with_settings("pipeline.tools.show:ViewChoice")
 def show(
     store: str | Path | LabelStore,
     shards: Shards,

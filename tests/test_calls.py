@@ -5,17 +5,26 @@ from __future__ import annotations
 import doctest
 import inspect
 import json
+import pydoc
 import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
+import pipeline
+import student
 import teacher_labels
 from jobs.label_teacher import configured, parse_arguments
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.identity import AugmentConfig
+from pipeline.labelling.config import LabelConfig
+from student.config import SETTINGS
 from tests.factories import digit_samples
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,6 +78,51 @@ def test_a_slip_is_named_and_nothing_exits(images: Path) -> None:
         teacher_labels.label("shards", "x.parquet", teacher="resnet5000", serial=True)
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("pack", {"images", "out", "part", "max_side"}),
+        ("label", {"shards", "views", "preset", "crop_scale", "mixing", "serial"}),
+        ("train", {"labels", "recipe", *SETTINGS}),
+        ("evaluate", {"checkpoint", "val_shards", "analysis"}),
+        ("show", {"store", "class_", "disagree", "count"}),
+    ],
+)
+def test_help_shows_the_settings_of_a_call_by_name(name: str, settings: set[str]) -> None:
+    call = getattr(teacher_labels, name)
+    found = inspect.signature(call)
+    assert settings <= found.parameters.keys()
+    kinds = {one.kind for one in found.parameters.values()}
+    assert inspect.Parameter.VAR_KEYWORD not in kinds
+    assert "settings: " not in pydoc.render_doc(call)
+    assert "**" not in str(found)
+
+
+def test_all_settings_of_a_label_job_are_shown() -> None:
+    known = {one.name for kind in (LabelConfig, AugmentConfig) for one in fields(kind)}
+    assert known - {"augment"} <= inspect.signature(teacher_labels.label).parameters.keys()
+    part = inspect.signature(teacher_labels.pack).parameters["part"]
+    assert (part.default, part.kind) == ((0.0, 1.0), part.KEYWORD_ONLY)
+
+
+@pytest.mark.parametrize("package", [pipeline, student])
+def test_names_that_load_late_are_listed(package: ModuleType) -> None:
+    assert {*package.__all__} <= {*dir(package)}
+
+
+def test_what_comes_next_is_said_by_the_names_of_the_commands(
+    images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A reader of the notebook finds them beside its calls."""
+    teacher_labels.pack("images", "shards")
+    seen: dict[str, Any] = {"teacher": "test_vit", "teacher_random_weights": 0, "num_classes": 2}
+    small = {"image_size": 32, "views": 1, "serial": True}
+    teacher_labels.label("shards", "x.parquet", **seen, **small)
+    told = [line for line in capsys.readouterr().err.splitlines() if "next: " in line]
+    assert told
+    assert all(line.startswith("next: teacher-labels ") for line in told)
+
+
 def test_the_door_is_light() -> None:
     code = (
         "import sys, teacher_labels\n"
@@ -100,6 +154,6 @@ def test_the_notebook_runs_from_its_first_cell_to_its_last(
 SMALLER = {
     'write_shapes(work / "images")': 'write_shapes(work / "images", 24, 8)',
     '"--epochs", "10"': '"--epochs", "1"',
-    "epochs=12": "epochs=1",
+    "epochs=16": "epochs=1",
     "    serial=True": "    serial=True, allow_low_agreement=True",
 }

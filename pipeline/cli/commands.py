@@ -19,6 +19,7 @@ from pipeline.cli.console import (
     described,
     first_of,
     flags_of,
+    parse_flags,
     require_command,
     running,
     say,
@@ -27,12 +28,18 @@ from pipeline.cli.console import (
     tell,
     tell_next,
     tell_page,
-    unused,
     words_given,
+)
+from pipeline.cli.following import (
+    shards_of,
+    tell_after_packing,
+    tell_look,
+    tell_report,
+    tell_training,
+    tell_verify,
 )
 from pipeline.errors import ConfigError
 from pipeline.files.kinds import read_list
-from pipeline.files.objects import is_url
 from pipeline.shards import packing
 
 if TYPE_CHECKING:
@@ -48,10 +55,8 @@ __all__ = ["label_store", "pack_shards"]
 
 OpenStudent: TypeAlias = "Callable[[Path], Student]"
 
-_TEACHER = ("--teacher", "NAME", "--teacher-checkpoint", "WEIGHTS.safetensors")
 _FIRST = ("--images", "--out", "--classes", "--part", "--max-side")
 _EXAMPLE = ("--images", "images/train", "--out", "shards/train", "--max-side", "500")
-_UNKNOWN = "VALIDATION-IMAGES"
 _STORES = (".parquet", ".zarr", ".parquet/", ".zarr/")
 _LISTED, _LISTED_FILES = 20, 5  # names printed before "and N more"; those of files are long
 
@@ -65,11 +70,11 @@ def pack_shards(
     arguments = words_given(arguments)
     again = "interrupted; run the same command again"
     with running(program, flags_of(packing.PackConfig), again, arguments):
-        config = tyro.cli(
+        config: packing.PackConfig = parse_flags(
             packing.PackConfig,
-            prog=program,
+            program,
+            arguments,
             description=described(str(pack_shards.__doc__), _FIRST, program, *_EXAMPLE),
-            args=arguments,
         )
         with Progress("images") as progress:
             report = packing.pack_shards(config, progress.show, write)
@@ -95,47 +100,12 @@ def pack_shards(
             + f"{counted(len(report.shards), 'shard')} of {report.bytes / 1e6:.1f} MB in "
             + config.out
         )
-        _pack_next(config)
-
-
-def _pack_next(config: packing.PackConfig) -> None:
-    """Name the commands that come next: for the validation images, and then for a teacher."""
-    # With classes of other shards these are images for validation, which nobody labels.
-    named = () if config.classes is None else (config.classes, str(Path(config.classes).parent))
-    shards = next(filter(_holds_shards, named), config.out)
-    given = ("--shards", shards, "--out", "labels.parquet", "--views", "8")
-    if shards != config.out:
-        both = ("--shards", shards, "--val-shards", config.out)
-        tell("for want of a teacher, train a small one:")
-        tell_next("teacher-labels", "train-teacher", *both, "--out", "teacher.safetensors")
-        tell("or, with a teacher of your own:")
-    elif config.part[0] == 0 and not is_url(config.out):
-        beside = ("--out", str(Path(config.out).with_name("val")), "--classes", config.out)
-        found = _validation_images(config)
-        if found[1] == _UNKNOWN:
-            tell("pack other images to validate on; or pack these anew, with --part 0 0.8")
-        tell_next("pack-shards", *found, *beside)
-        tell("then, with a teacher of these classes:")
-    tell_next("label-teacher", *given, *_TEACHER)
-
-
-def _validation_images(config: packing.PackConfig) -> tuple[str, ...]:
-    """Return the flags for images to validate on: those of the other part, or beside these."""
-    images, high = Path(config.images), config.part[1]
-    if high < 1:
-        return ("--images", str(images), "--part", f"{high:g}", "1")
-    named = (images.with_name(name) for name in packing.VALIDATION if images.name)
-    there = (one for one in named if one != images and one.is_dir())
-    return ("--images", str(next(there, _UNKNOWN)))
+        tell_after_packing(config)
 
 
 def _part_of(config: packing.PackConfig) -> str:
     low, high = config.part
     return "" if (low, high) == (0, 1) else f" of the part {low:g} to {high:g}"
-
-
-def _holds_shards(location: str) -> bool:
-    return is_url(location) or any(Path(location).glob("*.tar"))
 
 
 def _passed_over(report: packing.PackReport) -> Iterator[str]:
@@ -149,7 +119,8 @@ def _passed_over(report: packing.PackReport) -> Iterator[str]:
         ),
         (
             report.broken,
-            "named as images, but with other first bytes (empty, cut off, or of another kind)",
+            "named as images, but with other first bytes (empty, of another kind, or cut off in "
+            "their header)",
         ),
         (report.undecodable, "which do not decode (damaged, cut off, or too large)"),
     ):
@@ -206,6 +177,7 @@ class Verify:
 
     def run(self) -> None:
         from pipeline.files.cache import CacheConfig
+        from pipeline.store import open_store
         from pipeline.tools.verify import verify_store
 
         if (self.all or self.relabel or self.subset) and not self.shards:
@@ -241,11 +213,16 @@ class Verify:
             say("FAILED" if failed else "passed")
         if failed:
             raise SystemExit(1)
-        if self.all:
-            shown = ("--disagree", "--original", "--out", unused("wrong.png"))
-            tell_next("label-store", "show", self.store, "--shards", *some_of(self.shards), *shown)
-        else:
-            _verify_next(self.store, self.shards)
+        shards = shards_of(self.store, self.shards)
+        if not self.all and not shards:
+            tell("with --shards it redraws views too, and with --all it proves the store")
+            return
+        if not self.all:
+            tell_verify(self.store, shards)
+            return
+        manifest = open_store(self.store).manifest
+        tell_look(self.store, manifest, self.shards)
+        tell_training(self.store, manifest, self.shards)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,7 +241,7 @@ class Stats:
         with Progress("parts") as progress:
             report = store_stats(open_store(self.store), show=progress.show)
         _show(report, as_json=self.json)
-        _report_next(self.store)
+        tell_report(self.store, shards=shards_of(self.store))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -283,7 +260,7 @@ class Diff:
         from pipeline.tools import diff_stores
 
         _show(diff_stores(open_store(self.a), open_store(self.b)), as_json=self.json)
-        _report_next(self.a, "--against", self.b)
+        tell_report(self.a, "--against", self.b, shards=shards_of(self.a))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -458,7 +435,7 @@ class Views:
                 show=progress.show,
             )
         _show(report, as_json=self.json)
-        tell(f"pandas.read_parquet({str(self.out)!r}), or any reader of Parquet")
+        tell_next("python", "-c", f"import pandas; print(pandas.read_parquet({str(self.out)!r}))")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -528,10 +505,15 @@ class Show:
         more = " (there may be more: --count)" if len(views) == self.count else ""
         say(
             f"{path}: {counted(len(views), 'view')}{more}, {sheet.width} x {sheet.height} pixels; "
-            f"{verified} with a digest, which was compared"
+            + (
+                f"pixels of {verified} are those of their digests"
+                if verified
+                else "none has a digest, as view 0 and one in 64 have"
+            )
             + (f"; in {partners} the teacher names the image mixed in" if partners else "")
         )
-        _report_next(self.store, shards=self.shards)
+        tell_report(self.store, shards=self.shards)
+        tell_training(self.store, store.manifest, self.shards)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -570,6 +552,7 @@ class Report:
 
         require_page_name(self.out)
         config = ReportConfig(images=self.images, count=self.count, megabytes=self.megabytes)
+        store = open_store(self.store)
         other = student = None
         if self.against is not None and open_student and not self.against.endswith(_STORES):
             student = open_student(Path(self.against))
@@ -577,7 +560,7 @@ class Report:
             other = open_store(self.against)
         with Progress("parts") as progress:
             report = report_store(
-                open_store(self.store),
+                store,
                 self.shards,
                 config,
                 against=other,
@@ -592,6 +575,8 @@ class Report:
             say(f"FAILED: {failed} views are not those that were labelled; the page names them")
             raise SystemExit(1)
         tell_page(self.out)
+        if self.against is None:
+            tell_training(self.store, store.manifest, shards_of(self.store, self.shards))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -697,8 +682,10 @@ class Status:
         elif status.state == "labelling":
             tell_next("label-store", "status", self.store)
         else:
-            tell("run the label job again; or, if all parts are there:")
-            tell_next("label-store", "finalize", self.store, "--shards", "SHARDS")
+            shards = shards_of(self.store)
+            tell("run the label job again" + "; or, if all parts are there:" * bool(shards))
+            if shards:
+                tell_next("label-store", "finalize", self.store, "--shards", *some_of(shards))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -764,15 +751,21 @@ def label_store(
     # ``open_student`` is given by who knows students, for reports against one.
     arguments = words_given(arguments)
     with running(program, {}, arguments=arguments):
-        if arguments and not arguments[0].startswith("-"):
-            names = [one.__name__.lower() for one in get_args(StoreCommand)]
-            require_command(arguments[0], names)
+        known = {one.__name__.lower(): str(one.__doc__) for one in get_args(StoreCommand)}
+        if not arguments:
+            say_lines(f"usage: {program} {{{','.join(known)}}} ...\n")
+            for name, text in known.items():
+                say(f"  {name:9} {text.splitlines()[0]}")
+            say_lines(f"\n{program} COMMAND --help explains a command.")
+            raise SystemExit(2)
+        if not arguments[0].startswith("-"):
+            require_command(arguments[0], known)
         # A class is its subcommand; its docstring is the help.
-        command: StoreCommand = tyro.cli(
+        command: StoreCommand = parse_flags(
             StoreCommand,
-            prog=program,
+            program,
+            arguments,
             description=label_store.__doc__,
-            args=arguments,
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
         )
         with running(program, flags_of(type(command))):
@@ -784,13 +777,7 @@ def label_store(
 
 def _verify_next(store: str, shards: Sequence[str] = ()) -> None:
     """Name the command that proves a store."""
-    tell_next("label-store", "verify", store, "--shards", *some_of(shards), "--all")
-
-
-def _report_next(store: str, *more: str, shards: Sequence[str] = ()) -> None:
-    """Name the command that writes a page about a store."""
-    given = ("--shards", *some_of(shards))
-    tell_next("label-store", "report", store, *given, *more, "--out", unused("report.html"))
+    tell_verify(store, shards_of(store, shards))
 
 
 def _view_range(text: str | None) -> range | None:

@@ -28,7 +28,8 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
-from typing import ClassVar, TextIO, get_args, get_type_hints
+from types import MappingProxyType
+from typing import Any, ClassVar, TextIO, get_args, get_type_hints
 
 import tyro
 from tqdm import tqdm
@@ -47,7 +48,9 @@ __all__ = [
     "flags_of",
     "in_users_words",
     "note",
+    "parse_flags",
     "printable",
+    "programs_called",
     "quiet_seconds",
     "require_command",
     "running",
@@ -80,6 +83,7 @@ _POSITIONAL, _UNPREFIXED = (
 _PARAMETER = re.compile(r"`(\w+)`")
 _PROGRAM = re.compile(r"`([a-z]+-[a-z]+)((?: [^`\n]+)?)`")  # and what follows it
 _SLOW = {"ray": "Ray", "torch": "PyTorch"}  # to load: on a busy machine half a minute
+_SLIP = 2  # the exit status of arguments that do not parse
 _DEBUG = "TEACHER_LABELS_DEBUG"
 _OTHER_NAMES = {  # of a setting's part, and of the setting that a command has for it
     "architecture": "teacher",
@@ -121,6 +125,61 @@ def flags_of(settings: type, *, prefixes: bool = True) -> dict[str, str]:
             flag = f"--{field.name}".replace("_", "-")
             own[field.name] = field.name if _POSITIONAL in marks else flag
     return inner | own
+
+
+def parse_flags(
+    settings: Any, program: str, arguments: Sequence[str] | None, **options: Any
+) -> Any:
+    """Return what a command's arguments say, as ``tyro.cli`` does with these options."""
+    if not {"-h", "--help"}.isdisjoint(sys.argv[1:] if arguments is None else arguments):
+        _join_lines_of_help(settings)
+    try:
+        return tyro.cli(settings, prog=program, args=arguments, **options)
+    except SystemExit as end:
+        if end.code == _SLIP:
+            _tell_meant(sys.argv[1:] if arguments is None else arguments)
+        raise
+
+
+def _tell_meant(arguments: Sequence[str]) -> None:
+    """Say which flag one may be meant for that there is not; tyro does if none is missing."""
+    given = {word.partition("=")[0].replace("_", "-") for word in arguments if word[:2] == "--"}
+    known = _command.flags.values()
+    for word in sorted(given - {*known}):
+        close = get_close_matches(word, known, n=1)
+        if close and close[0] not in given and not word.startswith("--no-"):
+            note(f"there is no flag {word}; did you mean {close[0]}?")
+
+
+def _join_lines_of_help(settings: Any) -> None:
+    """Let each flag's help be wrapped as a whole: tyro keeps the breaks of docstrings' lines.
+
+    It takes a help from a field's metadata before the docstring. Of a group it shows the class's
+    docstring, where an example in Python is for others.
+    """
+    from docstring_parser import parse_from_object
+
+    for one in (settings, *get_args(settings)):
+        if not _is_record(one):
+            continue
+        told = {
+            item.arg_name: item.description or ""
+            for parent in reversed(one.__mro__[:-1])
+            for item in parse_from_object(parent).params
+        }
+        hints = get_type_hints(one)
+        for field in dataclasses.fields(one):
+            kind = hints[field.name]
+            text = told.get(field.name) or (_is_record(kind) and str(kind.__doc__)) or ""
+            paragraphs = text.partition(">>>")[0].split("\n\n")
+            help_ = "\n\n".join(" ".join(words.split()) for words in paragraphs).strip()
+            if help_ and "help" not in field.metadata:
+                field.metadata = MappingProxyType({**field.metadata, "help": help_})
+            _join_lines_of_help(kind)
+
+
+def _is_record(kind: Any) -> bool:
+    return isinstance(kind, type) and dataclasses.is_dataclass(kind)
 
 
 def described(text: str, first: Sequence[str], *example: str) -> str:
@@ -218,6 +277,17 @@ def within_another() -> Iterator[None]:
 
 
 @contextmanager
+def programs_called(names: Mapping[str, str]) -> Iterator[None]:
+    """Let programs have these names for the user, who calls functions in place of commands."""
+    global _command
+    before, _command = _command, dataclasses.replace(_command, names=names)
+    try:
+        yield
+    finally:
+        _command = before
+
+
+@contextmanager
 def _no_bar_left() -> Iterator[None]:
     """Close the bars of loops that an error broke off, before it is said."""
     outside = len(Progress.shown)
@@ -267,14 +337,14 @@ def tell_error(error: Exception, text: str = "") -> None:
 
 
 def tell(text: str) -> None:
-    """Say on stderr what comes next, unless this command is a step of another."""
+    """Say on stderr what comes next in words, unless this command is a step of another."""
     if not _command.is_step:
-        note(f"next: {text}")
+        note(text)
 
 
 def tell_next(*command: str) -> None:
-    """Say which command comes next, as the user types it; words in capitals are the user's."""
-    tell(as_typed(*command))
+    """Say which command comes next, as the user types it: whole, to be pasted."""
+    tell(f"next: {as_typed(*command)}")
 
 
 def tell_page(page: Path) -> None:
@@ -302,8 +372,15 @@ def require_command(name: str, names: Collection[str]) -> None:
 
 
 def some_of(shards: Sequence[str], word: str = "SHARDS") -> tuple[str, ...]:
-    """Return shards as a command that comes next names them; many, or none, in one word."""
-    return tuple(shards) if 0 < len(shards) <= _TOLD else (word,)
+    """Return shards as a command that comes next names them; many, if they are all of a directory,
+    by that, and else, as none, in one word.
+    """
+    if 0 < len(shards) <= _TOLD:
+        return tuple(shards)
+    folders = {Path(one).parent for one in shards}
+    if len(folders) == 1 and set(map(Path, shards)) == set((folder := folders.pop()).glob("*.tar")):
+        return (str(folder),)
+    return (word,)
 
 
 def unused(name: str) -> str:

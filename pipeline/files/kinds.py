@@ -12,9 +12,26 @@ from typing import Any
 
 from pipeline.errors import ConfigError
 
-__all__ = ["HEAD_BYTES", "at_home", "read_list", "read_toml", "what_it_is_instead", "why_no_data"]
+__all__ = [
+    "HEAD_BYTES",
+    "at_home",
+    "read_list",
+    "read_toml",
+    "what_it_is_instead",
+    "why_no_data",
+    "without_waiting",
+]
 
 HEAD_BYTES = 512  # that show what a file is instead
+
+_COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\x04\x22\x4d\x18": "lz4",
+}
+"""First bytes of what programs of these names write."""
 
 
 def at_home(path: str) -> str:
@@ -61,6 +78,9 @@ def what_it_is_instead(head: bytes) -> str | None:
         return "is a web page, not the file that it may link to; download the file itself"
     if start.startswith(b"<?xml"):
         return "is an XML page, as storage answers instead of a file; download it again"
+    for mark, program in _COMPRESSED.items():
+        if head.startswith(mark):
+            return f"is compressed by {program}; unpack it"
     return None
 
 
@@ -106,7 +126,7 @@ def read_list(path: Path) -> list[str]:
     nothing for ten minutes, ``OSError`` for what cannot be read: a directory, a device.
     """
     data = bytearray()
-    with open(path, "rb", buffering=0, opener=_without_waiting) as file:
+    with open(path, "rb", buffering=0, opener=without_waiting) as file:
         mode = os.fstat(file.fileno()).st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
             raise OSError(0, "it is a directory or a device")
@@ -119,8 +139,8 @@ def read_list(path: Path) -> list[str]:
     return data.decode().split("\n")
 
 
-def _without_waiting(path: str, flags: int) -> int:
-    """Open a file; opening a pipe that nobody writes to would wait for ever."""
+def without_waiting(path: str, flags: int) -> int:
+    """Open a file, as ``open`` has it done; a pipe that nobody writes to would be waited for."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 

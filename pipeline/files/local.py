@@ -20,7 +20,7 @@ from pipeline.errors import ConfigError, PipelineError, ShardError
 from pipeline.files.cache import CacheConfig, RemoteShard, ShardFile
 from pipeline.files.folder import MAX_FILE_BYTES, Folder, check_path, check_size
 from pipeline.files.hub import HubFolder, HubUrl, is_hub_url
-from pipeline.files.kinds import at_home, read_list
+from pipeline.files.kinds import at_home, read_list, why_no_data, without_waiting
 from pipeline.files.objects import ObjectFolder, ObjectUrl, find_objects, is_url
 
 __all__ = [
@@ -60,8 +60,9 @@ def expand_shards(
     A directory stands for its ``*.tar``, and a text file (``.txt``) for the names in its lines. The
     order is that of the patterns; a glob's matches are sorted. URLs become shards that
     are fetched through ``cache`` when opened; here they are looked at alone. ``name`` is the
-    parameter that messages name. Raises ``ShardError`` for a file that does not exist, a
-    directory without shards, a pattern without a match, or a file named twice.
+    parameter that messages name. A file whose own name looks like a pattern is meant by it. Raises
+    ``ShardError`` for a file that does not exist, a directory without shards, a pattern without a
+    match, what is no file, or a file named twice.
     """
     paths: list[ShardFile] = []
     for pattern in (one for given in patterns for one in _listed_in(at_home(given), name)):
@@ -71,7 +72,7 @@ def expand_shards(
                 "hf download, and give their path"
             )
         try:
-            names = _in_braces(pattern)
+            names = [pattern] if os.path.lexists(pattern) else _in_braces(pattern)
         except ValueError as error:
             raise ShardError(f"`{name}` {pattern!r}: braces do not match") from error
         if names is None:
@@ -81,7 +82,7 @@ def expand_shards(
             )
         missing = []
         for wanted, found in zip(names, _files_of(names, cache or CacheConfig()), strict=True):
-            if not found and not is_url(wanted) and Path(wanted).is_dir():
+            if not found and not is_url(wanted) and os.path.isdir(wanted):  # noqa: PTH112
                 raise ShardError(
                     f"`{name}` {wanted!r} is a directory in which no name ends in .tar; give the "
                     "one of the shards, or their files"
@@ -98,6 +99,9 @@ def expand_shards(
         raise ShardError(f"no shards: give `{name}` one or more tar files or patterns")
     seen: set[Path | str] = set()
     for path in paths:
+        if isinstance(path, Path) and not os.path.isfile(path):  # noqa: PTH113 - refusals are no file
+            raise ShardError(f"`{name}` {str(path)!r} {why_no_data(path)}")
+        check_path(path.name, str(path).rpartition("/")[0])  # it goes into stores
         identity = path.resolve() if isinstance(path, Path) else str(path)
         if identity in seen:
             raise ShardError(f"{path} is named twice by `{name}`; name each shard once")
@@ -153,13 +157,13 @@ def _files_of(names: Sequence[str], cache: CacheConfig) -> Iterator[Sequence[Sha
     for name in names:
         if is_url(name):
             yield [RemoteShard(stored=one, cache=cache) for one in next(objects)]
-        elif any(mark in name for mark in "*?["):
+        elif os.path.isdir(name):  # noqa: PTH112 - a name that is too long is none
+            yield sorted(Path(name).glob("*.tar"))
+        elif os.path.lexists(name):
+            yield [Path(name)]
+        else:
             found = sorted(glob.glob(name))  # noqa: PTH207 - the pattern may be absolute
             yield [Path(one) for one in found]
-        elif Path(name).is_dir():
-            yield sorted(Path(name).glob("*.tar"))
-        else:
-            yield [Path(name)] if Path(name).is_file() else []
 
 
 def real_path(path: Path) -> Path:
@@ -224,7 +228,7 @@ class LocalFolder(Folder):
     def _reading(self, path: str) -> Iterator[BinaryIO]:
         location = self._of_folder(path)
         try:
-            with open(location, "rb", opener=_without_waiting) as file:
+            with open(location, "rb", opener=without_waiting) as file:
                 if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                     raise PipelineError(
                         f"{self.at(path)} is no file, but a pipe or a device; put the file there"
@@ -355,11 +359,6 @@ def _bytes_of(entry: os.DirEntry[str]) -> int:
         return entry.stat().st_size
     except OSError:
         return 0
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    """Open a file; a pipe that nobody writes to is opened too, to be refused."""
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def open_folder(location: Location) -> Folder:

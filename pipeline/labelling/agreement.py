@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,9 @@ from pipeline.labelling.config import LabelConfig
 
 __all__ = [
     "Cause",
+    "OnViews",
     "Preflight",
+    "are_too_hard",
     "in_percent",
     "is_better",
     "is_poor",
@@ -26,6 +28,7 @@ POOR = 2 / 3  # agreement that is most likely below this is looked into
 LEAST = 1 / 4  # of the way from chance to always
 JUDGED_FROM = 32  # images; fewer show nothing by failing to beat chance
 GAIN = 0.1  # of the images, which a cause must explain
+HARD = 1 / 3  # of the way from chance to always, below which views say little
 MUCH = 1.5  # times as many right under a cause: then the settings are wrong
 
 
@@ -46,6 +49,32 @@ class Cause:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OnViews:
+    """How often a teacher names an image of the augmented views of a trial."""
+
+    views: int = 0  # whose own class is known, and that of the image mixed in
+    own: int = 0  # of them, where the label is the image's own class
+    either: int = 0  # of them, where it is that or the class of the image mixed in
+    guessed: float = 0.0  # of them, where it would be if labels were dealt out at random
+
+    @staticmethod
+    def of(label: NDArray[np.int64], own: NDArray[np.int64], partner: NDArray[np.int64]) -> OnViews:
+        """Count (N,) labels of views, and the classes of their two images, -1 if not known."""
+        known = (own >= 0) & (partner >= 0)
+        label, own, partner = label[known], own[known], partner[known]
+        if not len(label):
+            return OnViews()
+        named = np.bincount(label, minlength=max(label.max(), own.max(), partner.max()) + 1)
+        guessed = named[own] + np.where(partner == own, 0, named[partner])
+        return OnViews(
+            views=len(label),
+            own=int((label == own).sum()),
+            either=int(((label == own) | (label == partner)).sum()),
+            guessed=float(guessed.sum()) / len(label),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Preflight:
     """What a short trial of the teacher on the job's shards shows."""
 
@@ -58,6 +87,7 @@ class Preflight:
     augment_seconds: float  # of one core for a view, its share of decoding included
     warnings: tuple[str, ...]
     cause: Cause | None = None  # found where agreement is poor
+    on_views: OnViews = field(default_factory=OnViews)
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -118,6 +148,24 @@ def least_share(classes: int, guessing: float = 0.0) -> float:
     """
     chance = max(1 / classes, guessing)
     return chance + LEAST * (1 - chance)
+
+
+def are_too_hard(report: Preflight, classes: int) -> bool:
+    """Return whether a teacher knows plain images, and augmented views hardly better than chance.
+
+    Views from which students learned little had a fifth of the way from chance to always, and
+    others of the same teachers half of it or more.
+    """
+    seen = report.on_views
+    if not report.images or seen.views < JUDGED_FROM:
+        return False
+    plain = _beyond(report.correct / report.images, 1 / classes)
+    return _beyond(seen.either / seen.views, seen.guessed / seen.views) < HARD <= plain
+
+
+def _beyond(share: float, chance: float) -> float:
+    """Return how much of the way from chance to always a share is."""
+    return (share - chance) / (1 - chance) if chance < 1 else 1.0
 
 
 def require_agreement(config: LabelConfig, report: Preflight, classes: int) -> None:

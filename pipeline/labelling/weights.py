@@ -52,6 +52,8 @@ _BELOW: Mapping[Which, tuple[str, ...]] = {
 }
 """The names below which timm, DeiT and train-student keep a state dict in a file."""
 
+_AVERAGED = "n_averaged"  # beside the weights of PyTorch's own averaged model
+
 _ZIP = b"PK\x03\x04"
 _LEGACY_PICKLES = 5  # of torch.save before it wrote archives: magic, version, sizes, values, keys
 _PLAIN_CLASSES = re.compile(
@@ -214,7 +216,8 @@ def read_state(path: Path, which: Which | None, parameter: str) -> FoundWeights:
     of other files the raw ones if there are any.
 
     It is a .safetensors file, or one of ``torch.save``: a bare state dict, or one below the names
-    that timm, DeiT and train-student give it. What torch.compile and DDP put into names is dropped.
+    that timm, DeiT and train-student give it. What torch.compile, DDP and PyTorch's averaged model
+    put into names is dropped.
     Raises ``WeightsError``; ``parameter`` is what chooses ``which``, for its message.
     """
     reason = why_no_data(path)
@@ -244,8 +247,11 @@ def read_state(path: Path, which: Which | None, parameter: str) -> FoundWeights:
         raise WeightsError(
             f"holds no {WORDS[taken]} weights, only {WORDS[other]} ones; use `{parameter}` {other}"
         )
-    state = {_own_name(name): tensor for name, tensor in found[taken].items()}
-    if len(state) < len(found[taken]):
+    stored = found[taken]
+    if _AVERAGED in stored and all(one.startswith(("module.", _AVERAGED)) for one in stored):
+        stored = {name: tensor for name, tensor in stored.items() if name != _AVERAGED}
+    state = {_own_name(name): tensor for name, tensor in stored.items()}
+    if len(state) < len(stored):
         raise WeightsError("has tensors whose names differ by wrappers alone; save one of them")
     return FoundWeights(
         state=state,

@@ -17,7 +17,7 @@ from torch import Tensor
 from pipeline.classes import ClassNames, agreed_names
 from pipeline.errors import IncompleteStoreError, TeacherError
 from pipeline.identity import TeacherIdentity
-from pipeline.labelling.agreement import Preflight, is_poor
+from pipeline.labelling.agreement import OnViews, Preflight, is_poor
 from pipeline.labelling.config import LabelConfig
 from pipeline.labelling.devices import choose_device, set_threads
 from pipeline.labelling.job import (
@@ -29,7 +29,7 @@ from pipeline.labelling.part import GroupTask, PartBuilder, group_tasks, run_tas
 from pipeline.labelling.teacher import Teacher, load_teacher
 from pipeline.labelling.trial import EVERY, Label, Trial
 from pipeline.records import AugmentedGroup, PartKey, TeacherLabels
-from pipeline.shards.index import ShardContents
+from pipeline.shards.index import ShardContents, open_known_shard
 from pipeline.store import Committed, check_store, commit_part, read_entries
 from pipeline.views.floats import float_fingerprints
 from pipeline.views.rng import stream
@@ -40,6 +40,16 @@ TRIAL_VIEWS = 2400
 """Views that a trial labels in fp32 too: of 1 %, it tells about 0.4 % more or less."""
 
 TIMED_GROUPS = 5  # where labels are not compared
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _TriedViews:
+    """What some augmented views of a job showed."""
+
+    compared: int  # that were labelled in fp32 too
+    flips: int  # of them, those that differ
+    seconds: float  # of a core for a view where an image is decoded once for a block of views
+    on_views: OnViews
 
 
 class TeacherWorker:
@@ -126,7 +136,7 @@ class TeacherWorker:
         looked_into = self._config.teacher_random_weights is None and is_poor(
             correct, count, self._teacher.described.accuracy
         )
-        flip_rows, flips, augment_seconds = self._try_views(shards, run)
+        tried = self._try_views(shards, run)
         seconds = self._seconds_per_batch(batch)
         self._busy_before = self._teacher.busy_seconds
         return Preflight(
@@ -134,11 +144,12 @@ class TeacherWorker:
             correct=correct,
             rows_per_batch=batch,
             batch_seconds=seconds,
-            flip_rows=flip_rows,
-            flips=flips,
-            augment_seconds=augment_seconds,
+            flip_rows=tried.compared,
+            flips=tried.flips,
+            augment_seconds=tried.seconds,
             warnings=(*shards.warnings, *self._warnings(shards)),
             cause=trial.cause() if looked_into else None,
+            on_views=tried.on_views,
         )
 
     def _seconds_per_batch(self, batch: int) -> float:
@@ -172,30 +183,35 @@ class TeacherWorker:
 
     def _try_views(
         self, shards: IndexedShards, run: Callable[[GroupTask], AugmentedGroup]
-    ) -> tuple[int, int, float]:
-        """Make some groups of views, and label them in fp32 as well if that may show something.
-
-        Returns how many were labelled so, how many of them differ, and the seconds of a core that
-        a view takes where its image is decoded once for a block of views.
-        """
+    ) -> _TriedViews:
+        """Make some groups of views and label them, in fp32 as well if that may show something."""
         config, exact = self._config, None
-        if config.precision != "fp32" and config.teacher_random_weights is None:
+        trained = config.teacher_random_weights is None
+        if config.precision != "fp32" and trained:
             exact = self._load(dataclasses.replace(config, precision="fp32"))
         decoded_for = min(config.views, config.effective_mixing.block_views)
-        rows = flips = 0
+        compared = flips = 0
         seconds: list[float] = []
+        named: list[NDArray[np.int64]] = []  # (3, N): labels, classes, those of who is mixed in
         for task in self._trial_tasks(shards):
             group = run(task)
             seconds.append(_seconds_of_view(group, decoded_for))
+            valid = group.valid.reshape(-1)
+            if trained:
+                ours = self._teacher.label_group(group).label
+                named.append(np.stack([ours, *_classes_of(task, group)])[:, valid])
             if exact is not None:
-                valid = group.valid.reshape(-1)
-                both = (self._teacher, exact)
-                ours, theirs = (one.label_group(group).label[valid] for one in both)
-                rows += int(valid.sum())
-                flips += int((ours != theirs).sum())
+                theirs = exact.label_group(group).label
+                compared += int(valid.sum())
+                flips += int((ours != theirs)[valid].sum())
             elif len(seconds) == TIMED_GROUPS:
                 break
-        return rows, flips, statistics.median(seconds)
+        return _TriedViews(
+            compared=compared,
+            flips=flips,
+            seconds=statistics.median(seconds),
+            on_views=OnViews.of(*np.concatenate(named, axis=1)) if named else OnViews(),
+        )
 
     def _trial_tasks(self, shards: IndexedShards) -> Iterator[GroupTask]:
         """Yield groups drawn from all over the job, each for one teacher batch.
@@ -242,6 +258,16 @@ class TeacherWorker:
                 f"{described.source} expects {described.size} px, the views have "
                 f"{augment.image_size}: see `image_size`"
             )
+
+
+def _classes_of(task: GroupTask, group: AugmentedGroup) -> tuple[NDArray[np.int64], ...]:
+    """Return the classes of P * V views' own images, and of those mixed in; -1 is not known."""
+    samples = open_known_shard(task.path, task.shard).samples
+    places, views = group.valid.shape
+    target = np.full(places, -1, np.int64)
+    target[: len(task.members)] = [samples[index].target for index in task.members]
+    own = target.repeat(views)
+    return own, own[group.mix.partner]
 
 
 def _seconds_of_view(group: AugmentedGroup, decoded_for: int) -> float:

@@ -39,6 +39,7 @@ __all__ = [
     "UniqueKeys",
     "index_bytes",
     "index_path",
+    "is_key",
     "match_shards",
     "open_indexed_shard",
     "open_known_shard",
@@ -361,7 +362,8 @@ def _read_rows(path: ShardFile, number: int) -> tuple[list[Any], ShardInfo] | No
         rows, size = values["samples"], convert(values["bytes"], int, "bytes")
         hashes = _Hashes()
         for key, target, offset, length, members in rows:
-            _require_key(key)
+            if not is_key(key):
+                raise ValueError(f"{key!r} is no key")
             if type(target) is not int or not 0 <= target < _MOST_TARGETS:
                 raise ValueError(f"{key!r} has the target {target!r}")
             if not (type(offset) is type(length) is int and min(offset, length) >= 0):
@@ -379,10 +381,10 @@ def _read_rows(path: ShardFile, number: int) -> tuple[list[Any], ShardInfo] | No
     return rows, hashes.info(number, path.name, size)
 
 
-def _require_key(key: Any) -> None:
+def is_key(key: Any) -> bool:
+    """Return whether a sample of a shard can have this key."""
     found = _KEY.match(f"{key}.x") if isinstance(key, str) else None
-    if found is None or found[1] != key or _UNFIT.search(key):
-        raise ValueError(f"{key!r} is no key")
+    return found is not None and found[1] == key and not _UNFIT.search(key)
 
 
 def _require_members(key: str, members: Any, image_bytes: int) -> None:
@@ -657,6 +659,8 @@ def _described(path: ShardFile, data: mmap.mmap) -> Iterator[tuple[Sample, Membe
 
 def _sample(path: ShardFile, data: mmap.mmap, key: str, parts: Mapping[str, Member]) -> Sample:
     images = [extension for extension in IMAGE_EXTENSIONS if extension in parts]
+    if not images or not any(extension in parts for extension in TARGET_EXTENSIONS):
+        _require_together(path, data, key, parts)
     if len(images) != 1:
         found = ", ".join(sorted(parts))
         raise ShardError(
@@ -671,6 +675,27 @@ def _sample(path: ShardFile, data: mmap.mmap, key: str, parts: Mapping[str, Memb
         image_offset=image.offset,
         image_bytes=image.size,
     )
+
+
+def _require_together(
+    path: ShardFile, data: mmap.mmap, key: str, parts: Mapping[str, Member]
+) -> None:
+    """Raise ``ShardError`` if a sample lacks members that are elsewhere, or is a hidden file."""
+    if key.endswith("/"):
+        name = next(iter(parts.values())).name
+        raise ShardError(
+            f"{path}: {name!r} is a hidden file, by WebDataset's rule a sample {key!r}; delete "
+            "such files and pack the shard again (`COPYFILE_DISABLE=1` keeps a Mac's tar from "
+            "adding them)"
+        )
+    for member in regular_members(data, path):
+        match = _KEY.match(member.name)
+        if match is not None and match[1] == key and member not in parts.values():
+            raise ShardError(
+                f"{path}: the members of sample {key!r} lie apart, {member.name!r} is not beside "
+                "the others; pack the shard again with the members of a key in a row: sorted by "
+                "name they are"
+            )
 
 
 def _target(path: ShardFile, data: mmap.mmap, key: str, parts: Mapping[str, Member]) -> int:

@@ -27,6 +27,7 @@ from pipeline.classes import (
     require_known,
 )
 from pipeline.errors import ConfigError, DecodeError, PipelineError, ShardError
+from pipeline.files.kinds import why_no_data, without_waiting
 from pipeline.files.local import LocalFolder, open_folder, real_path
 from pipeline.growth import settle
 from pipeline.identity import canonical_json
@@ -37,7 +38,7 @@ from pipeline.shards.encoding import (
     encode_image,
     find_jpegtran,
 )
-from pipeline.shards.index import INDEX_SUFFIX, index_bytes
+from pipeline.shards.index import INDEX_SUFFIX, index_bytes, is_key
 from pipeline.telling import told
 from pipeline.views.rng import sample_share, stream
 
@@ -93,8 +94,8 @@ class PackConfig:
     the shards or image folder of the training set, a classes.json, or a file with a name a line,
     such as ImageNet's synsets. Unset: the directories of images, sorted by name."""
     part: tuple[float, float] = (0.0, 1.0)
-    """Of a folder that is not split into training and validation, a part of its files: 0 0.8 for
-    the one, 0.8 1 for the other. A file's part goes by a hash of its path below `images`."""
+    """Of a folder that is not split into training and validation, a part of each class: 0 0.8 for
+    the one, 0.8 1 for the other. Which file is in which goes by hashes of paths below `images`."""
     per_shard: int = 1000
     """Images in a shard. A single one left over joins the shard before it."""
     prefix: str = "shard"
@@ -218,7 +219,7 @@ def pack_shards(
     _check_directories(config)
     if config.lossless:
         find_jpegtran()
-    files = [path for path in _files_below(config.images) if _is_in_part(path, config)]
+    files = _part_of(_files_below(config.images), config)
     named = [path for path in files if _has_extension(path, config.images, EXTENSIONS)]
     _classes_of(config, named)  # what is cheap first: a layout is refused before files are read
     images = _images_among(named)
@@ -356,11 +357,18 @@ def _files_below(root: Path) -> list[Path]:
     def refuse(error: OSError) -> None:
         raise PipelineError(f"{error.filename}: cannot list the directory: {error.strerror}")
 
-    files = [
-        Path(directory, name)
-        for directory, _, names in os.walk(root, onerror=refuse, followlinks=True)
-        for name in names
-    ]
+    files: list[Path] = []
+    above: dict[str, frozenset[tuple[int, int]]] = {}
+    for directory, folders, names in os.walk(root, onerror=refuse, followlinks=True):
+        found = Path(directory).stat()
+        way = above.pop(directory, frozenset[tuple[int, int]]())
+        if (found.st_dev, found.st_ino) in way:
+            raise ConfigError(
+                f"{directory} is a link to a directory in which it lies; remove the link"
+            )
+        way |= {(found.st_dev, found.st_ino)}
+        above |= {str(Path(directory, name)): way for name in folders}
+        files += [Path(directory, name) for name in names]
     for path in files:
         try:
             str(path).encode()
@@ -371,9 +379,29 @@ def _files_below(root: Path) -> list[Path]:
     return sorted(files, key=lambda path: path.relative_to(root).as_posix())
 
 
-def _is_in_part(path: Path, config: PackConfig) -> bool:
+def _part_of(files: Sequence[Path], config: PackConfig) -> list[Path]:
+    """Return the files in the configured part of each class, in their order.
+
+    A class's files lie by their hashes at even distances in 0..1, so a part has its share of each
+    class to half a file, and another file moves no more than one of its class over a border.
+    """
     low, high = config.part
-    return low <= sample_share(0, path.relative_to(config.images).as_posix()) < high
+    if (low, high) == (0, 1):
+        return list(files)
+    classes: dict[tuple[str, bool], list[Path]] = {}
+    for path in files:
+        is_image = _has_extension(path, config.images, EXTENSIONS)  # others take no image's share
+        name = path.relative_to(config.images).parts[0]
+        classes.setdefault((name, is_image), []).append(path)
+    taken = set()
+    for one in classes.values():
+        order = sorted(one, key=lambda path: sample_share(0, _inside(path, config)))
+        taken |= {path for row, path in enumerate(order) if low <= (row + 0.5) / len(one) < high}
+    return [path for path in files if path in taken]
+
+
+def _inside(path: Path, config: PackConfig) -> str:
+    return path.relative_to(config.images).as_posix()
 
 
 def _has_extension(path: Path, root: Path, extensions: Container[str]) -> bool:
@@ -398,7 +426,7 @@ def _begins_as_image(path: Path) -> bool:
     """Tell whether a label job would try to decode a file; what ends in its header is none."""
     from pipeline.views.apply import image_format
 
-    with _saying_where(path), path.open("rb", buffering=0) as file:
+    with _saying_where(path), open(path, "rb", buffering=0, opener=without_waiting) as file:
         head = file.read(_HEAD)
     whole = len(head) < _HEAD
     if image_format(head) == "jpeg" and whole:
@@ -454,6 +482,11 @@ def _read_classes(
         if (low, high) != (0, 1):
             some = f" in the `part` {low:g} to {high:g} of its files"
             fill = f"pack a larger part, or let `classes` be {root}, so that it keeps its index"
+        for path in _files_below(root / empty[0]):
+            reason = why_no_data(path) if _has_extension(path, root, EXTENSIONS) else None
+            if reason is not None:
+                fill = f"{path} {reason}; or {fill}"
+                break
         raise ConfigError(
             f"{root / empty[0]}: the class holds no images{some}"
             + (f", nor do {len(empty) - 1} more" if len(empty) > 1 else "")
@@ -488,6 +521,11 @@ def _name_sources(root: Path, images: Sequence[Path], classes: Sequence[str]) ->
         name = path.relative_to(root).parts[0]
         stem = path.stem if path.stem.startswith(f"{name}_") else f"{name}_{path.stem}"
         key = stem.replace(".", "_")  # WebDataset ends a key at its first dot
+        if not is_key(key):
+            raise ShardError(
+                f"{str(path)!r}: {key!r} cannot be a key, it holds control characters or line "
+                "ends; rename the file"
+            )
         if key in by_key:
             deep = len(path.relative_to(root).parts) > 2
             raise ShardError(
@@ -522,7 +560,8 @@ def _saying_where(path: Path) -> Iterator[None]:
                 f"{path}: the disk is full, nothing of this file is left behind; free space, "
                 f"delete the other shards in {path.parent} and run again"
             ) from error
-        raise PipelineError(f"{path}: {error.strerror or error}") from error
+        reason = why_no_data(path) or f"cannot be read: {error.strerror or error}"
+        raise PipelineError(f"{path} {reason}") from error
 
 
 def _write_samples(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
+from typing import Any
 
 from pipeline.errors import ConfigError
+from pipeline.files.local import Folder
 from pipeline.labelling.config import LabelConfig
 from pipeline.store import LabelStore
 from pipeline.store.provenance import read_runs
 
-__all__ = ["extend_command", "extended_config"]
+__all__ = ["extend_command", "extended_config", "recorded_shards"]
 
 
 def extended_config(config: LabelConfig, store: LabelStore, end_view: int) -> LabelConfig:
@@ -59,23 +61,34 @@ def extend_command(store: LabelStore, views: int, shards: Sequence[str] = ()) ->
             f"{store.root} is one file, to which nothing can be added: export it to a directory, "
             "and extend that"
         )
-    settings = [run.settings for run in read_runs(store.root) if run.settings]
-    jobs = [one for one in settings if isinstance(one, Mapping)]
+    jobs = _jobs(store.root)
     last = jobs[-1] if jobs else {}
-    named = {tuple(map(str, found)) for job in jobs if isinstance(found := job.get("shards"), list)}
-    if not shards and len(named) != 1:
-        raise ConfigError(
-            f"{store.root} has the records of {len(jobs)} label jobs with {len(named)} lists of "
-            "shards; give `shards`, all in the order of their numbers in the store's card"
-        )
-    patterns = tuple(shards) or tuple(_value(one, store) for one in next(iter(named)))
+    patterns = tuple(shards) or recorded_shards(store.root)
     end = store.manifest.view_range.stop + views
     command = ["label-teacher", "--out", store.root.name, "--extend-to", str(end)]
     defaults = {one.name: one.default for one in fields(LabelConfig)}
     for name in ("teacher_checkpoint", "teacher_weights", "teacher_random_weights"):
         if last.get(name) not in (None, defaults[name]):
-            command += [f"--{name.replace('_', '-')}", _value(last[name], store)]
+            command += [f"--{name.replace('_', '-')}", _value(last[name], store.root)]
     return (*command, "--shards", *patterns)
+
+
+def recorded_shards(root: Folder) -> tuple[str, ...]:
+    """Return the shards of a store's label jobs; raises ``ConfigError`` if no list is known."""
+    jobs = _jobs(root)
+    named = {tuple(map(str, found)) for job in jobs if isinstance(found := job.get("shards"), list)}
+    if len(named) != 1:
+        raise ConfigError(
+            f"{root} has the records of {len(jobs)} label jobs with {len(named)} lists of "
+            "shards; give `shards`, all in the order of their numbers in the store's card"
+        )
+    return tuple(_value(one, root) for one in next(iter(named)))
+
+
+def _jobs(root: Folder) -> list[Mapping[str, Any]]:
+    """Return the settings of a store's label jobs, as they are recorded."""
+    settings = [run.settings for run in read_runs(root) if run.settings]
+    return [one for one in settings if isinstance(one, Mapping)]
 
 
 def _require_whole(store: LabelStore) -> None:
@@ -86,12 +99,12 @@ def _require_whole(store: LabelStore) -> None:
         )
 
 
-def _value(found: object, store: LabelStore) -> str:
+def _value(found: object, root: Folder) -> str:
     """Return a recorded value for a command; raises ``ConfigError`` if it would be a flag."""
     text = str(found)
     if text.startswith("-") or not text.isprintable():
         raise ConfigError(
-            f"{store.root} records {text!r} where a file or number belongs, so no command is made "
+            f"{root} records {text!r} where a file or number belongs, so no command is made "
             "of it; write the command yourself"
         )
     return text

@@ -144,8 +144,11 @@ def gallery_of(pictures: Sequence[Picture]) -> Gallery:
     )
 
 
-def picture_of(view: DrawnView, bits: float) -> Picture:
-    """Return a drawn view, the entropy of whose sample's labels is ``bits``, as a picture."""
+def picture_of(view: DrawnView, bits: float | None) -> Picture:
+    """Return a drawn view, the entropy of whose sample's labels is ``bits``, as a picture.
+
+    It is None where the sample has one label.
+    """
     if view.pixels is None or view.original is None or view.params is None or view.label is None:
         raise ValueError(f"{view.key} has no picture: it is rejected or omitted")
     title, *lines = view.caption()
@@ -159,7 +162,10 @@ def picture_of(view: DrawnView, bits: float) -> Picture:
         alt=f"{title}, {truth}, {teacher}",
         title=title,
         stressed=teacher if wrong else "",
-        lines=(*lines, f"labels of its views: entropy {bits:.2f} bits"),
+        lines=(
+            *lines,
+            *([] if bits is None else [f"labels of its views: entropy {bits:.2f} bits"]),
+        ),
         context=_context(view.original, view.params.crop),
         context_alt="the whole image, with the crop's box",
         pixelated=max(view.pixels.shape) <= SMALL,
@@ -168,7 +174,7 @@ def picture_of(view: DrawnView, bits: float) -> Picture:
             "truth": "unknown" if view.target < 0 else class_text(view.target, view.names),
             "label": class_text(view.label, view.names),
             "mixing": mixing[view.mix.kind],
-            "entropy": round(bits, 4),
+            "entropy": round(bits or 0.0, 4),
         },
     )
 

@@ -142,7 +142,9 @@ def report_store(
         drawer = Drawing(store, files, floats=check_fingerprints(store))
         # In the order of the store, so that each part is opened once; then the most wanted first.
         drawn = {
-            one: picture_of(drawer.draw(one), bits[one.shard, one.sample])
+            one: picture_of(
+                drawer.draw(one), bits[one.shard, one.sample] if len(stats.views) > 1 else None
+            )
             for one in sorted(chosen, key=_in_store)
         }
         pictures = {one: drawn[one] for one in chosen}
@@ -219,11 +221,12 @@ def _page(
 ) -> Page:
     manifest, failed = store.manifest, len(verification.mismatches)
     shards = f"{len(manifest.shards)} shard{'s' * (len(manifest.shards) != 1)}"
+    several = len(stats.views) > 1  # of one view nothing varies
     sections = [
         _verification(verification),
         _agreement(stats, either),
-        _classes(stats),
-        _spread(stats),
+        _classes(stats, mixed=either.known > 0),
+        *([_spread(stats)] if several else []),
         *([] if diff is None else [_against(diff)]),
         *([] if student is None else [_student(student)]),
         _card(store),
@@ -237,7 +240,11 @@ def _page(
             ("samples", f"{manifest.counts.labelled:,}"),
             *_right(stats, either),
             ("classes that are a label", f"{sum(one.labels > 0 for one in stats.classes):,}"),
-            ("mean entropy of a sample's labels", f"{stats.entropy.mean:.2f} bits"),
+            *(
+                [("mean entropy of a sample's labels", f"{stats.entropy.mean:.2f} bits")]
+                if several
+                else []
+            ),
             ("verification", f"{failed} mismatches" if failed else "passed"),
         ),
         sections=tuple(sections),
@@ -340,14 +347,17 @@ def _agreement(stats: StoreStats, either: Agreement) -> Section:
     blocks: list[Block] = [
         Text(
             paragraphs=(
-                "Labels belong to views, which are augmented and, unless the store's card says "
-                "otherwise, mixed of two images. Agreement compares a label with the class of the "
-                "view's own image, which may be its smaller part: on plain images the same teacher "
-                "agrees more often.",
+                "Agreement compares a label with the class of the view's own image."
+                + (
+                    " Views are augmented and mixed of two images, and the own one may be the "
+                    "smaller part: on plain images the same teacher agrees more often."
+                    if either.known
+                    else ""
+                ),
             )
         ),
         overall,
-        chart,
+        *([chart] if len(stats.views) > 1 else []),
     ]
     for name, bins in (("confidence", stats.confidence), ("margin", stats.margin)):
         if bins:
@@ -400,7 +410,7 @@ def _bin_text(low: int, step: int = SHARE_STEP) -> str:
     return f"{low / 255:.3f} to {min(255, low + step) / 255:.3f}"
 
 
-def _classes(stats: StoreStats) -> Section:
+def _classes(stats: StoreStats, *, mixed: bool) -> Section:
     names = stats.names
     worst = sorted(
         (one for one in stats.classes if one.truth.known),
@@ -457,8 +467,8 @@ def _classes(stats: StoreStats) -> Section:
             Table(
                 name="confused",
                 half=True,
-                caption="Labels other than the true class, most frequent first; of a mixed view "
-                "maybe the partner's",
+                caption="Labels other than the true class, most frequent first"
+                + ("; of a mixed view maybe the partner's" if mixed else ""),
                 header=("true class", "the teacher's", "views"),
                 rows=tuple(
                     (

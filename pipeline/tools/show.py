@@ -151,7 +151,8 @@ class DrawnView:
             lines.append("no label: a subset omits it")
         else:
             lines.append(f"teacher: {_class(self.label, self.names)}{sure}")
-        return *lines, self._mixing(), *self._drawn(), self._proof()
+        proof = [f"{' and '.join(self.digests)} verified"] if self.digests else []
+        return *lines, self._mixing(), *self._drawn(), *proof
 
     def _mixing(self) -> str:
         if self.mix.kind is MixKind.NONE:
@@ -170,9 +171,6 @@ class DrawnView:
             yield ", ".join(OPERATIONS[one.op].in_words(one.argument) for one in self.params.ops)
         if erase is not None:
             yield f"erased {erase.width} x {erase.height} at {erase.left}, {erase.top}"
-
-    def _proof(self) -> str:
-        return " and ".join(self.digests) + " verified" if self.digests else "no digest stored"
 
 
 def _class(number: int, names: Sequence[str] | None) -> str:
@@ -557,7 +555,13 @@ def _legend(views: Sequence[DrawnView]) -> dict[tuple[int, int, int], str]:
         _PARTNERS: "brown: the teacher's class is that of the image mixed in",
     }
     used = set(map(_color, views))
-    return {color: text for color, text in meanings.items() if color in used}
+    found = {color: text for color, text in meanings.items() if color in used}
+    if mixed:
+        found[_GRAY] = (
+            "crop, operations and erasing are those of the image itself; the one mixed in is that "
+            "image's view of the same number, with its own"
+        )
+    return found
 
 
 def require_sheet_name(path: Path) -> None:
@@ -651,7 +655,7 @@ def _original_cell(original: Pixels, views: Sequence[DrawnView], side: int) -> _
     lines = (
         views[0].key,
         f"as in the shard, {width} x {height}",
-        f"{boxes} crop{'s' * (boxes != 1)}, by view",
+        f"with the crop{'s' * (boxes != 1)} of its view{'s' * (boxes != 1)}",
     )
     return _Cell(image=image, side=side, lines=lines, color=_GRAY)
 

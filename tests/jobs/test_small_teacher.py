@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 from jobs import small_teacher
-from jobs.small_teacher import main
+from jobs.small_teacher import TeacherTraining, main
 from tests.commands import require_command
 from tests.factories import digit_samples, write_shard
 from tests.odd_images import odd_files
@@ -52,14 +52,42 @@ def test_a_teacher_that_learned_little_is_not_passed_on_without_a_word(
         told[right] = capsys.readouterr().err
     assert (
         "warning: 33.0% of the validation images right is little, where naming one class alone "
-        "gives 11.1%, and a label job may refuse this teacher. It learned in 3 steps: give more "
+        "gives 11.1%, and a label job may refuse this teacher. It learned in 2 steps: give more "
         "--epochs, a smaller --batch-size, or more images, of each class about as many"
     ) in told[0.33]
     assert "warning" not in told[0.34]
     plain, views = [line.partition("next: ")[2] for line in told[0.34].splitlines()[-2:]]
     assert " --preset center " in plain
-    for command in (plain, views):
+    assert " --views 16 --preset crop-flip --crop-scale 0.5 1 " in views  # milder than the default
+    (better,) = [
+        line.partition("next: ")[2] for line in told[0.33].splitlines() if "next: " in line
+    ]
+    assert " train-teacher " in better
+    assert " --epochs 60 --batch-size 8 --image-size 32 " in better
+    assert better.endswith(f" --out {tmp_path}/teacher-2.safetensors")
+    for command in (plain, views, better):
         require_command(shlex.split(command))
+
+
+def test_after_a_longer_training_it_labels_be_it_poor_or_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = write_shard(tmp_path / "digits.tar", digit_samples(18))
+    monkeypatch.setattr(small_teacher, "accuracy", lambda *_: 0.0)
+    monkeypatch.setattr(
+        small_teacher, "train", lambda options, *_: small_teacher.create(options, 10)
+    )
+    shards = ["--shards", str(shard), "--val-shards", str(shard), "--image-size", "32"]
+    main([*shards, "--epochs", "60", "--out", str(tmp_path / "t.safetensors")])
+    told = capsys.readouterr().err
+    assert "warning: 0.0% of the validation images" in told
+    assert " label --shards " in told.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("count", "size"), [(2, 2), (19, 8), (100, 12), (256, 32), (9999, 32)])
+def test_few_images_make_small_batches(count: int, size: int) -> None:
+    options = TeacherTraining(shards=("a",), val_shards=("b",), out=Path("t.safetensors"))
+    assert small_teacher.batch_of(options, count) == size
 
 
 def test_shards_in_which_nothing_decodes_are_refused(

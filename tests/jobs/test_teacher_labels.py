@@ -172,7 +172,7 @@ def test_one_output_has_one_name_of_each_command(
     main(["pack", "--images", "images", "--out", "shards"])
     printed = "".join(capsys.readouterr())
     assert "teacher-labels pack: 2 files read" in printed
-    assert "next: teacher-labels label --shards shards" in printed
+    assert "next: teacher-labels pack --images images --part 0.8 1 " in printed
     assert status_of("train", "--data-path", "x") == 1
     printed += capsys.readouterr().err
     assert "--shards (teacher-labels pack makes them" in printed

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from student.cli import evaluate_main, main, print_evaluation
+from student.cli import evaluate_main, export_main, main, print_evaluation
 from student.evaluation.evaluate import Accuracy, Evaluation
+from tests.commands import require_command
 from tests.student.factories import TINY, make_store, write_digit_shards
 
 
@@ -92,7 +94,7 @@ def test_a_run_without_validation_shards_is_warned_about(root, tmp_path, capsys)
     main(arguments(root, "--output", str(tmp_path / "run")))
     said = capsys.readouterr().err
     assert "no --val-shards" in said
-    assert said.endswith("/last.pt --val-shards VALIDATION-SHARDS --analysis\n")  # the user's
+    assert said.endswith("/last.pt --to timm --out student.pth\n")
 
 
 def test_training_without_the_audit_is_warned_about(root, tmp_path, capsys) -> None:
@@ -214,3 +216,47 @@ def test_what_does_not_fit_is_said_before_timm_loads(
     )
     assert said in done.stderr.splitlines()[-1]
     assert (done.returncode, done.stdout) == (1, "False\n")
+
+
+def test_an_output_that_is_taken_is_refused_before_anything_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "best.pt").touch()
+    monkeypatch.setattr("student.cli._train", None)
+    with pytest.raises(SystemExit) as ended:
+        main(["--labels", "no.parquet", "--shards", "no.tar", "--output", str(tmp_path)])
+    assert ended.value.code == 1
+    assert "holds a run (best.pt); continue it with --resume auto" in capsys.readouterr().err
+
+
+def test_who_names_a_run_without_a_flag_is_told_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "my run"
+    run.mkdir()
+    (run / "best.pt").touch()
+    (run / "run.toml").write_text('labels = "l"\nshards = ["s"]\nval_shards = ["v"]\n')
+    for command, words, told in (
+        (
+            evaluate_main,
+            [str(run)],
+            "evaluate-student --checkpoint 'my run/best.pt' --val-shards v",
+        ),
+        (
+            evaluate_main,
+            [f"{run}/best.pt", "--val-shards", "v"],
+            "evaluate-student --checkpoint 'my run/best.pt' --val-shards v",
+        ),
+        (
+            export_main,
+            [str(run), "--to", "hub-folder"],
+            "export-student 'my run' --to hub-folder --out student",
+        ),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            command(words)
+        assert ended.value.code == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.endswith(f": {told}")
+        require_command(shlex.split(told))

@@ -69,7 +69,7 @@ def loaded(line: str) -> Any:
     return eval(line, {"timm": timm, "onnxruntime": onnxruntime})
 
 
-@pytest.mark.parametrize("to", ["timm", "safetensors", "hub-folder"])
+@pytest.mark.parametrize("to", ["timm", "safetensors", "hub"])
 @pytest.mark.parametrize(
     ("run", "kind"), [("two", "both"), ("two", "class"), ("one", "both"), ("resnet", "fused")]
 )
@@ -132,7 +132,7 @@ def test_onnxruntime_gives_the_logits_of_any_number_of_images(world, tmp_path, r
 def test_a_hub_folder_says_how_images_are_prepared_and_transformers_loads_it(
     world, tmp_path, run, name
 ) -> None:
-    export(world, run, tmp_path / "hub", "hub-folder")
+    export(world, run, tmp_path / "hub", "hub")
     values = json.loads((tmp_path / "hub" / "config.json").read_text())
     shown = values["pretrained_cfg"]
     assert (values["architecture"], values["num_classes"]) == (name, 10)
@@ -160,7 +160,7 @@ def test_safetensors_hold_the_weights_and_say_of_what(world, tmp_path) -> None:
     ("run", "to", "changes", "message"),
     [
         ("own", "timm", {}, "is code to run"),
-        ("own", "hub-folder", {"model": RUNS["own"]["model"]}, "which timm does not have"),
+        ("own", "hub", {"model": RUNS["own"]["model"]}, "which timm does not have"),
         ("nothing", "timm", {}, "nothing"),
     ],
 )
@@ -176,7 +176,7 @@ def test_what_cannot_be_exported_is_one_error_and_leaves_nothing(
     ("to", "name", "message"),
     [
         ("timm", "x.safetensors", "not end in .safetensors, by which timm knows that format"),
-        ("hub-folder", "x.safetensors", "let it not end in .safetensors"),
+        ("hub", "x.safetensors", "let it not end in .safetensors"),
         ("safetensors", "x.pth", "let it end in .safetensors"),
         ("safetensors", "x", "let it end in .safetensors"),
     ],

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from student.cli import main
-from student.habits import HABITS
+from student.habits import ABSENT, HABITS
 from tests.student.test_flags_table import FLAG, rows
 
 BIN = Path(sys.executable).parent
@@ -28,6 +28,16 @@ def test_each_habit_is_answered_with_what_it_is_here(
         assert f"here it is {HABITS[flag].replace('`', '')}" in capsys.readouterr().err
 
 
+def test_all_foreign_flags_are_answered_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--opt", "adamw", "--amp", "-j4", "--model_ema_decay=.9", "--epochs", "-1")
+    with pytest.raises(SystemExit):
+        main(["--labels", "x.parquet", *flags])
+    said = capsys.readouterr().err
+    own = ("--optimizer;", "--precision bf16;", "--workers;", "--ema-decay;")
+    assert [said.count(f"here it is {one}") for one in own] == [1] * 4
+    assert "--epochs" not in said
+
+
 def test_the_answers_are_those_of_the_table() -> None:
     table = {
         flag.replace("_", "-"): here for there, here, _ in rows() for flag in FLAG.findall(there)
@@ -40,10 +50,21 @@ def test_the_answers_are_those_of_the_table() -> None:
     assert len(HABITS.keys() & table.keys()) > 30
 
 
+def test_what_the_table_refuses_is_said_to_be_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    refused = [flag for there, here, _ in rows() if here == "no" for flag in FLAG.findall(there)]
+    assert sorted(refused) == sorted(f"--{name}" for name in ABSENT)
+    with pytest.raises(SystemExit):
+        main(["--labels", "x.parquet", "--cosub", "--patience_epochs=3", "--opt=adamw"])
+    said = capsys.readouterr().err
+    assert "--cosub: it is not here" in said
+    assert "--patience_epochs: it is not here" in said
+    assert "--opt: here it is --optimizer;" in said
+
+
 def test_no_flag_of_ours_is_taken_for_a_habit() -> None:
     done = subprocess.run(
         [BIN / "train-student", "--help"], capture_output=True, text=True, check=True
     )
-    assert not set(FLAG.findall(done.stdout)) & set(HABITS)
+    assert not set(FLAG.findall(done.stdout)) & {*HABITS, *(f"--{name}" for name in ABSENT)}
     assert re.search(r"--recipe .*deit-384", done.stdout)
     assert "--config" in done.stdout

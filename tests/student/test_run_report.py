@@ -27,7 +27,7 @@ from student.engine import train
 from student.evaluation.validation import ValidationDataset, center_views
 from student.inputs import open_inputs
 from student.model import split_heads, two_headed
-from student.run_report import compare_runs, read_run
+from student.run_report import RunRecord, compare_runs, read_run
 from tests.pages import Element, number, pictures_of, read_page, table_of
 from tests.pipeline.tools.test_report import assert_tame
 from tests.student.factories import SMALL_VIEWS, make_identity, make_store, write_digit_shards
@@ -124,7 +124,8 @@ def test_accuracies_of_all_heads_raw_and_averaged_are_the_logs(
         for kind in ("evaluation", "ema_evaluation")
         for one in epochs[kind]
     )
-    assert f"best top-1 of an epoch, by the mean of logits {100 * best:.2f} %" in page.text
+    text = f"best top-1, that of best.pt, by the mean of logits {100 * best:.2f} %"
+    assert text in page.text
     last = epochs.iloc[-1]
     shown = table_of(page, "final")
     assert len(shown) == 8
@@ -269,6 +270,39 @@ def test_a_run_shorter_than_its_log_s_lines_has_charts_of_its_epochs(
         shown = np.array([[number(cell) for cell in row] for row in chart(page, caption)])
         np.testing.assert_array_equal(shown[:, 0], epochs.step)
         np.testing.assert_allclose(shown[:, 1:], epochs[columns].astype(float), atol=slack)
+
+
+def test_of_few_lines_of_training_and_more_epochs_the_epochs_are_shown() -> None:
+    train, epochs = (
+        tuple({"step": step, "loss": float(step)} for step in steps)
+        for steps in ((50, 100), range(14, 113, 14))
+    )
+    run = RunRecord(name="", config={}, train=train, epochs=epochs)
+    assert [step for step, _ in run.series("train", "loss")] == [14 * n for n in range(1, 9)]
+    assert len(replace(run, epochs=epochs[:2]).series("train", "loss")) == 2
+    assert run.series("train", "loss") == run.series("epoch", "loss")
+
+
+def test_of_one_head_no_word_is_lost_on_two(world: World, page: Element, tmp_path: Path) -> None:
+    with_two = page.text
+    assert page.all("table", id="disagreement")
+    for words in ("two heads", "student's distillation head says", "Averaged weights"):
+        assert words in with_two
+    assert "agrees with the teacher" in with_two
+    config = world.config(
+        tmp_path / "run",
+        model="deit_tiny_patch16_224",
+        distillation_kind="classical",
+        val_shards=(str(world.root / "validation" / "digits-*.tar"),),
+    )
+    train(config, open_inputs(config))
+    alone = read_page((tmp_path / "run" / "report.html").read_text())
+    assert not alone.all("table", id="disagreement")
+    for words in ("two heads", "distillation head", "Averaged weights", "agrees with the teacher"):
+        assert words not in alone.text
+    assert "the student's prediction says what the teacher does" in alone.text
+    assert "with the weights of the last step (last.pt)" in alone.text
+    assert len(table_of(alone, "final")) == 1
 
 
 def test_speed_after_a_resume_is_that_of_the_steps_since(world: World, tmp_path: Path) -> None:

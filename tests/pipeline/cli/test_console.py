@@ -19,6 +19,7 @@ import time
 from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import distribution
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -259,7 +260,7 @@ def test_a_step_of_another_command_leaves_what_comes_next_to_it(
             tell("rest")
             note("done")
         tell("open it")
-    assert capsys.readouterr().err == "step: done\nall: next: open it\n"
+    assert capsys.readouterr().err == "step: done\nall: open it\n"
 
 
 def test_where_an_error_came_from_is_shown_if_the_environment_asks(
@@ -523,6 +524,26 @@ def test_a_help_fits_a_terminal_and_its_example_can_be_copied(
     assert max(map(len, printed.splitlines())) <= 80
     example = printed.partition("For example:\n")[2].partition("\n\n")[0]
     require_command(shlex.split(example.replace("\\\n", "")))
+
+
+@pytest.mark.parametrize("command", [*HELPS, ["label-store", "verify"]], ids=" ".join)
+def test_what_a_flag_does_is_broken_by_the_width_of_the_terminal_alone(command: list[str]) -> None:
+    """Not where a docstring's lines end; and no example in Python is shown for a flag's."""
+    shown = subprocess.run(
+        [BIN / command[0], *command[1:], "--help"],
+        env={**os.environ, "COLUMNS": "100"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    lines = [line.rstrip(" │") for line in shown.partition("--help")[2].splitlines()]
+    width = max(map(len, lines)) - 2  # inside the frame
+    # A help begins beside its flag, or on the next line; each but its last line is full.
+    deep = [len(line) - len(line.lstrip(" │")) > 10 for line in lines]
+    for (one, other), both in zip(pairwise(lines), pairwise(deep), strict=True):
+        if all(both):
+            assert len(one) + 1 + len(other.strip(" │").split()[0]) > width, (one, other)
+    assert ">>>" not in shown
 
 
 @pytest.mark.parametrize("command", HELPS, ids=" ".join)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
 import os
 import subprocess
 import threading
@@ -22,6 +25,9 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 33
         (b"<!DOCTYPE html>\n<html><body>Sign in</body></html>", "is a web page"),
         (b"\xef\xbb\xbf\n <HTML>", "is a web page"),
         (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "is an XML page"),
+        (gzip.compress(b"x"), "is compressed by gzip; unpack it"),
+        (bz2.compress(b"x"), "is compressed by bzip2; unpack it"),
+        (lzma.compress(b"x"), "is compressed by xz; unpack it"),
     ],
 )
 def test_what_is_no_data_is_said_with_its_cure(tmp_path: Path, content: bytes, reason: str) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from pipeline.errors import ShardError
+from pipeline.errors import PipelineError, ShardError
 from pipeline.files.cache import RemoteShard
 from pipeline.files.local import expand_shards, open_folder
 from pipeline.labelling.config import LabelConfig
@@ -54,6 +55,42 @@ def test_a_text_file_lists_shards_that_begin_where_it_lies(shards: Path) -> None
     (shards / "list.txt").write_text("\n")
     with pytest.raises(ShardError, match="no shards"):
         names_of("train/list.txt")
+
+
+def test_a_file_whose_name_looks_like_a_pattern_is_meant_by_it(shards: Path) -> None:
+    folder = shards / "of [2024]" / "{a,b}"
+    folder.mkdir(parents=True)
+    for name in ("x[1].tar", "y*,?.tar", "z{3}.tar"):
+        (folder / name).write_bytes(b"x")
+    assert names_of(str(folder)) == ["x[1].tar", "y*,?.tar", "z{3}.tar"]
+    assert names_of(*(str(one) for one in folder.iterdir())) == [p.name for p in folder.iterdir()]
+    (folder.parent / "list.txt").write_text("{a,b}/x[1].tar\n")
+    assert names_of(str(folder.parent / "list.txt")) == ["x[1].tar"]
+
+
+def test_what_is_no_shard_is_said_as_what_it_is(shards: Path) -> None:
+    (shards / "annexed.tar").symlink_to(shards / "objects" / "a")
+    (shards / "loop.tar").symlink_to(shards / "loop.tar")
+    os.mkfifo(shards / "pipe.tar")
+    for name, reason in (
+        ("annexed.tar", "is a link to a file that is not there"),
+        ("loop.tar", r"cannot be read \(Too many levels"),
+        ("pipe.tar", "is a pipe, a socket or a device"),
+        ("[a-b]*.tar", "is a link to a file that is not there"),
+        ("", "is a link to a file that is not there"),
+        ("absent" * 1000, "match no file"),
+        ("a\0b.tar", "match no file"),
+    ):
+        with pytest.raises(ShardError, match=reason):
+            names_of(f"train/{name}")
+
+
+@pytest.mark.parametrize("name", ["a\x1b[2J.tar", "a\nb.tar", "a\u202eb.tar", "a\\b.tar"])
+def test_a_shard_whose_name_no_store_can_hold_is_refused_by_it(shards: Path, name: str) -> None:
+    (shards / name).write_bytes(b"x")
+    with pytest.raises(PipelineError, match=r"train: .* is no path of a file") as raised:
+        names_of("train")
+    assert repr(name) in str(raised.value)
 
 
 def test_a_prefix_in_object_storage_stands_for_its_shards(s3: S3Server) -> None:

@@ -15,10 +15,20 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from jobs.run import agreement_of
+from jobs.label_teacher import LabelFlags
+from jobs.run import agreement_of, describe_preflight
+from pipeline.cli.console import flags_of, running
 from pipeline.errors import ClassesError, TeacherError
 from pipeline.identity import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig
-from pipeline.labelling.agreement import Cause, Preflight, is_better, require_agreement, wilson
+from pipeline.labelling.agreement import (
+    Cause,
+    OnViews,
+    Preflight,
+    are_too_hard,
+    is_better,
+    require_agreement,
+    wilson,
+)
 from pipeline.labelling.config import LabelConfig
 from pipeline.labelling.job import index_shards
 from pipeline.labelling.trial import _even, matching
@@ -26,6 +36,7 @@ from pipeline.labelling.weights import Described
 from pipeline.labelling.worker import TeacherWorker
 from pipeline.shards import index
 from tests.factories import digits, encode, write_shard
+from tests.pipeline.labelling.test_job import plan_of
 
 SIDE, CLASSES = 32, 10
 # Five digits in red or green: blue, which swapped channels give, is never seen in training.
@@ -318,3 +329,75 @@ def test_images_of_all_classes_are_tried_where_classes_take_turns(classes: int) 
     assert counts.min() >= 1
     assert counts.max() <= 15
     assert _even(7, 9) == list(range(7))
+
+
+def test_what_a_teacher_names_on_views_is_counted_one_view_at_a_time() -> None:
+    random = np.random.default_rng(0)
+    label = random.integers(0, 5, 200)
+    own, partner = random.integers(-1, 5, (2, 200))
+    partner[::3] = own[::3]  # views that are not mixed
+    found = OnViews.of(label, own, partner)
+    rows = [
+        (one, {a, b}, a)
+        for one, a, b in zip(label.tolist(), own.tolist(), partner.tolist(), strict=True)
+        if a >= 0 and b >= 0
+    ]
+    assert found.views == len(rows)
+    assert found.own == sum(one == a for one, _, a in rows)
+    assert found.either == sum(one in two for one, two, _ in rows)
+    guessed = [np.mean([one in two for one, *_ in rows]) for _, two, _ in rows]
+    assert found.guessed == pytest.approx(sum(guessed))
+    assert OnViews.of(label, np.full(200, -1), partner) == OnViews()
+
+
+@pytest.mark.parametrize("policy", ["rand-augment", "none"])
+def test_the_trial_tells_views_that_are_too_hard_for_a_teacher_from_others(
+    weights: Path, shard: Path, policy: str
+) -> None:
+    """DeiT's crops and operations hide small digits, and mixing the rest."""
+    mild = {"policy": policy, "crop_scale": (0.7, 1.0), "erase_probability": 0.0, "hflip": 0.0}
+    config = config_of(weights, shard, **(mild if policy == "none" else {}))
+    report = trial_of(config)
+    seen = report.on_views
+    assert seen.views > 150
+    assert seen.own <= seen.either <= seen.views
+    assert are_too_hard(report, CLASSES) == (policy == "rand-augment")
+
+
+def test_only_a_teacher_that_knows_plain_images_has_views_that_are_too_hard() -> None:
+    hard = OnViews(views=100, own=20, either=35, guessed=20.0)
+    report = replace(REPORT, correct=40, on_views=hard)
+    assert are_too_hard(report, 10)
+    assert not are_too_hard(replace(report, correct=6), 10)
+    assert not are_too_hard(replace(report, images=0, correct=0), 10)
+    assert not are_too_hard(replace(report, on_views=replace(hard, either=50)), 10)
+    few = OnViews(views=20, own=0, either=0, guessed=4.0)
+    assert not are_too_hard(replace(report, on_views=few), 10)
+
+
+@pytest.mark.parametrize(
+    ("views", "told"),
+    [
+        ({}, "--preset crop-flip and --crop-scale 0.5 1"),
+        ({"policy": "none"}, "a larger --crop-scale, or no --mix"),
+    ],
+)
+def test_a_job_says_what_views_suit_better_and_goes_on(
+    weights: Path,
+    shard: Path,
+    capsys: pytest.CaptureFixture[str],
+    views: dict[str, str],
+    told: str,
+) -> None:
+    plan = plan_of(config_of(weights, shard, **views))
+    hard = replace(REPORT, correct=48, on_views=OnViews(views=96, own=24, either=32, guessed=24.0))
+    with running("label-teacher", flags_of(LabelFlags)):
+        describe_preflight(plan, hard)
+    printed = capsys.readouterr()
+    counted = "own class in 25%, one of the two mixed images in 33% (by chance 25%)"
+    assert f"on 96 augmented views it names the image's {counted}" in printed.out
+    assert told in printed.err
+    describe_preflight(
+        plan, replace(hard, on_views=OnViews(views=96, own=60, either=80, guessed=24))
+    )
+    assert not capsys.readouterr().err

@@ -90,6 +90,10 @@ def compiled_inside(state: State) -> State:
     return dict(model.state_dict())
 
 
+def averaged(state: State) -> State:
+    return dict(torch.optim.swa_utils.AveragedModel(model_of(state)).state_dict())
+
+
 def wrapped(*prefixes: str) -> Callable[[State], State]:
     return lambda state: {"".join(prefixes) + name: one for name, one in state.items()}
 
@@ -100,6 +104,7 @@ def wrapped(*prefixes: str) -> Callable[[State], State]:
     [
         compiled,
         compiled_inside,
+        averaged,
         wrapped("module."),
         wrapped("module.", "_orig_mod."),
         wrapped("_orig_mod.", "module."),

@@ -217,7 +217,7 @@ def test_a_compressed_tar_is_refused(tmp_path, make_shard):
 
     data = make_shard("x.tar", digit_samples(2)).read_bytes()
     (tmp_path / "x.tgz").write_bytes(gzip.compress(data))
-    with pytest.raises(ShardError, match="not a whole tar file"):
+    with pytest.raises(ShardError, match="is compressed by gzip; unpack it"):
         open_shard(tmp_path / "x.tgz", 0)
 
 
@@ -236,6 +236,26 @@ def test_a_compressed_tar_is_refused(tmp_path, make_shard):
 def test_a_key_that_comes_twice_is_refused_by_name(write, names):
     with pytest.raises(ShardError, match=r"x\.tar: two .* a?.*unique keys"):
         open_shard(write(*((name, b"1") for name in names)), 0)
+
+
+@pytest.mark.parametrize(
+    ("names", "apart"),
+    [
+        (["a.jpg", "b.jpg", "a.cls", "b.cls"], "a.cls"),  # as of `tar *.jpg *.cls`
+        (["a.cls", "b.cls", "a.jpg", "b.jpg"], "a.jpg"),
+        (["a.txt", "b.jpg", "b.cls", "a.jpg", "a.cls"], "a.jpg"),
+    ],
+)
+def test_members_that_lie_apart_are_said_to(write, names, apart):
+    with pytest.raises(ShardError, match=f"of sample 'a' lie apart, '{apart}' is not beside"):
+        open_shard(write(*((name, b"1") for name in names)), 0)
+
+
+@pytest.mark.parametrize("name", ["train/.DS_Store", "train/._a.jpg", "train/._a.cls"])
+def test_a_hidden_file_is_named_as_what_it_is(write, name):
+    members = ((name, b"x"), ("train/a.jpg", b"x"), ("train/a.cls", b"1"))
+    with pytest.raises(ShardError, match=re.escape(f"{name!r} is a hidden file")):
+        open_shard(write(*members), 0)
 
 
 def test_a_sample_without_a_target_is_named(write):

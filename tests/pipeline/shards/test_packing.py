@@ -137,12 +137,42 @@ def test_parts_of_a_folder_have_each_image_once_whatever_else_there_is(folder, t
     assert sum(map(len, parts)) == len(whole)
     assert {key: one for part in parts for key, one in part.items()} == whole
     assert [report.read for report in reports] == [len(part) for part in parts]
-    assert len({len(part) for part in parts}) > 1
-    for path in sorted(folder.glob("*/*"))[::3]:
-        path.unlink()
-    shutil.copytree(folder, tmp_path / "elsewhere")
-    left = samples_of(pack(tmp_path / "elsewhere", tmp_path / "left", part=(0.3, 0.8)))
-    assert set(left) < set(parts[1])
+    again = pack(folder, tmp_path / "again", part=(0.3, 0.8), classes=str(folder))
+    assert samples_of(again) == parts[1]
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 6, 20, 33])
+def test_a_part_has_its_share_of_each_class_to_half_an_image(tmp_path, count):
+    names = {
+        name: [f"{i}.jpg" for i in range(count)] + [f"{i}.txt" for i in range(7)]
+        for name in ("cat", "ape")
+    }
+    folder = write_folder(tmp_path / "images", names)
+    for low, high in ((0, 0.8), (0, 0.25)):
+        config = PackConfig(images=folder, out="x", part=(low, high))
+        taken = packing._part_of(packing._files_below(folder), config)
+        for name in names:
+            images = [path for path in taken if path.match(f"{name}/*.jpg")]
+            assert abs(len(images) - (high - low) * count) <= 0.5
+
+
+def test_a_new_image_moves_no_more_than_one_of_its_class_over_a_border(tmp_path):
+    names = {name: [f"{i}.jpg" for i in range(23)] for name in ("cat", "ape")}
+    folder = write_folder(tmp_path / "images", names)
+
+    def trained() -> set[Path]:
+        config = PackConfig(images=folder, out="x", part=(0, 0.8))
+        return set(packing._part_of(packing._files_below(folder), config))
+
+    before = trained()
+    for number in range(40):
+        shutil.copy(folder / "cat" / "0.jpg", folder / "cat" / f"new-{number}.jpg")
+        after = trained()
+        new = {folder / "cat" / f"new-{number}.jpg"}
+        moved = (after ^ before) - new
+        assert len(moved) <= 1
+        assert {path.parent.name for path in moved} <= {"cat"}
+        before = after
 
 
 def test_a_class_that_the_list_does_not_have_is_refused(folder, tmp_path):
@@ -374,6 +404,38 @@ def test_a_class_of_files_that_begin_as_no_image_is_refused(folder, tmp_path):
         pack(folder, tmp_path / "shards")
 
 
+@pytest.mark.timeout(60)
+def test_a_pipe_is_not_waited_for(folder, tmp_path):
+    some = next(folder.glob("*/*.jpg")).parent
+    os.mkfifo(some / "pipe.jpg")
+    assert some / "pipe.jpg" in pack(folder, tmp_path / "out").broken
+
+
+def test_links_in_a_circle_are_named(folder, tmp_path):
+    first, second = sorted(folder.iterdir())[:2]
+    (first / "more").symlink_to(second)  # not in itself
+    (second / "back").symlink_to(first)
+    with pytest.raises(ConfigError, match=r"is a link to a directory in which it lies"):
+        pack(folder, tmp_path / "out")
+
+
+def test_pointers_for_images_are_called_so(folder, tmp_path):
+    (folder / "lfs").mkdir()
+    (folder / "lfs" / "a.jpg").write_text("version https://git-lfs.github.com/spec/v1\noid x\n")
+    with pytest.raises(ConfigError, match=r"no images.*a\.jpg is a pointer of Git LFS"):
+        pack(folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["a\nb.jpg", "a\x1b[2Jb.jpg", "a\x85.jpg"])
+def test_a_name_that_can_be_no_key_is_refused_before_a_shard_is_written(folder, tmp_path, name):
+    some = next(folder.glob("*/*.jpg"))
+    shutil.copy(some, some.with_name(name))
+    with pytest.raises(ShardError, match="cannot be a key") as raised:
+        pack(folder, tmp_path / "out")
+    assert repr(str(some.with_name(name))) in str(raised.value)
+    assert not list((tmp_path / "out").glob("*"))
+
+
 @pytest.mark.parametrize("settings", [{}, {"quality": 80}, {"max_side": 5}])
 def test_jpegs_that_are_stored_on_their_side_are_counted(tmp_path, settings):
     (tmp_path / "images" / "c").mkdir(parents=True)
@@ -425,7 +487,7 @@ def test_a_class_without_images_in_a_part_is_said_to_have_none_there(folder, tmp
     assert f"let `classes` be {folder}, so" in str(error.value)
     (folder / "emu").mkdir()
     (folder / "emu" / "0.jpg").write_bytes((folder / "cat" / "0.jpg").read_bytes())
-    packed = pack(folder, tmp_path / "shards", part=(0.4, 0.9), classes=folder)
+    packed = pack(folder, tmp_path / "shards", part=(0.4, 0.9), classes=str(folder))
     assert packed.classes == ("ape", "cat", "dog", "emu")
 
 
@@ -475,7 +537,7 @@ def test_settings_out_of_range_are_refused(tmp_path, options):
 
 def test_an_unreadable_image_is_named(folder, tmp_path):
     (folder / "cat" / "lost.jpg").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(PipelineError, match=r"cat/lost\.jpg: No such file"):
+    with pytest.raises(PipelineError, match=r"cat/lost\.jpg is a link to a file that is not there"):
         pack(folder, tmp_path / "shards")
 
 
@@ -533,13 +595,11 @@ def test_the_command_packs_and_sums_up(folder, tmp_path, monkeypatch, capsys):
     assert code == 0
     assert "19 files read = 18 packed + 1 passed over; 3 classes" in printed.out
     assert str(folder / "README") in printed.out
-    following = f"--shards {out} --out labels.parquet --views 8 --teacher NAME"
-    assert f"next: label-teacher {following}" in printed.err
-    for classes in (out, folder):
-        val = tmp_path / f"val-{classes.name}"
-        shards = out if classes == out else val
-        assert not run_command(monkeypatch, "--images", folder, "--out", val, "--classes", classes)
-        assert f"next: label-teacher --shards {shards} " in capsys.readouterr().err
+    assert "next: pack-shards --images " in printed.err
+    val = tmp_path / "val"
+    assert not run_command(monkeypatch, "--images", folder, "--out", val, "--classes", out)
+    following = f"next: teacher-labels train-teacher --shards {out} --val-shards {val} "
+    assert following in capsys.readouterr().err
 
 
 def test_the_command_says_what_it_passed_over_and_what_lies_on_its_side(

@@ -329,6 +329,18 @@ def test_the_entropy_of_a_picture_is_that_of_its_samples_labels(folder: Path) ->
         assert float(item.attributes["data-entropy"]) == pytest.approx(bits[key], abs=6e-5)
 
 
+def test_of_one_view_nothing_is_said_of_how_views_differ(tmp_path: Path) -> None:
+    write_hash_store(
+        tmp_path / "s.parquet", [digit_shard(tmp_path / "digits-0.tar", 5)], views=1, per_part=1
+    )
+    report = report_store(
+        open_store(tmp_path / "s.parquet"), [str(tmp_path / "digits-0.tar")], ReportConfig()
+    )
+    assert report.pictures == 5
+    assert "entropy" not in read_page(report.page).text.lower()
+    assert "by view" not in read_page(report.page).text
+
+
 def test_pictures_fit_the_page_and_are_the_same_each_time(folder: Path) -> None:
     whole = report_of(folder)
     assert report_of(folder).page == whole.page

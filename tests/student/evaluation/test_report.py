@@ -276,10 +276,15 @@ def test_the_command_prints_tables_and_writes_json(world, tmp_path, capsys) -> N
     evaluate_main(flags)
     text, said = capsys.readouterr()
     checkpoint = world.root / "run" / "best.pt"
-    assert said.splitlines()[-2:] == [  # no analysis is next, which was made
+    told = said.splitlines()[-3:]  # no analysis is next, which was made
+    assert told[:2] == [
         f"evaluate-student: {tmp_path / 'report.json'} is written",
         f"evaluate-student: next: export-student {checkpoint} --to timm --out student.pth",
     ]
+    against = told[2].removeprefix("evaluate-student: next: ")
+    assert against.startswith("label-store report ")
+    assert against.endswith(f" --against {checkpoint.parent} --out report.html")
+    require_command(shlex.split(against))
     for words in ("sum of softmaxes", "averaged weights", "the teacher", "disagreement", "cosine"):
         assert words in text
     lines = text.splitlines()
@@ -499,12 +504,12 @@ EXPORT = "next: export-student my.pt --to timm --out student.pth"
 def test_an_evaluation_ends_with_a_look_and_an_export(evaluated, capsys) -> None:
     flags = ("--checkpoint", "my.pt", "--val-shards")
     look = f"{LOOK} a.tar 'b c.tar' --analysis"
-    assert evaluated(capsys, *flags, "a.tar", "b c.tar") == [look, EXPORT]
+    assert evaluated(capsys, *flags, "a.tar", "b c.tar") == [EXPORT, look]
     assert evaluated(capsys, *flags, "a.tar", "--analysis") == [EXPORT]
     beside = ("--val-labels", "v.parquet")
     assert evaluated(capsys, *flags, "a.tar", *beside) == [
-        f"{LOOK} a.tar --val-labels v.parquet --analysis",
         EXPORT,
+        f"{LOOK} a.tar --val-labels v.parquet --analysis",
     ]
     # Weights of another program are where they are to be.
     assert evaluated(capsys, *flags, "a.tar", step=None) == [f"{LOOK} a.tar --analysis"]
@@ -522,6 +527,6 @@ def test_an_evaluation_says_where_its_files_are(evaluated, capsys, tmp_path) -> 
 def test_of_a_directory_the_best_is_looked_at_and_exported(evaluated, capsys, tmp_path) -> None:
     best = tmp_path / "b.pt"
     assert evaluated(capsys, "--checkpoint", str(tmp_path), "--val-shards", "a.tar") == [
-        f"next: evaluate-student --checkpoint {best} --val-shards a.tar --analysis",
         f"next: export-student {best} --to timm --out student.pth",
+        f"next: evaluate-student --checkpoint {best} --val-shards a.tar --analysis",
     ]
