@@ -101,7 +101,7 @@ class Cluster:
         self._looked = -LOOK_SECONDS
         self._told: dict[int, Progress] = {}  # what each teacher has said last
         self._gauges: dict[str, Gauge] = {}
-        self._store_missing: float | None = None  # bytes, once that was looked at
+        self._store_missing = 0.0  # bytes
         try:
             self._plan_teachers(make_worker)
         except BaseException:
@@ -127,6 +127,7 @@ class Cluster:
         )
         needs = "GPU" if self._on_gpu else None
         self._supervisor = Supervisor(self._teachers, needs, self._patience, 1 / self._per_gpu)
+        self._note_small_stores()
 
     def _count_teachers(self) -> None:
         """Set how many teachers there may be now; more GPUs and machines may come later."""
@@ -278,7 +279,7 @@ class Cluster:
             again=sum(one.again for one in told.values()),
             lost=sum(state is State.LOST for state in states.values()),
             parts_again=self._supervisor.taken_back,
-            store_missing=self._store_missing or 0.0,
+            store_missing=self._store_missing,
         )
 
     def export(self, values: dict[str, float]) -> None:
@@ -398,7 +399,6 @@ class Cluster:
             running = self._running[number]
             running.home = str(answer)
             share = self._share_of(running.home)
-            self._note_small_stores()
             running.calls[running.actor.load.remote(share)] = ("load", None)
         elif kind == "load":
             supervisor.loaded(number, now)
@@ -450,20 +450,24 @@ class Cluster:
         return Counter(one.home for one in self._running.values() if one.home is not None)
 
     def _share_of(self, home: str) -> Share:
-        return self._rule.share(self._machines, home, self._teachers_at(home), self._teachers)
-
-    def _teachers_at(self, home: str) -> int:
         here = self._at_home()[home]
         if self._on_gpu and home in self._machines:
             # Others are still being placed: Ray gives a machine's GPUs to one after the other.
             here = max(here, min(self._machines[home].gpus * self._per_gpu, self._teachers))
-        return here
+        return self._rule.share(self._machines, home, here, self._teachers)
+
+    def _planned(self) -> Counter[str]:
+        """Return how many teachers each machine will have."""
+        if self._on_gpu:
+            return Counter({name: one.gpus * self._per_gpu for name, one in self._machines.items()})
+        there: Counter[str] = Counter()
+        for _ in range(self._teachers):
+            home = machine_for_cpu_teacher(self._machines, there)
+            there[next(iter(self._machines)) if home is None else home] += 1
+        return there
 
     def _note_small_stores(self) -> None:
-        """Say once where shared memory is too small; augmentation waits for room in silence."""
-        if self._store_missing is not None:
-            return
-        self._store_missing = 0.0
+        """Say where shared memory is too small: augmentation waits for room there, in silence."""
         own = next(iter(self._machines.values()), None)
         memory = joining.shared_memory_bytes()
         if not self._connection.joined and own is not None and memory < own.store_bytes:
@@ -473,8 +477,9 @@ class Cluster:
                 "more (Docker's --shm-size)"
             )
         missing: dict[str, tuple[float, float]] = {}
+        planned = self._planned()
         for home, machine in self._machines.items():
-            there = self._teachers_at(home)
+            there = planned[home]
             wanted = self._rule.store_bytes(self._machines, home, there, self._teachers)
             if machine.store_bytes < wanted:
                 missing[home] = wanted - machine.store_bytes, wanted

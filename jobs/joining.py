@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import queue
+import re
 import secrets
 import shutil
 import signal
@@ -56,6 +57,11 @@ LEAVE_SECONDS = 10.0
 RESOURCES_SECONDS = 3.0  # between two looks at what the cluster has
 SAY_SECONDS = 10.0  # between two words about what is waited for
 MARK = "TEACHER_LABELS_RAY"  # in the environment of every process that our Ray starts
+
+_IMPORT = re.compile(r"(ModuleNotFoundError|ImportError): .")
+_RAISED = re.compile(r"[\w.]+(Error|Exception|Exit|Interrupt): .")
+_IN_PROCESS = "(pid="
+_ADDRESS = re.compile(r"\(pid=\d+, ip=([^,)]+)")
 
 Result = TypeVar("Result")
 
@@ -404,12 +410,21 @@ def why_not(address: str, error: Exception) -> PipelineError:
 
 
 def in_one_line(error: BaseException) -> str:
-    """Return what an exception says in its last line that says something."""
+    """Return what an exception says in the line that says most."""
     cause: BaseException | None = _cause_of(error)
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    missing = [line for line in lines if line.startswith("ModuleNotFoundError")]
-    text = (missing or lines or [""])[-1 if missing else 0]
+    missing = [line for line in lines if _IMPORT.match(line)]
+    # Ray's own first line of a traceback names processes and not what was raised, which ends it.
+    raised = (
+        [line for line in lines if _RAISED.match(line)] if _IN_PROCESS in "".join(lines[:1]) else []
+    )
+    text = (missing[:1] or raised[-1:] or lines or [""])[0]
     return text or type(cause).__name__
+
+
+def _cannot_import(cause: BaseException) -> bool:
+    """Whether a process could not load this project, as another one on its machine could not."""
+    return any(_IMPORT.match(line.strip()) for line in str(cause).splitlines())
 
 
 def _cause_of(error: BaseException) -> BaseException:
@@ -433,7 +448,7 @@ def death_of(error: BaseException) -> Death | None:
         return Death.MEMORY
     if "CUDA out of memory" in text:
         return Death.MEMORY
-    if "ModuleNotFoundError" in text:
+    if _cannot_import(cause):
         return None
     device = type(cause).__module__.startswith("torch") or "CUDA" in text
     if isinstance(cause, RayError | OSError | EOFError) or device:
@@ -447,10 +462,11 @@ def fault_of(error: BaseException, where: str) -> PipelineError:
     if isinstance(cause, PipelineError):
         return cause
     text = in_one_line(error)
-    if "ModuleNotFoundError" in str(cause) or isinstance(cause, RuntimeEnvSetupError):
+    if _cannot_import(cause) or isinstance(cause, RuntimeEnvSetupError):
+        at = _ADDRESS.search(str(cause))
         return PipelineError(
-            f"{where} cannot run this project ({text}); install its dependencies on all nodes, or "
-            "take the node out of the cluster"
+            f"{where}{f' on {at[1]}' if at else ''} cannot run this project ({text}); install its "
+            "dependencies on all nodes, or take the node out of the cluster"
         )
     return PipelineError(
         f"{where} failed: {type(cause).__name__}: {text}; this should not happen, and "

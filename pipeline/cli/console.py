@@ -80,6 +80,8 @@ _SCALED = 10_000  # from here on a bar counts in thousands
 _POSITIONAL, _UNPREFIXED = (
     get_args(one)[1] for one in (tyro.conf.Positional[str], tyro.conf.OmitArgPrefixes[str])
 )
+_SURROGATE = re.compile("[\ud800-\udfff]")  # stands for a byte of a path that is not UTF-8
+_NEAR = 40  # characters beside it
 _PARAMETER = re.compile(r"`(\w+)`")
 _PROGRAM = re.compile(r"`([a-z]+-[a-z]+)((?: [^`\n]+)?)`")  # and what follows it
 _SLOW = {"torch": "PyTorch", "timm": "timm", "ray": "Ray"}  # on a busy machine half a minute
@@ -258,9 +260,18 @@ def running(
                 if kept.lost or any(isinstance(one, KeyboardInterrupt) for one in _causes(error)):
                     note(interrupted)
                     raise SystemExit(INTERRUPTED) from None
-                if not isinstance(error, OSError) or not error.filename or not error.errno:
+                if isinstance(error, OSError) and error.filename and error.errno:
+                    tell_error(error, f"{error.filename}: {os.strerror(error.errno)}")
+                elif isinstance(error, UnicodeEncodeError) and _SURROGATE.search(error.object):
+                    # A path's, which the system holds as bytes; records hold texts.
+                    near = error.object[max(0, error.start - _NEAR) : error.end + _NEAR]
+                    tell_error(
+                        error,
+                        f"a name that is not UTF-8 can stand in no file: {near!r}; rename it, or "
+                        "give another path",
+                    )
+                else:
                     raise  # a fault of ours, with its traceback
-                tell_error(error, f"{error.filename}: {os.strerror(error.errno)}")
                 raise SystemExit(1) from None
     finally:
         _command = before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from benchmarks.driver import Actor, config_of, made_up_cluster, made_up_shards, plan_of
 from jobs import cluster, joining
 from jobs.draining import Drain
-from jobs.sizing import STORE_SHARE
+from jobs.sizing import STORE_SHARE, Machine
 
 START = cluster.Cluster._start_teacher  # which a made-up cluster replaces
 
@@ -33,6 +34,25 @@ def test_what_a_teacher_says_with_its_last_part_is_heard_and_counted(
     assert heard == ["a word"] * 3
     assert job.flow().again == 3
     assert job.flow().teachers  # that labelled until now
+
+
+def test_a_node_that_will_have_a_teacher_is_told_from_one_that_only_augments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before any teacher is placed: each of these machines will have one, and the head none."""
+    said: list[str] = []
+    config = replace(config_of(tmp_path / "l.parquet"), device="cpu")
+    machines = {
+        "head": Machine(cpus=1, gpus=0, store_bytes=80e6, is_head=True),
+        "small": Machine(cpus=1, gpus=0, store_bytes=80e6),
+        "large": Machine(cpus=1, gpus=0, store_bytes=9e9),
+    }
+    with made_up_cluster(1):
+        state = joining.ClusterState(resources={}, machines=machines)
+        monkeypatch.setattr(joining, "state_now", lambda: state)
+        monkeypatch.setattr(cluster._log, "warning", said.append)
+        cluster.Cluster(config, Drain(20.0))
+    assert said[-1].startswith("Ray's shared memory on node small is 80 MB: there")
 
 
 @pytest.mark.parametrize("store", [100e6, 300e9])

@@ -320,6 +320,54 @@ def test_a_fault_of_ours_comes_out_in_one_line() -> None:
     )
 
 
+# Of Ray 2.60, where a library on a node is broken, or is another than the project takes.
+_DIED = """\x1b[36mray::TeacherActor.__init__()\x1b[39m (pid=20399, ip=10.0.0.7, actor_id=e8924d86)
+           ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+RuntimeError: The actor with name TeacherActor failed to import on the worker. This may be because \
+needed library dependencies are not installed in the worker environment:
+
+  File "/nodes/numpy/_core/multiarray.py", line 11, in <module>
+    from . import _multiarray_umath, overrides
+{first}
+
+The above exception was the direct cause of the following exception:
+ImportError:
+
+IMPORTANT: PLEASE READ THIS FOR ADVICE ON HOW TO SOLVE THIS ISSUE!
+Original error was: libopenblas.so: cannot open shared object file
+"""
+
+
+def as_it_began(text: str) -> ActorDiedError:
+    """Return what a caller gets of a teacher whose process ended as it was made."""
+    return ActorDiedError(RayTaskError("__init__", text, RuntimeError("")))
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "ImportError: libopenblas.so: cannot open shared object file",
+        "ImportError: cannot import name 'list_models' from 'timm'",
+        "ModuleNotFoundError: No module named 'numba'",
+    ],
+)
+def test_a_node_on_which_the_project_does_not_load_is_named_and_ends_the_job(first: str) -> None:
+    """Teachers that are killed are replaced: these would be as often as that is tried."""
+    for error in (as_it_began(_DIED.format(first=first)), RuntimeError(_DIED.format(first=first))):
+        assert death_of(error) is None
+        assert str(fault_of(error, "a teacher's process")) == (
+            f"a teacher's process on 10.0.0.7 cannot run this project ({first}); install its "
+            "dependencies on all nodes, or take the node out of the cluster"
+        )
+
+
+def test_what_ends_a_process_as_it_begins_is_said_without_its_number() -> None:
+    """Where it is no import, another process may have more luck."""
+    error = as_it_began(_DIED.partition("RuntimeError")[0] + "OSError: the disk is gone\n")
+    assert death_of(error) == Death.PROCESS
+    assert joining.in_one_line(error) == "OSError: the disk is gone"
+
+
 def test_two_jobs_on_one_store_share_its_parts(head: RayHead, job: Job, tmp_path: Path) -> None:
     out, logs = tmp_path / "l.parquet", [tmp_path / "first", tmp_path / "second"]
     first = start_job(job.to(out), address=head.address, log=logs[0])

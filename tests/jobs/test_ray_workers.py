@@ -1,32 +1,36 @@
-"""Ray's workers in tests are forked from a process that has loaded what they need, if theirs."""
+"""Ray's workers in tests are forked from a process that has loaded what they need."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
-from tests.jobs.ray_workers import worker_of
+from tests.jobs.ray_workers import ROOT, Worker, worker_of
 
 WORKER = ["default_worker.py", "--node-id=1"]
 
 
 @pytest.mark.parametrize(
-    ("context", "environment", "is_forked"),
+    ("context", "environment", "ours"),
     [
         ({}, {}, True),
         ({"env_vars": {"OTHER": "x"}}, {"RAY_JOB_ID": "01"}, True),
         ({"env_vars": {"PYTHONPATH": "/a/wheel"}}, {}, False),  # of a submitted job
         ({}, {"PYTHONPATH": "/a/working/directory"}, False),
-        ({"env_vars": {"OMP_WAIT_POLICY": "ACTIVE"}}, {}, False),
-        ({"command_prefix": ["nice"]}, {}, False),
+        ({"env_vars": {"OMP_WAIT_POLICY": "ACTIVE"}}, {}, None),
+        ({"command_prefix": ["nice"]}, {}, None),
+        ({"command_prefix": ["cd", "/a/directory", "&&"]}, {}, True),
+        ({"command_prefix": ["cd", "/a/directory", "&&", "nice"]}, {}, None),
     ],
 )
-def test_only_workers_of_the_same_code_and_settings_are_forked(
+def test_workers_of_settings_that_are_read_as_libraries_load_are_not_forked(
     monkeypatch: pytest.MonkeyPatch,
-    context: dict[str, object],
+    context: dict[str, dict[str, str]],
     environment: dict[str, str],
-    is_forked: bool,
+    ours: bool | None,
 ) -> None:
     same = {"PATH": "/bin", "OMP_WAIT_POLICY": "PASSIVE"}
     for name, value in same.items():
@@ -34,4 +38,28 @@ def test_only_workers_of_the_same_code_and_settings_are_forked(
     monkeypatch.delenv("PYTHONPATH", raising=False)
     given = [f"--serialized-runtime-env-context={json.dumps(context)}", "--language=PYTHON"]
     words = ["setup_worker.py", *WORKER, *given]
-    assert worker_of(words, {**same, **environment}) == (WORKER if is_forked else None)
+    found = worker_of(words, {**same, **environment}, "/here")
+    if ours is None:
+        assert found is None
+        return
+    cwd = "/a/directory" if "command_prefix" in context else "/here"
+    mine = {**same, **environment, **context.get("env_vars", {})}
+    assert found == Worker(WORKER, mine, cwd, ours)
+
+
+_LIBRARIES = """
+import sys
+from tests.forking import load
+from tests.jobs.ray_workers import LIBRARIES, forget_us
+load(LIBRARIES)
+forget_us()
+print(sorted({name.partition(".")[0] for name in sys.modules} & {"pipeline", "student", "jobs"}))
+"""
+
+
+def test_workers_of_other_code_are_forked_where_none_of_ours_is_loaded() -> None:
+    """Kernels that are compiled in a process stay in it, and another's would be linked to them."""
+    found = subprocess.run(
+        [sys.executable, "-c", _LIBRARIES], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert found.stdout == "[]\n"

@@ -35,10 +35,10 @@ BYTES = 150_000_000  # of each; Ray takes 100 MB in all
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clone of the project in which its commands have run."""
     root = tmp_path_factory.mktemp("clone")
-    for name in ("pipeline", "student", "jobs", "docs"):
-        shutil.copytree(ROOT / name, root / name)
     for name in (".gitignore", ".rayignore", "README.md", "LICENSE", "pyproject.toml"):
         shutil.copy(ROOT / name, root / name)
+    for name in ("pipeline", "student", "jobs", "docs"):
+        shutil.copytree(ROOT / name, root / name)
     for name in BESIDE:
         file = root / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -73,6 +73,11 @@ def told_of(head: RayHead, cwd: Path, what: str = "") -> dict[str, str]:
     return found
 
 
+def kernels(root: Path) -> set[Path]:
+    """Return the files of compiled kernels below a directory."""
+    return {path.relative_to(root) for path in root.rglob("*.nb[ic]")}
+
+
 def status_of(head: RayHead, cwd: Path) -> str:
     return told_of(head, cwd)["status"].lower()
 
@@ -87,13 +92,10 @@ def test_a_clone_sends_its_code_alone_and_writes_the_serial_bytes(
     assert part_hashes(out) == job.hashes
     assert status_of(head, tmp_path) == "succeeded"
     (packages,) = head.cwd.parent.rglob("working_dir_files")
-    sent = {
-        path.name
-        for package in packages.iterdir()
-        if package.is_dir()
-        for path in package.iterdir()
-    }
-    assert sent == {"pipeline", "student", "jobs"}
+    (package,) = [path for path in packages.iterdir() if path.is_dir()]
+    assert {path.name for path in package.iterdir()} == {"pipeline", "student", "jobs"}
+    # Those who label compile the kernels of the code that was sent, and no other's.
+    assert kernels(package)
 
 
 def test_what_is_not_done_is_no_success_for_ray_either(
@@ -120,6 +122,9 @@ def installed(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path,) = folder.glob("*.whl")
     install = [*pip, "install", "--no-deps", "--no-index", "--target", str(folder / "site")]
     subprocess.run([*install, str(path)], check=True, capture_output=True)
+    for path in kernels(clone):  # as where it has labelled before
+        (folder / "site" / path).parent.mkdir(exist_ok=True)
+        shutil.copy(clone / path, folder / "site" / path)
     return folder / "site"
 
 

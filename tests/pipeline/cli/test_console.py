@@ -653,3 +653,17 @@ def test_another_fault_in_a_callback_is_told_as_ever() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
     assert done.returncode == 0
     assert "ZeroDivisionError" in done.stderr
+
+
+def test_a_path_that_is_not_utf8_is_named_where_a_file_cannot_hold_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as raised, running("a-program", {}):
+        ("x" * 500 + "/data/caf\udce9/run" + "y" * 500).encode()
+    assert raised.value.code == 1
+    said = capsys.readouterr().err
+    assert r"error: a name that is not UTF-8" in said
+    assert r"/data/caf\udce9/run" in said
+    assert len(said) < 300
+    with pytest.raises(UnicodeEncodeError), running("a-program", {}):
+        "\u00e9".encode("ascii")

@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import PipelineError
-from pipeline.files.local import Folder, LocalFolder, open_folder, real_path
+from pipeline.files.local import (
+    Folder,
+    LocalFolder,
+    commit_new,
+    open_folder,
+    real_path,
+    replace,
+)
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -275,3 +282,15 @@ def test_a_write_that_is_interrupted_leaves_nothing(
         with pytest.raises((interrupt, PipelineError)):
             write("a.json", b"{}")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/x", "gs://bucket/x", "https://host/x", "hf://x"])
+def test_a_url_is_never_taken_for_a_directory_to_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for write in (replace, commit_new):
+        with pytest.raises(PipelineError, match="is a URL"):
+            write(Path(url), b"x")
+    assert not list(tmp_path.iterdir())
+    assert commit_new(Path("a:") / "b:c", b"x")
