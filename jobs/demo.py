@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.cli.console import (
     duration,
     flags_of,
-    note,
     parse_flags,
-    quiet_seconds,
     running,
     say,
     tell,
@@ -31,7 +27,6 @@ __all__ = ["DemoFlags", "main"]
 
 SIDE, VIEWS = 48, 16  # pixels; views of each image, and epochs of the student
 _IMAGES, _EPOCHS = (240, 60), 10  # of a class, to train and to validate; of the teacher
-_QUIET_SECONDS = 8.0
 _TEACHER = "test_resnet"
 # Drawings of four shapes are learned from mild views; the defaults are DeiT's, for ImageNet.
 _LABEL = f"--preset crop-flip --crop-scale 0.5 1 --image-size {SIDE} --precision fp32 --serial"
@@ -58,7 +53,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "demo") -> None:
         if out.exists():
             raise ConfigError(f"`out` {out} is there already; give another path, or delete it")
         started = time.monotonic()
-        with _never_silent(), within_another():
+        with within_another():
             _make_images(out)
             _make_labels(out)
             _train(out)
@@ -180,26 +175,6 @@ def _run(command: Callable[[Sequence[str], str], None], name: str, *words: str) 
         if end.code:
             raise
     say(f"   done in {duration(time.monotonic() - started)}")
-
-
-@contextlib.contextmanager
-def _never_silent() -> Iterator[None]:
-    """Say each few seconds that work goes on, where nothing else is said."""
-    over, started = threading.Event(), time.monotonic()
-
-    def run() -> None:
-        while not over.wait(1.0):
-            if quiet_seconds() > _QUIET_SECONDS:
-                with contextlib.suppress(OSError):
-                    note(f"... at work, {time.monotonic() - started:.0f} s so far")
-
-    thread = threading.Thread(target=run, daemon=True, name="pulse")
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join(2.0)
 
 
 if __name__ == "__main__":

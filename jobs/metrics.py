@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline.errors import ConfigError
+from pipeline.files.kinds import without_waiting
 
 __all__ = ["HELP", "Flow", "Measured", "Metrics", "check_path", "measuring"]
 
@@ -115,7 +116,7 @@ class Metrics:
         """Measure, and tell."""
         values = asdict(self.measure())
         if self._path is not None:
-            with self._path.open("a", encoding="utf-8") as file:
+            with open(self._path, "a", encoding="utf-8", opener=without_waiting) as file:
                 file.write(json.dumps(values) + "\n")
         self._export({name: float(values[name]) for name in HELP})
 
@@ -168,6 +169,6 @@ def check_path(path: Path | None) -> None:
     if path is None:
         return
     try:
-        path.open("a").close()
+        open(path, "a", opener=without_waiting).close()
     except OSError as error:
         raise ConfigError(f"`metrics_file` {path} cannot be written ({error.strerror})") from error

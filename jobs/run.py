@@ -98,9 +98,12 @@ def _run(config: LabelConfig, drain: Drain) -> int:
     else:
         require_package("ray", "jobs", "a label job without `serial`")
         from jobs.cluster import Cluster as Teachers  # type: ignore[assignment]
-    with contextlib.closing(Teachers(config, drain)) as teachers:
-        teachers.check_paths(paths)
-        teacher, floats = teachers.describe()
+    starting = "loading the teacher" if config.serial else "starting Ray and loading the teacher"
+    with contextlib.ExitStack() as open_now:
+        with Shown("teachers", starting):  # what takes longest; named where it takes long
+            teachers = open_now.enter_context(contextlib.closing(Teachers(config, drain)))
+            teachers.check_paths(paths)
+            teacher, floats = teachers.describe()
         check_identity(config, teacher)
         shards = index_shards(paths, config.cache, config.classes, teachers.summarize)
         found = counted(len(shards.paths), "shard"), counted(shards.samples, "sample")

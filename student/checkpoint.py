@@ -271,7 +271,7 @@ def find_checkpoint(path: Path, run: RunIdentity, *, lengthen: bool = False) -> 
     Raises ``CheckpointError`` as ``read_checkpoint``; of the given one if both are torn, naming a
     best.pt that could be gone on from.
     """
-    before, best = path.with_name(PREVIOUS), path.with_name(BEST)
+    before, best = path.parent / PREVIOUS, path.parent / BEST
     try:
         found = open_checkpoint(path)
     except TornError as error:

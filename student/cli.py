@@ -215,7 +215,7 @@ def export_main(arguments: Sequence[str] | None = None, program: str = "export-s
 
 
 def _evaluate(config: EvaluateConfig) -> None:
-    from student.evaluation.report import evaluate_checkpoint, evaluate_directory
+    from student.evaluation.report import evaluate_checkpoint, evaluate_directory  # loads PyTorch
     from student.output import is_directory
 
     if is_directory(config.checkpoint):
@@ -230,7 +230,8 @@ def _evaluate(config: EvaluateConfig) -> None:
             _show_analysis(config, reports[best])
         _tell_after_evaluation(config, reports[best], path)
         return
-    report = evaluate_checkpoint(config)
+    with Progress("weights", f"evaluating {config.checkpoint}"):
+        report = evaluate_checkpoint(config)
     if report.unnamed:
         note(f"{' and '.join(report.unnamed)} have no names of classes: {_NOT_COMPARED}")
     if report.step is not None:

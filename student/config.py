@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import hashlib
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -343,7 +344,9 @@ class TrainConfig:
         """Raise ``ConfigError`` if a run is in ``output`` that is not the one to be resumed."""
         if output.exists() and not output.is_dir():
             raise ConfigError(f"`output` {self.output} is a file; give a directory")
-        own = resume == "auto" or (resume and Path(resume).resolve().parent == output.resolve())
+        # Links in a circle lead to themselves, and are refused where they are read.
+        real = os.path.realpath(output)
+        own = resume == "auto" or (resume and str(Path(os.path.realpath(resume)).parent) == real)
         taken = [name for name in RUN_FILES if (output / name).exists()]
         if taken and not own:
             raise ConfigError(

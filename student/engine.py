@@ -573,11 +573,11 @@ class Trainer:
         self._changes = self._history[-1].changes(now)
         if self._changes:
             self._history = (*self._history, now)
-        here = self.output.directory.resolve()
-        if path.resolve().parent == here:  # else there is no best.pt to be better than
+        here = _real(self.output.directory)
+        if _real(path).parent == here:  # else there is no best.pt to be better than
             self._best = checkpoint.best
         self._good = (found.path, self.step)
-        own = path.resolve() == here / LAST
+        own = _real(path) == here / LAST
         self._saved = self.step if own and not self._fell_back else -1
 
     def _write_config(self) -> None:
@@ -606,9 +606,12 @@ def _room_on_disk(output: str) -> Iterator[None]:
         cause = error if isinstance(error, OSError) else error.__cause__
         if not isinstance(cause, OSError) or cause.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
+        # Another disk may be, that of the shard cache or of temporary files.
+        what = error if isinstance(error, PipelineError) else error.filename or output
+        full = "" if isinstance(error, PipelineError) else ": the disk is full"
         raise PipelineError(
-            f"{output}: the disk is full; the checkpoints that were there are whole: free space, "
-            "and continue with `resume` auto"
+            f"{what}{full}; the checkpoints that were there are whole: free space, and continue "
+            "with `resume` auto"
         ) from error
 
 
@@ -635,6 +638,11 @@ def _segment(config: TrainConfig, ranks: Ranks, device: torch.device, step: int)
         fast=_is_fast(config) and device.type == "cuda",
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     )
+
+
+def _real(path: Path) -> Path:
+    """Return where a path leads; links in a circle, which are refused when read, to themselves."""
+    return Path(os.path.realpath(path))
 
 
 def checkpoint_to_resume(config: TrainConfig, run_output: RunOutput) -> Path | None:

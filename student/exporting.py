@@ -60,6 +60,11 @@ def export_student(config: ExportConfig) -> Exported:
     source = checkpoint_of(config.run)
     if config.out.exists():
         raise ConfigError(f"`out` {config.out} is there already; give another path, or delete it")
+    if str(config.out).encode(errors="replace").decode() != str(config.out):
+        raise ConfigError(
+            f"`out` {config.out}: the name is not UTF-8, which programs for weights want; give "
+            "another path"
+        )
     saved, model, which = load_saved(
         source, config.weights, config.model, config.model_args, config.image_size
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import multiprocessing
 import os
 import shutil
+import traceback
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
@@ -16,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.files.objects import started_here
@@ -26,6 +29,7 @@ from student.signals import outlive_signals
 __all__ = ["LoaderOptions", "batch_memory", "load"]
 
 _SHARED_MEMORY = "/dev/shm"
+_CURE = "give fewer `workers`, or more room (a container's shm-size)"
 _LONGEST_ITEM_SECONDS = 1800  # the fetch of a shard from slow storage included
 
 Item = TypeVar("Item")
@@ -67,7 +71,7 @@ def load(dataset: Dataset[Item], items: range, options: LoaderOptions) -> Iterat
         pin_memory=options.pin,
         **parallel,
     )
-    iterator = iter(loader)
+    iterator = _started(loader, options)
     # The processes outlive SIGTERM, and Python waits for them when it ends. An error's traceback
     # holds this frame, or that of a loop around it, and so the iterator, which would end them.
     Finalize(iterator, _end, args=(weakref.ref(iterator),), exitpriority=0)
@@ -78,6 +82,31 @@ def load(dataset: Dataset[Item], items: range, options: LoaderOptions) -> Iterat
             yield item
     finally:
         _end(weakref.ref(iterator))
+
+
+def _started(loader: DataLoader[Any], options: LoaderOptions) -> Iterator[Any]:
+    """Return a loader's iterator, its processes started; none is left where one cannot be.
+
+    Python would wait for ever for those that were, when it ends.
+    """
+    try:
+        return iter(loader)
+    except OSError as error:
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            begun = frame.f_locals.get("self")
+            if isinstance(begun, _MultiProcessingDataLoaderIter):
+                begun._shutdown = True  # it would end what it has not begun, and say that it fails
+                for process in getattr(begun, "_workers", ()):
+                    process.kill()
+        if error.errno == errno.ENOSPC:  # their locks lie in shared memory
+            raise ConfigError(
+                f"`workers` {options.workers}: no room in {_SHARED_MEMORY} for their locks "
+                f"({error.strerror}); {_room()}; {_CURE}"
+            ) from error
+        raise PipelineError(
+            f"`workers` {options.workers}: a loader's process cannot be started "
+            f"({error.strerror or error}); give fewer `workers`"
+        ) from error
 
 
 def _next(iterator: Iterator[Any]) -> Any:
@@ -156,13 +185,16 @@ class _Reporting(Dataset[Any]):
     def _no_room(self, error: _NoRoomError) -> ConfigError:
         workers, prefetch = self._options.workers, self._options.prefetch
         batches = workers * prefetch + 1
-        usage = shutil.disk_usage(_SHARED_MEMORY)
         return ConfigError(
-            f"`workers` {workers}: no room in {_SHARED_MEMORY} for a batch ({error.reason}); there "
-            f"are {usage.free} of {usage.total} bytes free, and {batches} batches of {error.size} "
-            f"bytes need {batches * error.size}, beside those of other loaders; give fewer "
-            "`workers`, or more room (a container's shm-size)"
+            f"`workers` {workers}: no room in {_SHARED_MEMORY} for a batch ({error.reason}); "
+            f"{_room()}, and {batches} batches of {error.size} bytes need "
+            f"{batches * error.size}, beside those of other loaders; {_CURE}"
         )
+
+
+def _room() -> str:
+    usage = shutil.disk_usage(_SHARED_MEMORY)
+    return f"there are {usage.free} of {usage.total} bytes free"
 
 
 class _NoRoomError(Exception):

@@ -80,9 +80,12 @@ _SCALED = 10_000  # from here on a bar counts in thousands
 _POSITIONAL, _UNPREFIXED = (
     get_args(one)[1] for one in (tyro.conf.Positional[str], tyro.conf.OmitArgPrefixes[str])
 )
+_SURROGATE = re.compile("[\ud800-\udfff]")  # stands for a byte of a path that is not UTF-8
+_NEAR = 40  # characters beside it
 _PARAMETER = re.compile(r"`(\w+)`")
 _PROGRAM = re.compile(r"`([a-z]+-[a-z]+)((?: [^`\n]+)?)`")  # and what follows it
-_SLOW = {"ray": "Ray", "torch": "PyTorch"}  # to load: on a busy machine half a minute
+_SLOW = {"torch": "PyTorch", "timm": "timm", "ray": "Ray"}  # on a busy machine half a minute
+_BEAT_SECONDS = 0.5
 _SLIP = 2  # the exit status of arguments that do not parse
 _DEBUG = "TEACHER_LABELS_DEBUG"
 _OTHER_NAMES = {  # of a setting's part, and of the setting that a command has for it
@@ -236,7 +239,7 @@ def running(
         with (
             _logged(),
             heard_by(steps_shown),
-            _loading_told(),
+            _never_silent(),
             _ending_with_the_reader(),
             _interrupts_kept() as kept,
         ):
@@ -257,9 +260,18 @@ def running(
                 if kept.lost or any(isinstance(one, KeyboardInterrupt) for one in _causes(error)):
                     note(interrupted)
                     raise SystemExit(INTERRUPTED) from None
-                if not isinstance(error, OSError) or not error.filename or not error.errno:
+                if isinstance(error, OSError) and error.filename and error.errno:
+                    tell_error(error, f"{error.filename}: {os.strerror(error.errno)}")
+                elif isinstance(error, UnicodeEncodeError) and _SURROGATE.search(error.object):
+                    # A path's, which the system holds as bytes; records hold texts.
+                    near = error.object[max(0, error.start - _NEAR) : error.end + _NEAR]
+                    tell_error(
+                        error,
+                        f"a name that is not UTF-8 can stand in no file: {near!r}; rename it, or "
+                        "give another path",
+                    )
+                else:
                     raise  # a fault of ours, with its traceback
-                tell_error(error, f"{error.filename}: {os.strerror(error.errno)}")
                 raise SystemExit(1) from None
     finally:
         _command = before
@@ -421,7 +433,7 @@ def _write(text: str, stream: TextIO) -> None:
 
 
 class _Loading:
-    """Says that a library is loaded that takes long: on a terminal at once, else after 3 s.
+    """Says on a terminal that a library is loaded that takes long; in a log `_Pulse` does.
 
     Python asks it for each module first, and it never knows where one is.
     """
@@ -431,38 +443,66 @@ class _Loading:
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         """Look whether a module is one of those."""
-        if name not in self._waiting:
-            return
-        self._waiting.discard(name)
-        if sys.stderr.isatty():
-            self._tell(name)
-        else:
-            later = threading.Timer(_SHORT_SECONDS, self._tell_still, [name])
-            later.daemon = True
-            later.start()
+        if name in self._waiting:
+            self._waiting.discard(name)
+            if sys.stderr.isatty():
+                with contextlib.suppress(OSError):
+                    note(f"loading {_SLOW[name]} ...")
 
-    def _tell_still(self, name: str) -> None:
+
+class _Pulse(threading.Thread):
+    """Says what a command is at where nothing else has been said for a while."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True, name="pulse")
+        self._over, self._begun = threading.Event(), time.perf_counter()
+
+    def run(self) -> None:
+        """Look each second, or a third of it on a terminal, until it is over."""
+        while not self._over.wait(_BEAT_SECONDS):
+            now = time.perf_counter()
+            if min(quiet_seconds(), now - self._begun) > _quiet_for():
+                with contextlib.suppress(OSError):
+                    note(f"{_at_work()}, {now - self._begun:.0f} s so far")
+
+    def end(self) -> None:
+        """Say nothing more."""
+        self._over.set()
+        self.join(2.0)
+
+
+def _quiet_for() -> float:
+    """Return for how many seconds nothing need be said: in a log counts are told each ten."""
+    if sys.stderr.isatty():
+        return _SHORT_SECONDS
+    return _LINE_SECONDS + 2 if any(one.counts for one in Progress.shown) else _LINE_SECONDS - 2
+
+
+def _at_work() -> str:
+    """Return what this command is at, as far as it is known."""
+    for name, library in _SLOW.items():
         spec = getattr(sys.modules.get(name), "__spec__", None)
         if getattr(spec, "_initializing", False):
-            self._tell(name)
-
-    def _tell(self, name: str) -> None:
-        with contextlib.suppress(OSError):
-            note(f"loading {_SLOW[name]} ...")
+            return f"loading {library} ..."
+    doing = [one.what for one in Progress.shown if one.what]
+    return f"{doing[-1]} ..." if doing else "... at work"
 
 
 @contextmanager
-def _loading_told() -> Iterator[None]:
-    """Say that libraries are loaded, once where commands are nested."""
-    if any(isinstance(one, _Loading) for one in sys.meta_path):
+def _never_silent() -> Iterator[None]:
+    """Say what goes on where it takes long, once where commands are nested, and by rank 0 alone."""
+    others = any(isinstance(one, _Loading) for one in sys.meta_path)
+    if others or os.environ.get("RANK", "0") != "0":
         yield
         return
-    one = _Loading()
-    sys.meta_path.insert(0, one)
+    loading, pulse = _Loading(), _Pulse()
+    sys.meta_path.insert(0, loading)
+    pulse.start()
     try:
         yield
     finally:
-        sys.meta_path.remove(one)
+        pulse.end()
+        sys.meta_path.remove(loading)
 
 
 class _Interrupts:
@@ -602,11 +642,12 @@ class Progress:
     def __init__(self, unit: str, what: str = "") -> None:
         """``unit`` is what is counted; ``what`` says what is done where that is not the command."""
         self.bar: tqdm | None = None
-        self._unit, self._what = unit, what
+        self._unit, self.what = unit, what
         self._process = os.getpid()  # others share the terminal, and have nothing to say on it
         self._started = self._shown = time.monotonic()
         self._begun: tuple[float, int] | None = None  # when the first were through, and how many
         self._over = False
+        self.counts = False  # whether something was through
 
     def __enter__(self) -> Progress:
         Progress.shown.append(self)
@@ -622,7 +663,7 @@ class Progress:
         """Show that ``done`` of ``total`` are through."""
         if os.getpid() != self._process:
             return
-        now = time.monotonic()
+        now, self.counts = time.monotonic(), True
         self._begun = self._begun or (now, done)
         if sys.stderr.isatty():
             self._show_bar(done, total)
@@ -640,11 +681,11 @@ class Progress:
             self.bar = tqdm(
                 total=total,
                 initial=done,  # no part of the rate: it had to wait for imports and the like
-                desc=self._what or _command.program,
+                desc=self.what or _command.program,
                 unit=f" {self._unit}",
                 unit_scale=total >= _SCALED,
                 delay=_SHORT_SECONDS,
-                leave=not self._what,
+                leave=not self.what,
                 ncols=None if sized else 80,
                 nrows=None if sized else 24,
                 dynamic_ncols=sized,
@@ -664,7 +705,7 @@ class Progress:
         known = before < done < total
         left = f", about {duration((total - done) / speed)} left" if known else ""
         digits = 0 if speed > 9 else 1
-        what = f"{self._what}: " * bool(self._what)
+        what = f"{self.what}: " * bool(self.what)
         return f"{what}{done} of {total} {self._unit}, {speed:.{digits}f} {self._unit}/s{left}"
 
 

@@ -68,6 +68,7 @@ def _tell_split(config: PackConfig) -> None:
     """Name two commands that pack the same images in two parts, in either order."""
     above, _, last = config.out.rstrip("/").rpartition("/")
     root = (above or "shards") if last == "train" else config.out.rstrip("/")
+    root = root if Path(root).name else str(Path("..", "shards"))  # "." has no name
     root = f"{root}-2" if is_url(root) else unused(root)
     order = str(config.images) if config.classes is None else config.classes
     tell("to have images to validate on, pack these anew, in two parts:")
@@ -119,7 +120,8 @@ def _beside(out: str, name: str) -> str:
     """Return where other shards of a data set go: beside these, at a path that is not taken."""
     if is_url(out):
         return f"{out.rstrip('/').rpartition('/')[0]}/{name}"
-    return str(Path(out).with_name(name))
+    path = Path(out)  # "." has no name
+    return str(path.with_name(name) if path.name else path / ".." / name)
 
 
 def _kept(config: PackConfig) -> tuple[str, ...]:

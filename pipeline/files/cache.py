@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
-from typing import BinaryIO, ParamSpec, TypeAlias, TypeVar
+from typing import BinaryIO, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.files.objects import StoredObject
@@ -106,18 +106,20 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _saying_where(method: Callable[P, R]) -> Callable[P, R]:
+def _saying_where(
+    method: Callable[Concatenate[_ShardCache, P], R],
+) -> Callable[Concatenate[_ShardCache, P], R]:
     """Turn the system's refusals into errors that name the cache and the cure."""
 
     @wraps(method)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+    def wrapped(self: _ShardCache, /, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return method(*args, **kwargs)
+            return method(self, *args, **kwargs)
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             cure = "free space or lower `gigabytes`" if full else "give another `directory`"
             raise PipelineError(
-                f"the shard cache failed ({error.strerror or error}, {error.filename}); {cure}; "
+                f"the shard cache {self.directory} failed ({error.strerror or error}); {cure}; "
                 "it may be deleted at any time"
             ) from error
 
@@ -126,7 +128,7 @@ def _saying_where(method: Callable[P, R]) -> Callable[P, R]:
 
 class _ShardCache:
     def __init__(self, config: CacheConfig) -> None:
-        self._directory = config.directory_path
+        self.directory = config.directory_path
         self._limit = int(config.gigabytes * 1e9)
 
     @_saying_where
@@ -139,7 +141,7 @@ class _ShardCache:
             )
         identity = f"{stored.url}\n{stored.etag}\n{stored.size}"
         name = hashlib.sha256(identity.encode()).hexdigest()[:40]
-        path = self._directory / f"{name}{_SUFFIX}"
+        path = self.directory / f"{name}{_SUFFIX}"
         for _ in range(2):
             file, crc = _open_whole(path, stored.size) or self._fetched(stored, path)
             if _has_crc(file, crc, path):
@@ -153,7 +155,7 @@ class _ShardCache:
         )
 
     def _fetched(self, stored: StoredObject, path: Path) -> tuple[BinaryIO, int]:
-        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         # One process fetches, the others wait for it; other shards rarely share its lock.
         with self._locked(f"fetch-{int(path.name[:8], 16) % _LOCKS:03d}"):
             return _open_whole(path, stored.size) or self._fetch(stored, path)
@@ -225,7 +227,7 @@ class _ShardCache:
         while True:
             fetching, whole = 0, []
             try:
-                for path in self._directory.iterdir():
+                for path in self.directory.iterdir():
                     if path.name.endswith(_PARTIAL) and not _unlink_if_left(path):
                         fetching += path.lstat().st_size
                     elif path.suffix == _SUFFIX:
@@ -237,7 +239,7 @@ class _ShardCache:
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
-        with (self._directory / f".lock-{name}").open("ab") as lock:
+        with (self.directory / f".lock-{name}").open("ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 

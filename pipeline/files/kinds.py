@@ -7,6 +7,7 @@ import re
 import select
 import stat
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -104,15 +105,29 @@ def read_toml(path: Path) -> dict[str, Any]:
             raise OSError(0, "it is a directory, a pipe or a device")
         if path.exists() and path.stat().st_size > _SETTINGS_BYTES:
             raise ValueError(f"it has more than {_SETTINGS_BYTES} bytes")
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # with or without a mark of its encoding
         if _TEXTS.sub("", text).count(".") > _SETTINGS_DOTS:
             raise ValueError(f"its keys and numbers have more than {_SETTINGS_DOTS} dots")
-        return tomllib.loads(text)
+        values = tomllib.loads(text)
+        if any("\0" in one for one in _texts_in(values)):  # no path has one
+            raise ValueError("a text in it has a zero byte")
+        return values
     except (OSError, ValueError, RecursionError) as error:  # the last of lists in lists
         why = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(
             f"`config` {path} cannot be read ({why}); give the path of a TOML file of settings"
         ) from error
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    """Yield the texts among values, however deep."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for one in value:
+            yield from _texts_in(one)
+    elif isinstance(value, str):
+        yield value
 
 
 _LIST_BYTES = 64 << 20  # two million keys
@@ -136,7 +151,7 @@ def read_list(path: Path) -> list[str]:
                 raise ValueError("it is no text")
             if len(data) > _LIST_BYTES:
                 raise ValueError(f"it has more than {_LIST_BYTES} bytes")
-    return data.decode().split("\n")
+    return data.decode("utf-8-sig").split("\n")
 
 
 def without_waiting(path: str, flags: int) -> int:

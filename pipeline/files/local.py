@@ -40,6 +40,9 @@ __all__ = [
 
 _LISTED = 20  # names in an error
 _MOST_NAMES = 1_000_000  # of shards: a hundred times the largest data sets'
+_REMOTE = ("s3:", "gs:", "az:", "hf:", "http:", "https:")  # which pathlib makes of URLs
+_LONGEST_PATTERN = 1 << 14  # characters; reading braces takes the square of it
+_LONGEST_PATH, _DEEPEST = 4096, 256  # characters and directories; so does looking for a pattern
 _RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?\}")
 _SIZE = re.compile(r"\0(\d+)\0")
 
@@ -73,8 +76,10 @@ def expand_shards(
             )
         try:
             names = [pattern] if os.path.lexists(pattern) else _in_braces(pattern)
-        except ValueError as error:
-            raise ShardError(f"`{name}` {pattern!r}: braces do not match") from error
+        except (ValueError, RecursionError) as error:
+            raise ShardError(
+                f"`{name}` {pattern!r:.200}: its braces do not match, or are too many"
+            ) from error
         if names is None:
             raise ShardError(
                 f"`{name}` {pattern!r} names more than {_MOST_NAMES:,} files; check the numbers in "
@@ -111,6 +116,8 @@ def expand_shards(
 
 def _in_braces(pattern: str) -> list[str] | None:
     """Return the names that a pattern stands for, None if they are too many."""
+    if len(pattern) > _LONGEST_PATTERN:
+        raise ValueError(f"{len(pattern)} characters")
     # Counted first: ranges are held whole before the first name comes.
     count = 0
     for one in braceexpand(_RANGE.sub(_size, pattern)):
@@ -159,8 +166,8 @@ def _files_of(names: Sequence[str], cache: CacheConfig) -> Iterator[Sequence[Sha
             yield [RemoteShard(stored=one, cache=cache) for one in next(objects)]
         elif os.path.isdir(name):  # noqa: PTH112 - a name that is too long is none
             yield sorted(Path(name).glob("*.tar"))
-        elif os.path.lexists(name):
-            yield [Path(name)]
+        elif os.path.lexists(name) or len(name) > _LONGEST_PATH or name.count("/") > _DEEPEST:
+            yield [Path(name)] if os.path.lexists(name) else []
         else:
             found = sorted(glob.glob(name))  # noqa: PTH207 - the pattern may be absolute
             yield [Path(one) for one in found]
@@ -447,7 +454,20 @@ def publish(aside: Path, path: Path) -> None:
 
 @contextmanager
 def writing(path: Path, size: int | None = None) -> Iterator[None]:
-    """Turn the system's refusals into errors that name the file and the cure."""
+    """Turn the system's refusals into errors that name the file and the cure.
+
+    So is a path that was a URL.
+    """
+    if path.parts[:1] and path.parts[0] in _REMOTE:
+        raise PipelineError(
+            f"{path} is a URL, and this is written to a local path alone; give one, and copy it"
+        )
+    if not path.name:
+        raise PipelineError(f"{path} is a directory; give the path of a file to be written")
+    if _is_of_the_system(path):
+        raise PipelineError(
+            f"{path} is a pipe or a device, which a file would replace; give another path"
+        )
     try:
         yield
     except OSError as error:
@@ -461,6 +481,17 @@ def writing(path: Path, size: int | None = None) -> Iterator[None]:
             f"{path} cannot be written ({error.strerror or error}); check the path and its "
             "permissions"
         ) from error
+
+
+def _is_of_the_system(path: Path) -> bool:
+    """Return whether a path is no file or directory; a rename over /dev/null takes it from all."""
+    if str(path.parent) in ("/dev", "/dev/fd") or path.is_relative_to("/proc"):
+        return True
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def _write_aside(path: Path, data: bytes) -> Path:

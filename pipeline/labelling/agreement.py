@@ -28,7 +28,7 @@ POOR = 2 / 3  # agreement that is most likely below this is looked into
 LEAST = 1 / 4  # of the way from chance to always
 JUDGED_FROM = 32  # images; fewer show nothing by failing to beat chance
 GAIN = 0.1  # of the images, which a cause must explain
-HARD = 1 / 3  # of the way from chance to always, below which views say little
+HARD = 0.4  # of the way from chance to always, below which views say little
 MUCH = 1.5  # times as many right under a cause: then the settings are wrong
 
 
@@ -153,6 +153,8 @@ def least_share(classes: int, guessing: float = 0.0) -> float:
 def are_too_hard(report: Preflight, classes: int) -> bool:
     """Return whether a teacher knows plain images, and augmented views hardly better than chance.
 
+    With 95 % confidence, since a small job's trial is short.
+
     Views from which students learned little had a fifth of the way from chance to always, and
     others of the same teachers half of it or more.
     """
@@ -160,7 +162,8 @@ def are_too_hard(report: Preflight, classes: int) -> bool:
     if not report.images or seen.views < JUDGED_FROM:
         return False
     plain = _beyond(report.correct / report.images, 1 / classes)
-    return _beyond(seen.either / seen.views, seen.guessed / seen.views) < HARD <= plain
+    high = wilson(seen.either, seen.views)[1]
+    return _beyond(high, seen.guessed / seen.views) < HARD <= plain
 
 
 def _beyond(share: float, chance: float) -> float:

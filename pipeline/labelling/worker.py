@@ -39,6 +39,9 @@ __all__ = ["TeacherWorker"]
 TRIAL_VIEWS = 2400
 """Views that a trial labels in fp32 too: of 1 %, it tells about 0.4 % more or less."""
 
+FEWEST_VIEWS = 240
+"""Views that a trial labels of a small job, if that is no more than a tenth of it."""
+
 TIMED_GROUPS = 5  # where labels are not compared
 
 
@@ -216,12 +219,14 @@ class TeacherWorker:
     def _trial_tasks(self, shards: IndexedShards) -> Iterator[GroupTask]:
         """Yield groups drawn from all over the job, each for one teacher batch.
 
-        ``TRIAL_VIEWS`` in all, in a small job one view in ``EVERY``, and one batch at least.
+        ``TRIAL_VIEWS`` in all, in a small job one view in ``EVERY`` or ``FEWEST_VIEWS``, and one
+        batch at least.
         """
         config, step = self._config, self.identity.batch_views
         identity = config.identity(self.identity)
         views = range(config.first_view, config.first_view + config.views)
-        most = min(TRIAL_VIEWS, shards.samples * len(views) // EVERY)
+        job = shards.samples * len(views)
+        most = min(TRIAL_VIEWS, max(job // EVERY, min(job // 10, FEWEST_VIEWS)))
         for number in range(max(1, most // (config.effective_mixing.group_size * step))):
             words = stream("trial", config.seed, number)
             shard = words.integer(len(shards.paths))

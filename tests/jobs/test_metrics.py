@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 import urllib.error
@@ -77,6 +78,9 @@ def test_a_file_that_cannot_be_written_is_said_before_the_job(tmp_path: Path) ->
     check_path(None)
     with pytest.raises(ConfigError, match=r"`metrics_file` .* cannot be written"):
         check_path(tmp_path / "nowhere" / "m.jsonl")
+    os.mkfifo(tmp_path / "pipe")  # that nobody reads: it would be waited for
+    with pytest.raises(ConfigError, match=r"pipe cannot be written"):
+        check_path(tmp_path / "pipe")
 
 
 def test_a_full_disk_ends_no_job(tmp_path: Path) -> None:

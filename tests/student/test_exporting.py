@@ -201,3 +201,17 @@ def test_the_command_exports_the_best_weights_and_writes_over_nothing(
     with pytest.raises(SystemExit):
         export_main([str(world.root / "two"), "--to", "timm", "--out", str(out)])
     assert f"error: --out {out} is there already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("caf\udce9.safetensors", "is not UTF-8"), ("s3://bucket/x.safetensors", "is a URL")],
+)
+def test_where_nothing_can_be_written_is_said_in_a_line(
+    world, tmp_path, capsys, monkeypatch, name, reason
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        export_main([str(world.root / "two"), "--to", "safetensors", "--out", name])
+    assert reason in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

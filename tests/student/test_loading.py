@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 
 import pytest
 import torch
@@ -58,6 +60,36 @@ def test_shared_memory_that_has_no_room_is_an_error_that_says_what_is_needed(
     message = rf"`workers` 2: no room in /dev/shm .*5 batches of {BYTES} bytes need {5 * BYTES},"
     with pytest.raises(ConfigError, match=message):
         list(load(Making(make, LIMIT), range(4), LoaderOptions(workers=2)))
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (
+            errno.ENOSPC,
+            r"`workers` 3: no room in /dev/shm for their locks .*free; give fewer",
+        ),
+        (errno.EAGAIN, r"`workers` 3: a loader's process cannot be started .*; give fewer"),
+    ],
+)
+def test_where_a_process_cannot_be_started_none_is_left_to_be_waited_for(
+    monkeypatch: pytest.MonkeyPatch, number: int, message: str
+) -> None:
+    start, started = BaseProcess.start, list[BaseProcess]()
+
+    def start_two(self: BaseProcess) -> None:
+        if len(started) == 2:
+            raise OSError(number, os.strerror(number))
+        start(self)
+        started.append(self)
+
+    monkeypatch.setattr(BaseProcess, "start", start_two)
+    with pytest.raises(PipelineError, match=message):
+        list(load(Making(own_memory), range(4), LoaderOptions(workers=3)))
+    for process in started:
+        process.join(20)
+        assert process.exitcode == -signal.SIGKILL
 
 
 def die() -> Item:

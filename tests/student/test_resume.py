@@ -373,11 +373,34 @@ def test_a_full_disk_says_how_the_run_goes_on(world, tmp_path, monkeypatch, wher
 
     with monkeypatch.context() as patch:
         patch.setattr("student.engine.Trainer", Full)
-        with pytest.raises(PipelineError, match=r"run: the disk is full; .*`resume` auto"):
+        with pytest.raises(PipelineError, match=r"run.*: the disk is full.*`resume` auto"):
             run(world, output, checkpoint_steps=1, log_every=1)
     monkeypatch.undo()
     assert open_checkpoint(output / "last.pt").step == 2
     assert run(world, output, resume="auto", checkpoint_steps=1).weights == straight.weights
+
+
+def test_a_full_disk_of_another_directory_is_named(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        full = OSError(errno.ENOSPC, "No space left on device")
+        raise PipelineError("the shard cache /scratch failed (No space left on device)") from full
+
+    monkeypatch.setattr(MetricsLog, "write", refuse)
+    with pytest.raises(PipelineError, match=r"^the shard cache /scratch failed .*`resume` auto"):
+        run(world, tmp_path / "run", log_every=1)
+
+
+@pytest.mark.parametrize("name", ["loop.pt", "."])
+def test_what_can_be_no_checkpoint_to_resume_is_called_what_it_is(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("loop.pt").symlink_to("loop.pt")
+    reason = r"loop\.pt cannot be read \(Too many levels|\. is a directory; give the file in it"
+    with pytest.raises(CheckpointError, match=reason):
+        run(world, tmp_path / "run", resume=name)
 
 
 def test_a_store_without_digests_says_that_nothing_was_audited(world, tmp_path, caplog) -> None:

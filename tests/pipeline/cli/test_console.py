@@ -15,6 +15,7 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 import time
 from dataclasses import replace
 from importlib import import_module
@@ -279,29 +280,64 @@ def test_where_an_error_came_from_is_shown_if_the_environment_asks(
         assert lines[-1].startswith("a-program: error: ")
 
 
+def slow_module(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, seconds: float) -> None:
+    (folder / f"{name}.py").write_text(f"import time; time.sleep({seconds})")
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setattr(console, "_SLOW", {name: "a slow one"})
+
+
+def test_a_library_that_takes_long_to_load_is_named_on_a_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slow_module(tmp_path, monkeypatch, "slow_on_terminal", 0.0)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with running("a-program", {}), running("inside", {}):
+        import_module("slow_on_terminal")
+        import_module("slow_on_terminal")
+    assert capsys.readouterr().err == "inside: loading a slow one ...\n"
+    assert not [one for one in sys.meta_path if isinstance(one, console._Loading)]
+
+
 @pytest.mark.parametrize(
-    ("seconds", "terminal", "said"), [(0.5, False, 1), (0.0, False, 0), (0.0, True, 1)]
+    ("terminal", "counts", "seconds"), [(True, False, 3), (False, False, 8), (False, True, 12)]
 )
-def test_a_library_that_takes_long_to_load_is_named_meanwhile(
-    seconds: float,
+def test_what_goes_on_is_said_where_nothing_else_is(
     terminal: bool,
-    said: int,
+    counts: bool,
+    seconds: float,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    name = f"slow_{said}_{terminal}"
-    (tmp_path / f"{name}.py").write_text(f"import time; time.sleep({seconds})")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(console, "_SLOW", {name: "a slow one"})
-    monkeypatch.setattr(console, "_SHORT_SECONDS", 0.1)
+    """README: nothing is silent for more than three seconds, ten in a log."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    with Progress("weights", "evaluating x") as progress:
+        progress.counts = counts
+        assert console._quiet_for() == seconds
+        assert console._at_work() == "evaluating x ..."
+    monkeypatch.setattr(console, "_quiet_for", lambda: 0.1)
+    monkeypatch.setattr(console, "_BEAT_SECONDS", 0.05)
+    slow_module(tmp_path, monkeypatch, f"slow_{seconds}", 0.6)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
     with running("a-program", {}), running("inside", {}):
-        import_module(name)
-        import_module(name)
-        time.sleep(0.2)
-    assert capsys.readouterr().err == "inside: loading a slow one ...\n" * said
-    assert not [one for one in sys.meta_path if isinstance(one, console._Loading)]
+        import_module(f"slow_{seconds}")
+        time.sleep(0.4)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("inside: loading a slow one ..., 0 s so far")
+    assert lines[-1].startswith("inside: ... at work, ")
+    assert not [one for one in threading.enumerate() if one.name == "pulse"]
+
+
+def test_only_the_first_of_several_ranks_says_that_it_works(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "_quiet_for", lambda: 0.0)
+    monkeypatch.setattr(console, "_BEAT_SECONDS", 0.02)
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        with running("a-program", {}):
+            time.sleep(0.2)
+        assert ("at work" in capsys.readouterr().err) == (rank == "0")
 
 
 def test_a_slip_in_a_store_s_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -617,3 +653,17 @@ def test_another_fault_in_a_callback_is_told_as_ever() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
     assert done.returncode == 0
     assert "ZeroDivisionError" in done.stderr
+
+
+def test_a_path_that_is_not_utf8_is_named_where_a_file_cannot_hold_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as raised, running("a-program", {}):
+        ("x" * 500 + "/data/caf\udce9/run" + "y" * 500).encode()
+    assert raised.value.code == 1
+    said = capsys.readouterr().err
+    assert r"error: a name that is not UTF-8" in said
+    assert r"/data/caf\udce9/run" in said
+    assert len(said) < 300
+    with pytest.raises(UnicodeEncodeError), running("a-program", {}):
+        "\u00e9".encode("ascii")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,20 @@ def test_who_pastes_what_comes_next_has_shards_to_learn_from_and_to_validate_on(
     assert names[0] == names[1]
     assert all(len(list(Path(one).glob("*.tar"))) for one in (shards, val))
     assert Path(shards) != Path(val)
+
+
+def test_what_follows_packing_into_this_directory_lies_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images(tmp_path, "pets")
+    (tmp_path / "shards").mkdir()
+    monkeypatch.chdir(tmp_path / "shards")
+    told = following(["--images", "../pets", "--out", "."], capsys)
+    for command in told:
+        for flag, path in pairwise(command):
+            if flag == "--out" and not path.startswith("teacher"):
+                # Or shards would lie among shards.
+                assert not (tmp_path / "shards" / path).resolve().is_relative_to(Path.cwd())
 
 
 @pytest.mark.parametrize(

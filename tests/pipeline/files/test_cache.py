@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -13,6 +14,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -350,7 +352,21 @@ def test_missing_shards_are_named_all_together(s3: S3Server, tmp_path: Path) -> 
 def test_an_unwritable_cache_is_named_with_its_cure(s3: S3Server, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     (shard,) = remote(s3, tmp_path / "file" / "cache", "a.tar")
-    with pytest.raises(PipelineError, match=r"the shard cache failed .*give another `directory`"):
+    with pytest.raises(
+        PipelineError, match=r"cache .*/file/cache failed .*give another `directory`"
+    ):
+        shard.open()
+
+
+def test_a_cache_without_room_is_named_with_its_cure(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")  # of no file: it is a write's
+
+    (shard,) = remote(s3, tmp_path / "cache", "a.tar")
+    monkeypatch.setattr(cache_module, "_open_whole", refuse)
+    with pytest.raises(PipelineError, match=r"cache .*/cache failed \(No space.*free space or"):
         shard.open()
 
 

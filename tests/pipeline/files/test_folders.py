@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import PipelineError
-from pipeline.files.local import Folder, LocalFolder, open_folder, real_path
+from pipeline.files.local import (
+    Folder,
+    LocalFolder,
+    commit_new,
+    open_folder,
+    real_path,
+    replace,
+    writing,
+)
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -275,3 +283,39 @@ def test_a_write_that_is_interrupted_leaves_nothing(
         with pytest.raises((interrupt, PipelineError)):
             write("a.json", b"{}")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/x", "gs://bucket/x", "https://host/x", "hf://x"])
+def test_a_url_is_never_taken_for_a_directory_to_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for write in (replace, commit_new):
+        with pytest.raises(PipelineError, match="is a URL"):
+            write(Path(url), b"x")
+    assert not list(tmp_path.iterdir())
+    assert commit_new(Path("a:") / "b:c", b"x")
+
+
+def test_a_directory_without_a_name_is_no_file_to_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in (Path(), Path("/")):
+        with pytest.raises(PipelineError, match="is a directory; give"):
+            replace(path, b"x")
+
+
+@pytest.mark.parametrize("name", ["pipe", "link", "/dev/null", "/dev/stdout", "/proc/self/fd/1"])
+def test_nothing_is_written_over_a_pipe_or_a_device(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/zero")
+    # Not by writing: before it was refused, that took /dev/null from the whole machine.
+    with (
+        pytest.raises(PipelineError, match="is a pipe or a device, which"),
+        writing(tmp_path / name),
+    ):
+        pass
+    if not name.startswith("/"):
+        with pytest.raises(PipelineError, match="is a pipe or a device"):
+            replace(tmp_path / name, b"x")

@@ -159,3 +159,16 @@ def test_settings_and_lists_have_a_size_at_most(tmp_path: Path) -> None:
     keys.write_bytes(b"k" * ((64 << 20) + 1))
     with pytest.raises(ValueError, match="it has more than 67108864 bytes"):
         read_list(keys)
+
+
+def test_a_mark_of_the_encoding_is_no_part_of_a_text(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"\xef\xbb\xbfepochs = 1\r\n")
+    assert read_toml(tmp_path / "a") == {"epochs": 1}
+    assert read_list(tmp_path / "a")[0].strip() == "epochs = 1"
+
+
+@pytest.mark.parametrize("text", ['a = "x\\u0000"', '[a.b]\nc = [["x\\u0000y"]]'])
+def test_a_zero_byte_in_a_text_of_settings_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a").write_text(text)
+    with pytest.raises(ConfigError, match=r"cannot be read \(a text in it has a zero byte\)"):
+        read_toml(tmp_path / "a")

@@ -85,6 +85,20 @@ def test_what_is_no_shard_is_said_as_what_it_is(shards: Path) -> None:
             names_of(f"train/{name}")
 
 
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("[" * 100_000, "{a," * 3000 + "}" * 3000, "{" + "," * 200_000 + "}", "*/" * 1500),
+        *("[" * 4000, "{}" * 50_000, "a" * 1_000_000),
+    ],
+)
+def test_a_line_of_a_list_that_no_path_can_be_is_refused_in_time(shards: Path, line: str) -> None:
+    (shards / "list.txt").write_text(line)
+    with pytest.raises(ShardError, match=r"braces do not match, or|match no file"):
+        names_of("train/list.txt")
+
+
 @pytest.mark.parametrize("name", ["a\x1b[2J.tar", "a\nb.tar", "a\u202eb.tar", "a\\b.tar"])
 def test_a_shard_whose_name_no_store_can_hold_is_refused_by_it(shards: Path, name: str) -> None:
     (shards / name).write_bytes(b"x")

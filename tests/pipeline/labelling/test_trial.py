@@ -365,7 +365,7 @@ def test_the_trial_tells_views_that_are_too_hard_for_a_teacher_from_others(
 
 
 def test_only_a_teacher_that_knows_plain_images_has_views_that_are_too_hard() -> None:
-    hard = OnViews(views=100, own=20, either=35, guessed=20.0)
+    hard = OnViews(views=100, own=20, either=33, guessed=20.0)
     report = replace(REPORT, correct=40, on_views=hard)
     assert are_too_hard(report, 10)
     assert not are_too_hard(replace(report, correct=6), 10)

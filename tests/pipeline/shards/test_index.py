@@ -15,6 +15,7 @@ from webdataset.tariterators import group_by_keys, tar_file_iterator
 
 from pipeline.errors import ShardError
 from pipeline.records import Sample, ShardInfo
+from pipeline.shards import index
 from pipeline.shards.index import open_shard
 from tests.factories import digit_samples, digits, encode, write_members, write_shard
 
@@ -365,4 +366,14 @@ def test_what_is_given_for_a_shard_and_is_none_is_called_what_it_is(
     path = tmp_path / "a.tar"
     path.mkdir() if content is None else path.write_bytes(content)
     with pytest.raises(ShardError, match=rf"a\.tar: .*{reason}"):
+        open_shard(path, 0)
+
+
+@pytest.mark.parametrize("name", ["a.cls", "a.json"])
+def test_a_class_has_a_size_at_most(write, monkeypatch, name):
+    text = b'{"label": 1}'.ljust(1000) if name == "a.json" else b"1".ljust(1000)
+    path = write(("a.jpg", b"x"), (name, text))
+    assert open_shard(path, 0).samples[0].target == 1
+    monkeypatch.setattr(index, "_LARGEST_TARGET", 999)
+    with pytest.raises(ShardError, match=f"{name} has 1000 bytes"):
         open_shard(path, 0)
