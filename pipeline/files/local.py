@@ -462,6 +462,12 @@ def writing(path: Path, size: int | None = None) -> Iterator[None]:
         raise PipelineError(
             f"{path} is a URL, and this is written to a local path alone; give one, and copy it"
         )
+    if not path.name:
+        raise PipelineError(f"{path} is a directory; give the path of a file to be written")
+    if _is_of_the_system(path):
+        raise PipelineError(
+            f"{path} is a pipe or a device, which a file would replace; give another path"
+        )
     try:
         yield
     except OSError as error:
@@ -475,6 +481,17 @@ def writing(path: Path, size: int | None = None) -> Iterator[None]:
             f"{path} cannot be written ({error.strerror or error}); check the path and its "
             "permissions"
         ) from error
+
+
+def _is_of_the_system(path: Path) -> bool:
+    """Return whether a path is no file or directory; a rename over /dev/null takes it from all."""
+    if str(path.parent) in ("/dev", "/dev/fd") or path.is_relative_to("/proc"):
+        return True
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def _write_aside(path: Path, data: bytes) -> Path:

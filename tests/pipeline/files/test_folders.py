@@ -17,6 +17,7 @@ from pipeline.files.local import (
     open_folder,
     real_path,
     replace,
+    writing,
 )
 
 
@@ -294,3 +295,27 @@ def test_a_url_is_never_taken_for_a_directory_to_be_made(
             write(Path(url), b"x")
     assert not list(tmp_path.iterdir())
     assert commit_new(Path("a:") / "b:c", b"x")
+
+
+def test_a_directory_without_a_name_is_no_file_to_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in (Path(), Path("/")):
+        with pytest.raises(PipelineError, match="is a directory; give"):
+            replace(path, b"x")
+
+
+@pytest.mark.parametrize("name", ["pipe", "link", "/dev/null", "/dev/stdout", "/proc/self/fd/1"])
+def test_nothing_is_written_over_a_pipe_or_a_device(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/zero")
+    # Not by writing: before it was refused, that took /dev/null from the whole machine.
+    with (
+        pytest.raises(PipelineError, match="is a pipe or a device, which"),
+        writing(tmp_path / name),
+    ):
+        pass
+    if not name.startswith("/"):
+        with pytest.raises(PipelineError, match="is a pipe or a device"):
+            replace(tmp_path / name, b"x")
