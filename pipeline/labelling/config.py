@@ -34,6 +34,8 @@ __all__ = [
     "ViewSettings",
 ]
 
+_MOST_VIEWS = 1 << 31  # that a manifest knows
+
 
 @dataclass(frozen=True, kw_only=True)
 class FirstSettings:
@@ -164,6 +166,8 @@ class LabelConfig(RunSettings, TrialSettings, ViewSettings, TeacherSettings, Fir
         settle(self)
         if self.views < 1 or self.first_view < 0 or self.views_per_part < 1:
             raise ConfigError("`views` and `views_per_part` start at 1, `first_view` at 0")
+        if max(self.first_view + self.views, self.extend_to or 0) > _MOST_VIEWS:
+            raise ConfigError(f"`first_view` and `views` end after {_MOST_VIEWS}; use smaller ones")
         if self.extend_to not in (None, self.first_view + self.views):
             raise ConfigError(
                 "`extend_to` says which views to label; leave out `first_view` and `views`"
