@@ -34,6 +34,7 @@ __all__ = [
     "ViewSettings",
 ]
 
+_TOO_MANY = 1 << 31  # PyTorch counts in 32 bits
 _MOST_VIEWS = 1 << 31  # that a manifest knows
 
 
@@ -182,6 +183,12 @@ class LabelConfig(RunSettings, TrialSettings, ViewSettings, TeacherSettings, Fir
             value = getattr(self, name)
             if isinstance(value, int) and value < 1:
                 raise ConfigError(f"`{name}` is {value}; use 1 or more")
+            if isinstance(value, int) and value >= _TOO_MANY:
+                raise ConfigError(f"`{name}` is {value}; use fewer")
+        if abs(self.teacher_random_weights or 0) >= 1 << 63:
+            raise ConfigError(
+                "`teacher_random_weights` has more than 64 bits; use a smaller number"
+            )
         if not self.window_gb > 0:
             raise ConfigError(f"`window_gb` is {self.window_gb}; use more than 0")
         if not self.hang_seconds > 0 or not self.wait_seconds >= 0:
