@@ -187,8 +187,8 @@ def report(seconds: float) -> None:
         raise StepError("the store and the teacher in the loop gave different students", 1)
     out = OUT.relative_to(PROJECT)
     print(f"\nlook at {out / Path(store()).name}/_README.md, and at the logs beside it")
-    print(f"next: open {out / 'student' / 'report.html'} in a browser; with images of your own:")
-    print("next: teacher-labels pack --images YOUR-IMAGES --out shards")
+    print(f"open {out / 'student' / 'report.html'} in a browser; then, with a folder of images:")
+    print("next: python examples/shapes.py images")
 
 
 def last_epoch(name: str) -> Any:

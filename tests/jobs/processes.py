@@ -246,8 +246,8 @@ def _end_family(process: subprocess.Popen[bytes]) -> None:
     family = [process.pid, *descendants(process.pid)]
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
-        process.wait(20)
-    for pid in family:
+        process.wait(2)  # a head that waits for workers of its own may take 20 s
+    for pid in {*family, *descendants(process.pid)}:
         kill(pid)
     process.wait()
 

@@ -23,9 +23,17 @@ from pathlib import Path
 
 from tests.forking import ROOT, load
 
-LOADED = ("pipeline.labelling.worker", "pipeline.labelling.job", "pipeline.views.apply:warm_up")
+LOADED = ("student.engine", "pipeline.labelling.worker", "pipeline.views.apply:warm_up")
 """Not Ray: as it loads it reads for which job this worker is."""
-LIBRARIES = ("timm", "numba", "pyarrow.parquet", "safetensors.torch", "simplejpeg", "zarr")
+LIBRARIES = (
+    "timm",
+    "numba",
+    "pandas",
+    "pyarrow.parquet",
+    "safetensors.torch",
+    "simplejpeg",
+    "zarr",
+)
 """Those of the project, and so what workers with other code of it share with all."""
 _END_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 

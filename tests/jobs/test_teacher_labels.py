@@ -23,6 +23,7 @@ from pipeline.tools import doctor as machine
 from pipeline.tools.doctor import Finding, examine
 from pipeline.views.floats import fingerprints_on
 from pipeline.views.reference import REFERENCE
+from tests.commands import require_command
 
 BIN = Path(sys.executable).parent
 STORE = [one.__name__.lower() for one in get_args(StoreCommand)]
@@ -292,3 +293,13 @@ def test_a_shell_completes_the_older_names(name: str, tmp_path: Path) -> None:
 def test_completion_for_another_shell_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of("--tyro-print-completion", "fish") == 1
     assert "use --tyro-print-completion bash" in capsys.readouterr().err
+
+
+def test_the_commands_that_the_help_shows_parse(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([])
+    text = capsys.readouterr().out.replace("\\\n", " ")
+    shown = [line for line in text.splitlines() if line.startswith("  teacher-labels ")]
+    assert len(shown) == 5
+    for line in shown:
+        require_command(shlex.split(line))

@@ -128,5 +128,5 @@ def test_a_run_ends_with_its_report_and_what_comes_next(
     said = capsys.readouterr()
     assert said.out.splitlines()[-1] == f"report {tmp_path}/run/report.html"
     assert said.err.splitlines()[-1].startswith(
-        f"train-student-ray: next: evaluate-student --checkpoint {tmp_path}/run/"
+        f"train-student-ray: next: export-student {tmp_path}/run/last.pt --to timm"
     )

@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.cli import commands
 from pipeline.cli.commands import label_store, pack_shards
+from pipeline.store.provenance import Run
 from tests.commands import require_command
 from tests.labelling import TEACHER, digit_shard, every_column, hash_identity, write_hash_store
 
@@ -105,3 +106,37 @@ def test_a_flag_that_there_is_not_is_told_from_the_one_that_is_meant(
         pack_shards(words)
     assert ended.value.code == 2
     assert capsys.readouterr().err.rstrip().endswith(meant)
+
+
+def job_record(*lists: list[str]) -> list[Run]:
+    return [Run(name=f"{n}.json", settings={"shards": one}) for n, one in enumerate(lists)]
+
+
+@pytest.mark.parametrize(
+    ("runs", "shards"),
+    [
+        (job_record(["sh/*.tar"], ["sh/*.tar"]), " --shards 'sh/*.tar'"),
+        (job_record(["a"], ["b"]), ""),  # which are all of them, nobody knows
+        (job_record(["--out"]), ""),  # a stranger's record names no flags
+        (job_record(["a\x1b[2J"]), ""),
+        ([], ""),
+    ],
+)
+def test_shards_that_were_not_given_are_those_of_the_store_s_jobs(
+    runs: list[Run],
+    shards: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("pipeline.tools.extend.read_runs", lambda root: runs)
+    label_store(["stats", "s.parquet"])
+    told = f"label-store report s.parquet{shards} --out report.html"
+    assert capsys.readouterr().err.endswith(f"next: {told}\n")
+    for name in ("status", "inspect"):
+        label_store([name, "s.parquet"])
+        told = f"label-store verify s.parquet{shards}{' --all' * bool(shards)}"
+        assert capsys.readouterr().err.endswith(f"next: {told}\n")
+    label_store(["verify", "s.parquet"])
+    assert ("next: " in capsys.readouterr().err) == bool(shards)  # not the same again
