@@ -469,10 +469,14 @@ FOUNDING = founding_values(TrainConfig)
 """What runs of older releases did without the settings that were added since."""
 
 
+_TOO_MANY = 1 << 31  # PyTorch counts in 32 bits
+
+
 def _require_one(record: Any, *names: str) -> None:
     for name in names:
         value = getattr(record, name)
         require(record, name, value is None or value >= 1, "use 1 or more")
+        require(record, name, value is None or value < _TOO_MANY, "use fewer")
 
 
 def _require_fraction(record: Any) -> None:

@@ -34,6 +34,9 @@ __all__ = [
     "ViewSettings",
 ]
 
+_TOO_MANY = 1 << 31  # PyTorch counts in 32 bits
+_MOST_VIEWS = 1 << 31  # that a manifest knows
+
 
 @dataclass(frozen=True, kw_only=True)
 class FirstSettings:
@@ -164,6 +167,8 @@ class LabelConfig(RunSettings, TrialSettings, ViewSettings, TeacherSettings, Fir
         settle(self)
         if self.views < 1 or self.first_view < 0 or self.views_per_part < 1:
             raise ConfigError("`views` and `views_per_part` start at 1, `first_view` at 0")
+        if max(self.first_view + self.views, self.extend_to or 0) > _MOST_VIEWS:
+            raise ConfigError(f"`first_view` and `views` end after {_MOST_VIEWS}; use smaller ones")
         if self.extend_to not in (None, self.first_view + self.views):
             raise ConfigError(
                 "`extend_to` says which views to label; leave out `first_view` and `views`"
@@ -178,6 +183,12 @@ class LabelConfig(RunSettings, TrialSettings, ViewSettings, TeacherSettings, Fir
             value = getattr(self, name)
             if isinstance(value, int) and value < 1:
                 raise ConfigError(f"`{name}` is {value}; use 1 or more")
+            if isinstance(value, int) and value >= _TOO_MANY:
+                raise ConfigError(f"`{name}` is {value}; use fewer")
+        if abs(self.teacher_random_weights or 0) >= 1 << 63:
+            raise ConfigError(
+                "`teacher_random_weights` has more than 64 bits; use a smaller number"
+            )
         if not self.window_gb > 0:
             raise ConfigError(f"`window_gb` is {self.window_gb}; use more than 0")
         if not self.hang_seconds > 0 or not self.wait_seconds >= 0:

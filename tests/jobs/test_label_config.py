@@ -104,3 +104,16 @@ def test_every_setting_is_in_a_group() -> None:
     assert LabelFlags.of(config).settings() == config
     flags = flags_of(LabelFlags)
     assert {one.name for one in fields(LabelConfig)} - flags.keys() == {"augment", "mixing"}
+
+
+@pytest.mark.parametrize("name", ["first_view", "views", "extend_to"])
+def test_views_that_no_manifest_can_hold_are_refused(name: str) -> None:
+    for number in (1 << 32, 10**30):
+        with pytest.raises(ConfigError, match="`first_view` and `views` end after 2147483648"):
+            LabelConfig(shards=("x.tar",), out="x.parquet", **{name: number})
+
+
+@pytest.mark.parametrize("name", ["threads", "batch_views", "teachers", "teacher_random_weights"])
+def test_numbers_that_pytorch_cannot_take_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"`{name}` .*; use (fewer|a smaller number)"):
+        LabelConfig(shards=("x.tar",), out="x.parquet", **{name: 1 << 64})

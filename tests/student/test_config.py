@@ -161,6 +161,7 @@ def test_model_arguments_are_literals_or_text() -> None:
         ({"clip_mode": "agcc"}, "`clip_mode` is 'agcc'"),
         ({"bce_loss": True}, "`smoothing` is 0.1; with `bce_loss` use 0, or `bce_targets` shares"),
         ({"teacher_checkpoint": Path("t"), "teacher_random_weights": 0}, "not both"),
+        ({"threads": 1 << 31}, "`threads` is 2147483648; use fewer"),
     ],
 )
 def test_a_setting_out_of_range_is_refused_by_its_name(values: Any, message: str) -> None:
