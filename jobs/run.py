@@ -270,7 +270,7 @@ def describe_views(plan: JobPlan, report: Preflight) -> None:
     if not are_too_hard(report, plan.identity.teacher.classes):
         return
     if config.augment.policy == "none":
-        cure = "a larger `crop_scale`, or no `mix`"
+        cure = "a larger `crop_scale`, or views that are not mixed"
     else:
         cure = "`preset` crop-flip and `crop_scale` 0.5 1"
     note(

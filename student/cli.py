@@ -80,7 +80,7 @@ _EXAMPLE = (
 _TO_EVALUATE = ("--checkpoint", "--val-shards", "--analysis", "--val-labels", "--json")
 _CHECKPOINT = ("--checkpoint", "runs/tiny/best.pt", "--val-shards", "shards/val", "--analysis")
 _CLASSES = 20  # in a table
-_EXPORTED = {"safetensors": "student.safetensors", "hub-folder": "student", "onnx": "student.onnx"}
+_EXPORTED = {"safetensors": "student.safetensors", "hub": "student", "onnx": "student.onnx"}
 _NOT_COMPARED = "whether both number the classes alike is not known"
 _INTERRUPTED = "interrupted; --resume auto goes on from the last checkpoint, if there is one"
 

@@ -250,8 +250,8 @@ def test_who_names_a_run_without_a_flag_is_told_the_command(
         ),
         (
             export_main,
-            [str(run), "--to", "hub-folder"],
-            "export-student 'my run' --to hub-folder --out student",
+            [str(run), "--to", "hub"],
+            "export-student 'my run' --to hub --out student",
         ),
     ):
         with pytest.raises(SystemExit) as ended:

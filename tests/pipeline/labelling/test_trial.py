@@ -379,7 +379,7 @@ def test_only_a_teacher_that_knows_plain_images_has_views_that_are_too_hard() ->
     ("views", "told"),
     [
         ({}, "--preset crop-flip and --crop-scale 0.5 1"),
-        ({"policy": "none"}, "a larger --crop-scale, or no --mix"),
+        ({"policy": "none"}, "a larger --crop-scale, or views that are not mixed"),
     ],
 )
 def test_a_job_says_what_views_suit_better_and_goes_on(
