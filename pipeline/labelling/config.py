@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 _TOO_MANY = 1 << 31  # PyTorch counts in 32 bits
+_MOST_PARTS = 1 << 16  # of a shard; each is a file, and planned before the first is written
 _MOST_VIEWS = 1 << 31  # that a manifest knows
 
 
@@ -169,6 +170,11 @@ class LabelConfig(RunSettings, TrialSettings, ViewSettings, TeacherSettings, Fir
             raise ConfigError("`views` and `views_per_part` start at 1, `first_view` at 0")
         if max(self.first_view + self.views, self.extend_to or 0) > _MOST_VIEWS:
             raise ConfigError(f"`first_view` and `views` end after {_MOST_VIEWS}; use smaller ones")
+        if max(self.views, self.extend_to or 0) > _MOST_PARTS * self.views_per_part:
+            raise ConfigError(
+                f"`views_per_part` {self.views_per_part} cuts the views of a shard into more than "
+                f"{_MOST_PARTS} parts; use a larger one, or fewer `views`"
+            )
         if self.extend_to not in (None, self.first_view + self.views):
             raise ConfigError(
                 "`extend_to` says which views to label; leave out `first_view` and `views`"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -117,3 +118,11 @@ def test_views_that_no_manifest_can_hold_are_refused(name: str) -> None:
 def test_numbers_that_pytorch_cannot_take_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=f"`{name}` .*; use (fewer|a smaller number)"):
         LabelConfig(shards=("x.tar",), out="x.parquet", **{name: 1 << 64})
+
+
+def test_views_in_more_parts_than_can_be_planned_are_refused() -> None:
+    most: dict[str, Any] = {"shards": ("x.tar",), "out": "x.parquet", "views_per_part": 3}
+    assert LabelConfig(**most, views=3 << 16).views == 3 << 16
+    for name in ("views", "extend_to"):
+        with pytest.raises(ConfigError, match=r"`views_per_part` 3 cuts .*; use a larger one"):
+            LabelConfig(**most, **{name: (3 << 16) + 1})
