@@ -47,6 +47,7 @@ _SOURCES = ("hf-hub:", "hf_hub:", "local-dir:")
 """What timm's names begin with where weights are fetched from or read."""
 
 _POSITIVE, _SHARE = "use a positive number", "use 0 or more, less than 1"
+_LARGEST = 1e30  # of rates and limits
 
 
 def free(default: Any = dataclasses.MISSING) -> Any:
@@ -159,6 +160,9 @@ class OptimizationConfig:
             require(self, name, value is None or value > 0, _POSITIVE)
         for name in ("warmup_lr", "min_lr", "weight_decay"):
             require(self, name, getattr(self, name) >= 0, "use 0 or more")
+        for name in ("lr", "clip_grad", "optimizer_eps", "warmup_lr", "min_lr", "weight_decay"):
+            # PyTorch's fp32 ends at 3.4e38, with a traceback at the first step.
+            require(self, name, (getattr(self, name) or 0) <= _LARGEST, f"use {_LARGEST:g} at most")
         betas = self.optimizer_betas or ()
         require(self, "optimizer_betas", all(0 <= one < 1 for one in betas), "use 0 to below 1")
         require(self, "ema_decay", 0 <= self.ema_decay < 1, _SHARE)

@@ -149,6 +149,8 @@ def test_model_arguments_are_literals_or_text() -> None:
         ({"smoothing": 1.0}, "`smoothing` is 1.0"),
         ({"drop_path": -0.1}, "`drop_path` is -0.1"),
         ({"lr": 0.0}, "`lr` is 0.0"),
+        ({"lr": 1e308}, r"`lr` is 1e.308; use 1e.30 at most"),
+        ({"weight_decay": 1e39}, "`weight_decay` is 1e.39"),
         ({"workers": -1}, "`workers` is -1"),
         ({"epochs": 3, "warmup_epochs": 4}, "use 0 to 3"),
         ({"eval_fraction": 0.0}, "`eval_fraction` is 0.0"),
