@@ -485,7 +485,7 @@ def writing(path: Path, size: int | None = None) -> Iterator[None]:
 
 def _is_of_the_system(path: Path) -> bool:
     """Return whether a path is no file or directory; a rename over /dev/null takes it from all."""
-    if str(path.parent) in ("/dev", "/dev/fd") or path.is_relative_to("/proc"):
+    if str(path.parent) in ("/dev", "/dev/fd") or path.parent.match("/proc/*/fd"):
         return True
     try:
         mode = path.stat().st_mode

@@ -84,9 +84,9 @@ def test_what_the_user_can_cure_is_one_error_and_exit_status_1(root, tmp_path, c
 
 def test_an_output_that_cannot_be_written_is_one_error(root, capsys) -> None:
     with pytest.raises(SystemExit):
-        main(arguments(root, "--output", "/sys/nowhere/run"))
+        main(arguments(root, "--output", "/proc/nowhere/run"))
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith("train-student: error: /sys/nowhere/run")
+    assert line.startswith("train-student: error: /proc/nowhere/run")
     assert "cannot be written" in line
 
 
