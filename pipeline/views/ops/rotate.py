@@ -44,8 +44,18 @@ def apply_affine(image, matrix, weights, fill, result):
     up at ``matrix @ (x + 1/2, y + 1/2, 1)``; centers outside give ``fill``, neighbors
     outside are the border's. ``weights`` is ``affine_weights()``, (1024, 4).
     """
-    height, width = image.shape[:2]
-    pixels, pitch = _with_border(image), 4 * (width + 4)
+    _move(_with_border(image), matrix, weights, fill, result)
+
+
+@kernel
+def _move(pixels, matrix, weights, fill, result):
+    """Write an image with its border moved, as ``apply_affine`` does.
+
+    It is an argument, so that it outlives its address: numba frees an array after the last line
+    that names it, and addresses do not count.
+    """
+    height, width = result.shape[:2]
+    pitch = 4 * (width + 4)
     source, factors, target = pixels.ctypes.data, weights.ctypes.data, result.ctypes.data
     shift, mask = 17 - _POSITION_BITS, (1 << _POSITION_BITS) - 1
     for y in range(height):

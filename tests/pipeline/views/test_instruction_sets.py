@@ -74,3 +74,20 @@ def test_pixels_do_not_depend_on_vector_instructions(tmp_path):
     )
     assert found.stdout.split() == digest().split()
     assert any(tmp_path.rglob("*.nbc"))  # the kernels were compiled anew
+
+
+def test_no_kernel_reads_memory_that_it_gave_back():
+    """Each array has pages of its own here, which are gone, or hold other bytes, once it is freed.
+
+    Numba frees an array after the last line that names it, whatever is read by its address.
+    """
+    strict = {"MALLOC_MMAP_THRESHOLD_": "4096", "MALLOC_PERTURB_": "165"}  # glibc's
+    command = [sys.executable, "-c", f"import {__name__} as m; print(m.digest())"]
+    found = subprocess.run(
+        command,
+        env={**os.environ, **strict, "PYTHONPATH": str(ROOT)},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert found.stdout.split() == digest().split()
