@@ -277,22 +277,20 @@ def running(
         _command = before
 
 
-@contextmanager
-def within_another() -> Iterator[None]:
+def within_another() -> contextlib.AbstractContextManager[None]:
     """Let the commands in this context be steps of one, which says itself what comes next."""
-    global _command
-    before, _command = _command, dataclasses.replace(_command, is_step=True)
-    try:
-        yield
-    finally:
-        _command = before
+    return _changed(is_step=True)
+
+
+def programs_called(names: Mapping[str, str]) -> contextlib.AbstractContextManager[None]:
+    """Let programs have these names for the user, who calls functions in place of commands."""
+    return _changed(names=names)
 
 
 @contextmanager
-def programs_called(names: Mapping[str, str]) -> Iterator[None]:
-    """Let programs have these names for the user, who calls functions in place of commands."""
+def _changed(**changes: Any) -> Iterator[None]:
     global _command
-    before, _command = _command, dataclasses.replace(_command, names=names)
+    before, _command = _command, dataclasses.replace(_command, **changes)
     try:
         yield
     finally:
@@ -458,7 +456,7 @@ class _Pulse(threading.Thread):
         self._over, self._begun = threading.Event(), time.perf_counter()
 
     def run(self) -> None:
-        """Look each second, or a third of it on a terminal, until it is over."""
+        """Look twice a second, until it is over."""
         while not self._over.wait(_BEAT_SECONDS):
             now = time.perf_counter()
             if min(quiet_seconds(), now - self._begun) > _quiet_for():
