@@ -56,7 +56,8 @@ def tell_after_packing(config: PackConfig) -> None:
     images = missing(config)
     if images is not None:
         order = config.out if config.classes is None else config.classes
-        flags = (*images, "--out", _beside(config.out, name), "--classes", order)
+        out = _beside(config.out, name)
+        flags = (*images, "--out", out if is_url(out) else unused(out), "--classes", order)
         tell_next("pack-shards", *flags, *_kept(config))
     elif validation is not None:
         tell("pack the images to learn from too, if they are not packed yet")
@@ -117,7 +118,7 @@ def _images_beside(images: Path, names: Sequence[str]) -> tuple[str, ...] | None
 
 
 def _beside(out: str, name: str) -> str:
-    """Return where other shards of a data set go: beside these, at a path that is not taken."""
+    """Return where other shards of a data set are: beside these."""
     if is_url(out):
         return f"{out.rstrip('/').rpartition('/')[0]}/{name}"
     path = Path(out)  # "." has no name

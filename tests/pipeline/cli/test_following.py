@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import tarfile
 from itertools import pairwise
 from pathlib import Path
 
@@ -28,6 +29,14 @@ def following(words: list[str], capsys: pytest.CaptureFixture[str]) -> list[list
     assert told
     assert not any(word.isupper() and word.isalpha() for words in told for word in words)
     return told
+
+
+def files_of(shards: Path) -> set[str]:
+    found: set[str] = set()
+    for path in shards.glob("*.tar"):
+        with tarfile.open(path) as archive:
+            found.update(archive.getnames())
+    return found
 
 
 @pytest.mark.parametrize("only_last", [False, True])
@@ -73,6 +82,24 @@ def test_who_pastes_what_comes_next_has_shards_to_learn_from_and_to_validate_on(
     assert names[0] == names[1]
     assert all(len(list(Path(one).glob("*.tar"))) for one in (shards, val))
     assert Path(shards) != Path(val)
+    if given.startswith("pets"):  # else files of two folders have the same names
+        learned, judged = files_of(Path(shards)), files_of(Path(val))
+        assert not learned & judged
+        assert len(learned | judged) == 2 * 2 * 20  # an image and its class each
+
+
+def test_shards_of_other_classes_beside_are_neither_taken_for_validation_nor_written_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    images(tmp_path, "split/train", "split/val", "other")
+    pack_shards(["--images", "other", "--out", "shards/val"])
+    (tmp_path / "shards/val/classes.json").write_text('["ant", "bee"]')
+    capsys.readouterr()
+    (told,) = following(["--images", "split/train", "--out", "shards/train"], capsys)
+    assert told[:5] == ["pack-shards", "--images", "split/val", "--out", "shards/val-2"]
+    last = following(told[1:], capsys)[-1]
+    assert last[2:6] == ["--shards", "shards/train", "--val-shards", "shards/val-2"]
 
 
 def test_what_follows_packing_into_this_directory_lies_beside_it(
