@@ -10,7 +10,7 @@ import shutil
 import traceback
 import weakref
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing.util import Finalize
 from typing import Any, TypeVar
@@ -24,6 +24,7 @@ from pipeline.errors import ConfigError, PipelineError
 from pipeline.files.objects import started_here
 from pipeline.growth import settle
 from pipeline.views.apply import warm_up
+from student.lending import Lending, Lent, borrowed, tensors_of
 from student.signals import outlive_signals
 
 __all__ = ["LoaderOptions", "batch_memory", "load"]
@@ -47,24 +48,32 @@ class LoaderOptions:
         settle(self)
 
 
-def load(dataset: Dataset[Item], items: range, options: LoaderOptions) -> Iterator[Item]:
+def load(
+    dataset: Dataset[Item], items: range, options: LoaderOptions, item_bytes: int = 0
+) -> Iterator[Item]:
     """Yield the data set's ``items`` in order.
+
+    If tensors of an item take no more than ``item_bytes``, processes fill memory again that nothing
+    here holds any more; larger ones get fresh shared memory.
 
     Raises what the data set raises of the package's errors, ``ConfigError`` if the processes' items
     find no room in shared memory, ``PipelineError`` if a process dies or gives nothing.
     """
     parallel: dict[str, Any] = {}
+    lending = None
     if options.workers:
         warm_up()  # forked workers inherit the compiled kernels
+        method = _start_method()
+        lending = _lending(options, item_bytes) if method == "fork" else None
         parallel = {
-            "multiprocessing_context": _start_method(),
+            "multiprocessing_context": method,
             "prefetch_factor": options.prefetch,
             # A fork server has the environment of its start, which may lack credentials.
             "worker_init_fn": partial(_prepare, dict(os.environ)),
             "timeout": _LONGEST_ITEM_SECONDS,
         }
     loader = DataLoader(
-        _Reporting(dataset, options),
+        _Reporting(dataset, options, lending),
         batch_size=None,
         sampler=items,
         num_workers=options.workers,
@@ -82,6 +91,15 @@ def load(dataset: Dataset[Item], items: range, options: LoaderOptions) -> Iterat
             yield item
     finally:
         _end(weakref.ref(iterator))
+
+
+def _lending(options: LoaderOptions, item_bytes: int) -> Lending | None:
+    """Return memory for items of this size, None where there is none, or they have no size."""
+    held = 2  # by the trainer: one in work, and one that it turns to
+    try:
+        return Lending(options.workers, options.prefetch + held, item_bytes) if item_bytes else None
+    except OSError:
+        return None
 
 
 def _started(loader: DataLoader[Any], options: LoaderOptions) -> Iterator[Any]:
@@ -150,6 +168,12 @@ def batch_memory(*shape: int) -> Tensor:
     """
     if get_worker_info() is None:
         return torch.empty(shape, dtype=torch.uint8)
+    run = borrowed.get()
+    lent = None if run is None else run.empty(shape)
+    return _fresh_memory(*shape) if lent is None else lent
+
+
+def _fresh_memory(*shape: int) -> Tensor:
     memory = torch.empty(0, dtype=torch.uint8)
     try:
         storage = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
@@ -168,19 +192,33 @@ def _prepare(environment: Mapping[str, str], _worker: int) -> None:
 class _Reporting(Dataset[Any]):
     """Gives an error instead of raising it, since a worker would wrap it in its traceback."""
 
-    def __init__(self, dataset: Dataset[Any], options: LoaderOptions) -> None:
-        self._dataset, self._options = dataset, options
+    def __init__(
+        self, dataset: Dataset[Any], options: LoaderOptions, lending: Lending | None
+    ) -> None:
+        self._dataset, self._options, self._lending = dataset, options, lending
 
     def __getitem__(self, item: int) -> Any:
+        worker = get_worker_info()
         try:
-            found = self._dataset[item]
-            if get_worker_info() is not None:
-                _share(found)
-            return found
+            return self._dataset[item] if worker is None else self._shared(item, worker.id)
         except PipelineError as error:
             return error
         except _NoRoomError as error:
             return self._no_room(error)
+
+    def _shared(self, item: int, worker: int) -> Any:
+        """Return an item whose tensors lie in memory that the trainer shares."""
+        run = None if self._lending is None else self._lending.borrow(worker)
+        borrowed.set(run)
+        try:
+            found = self._dataset[item]
+            sent = found if run is None else run.lend(found)
+            _share(sent.item if isinstance(sent, Lent) else sent)
+        except BaseException:
+            if run is not None:
+                run.give_back()
+            raise
+        return sent
 
     def _no_room(self, error: _NoRoomError) -> ConfigError:
         workers, prefetch = self._options.workers, self._options.prefetch
@@ -211,8 +249,7 @@ def _share(item: Any) -> None:
     The loader's queue would do it in a thread of its own, where a failure loses the item, and the
     trainer would wait for it for ever.
     """
-    values = [getattr(item, one.name) for one in fields(item)] if is_dataclass(item) else []
-    tensors = [one for one in values if isinstance(one, Tensor)]
+    tensors = tensors_of(item).values()
     size = sum(one.untyped_storage().nbytes() for one in tensors)
     for tensor in tensors:
         try:

@@ -33,6 +33,7 @@ from pipeline.views.mixing import MixRows
 from pipeline.views.pairing import Pairing
 from pipeline.views.regions import EncodedImage
 from pipeline.views.rng import sample_seed
+from student.lending import ALIGNMENT
 from student.loading import LoaderOptions, batch_memory, load
 from student.order import PlannedBatch, TrainingPlan
 
@@ -43,7 +44,8 @@ _TENSORS = (
     *("confidence", "topk_label", "topk_logprob", "topk_rest"),
 )
 _MIX_FIELDS = dataclasses.fields(MixRows)
-_ALIGNMENT = 16  # bytes; enough for any type
+_ROW_BYTES = 3 * 8 + 2 * 4  # of a row: three classes, and two probabilities
+_CLASS_BYTES = 8 + 4  # of a class that a row has a probability of
 _OPEN_SHARDS = 16
 
 
@@ -130,7 +132,7 @@ class StudentBatch:
 def _room(tensor: Tensor) -> int:
     """Return the bytes that a tensor takes of packed memory."""
     size = tensor.numel() * tensor.element_size()
-    return -(-size // _ALIGNMENT) * _ALIGNMENT
+    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def plain_memory(size: int) -> Tensor:
@@ -192,6 +194,15 @@ class ReplayDataset(Dataset[StudentBatch]):
 
     def __len__(self) -> int:
         return self.plan.steps * self.accumulate
+
+    @property
+    def item_bytes(self) -> int:
+        """Return how many bytes the tensors of an item take at most."""
+        rows = self.plan.config.batch_size // (self._ranks * self.accumulate)
+        views = rows * (2 if self.store.manifest.omitted else 1)  # each may have a guest
+        identity = self.store.identity
+        labels = rows * (_ROW_BYTES + _CLASS_BYTES * identity.columns.topk)
+        return views * identity.augment.image_size**2 * 3 + labels + len(_TENSORS) * ALIGNMENT
 
     def __getitem__(self, item: int) -> StudentBatch:
         step, piece = divmod(item, self.accumulate)
@@ -373,4 +384,5 @@ def replay_loader(
 
     Errors of workers are raised here.
     """
-    return load(dataset, range(start * dataset.accumulate, end * dataset.accumulate), options)
+    items = range(start * dataset.accumulate, end * dataset.accumulate)
+    return load(dataset, items, options, dataset.item_bytes)

@@ -8,9 +8,11 @@ import json
 import logging
 import mmap
 import re
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -61,6 +63,7 @@ INDEX_SUFFIX = ".idx"
 Members: TypeAlias = list[list[str | int]]
 """Extension and bytes of each member of a sample, in file order."""
 
+SAY_SECONDS = 10.0  # between two words about a shard that is waited for
 _AHEAD = 4  # shards fetched at a time while others are indexed
 _LARGEST_INDEX = 1 << 28  # bytes: of a million samples
 _MOST_TARGETS = 1 << 16
@@ -298,16 +301,50 @@ class _Hashes:
 
 
 def summarize_here(shards: Sequence[tuple[int, ShardFile]]) -> Iterator[ShardSummary]:
-    """Summarize shards in their order; a few are fetched ahead."""
-    with ThreadPoolExecutor(_AHEAD) as pool:
-        ahead: deque[Future[ShardSummary]] = deque()
-        for number, path in shards:
-            # Each in a copy of this thread's context, to which the fetching is told.
-            ahead.append(pool.submit(copy_context().run, summarize_shard, path, number))
-            if len(ahead) > _AHEAD:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+    """Summarize shards in their order; a few are fetched ahead.
+
+    A file system that hangs is waited for out loud, and ends no later than the process.
+    """
+    ahead: deque[tuple[ShardFile, Future[ShardSummary]]] = deque()
+    for number, path in shards:
+        ahead.append((path, _begin_to_summarize(path, number)))
+        if len(ahead) > _AHEAD:
+            yield _waited_for(*ahead.popleft())
+    while ahead:
+        yield _waited_for(*ahead.popleft())
+
+
+def _begin_to_summarize(path: ShardFile, number: int) -> Future[ShardSummary]:
+    """Summarize a shard in a thread of its own, which nobody waits for at the end of the process.
+
+    A pool's are waited for, and a file system that hangs holds its reader for ever.
+    """
+    future: Future[ShardSummary] = Future()
+
+    def summarize() -> None:
+        try:
+            future.set_result(summarize_shard(path, number))
+        except BaseException as error:
+            future.set_exception(error)
+
+    # In a copy of this thread's context, to which the fetching is told.
+    threading.Thread(
+        target=copy_context().run, args=(summarize,), daemon=True, name=f"shard {number}"
+    ).start()
+    return future
+
+
+def _waited_for(path: ShardFile, future: Future[ShardSummary]) -> ShardSummary:
+    """Return what a thread finds, and say now and then that it has found nothing yet."""
+    began = time.monotonic()
+    while not wait([future], SAY_SECONDS).done:
+        if isinstance(path, Path):  # the fetching of others tells of itself, and has an end
+            _log.warning(
+                "%s was not read in %.0f s; does its file system answer? It is waited for",
+                path,
+                time.monotonic() - began,
+            )
+    return future.result()
 
 
 def index_path(path: ShardFile) -> str:

@@ -25,7 +25,7 @@ from student.loading import LoaderOptions
 from student.order import PlanConfig, TrainingPlan
 from student.replay import ReplayDataset, StudentBatch, replay_loader
 from tests.factories import digit_samples, encode, photographs, write_shard
-from tests.student.factories import SMALL_VIEWS, make_store, write_digit_shards
+from tests.student.factories import SMALL_VIEWS, assert_fits, make_store, write_digit_shards
 
 SIZES = (34, 3, 1, 2)
 VIEWS = 15
@@ -90,6 +90,7 @@ def test_every_row_is_pixel_for_pixel_what_the_teacher_saw(labelled, labelled_ro
     seen, audited = set(), 0
     for step in range(len(dataset)):
         batch = dataset[step]
+        assert_fits(batch, dataset)
         mixed = mixed_images(batch.pixels, batch.mix)
         audited += batch.audited
         for row in range(len(batch.keys)):
