@@ -36,8 +36,8 @@ def parse_braces(pattern: str) -> Names:
     """Return the names that a pattern stands for, in bash's order.
 
     ``{a,b}`` is a choice, ``{1..9}``, ``{01..10..3}`` and ``{a..e}`` are ranges, and other braces
-    are text. A backslash makes the next character text. Raises ``ValueError`` for a brace without its
-    other one. Making names that are nested too deep raises ``RecursionError``.
+    are text. A backslash makes the next character text. Raises ``ValueError`` for a brace without
+    its other one. Making names that are nested too deep raises ``RecursionError``.
     """
     levels: list[list[_Items]] = [[[]]]  # choices in each brace that is open
     starts: list[int] = []
