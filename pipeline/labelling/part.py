@@ -45,6 +45,7 @@ __all__ = [
     "GroupTask",
     "PartBuilder",
     "augment_group",
+    "file_of",
     "group_tasks",
     "label_part",
     "probe_task",
@@ -119,7 +120,7 @@ def probe_task(task: GroupTask) -> dict[int, Fate]:
 
 
 def _opened(path: ShardFile, shard: ShardInfo) -> Shard:
-    return _opened_once(path, shard, _file_of(path))
+    return _opened_once(path, shard, file_of(path))
 
 
 # Tasks come from all teachers of a machine: eight GPUs' have sixteen parts under way. To open a
@@ -129,8 +130,8 @@ def _opened_once(path: ShardFile, shard: ShardInfo, file: tuple[int, ...]) -> Sh
     return open_known_shard(path, shard)
 
 
-def _file_of(path: ShardFile) -> tuple[int, ...]:
-    """Return what tells a file from one that is deleted, cut or replaced.
+def file_of(path: ShardFile) -> tuple[int, ...]:
+    """Return what tells a file from one that is deleted, cut, replaced or written to.
 
     A mapped one would be read on: what was cut off it kills the process, or reads as zeros.
     """
@@ -140,7 +141,8 @@ def _file_of(path: ShardFile) -> tuple[int, ...]:
         return (-1,)  # whoever opens it says why
     if found is None:
         return ()  # the cache keeps a shard of object storage as it was when the run began
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    # Whoever writes to a file may set its time back, but not that of its last change.
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def augment_group(shard: Shard, task: GroupTask) -> AugmentedGroup:

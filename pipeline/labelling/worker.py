@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.classes import ClassNames, agreed_names
-from pipeline.errors import IncompleteStoreError, TeacherError
+from pipeline.errors import IncompleteStoreError, ShardError, TeacherError
 from pipeline.identity import TeacherIdentity
 from pipeline.labelling.agreement import OnViews, Preflight, is_poor
 from pipeline.labelling.config import LabelConfig
@@ -25,7 +25,7 @@ from pipeline.labelling.job import (
     PartOrder,
     require_fingerprints,
 )
-from pipeline.labelling.part import GroupTask, PartBuilder, group_tasks, run_task
+from pipeline.labelling.part import GroupTask, PartBuilder, file_of, group_tasks, run_task
 from pipeline.labelling.teacher import Teacher, load_teacher
 from pipeline.labelling.trial import EVERY, Label, Trial
 from pipeline.records import AugmentedGroup, PartKey, TeacherLabels
@@ -89,7 +89,8 @@ class TeacherWorker:
     ) -> Committed:
         """Label the groups of one part and commit it.
 
-        ``contents`` gives what another process has read of the shard; without it, it is read here.
+        ``contents`` gives what another process has read of the shard since this was called; without
+        it, it is read here. Raises ``ShardError`` if images change meanwhile.
         """
         if order.identity.teacher != self.identity:
             raise TeacherError(
@@ -107,11 +108,14 @@ class TeacherWorker:
         )
         if there:  # another job was faster
             return there[0]
+        file, contents = file_of(order.path), contents or _read_now(order)
         builder = PartBuilder(order.shard, order.part, order.identity)
         for group, labels in self.label_groups(groups):
             builder.add(group, labels)
-        rows = builder.finish(order.contents() if contents is None else contents())
-        return commit_part(order.out, rows)
+        read = contents()
+        if file_of(order.path) != file:
+            _require_same_images(order, read)
+        return commit_part(order.out, builder.finish(read))
 
     def label_groups(
         self, groups: Iterable[AugmentedGroup]
@@ -273,6 +277,21 @@ def _classes_of(task: GroupTask, group: AugmentedGroup) -> tuple[NDArray[np.int6
     target[: len(task.members)] = [samples[index].target for index in task.members]
     own = target.repeat(views)
     return own, own[group.mix.partner]
+
+
+def _read_now(order: PartOrder) -> Callable[[], ShardContents]:
+    """Return what gives the contents that a part's shard has now."""
+    read = order.contents()
+    return lambda: read
+
+
+def _require_same_images(order: PartOrder, read: ShardContents) -> None:
+    """Raise ``ShardError`` if a shard's images are not those that were read of it before."""
+    if order.contents().image_hash != read.image_hash:
+        raise ShardError(
+            f"{order.path}: its images changed while {order.part.path} was labelled, so some of "
+            "its labels are of others; see who writes to it, and run the same command again"
+        )
 
 
 def _seconds_of_view(group: AugmentedGroup, decoded_for: int) -> float:

@@ -11,6 +11,8 @@ from typing import Any
 from numba import njit
 from numba.core import event
 
+from pipeline.views.kept import KeptKernel, kernels_folder
+
 __all__ = ["kept_in", "kernel"]
 
 _log = logging.getLogger(__name__)
@@ -65,15 +67,18 @@ event.register("numba:compile", _compiling)
 def kernel(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     """Compile a function at its first call, and keep what comes out where that is possible.
 
-    numba keeps it beside the code, or else below the home directory or ``NUMBA_CACHE_DIR``. Where
-    none of these can be written, as in a container with a read-only root, each process compiles
-    anew.
+    It is kept below the home directory or ``NUMBA_CACHE_DIR``, see ``pipeline.views.kept``, or else
+    beside the code, as numba does. Where none of these can be written, as in a container with a
+    read-only root, each process compiles anew.
     """
     if function is None:
         return lambda later: kernel(later, **options)
     try:
         compiled = njit(cache=True, nogil=True, **options)(function)
-        _kept[function.__name__] = compiled._cache.cache_path
+        folder = kernels_folder()
+        if folder is not None:
+            compiled._cache._cache_file = KeptKernel(folder, compiled)
+        _kept[function.__name__] = str(folder or compiled._cache.cache_path)
     except RuntimeError as error:
         if "cannot cache" not in str(error):
             raise

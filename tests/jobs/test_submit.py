@@ -73,11 +73,6 @@ def told_of(head: RayHead, cwd: Path, what: str = "") -> dict[str, str]:
     return found
 
 
-def kernels(root: Path) -> set[Path]:
-    """Return the files of compiled kernels below a directory."""
-    return {path.relative_to(root) for path in root.rglob("*.nb[ic]")}
-
-
 def status_of(head: RayHead, cwd: Path) -> str:
     return told_of(head, cwd)["status"].lower()
 
@@ -94,8 +89,8 @@ def test_a_clone_sends_its_code_alone_and_writes_the_serial_bytes(
     (packages,) = head.cwd.parent.rglob("working_dir_files")
     (package,) = [path for path in packages.iterdir() if path.is_dir()]
     assert {path.name for path in package.iterdir()} == {"pipeline", "student", "jobs"}
-    # Those who label compile the kernels of the code that was sent, and no other's.
-    assert kernels(package)
+    # Compiled kernels are not kept in a directory that the next job does not have.
+    assert not list(package.rglob("*.nb[ic]"))
 
 
 def test_what_is_not_done_is_no_success_for_ray_either(
@@ -122,9 +117,6 @@ def installed(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path,) = folder.glob("*.whl")
     install = [*pip, "install", "--no-deps", "--no-index", "--target", str(folder / "site")]
     subprocess.run([*install, str(path)], check=True, capture_output=True)
-    for path in kernels(clone):  # as where it has labelled before
-        (folder / "site" / path).parent.mkdir(exist_ok=True)
-        shutil.copy(clone / path, folder / "site" / path)
     return folder / "site"
 
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import binascii
 import json
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +14,13 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.columns import COLUMNS
-from pipeline.errors import ClassesError, ConfigError, IncompleteStoreError, TeacherError
+from pipeline.errors import (
+    ClassesError,
+    ConfigError,
+    IncompleteStoreError,
+    ShardError,
+    TeacherError,
+)
 from pipeline.identity import AugmentConfig, ColumnConfig, MixConfig
 from pipeline.labelling import part
 from pipeline.labelling.agreement import Preflight
@@ -30,6 +38,7 @@ from pipeline.labelling.weights import state_digest
 from pipeline.labelling.worker import TeacherWorker
 from pipeline.records import AugmentedGroup, ShardInfo
 from pipeline.shards.index import Shard, ShardContents, open_known_shard, open_shard
+from pipeline.store import Committed
 from pipeline.views.mixing import mix_images, normalize
 from tests.labelling import (
     SMALL,
@@ -471,3 +480,48 @@ def test_a_shard_is_not_read_beside_the_teacher_and_once_in_a_process_that_does(
     assert committed.entry.rows == 60 * 3
     assert told == [0]  # once all are labelled
     assert second.contents() is contents
+
+
+def change_in_place(shard: Path, sample: int) -> None:
+    """Write to an image, and set the file's times back."""
+    before, one = shard.stat(), open_shard(shard, 0).samples[sample]
+    with shard.open("r+b") as file:
+        file.seek(one.image_offset + one.image_bytes // 2)
+        file.write(b"changed")
+    os.utime(shard, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = shard.stat()
+    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
+def touch_what_is_no_image(shard: Path, sample: int) -> None:
+    shard.chmod(0o600)
+    shard.with_name("backup.tar").hardlink_to(shard)
+
+
+@pytest.mark.parametrize("elsewhere", [True, False], ids=["read elsewhere", "read here"])
+def test_labels_of_images_that_change_meanwhile_are_not_committed(
+    tmp_path: Path, checkpoint: Path, elsewhere: bool
+) -> None:
+    """Though the shard has its old size and time."""
+    worker = worker_of(tmp_path, checkpoint, views=6, views_per_part=3)
+    config, shard = worker._config, tmp_path / "a.tar"
+    plan = plan_job(config, index_shards(config.shards), worker.identity, worker.fingerprints)
+    begin_job(plan)
+
+    def label(order: PartOrder, disturb: Callable[[Path, int], None]) -> Committed:
+        def groups() -> Iterator[AugmentedGroup]:
+            for number, task in enumerate(order.tasks()):
+                yield run_task(task)
+                if number == 1:
+                    disturb(shard, 3)
+
+        read = order.contents()
+        return worker.label_part(order, groups(), (lambda: read) if elsewhere else None)
+
+    first, second = map(plan.order, plan.missing)
+    committed = label(first, touch_what_is_no_image)
+    assert committed.entry.rows == 60 * 3
+    with pytest.raises(ShardError, match=r"a\.tar: its images changed while .*00003-00006"):
+        label(second, change_in_place)
+    # What is labelled from now on tells of other images than the first part.
+    assert second.contents().image_hash != committed.images.hash

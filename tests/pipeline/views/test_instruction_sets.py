@@ -78,7 +78,7 @@ def test_pixels_do_not_depend_on_vector_instructions(tmp_path):
         "NUMBA_CACHE_DIR": str(tmp_path),
     }
     assert digest_with(plain) == digest()
-    assert any(tmp_path.rglob("*.nbc"))  # the kernels were compiled anew
+    assert any(tmp_path.rglob("*.kernel"))  # the kernels were compiled anew
 
 
 def test_no_kernel_reads_memory_that_it_gave_back():
