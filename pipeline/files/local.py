@@ -5,18 +5,15 @@ from __future__ import annotations
 import errno
 import glob
 import hashlib
-import math
 import os
-import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
-from braceexpand import braceexpand
-
 from pipeline.errors import ConfigError, PipelineError, ShardError
+from pipeline.files.braces import parse_braces
 from pipeline.files.cache import CacheConfig, RemoteShard, ShardFile
 from pipeline.files.folder import MAX_FILE_BYTES, Folder, check_path, check_size
 from pipeline.files.hub import HubFolder, HubUrl, is_hub_url
@@ -34,6 +31,7 @@ __all__ = [
     "publish",
     "real_path",
     "replace",
+    "require_writable",
     "sha256",
     "writing",
 ]
@@ -43,8 +41,6 @@ _MOST_NAMES = 1_000_000  # of shards: a hundred times the largest data sets'
 _REMOTE = ("s3:", "gs:", "az:", "hf:", "http:", "https:")  # which pathlib makes of URLs
 _LONGEST_PATTERN = 1 << 14  # characters; reading braces takes the square of it
 _LONGEST_PATH, _DEEPEST = 4096, 256  # characters and directories; so does looking for a pattern
-_RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?\}")
-_SIZE = re.compile(r"\0(\d+)\0")
 
 Location: TypeAlias = str | Path | Folder
 """Where a store is: a path, or a folder that is open already."""
@@ -75,15 +71,17 @@ def expand_shards(
                 "hf download, and give their path"
             )
         try:
-            names = [pattern] if os.path.lexists(pattern) else _in_braces(pattern)
+            room = _MOST_NAMES - len(paths)
+            names = [pattern] if os.path.lexists(pattern) else _in_braces(pattern, room)
         except (ValueError, RecursionError) as error:
             raise ShardError(
                 f"`{name}` {pattern!r:.200}: its braces do not match, or are too many"
             ) from error
         if names is None:
             raise ShardError(
-                f"`{name}` {pattern!r} names more than {_MOST_NAMES:,} files; check the numbers in "
-                "its braces"
+                f"`{name}` {pattern!r:.200} names more than {room:,} files"
+                + f", the rest of {_MOST_NAMES:,}" * (room < _MOST_NAMES)
+                + "; check the numbers in its braces"
             )
         missing = []
         for wanted, found in zip(names, _files_of(names, cache or CacheConfig()), strict=True):
@@ -114,23 +112,12 @@ def expand_shards(
     return tuple(paths)
 
 
-def _in_braces(pattern: str) -> list[str] | None:
-    """Return the names that a pattern stands for, None if they are too many."""
+def _in_braces(pattern: str, room: int) -> list[str] | None:
+    """Return the names that a pattern stands for, None if they are more than ``room``."""
     if len(pattern) > _LONGEST_PATTERN:
         raise ValueError(f"{len(pattern)} characters")
-    # Counted first: ranges are held whole before the first name comes.
-    count = 0
-    for one in braceexpand(_RANGE.sub(_size, pattern)):
-        count += math.prod(map(int, _SIZE.findall(one)))
-        if count > _MOST_NAMES:
-            return None
-    return list(braceexpand(pattern))
-
-
-def _size(found: re.Match[str]) -> str:
-    """Return what stands for a range of numbers while names are counted: how many it has."""
-    first, last, step = found.groups()
-    return f"\0{1 + abs(int(last) - int(first)) // max(1, abs(int(step or 1)))}\0"
+    names = parse_braces(pattern)
+    return list(names.make()) if names.count <= room else None
 
 
 def _listed_in(pattern: str, name: str) -> list[str]:
@@ -481,6 +468,15 @@ def writing(path: Path, size: int | None = None) -> Iterator[None]:
             f"{path} cannot be written ({error.strerror or error}); check the path and its "
             "permissions"
         ) from error
+
+
+def require_writable(path: Path) -> None:
+    """Raise ``PipelineError`` where a file cannot be written; makes the directories above it.
+
+    For what takes long to make, before it is made.
+    """
+    with writing(path):
+        _write_aside(path, b"").unlink()
 
 
 def _is_of_the_system(path: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
 import logging
 import mmap
@@ -66,13 +67,11 @@ SAY_SECONDS = 10.0  # between two words about a shard that is waited for
 _AHEAD = 4  # shards fetched at a time while others are indexed
 _LARGEST_INDEX = 1 << 28  # bytes: of a million samples
 _MOST_TARGETS = 1 << 16
+_MOST_MEMBERS = 1 << 12  # of a sample, all of which are in memory at once
 _SORTED_FROM = 16  # samples; fewer are in order by chance
-_NAMED = 8  # missing shards in an error
+_NAMED = 8  # missing shards, or members of a sample, in an error
 _HASHED_TOGETHER = 1024  # samples
 _LARGEST_TARGET = 1 << 24  # bytes
-_KEY = re.compile(
-    r"((?:.*/|)[^.]+)[.]([^/]*)\Z", re.DOTALL
-)  # WebDataset's rule: up to the first dot
 _UNFIT = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 """What no key may hold: control characters, line ends, and bytes that are not UTF-8."""
 _SPECIAL = re.compile(r"^__[^/]*__($|/)")  # names that WebDataset keeps for itself
@@ -420,8 +419,23 @@ def _read_rows(path: ShardFile, number: int) -> tuple[list[Any], ShardInfo] | No
 
 def is_key(key: Any) -> bool:
     """Return whether a sample of a shard can have this key."""
-    found = _KEY.match(f"{key}.x") if isinstance(key, str) else None
-    return found is not None and found[1] == key and not _UNFIT.search(key)
+    found = _split(f"{key}.x") if isinstance(key, str) else None
+    return found is not None and found[0] == key and not _UNFIT.search(key)
+
+
+def _split(name: str) -> tuple[str, str] | None:
+    """Return a member's key and extension, None if it is part of no sample.
+
+    It is WebDataset's rule, ``^((?:.*/|)[^.]+)[.]([^/]*)$``: the key ends at the first dot behind
+    the last slash, and a part of the path that begins with a dot belongs to the part before it.
+    As a regular expression it takes hours for a name of a million slashes.
+    """
+    base = name.rfind("/") + 1
+    dot = name.find(".", base)
+    before = name.rfind("/", 0, max(0, base - 1)) + 1
+    if dot < 0 or (dot == base and (not base or "." in name[before:base])):
+        return None
+    return name[:dot], name[dot + 1 :]
 
 
 def _require_members(key: str, members: Any, image_bytes: int) -> None:
@@ -534,10 +548,10 @@ class _IndexedShard(Shard):
             at -= bytes_after(0, int(size))
         for extension, size in members:
             found = plain_member(self._data, at)
-            name = None if found is None else _KEY.match(found.name)
+            name = None if found is None else _split(found.name)
             if found is None or name is None or found.size != size:
                 return False
-            if (name[1], name[2].lower()) != (sample.key, extension):
+            if (name[0], name[1].lower()) != (sample.key, extension):
                 return False
             parts[str(extension)], at = found, bytes_after(at, found.size)
         return _same_image(_sample(self.path, self._data, sample.key, parts), sample)
@@ -660,8 +674,8 @@ def _grouped(path: ShardFile, data: mmap.mmap) -> Iterator[tuple[str, dict[str, 
     last_key: str | None = None
     parts: dict[str, Member] = {}
     for member in regular_members(data, path):
-        match = _KEY.match(member.name)
-        if match is None or _SPECIAL.match(member.name):
+        split = _split(member.name)
+        if split is None or _SPECIAL.match(member.name):
             continue
         if _UNFIT.search(member.name):
             raise ShardError(
@@ -669,7 +683,7 @@ def _grouped(path: ShardFile, data: mmap.mmap) -> Iterator[tuple[str, dict[str, 
                 "control characters, so it cannot be a key; rename the file and pack the "
                 "shard again"
             )
-        key, extension = match[1], match[2].lower()
+        key, extension = split[0], split[1].lower()
         if key != last_key:
             if last_key is not None:
                 yield last_key, parts
@@ -683,6 +697,11 @@ def _grouped(path: ShardFile, data: mmap.mmap) -> Iterator[tuple[str, dict[str, 
         if extension in parts:
             raise ShardError(f"{path}: two members are named {f'{key}.{extension}'!r}; {cure}")
         parts[extension] = member
+        if len(parts) > _MOST_MEMBERS:
+            raise ShardError(
+                f"{path}: sample {key!r} has more than {_MOST_MEMBERS} members; keys end at the "
+                "first dot of a name, so give each sample a key of its own"
+            )
     if last_key is not None:
         yield last_key, parts
 
@@ -699,7 +718,8 @@ def _sample(path: ShardFile, data: mmap.mmap, key: str, parts: Mapping[str, Memb
     if not images or not any(extension in parts for extension in TARGET_EXTENSIONS):
         _require_together(path, data, key, parts)
     if len(images) != 1:
-        found = ", ".join(sorted(parts))
+        more = f" and {len(parts) - _NAMED} more" if len(parts) > _NAMED else ""
+        found = ", ".join(heapq.nsmallest(_NAMED, parts)) + more
         raise ShardError(
             f"{path}: sample {key!r} has {len(images)} images (members: {found}); each sample "
             f"needs exactly one of {', '.join('.' + name for name in IMAGE_EXTENSIONS)}"
@@ -726,8 +746,8 @@ def _require_together(
             "adding them)"
         )
     for member in regular_members(data, path):
-        match = _KEY.match(member.name)
-        if match is not None and match[1] == key and member not in parts.values():
+        split = _split(member.name)
+        if split and split[0] == key and parts.get(split[1].lower()) != member:
             raise ShardError(
                 f"{path}: the members of sample {key!r} lie apart, {member.name!r} is not beside "
                 "the others; pack the shard again with the members of a key in a row: sorted by "

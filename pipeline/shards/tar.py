@@ -21,7 +21,8 @@ _BLOCK = 512  # bytes; a tar file ends with empty blocks
 _RELEASED = 1 << 26  # bytes read after which the system may take the pages back
 _CHUNK = 1 << 20
 _MOST_ZEROS = 1 << 28  # bytes behind an end mark: a second of reading
-_LARGEST_HEADER = 1 << 20  # bytes of an extended header, a long name for example
+_LARGEST_HEADER = 1 << 20  # bytes of an extended header
+_LONGEST_NAME = 1 << 12  # characters, as of a path on Linux; each sample's is kept in memory
 _CURE = "fetch or pack the shard again"
 
 _FILE = b"0\x007"  # kinds of member: two of files, and one that POSIX reserves for them
@@ -174,6 +175,8 @@ def _records(body: bytes) -> dict[str, bytes] | None:
 def _member(header: _Header, at: int, said: dict[str, bytes], path: ShardFile) -> Member:
     """Return the member that a header and the extended ones before it describe."""
     name = said.get("path", header.name).decode("utf-8", "surrogateescape")
+    if len(name) > _LONGEST_NAME:
+        _damaged(path, f"a name of {len(name)} characters, {name[:40]!r} and on", at - _BLOCK)
     if header.kind not in _FILE + _PASSED_OVER or "sparse" in said:
         kind = "a sparse file" if "sparse" in said else _NO_FILE.get(header.kind, "no file")
         raise ShardError(
@@ -201,13 +204,15 @@ def first_set(data: mmap.mmap, start: int, path: ShardFile) -> int | None:
     Raises ``ShardError`` for more zeros than any program leaves behind an archive: a file of holes
     takes no disk, and hours to read.
     """
-    for at in range(start, len(data), _CHUNK):
-        chunk = data[at : at + _CHUNK]
+    at, read = start, _BLOCK  # little at first: a file may have an end mark for each member
+    while at < len(data):
+        chunk = data[at : at + read]
         rest = chunk.lstrip(b"\0")
         if rest:
             return at + len(chunk) - len(rest)
         if at - start > _MOST_ZEROS:
             _damaged(path, f"more than {_MOST_ZEROS} zeros", start)
+        at, read = at + len(chunk), min(2 * read, _CHUNK)
     return None
 
 

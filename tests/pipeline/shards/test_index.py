@@ -6,6 +6,7 @@ import re
 import shutil
 import tarfile
 from pathlib import Path
+from time import process_time
 
 import pytest
 import webdataset
@@ -16,7 +17,7 @@ from webdataset.tariterators import group_by_keys, tar_file_iterator
 from pipeline.errors import ShardError
 from pipeline.records import Sample, ShardInfo
 from pipeline.shards import index
-from pipeline.shards.index import open_shard
+from pipeline.shards.index import _split, open_shard
 from tests.factories import digit_samples, digits, encode, write_members, write_shard
 
 
@@ -104,6 +105,19 @@ def test_keys_are_webdatasets_own_for_any_name(tmp_path_factory, names):
     members = [(f"{base}.{extension}", b"1") for base in bases for extension in ("cls", "jpg")]
     path = write_members(tmp_path_factory.mktemp("any") / "x.tar", members)
     assert keys_of(path) == webdataset_keys(path)
+
+
+@given(st.text("ab./_\n", max_size=12))
+def test_a_name_is_split_as_by_webdatasets_regular_expression(name):
+    match = re.match(r"((?:.*/|)[^.]+)[.]([^/]*)\Z", name, re.DOTALL)
+    assert _split(name) == (None if match is None else match.groups())
+
+
+@pytest.mark.parametrize("name", ["/" * 10**6, "a/" * 10**6, "a/" * 10**6 + ".", "." * 10**6])
+def test_a_long_name_is_split_in_a_moment(name):
+    began = process_time()
+    _split(name)
+    assert process_time() - began < 1
 
 
 def test_the_extension_begins_at_the_first_dot_and_its_case_does_not_matter(write):
@@ -294,6 +308,18 @@ def test_class_indices_are_read_from_cls_and_json(write, text, target):
 def test_a_sample_needs_exactly_one_image(write, names):
     with pytest.raises(ShardError, match=r"'a' has (0|2) images \(members: "):
         open_shard(write(*((name, b"1") for name in names)), 0)
+
+
+def test_many_members_of_one_sample_are_told_in_a_moment_and_a_line(write, monkeypatch):
+    path = write(*((f"a.{number:05d}", b"") for number in range(20_000)))
+    with pytest.raises(ShardError, match=r"sample 'a' has more than 4096 members; keys end at"):
+        open_shard(path, 0)
+    monkeypatch.setattr(index, "_MOST_MEMBERS", 20_000)
+    began = process_time()
+    with pytest.raises(ShardError, match=r"has 0 images \(members: 00000, .* 19992 more") as told:
+        open_shard(path, 0)
+    assert process_time() - began < 5  # it took a minute, comparing each with all
+    assert len(str(told.value)) < 1000
 
 
 @pytest.mark.parametrize("extension", ["jpg", "jpeg", "png", "webp"])
