@@ -36,7 +36,7 @@ RAY_ENVIRONMENT = {
     "PATH": f"{BIN}:{os.environ['PATH']}",  # submitted jobs run the head's `python`
     # A lost node is noticed after five of these, of which each may take as long as ever.
     "RAY_health_check_period_ms": "1000",
-    "RAY_metrics_report_interval_ms": "1000",
+    "RAY_metrics_report_interval_ms": "2000",
     # What nobody holds any more leaves shared memory at once, not a hundred objects at a time.
     "RAY_free_objects_batch_size": "1",
     # Processes that a node keeps though they are idle for a second: two jobs need as many.
@@ -329,8 +329,12 @@ def start_job(
     log: Path,
     cwd: Path | None = None,
     environment: Mapping[str, str] = MappingProxyType({}),
+    function: str = "jobs.entry:label_teacher",
 ) -> Process:
-    """Start ``label-teacher`` in a process of its own; its output goes to ``log``."""
+    """Start ``label-teacher`` in a process of its own; its output goes to ``log``.
+
+    ``function`` may run it with other constants.
+    """
     variables = {**os.environ}
     variables.pop("RAY_ADDRESS", None)
     if address is not None:
@@ -338,7 +342,7 @@ def start_job(
     variables |= environment
     words = [str(BIN / "label-teacher"), *arguments]
     if address is not None or "--serial" in arguments:
-        return forked("jobs.entry:label_teacher", words, variables, log, cwd)
+        return forked(function, words, variables, log, cwd)
     # A Ray of its own is told by the environment, as Ray loads, where to listen.
     with log.open("ab") as out:
         return subprocess.Popen(words, env=variables, cwd=cwd, stdout=out, stderr=subprocess.STDOUT)

@@ -71,6 +71,7 @@ def fork_workers(folder: str) -> None:
     script.chmod(0o755)
     with socket.socket(socket.AF_UNIX) as ours, socket.socket(socket.AF_UNIX) as others:
         for listener, end in ((ours, ""), (others, ".others")):
+            Path(f"{path}{end}").unlink(missing_ok=True)  # of a head that did not start
             listener.bind(f"{path}{end}")
             listener.listen(64)
         numbers = [ours.fileno(), others.fileno()]
@@ -152,8 +153,10 @@ def become(files: Sequence[int], environment: Mapping[str, str], cwd: str) -> No
     for stream, file in enumerate(files):
         os.dup2(file, stream)
         os.close(file)
-    os.environ.clear()
-    os.environ.update(environment)
+    # Not all of it anew: by where the first variables lie Ray 2.49 finds the title of its process.
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(environment.items() - os.environ.items())
     os.chdir(cwd)
 
 

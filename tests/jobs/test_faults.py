@@ -58,6 +58,7 @@ from tests.jobs.processes import (
 )
 
 TEACHER, AUGMENTER = "ray::TeacherActor", "ray::augment_remotely"
+HASTY = "tests.jobs.hasty:label_teacher"
 
 
 def found(process: Process, above: int, title: str, log: Path) -> int:
@@ -71,6 +72,16 @@ def found(process: Process, above: int, title: str, log: Path) -> int:
     wait_for(look, title, log=log)
     assert process.poll() is None, log.read_text()
     return pids[0]
+
+
+def stop_at_work(process: Process, above: int, title: str, log: Path) -> None:
+    """Stop a process of the job at its task; one that was over a moment before goes on."""
+    while True:
+        pid = found(process, above, title, log)
+        os.kill(pid, signal.SIGSTOP)
+        if command_of(pid).startswith(title):
+            return
+        os.kill(pid, signal.SIGCONT)
 
 
 def reached(process: Process, condition: Callable[[], object], log: Path) -> None:
@@ -96,7 +107,7 @@ def test_a_teacher_killed_as_it_loads_one_that_hangs_and_a_hung_augmenter_change
     os.kill(found(process, head.pid, f"{TEACHER}.label", log), signal.SIGSTOP)
     reached(process, lambda: re.search(TEACHER_AGAIN, log.read_text()), log)
     # Its teacher has other parts augmented meanwhile, and at last only waits for this one.
-    os.kill(found(process, head.pid, AUGMENTER, log), signal.SIGSTOP)
+    stop_at_work(process, head.pid, AUGMENTER, log)
     assert process.wait(PATIENCE_SECONDS) == 0, log.read_text()
     text = log.read_text()
     assert "a teacher's process died; " in text  # and maybe it was not to load any more
@@ -166,7 +177,9 @@ def test_waiting_for_gpus_is_said_and_sigterm_is_heard(
 ) -> None:
     log = tmp_path / "log"
     with held(gpus, num_gpus=2):
-        process = start_job(job.to(tmp_path / "l.parquet"), address=gpus.address, log=log)
+        process = start_job(
+            job.to(tmp_path / "l.parquet"), address=gpus.address, log=log, function=HASTY
+        )
         waiting = "waiting for 1 GPU for a teacher: the cluster has 2, 2 are taken"
         reached(process, lambda: waiting in log.read_text(), log)
         process.send_signal(signal.SIGTERM)
@@ -178,9 +191,9 @@ def test_waiting_for_gpus_is_said_and_sigterm_is_heard(
 
 def test_waiting_for_a_cpu_is_said_and_given_up(gpus: RayNodes, job: Job, tmp_path: Path) -> None:
     out, log = tmp_path / "l.parquet", tmp_path / "log"
-    arguments = job.to(out, "--wait-seconds", "12")
+    arguments = job.to(out, "--wait-seconds", "9", "--hang-seconds", "12")
     with held(gpus, num_cpus=2):
-        process = start_job(arguments, address=gpus.address, log=log)
+        process = start_job(arguments, address=gpus.address, log=log, function=HASTY)
         assert process.wait(PATIENCE_SECONDS) == EXIT_AGAIN, log.read_text()
     assert "waiting for 1 CPU to augment: the cluster has 2, 2 are taken" in log.read_text()
     require_one_line(log, "s for 1 CPU to augment: the cluster has 2, 2 are taken; free some, or")

@@ -47,6 +47,32 @@ def test_workers_of_settings_that_are_read_as_libraries_load_are_not_forked(
     assert found == Worker(WORKER, mine, cwd, ours)
 
 
+_BECOME = """
+import ctypes, os, sys
+from tests.jobs.ray_workers import become
+
+def first():
+    return ctypes.POINTER(ctypes.c_void_p).in_dll(ctypes.CDLL(None), "environ")[0]
+
+before, given = first(), {"FIRST": "stays", "SECOND": "changed", "FOURTH": "new"}
+become([os.dup(number) for number in range(3)], given, "/")
+print(first() == before, dict(os.environ) == given, os.getcwd())
+"""
+
+
+def test_a_forked_worker_gets_its_environment_and_its_title_can_be_set() -> None:
+    """Ray 2.49 finds the memory of its title before that of the first variable."""
+    variables = {"FIRST": "stays", "SECOND": "before", "THIRD": "goes", "PYTHONPATH": str(ROOT)}
+    found = subprocess.run(
+        [sys.executable, "-c", _BECOME],
+        env=variables,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout == "True True /\n"
+
+
 _FORGET = """
 import sys
 from tests.jobs.ray_workers import LIBRARIES, forget_us
