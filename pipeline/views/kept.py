@@ -124,9 +124,12 @@ class KeptKernel:
         if not self._content:
             return None
         signature, processor, _ = key  # the last tells the function, less well than its content
-        told = (self._content, repr(signature), processor, self._options, *_versions())
+        function = self._function
+        # What is kept names its function by its module, and is loaded with that.
+        named = (function.__module__, function.__qualname__)
+        told = (named, self._content, repr(signature), processor, self._options, *_versions())
         name = hashlib.sha256(repr(told).encode()).hexdigest()
-        return self._folder / f"{self._function.__name__}-{name[:40]}.kernel"
+        return self._folder / f"{function.__name__}-{name[:40]}.kernel"
 
     @cached_property
     def _content(self) -> str:

@@ -26,6 +26,8 @@ def label() -> None:
     """Label with a file system that hangs."""
     index._open = open_what_hangs  # type: ignore[assignment]
     index.SAY_SECONDS = 0.2
+    # A shell has what it starts in the background ignore Ctrl-C, and tests too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     entry.label_teacher()
 
 

@@ -124,6 +124,9 @@ def test_nothing_is_taken_for_another_signature_processor_version_or_function(
     for key in OTHERS:
         assert one.load(key) is None
     assert kernel_in(tmp_path, called).load(KEY) is None
+    with monkeypatch.context() as patch:
+        patch.setattr(calling, "__module__", "pipeline.views.moved")
+        assert kernel_in(tmp_path, calling).load(KEY) is None
     monkeypatch.setattr(kept, "_versions", lambda: ("another numba",))
     assert one.load(KEY) is None
 
