@@ -8,7 +8,7 @@ import statistics
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,10 +30,9 @@ from jobs.supervisor import PARTS_IN_FLIGHT, Patience
 from pipeline.errors import PipelineError, TryAgainError
 from pipeline.files.cache import ShardFile
 from pipeline.files.sharing import SharedPaths, unseen_path
-from pipeline.identity import TeacherIdentity
 from pipeline.labelling.agreement import Preflight
 from pipeline.labelling.config import LabelConfig
-from pipeline.labelling.job import IndexedShards, PartOrder
+from pipeline.labelling.job import DescribedTeacher, IndexedShards, PartOrder
 from pipeline.labelling.part import GroupTask, probe_task, run_task
 from pipeline.labelling.probe import Fate
 from pipeline.records import AugmentedGroup
@@ -194,9 +193,13 @@ class TeacherActor:
         self._loaded = self._settings.make_worker(config, config.threads or threads)
 
     @ray.method(concurrency_group="work")
-    def describe(self) -> tuple[TeacherIdentity, Mapping[str, int]]:
-        """Return the teacher's identity, and what its device makes of floats."""
-        return self._worker.identity, self._worker.fingerprints
+    def describe(self) -> DescribedTeacher:
+        """Return who the teacher is."""
+        return DescribedTeacher(
+            identity=self._worker.identity,
+            fingerprints=self._worker.fingerprints,
+            software=self._worker.software,
+        )
 
     @ray.method(concurrency_group="work")
     def preflight(self, shards: IndexedShards) -> Preflight:

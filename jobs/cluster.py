@@ -54,11 +54,10 @@ from pipeline.errors import ConfigError, PipelineError, TryAgainError
 from pipeline.files.cache import ShardFile
 from pipeline.files.objects import is_url
 from pipeline.files.sharing import SharedPaths, offered_paths, require_shared
-from pipeline.identity import TeacherIdentity
 from pipeline.labelling.agreement import Preflight
 from pipeline.labelling.config import LabelConfig
 from pipeline.labelling.estimate import Capacity
-from pipeline.labelling.job import IndexedShards, JobPlan
+from pipeline.labelling.job import DescribedTeacher, IndexedShards, JobPlan
 from pipeline.records import PartKey
 from pipeline.shards.index import ShardSummary, summarize_here
 from pipeline.store import Committed, parts_root
@@ -230,14 +229,12 @@ class Cluster:
                 ) from error
         return answers
 
-    def describe(self) -> tuple[TeacherIdentity, Mapping[str, int]]:
-        """Return the identity of the first teacher that is loaded, and its float fingerprints.
+    def describe(self) -> DescribedTeacher:
+        """Return who the first teacher is that is loaded.
 
         Each of the others compares its own when it labels.
         """
-        found: tuple[TeacherIdentity, Mapping[str, int]] = self._ask_one(
-            _DESCRIBE, lambda actor: actor.describe.remote()
-        )
+        found: DescribedTeacher = self._ask_one(_DESCRIBE, lambda actor: actor.describe.remote())
         return found
 
     def preflight(self, shards: IndexedShards) -> Preflight:

@@ -103,12 +103,12 @@ def _run(config: LabelConfig, drain: Drain) -> int:
         with Shown("teachers", starting):  # what takes longest; named where it takes long
             teachers = open_now.enter_context(contextlib.closing(Teachers(config, drain)))
             teachers.check_paths(paths)
-            teacher, floats = teachers.describe()
-        check_identity(config, teacher)
+            teacher = teachers.describe()
+        check_identity(config, teacher.identity)
         shards = index_shards(paths, config.cache, config.classes, teachers.summarize)
         found = counted(len(shards.paths), "shard"), counted(shards.samples, "sample")
         say(f"{', '.join(found)}{named(shards)}")
-        plan = plan_job(config, shards, teacher, floats)
+        plan = plan_job(config, shards, teacher.identity, teacher.fingerprints, teacher.software)
         describe_plan(plan)
         preflight = None
         if plan.missing:
@@ -189,6 +189,7 @@ def _end(plan: JobPlan, progress: Progress, preflight: Preflight | None, metrics
         "labels_per_second": round(progress.labels_per_second, 3),
         "parts": {"kept": len(plan.done), "missing": len(plan.missing), "done": progress.parts},
         **metrics.summary(),
+        "teacher_versions": dict(plan.software),
         "preflight": None if preflight is None else dataclasses.asdict(preflight),
     }
     if progress.parts < len(plan.missing):

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 from jobs.draining import Drain
 from jobs.metrics import Flow
 from pipeline.files.cache import ShardFile
-from pipeline.identity import TeacherIdentity
 from pipeline.labelling.agreement import Preflight
 from pipeline.labelling.config import LabelConfig
 from pipeline.labelling.estimate import Capacity
-from pipeline.labelling.job import IndexedShards, JobPlan, PartOrder
+from pipeline.labelling.job import DescribedTeacher, IndexedShards, JobPlan, PartOrder
 from pipeline.labelling.part import run_task
 from pipeline.labelling.worker import TeacherWorker
 from pipeline.records import AugmentedGroup
@@ -40,9 +39,13 @@ class SerialTeacher:
         """Open shards here."""
         return summarize_here(shards)
 
-    def describe(self) -> tuple[TeacherIdentity, Mapping[str, int]]:
-        """Return the teacher's identity, and what its device makes of floats."""
-        return self._worker.identity, self._worker.fingerprints
+    def describe(self) -> DescribedTeacher:
+        """Return who the teacher is."""
+        return DescribedTeacher(
+            identity=self._worker.identity,
+            fingerprints=self._worker.fingerprints,
+            software=self._worker.software,
+        )
 
     def preflight(self, shards: IndexedShards) -> Preflight:
         """Try the teacher out."""

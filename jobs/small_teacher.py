@@ -6,7 +6,6 @@ the teacher does not see in advance what it will label. They are not mixed.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -17,7 +16,6 @@ import timm
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pipeline.classes import names_beside
@@ -37,11 +35,12 @@ from pipeline.cli.console import (
 )
 from pipeline.cli.following import MILD, SMALL_SIDE
 from pipeline.errors import ConfigError, DecodeError, ShardError
-from pipeline.files.local import expand_shards
+from pipeline.files.local import expand_shards, replace, require_writable
 from pipeline.growth import require
 from pipeline.identity import AugmentConfig
 from pipeline.labelling.agreement import least_share
 from pipeline.labelling.timm_files import require_model
+from pipeline.labelling.weights import tensor_file
 from pipeline.records import Pixels
 from pipeline.shards.index import open_shard
 from pipeline.telling import step
@@ -93,7 +92,6 @@ class TeacherTraining:
             require(self, name, value is None or value >= 1, "use 1 or more")
         require(self, "lr", 0 < self.lr < math.inf, "use more than 0")
         require(self, "out", self.out.suffix == ".safetensors", "its name ends in .safetensors")
-        require(self, "out", self.out.absolute().parent.is_dir(), "make its directory first")
         require_model(self.model, "model")
 
 
@@ -282,6 +280,7 @@ class TrainedTeacher:
 def train_teacher(options: TeacherTraining) -> TrainedTeacher:
     """Train a teacher, write its file, and say how well it knows the validation images."""
     torch.set_num_threads(options.threads)
+    require_writable(options.out)
     views = AugmentConfig(
         image_size=options.image_size,
         crop_scale=options.crop_scale,
@@ -306,7 +305,6 @@ def train_teacher(options: TeacherTraining) -> TrainedTeacher:
             f"learned in {counted(steps, 'step')}: give more `epochs`, a smaller `batch_size`, or "
             "more images, of each class about as many"
         )
-    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     said: dict[str, object] = {
         "image_size": options.image_size,
         "mean": views.mean,
@@ -316,5 +314,5 @@ def train_teacher(options: TeacherTraining) -> TrainedTeacher:
     names = names_beside(expand_shards(options.shards))
     if names is not None:  # a label job compares them with those of its shards
         said["class_names"] = names.names
-    save_file(state, options.out, {name: json.dumps(value) for name, value in said.items()})
+    replace(options.out, tensor_file(model.state_dict(), said))
     return TrainedTeacher(share=share, is_poor=is_poor, batch_size=batch_size)

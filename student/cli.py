@@ -544,7 +544,7 @@ def tell_after_training(config: TrainConfig) -> None:
     """Say where a run's report is, and what to do with its checkpoint."""
     report = config.output_file("report.html")
     say(f"report {report}")
-    tell_page(Path(report))
+    tell_page(report)
     shards = config.evaluation.val_shards
     if shards:
         given = ("--val-shards", *some_of(shards), "--analysis")

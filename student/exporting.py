@@ -13,11 +13,11 @@ from typing import Any
 
 import timm
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.files.local import writing
+from pipeline.labelling.weights import tensor_file
 from student.checkpoint import SavedStudent
 from student.config import ExportConfig, parse_model_args
 from student.evaluation.report import load_saved
@@ -168,8 +168,7 @@ def _write_safetensors(student: _Student, path: Path, config: ExportConfig) -> s
     """Write the weights alone, with how they are to be used in the header."""
     about = {"arch": student.architecture, "model_args": dict(student.arguments)}
     about |= _described(student)
-    state = {name: one.contiguous() for name, one in student.model.state_dict().items()}
-    save_file(state, path, {name: json.dumps(value) for name, value in about.items()})
+    path.write_bytes(tensor_file(student.model.state_dict(), about))
     if timm.is_model(student.architecture):
         return _loaded_by_timm(student, path, config.out)
     return f"safetensors.torch.load_file({str(config.out)!r})"

@@ -36,6 +36,7 @@ from tqdm import tqdm
 
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.files.kinds import at_home
+from pipeline.files.objects import is_url
 from pipeline.telling import ShowProgress, heard_by
 
 __all__ = [
@@ -357,9 +358,13 @@ def tell_next(*command: str) -> None:
     tell(f"next: {as_typed(*command)}")
 
 
-def tell_page(page: Path) -> None:
-    """Say what to do with a page that was written."""
-    tell(f"open {page} in a browser")
+def tell_page(page: Path | str) -> None:
+    """Say what to do with a page that was written; a browser opens none in object storage."""
+    tell(
+        f"fetch {page}, and open it in a browser"
+        if is_url(str(page))
+        else f"open {page} in a browser"
+    )
 
 
 def as_typed(program: str, *arguments: str) -> str:

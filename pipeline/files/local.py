@@ -31,6 +31,7 @@ __all__ = [
     "publish",
     "real_path",
     "replace",
+    "require_writable",
     "sha256",
     "writing",
 ]
@@ -467,6 +468,15 @@ def writing(path: Path, size: int | None = None) -> Iterator[None]:
             f"{path} cannot be written ({error.strerror or error}); check the path and its "
             "permissions"
         ) from error
+
+
+def require_writable(path: Path) -> None:
+    """Raise ``PipelineError`` where a file cannot be written; makes the directories above it.
+
+    For what takes long to make, before it is made.
+    """
+    with writing(path):
+        _write_aside(path, b"").unlink()
 
 
 def _is_of_the_system(path: Path) -> bool:

@@ -51,6 +51,12 @@ _CODE = re.compile(r"<Code>(\w+)</Code>")
 _WRONG_REGION = frozenset(
     {"AuthorizationHeaderMalformed", "IncorrectEndpoint", "PermanentRedirect", "TemporaryRedirect"}
 )
+_NO_BUCKET = frozenset({"NoSuchBucket", "ContainerNotFound"})
+_WHERE = {  # what says where a bucket is, for messages
+    "s3": "AWS_REGION and AWS_ENDPOINT_URL",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME",
+}
 _EXPIRED = frozenset(
     {
         "ExpiredToken",
@@ -510,7 +516,7 @@ def _read_object(url: ObjectUrl, read: Callable[[], bytes]) -> bytes:
             try:
                 return read()
             except FileNotFoundError as error:
-                if _code_of(error) == "NoSuchBucket":
+                if _code_of(error) in _NO_BUCKET:
                     raise
                 raise _MissingObjectError(f"{url}: no such object") from None
 
@@ -571,10 +577,10 @@ def _errors_named(url: ObjectUrl) -> Iterator[None]:
                 "login, or a new AWS_SESSION_TOKEN), check the clock, and run again: what is "
                 "committed stays"
             ) from None
-        if code == "NoSuchBucket" or isinstance(error, FileNotFoundError):
+        where = _WHERE[url.scheme]
+        if code in _NO_BUCKET or isinstance(error, FileNotFoundError):
             raise PipelineError(
-                f"{url}: there is no bucket {bucket}; check the name, AWS_ENDPOINT_URL and the "
-                "region, or make the bucket"
+                f"{url}: there is no bucket {bucket}; check the name, {where}, or make the bucket"
             ) from None
         refused = isinstance(error, PermissionDeniedError | UnauthenticatedError)
         if refused or status in ("401", "403"):  # listings lack the type
@@ -584,17 +590,19 @@ def _errors_named(url: ObjectUrl) -> Iterator[None]:
                 f"and write in {bucket}"
             ) from None
         if "redential" in text.split("Debug source")[0] or "169.254." in text:
-            raise PipelineError(f"{url}: {_NO_CREDENTIALS}") from None
+            raise PipelineError(
+                f"{url}: no credentials were found; {_TO_GIVE[url.scheme]}"
+            ) from None
         if status == "400":  # the answer to a HEAD has no body that would say why
             raise PipelineError(
-                f"{url}: the storage does not take the request ({told}); check AWS_REGION, "
-                "AWS_ENDPOINT_URL, and that the credentials have not expired"
+                f"{url}: the storage does not take the request ({told}); check {where}, and that "
+                "the credentials have not expired"
             ) from None
         kind = _BrokenAnswerError if "body error" in text else PipelineError
         raise kind(
             f"{url}: the storage cannot be reached or answers with errors "
-            f"({told or 'no answer'}), also when asked again; check the network, "
-            f"AWS_ENDPOINT_URL and the region, then run again: what is committed stays"
+            f"({told or 'no answer'}), also when asked again; check the network and {where}, then "
+            "run again: what is committed stays"
         ) from None
 
 
@@ -624,10 +632,12 @@ _SOURCES = (
     "AWS_SKIP_SIGNATURE",
     "AWS_WEB_IDENTITY_TOKEN_FILE",
 )
-_NO_CREDENTIALS = (
-    "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, "
-    "or AWS_SKIP_SIGNATURE=true for a public bucket"
-)
+_TO_GIVE = {  # how credentials are given
+    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or "
+    "AWS_SKIP_SIGNATURE=true for a public bucket",
+    "gs": "set GOOGLE_APPLICATION_CREDENTIALS to the path of a key file, or use the machine's role",
+    "az": "set AZURE_STORAGE_ACCOUNT_NAME, and AZURE_STORAGE_ACCOUNT_KEY or a role",
+}
 _PREFIXES = ("AWS_", "GOOGLE_", "AZURE_")
 
 
@@ -647,13 +657,8 @@ def _make_client(
             return GCSStore(bucket, client_options=options, retry_config=retry)
         return AzureStore(bucket, client_options=options, retry_config=retry)
     except (BaseError, ValueError):
-        cure = {
-            "gs": "set GOOGLE_APPLICATION_CREDENTIALS to the path of a key file, or use the "
-            "machine's role",
-            "az": "set AZURE_STORAGE_ACCOUNT_NAME, and AZURE_STORAGE_ACCOUNT_KEY or a role",
-        }[scheme]
         raise ConfigError(
-            f"{scheme}://{bucket}: the environment's settings are not enough; {cure}"
+            f"{scheme}://{bucket}: the environment's settings are not enough; {_TO_GIVE[scheme]}"
         ) from None
 
 
@@ -683,7 +688,7 @@ def _s3_client(bucket: str, environment: Mapping[str, str], read_seconds: int) -
         )
     no_role = environment.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true"
     if provider is None and no_role and not any(environment.get(name) for name in _SOURCES):
-        raise ConfigError(f"s3://{bucket}: {_NO_CREDENTIALS}")
+        raise ConfigError(f"s3://{bucket}: no credentials were found; {_TO_GIVE['s3']}")
     try:
         return S3Store(
             bucket,

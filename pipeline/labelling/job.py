@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -82,6 +83,7 @@ from pipeline.views.fingerprints import (
 )
 
 __all__ = [
+    "DescribedTeacher",
     "IndexedShards",
     "JobPlan",
     "PartOrder",
@@ -126,6 +128,15 @@ class IndexedShards:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DescribedTeacher:
+    """Who a teacher's process has loaded, as the others of a job must have."""
+
+    identity: TeacherIdentity
+    fingerprints: Mapping[str, int]  # of normalizing and mixing on its device
+    software: Mapping[str, str]  # versions of what its function is made of, by name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PartOrder:
     """One part to label: where from, as what, and where to."""
 
@@ -135,10 +146,11 @@ class PartOrder:
     identity: StoreIdentity
     fingerprints: Mapping[str, int]  # the store's
     out: str
+    software: Mapping[str, str] = field(default_factory=dict)  # of the job's teachers, by name
 
     def tasks(self) -> Iterator[GroupTask]:
         """Yield the augmentation tasks of the part."""
-        return group_tasks(self.path, self.shard, self.part, self.identity)
+        return group_tasks(self.path, self.shard, self.part, self.identity, self.fingerprints)
 
     def contents(self) -> ShardContents:
         """Return what the part keeps of its shard; reads all of it."""
@@ -158,6 +170,7 @@ class JobPlan:
     cut: Cut  # of its views
     classes: tuple[str, ...] | None  # names, which the store will have
     stored_classes: tuple[str, ...] | None  # those that it has
+    software: Mapping[str, str] = field(default_factory=dict)  # of its teachers, by name
 
     @property
     def adds(self) -> bool:
@@ -184,6 +197,7 @@ class JobPlan:
             identity=self.identity,
             fingerprints=self.fingerprints,
             out=parts_root(self.config.out),
+            software=self.software,
         )
 
 
@@ -313,10 +327,12 @@ def plan_job(
     shards: IndexedShards,
     teacher: TeacherIdentity,
     floats: Mapping[str, int],
+    software: Mapping[str, str] = MappingProxyType({}),
 ) -> JobPlan:
     """Check that shards, teacher and store fit, and list what is missing; writes nothing.
 
-    ``floats`` are the fingerprints of normalizing and mixing on the teacher's device.
+    ``floats`` are the fingerprints of normalizing and mixing on the teacher's device, ``software``
+    the versions that all teachers of the job must have.
     """
     if shards.max_target >= teacher.classes:
         raise ShardError(
@@ -353,6 +369,7 @@ def plan_job(
         cut=cut,
         classes=None if classes is None else classes.names,
         stored_classes=stored_classes,
+        software=dict(software),
     )
     require_listed(config.out, plan.parts)
     return plan

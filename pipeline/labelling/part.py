@@ -7,18 +7,20 @@ order, the number of processes, or what else is labelled.
 
 from __future__ import annotations
 
+import platform
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from operator import itemgetter
 from pathlib import Path
-from typing import Protocol
+from types import MappingProxyType
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from pipeline.columns import COLUMNS, Columns
-from pipeline.errors import DecodeError, TeacherError
+from pipeline.errors import DecodeError, IdentityError, TeacherError
 from pipeline.files.cache import ShardFile
 from pipeline.identity import AugmentConfig, MixConfig, StoreIdentity
 from pipeline.labelling.probe import Fate, fates
@@ -37,6 +39,7 @@ from pipeline.records import (
 from pipeline.shards.index import Shard, ShardContents, open_known_shard
 from pipeline.views.apply import decode
 from pipeline.views.draw import has_digest, has_mixed_digest
+from pipeline.views.fingerprints import different_fingerprints, fingerprints, what_they_watch
 from pipeline.views.make import ShardViews
 from pipeline.views.pairing import Pairing, block_of, draw_groups
 from pipeline.views.rng import sample_seed
@@ -68,12 +71,17 @@ class GroupTask:
     augment: AugmentConfig
     mix: MixConfig
     crashing: frozenset[int] = frozenset()  # members that are not decoded, see ``probe_task``
+    fingerprints: Mapping[str, int] = field(default_factory=dict)  # the store's, as far as known
 
 
 def group_tasks(
-    path: ShardFile, shard: ShardInfo, part: PartKey, identity: StoreIdentity
+    path: ShardFile,
+    shard: ShardInfo,
+    part: PartKey,
+    identity: StoreIdentity,
+    fingerprints: Mapping[str, int] = MappingProxyType({}),
 ) -> Iterator[GroupTask]:
-    """Yield the tasks of one part, block by block."""
+    """Yield the tasks of one part, block by block; whoever runs them compares the fingerprints."""
     mix = identity.mix
     for block in range(block_of(part.first_view, mix), block_of(part.end_view - 1, mix) + 1):
         first = max(part.first_view, block * mix.block_views)
@@ -92,12 +100,35 @@ def group_tasks(
                 root_seed=identity.root_seed,
                 augment=identity.augment,
                 mix=mix,
+                fingerprints=dict(fingerprints),
             )
 
 
 def run_task(task: GroupTask) -> AugmentedGroup:
-    """Open the task's shard, check that it is the one that was planned, and augment."""
+    """Open the task's shard, check that it is the one that was planned, and augment.
+
+    Raises ``IdentityError`` on a machine that makes other pixels than the store has.
+    """
+    _require_same_pixels(_Views(task.augment, task.mix), task.fingerprints)
     return augment_group(_opened(task.path, task.shard), task)
+
+
+class _Views(NamedTuple):
+    augment: AugmentConfig
+    mix: MixConfig
+
+
+_fingerprints_here = lru_cache(maxsize=8)(fingerprints)
+
+
+def _require_same_pixels(views: _Views, stored: Mapping[str, int]) -> None:
+    different = different_fingerprints(_fingerprints_here(views), stored) if stored else ()
+    if different:
+        raise IdentityError(
+            f"{platform.node()} makes other pixels than the machine that began the store, in "
+            f"{what_they_watch(views, different)}; install the same versions on all nodes, or "
+            "take it out of the cluster"
+        )
 
 
 def read_contents(path: ShardFile, shard: ShardInfo) -> ShardContents:

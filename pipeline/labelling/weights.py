@@ -1,4 +1,4 @@
-"""Weights: read from files without running code, and named by their digest."""
+"""Weights: read from files without running code, named by their digest, and written."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ __all__ = [
     "read_state",
     "state_digest",
     "tensor_bytes",
+    "tensor_file",
     "why_unreadable",
 ]
 
@@ -313,6 +314,23 @@ def _own_name(name: str) -> str:
     while len(parts) > 1 and parts[0] == "module":
         del parts[0]
     return ".".join(parts)
+
+
+def tensor_file(state: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes:
+    """Return a .safetensors file of tensors and, as JSON in its header, what they are.
+
+    The same give the same bytes; safetensors alone has the header's lines in any order.
+    """
+    from safetensors.torch import save
+
+    whole = {name: one.contiguous() for name, one in state.items()}
+    data = save(whole, {name: json.dumps(value) for name, value in about.items()})
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text = text.ljust(-(-len(text) // 8) * 8)  # the tensors behind it are read where they lie
+    return len(text).to_bytes(8, "little") + text + data[end:]
 
 
 def why_unreadable(path: Path, error: Exception) -> str:

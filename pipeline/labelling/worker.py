@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 
 import numpy as np
+import timm
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -77,6 +78,11 @@ class TeacherWorker:
         return float_fingerprints(config.augment, config.effective_mixing, self._device)
 
     @property
+    def software(self) -> Mapping[str, str]:
+        """The versions, by name, of what the teacher's function is made of beside its weights."""
+        return {"timm": str(timm.__version__), "torch": str(torch.__version__)}
+
+    @property
     def busy_seconds(self) -> float:
         """How long the teacher's device was at work for the job."""
         return self._teacher.busy_seconds - self._busy_before
@@ -97,6 +103,7 @@ class TeacherWorker:
                 f"this process loaded the teacher {self.identity}, the job's is "
                 f"{order.identity.teacher}; give all processes the same checkpoint"
             )
+        _require_software(self.software, order.software)
         require_fingerprints(order.out, order.identity, self.fingerprints, order.fingerprints)
         if check_store(order.out, order.identity) is None:  # on a node that joined later
             raise IncompleteStoreError(
@@ -277,6 +284,24 @@ def _classes_of(task: GroupTask, group: AugmentedGroup) -> tuple[NDArray[np.int6
     target[: len(task.members)] = [samples[index].target for index in task.members]
     own = target.repeat(views)
     return own, own[group.mix.partner]
+
+
+def _require_software(ours: Mapping[str, str], theirs: Mapping[str, str]) -> None:
+    """Raise ``TeacherError`` where a teacher's code is of another release than the job's first's.
+
+    Its weights say nothing of that, and labels on near ties would be of two teachers.
+    """
+    different = [
+        f"{name} {ours.get(name)}, not {one}"
+        for name, one in theirs.items()
+        if ours.get(name) != one
+    ]
+    if different:
+        raise TeacherError(
+            f"{platform.node()} has {', '.join(different)} as where the job's first teacher is, "
+            "so its labels would be another's; install the same versions on all nodes, or take it "
+            "out of the cluster"
+        )
 
 
 def _read_now(order: PartOrder) -> Callable[[], ShardContents]:

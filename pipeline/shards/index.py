@@ -307,9 +307,9 @@ def summarize_here(shards: Sequence[tuple[int, ShardFile]]) -> Iterator[ShardSum
     """
     ahead: deque[tuple[ShardFile, Future[ShardSummary]]] = deque()
     for number, path in shards:
-        ahead.append((path, _begin_to_summarize(path, number)))
-        if len(ahead) > _AHEAD:
+        if len(ahead) == _AHEAD:
             yield _waited_for(*ahead.popleft())
+        ahead.append((path, _begin_to_summarize(path, number)))
     while ahead:
         yield _waited_for(*ahead.popleft())
 

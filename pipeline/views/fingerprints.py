@@ -12,11 +12,12 @@ from base64 import b64decode
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 
 from pipeline.growth import to_plain
-from pipeline.identity import AugmentConfig, MixConfig, StoreIdentity, canonical_json
+from pipeline.identity import AugmentConfig, MixConfig, canonical_json
 from pipeline.records import Box, ImageSize, Pixels
 from pipeline.views.apply import apply_op, apply_view, decode, image_size, resize
 from pipeline.views.draw import draw_view, policy_ops
@@ -26,7 +27,13 @@ from pipeline.views.pairing import draw_groups, draw_mix, draw_partners
 from pipeline.views.regions import EncodedImage
 from pipeline.views.rng import noise_bytes, sample_seed
 
-__all__ = ["BITS", "different_fingerprints", "fingerprints", "what_they_watch"]
+__all__ = [
+    "BITS",
+    "ViewSettings",
+    "different_fingerprints",
+    "fingerprints",
+    "what_they_watch",
+]
 
 BITS = ".bits"
 """The end of names of fingerprints of floats, which a sound device may have others of."""
@@ -50,7 +57,19 @@ class Probe:
     crc: Callable[[], int]
 
 
-def fingerprints(identity: StoreIdentity) -> dict[str, int]:
+class ViewSettings(Protocol):
+    """Whatever says how views are made, as a store's identity does."""
+
+    @property
+    def augment(self) -> AugmentConfig:
+        """How they are augmented."""
+
+    @property
+    def mix(self) -> MixConfig:
+        """How they are mixed."""
+
+
+def fingerprints(identity: ViewSettings) -> dict[str, int]:
     """Return this machine's fingerprints of all that a store's views can depend on, by name.
 
     What the settings cannot reach is left out: an operation that its policy does not have, or
@@ -77,13 +96,13 @@ def _is_met(name: str, formats: Collection[str]) -> bool:
     return kind != "decode" or image.partition("-")[0] in formats
 
 
-def what_they_watch(identity: StoreIdentity, names: Iterable[str]) -> str:
+def what_they_watch(identity: ViewSettings, names: Iterable[str]) -> str:
     """Return the names of fingerprints with what each watches, for messages."""
     watched = _OF_FLOATS | {probe.name: probe.watches for probe in _probes(identity)}
     return ", ".join(f"{name} ({watched.get(name, 'unknown here')})" for name in names)
 
 
-def _probes(identity: StoreIdentity) -> Iterator[Probe]:
+def _probes(identity: ViewSettings) -> Iterator[Probe]:
     augment, mix = identity.augment, identity.mix
     for name, text in _IMAGES.items():
         yield Probe(

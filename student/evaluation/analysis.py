@@ -102,7 +102,7 @@ def analyze(
     called: list[Tensor] = []  # (2, N) of each batch: true class, and what it is called
     worst = _Worst(dataset)
     with two_headed(model), torch.inference_mode(), _watch_tokens(model) as tokens:
-        batches = load(dataset, range(len(dataset)), options)
+        batches = load(dataset, range(len(dataset)), options, dataset.item_bytes)
         for batch in told(batches, "looking at mistakes", "batches", len(dataset)):
             images = normalize(to_device(batch.pixels, device), views.mean, views.std)
             with precision():

@@ -106,7 +106,9 @@ def evaluate_all(
         for model in models.values():
             stack.enter_context(two_headed(model))
         mine = range(ranks.rank, len(dataset), ranks.ranks)
-        for batch in told(load(dataset, mine, options), "evaluating", "batches", len(mine)):
+        for batch in told(
+            load(dataset, mine, options, dataset.item_bytes), "evaluating", "batches", len(mine)
+        ):
             images = normalize(to_device(batch.pixels, device), views.mean, views.std)
             target, teacher = to_device(batch.target, device), to_device(batch.teacher, device)
             for name, model in models.items():

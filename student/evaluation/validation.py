@@ -32,7 +32,8 @@ from pipeline.shards.index import (
 from pipeline.store import open_store
 from pipeline.telling import told
 from pipeline.views.apply import decode
-from student.loading import LoaderOptions, load
+from student.lending import ALIGNMENT
+from student.loading import LoaderOptions, batch_memory, load
 
 __all__ = [
     "ValidationBatch",
@@ -164,12 +165,20 @@ class ValidationDataset(Dataset[ValidationBatch]):
         return -(-self._ends[-1] // self._batch_size) if self._ends else 0
 
     def __getitem__(self, item: int) -> ValidationBatch:
-        rows = [self._row(row) for row in self.rows_of(item)]
+        rows, side = self.rows_of(item), self.views.image_size
+        pixels = batch_memory(len(rows), side, side, 3)
+        for view, row in zip(pixels.numpy(), rows, strict=True):
+            view[:] = self.view_of(row)
+        target, teacher = zip(*map(self._classes_of, rows), strict=True)
         return ValidationBatch(
-            pixels=torch.from_numpy(np.stack([pixels for pixels, _, _ in rows])),
-            target=torch.tensor([target for _, target, _ in rows]),
-            teacher=torch.tensor([teacher for _, _, teacher in rows]),
+            pixels=pixels, target=torch.tensor(target), teacher=torch.tensor(teacher)
         )
+
+    @property
+    def item_bytes(self) -> int:
+        """Return how many bytes the tensors of an item take at most."""
+        classes = 2 * 8
+        return self._batch_size * (3 * self.views.image_size**2 + classes) + 3 * ALIGNMENT
 
     @property
     def has_teacher(self) -> bool:
@@ -209,12 +218,12 @@ class ValidationDataset(Dataset[ValidationBatch]):
         number = bisect.bisect_right(self._ends, row)
         return self._shard(number), row - (self._ends[number - 1] if number else 0)
 
-    def _row(self, row: int) -> tuple[Pixels, int, int]:
-        """Return a sample's pixels, its class and the teacher's label."""
+    def _classes_of(self, row: int) -> tuple[int, int]:
+        """Return a sample's class and the teacher's label."""
         shard, index = self._place(row)
         labels = self._labels.get(str(self._paths[shard.info.number]))
         teacher = NO_LABEL if labels is None else int(labels[index])
-        return self.view_of(row), shard.samples[index].target, teacher
+        return shard.samples[index].target, teacher
 
 
 def validation_view(image: Pixels, views: AugmentConfig) -> Pixels:

@@ -30,7 +30,7 @@ def test_images_that_do_not_decode_are_left_out_counted_and_named(
 ) -> None:
     digits = digit_samples(10)
     odd = [(key, data, 11 if key in BROKEN else 3) for key, data in odd_files().items()]
-    out = run(tmp_path, write_shard(tmp_path / "odd.tar", [*digits, *odd]))
+    out = run(tmp_path / "new", write_shard(tmp_path / "odd.tar", [*digits, *odd]))
     printed = capsys.readouterr()
     count = f"left out {len(BROKEN)} of {len(digits) + len(odd)} images, which do not decode: "
     told = [line for line in printed.out.splitlines() if count in line]
@@ -107,7 +107,8 @@ def test_shards_in_which_nothing_decodes_are_refused(
         ("--lr nan", "--lr is nan; use more than 0"),
         ("--model nosuch", "--model 'nosuch' is no model of timm"),
         ("--model vit_tiny_patch16_224", "does not take images with an --image-size of 64"),
-        ("--out nowhere/t.safetensors", "make its directory first"),
+        ("--out s3://bucket/t.safetensors", "is a URL, and this is written to a local path alone"),
+        ("--out d.tar/t.safetensors", "d.tar/t.safetensors cannot be written"),
         ("--out t.pth", "its name ends in .safetensors"),
     ],
 )

@@ -31,7 +31,6 @@ from pipeline.views.apply import resize
 from pipeline.views.floats import fingerprints_on
 from pipeline.views.mixing import mix_images, mixed_digests, normalize
 from student.lending import Lending, tensors_of
-from student.replay import ReplayDataset, StudentBatch
 from tests.factories import digit_samples, digits, write_shard
 
 SMALL_VIEWS = AugmentConfig(image_size=32)
@@ -212,9 +211,9 @@ def flip_one_label(store: ParquetStore, root: Path) -> ParquetStore:
     return open_store(root)
 
 
-def assert_fits(batch: StudentBatch, dataset: ReplayDataset) -> None:
-    """Assert that the tensors of a batch have room where the data set says that they have."""
-    run = Lending(workers=1, each=1, size=dataset.item_bytes).borrow(0)
+def assert_fits(item: object, item_bytes: int) -> None:
+    """Assert that the tensors of an item have room where the data set says that they have."""
+    run = Lending(workers=1, each=1, size=item_bytes).borrow(0)
     assert run is not None
-    for name, one in tensors_of(batch).items():
+    for name, one in tensors_of(item).items():
         assert run.empty(tuple(one.shape), one.dtype) is not None, name

@@ -12,11 +12,12 @@ import pytest
 import timm
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from torch import Tensor
 from transformers import AutoModelForImageClassification
 
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.labelling.weights import tensor_file
 from student.cli import export_main
 from student.config import ExportConfig
 from student.engine import train
@@ -154,6 +155,18 @@ def test_safetensors_hold_the_weights_and_say_of_what(world, tmp_path) -> None:
     with safe_open(tmp_path / "own.safetensors", "pt") as file:
         about = {name: json.loads(text) for name, text in file.metadata().items()}
     assert (about["arch"], about["num_classes"]) == (RUNS["own"]["model"], 10)
+
+
+def test_the_same_tensors_give_the_same_file() -> None:
+    """Of safetensors alone the order of the header is another each time."""
+    about = {"a": 1, "caf\xe9": [0.5, "\x07"], "b": {"c": None}, "d": "", "e": True}
+    tensors = {"x": torch.arange(6).view(2, 3).T, "y": torch.ones(5, dtype=torch.bfloat16)}
+    files = {tensor_file(tensors, about) for _ in range(9)}
+    assert len(files) == 1
+    found = load(files.pop())
+    assert {name: one.tolist() for name, one in found.items()} == {
+        name: one.tolist() for name, one in tensors.items()
+    }
 
 
 @pytest.mark.parametrize(

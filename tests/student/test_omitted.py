@@ -121,7 +121,7 @@ def test_batches_of_a_subset_do_not_depend_on_workers_or_pickling(root: Path) ->
     again = pickle.loads(pickle.dumps(data))
     for step, batch in enumerate(replay_loader(data, 0, 4, LoaderOptions(workers=2))):
         assert len(batch.pixels) > len(batch.keys)
-        assert_fits(batch, data)
+        assert_fits(batch, data.item_bytes)
         for other in (data[step], again[step]):
             assert_array_equal(batch.pixels, other.pixels)
             assert_array_equal(batch.partner_target, other.partner_target)

@@ -386,6 +386,7 @@ def test_the_command_trains_into_storage_and_says_where(world, s3: S3Server, cap
     train_student(flags)
     said = capsys.readouterr()
     assert f"report {url}/report.html" in said.out
+    assert f"fetch {url}/report.html, and open it in a browser" in said.err
     assert "train-student-" not in said.out + said.err  # the directory of this process
     assert {"last.pt", "report.html", "run.toml"} <= s3.objects(url).keys()
     with pytest.raises(SystemExit):

@@ -90,7 +90,7 @@ def test_every_row_is_pixel_for_pixel_what_the_teacher_saw(labelled, labelled_ro
     seen, audited = set(), 0
     for step in range(len(dataset)):
         batch = dataset[step]
-        assert_fits(batch, dataset)
+        assert_fits(batch, dataset.item_bytes)
         mixed = mixed_images(batch.pixels, batch.mix)
         audited += batch.audited
         for row in range(len(batch.keys)):

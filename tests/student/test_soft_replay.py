@@ -40,7 +40,7 @@ def test_batches_hold_the_stored_top_classes_of_each_row(tmp_path: Path, workers
         assert batch.topk_rest is not None
         assert batch.topk_label.dtype == torch.int64
         assert batch.topk_logprob.dtype == batch.topk_rest.dtype == torch.float32
-        assert_fits(batch, dataset)
+        assert_fits(batch, dataset.item_bytes)
         for row in range(10):
             stored = store.read_view(0, int(batch.view[row]))
             position = batch.sample[row]

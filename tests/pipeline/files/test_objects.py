@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
@@ -531,22 +532,29 @@ class _Azure(BaseHTTPRequestHandler):
         return
 
 
+@contextmanager
+def azure(monkeypatch: pytest.MonkeyPatch, handler: type[BaseHTTPRequestHandler]) -> Iterator[None]:
+    """Have ``az://`` mean a server here, which plain HTTP is allowed to."""
+    options = objects._options
+    monkeypatch.setattr(objects, "_options", lambda seconds, **_: options(seconds, allow_http=True))
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "name")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", base64.b64encode(b"key").decode())
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        yield
+        server.shutdown()
+
+
 @pytest.mark.parametrize("way", ["from", "all", "nothing"])
 def test_azure_is_listed_in_ranges_where_it_lists_from_a_name_on(
     monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     names = sorted(f"s.parquet/shard={n}/view-00000-00003.parquet" for n in range(130))
     _Azure.names, _Azure.way, _Azure.asked = names, way, []
-    options = objects._options
     monkeypatch.setattr(objects, "_AT_ONCE", 10)
-    monkeypatch.setattr(objects, "_options", lambda seconds, **_: options(seconds, allow_http=True))
-    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "name")
-    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", base64.b64encode(b"key").decode())
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Azure) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    with azure(monkeypatch, _Azure):
         keys = [one.url.key for one in StoredObject.list(ObjectUrl.parse("az://c/s.parquet"))]
-        server.shutdown()
     assert keys == names
     assert len({start for start, _ in _Azure.asked}) > 16  # in each case it was tried
     assert _Azure.asked.count(("", "")) == (1 if way == "from" else 2)
@@ -569,3 +577,33 @@ def test_an_object_whose_name_is_no_path_is_named_where_it_is_listed(
         folder.list()
     assert repr(name)[1:-1].split("/")[-1] in str(error.value)
     assert str(error.value).isprintable()
+
+
+class _NoContainer(BaseHTTPRequestHandler):
+    """Answers as Azure does where there is no such container."""
+
+    def _answer(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = b"<Error><Code>ContainerNotFound</Code><Message>no such container</Message></Error>"
+        self.send_response(404)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def do_PUT(self) -> None:
+        self._answer()
+
+    def log_message(self, *_: object) -> None:
+        return
+
+
+@pytest.mark.parametrize("act", READS)
+def test_a_missing_container_is_named_by_what_azure_has(
+    monkeypatch: pytest.MonkeyPatch, act: Callable[[str], object]
+) -> None:
+    words = "there is no bucket az://c; check the name, AZURE_STORAGE_ACCOUNT_NAME, or make"
+    with azure(monkeypatch, _NoContainer), pytest.raises(PipelineError, match=words):
+        act("az://c/x")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -8,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.errors import RejectionError, ShardError
+from pipeline.errors import IdentityError, RejectionError, ShardError
 from pipeline.files.cache import ShardFile
 from pipeline.identity import AugmentConfig, MixConfig
+from pipeline.labelling import part
 from pipeline.labelling.part import (
     PartBuilder,
     augment_group,
@@ -23,6 +25,7 @@ from pipeline.shards.index import Shard, open_known_shard, open_shard
 from pipeline.store import claim_store, commit_part, finish_store
 from pipeline.views.apply import apply_view, decode, image_size, view_digest
 from pipeline.views.draw import draw_view, has_digest
+from pipeline.views.fingerprints import fingerprints
 from pipeline.views.pairing import draw_groups, draw_partners
 from pipeline.views.rng import sample_seed
 from tests.labelling import (
@@ -235,3 +238,22 @@ def test_a_shard_that_is_gone_or_another_one_is_refused_also_where_it_is_open(
     spoil(shard.path)
     with pytest.raises(ShardError, match=r"a\.tar"):
         run_task(last)
+
+
+def test_a_machine_that_makes_other_pixels_augments_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the job began and where a teacher is may both be sound, and a third node not."""
+    shard = open_shard(digit_shard(tmp_path / "a.tar", 17), 0)
+    identity = hash_identity(SMALL)
+    stored = {**fingerprints(identity), "mixed.bits": 7, "of a later release": 8}
+    task, *_ = group_tasks(shard.path, shard.info, part_of(0, 3), identity, stored)
+    assert run_task(task).valid.any()
+    part._fingerprints_here.cache_clear()
+    monkeypatch.setattr(
+        "pipeline.views.fingerprints.resize", lambda *_, **__: np.zeros(3, np.uint8)
+    )
+    said = r"makes other pixels than .* in resize\.down \(shrinking\), resize\.up .* all nodes"
+    with pytest.raises(IdentityError, match=f"{platform.node()} {said}"):
+        run_task(task)
+    part._fingerprints_here.cache_clear()

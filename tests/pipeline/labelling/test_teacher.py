@@ -525,3 +525,24 @@ def test_labels_of_images_that_change_meanwhile_are_not_committed(
         label(second, change_in_place)
     # What is labelled from now on tells of other images than the first part.
     assert second.contents().image_hash != committed.images.hash
+
+
+def test_a_teacher_of_other_code_than_the_first_labels_nothing(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Equal weights in another release's model may give other labels."""
+    worker = worker_of(tmp_path, checkpoint, views=3)
+    config, software = worker._config, worker.software
+    assert software == {"timm": timm.__version__, "torch": torch.__version__}
+    indexed = index_shards(config.shards)
+    plan = plan_job(config, indexed, worker.identity, worker.fingerprints, software)
+    begin_job(plan)
+    order = plan.order(plan.missing[0])
+    assert next(order.tasks()).fingerprints == plan.fingerprints  # which augmenters compare
+    monkeypatch.setattr(timm, "__version__", "9.9")
+    said = f"has timm 9.9, not {software['timm']} as where the job's first teacher is"
+    with pytest.raises(TeacherError, match=said):
+        worker.label_part(order, map(run_task, order.tasks()))
+    assert not list(Path(config.out).glob("shard=*"))
+    monkeypatch.undo()
+    assert worker.label_part(order, map(run_task, order.tasks())).entry.rows == 60 * 3

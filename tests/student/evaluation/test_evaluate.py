@@ -14,7 +14,7 @@ from student.evaluation.evaluate import FUSIONS, evaluate, fuse
 from student.evaluation.validation import ValidationDataset, center_views
 from student.loading import LoaderOptions
 from tests.factories import digit_samples, write_shard
-from tests.student.factories import SMALL_VIEWS, write_digit_shards
+from tests.student.factories import SMALL_VIEWS, assert_fits, write_digit_shards
 
 VIEWS = center_views(SMALL_VIEWS, 1.0)
 
@@ -55,6 +55,8 @@ def test_accuracies_count_every_sample_once(tmp_path, batch_size: int, workers: 
     found = evaluate(model, dataset, LoaderOptions(workers=workers))
     assert model.training
     assert found.samples == 30
+    for batch in map(dataset.__getitem__, range(len(dataset))):
+        assert_fits(batch, dataset.item_bytes)
     whole = validation(paths, 30)[0]
     from pipeline.views.mixing import normalize
 
