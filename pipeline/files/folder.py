@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cache
 from typing import BinaryIO
@@ -125,7 +125,7 @@ class Folder(ABC):
         """Return the paths of all files that begin with ``prefix``, sorted; see ``sizes``."""
         return sorted(self.sizes(prefix))
 
-    def list_if_allowed(self, prefix: str = "") -> list[str]:
+    def list_if_allowed(self, prefix: str = "") -> Sequence[str]:
         """Return what ``list`` does, or nothing, with a warning, where files may only be read.
 
         For files that a store can be read without: what it needs is named in its manifest.

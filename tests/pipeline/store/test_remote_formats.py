@@ -188,7 +188,7 @@ def test_whoever_may_not_list_inspects_checks_and_copies_a_store(
     store.check_files()
     store.check_companions()
     assert store.user_files() == {}
-    export_store(store.root, tmp_path / "copy.parquet")
+    export_store(f"{bucket}/stores/{name}", tmp_path / "copy.parquet")
     assert open_store(tmp_path / "copy.parquet").manifest.parts == store.manifest.parts
     said = f"{name} may be read here but not listed, so files beside the labels are not seen"
     assert (said in caplog.text) == (name != "one.parquet")  # of which no file is beside
