@@ -658,7 +658,7 @@ def test_a_footer_with_values_of_another_kind_is_refused(
 
 def test_values_of_every_kind_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """Truth values, in a list and not, bytes, floats, and text; then comes one row group."""
-    passed = b"\x19" + list_of(2, 1) + b"\1\2" + b"\x03\x14\7" + b"\x07\x16" + b"8 bytes!"
+    passed = b"\x19" + list_of(2, 1) + b"\xff\xff" + b"\x03\x14\xff" + b"\x07\x1f" + b"8 bytes!"
     passed += b"\x01\x18" + b"\x08\x1a\3abc" + b"\x09\x1c" + list_of(2, 7) + b"8 bytes!" * 2
     group = b"\x19" + list_of(0) + b"\x26\x06\0"
     footer = Footer(passed + b"\x09\x08" + list_of(1) + group + b"\0")
