@@ -26,7 +26,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 33
         (b"<!DOCTYPE html>\n<html><body>Sign in</body></html>", "is a web page"),
         (b"\xef\xbb\xbf\n <HTML>", "is a web page"),
         (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "is an XML page"),
-        (gzip.compress(b"x"), "is compressed by gzip; unpack it"),
+        (gzip.compress(b"x", mtime=0), "is compressed by gzip; unpack it"),
         (bz2.compress(b"x"), "is compressed by bzip2; unpack it"),
         (lzma.compress(b"x"), "is compressed by xz; unpack it"),
     ],
