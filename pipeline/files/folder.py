@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import cache
 from typing import BinaryIO
 
 from pipeline.errors import PipelineError
 
-__all__ = ["MAX_FILE_BYTES", "Folder", "check_path", "check_size"]
+__all__ = ["MAX_FILE_BYTES", "Folder", "UnlistableError", "check_path", "check_size"]
+
+_log = logging.getLogger(__name__)
 
 MAX_FILE_BYTES = 1 << 32
 """A file that is read whole has no more; a part of the most rows is smaller."""
@@ -36,6 +40,19 @@ def check_size(name: str, size: int, at_most: int) -> None:
             f"{name} has {size} bytes, and such a file has at most {at_most}; restore it, or get "
             "the store anew from where it came from"
         )
+
+
+class UnlistableError(PipelineError):
+    """Whoever asks may not list what is there, though they may read a file that they can name."""
+
+
+@cache
+def _tell_unlistable(name: str) -> None:
+    _log.warning(
+        "%s may be read here but not listed, so files beside the labels are not seen: records of "
+        "runs, what people put there, and what is none of a store's",
+        name,
+    )
 
 
 class Folder(ABC):
@@ -107,6 +124,17 @@ class Folder(ABC):
     def list(self, prefix: str = "") -> list[str]:
         """Return the paths of all files that begin with ``prefix``, sorted; see ``sizes``."""
         return sorted(self.sizes(prefix))
+
+    def list_if_allowed(self, prefix: str = "") -> Sequence[str]:
+        """Return what ``list`` does, or nothing, with a warning, where files may only be read.
+
+        For files that a store can be read without: what it needs is named in its manifest.
+        """
+        try:
+            return self.list(prefix)
+        except UnlistableError:
+            _tell_unlistable(self.name)
+            return []
 
     @abstractmethod
     def commit_new(self, path: str, data: bytes) -> bool:

@@ -92,10 +92,13 @@ _SETTINGS_DOTS = 500
 _TEXTS = re.compile(
     r"""\#[^\n]*
     | \"{3}(?:[^\\]|\\.)*?(?:\"{3,5}|\Z) | '{3}.*?(?:'{3,5}|\Z)
-    | "(?:[^"\\\n]|\\.)*" | '[^'\n]*'""",
+    | "(?:[^"\\\n]|\\.)*+"? | '[^'\n]*+'?""",
     re.DOTALL | re.VERBOSE,
 )
-"""Comments and texts of TOML, in which dots divide no key."""
+"""Comments and texts of TOML, in which dots divide no key.
+
+One without an end goes to the end of its line: to look for the next within it takes the square.
+"""
 
 
 def read_toml(path: Path) -> dict[str, Any]:

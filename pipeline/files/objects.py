@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
 from pipeline.errors import ConfigError, PipelineError, require_package
-from pipeline.files.folder import MAX_FILE_BYTES, Folder, check_path, check_size
+from pipeline.files.folder import MAX_FILE_BYTES, Folder, UnlistableError, check_path, check_size
 
 if TYPE_CHECKING:
     from obstore import PutMode
@@ -356,7 +356,10 @@ class ObjectFolder(Folder):
     def sizes(self, prefix: str = "") -> Mapping[str, int]:
         """Return the paths that begin with ``prefix``, with their bytes; see ``Folder``."""
         above = prefix.rpartition("/")[0]
-        found = self._all_sizes(self._url.child(above) if above else self._url)
+        try:
+            found = self._all_sizes(self._url.child(above) if above else self._url)
+        except _RefusedError as error:
+            raise UnlistableError(str(error)) from None
         return {
             path: size
             for path, size in found.items()

@@ -63,6 +63,7 @@ _WINDOW = 64  # images in memory at once
 _FEWEST = 2  # images in a shard: pairs are drawn from it
 _HEAD = 4096  # bytes of a file that are looked at
 _SCAN = b"\xff\xda"  # the marker before a JPEG's pixels
+_LARGEST = 1 << 30  # bytes of a file; a file of holes takes no disk, and all of the memory
 _SMALLEST = 26  # bytes of a WebP of one pixel; no image has fewer
 _READERS = 16  # threads; storage far away takes a while to answer each
 _UNTAKEN = frozenset(
@@ -427,7 +428,12 @@ def _begins_as_image(path: Path) -> bool:
     from pipeline.views.apply import image_format
 
     with _saying_where(path), open(path, "rb", buffering=0, opener=without_waiting) as file:
-        head = file.read(_HEAD)
+        head, size = file.read(_HEAD), os.fstat(file.fileno()).st_size
+    if size > _LARGEST and image_format(head):
+        raise PipelineError(
+            f"{path} has {size} bytes, and an image {_LARGEST} at most, which are in memory at "
+            "once; remove it, or make it smaller"
+        )
     whole = len(head) < _HEAD
     if image_format(head) == "jpeg" and whole:
         return _SCAN in head

@@ -87,7 +87,7 @@ class LabelStore(ABC):
 
         Opening does not look for such files, which would take a listing.
         """
-        require_own_files(self.root.list(), self._is_own, str(self.root))
+        require_own_files(self.root.list_if_allowed(), self._is_own, str(self.root))
 
     def _is_own(self, path: str) -> bool:
         """Return whether a store of this format has a file of labels at such a path."""
@@ -125,7 +125,8 @@ class LabelStore(ABC):
         return {path: public_record(one) if path in runs else one for path, one in files.items()}
 
     def _companion_paths(self) -> list[str]:
-        return check_companion_paths([CARD_PATH, *self.root.list(META_PREFIX)], str(self.root))
+        there = self.root.list_if_allowed(META_PREFIX)
+        return check_companion_paths([CARD_PATH, *(there or [IDENTITY_PATH])], str(self.root))
 
     def check_companions(self) -> None:
         """Raise ``ChecksumError`` unless card and identity are those of the manifest.

@@ -385,7 +385,7 @@ class ParquetStore(LabelStore):
         """Find parts that the manifest does not list; ``read_part`` reads all of the others."""
         self.check_names()
         listed = {entry.part.path for entry in self.manifest.parts}
-        stray = [path for path in self.root.list("shard=") if path not in listed]
+        stray = [path for path in self.root.list_if_allowed("shard=") if path not in listed]
         if stray:
             raise StoreError(
                 f"{self.root}: {len(stray)} parts are not in the manifest, the first is "

@@ -87,7 +87,7 @@ def read_runs(root: Folder) -> tuple[Run, ...]:
     Raises ``StoreError`` for a file among them that no release names so.
     """
     runs = []
-    for path in check_companion_paths(root.list(RUNS_PATH), str(root)):
+    for path in check_companion_paths(root.list_if_allowed(RUNS_PATH), str(root)):
         name = path.rpartition("/")[2]
         try:
             record = read_json(root.read_unwatched(path, MAX_COMPANION_BYTES))

@@ -47,8 +47,8 @@ __all__ = [
 
 _SPARE = 1 << 24  # bytes that decoders need for themselves
 _DECODING = 32  # bytes for a pixel, while it is decoded: libwebp takes the most
-_MEGA = 1 << 20
 _SCAN = b"\xff\xda"  # begins a scan of a JPEG
+_LEAST_SCAN = 10  # bytes of a scan without any of its own
 _MOST_WORK = 1 << 33  # pixels times scans: a minute
 _JPEG_SPACES = ("YCbCr", "Gray", "RGB")  # that simplejpeg turns into RGB
 
@@ -127,9 +127,11 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 def _check_scans(data: bytes | memoryview, pixels: int) -> None:
     """Raise ``ValueError`` for a JPEG that goes over its pixels for minutes, by thousands of scans.
 
-    Photographs have one, or ten if they are progressive. Small ones are not looked at.
+    Photographs have one, or ten if they are progressive. Those that have no room for so many are
+    not looked at.
     """
-    if (len(data) > _MEGA or pixels > _MEGA) and bytes(data).count(_SCAN) * pixels > _MOST_WORK:
+    room = len(data) // _LEAST_SCAN
+    if room * pixels > _MOST_WORK and bytes(data).count(_SCAN) * pixels > _MOST_WORK:
         raise ValueError("the image has too many scans")
 
 

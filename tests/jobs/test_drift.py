@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import inspect
+import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from jobs import label_teacher
 from jobs.run import run_label_job
 from pipeline.errors import IdentityError, ReplayError
+from pipeline.identity import AugmentConfig
 from pipeline.labelling.config import LabelConfig
+from pipeline.records import AppliedOp, Box, ImageSize, Pixels, ViewParams
 from pipeline.shards.index import open_shard
 from pipeline.store import open_store
+from pipeline.tools.extend import extended_config
 from pipeline.tools.thin import KeptSamples, thin_store
-from pipeline.tools.verify import verify_store
-from pipeline.views import draw, mixing
+from pipeline.tools.verify import Mismatch, verify_store
+from pipeline.views import apply, draw, make, mixing, pairing
+from pipeline.views.fingerprints import fingerprints
 from pipeline.views.floats import float_fingerprints
+from student import cli as student_cli
 from student.engine import train
 from student.inputs import open_inputs
 from tests.labelling import CLASSES, SMALL, digit_shard, write_teacher
@@ -88,6 +97,65 @@ UNSEEN = {
 }
 
 
+def _decode_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = apply._DECODERS["jpeg"]
+
+    def drifted(data: bytes, max_pixels: int) -> Pixels:
+        image = found(data, max_pixels)
+        return image ^ np.uint8(image.shape[:2] == (8, 8))
+
+    monkeypatch.setitem(apply._DECODERS, "jpeg", drifted)
+
+
+def _resample_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = apply._resample
+
+    def drifted(image: Pixels, crop: Box, hflip: bool, result: Pixels) -> None:
+        found(image, crop, hflip, result)
+        result[-1, -1] ^= image.shape[:2] == (8, 8)
+
+    monkeypatch.setattr(apply, "_resample", drifted)
+
+
+def _operate_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = apply._operate
+
+    def drifted(image: Pixels, one: AppliedOp, config: AugmentConfig, result: Pixels) -> None:
+        found(image, one, config, result)
+        result[0, 0] ^= image.shape[:2] == (16, 16) and one.argument < 0
+
+    monkeypatch.setattr(apply, "_operate", drifted)
+
+
+def _draw_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = make.draw_view
+
+    def drifted(seed: int, view: int, size: ImageSize, config: AugmentConfig) -> ViewParams:
+        params = found(seed, view, size, config)
+        return replace(params, hflip=params.hflip != (size.height == size.width == 8))
+
+    monkeypatch.setattr(make, "draw_view", drifted)
+
+
+def _pair_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = pairing.draw_partners
+
+    def drifted(seed: int, shard: str, view: int, *rest: Any) -> Any:
+        return found(seed, shard, view + 3 * (shard != "shard"), *rest)
+
+    monkeypatch.setattr(pairing, "draw_partners", drifted)
+
+
+UNSEEN_PIXELS: Mapping[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "decoded otherwise at this size": _decode_otherwise,
+    "resampled otherwise from this size": _resample_otherwise,
+    "operations with arguments below zero at this size": _operate_otherwise,
+    "drawn otherwise for this size": _draw_otherwise,
+    "other partners in this shard": _pair_otherwise,
+}
+"""Drifts of pixels where no fingerprint looks: they have other sizes, arguments and shards."""
+
+
 @pytest.fixture(scope="module")
 def _dense_digests() -> Iterator[None]:
     """Give one view in four a digest, and each of those a second one."""
@@ -138,6 +206,16 @@ def resume(folder: Path) -> None:
     run_label_job(config_of(folder, views=6))
 
 
+def extend(folder: Path) -> None:
+    store = open_store(folder / "labels.parquet")
+    run_label_job(extended_config(config_of(folder), store, 6))
+
+
+def every_mismatch(folder: Path) -> tuple[Mismatch, ...]:
+    shards = config_of(folder).shards
+    return verify_store(folder / "labels.parquet", shards, every_digest=True).mismatches
+
+
 def begin_training(folder: Path) -> None:
     config = World(folder).config(folder / "run", batch_size=8)
     train(config, open_inputs(config), stop_after=1)
@@ -173,6 +251,72 @@ def test_drift_that_fingerprints_miss_is_found_by_the_second_digest(
     assert {one.column for one in report.mismatches} == {"mixed_digest"}
     sampled = verify_store(store.root, config_of(copy).shards)
     assert sampled.mismatches
+
+
+@pytest.mark.parametrize("name", UNSEEN_PIXELS)
+def test_drifting_pixels_that_fingerprints_miss_are_found_before_anything_is_paid_for(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    store = open_store(copy / "labels.parquet")
+    before = fingerprints(store.identity)
+    UNSEEN_PIXELS[name](monkeypatch)
+    assert fingerprints(store.identity) == before
+    pattern = r"view \d of 'digit_00\d\d' .*has (mixed_)?digest \w{8} "
+    for whoever in (resume, extend, begin_training):
+        with pytest.raises(ReplayError, match=pattern):
+            whoever(copy)
+    assert {one.column for one in every_mismatch(copy)} >= {"digest"}
+    assert verify_store(store.root, config_of(copy).shards).mismatches
+    assert len(list((copy / "labels.parquet").glob("shard=*/*.parquet"))) == 2
+
+
+@pytest.mark.parametrize("command", ["resume", "extend", "train", "verify", "verify --all"])
+def test_commands_refuse_drift_in_one_line(
+    copy: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+) -> None:
+    UNSEEN_PIXELS["drawn otherwise for this size"](monkeypatch)
+    out, shards = str(copy / "labels.parquet"), [str(copy / f"digits-{n}.tar") for n in range(2)]
+    weights = ["--teacher-checkpoint", str(copy / "teacher.safetensors")]
+    job = ["--serial", "--device", "cpu", "--max-rejected", ".1", "--allow-low-agreement", *weights]
+    small = ["--teacher", "regnety_002", "--num-classes", "10", "--precision", "fp32"]
+    small += ["--image-size", "16", "--views", "6", "--views-per-part", "3"]
+    student = ["--model", "test_resnet", "--distillation-kind", "classical", "--device", "cpu"]
+    student += ["--epochs", "1", "--batch-size", "8", "--workers", "0", "--output"]
+    monkeypatch.setattr(label_teacher, "prepare_environment", lambda: None)
+    run: Callable[[], None] = {
+        "resume": lambda: label_teacher.main([*job, *small, "--out", out, "--shards", *shards]),
+        "extend": lambda: label_teacher.main(
+            [*job, "--out", out, "--extend-to", "6", "--shards", *shards]
+        ),
+        "train": lambda: student_cli.main(
+            ["--labels", out, "--shards", *shards, *student, str(copy / "run")]
+        ),
+        "verify": lambda: student_cli.store_main(["verify", out, "--shards", *shards]),
+        "verify --all": lambda: student_cli.store_main(
+            ["verify", out, "--shards", *shards, "--all"]
+        ),
+    }[command]
+    with pytest.raises(SystemExit) as ended:
+        run()
+    assert ended.value.code == 1
+    said = capsys.readouterr()
+    refusals = [
+        line
+        for line in (said.out + said.err).splitlines()
+        if re.search("has (mixed_)?digest", line)
+    ]
+    assert "Traceback" not in said.err
+    if "verify" in command:
+        assert said.out.count("MISMATCH") > 1
+        assert said.out.endswith("FAILED\n")
+    else:
+        assert len(refusals) == 1
+        assert said.err.splitlines()[-1] == refusals[0]
+    assert open_store(out).manifest.view_range == range(3)
+    assert not (copy / "run" / "metrics.jsonl").exists()
 
 
 def test_a_finished_zarr_store_is_redrawn_before_it_is_taken_apart(

@@ -7,6 +7,7 @@ import os
 import subprocess
 import threading
 from pathlib import Path
+from time import process_time
 
 import pytest
 
@@ -25,7 +26,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 33
         (b"<!DOCTYPE html>\n<html><body>Sign in</body></html>", "is a web page"),
         (b"\xef\xbb\xbf\n <HTML>", "is a web page"),
         (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "is an XML page"),
-        (gzip.compress(b"x"), "is compressed by gzip; unpack it"),
+        (gzip.compress(b"x", mtime=0), "is compressed by gzip; unpack it"),
         (bz2.compress(b"x"), "is compressed by bzip2; unpack it"),
         (lzma.compress(b"x"), "is compressed by xz; unpack it"),
     ],
@@ -92,6 +93,15 @@ def test_a_key_of_thousands_of_parts_is_refused_at_once(tmp_path: Path, text: st
     (tmp_path / "run.toml").write_text(text)
     with pytest.raises(ConfigError, match="keys and numbers have more than 500 dots"):
         read_toml(tmp_path / "run.toml")
+
+
+@pytest.mark.parametrize("text", ['x = "' + '\\"' * 400_000, "x = '" + '"a\\' * 200_000])
+def test_a_text_without_an_end_is_refused_in_a_moment(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.toml").write_text(text)
+    began = process_time()
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_toml(tmp_path / "run.toml")
+    assert process_time() - began < 5  # it took an hour
 
 
 def test_dots_in_texts_and_comments_are_not_counted(tmp_path: Path) -> None:

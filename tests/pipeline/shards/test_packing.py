@@ -79,6 +79,14 @@ def samples_of(report: packing.PackReport) -> dict[str, tuple[int, bytes]]:
     }
 
 
+def test_an_image_of_holes_that_would_take_all_memory_is_refused(
+    folder: Path, tmp_path: Path
+) -> None:
+    os.truncate(folder / "ape" / "3.jpg", 1 << 40)  # it takes no disk
+    with pytest.raises(PipelineError, match=r"3\.jpg has 1099511627776 bytes, and an image"):
+        pack(folder, tmp_path / "shards")
+
+
 def test_every_image_is_packed_once_with_its_class_and_its_own_bytes(folder, tmp_path):
     report = pack(folder, tmp_path / "shards", per_shard=5)
     expected = {

@@ -609,6 +609,19 @@ PAGES = b"\x39\x18\x01x" + b"\x26\x06" + b"\x16\x08" * 2 + b"\x26\x08" + b"\0"  
         (b"\x26\0\x19" + list_of(1) + PAGES + b"\0", "pages are no struct"),
         (b"\x26\0\x1c" + PAGES.replace(b"\x39\x18\x01x", b"\x38\x01x") + b"\0", "name is no list"),
         (b"\x26\0\x1c" + PAGES + b"\x5c\0\0", "a column is encrypted"),
+        (b"\x26\0\x1c" + PAGES + b"\x0c\x06\0\0", "does not say where its pages lie"),  # again
+        (
+            b"\x26\0\x1c" + PAGES.replace(b"\x39\x18\x01x", b"\x39\x98" + b"\x01x" * 9) + b"\0",
+            "name has 9 parts",
+        ),
+        (
+            b"\x26\0\x1c" + PAGES.replace(b"\x26\x06", b"\x26" + varint(1 << 63)) + b"\0",
+            "a count is 4611686018427387904",
+        ),
+        (
+            b"\x26\0\x1c" + PAGES.replace(b"\x26\x06", b"\x26" + b"\xff" * 20 + b"\0") + b"\0",
+            "a number without an end",
+        ),
     ],
 )
 def test_a_column_whose_pages_arrow_would_see_elsewhere_is_refused(
@@ -622,6 +635,36 @@ def test_a_column_whose_pages_arrow_would_see_elsewhere_is_refused(
         return
     with pytest.raises(ValueError, match=message):
         footer[0]
+
+
+@pytest.mark.parametrize(
+    ("footer", "message"),
+    [
+        (b"\x4c\0\0", "row groups are no list"),
+        (b"\x49" + list_of(1) + b"\x1c\0\0" + b"\0", "columns are no list"),
+        (b"\x49" + list_of(1) + b"\x19" + list_of(1, 5) + b"\0\0" + b"\0", "a list is of kind 5"),
+        (b"\x49" + list_of(1, 5) + b"\0" + b"\0", None),  # numbers, so there is no row group
+    ],
+)
+def test_a_footer_with_values_of_another_kind_is_refused(
+    footer: bytes, message: str | None
+) -> None:
+    if message is None:
+        assert len(Footer(footer)) == 0
+        return
+    with pytest.raises(ValueError, match=message):
+        Footer(footer)[0]
+
+
+def test_values_of_every_kind_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Truth values, in a list and not, bytes, floats, and text; then comes one row group."""
+    passed = b"\x19" + list_of(2, 1) + b"\xff\xff" + b"\x03\x14\xff" + b"\x07\x1f" + b"8 bytes!"
+    passed += b"\x01\x18" + b"\x08\x1a\3abc" + b"\x09\x1c" + list_of(2, 7) + b"8 bytes!" * 2
+    group = b"\x19" + list_of(0) + b"\x26\x06\0"
+    footer = Footer(passed + b"\x09\x08" + list_of(1) + group + b"\0")
+    monkeypatch.setattr("pipeline.store.footer._MOST_VALUES", 4)
+    for _ in range(9):  # what is counted is counted anew
+        assert footer[0] == RowGroupPages(rows=3, columns=[])
 
 
 def test_a_store_in_one_file_with_such_a_footer_is_not_opened(folder: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from numpy.testing import assert_array_equal
 
 from pipeline.errors import ChecksumError, IncompleteStoreError, PipelineError, StoreError
 from pipeline.store import export, export_store, open_store
+from pipeline.store.card import inspect_store
 from tests.object_storage import Request, S3Server
 from tests.storing import ALL_COLUMNS, info_of, ranges, write_store
 
@@ -172,6 +173,25 @@ def test_whoever_may_read_objects_but_not_list_them_reads_a_store(
     assert_array_equal(store.read_view(1, 2).label, local.read_view(1, 2).label)
     with pytest.raises(PipelineError, match="access was refused"):
         open_store(f"{bucket}/stores/other-{name}")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_whoever_may_not_list_inspects_checks_and_copies_a_store(
+    s3: S3Server, bucket: str, tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    stored = {f"/{bucket.removeprefix('s3://')}/{key}" for key in s3.objects(bucket)}
+    s3.fault = lambda request: None if request.path.replace("%3D", "=") in stored else "403"
+    store = open_store(f"{bucket}/stores/{name}")
+    card = inspect_store(store)
+    assert card.manifest == open_store(tmp_path / name).manifest
+    assert card.runs == ()
+    store.check_files()
+    store.check_companions()
+    assert store.user_files() == {}
+    export_store(f"{bucket}/stores/{name}", tmp_path / "copy.parquet")
+    assert open_store(tmp_path / "copy.parquet").manifest.parts == store.manifest.parts
+    said = f"{name} may be read here but not listed, so files beside the labels are not seen"
+    assert (said in caplog.text) == (name != "one.parquet")  # of which no file is beside
 
 
 @pytest.mark.parametrize("name", NAMES)
