@@ -150,21 +150,27 @@ def _mix_by_tables(
     pixels: Tensor, rows: MixRows, mean: Sequence[float], std: Sequence[float], result: Tensor
 ) -> None:
     values = torch.arange(256, dtype=torch.uint8).view(1, 256, 1, 1).expand(1, 256, 1, 3)
+    table = normalize(values, mean, std).reshape(3, 256).contiguous().numpy()
     written = result.permute(0, 2, 3, 1)
-    if written.dtype != torch.float32:
-        written = torch.empty(written.shape)
-    mix_by_tables(
-        pixels.numpy(),
-        rows.partner.numpy(),
-        (rows.kind == MixKind.MIXUP.code).numpy(),
-        (rows.kind == MixKind.CUTMIX.code).numpy(),
-        rows.lam.numpy(),
-        rows.box.numpy(),
-        normalize(values, mean, std).reshape(3, 256).contiguous().numpy(),
-        written.numpy(),
-    )
-    if result.dtype != torch.float32:
-        result.copy_(written.permute(0, 3, 1, 2))
+    is_float32 = written.dtype == torch.float32
+    step = len(written) if is_float32 else _PIECE  # else float32 lie beside what they become
+    for start in range(0, len(written), max(1, step)):
+        piece = slice(start, start + step)
+        some, there = rows.map(itemgetter(piece)), written[piece]
+        floats = there if is_float32 else torch.empty(there.shape)
+        mix_by_tables(
+            pixels.numpy(),
+            start,
+            some.partner.numpy(),
+            (some.kind == MixKind.MIXUP.code).numpy(),
+            (some.kind == MixKind.CUTMIX.code).numpy(),
+            some.lam.numpy(),
+            some.box.numpy(),
+            table,
+            floats.numpy(),
+        )
+        if not is_float32:
+            there.copy_(floats)
 
 
 def _mix_fused(

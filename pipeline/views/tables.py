@@ -14,23 +14,23 @@ __all__ = ["mix_by_tables"]
 
 
 @kernel
-def mix_by_tables(pixels, partner, mixup, cutmix, share, box, table, result):
-    """Write N of M views, (M, S, S, 3) uint8, normalized and mixed, as float32.
+def mix_by_tables(pixels, first, partner, mixup, cutmix, share, box, table, result):
+    """Write N of M views, (M, S, S, 3) uint8, from ``first`` on, normalized and mixed, as float32.
 
     ``partner`` is of each of the N, ``mixup`` and ``cutmix`` say whether it is mixed so, ``share``
     is its own share (float32), ``box`` (N, 4) where a partner's pixels lie. ``table``, (3, 256),
     has what each value becomes.
     """
     for row in range(len(result)):
-        own, other = pixels[row].reshape(-1), pixels[partner[row]].reshape(-1)
+        own, other = pixels[first + row].reshape(-1), pixels[partner[row]].reshape(-1)
         written = result[row].reshape(-1)
         if mixup[row]:
-            first, second = table * share[row], table * (np.float32(1) - share[row])
+            ours, theirs = table * share[row], table * (np.float32(1) - share[row])
             # Unsigned, or numba looks for negative indices in each step.
             for i in range(np.uint64(0), np.uint64(len(own)), np.uint64(3)):
                 for channel in range(np.uint64(3)):
                     k = i + channel
-                    written[k] = first[channel, own[k]] + second[channel, other[k]]
+                    written[k] = ours[channel, own[k]] + theirs[channel, other[k]]
             continue
         for i in range(np.uint64(0), np.uint64(len(own)), np.uint64(3)):
             for channel in range(np.uint64(3)):

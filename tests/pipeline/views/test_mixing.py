@@ -152,11 +152,11 @@ params = st.one_of(
 
 @pytest.fixture(params=["one pass", "pieces"])
 def way(request: pytest.FixtureRequest) -> Iterator[str]:
-    """How views are mixed: on a CPU, or by the plain steps, a few rows at a time."""
+    """How views are mixed, a few rows at a time: on a CPU, or by the plain steps."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mixing, "_PIECE", 2)
         if request.param == "pieces":
             patch.setattr(mixing, "_IN_ONE_PASS", ())
-            patch.setattr(mixing, "_PIECE", 2)
         yield request.param
 
 
