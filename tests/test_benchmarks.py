@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -128,8 +129,11 @@ def test_the_benchmarks_of_views_and_loader_report_every_ratio_that_has_an_aim(s
         name for name in AIMS if not name.startswith(("teacher", "step", "store", "silent"))
     ]
     assert sorted(ratios) == sorted(expected)
+    # Peers and jpegtran are measured where they are installed.
+    may_lack = {name for name in ratios if name.startswith("crop_flip_vs")}
+    may_lack |= set() if shutil.which("jpegtran") else {"view_1_restart"}
     for name, value in ratios.items():
-        assert (value is None and name.startswith("crop_flip_vs")) or value > 0
+        assert (value is None and name in may_lack) or value > 0
 
 
 def test_the_benchmark_of_the_engine_reports_the_ratio_that_has_an_aim(shard, tmp_path):
